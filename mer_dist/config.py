@@ -1,0 +1,428 @@
+"""What a run is told: typed sections, a strict YAML reader, and ``load``.
+
+Nothing here imports torch, so a login node can check a configuration in a second. The reader
+never guesses: ``0123`` is not 83, ``no`` is not False, 2 is not True, and a key that does not
+exist is refused with the keys that do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mer_dist.errors import UserError
+from mer_dist.files import write_text
+from mer_dist.records import EMOTIONS
+
+
+def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{section}.{key} is {value!r}; it must be one of: {', '.join(allowed)}")
+
+
+def _at_least(section: str, key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{section}.{key} is {value}; it must be at least {least}")
+
+
+def _fraction(section: str, key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{section}.{key} is {value}; it must be in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    folder: str = MISSING
+    """Everything the run writes lies below this folder."""
+    processes: int = 1
+    """Processes that ``mer-dist run`` starts for finetune and extract; usually one per GPU."""
+    accelerate: str = ""
+    """Accelerate launch file for finetune; empty: ZeRO-3 on this machine with ``processes``."""
+    threads: int = 1
+    """CPU threads of torch in each process; two busy processes with several threads stall."""
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least("run", "processes", self.processes, 1)
+        _at_least("run", "threads", self.threads, 1)
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    format: str = "mer2024"
+    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
+    path: str = MISSING
+    """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
+    """The label set, in the order used by every file the run writes."""
+
+    def __post_init__(self):
+        _one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
+            raise UserError("corpus.labels must name at least two labels, each once")
+
+
+@dataclass(kw_only=True)
+class ShardConfig:
+    workers: int = 2
+    """Processes that decode clips."""
+    clips: int = 1000
+    """A shard is closed at this many clips or at ``mebibytes``, whichever comes first."""
+    mebibytes: int = 256
+    frames: int = 16
+    """Frames per clip, evenly over its length."""
+    image_size: int = 224
+    """Side in pixels of the stored square frames."""
+    faces: str = "cascade"
+    """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
+    openface: str = ""
+    """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
+
+    def __post_init__(self):
+        for key in ("workers", "clips", "mebibytes", "frames"):
+            _at_least("shard", key, getattr(self, key), 1)
+        _at_least("shard", "image_size", self.image_size, 16)
+        _one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
+        if self.faces == "openface" and not self.openface:
+            raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
+
+
+@dataclass(kw_only=True)
+class FoldConfig:
+    count: int = 5
+    seed: int = 0
+    group: str = ""
+    """A regular expression over clip names; clips whose first group is equal share a fold."""
+
+    def __post_init__(self):
+        _at_least("folds", "count", self.count, 2)
+        try:
+            groups = re.compile(self.group).groups
+        except re.error as error:
+            raise UserError(f"folds.group is not a regular expression: {error}") from None
+        if self.group and groups < 1:
+            raise UserError("folds.group needs one (group) around the part that clips share")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=list)
+    """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
+
+    def __post_init__(self):
+        _at_least("lora", "rank", self.rank, 1)
+        _fraction("lora", "dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    method: str = "lora"
+    """``lora`` trains adapters and the head; ``full`` trains every weight."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    epochs: int = 5
+    batch: int = 32
+    """Clips per optimizer step, over all processes."""
+    micro_batch: int = 4
+    """Clips that one process computes at a time; the rest of ``batch`` is accumulated."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Part of all steps with rising learning rate; then it falls as a cosine."""
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    """``none``, or ``balanced``: each class weighs inversely to its count."""
+    validation: float = 0.1
+    """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
+    precision: str = "bf16"
+    """``bf16`` or ``fp32``."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        _one_of("finetune", "method", self.method, ("lora", "full"))
+        _one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
+        _one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
+        for key in ("epochs", "batch", "micro_batch"):
+            _at_least("finetune", key, getattr(self, key), 1)
+        for key in ("warmup", "label_smoothing", "validation"):
+            _fraction("finetune", key, getattr(self, key))
+
+
+@dataclass(kw_only=True)
+class ExtractorConfig:
+    family: str = MISSING
+    """``clip`` (frames), ``hubert`` (audio) or ``baichuan`` (transcripts)."""
+    path: str = MISSING
+    """Folder of the model in the Hugging Face layout."""
+    precision: str = "fp32"
+    """Of extraction: ``fp32``, ``bf16`` or ``fp16``."""
+    frames: int = 0
+    """clip: how many of the stored frames are used, evenly; 0: all."""
+    window: float = 10.0
+    """hubert: longer audio is cut into rows of this many seconds."""
+    max_tokens: int = 512
+    """baichuan: longer transcripts are cut, and counted."""
+    batch: int = 0
+    """Items in one forward pass; 0: the family's rule for the device."""
+    finetune: FinetuneConfig | None = None
+    """Absent: the extractor stays frozen."""
+
+    def __post_init__(self):
+        _one_of("extractors", "family", self.family, ("clip", "hubert", "baichuan"))
+        _one_of("extractors", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        for key in ("frames", "batch"):
+            _at_least("extractors", key, getattr(self, key), 0)
+        _at_least("extractors", "max_tokens", self.max_tokens, 1)
+        _at_least("extractors", "window", self.window, 0.1)
+        if self.finetune is not None and self.family == "hubert":
+            raise UserError("extractors.*.finetune: only clip and baichuan can be fine-tuned yet")
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    frame_level: bool = True
+    """Also keep one vector per frame or token, not only one per clip."""
+    storage: str = "fp32"
+    """Precision of the stored features: ``fp32`` or ``fp16``."""
+    anchors: int = 128
+    """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
+
+    def __post_init__(self):
+        _one_of("extract", "storage", self.storage, ("fp32", "fp16"))
+        _at_least("extract", "anchors", self.anchors, 0)
+
+
+@dataclass(kw_only=True)
+class FuseConfig:
+    labels: str = ""
+    """CSV ``name,label[,split]`` to use instead of the shards' manifest (imported features)."""
+    sets: list[str] = field(default_factory=list)
+    """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
+    level: str = "utterance"
+    """``utterance``: one token a clip and set; ``frame``: at most ``tokens``, pooled."""
+    tokens: int = 8
+    guide: str = "audio"
+    """The modality that asks: its tokens are the queries of the cross-attention."""
+    width: int = 128
+    heads: int = 4
+    dropout: float = 0.3
+    modality_dropout: float = 0.1
+    """Chance that a modality is hidden from a training clip that has others."""
+    seeds: int = 3
+    epochs: int = 40
+    batch: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+
+    def __post_init__(self):
+        _one_of("fuse", "level", self.level, ("utterance", "frame"))
+        _one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
+        for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
+            _at_least("fuse", key, getattr(self, key), 1)
+        for key in ("dropout", "modality_dropout", "label_smoothing"):
+            _fraction("fuse", key, getattr(self, key))
+        if self.width % self.heads:
+            raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")
+
+
+@dataclass(kw_only=True)
+class SelfTrainConfig:
+    rounds: int = 2
+    """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
+    quota: float = 0.5
+    """Part of the unlabelled clips that the last round takes; earlier rounds take less, evenly."""
+    confidence: float = 0.5
+    """Calibrated probability below which a clip is never taken."""
+    weight: float = 0.5
+    """Weight of a pseudo-labelled clip beside a labelled one."""
+
+    def __post_init__(self):
+        _at_least("self_train", "rounds", self.rounds, 0)
+        for key in ("quota", "weight"):
+            if not 0 < getattr(self, key) <= 1:
+                raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
+        _fraction("self_train", "confidence", self.confidence)
+
+
+@dataclass(kw_only=True)
+class VoteConfig:
+    prior: str = "estimate"
+    """``estimate`` from the unlabelled clips, ``given`` by hand, or ``none``: plain argmax."""
+    given: dict[str, float] = field(default_factory=dict)
+    """label: share; with ``prior: given``."""
+
+    def __post_init__(self):
+        _one_of("vote", "prior", self.prior, ("estimate", "given", "none"))
+        if (self.prior == "given") != bool(self.given):
+            raise UserError("vote.given belongs to vote.prior: given, and is needed there")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """The whole job. Field names are the sections of the YAML file."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    folds: FoldConfig = field(default_factory=FoldConfig)
+    extractors: dict[str, ExtractorConfig] = field(default_factory=dict)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
+    vote: VoteConfig = field(default_factory=VoteConfig)
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Accelerate trackers of fine-tuning: tensorboard, wandb."""
+
+    def __post_init__(self):
+        for name in self.extractors:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise UserError(f"extractors.{name}: a name is letters, digits, '.', '_' and '-'")
+        if set(self.vote.given) - set(self.corpus.labels):
+            raise UserError(f"vote.given names labels outside corpus.labels: {self.vote.given}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML with the 1.2 meaning of plain words: only true/false are booleans, 0123 is text."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|", "~n\0"),
+):
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first.replace("\0", "")]
+        + ([""] if "\0" in _first else [])
+    )
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def _check(value: Any, kind: Any, where: str, key: str) -> None:
+    """Refuse a value that is not exactly of the declared kind; interpolations are checked later."""
+    if isinstance(value, str) and "${" in value:
+        return
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is not None:
+            (kind,) = [arm for arm in typing.get_args(kind) if arm is not type(None)]
+            _check(value, kind, where, key)
+    elif dataclasses.is_dataclass(kind):
+        _check_section(value, kind, where, key)
+    elif origin is list:
+        if not isinstance(value, list):
+            raise _wrong(value, "a list", where, key)
+        for position, item in enumerate(value):
+            _check(item, typing.get_args(kind)[0], where, f"{key}[{position}]")
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(value, "a mapping", where, key)
+        for name, item in value.items():
+            _check(name, str, where, f"{key}: the name {name!r}")
+            _check(item, typing.get_args(kind)[1], where, f"{key}.{name}")
+    else:
+        fits = type(value) in ((int, float) if kind is float else (kind,))
+        if not fits:
+            names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+            raise _wrong(value, names[kind], where, key)
+
+
+def _wrong(value: Any, wanted: str, where: str, key: str) -> UserError:
+    return UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be {wanted}")
+
+
+def _check_section(value: Any, schema: type, where: str, key: str) -> None:
+    if not isinstance(value, dict):
+        raise _wrong(value, "a section of keys", where, key or "the file")
+    kinds = typing.get_type_hints(schema)
+    for name, item in value.items():
+        full = f"{key}.{name}" if key else str(name)
+        if name not in kinds:
+            place = f"in {key}" if key else "at the top"
+            raise UserError(f"{where}: unknown key {full!r}; valid {place}: {', '.join(kinds)}")
+        _check(item, kinds[name], where, full)
+
+
+def _override(text: str) -> dict:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    key, equals, raw = text.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"override {text!r}: write it as section.key=value")
+    value = _parse_yaml(raw, f"override {text!r}")
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, merge ``key=value`` overrides, and return the checked configuration.
+
+    Raises:
+        UserError: the file, the key and the valid ones, for anything unknown, of a wrong type,
+            missing, or out of range.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {path}: cannot be read: {error}") from None
+    layers = [(str(path), _parse_yaml(text, str(path)) or {})]
+    layers += [(f"override {item!r}", _override(item)) for item in overrides]
+    for where, values in layers:
+        _check_section(values, Config, where, "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *(values for _, values in layers))
+        resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        # Interpolated values have their final type only now.
+        _check_section(resolved, Config, str(path), "")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {key}: {reason}") from None
+    except UserError as error:
+        if str(error).startswith((str(path), "override")):
+            raise
+        raise UserError(f"{path}: {error}") from None
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved configuration; ``load`` gives the same object back."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def as_dict(section: Any) -> dict:
+    """A section as plain values, for fingerprints."""
+    return dataclasses.asdict(section)

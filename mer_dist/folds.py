@@ -1,0 +1,62 @@
+"""The fold file: which labelled clip belongs to which fold, for finetune and fuse alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mer_dist.config import FoldConfig
+from mer_dist.errors import UserError
+from mer_dist.files import fingerprint, read_json, write_json
+
+
+def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
+    """Stratified, seeded folds; clips of one group stay together.
+
+    Args:
+        labels: clip name -> label. The result does not depend on its order.
+
+    Raises:
+        UserError: a class has fewer clips than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    names = sorted(labels)
+    counts = Counter(labels.values())
+    few = {label: count for label, count in counts.items() if count < config.count}
+    if few or not counts:
+        raise UserError(
+            f"folds.count is {config.count}, but these labels have fewer clips: {few or 'all'}; "
+            "lower folds.count or leave those labels out of corpus.labels"
+        )
+    targets = [labels[name] for name in names]
+    if config.group:
+        groups = [_group(name, config.group) for name in names]
+        splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
+        splits = splitter.split(names, targets, groups)
+    else:
+        splitter = StratifiedKFold(config.count, shuffle=True, random_state=config.seed)
+        splits = splitter.split(names, targets)
+    return {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+
+
+def _group(name: str, pattern: str) -> str:
+    match = re.search(pattern, name)
+    if match is None:
+        raise UserError(f"folds.group {pattern!r} does not match the clip name {name!r}")
+    return match.group(1)
+
+
+def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
+    """The saved folds if they were made from these labels and settings, otherwise new ones."""
+    made_from = fingerprint([sorted(labels.items()), config.count, config.seed, config.group])
+    try:
+        saved = read_json(path)
+        if saved["made_from"] == made_from:
+            return saved["folds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    folds = make(labels, config)
+    write_json(path, {"made_from": made_from, "folds": folds})
+    return folds

@@ -1,0 +1,90 @@
+"""Where everything lies in a run folder: the one place that spells these names.
+
+::
+
+    run/
+      config.yaml               the resolved configuration
+      quarantine.parquet        every clip or modality that could not be used, and why
+      folds.json                labelled clip -> fold, for finetune and fuse alike
+      shards/                   {00000..}.tar, {00000..}.parquet, manifest.parquet, stats.json
+      adapters/<extractor>/     fold-0, fold-1, ..., all
+      features/<set>/           {00000..}.safetensors, set.json
+      probes/                   <set>.parquet: one modality alone
+      rounds/00, 01, ...        AGT after each round of self-training
+      vote/                     the prior and the answer
+      answer.csv                name,discrete
+      report.html
+      logs/  status/  tracking/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.folder / "quarantine.parquet"
+
+    @property
+    def folds(self) -> Path:
+        return self.folder / "folds.json"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def shard(self, number: int) -> Path:
+        return self.shards / f"{number:05d}.tar"
+
+    def adapter(self, extractor: str, part: str) -> Path:
+        """``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
+        return self.folder / "adapters" / extractor / part
+
+    def features(self, set_name: str) -> Path:
+        return self.folder / "features" / set_name
+
+    @property
+    def probes(self) -> Path:
+        return self.folder / "probes"
+
+    def round(self, number: int) -> Path:
+        return self.folder / "rounds" / f"{number:02d}"
+
+    @property
+    def vote(self) -> Path:
+        return self.folder / "vote"
+
+    @property
+    def answer(self) -> Path:
+        return self.folder / "answer.csv"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def log(self, stage: str, rank: int) -> Path:
+        return self.folder / "logs" / f"{stage}.{rank}.log"
+
+    def status(self, stage: str) -> Path:
+        return self.folder / "status" / f"{stage}.json"
+
+    @property
+    def tracking(self) -> Path:
+        return self.folder / "tracking"

@@ -1,0 +1,100 @@
+"""One line format for every stage: on the terminal, in a plain log file, and as JSON lines.
+
+A bar with rate and time left is drawn where the output is a terminal; elsewhere, and always in
+the log file, the same facts come as a plain line every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+logger = logging.getLogger("mer_dist")
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        row = {
+            "time": round(record.created, 3),
+            "level": record.levelname,
+            "rank": getattr(record, "rank", 0),
+            "stage": getattr(record, "stage", ""),
+            "message": record.getMessage(),
+        }
+        return json.dumps(row, ensure_ascii=False)
+
+
+class _Context(logging.Filter):
+    def __init__(self, stage: str, rank: int):
+        super().__init__()
+        self.stage, self.rank = stage, rank
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.stage, record.rank = self.stage, self.rank
+        return True
+
+
+def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
+    """Send log lines of ``stage`` to standard error and, with ``log_file``, to it and a .jsonl.
+
+    Ranks other than 0 are silent on the terminal below WARNING; their files are complete.
+    """
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    plain = logging.Formatter("%(asctime)s %(levelname).1s %(stage)s[%(rank)d] %(message)s", "%H:%M:%S")
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    handlers: list[tuple[logging.Handler, logging.Formatter]] = [(terminal, plain)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append((logging.FileHandler(log_file, encoding="utf-8"), plain))
+        jsonl = log_file.with_suffix(".jsonl")
+        handlers.append((logging.FileHandler(jsonl, encoding="utf-8"), _JsonLines()))
+    for handler, formatter in handlers:
+        handler.setFormatter(formatter)
+        handler.addFilter(_Context(stage, rank))
+        logger.addHandler(handler)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
+
+
+def progress(items: Iterable[Item], total: int, what: str, unit: str = "clips") -> Iterator[Item]:
+    """Pass ``items`` through and show how many of ``total`` are done, the rate and the time left."""
+    started = last_line = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+               TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total, unit=unit)
+        count = 0
+        for count, item in enumerate(items, start=1):
+            yield item
+            bar.advance(task)
+            now = time.monotonic()
+            if now - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = now
+                rate = count / (now - started)
+                left = (total - count) / rate
+                logger.info("%s: %d/%d, %.1f %s/s, %.0f s left", what, count, total, rate, unit, left)
+    seconds = max(time.monotonic() - started, 1e-9)
+    logger.info("%s: %d %s in %.1f s (%.1f/s)", what, count, unit, seconds, count / seconds)

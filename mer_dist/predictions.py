@@ -1,0 +1,81 @@
+"""What a model says of every clip: one parquet per row of the result table.
+
+Columns: ``name``, ``split`` (labeled or unlabeled), ``fold`` (of a labelled clip; -1 otherwise),
+``p_<label>`` for every label, and ``answer``. For a labelled clip they are out of fold: the model
+that made them never trained on that clip.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mer_dist.files import atomic
+from mer_dist.layout import Run
+from mer_dist.records import LABELED
+
+
+@dataclass(kw_only=True)
+class Predictions:
+    title: str
+    labels: list[str]
+    names: list[str]
+    #: (N,) bool: True for a labelled clip.
+    labeled: np.ndarray
+    #: (N,) int: -1 for unlabelled clips.
+    fold: np.ndarray
+    #: (N, C), rows sum to 1.
+    probability: np.ndarray
+    #: (N,) int: index into ``labels``.
+    answer: np.ndarray
+
+    def answers(self) -> dict[str, str]:
+        """name -> label."""
+        return {name: self.labels[row] for name, row in zip(self.names, self.answer, strict=True)}
+
+
+def write(path: Path, predictions: Predictions) -> None:
+    splits = np.where(predictions.labeled, "labeled", "unlabeled")
+    columns = {
+        "name": predictions.names,
+        "split": splits.tolist(),
+        "fold": predictions.fold.astype(np.int32),
+        **{
+            f"p_{label}": predictions.probability[:, column].astype(np.float64)
+            for column, label in enumerate(predictions.labels)
+        },
+        "answer": [predictions.labels[row] for row in predictions.answer],
+    }
+    facts = {"title": predictions.title, "labels": json.dumps(predictions.labels, ensure_ascii=False)}
+    with atomic(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata(facts), temporary)
+
+
+def read(path: Path) -> Predictions:
+    table = pq.read_table(path)
+    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    labels = json.loads(facts["labels"])
+    index = {label: row for row, label in enumerate(labels)}
+    return Predictions(
+        title=facts["title"],
+        labels=labels,
+        names=table["name"].to_pylist(),
+        labeled=np.array([split == LABELED for split in table["split"].to_pylist()]),
+        fold=table["fold"].to_numpy(),
+        probability=np.stack([table[f"p_{label}"].to_numpy() for label in labels], 1),
+        answer=np.array([index[label] for label in table["answer"].to_pylist()]),
+    )
+
+
+def all_of(run: Run) -> list[Path]:
+    """The prediction files of a run in the order of the result table."""
+    return [
+        *sorted(run.probes.glob("*.parquet")),
+        *sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet")),
+        *sorted(run.vote.glob("predictions.parquet")),
+    ]

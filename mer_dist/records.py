@@ -1,0 +1,45 @@
+"""What a clip is, and the words every stage shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+#: The six emotions of MER2024 in the order of the challenge baseline.
+EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+
+LABELED = "labeled"
+UNLABELED = "unlabeled"
+
+
+class Modality(StrEnum):
+    AUDIO = "audio"
+    VIDEO = "video"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One utterance as the corpus offers it. A part that the corpus lacks is None."""
+
+    name: str
+    video: Path | None
+    #: None means that the sound is the audio stream of ``video``.
+    audio: Path | None
+    transcript: str | None
+    #: An emotion of the configured label set; None for an unlabelled clip.
+    label: str | None
+    #: ``labeled`` or ``unlabeled``.
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Why a clip, or one of its modalities, could not be used: one row of quarantine.parquet."""
+
+    stage: str
+    name: str
+    #: ``clip`` when nothing of it is used, otherwise the modality that is masked.
+    lost: str
+    reason: str
