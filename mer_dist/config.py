@@ -1,24 +1,21 @@
-"""What a run is told: typed sections, a strict YAML reader, and ``load``.
+"""What a run is told: typed sections, ``load`` and ``save``.
 
-Nothing here imports torch, so a login node can check a configuration in a second. The reader
-never guesses: ``0123`` is not 83, ``no`` is not False, 2 is not True, and a key that does not
-exist is refused with the keys that do.
+Nothing here imports torch, so a login node can check a configuration in a second. Reading is
+strict: see :mod:`mer_dist.strict`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mer_dist import strict
 from mer_dist.errors import UserError
 from mer_dist.files import write_text
 from mer_dist.records import EMOTIONS
@@ -196,6 +193,8 @@ class ExtractConfig:
     """Also keep one vector per frame or token, not only one per clip."""
     storage: str = "fp32"
     """Precision of the stored features: ``fp32`` or ``fp16``."""
+    frozen: bool = True
+    """Also keep the frozen features of extractors that are fine-tuned, for comparison."""
     anchors: int = 128
     """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
 
@@ -290,89 +289,11 @@ class Config:
         for name in self.extractors:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise UserError(f"extractors.{name}: a name is letters, digits, '.', '_' and '-'")
+        precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
+        if len(precisions) > 1:
+            raise UserError("finetune.precision must be the same for all extractors of one run")
         if set(self.vote.given) - set(self.corpus.labels):
             raise UserError(f"vote.given names labels outside corpus.labels: {self.vote.given}")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML with the 1.2 meaning of plain words: only true/false are booleans, 0123 is text."""
-
-    yaml_implicit_resolvers: dict = {}
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|false", "tf"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"~|null|", "~n\0"),
-):
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first.replace("\0", "")]
-        + ([""] if "\0" in _first else [])
-    )
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _StrictLoader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
-
-
-def _check(value: Any, kind: Any, where: str, key: str) -> None:
-    """Refuse a value that is not exactly of the declared kind; interpolations are checked later."""
-    if isinstance(value, str) and "${" in value:
-        return
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is not None:
-            (kind,) = [arm for arm in typing.get_args(kind) if arm is not type(None)]
-            _check(value, kind, where, key)
-    elif dataclasses.is_dataclass(kind):
-        _check_section(value, kind, where, key)
-    elif origin is list:
-        if not isinstance(value, list):
-            raise _wrong(value, "a list", where, key)
-        for position, item in enumerate(value):
-            _check(item, typing.get_args(kind)[0], where, f"{key}[{position}]")
-    elif origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(value, "a mapping", where, key)
-        for name, item in value.items():
-            _check(name, str, where, f"{key}: the name {name!r}")
-            _check(item, typing.get_args(kind)[1], where, f"{key}.{name}")
-    else:
-        fits = type(value) in ((int, float) if kind is float else (kind,))
-        if not fits:
-            names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-            raise _wrong(value, names[kind], where, key)
-
-
-def _wrong(value: Any, wanted: str, where: str, key: str) -> UserError:
-    return UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be {wanted}")
-
-
-def _check_section(value: Any, schema: type, where: str, key: str) -> None:
-    if not isinstance(value, dict):
-        raise _wrong(value, "a section of keys", where, key or "the file")
-    kinds = typing.get_type_hints(schema)
-    for name, item in value.items():
-        full = f"{key}.{name}" if key else str(name)
-        if name not in kinds:
-            place = f"in {key}" if key else "at the top"
-            raise UserError(f"{where}: unknown key {full!r}; valid {place}: {', '.join(kinds)}")
-        _check(item, kinds[name], where, full)
 
 
 def _override(text: str) -> dict:
@@ -380,7 +301,7 @@ def _override(text: str) -> dict:
     key, equals, raw = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise UserError(f"override {text!r}: write it as section.key=value")
-    value = _parse_yaml(raw, f"override {text!r}")
+    value = strict.parse(raw, f"override {text!r}")
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -398,15 +319,17 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path}: cannot be read: {error}") from None
-    layers = [(str(path), _parse_yaml(text, str(path)) or {})]
+    values = strict.parse(text, str(path))
+    layers = [(str(path), {} if values is None else values)]
     layers += [(f"override {item!r}", _override(item)) for item in overrides]
     for where, values in layers:
-        _check_section(values, Config, where, "")
+        strict.check_section(values, Config, where, "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *(values for _, values in layers))
-        resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-        # Interpolated values have their final type only now.
-        _check_section(resolved, Config, str(path), "")
+        # Resolved without types: a typed node would turn an interpolated "0123" into 83.
+        untyped = OmegaConf.create(OmegaConf.to_container(merged))
+        resolved = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
+        strict.check_section(resolved, Config, str(path), "")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)

@@ -14,6 +14,7 @@ Tensors of a file, for N clips with vectors of size D and F frames (or tokens) i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,8 +111,11 @@ def join(parts: list[FeatureSet]) -> FeatureSet:
         raise UserError("there are no features to read; run extract first")
     names = [name for part in parts for name in part.names]
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})[:3]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
         raise UserError(f"features hold the same clip twice, for example {', '.join(twice)}")
+    if len({(part.modality, part.width) for part in parts}) > 1:
+        kinds = sorted({f"{part.modality} of width {part.width}" for part in parts})
+        raise UserError(f"parts of one feature set differ: {'; '.join(kinds)}; extract again")
     frame = offsets = None
     if all(part.frame is not None for part in parts):
         frame = np.concatenate([part.frame for part in parts])

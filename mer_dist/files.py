@@ -35,22 +35,28 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Like :func:`atomic` for a whole folder; an older ``folder`` is replaced."""
+    """Like :func:`atomic` for a whole folder; an older ``folder`` is replaced.
+
+    A kill leaves the old folder whole, the new one whole, or none: never a part of one.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, retired = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
             _sync(path)
         if folder.exists():
-            shutil.rmtree(folder)
+            # Removed in place, a kill could leave half of it with its mark of completeness.
+            os.replace(folder, retired)
         os.replace(temporary, folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -82,8 +88,13 @@ def digest(path: Path) -> str:
 
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON-able value: equal values, equal fingerprints, in every process."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    # The order of a set differs from process to process.
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def stamp(path: Path | None) -> list | None:

@@ -18,7 +18,7 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
         labels: clip name -> label. The result does not depend on its order.
 
     Raises:
-        UserError: a class has fewer clips than there are folds.
+        UserError: a class has fewer clips, or there are fewer groups, than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -33,6 +33,10 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     targets = [labels[name] for name in names]
     if config.group:
         groups = [_group(name, config.group) for name in names]
+        if len(set(groups)) < config.count:
+            raise UserError(
+                f"folds.group makes {len(set(groups))} groups, fewer than folds.count {config.count}"
+            )
         splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
         splits = splitter.split(names, targets, groups)
     else:

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The whole job on the embedded demo corpus: two real processes under ZeRO-3, on a CPU.
+# A second call does only what is missing.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+
+code=0
+mer-dist demo demo-data
+mer-dist run configs/demo.yaml "$@" || code=$?
+# 3: done, and the demo's damaged clips are in quarantine, as they should be.
+if [ "$code" -ne 0 ] && [ "$code" -ne 3 ]; then exit "$code"; fi
+mer-dist verify runs/demo
+mer-dist score runs/demo demo-data/truth.csv
+echo
+echo "report: $(mer-dist report runs/demo)"

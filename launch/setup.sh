@@ -1,0 +1,26 @@
+# Sourced by demo.sh and test.sh: leaves a virtual environment .venv with everything installed.
+# Does nothing when setup.cfg and constraints.txt are as at the last time.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "mer_dist needs Python 3.11 or newer; set PYTHON to one" >&2
+  exit 2
+fi
+wanted=$(cat setup.cfg constraints.txt launch/setup.sh | sha256sum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  echo "installing into .venv" >&2
+  "$python" -m venv .venv
+  pip=".venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt"
+  # DeepSpeed's build looks at the installed torch, so torch comes first and builds are not isolated.
+  $pip setuptools wheel packaging ninja torch
+  $pip --no-build-isolation -e '.[test]'
+  # DeepSpeed compiles its CPU communication at first use, about a minute: part of the installation.
+  if ! .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "building DeepSpeed's CPU communication" >&2
+    PATH="$PWD/.venv/bin:$PATH" DS_ACCELERATOR=cpu .venv/bin/python -c '
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+ShareMemCommBuilder().load(verbose=False)' >/dev/null
+  fi
+  echo "$wanted" > .venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH"

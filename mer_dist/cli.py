@@ -1,0 +1,192 @@
+"""Commands: parse, build, run, close."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from mer_dist import __version__, files, quarantine
+from mer_dist.config import Config, load
+from mer_dist.dist.env import place
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger, setup
+
+STAGES = {
+    "shard": "clips to WebDataset shards",
+    "finetune": "fine-tune extractors, alone or under accelerate launch",
+    "extract": "shards to features, alone or under accelerate launch",
+    "fuse": "features to AGT, self-training rounds, vote and answer.csv",
+    "run": "all stages in order, skipping what is done",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code (see the README for what each means)."""
+    parsed = parser().parse_args(arguments)
+    setup(parsed.command)
+    try:
+        return parsed.act(parsed)
+    except UserError as error:
+        logger.error("%s", error)
+        return USAGE
+    except Stopped as error:
+        logger.warning("stopped: %s", error)
+        return REQUEUE
+    except KeyboardInterrupt:
+        logger.warning("interrupted; what was finished is kept")
+        return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mer-dist", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, act: Callable) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(act=act)
+        return added
+
+    for name, text in STAGES.items():
+        stage = command(name, text, run_stage)
+        stage.add_argument("config", help="YAML file")
+        stage.add_argument("overrides", nargs="*", metavar="key=value", help="for example fuse.epochs=20")
+    for name, text, act in (
+        ("verify", "prove that no clip was lost between the stages", verify),
+        ("report", "write report.html", report),
+    ):
+        command(name, text, act).add_argument("run", type=Path, help="run folder")
+    status_command = command("status", "end with the code that a launched stage left", status)
+    status_command.add_argument("run", type=Path, help="run folder")
+    status_command.add_argument("stage", choices=("finetune", "extract"))
+    score_command = command("score", "the result table, scored against a truth file", score)
+    score_command.add_argument("run", type=Path, help="run folder")
+    score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
+    demo_command = command("demo", "generate the demo corpus and its small models", demo)
+    demo_command.add_argument("folder", type=Path)
+    for name, text, act in (
+        ("import", "take features from MERTools' layout, FOLDER/<name>.npy", import_features),
+        ("export", "write features in MERTools' layout", export_features),
+    ):
+        exchange = command(name, text, act)
+        exchange.add_argument("run", type=Path, help="run folder")
+        exchange.add_argument("set", help="name of the feature set")
+        exchange.add_argument("folder", type=Path)
+        if name == "import":
+            exchange.add_argument("--modality", required=True, choices=("audio", "video", "text"))
+        else:
+            exchange.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
+    return top
+
+
+def run_stage(parsed: argparse.Namespace) -> int:
+    """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
+    status.json and the process ends with 0 unless it broke."""
+    here = place()
+    config = None
+    try:
+        config = load(parsed.config, parsed.overrides)
+        setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
+        code = _stage(parsed, config)
+    except UserError as error:
+        code = USAGE
+        logger.error("%s", error)
+    except Stopped as error:
+        code = REQUEUE
+        logger.warning("stopped: %s", error)
+    except Exception:
+        code = FAILED
+        logger.error("broke down:\n%s", traceback.format_exc())
+    if not here.launched:
+        return code
+    if config is not None and (here.rank == 0 or code == FAILED):
+        files.write_json(Run(config.run.folder).status(parsed.command), {"code": code})
+    return FAILED if code == FAILED else DONE
+
+
+def _stage(parsed: argparse.Namespace, config: Config) -> int:
+    run = Run(config.run.folder)
+    if place().rank == 0:
+        from mer_dist.config import save
+
+        save(config, run.config)
+    if parsed.command == "run":
+        from mer_dist.stages.run import run as act
+
+        return act(config, parsed.config, parsed.overrides)
+    from importlib import import_module
+
+    getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(config)
+    return quarantined(run, parsed.command)
+
+
+def quarantined(run: Run, *stages: str) -> int:
+    """The exit code of stages that ended well: 3 if they had to leave something out."""
+    count = sum(problem.stage in stages for problem in quarantine.read(run.quarantine))
+    if count:
+        logger.warning("%d problems in quarantine: %s", count, run.quarantine)
+    return QUARANTINED if count else DONE
+
+
+def verify(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.verify import verify as act
+
+    findings = act(parsed.run)
+    for line in findings:
+        logger.error("%s", line)
+    return FAILED if findings else DONE
+
+
+def status(parsed: argparse.Namespace) -> int:
+    path = Run(parsed.run).status(parsed.stage)
+    try:
+        return files.read_json(path)["code"]
+    except (OSError, ValueError, KeyError):
+        logger.error("%s: the stage left no status; look at the logs beside it", path)
+        return FAILED
+
+
+def report(parsed: argparse.Namespace) -> int:
+    from mer_dist.report.page import report as act
+
+    print(act(parsed.run))
+    return DONE
+
+
+def score(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.score import score as act
+    from mer_dist.stages.score import table
+
+    print(table(act(parsed.run, parsed.truth)))
+    return DONE
+
+
+def demo(parsed: argparse.Namespace) -> int:
+    from mer_dist.corpus.demo import make as make_corpus
+    from mer_dist.models.tiny import make as make_models
+
+    make_corpus(parsed.folder)
+    make_models(parsed.folder / "models")
+    return DONE
+
+
+def import_features(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.exchange import import_npy
+
+    import_npy(Run(parsed.run), parsed.set, parsed.modality, parsed.folder)
+    return quarantined(Run(parsed.run), "import")
+
+
+def export_features(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.exchange import export_npy
+
+    export_npy(Run(parsed.run), parsed.set, parsed.folder, parsed.level)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Stop on request: a signal only sets a flag, and work ends at the next boundary."""
+
+from __future__ import annotations
+
+import signal
+
+_asked = False
+
+
+def install() -> None:
+    """Take SIGTERM, SIGUSR1 and SIGUSR2 as the request to stop at the next boundary."""
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, _ask)
+
+
+def _ask(number: int, frame: object) -> None:
+    global _asked
+    _asked = True
+
+
+def asked() -> bool:
+    return _asked

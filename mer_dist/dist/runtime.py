@@ -1,0 +1,82 @@
+"""The process group of fine-tuning: Accelerate, with DeepSpeed ZeRO-3 where it was launched so."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mer_dist.config import FinetuneConfig
+from mer_dist.dist.env import place
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PATIENCE = timedelta(minutes=10)
+
+
+def accelerator(precision: str, trackers: list[str], tracking: Path, threads: int) -> Accelerator:
+    """Join the process group. Call once in a process, before any model is loaded.
+
+    Raises:
+        RuntimeError: the launcher's process count and Accelerate's disagree. On a CPU, Accelerate
+            believes every rank alone under DeepSpeed unless it is given a backend.
+    """
+    import torch
+    import torch.distributed
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    # The libraries' notes to each other about coming versions would drown the log.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|transformers|deepspeed")
+    torch.set_num_threads(threads)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    group = [InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)] if place().launched else []
+    joined = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=trackers or None,
+        project_dir=tracking,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=group,
+    )
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if not joined.num_processes == world == place().world:
+        raise RuntimeError(
+            f"Accelerate counts {joined.num_processes} processes, torch {world}, "
+            f"the launcher {place().world}"
+        )
+    return joined
+
+
+def set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
+    """Tell Accelerate and DeepSpeed the batch sizes of the next model to be prepared."""
+    per_rank = -(-config.batch // joined.num_processes)
+    accumulation = -(-per_rank // config.micro_batch)
+    joined.gradient_accumulation_steps = accumulation
+    plugin = joined.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=config.micro_batch,
+            gradient_accumulation_steps=accumulation,
+            train_batch_size=config.micro_batch * accumulation * joined.num_processes,
+            gradient_clipping=config.clip_norm,
+        )
+
+
+def gathered(joined: Accelerator, parameters: dict) -> dict:
+    """Whole copies on the CPU of named parameters, on every rank.
+
+    Under ZeRO-3 each rank holds a part only; saving such a parameter without gathering writes an
+    empty tensor and no error.
+    """
+    plugin = joined.state.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        return {name: value.detach().cpu().clone() for name, value in parameters.items()}
+    import deepspeed
+
+    whole = {}
+    for name, value in parameters.items():
+        with deepspeed.zero.GatheredParameters([value]):
+            whole[name] = value.detach().cpu().clone()
+    return whole

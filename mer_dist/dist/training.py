@@ -1,0 +1,183 @@
+"""The training loop: one model, weighted cross-entropy, exactly-once epochs on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mer_dist.config import FinetuneConfig
+from mer_dist.dist import preempt
+from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches
+from mer_dist.dist.runtime import set_batch
+from mer_dist.errors import Stopped
+from mer_dist.log import logger
+from mer_dist.metrics import waf
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What to learn: a data set that yields ``(batch, targets)`` for positions, and its targets."""
+
+    #: positions of one micro-batch -> model inputs; :data:`NOBODY` places repeat a real clip.
+    load: Callable[[np.ndarray], dict[str, torch.Tensor]]
+    #: (N,) class indices.
+    targets: np.ndarray
+    #: positions used for training, and those held out to choose the best epoch.
+    train: np.ndarray
+    held_out: np.ndarray
+    #: (C,) weight of each class in the loss.
+    class_weights: np.ndarray
+    #: prefix of what is sent to the trackers.
+    name: str
+
+
+class Trainer:
+    """Trains ``model`` on ``task``; :meth:`run` calls ``keep`` whenever the held-out WAF is best."""
+
+    def __init__(self, joined: Accelerator, model: nn.Module, task: Task, config: FinetuneConfig, seed: int):
+        self.joined, self.task, self.config, self.seed = joined, task, config, seed
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        set_batch(joined, config)
+        self.model, self.optimizer = joined.prepare(model, optimizer)
+        self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
+        self.steps_per_epoch = -(-len(task.train) // config.batch)
+        self.step = 0
+
+    def run(self, keep: Callable[[nn.Module], None]) -> dict:
+        """Train all epochs.
+
+        Returns:
+            The learning curves: ``{"epochs": [...], "best_epoch": n}``.
+
+        Raises:
+            Stopped: a signal asked for it; all ranks stop at the same step.
+        """
+        epochs: list[dict] = []
+        best = (-1.0, -math.inf)
+        best_epoch = 0
+        for epoch in range(1, self.config.epochs + 1):
+            row = {"epoch": epoch, **self.train_epoch(epoch), **self.evaluate()}
+            epochs.append(row)
+            logger.info(
+                "%s epoch %d/%d: loss %.3f, held-out WAF %.3f (%.1f clips/s)", self.task.name, epoch,
+                self.config.epochs, row["train_loss"], row["validation_waf"], row["clips_per_second"],
+            )
+            self.joined.log({f"{self.task.name}/{key}": value for key, value in row.items()}, self.step)
+            score = (row["validation_waf"], -row["validation_loss"])
+            if score > best:
+                best, best_epoch = score, epoch
+                keep(self.joined.unwrap_model(self.model))
+        return {"epochs": epochs, "best_epoch": best_epoch}
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        self.model.train()
+        started, total = time.monotonic(), 0.0
+        order = epoch_order(len(self.task.train), self.seed, epoch)
+        for batch in global_batches(self.task.train[order], self._global_batch()):
+            self._stop_together()
+            total += self._optimizer_step(batch)
+        seconds = time.monotonic() - started
+        clips = len(self.task.train)
+        return {"train_loss": total / clips, "seconds": seconds, "clips_per_second": clips / seconds}
+
+    def _optimizer_step(self, batch: np.ndarray) -> float:
+        """One step over a global batch; returns the summed loss of all its clips."""
+        rate = learning_rate(self.step, self.steps_per_epoch * self.config.epochs, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        clips = int((batch != NOBODY).sum())
+        mine = micro_batches(batch, self.config.micro_batch, self.joined.process_index, self.joined.num_processes)
+        # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
+        scale = self.joined.num_processes * len(mine) / clips
+        summed = torch.zeros((), device=self.joined.device)
+        for micro, positions in enumerate(mine):
+            # Dropout depends on the place in the run alone, not on what was drawn before.
+            torch.manual_seed(_mix(self.seed, self.step, micro, self.joined.process_index))
+            with self.joined.accumulate(self.model):
+                loss = self._loss(positions)
+                self.joined.backward(loss * scale)
+                if self.joined.sync_gradients:
+                    self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            summed += loss.detach()
+        self.step += 1
+        return self.joined.reduce(summed, "sum").item()
+
+    def _loss(self, positions: np.ndarray) -> torch.Tensor:
+        """Sum of the weighted cross-entropy over the real clips of a micro-batch."""
+        logits = self.model(**self._inputs(positions))
+        targets = torch.tensor(self.task.targets[positions], device=logits.device)
+        losses = F.cross_entropy(
+            logits, targets, weight=self.class_weights, reduction="none",
+            label_smoothing=self.config.label_smoothing,
+        )
+        real = torch.tensor(positions != NOBODY, device=logits.device)
+        return torch.where(real, losses, 0.0).sum()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and WAF on the held-out clips, computed by all ranks together."""
+        self.model.eval()
+        logits, positions = self._predict(self.task.held_out)
+        targets = torch.tensor(self.task.targets[positions])
+        return {
+            "validation_loss": F.cross_entropy(logits, targets).item(),
+            "validation_waf": waf(targets.numpy(), logits.argmax(1).numpy()),
+        }
+
+    def _predict(self, positions: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Logits of ``positions`` in any order, and which position each row belongs to."""
+        rows, owners = [], []
+        for batch in global_batches(positions, self._global_batch()):
+            for mine in self._micro(batch):
+                logits = self.model(**self._inputs(mine))
+                owner = torch.tensor(mine, device=logits.device)
+                rows.append(self.joined.gather(logits).cpu())
+                owners.append(self.joined.gather(owner).cpu())
+        owner = torch.cat(owners).numpy()
+        return torch.cat(rows)[owner != NOBODY], owner[owner != NOBODY]
+
+    def _micro(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+        yield from micro_batches(
+            batch, self.config.micro_batch, self.joined.process_index, self.joined.num_processes
+        )
+
+    def _inputs(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
+        batch = self.task.load(positions)
+        return {name: tensor.to(self.joined.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _global_batch(self) -> int:
+        return self.config.batch
+
+    def _stop_together(self) -> None:
+        """Ranks may see a signal at different steps; they agree before any of them leaves."""
+        flag = torch.tensor(float(preempt.asked()), device=self.joined.device)
+        if self.joined.reduce(flag, "sum").item() > 0:
+            raise Stopped(f"asked to stop while training {self.task.name}; it starts again from its base")
+
+
+def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
+    """Linear warm-up over the first part of ``steps``, then a cosine down to zero."""
+    warm = config.warmup * steps
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def _mix(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

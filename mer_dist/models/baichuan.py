@@ -1,0 +1,259 @@
+"""Baichuan-13B (v1), native: loads the published files on current transformers, no remote code.
+
+A decoder of RMSNorm, one packed q/k/v projection, SwiGLU, and ALiBi (Press et al. 2022, "Train
+Short, Test Long") in place of position embeddings. ``hidden_states`` are the embeddings, the
+outputs of layers 1 to n - 1, and the output after the final norm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from mer_dist.errors import UserError
+
+
+class BaichuanConfig(PreTrainedConfig):
+    model_type = "baichuan"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 64000
+    hidden_size: int = 5120
+    intermediate_size: int = 13696
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 40
+    hidden_act: str = "silu"
+    model_max_length: int = 4096
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _refuse_siblings(self)
+
+
+def _refuse_siblings(config: BaichuanConfig) -> None:
+    """Other models publish the same ``model_type``; running them as v1 would be silently wrong."""
+    if "BaiChuanForCausalLM" in (config.architectures or []):
+        raise UserError("this is Baichuan-7B (rotary positions); only Baichuan-13B v1 is supported")
+    if config.vocab_size == 125696:
+        raise UserError("this is Baichuan2 (normalised head); only Baichuan-13B v1 is supported")
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head (Press et al. 2022, section 3).
+
+    For a head count that is no power of two, the slopes of the next lower power come first, then
+    every other slope of twice that power: the published order, which is not sorted.
+    """
+
+    def powers(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
+
+    lower = 2 ** math.floor(math.log2(heads))
+    return powers(lower) + powers(2 * lower)[0::2][: heads - lower]
+
+
+class BaichuanRMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x * scale).to(self.weight.dtype)
+
+
+class BaichuanMLP(nn.Module):
+    def __init__(self, config: BaichuanConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class BaichuanAttention(nn.Module):
+    """Causal attention whose ALiBi bias rides inside the dot product.
+
+    The bias slope * j depends on the key only, so it is appended to each key, with a matching 1 in
+    each query, and no (heads, L, L) mask is built. In half precision one number cannot hold it
+    (0.25 off at j = 118), so a second one carries the rounding error.
+    """
+
+    def __init__(self, config: BaichuanConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads = config.num_attention_heads
+        self.head_width = config.hidden_size // config.num_attention_heads
+        # Plain floats: tensors made here would be lost under meta devices and cast by zero.Init.
+        self.slopes = alibi_slopes(self.heads)
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None
+    ) -> torch.Tensor:
+        """``x`` (B, L, D); ``mask`` bool (B, 1, L, keys), None for plain causal attention."""
+        batch, length, _ = x.shape
+        packed = self.W_pack(x).view(batch, length, 3, self.heads, self.head_width)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        query = torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1)
+        key = torch.cat([key, self._bias(key)], -1)
+        value = F.pad(value, (0, 2))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None and length > 1,
+            scale=self.head_width**-0.5,
+        )[..., : self.head_width]
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def _bias(self, key: torch.Tensor) -> torch.Tensor:
+        """(B, heads, keys, 2): the bias before scaling, split into a rounded part and the rest."""
+        slopes = torch.tensor(self.slopes, dtype=torch.float32, device=key.device)
+        positions = torch.arange(key.shape[2], dtype=torch.float32, device=key.device)
+        exact = slopes[:, None] * positions * self.head_width**0.5
+        rounded = exact.to(key.dtype)
+        pair = torch.stack([rounded, (exact - rounded.float()).to(key.dtype)], -1)
+        return pair.expand(key.shape[0], *pair.shape)
+
+
+class BaichuanLayer(GradientCheckpointingLayer):
+    def __init__(self, config: BaichuanConfig, layer: int):
+        super().__init__()
+        self.self_attn = BaichuanAttention(config, layer)
+        self.mlp = BaichuanMLP(config)
+        self.input_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, mask=None, past_key_values=None) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), mask, past_key_values)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class BaichuanPreTrainedModel(PreTrainedModel):
+    config: BaichuanConfig
+    config_class = BaichuanConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BaichuanLayer"]
+    _supports_sdpa = True
+
+
+class BaichuanModel(BaichuanPreTrainedModel):
+    def __init__(self, config: BaichuanConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            [BaichuanLayer(config, layer) for layer in range(config.num_hidden_layers)]
+        )
+        self.norm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **unused,
+    ) -> BaseModelOutputWithPast:
+        """``input_ids`` (B, L); ``attention_mask`` (B, keys), 1 for real tokens, padded either side."""
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        mask = attention_pattern(attention_mask, x.shape[1], cached, x.device)
+        states = [x]
+        for layer in self.layers:
+            x = layer(x, mask=mask, past_key_values=past_key_values)
+            states.append(x)
+        states[-1] = x = self.norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+
+
+def attention_pattern(
+    attention_mask: torch.Tensor | None, length: int, cached: int, device: torch.device
+) -> torch.Tensor | None:
+    """Which keys a query sees, (B or 1, 1, L, cached + L) bool; None where plain causal suffices.
+
+    Right padding needs no mask: a causal query never sees the padding behind it.
+    """
+    padded_left = attention_mask is not None and not bool(attention_mask[:, 0].all())
+    if not padded_left and (cached == 0 or length == 1) and _ends_full(attention_mask, cached):
+        return None
+    queries = torch.arange(cached, cached + length, device=device)
+    keys = torch.arange(cached + length, device=device)
+    seen = (keys <= queries[:, None])[None, None]
+    if attention_mask is None:
+        return seen
+    seen = seen & attention_mask[:, None, None, : cached + length].bool()
+    # A padding query would see nothing and become NaN; let it see itself.
+    return seen | (keys == queries[:, None])[None, None]
+
+
+def _ends_full(attention_mask: torch.Tensor | None, cached: int) -> bool:
+    return attention_mask is None or cached == 0 or bool(attention_mask.all())
+
+
+class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
+    def __init__(self, config: BaichuanConfig):
+        super().__init__(config)
+        self.model = BaichuanModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        **inputs,
+    ) -> CausalLMOutputWithPast:
+        """``labels`` (B, L) as ``input_ids``, -100 where no loss is taken; shifted here."""
+        inputs.pop("return_dict", None)
+        outputs = self.model(input_ids, **inputs)
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+AutoConfig.register("baichuan", BaichuanConfig)
+AutoModel.register(BaichuanConfig, BaichuanModel)
+AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM)

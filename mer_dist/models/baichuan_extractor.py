@@ -1,0 +1,52 @@
+"""Baichuan over the transcript of a clip: the sum of the last four hidden states of each token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mer_dist.models.extractor import Extractor, Unusable, load_pretrained, sum_of_last_four
+from mer_dist.models.tokenizer import BaichuanTokenizer
+
+
+class BaichuanExtractor(Extractor):
+    modality = "text"
+    lora_targets = ["W_pack"]
+    extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+    def __init__(self, config, folder, dtype):
+        super().__init__(config, folder, dtype)
+        self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
+
+    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+        from mer_dist.models.baichuan import BaichuanModel
+
+        return load_pretrained(BaichuanModel, folder, dtype)
+
+    @property
+    def width(self) -> int:
+        return self.backbone.config.hidden_size
+
+    def cost(self, row) -> int:
+        return len(row.transcript or "")
+
+    def prepare(self, sample) -> list[int]:
+        ids = self.tokenizer.encode(sample.transcript or "")
+        if not ids:
+            raise Unusable("the transcript has no token")
+        return ids[: self.config.max_tokens]
+
+    def collate(self, items: list[list[int]]) -> dict[str, torch.Tensor]:
+        ids, mask = self.tokenizer.pad(items)
+        return {"ids": ids, "mask": mask}
+
+    def vectors(self, ids: torch.Tensor, mask: torch.Tensor):
+        states = self.backbone(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        return sum_of_last_four(states)[mask.bool()], mask.sum(1)
+
+    def batch_rule(self, device: torch.device) -> int:
+        return 8 if device.type == "cpu" else 64

@@ -1,0 +1,131 @@
+"""An extractor with a head: what fine-tuning trains, saves, and extraction loads again.
+
+A saved copy is a folder in the PEFT layout (LoRA) or the Hugging Face layout (every weight), with
+``head.safetensors`` and the tokenizer or preprocessor files beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from mer_dist.config import ExtractorConfig
+from mer_dist.errors import UserError
+from mer_dist.models.baichuan_extractor import BaichuanExtractor
+from mer_dist.models.clip import ClipExtractor
+from mer_dist.models.extractor import DTYPES, Extractor
+from mer_dist.models.hubert import HubertExtractor
+
+FAMILIES: dict[str, type[Extractor]] = {
+    "clip": ClipExtractor,
+    "hubert": HubertExtractor,
+    "baichuan": BaichuanExtractor,
+}
+
+
+def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extractor:
+    """The extractor in evaluation mode, frozen as published or as fine-tuned in ``adapter``.
+
+    Raises:
+        UserError: a file is missing, or belongs to another model.
+    """
+    family, dtype = FAMILIES[config.family], DTYPES[config.precision]
+    if adapter is None:
+        return family(config, Path(config.path), dtype).eval()
+    if not (adapter / "adapter_config.json").exists():
+        return family(config, adapter, dtype).eval()
+    extractor = family(config, Path(config.path), dtype)
+    extractor.backbone = _merged_adapter(extractor.backbone, adapter)
+    return extractor.eval()
+
+
+def _merged_adapter(backbone: nn.Module, adapter: Path) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        loaded = PeftModel.from_pretrained(backbone, adapter, autocast_adapter_dtype=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"adapter {adapter} does not fit its base model: {str(error)[:200]}") from None
+    return loaded.merge_and_unload()
+
+
+class Classifier(nn.Module):
+    """Extractor, normalisation of its utterance vector, linear head."""
+
+    def __init__(self, extractor: Extractor, classes: int):
+        super().__init__()
+        self.extractor = extractor
+        self.width = extractor.width
+        self.head = nn.Linear(self.width, classes)
+
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        """Logits ``(B, classes)`` in float32."""
+        utterance = F.layer_norm(self.extractor(**batch), (self.width,))
+        return self.head(utterance.to(self.head.weight.dtype)).float()
+
+
+def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, sharded: bool) -> Classifier:
+    """The classifier that ``config.finetune`` asks for, in training mode.
+
+    The head and LoRA weights are drawn from ``seed`` alone, so that the copies of an extractor
+    start from the same point and their spaces stay comparable.
+
+    Args:
+        sharded: under DeepSpeed, which keeps float32 masters itself and wants one dtype in all
+            trainable weights; otherwise these are float32 here.
+    """
+    settings = config.finetune
+    half = settings.precision == "bf16"
+    base_dtype = torch.bfloat16 if half and (sharded or settings.method == "lora") else torch.float32
+    extractor = FAMILIES[config.family](config, Path(config.path), base_dtype)
+    torch.manual_seed(seed)
+    if settings.gradient_checkpointing:
+        # Reentrant checkpointing would cut the graph where the base model is frozen.
+        extractor.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.method == "lora":
+        extractor.backbone = _with_lora(extractor, settings.lora, sharded)
+    classifier = Classifier(extractor, classes)
+    classifier.head.to(torch.bfloat16 if half and sharded else torch.float32)
+    return classifier.train()
+
+
+def _with_lora(extractor: Extractor, settings, sharded: bool) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets or extractor.lora_targets,
+    )
+    try:
+        return get_peft_model(extractor.backbone, adapter, autocast_adapter_dtype=not sharded)
+    except ValueError as error:
+        raise UserError(f"lora.targets does not fit {extractor.folder}: {str(error)[:200]}") from None
+
+
+def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the trained copy to ``folder``.
+
+    Args:
+        weights: whole tensors of the trainable parameters by their name in ``classifier``; under
+            ZeRO-3 the module's own are only parts.
+    """
+    backbone, prefix = classifier.extractor.backbone, "extractor.backbone."
+    own = {
+        name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
+    }
+    backbone.save_pretrained(folder, state_dict=own)
+    head = {name: value.float() for name, value in weights.items() if name.startswith("head.")}
+    save_file(head, folder / "head.safetensors")
+    for name in classifier.extractor.extra_files:
+        source = classifier.extractor.folder / name
+        if source.exists():
+            shutil.copyfile(source, folder / name)
+
+

@@ -1,0 +1,70 @@
+"""CLIP's vision tower over the frames of a clip: the projected image embedding of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mer_dist.models.extractor import Extractor, Unusable, load_pretrained, read_settings
+
+
+class ClipExtractor(Extractor):
+    modality = "video"
+    lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    extra_files = ("preprocessor_config.json",)
+
+    def __init__(self, config, folder, dtype):
+        super().__init__(config, folder, dtype)
+        settings = read_settings(folder, "preprocessor_config.json")
+        self.mean = [float(value) for value in settings["image_mean"]]
+        self.deviation = [float(value) for value in settings["image_std"]]
+        self.side = self.backbone.config.image_size
+
+    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+        from transformers import CLIPVisionModelWithProjection
+
+        return load_pretrained(CLIPVisionModelWithProjection, folder, dtype)
+
+    @property
+    def width(self) -> int:
+        return self.backbone.config.projection_dim
+
+    def cost(self, row) -> int:
+        return min(row.frames, self.config.frames or row.frames)
+
+    def prepare(self, sample) -> torch.Tensor:
+        """Frames ``(T, 3, side, side)`` uint8."""
+        images = sample.images(self.config.frames)
+        if not len(images):
+            raise Unusable("no frame")
+        return resize(images, self.side)
+
+    def collate(self, items: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.cat(items), "lengths": torch.tensor([len(item) for item in items])}
+
+    def vectors(self, pixels: torch.Tensor, lengths: torch.Tensor):
+        # Bytes travel to the device; they become floats there.
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        deviation = torch.tensor(self.deviation, device=pixels.device)[:, None, None]
+        values = ((pixels.float() / 255 - mean) / deviation).to(self.backbone.dtype)
+        return self.backbone(pixel_values=values).image_embeds, lengths
+
+    def batch_rule(self, device: torch.device) -> int:
+        return 4 if device.type == "cpu" else 32
+
+
+def resize(images: np.ndarray, side: int) -> torch.Tensor:
+    """``(T, H, W, 3)`` to ``(T, 3, side, side)`` uint8: shorter edge to ``side``, then the centre."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    height, width = pixels.shape[-2:]
+    if min(height, width) != side:
+        scale = side / min(height, width)
+        size = (round(height * scale), round(width * scale))
+        smooth = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True)
+        pixels = smooth.round().clamp(0, 255).to(torch.uint8)
+    top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
+    return pixels[..., top : top + side, left : left + side].contiguous()

@@ -1,0 +1,274 @@
+"""Extract features: every rank takes shards, and each finished shard is one file.
+
+Ranks hold whole copies of the extractor and never talk to each other, so any number of them may be
+started, killed and started again: a shard's file is there and of the right fingerprint, or it is
+made. Batches never cross a shard, so the number of ranks cannot change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mer_dist import features, files, folds, quarantine
+from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.dist import preempt
+from mer_dist.dist.env import place
+from mer_dist.dist.partition import shares
+from mer_dist.errors import Stopped, UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger, progress
+from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.shards import manifest
+from mer_dist.shards.reader import Reader
+
+if TYPE_CHECKING:
+    from mer_dist.models.extractor import Extractor
+
+STORAGE = {"fp32": np.float32, "fp16": np.float16}
+
+
+@dataclass(kw_only=True)
+class Work:
+    """One feature set: which extractor sees which clips."""
+
+    set_name: str
+    extractor: ExtractorConfig
+    #: the fine-tuned copy, or None for the published weights.
+    adapter: Path | None
+    #: ``frozen``, ``fold-K`` or ``all``.
+    part: str
+    #: shard -> the clips of it that belong to this set, in tar order.
+    shards: dict[int, list[manifest.Row]]
+    #: shard -> what its features are made from.
+    made_from: dict[int, str]
+    folder: Path
+
+    def file(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.safetensors"
+
+    def missing(self) -> list[int]:
+        return [
+            shard for shard, made_from in self.made_from.items()
+            if features.shard_made_from(self.file(shard)) != made_from
+        ]
+
+
+def extract(config: Config) -> None:
+    """Extract every feature set that is incomplete. Runs alone or as one of many ranks."""
+    import torch
+
+    torch.set_num_threads(config.run.threads)
+    preempt.install()
+    works = planned(config)
+    for work in works:
+        _extract_set(work, config)
+    # Whichever rank ends last finds everything there and closes the stage.
+    if not any(work.missing() for work in works):
+        _close(works, Run(config.run.folder))
+
+
+def unfinished(config: Config) -> list[Work]:
+    """The feature sets that lack a shard."""
+    return [work for work in planned(config) if work.missing()]
+
+
+def planned(config: Config) -> list[Work]:
+    """The feature sets of the configuration: frozen ones, and one per fine-tuned copy."""
+    run = Run(config.run.folder)
+    rows = manifest.read(run.shards)
+    content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in {row.shard for row in rows}}
+    works = []
+    for name, extractor in config.extractors.items():
+        if extractor.finetune is None or config.extract.frozen:
+            works.append(_work(config, run, name, extractor, "frozen", rows, content))
+        if extractor.finetune is not None:
+            labels = {row.name: row.label for row in rows if row.split == LABELED}
+            fold_of = folds.load_or_make(run.folds, labels, config.folds)
+            anchors = _anchors(rows, config.extract.anchors, config.run.seed)
+            for fold in range(config.folds.count):
+                seen = [row for row in rows if fold_of.get(row.name) == fold or row.name in anchors]
+                works.append(_work(config, run, name, extractor, f"fold-{fold}", seen, content))
+            seen = [row for row in rows if row.split == UNLABELED]
+            works.append(_work(config, run, name, extractor, "all", seen, content))
+    return works
+
+
+def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
+    """Unlabelled clips that every copy sees."""
+    names = sorted(row.name for row in rows if row.split == UNLABELED)
+    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
+    return {names[position] for position in chosen}
+
+
+def _work(config, run, name, extractor, part, rows, content) -> Work:
+    adapter = None if part == "frozen" else run.adapter(name, part)
+    trained_from = None
+    if adapter is not None:
+        mark = files.marked(adapter)
+        if mark is None:
+            raise UserError(f"{adapter}: this fine-tuned copy is not there; run finetune first")
+        trained_from = mark["made_from"]
+    settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
+    common = [
+        settings, files.folder_fingerprint(Path(extractor.path)), trained_from,
+        config.extract.frame_level, config.extract.storage, config.run.threads,
+    ]
+    shards: dict[int, list[manifest.Row]] = {}
+    for row in rows:
+        shards.setdefault(row.shard, []).append(row)
+    made_from = {
+        shard: files.fingerprint([*common, content[shard], [row.name for row in members]])
+        for shard, members in shards.items()
+    }
+    set_name = name if part == "frozen" else f"{name}@{part}"
+    return Work(
+        set_name=set_name, extractor=extractor, adapter=adapter, part=part, shards=shards,
+        made_from=made_from, folder=run.features(set_name),
+    )
+
+
+def _extract_set(work: Work, config: Config) -> None:
+    """Do this rank's missing shards of one set."""
+    from mer_dist.models.classifier import load_extractor
+
+    missing = set(work.missing())
+    here = place()
+    sizes = {shard: len(rows) for shard, rows in work.shards.items()}
+    mine = [shard for shard in shares(sizes, here.world)[here.rank] if shard in missing]
+    if not mine:
+        return
+    started = time.monotonic()
+    extractor = load_extractor(work.extractor, work.adapter).to(_device())
+    features.describe(
+        work.folder, modality=extractor.modality, width=extractor.width, family=work.extractor.family,
+        part=work.part, trained_without=_trained_without(work),
+    )
+    reader = Reader(Run(config.run.folder).shards)
+    total = sum(sizes[shard] for shard in mine)
+    done = _each_shard(extractor, reader, work, mine, config)
+    for _ in progress(done, total, work.set_name):
+        pass
+    if not work.missing():
+        clips = sum(sizes[shard] for shard in missing)
+        made_from = files.fingerprint(work.made_from)
+        files.mark(work.folder, made_from, seconds=time.monotonic() - started, clips=clips)
+
+
+def _trained_without(work: Work) -> int | None:
+    return int(work.part.split("-")[1]) if work.part.startswith("fold-") else None
+
+
+def _device():
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", place().local_rank)
+    return torch.device("cpu")
+
+
+def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
+    """Write the features of each shard; yields a name for every clip dealt with."""
+    for shard in shards:
+        if preempt.asked():
+            raise Stopped(f"asked to stop before shard {shard} of {work.set_name}")
+        found: dict[str, np.ndarray] = {}
+        missing: dict[str, str] = {}
+        for name, result in shard_vectors(extractor, reader, work.shards[shard]):
+            if isinstance(result, str):
+                missing[name] = result
+            else:
+                found[name] = result
+            yield name
+        order = [row.name for row in work.shards[shard] if row.name in found]
+        pack = _pack(extractor, order, found, missing, config)
+        features.write_shard(work.file(shard), pack, work.made_from[shard])
+
+
+def shard_vectors(
+    extractor: Extractor, reader: Reader, rows: list[manifest.Row]
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Name and vectors ``(T, D)`` of each clip, or the reason why it has none, in any order.
+
+    Clips of like cost share a batch; the next batch is read and prepared while one is computed.
+    """
+    import torch
+
+    device = next(extractor.parameters()).device
+    present = [row for row in rows if extractor.modality not in row.missing]
+    for row in rows:
+        if extractor.modality in row.missing:
+            yield row.name, f"no {extractor.modality} in the shard"
+    present.sort(key=lambda row: (extractor.cost(row), row.name))
+    size = extractor.batch_size(device)
+    chunks = [present[start : start + size] for start in range(0, len(present), size)]
+    for names, batch, refused in _prepared_ahead(extractor, reader, chunks):
+        yield from refused.items()
+        if names:
+            on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            with torch.inference_mode():
+                vectors, lengths = extractor.vectors(**on_device)
+            parts = vectors.float().cpu().numpy()
+            edges = np.cumsum(lengths.cpu().numpy())[:-1]
+            yield from zip(names, np.split(parts, edges), strict=True)
+
+
+def _prepared_ahead(extractor, reader, chunks, ahead: int = 2):
+    """``(names, batch, refused)`` of each chunk, prepared by a thread ``ahead`` of its use."""
+
+    def prepare(chunk):
+        from mer_dist.models.extractor import Unusable
+
+        items, refused = {}, {}
+        for row in chunk:
+            try:
+                items[row.name] = extractor.prepare(reader.read(row))
+            except Unusable as error:
+                refused[row.name] = str(error)
+        return list(items), extractor.collate(list(items.values())) if items else {}, refused
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(prepare, chunk) for chunk in chunks[:ahead])
+        for chunk in [*chunks[ahead:], *[None] * min(ahead, len(chunks))]:
+            ready = pending.popleft().result()
+            if chunk is not None:
+                pending.append(pool.submit(prepare, chunk))
+            yield ready
+
+
+def _pack(extractor, order, found, missing, config: Config) -> features.FeatureSet:
+    kind = STORAGE[config.extract.storage]
+    width = extractor.width
+    utterance = np.stack([found[name].mean(0) for name in order]) if order else np.zeros((0, width))
+    frame = offsets = None
+    if config.extract.frame_level:
+        frame = np.concatenate([found[name] for name in order]) if order else np.zeros((0, width))
+        frame = frame.astype(kind)
+        offsets = np.cumsum([0, *(len(found[name]) for name in order)])
+    return features.FeatureSet(
+        modality=extractor.modality, names=order, utterance=utterance.astype(kind), frame=frame,
+        offsets=offsets, missing=missing,
+    )
+
+
+def _close(works: list[Work], run: Run) -> None:
+    """Remove files of shards that no longer exist, and quarantine what extraction had to refuse."""
+    problems = set()
+    for work in works:
+        for path in work.folder.glob("[0-9]*.safetensors"):
+            if int(path.stem) not in work.shards:
+                path.unlink()
+        for shard in work.shards:
+            part = features.read_shard(work.file(shard))
+            for name, reason in part.missing.items():
+                # What the shards already lack is in quarantine since the shard stage.
+                if not reason.startswith("no "):
+                    problems.add(Problem(stage="extract", name=name, lost=part.modality, reason=reason))
+    quarantine.replace(run.quarantine, "extract", problems)

@@ -1,0 +1,198 @@
+"""Fine-tune extractors: one copy per fold that never saw that fold, and one on every labelled clip.
+
+The cross-fitted copies give each labelled clip features that its own label never touched; the copy
+trained on all of them serves the unlabelled clips. The best epoch is chosen on clips held out of a
+copy's own training clips, never on its fold: a clip must not choose its own extractor either.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist import files, folds
+from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.dist import preempt
+from mer_dist.dist.partition import NOBODY
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger
+from mer_dist.records import LABELED
+from mer_dist.shards import manifest
+
+
+@dataclass(kw_only=True)
+class Copy:
+    """One copy of an extractor to be trained."""
+
+    name: str
+    extractor: ExtractorConfig
+    #: ``fold-K`` or ``all``.
+    part: str
+    #: labelled clips it may see, all having the modality; never one of fold K.
+    rows: list[manifest.Row]
+    folder: Path
+    made_from: str
+
+
+def unfinished(config: Config) -> list[Copy]:
+    """The copies that are missing or were made from something else."""
+    return [copy for copy in planned(config) if not files.marked(copy.folder, copy.made_from)]
+
+
+def finetune(config: Config) -> None:
+    """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
+    copies = unfinished(config)
+    if not copies:
+        logger.info("every fine-tuned copy is there and up to date")
+        return
+    from mer_dist.dist.runtime import accelerator
+
+    run = Run(config.run.folder)
+    preempt.install()
+    joined = accelerator(
+        copies[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
+    )
+    if joined.is_main_process:
+        joined.init_trackers("finetune")
+    logger.info("%d copies to train on %d processes", len(copies), joined.num_processes)
+    for copy in copies:
+        train(joined, copy, config)
+    # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
+    joined.end_training()
+
+
+def planned(config: Config) -> list[Copy]:
+    """Every copy the configuration asks for, done or not."""
+    tuned = {name: item for name, item in config.extractors.items() if item.finetune}
+    if not tuned:
+        return []
+    run = Run(config.run.folder)
+    labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
+    fold_of = folds.load_or_make(run.folds, {row.name: row.label for row in labeled}, config.folds)
+    parts = [*range(config.folds.count), None]
+    return [
+        _copy(config, run, name, extractor, without, labeled, fold_of)
+        for name, extractor in tuned.items()
+        for without in parts
+    ]
+
+
+def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
+    from mer_dist.models.classifier import FAMILIES
+
+    modality = FAMILIES[extractor.family].modality
+    rows = [
+        row for row in labeled if modality not in row.missing and fold_of[row.name] != without
+    ]
+    if not rows:
+        raise UserError(f"extractors.{name}: no labelled clip has {modality} to fine-tune on")
+    part = "all" if without is None else f"fold-{without}"
+    made_from = files.fingerprint(
+        [
+            as_dict(extractor),
+            files.folder_fingerprint(Path(extractor.path)),
+            config.run.seed,
+            config.corpus.labels,
+            part,
+            [[row.name, row.label, row.checksum] for row in rows],
+        ]
+    )
+    return Copy(
+        name=name, extractor=extractor, part=part, rows=rows,
+        folder=run.adapter(name, part), made_from=made_from,
+    )
+
+
+def train(joined, copy: Copy, config: Config) -> None:
+    """Train one copy on all ranks and leave it, complete, in its folder."""
+    from mer_dist.dist.runtime import gathered
+    from mer_dist.dist.training import Trainer
+    from mer_dist.models.classifier import save, trainable_classifier
+
+    started = time.monotonic()
+    sharded = joined.state.deepspeed_plugin is not None
+    classifier = trainable_classifier(
+        copy.extractor, len(config.corpus.labels), config.run.seed, sharded
+    )
+    task = _task(copy, config, classifier.extractor)
+    trainer = Trainer(joined, classifier, task, copy.extractor.finetune, config.run.seed)
+    best = copy.folder.with_name(f".{copy.part}.best")
+
+    def keep(model) -> None:
+        trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        weights = gathered(joined, trainable)
+        if joined.is_main_process:
+            shutil.rmtree(best, ignore_errors=True)
+            best.mkdir(parents=True)
+            save(model, weights, best)
+        joined.wait_for_everyone()
+
+    history = trainer.run(keep)
+    if joined.is_main_process:
+        seconds = time.monotonic() - started
+        with files.atomic_folder(copy.folder) as folder:
+            shutil.copytree(best, folder, dirs_exist_ok=True)
+            files.write_json(folder / "history.json", history)
+            seen = len(task.train) * copy.extractor.finetune.epochs
+            files.mark(
+                folder, copy.made_from, seconds=seconds, clips=seen, processes=joined.num_processes,
+                trained_without=None if copy.part == "all" else int(copy.part.split("-")[1]),
+                zero_stage=joined.state.deepspeed_plugin.zero_stage if sharded else 0,
+            )
+        shutil.rmtree(best)
+    joined.wait_for_everyone()
+    joined.free_memory()
+
+
+def _task(copy: Copy, config: Config, extractor):
+    from mer_dist.dist.training import Task
+    from mer_dist.shards.reader import Reader
+
+    settings = copy.extractor.finetune
+    labels = config.corpus.labels
+    targets = np.array([labels.index(row.label) for row in copy.rows])
+    train, held_out = _hold_out(targets, settings.validation, config.run.seed)
+    reader = Reader(Run(config.run.folder).shards)
+
+    def load(positions: np.ndarray):
+        real = positions[positions != NOBODY]
+        stand_in = real[0] if len(real) else train[0]
+        rows = [copy.rows[stand_in if place == NOBODY else place] for place in positions]
+        return extractor.collate([extractor.prepare(reader.read(row)) for row in rows])
+
+    return Task(
+        load=load, targets=targets, train=train, held_out=held_out,
+        class_weights=_class_weights(targets[train], len(labels), settings.class_weights),
+        name=f"{copy.name}/{copy.part}",
+    )
+
+
+def _hold_out(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified positions to train on and to choose the epoch by; all of them for both if none
+    can be spared."""
+    from sklearn.model_selection import train_test_split
+
+    positions = np.arange(len(targets))
+    classes = Counter(targets.tolist())
+    wanted = round(share * len(targets))
+    if wanted < len(classes) or min(classes.values()) < 2:
+        logger.warning("too few clips to hold some out; the last epochs are judged on training clips")
+        return positions, positions
+    train, held_out = train_test_split(
+        positions, test_size=wanted, stratify=targets, random_state=seed
+    )
+    return np.sort(train), np.sort(held_out)
+
+
+def _class_weights(targets: np.ndarray, classes: int, rule: str) -> np.ndarray:
+    """Weights with mean 1 over the clips: all equal, or inverse to each class's count."""
+    if rule == "none":
+        return np.ones(classes)
+    counts = np.bincount(targets, minlength=classes)
+    return len(targets) / (np.maximum(counts, 1) * np.count_nonzero(counts))

@@ -1,0 +1,26 @@
+"""What several tests share: the reference data beside the checkout, and skips that CI refuses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def skip(reason: str) -> None:
+    """Skip with a reason; under ``CI=true`` everything is meant to be there, so it is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"must not be skipped under CI: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the checkout."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        skip(f"no reference data at {folder}")
+    return folder
