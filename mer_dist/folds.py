@@ -34,9 +34,8 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     if config.group:
         groups = [_group(name, config.group) for name in names]
         if len(set(groups)) < config.count:
-            raise UserError(
-                f"folds.group makes {len(set(groups))} groups, fewer than folds.count {config.count}"
-            )
+            found = len(set(groups))
+            raise UserError(f"folds.group makes {found} groups, fewer than folds.count {config.count}")
         splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
         splits = splitter.split(names, targets, groups)
     else:

@@ -1,0 +1,18 @@
+"""What comes from outside: the clips of a corpus, their media files and faces."""
+
+from __future__ import annotations
+
+from mer_dist.config import CorpusConfig
+from mer_dist.records import Clip, Problem
+
+
+def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
+    """List the configured corpus: its usable clips, and why the others are not.
+
+    Raises:
+        UserError: the corpus is not there, or a name is unsafe or occurs twice.
+    """
+    from mer_dist.corpus import manifest, mer2024
+
+    listing = {"mer2024": mer2024.clips, "manifest": manifest.clips}[config.format]
+    return listing(config.path, config.labels)

@@ -62,9 +62,9 @@ def resize(images: np.ndarray, side: int) -> torch.Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     height, width = pixels.shape[-2:]
     if min(height, width) != side:
-        scale = side / min(height, width)
-        size = (round(height * scale), round(width * scale))
-        smooth = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True)
-        pixels = smooth.round().clamp(0, 255).to(torch.uint8)
+        shorter = min(height, width)
+        size = (int(height * side / shorter), int(width * side / shorter))
+        # On bytes, torch rounds between the two passes as the published processor's library does.
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
     top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
     return pixels[..., top : top + side, left : left + side].contiguous()

@@ -121,6 +121,7 @@ def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, **optio
     Raises:
         UserError: the folder is missing or its files are not whole.
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     if not Path(folder).is_dir():
@@ -132,7 +133,7 @@ def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, **optio
             folder, dtype=dtype, local_files_only=True, weights_only=True,
             output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])

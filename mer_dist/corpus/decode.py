@@ -1,0 +1,100 @@
+"""One clip as its three modalities: square frames, a waveform, a transcript, or why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.config import ShardConfig
+from mer_dist.corpus import faces, media
+from mer_dist.records import Clip, Modality, Problem
+
+
+@dataclass(kw_only=True)
+class Decoded:
+    clip: Clip
+    #: (size, size, 3) uint8 RGB each, in time order; empty if the video is missing.
+    frames: list[np.ndarray] = field(default_factory=list)
+    #: (S,) int16, mono, 16 kHz; None if the audio is missing.
+    samples: np.ndarray | None = None
+    seconds: float = 0.0
+    #: False where no face was found and the frames show the whole picture.
+    face: bool = True
+    #: Modalities that the clip lacks, sorted.
+    missing: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        return len(self.missing) < len(Modality)
+
+    def note(self, lost: str, reason: str) -> None:
+        self.problems.append(Problem(stage="shard", name=self.clip.name, lost=lost, reason=reason))
+
+
+def decode(clip: Clip, config: ShardConfig) -> Decoded:
+    """Decode what can be decoded of ``clip``; the rest is noted with its reason."""
+    decoded = Decoded(clip=clip)
+    for modality, add in ((Modality.VIDEO, _add_video), (Modality.AUDIO, _add_audio)):
+        try:
+            add(decoded, config)
+        except media.MediaError as error:
+            decoded.note(modality, str(error))
+        except Exception as error:  # On damaged input a decoder may raise anything at all.
+            decoded.note(modality, f"{type(error).__name__}: {error}")
+    return _judged(decoded)
+
+
+def text_only(clip: Clip, reason: str) -> Decoded:
+    """A clip whose media files must not be touched again, for the reason given."""
+    decoded = Decoded(clip=clip)
+    decoded.note(Modality.VIDEO, reason)
+    decoded.note(Modality.AUDIO, reason)
+    return _judged(decoded)
+
+
+def _judged(decoded: Decoded) -> Decoded:
+    """With the missing modalities named, or the whole clip given up where none is left."""
+    if decoded.clip.transcript is None:
+        decoded.note(Modality.TEXT, "no transcript")
+    lost = {problem.lost for problem in decoded.problems}
+    decoded.missing = sorted(modality.value for modality in Modality if modality in lost)
+    if not decoded.usable:
+        why = "; ".join(f"{problem.lost}: {problem.reason}" for problem in decoded.problems)
+        decoded.problems = []
+        decoded.note("clip", f"nothing of it can be used: {why}")
+    return decoded
+
+
+def _add_video(decoded: Decoded, config: ShardConfig) -> None:
+    clip = decoded.clip
+    if config.faces == "openface":
+        crops = faces.openface(Path(config.openface), clip.name, config.frames, config.image_size)
+        if crops:
+            decoded.frames = crops
+            decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
+            return
+    if clip.video is None:
+        raise media.MediaError("the corpus names no video")
+    video = media.read_video(clip.video, config.frames)
+    decoded.seconds = video.seconds
+    if config.faces == "cascade":
+        decoded.frames, decoded.face = faces.cascade(video.frames, config.image_size)
+    else:
+        decoded.frames = [faces.whole(frame, config.image_size) for frame in video.frames]
+        decoded.face = config.faces == "none"
+    if video.damage:
+        decoded.note("part of video", f"{clip.video.name}: {video.damage}")
+
+
+def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
+    source = decoded.clip.audio or decoded.clip.video
+    if source is None:
+        raise media.MediaError("the corpus names no audio and no video to take it from")
+    sound = media.read_sound(source)
+    decoded.samples = sound.samples
+    decoded.seconds = max(decoded.seconds, sound.seconds)
+    if sound.damage:
+        decoded.note("part of audio", f"{source.name}: {sound.damage}")

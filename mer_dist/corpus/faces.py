@@ -1,0 +1,88 @@
+"""Square pictures of the speaker's face: OpenFace crops, OpenCV's cascade, or the whole frame."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+#: The detector runs on every so many frames and the last one; between them the box moves evenly.
+DETECT_EVERY = 4
+#: The detector sees a frame of at most this many pixels on its longer side.
+DETECT_SIDE = 320
+#: Part of the face box that is added on each side: brows and chin lie at its border.
+PADDING = 0.15
+SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
+
+
+def whole(frame: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a frame ``(H, W, 3)`` as ``(size, size, 3)``."""
+    height, width = frame.shape[:2]
+    return _square(frame, (width / 2, height / 2, min(height, width)), size)
+
+
+def cascade(frames: list[np.ndarray], size: int) -> tuple[list[np.ndarray], bool]:
+    """The largest face of each frame as ``(size, size, 3)``, or the whole frames and False.
+
+    The detector is the boosted cascade of Viola & Jones 2001, as OpenCV ships it.
+    """
+    looked_at = {*range(0, len(frames), DETECT_EVERY), len(frames) - 1}
+    found = {row: box for row in looked_at if (box := _detect(frames[row])) is not None}
+    if not found:
+        return [whole(frame, size) for frame in frames], False
+    rows = sorted(found)
+    # Outside the frames with a face the nearest box holds, as np.interp does at its ends.
+    boxes = np.stack([
+        np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)
+    ], axis=1)
+    return [_square(frame, box, size) for frame, box in zip(frames, boxes, strict=True)], True
+
+
+def openface_folder(root: Path, name: str) -> Path:
+    return Path(root) / name / f"{name}_aligned"
+
+
+def openface(root: Path, name: str, count: int, size: int) -> list[np.ndarray]:
+    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly; none if it has none."""
+    folder = openface_folder(root, name)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) > count:
+        files = [files[int((row + 0.5) * len(files) / count)] for row in range(count)]
+    images = (cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+              for path in files if path.stat().st_size)
+    return [whole(image[..., ::-1], size) for image in images if image is not None]
+
+
+@functools.cache
+def _detector() -> cv2.CascadeClassifier:
+    return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+
+
+def _detect(frame: np.ndarray) -> tuple[float, float, float] | None:
+    """Centre x, centre y and padded side of the largest face."""
+    scale = min(1.0, DETECT_SIDE / max(frame.shape[:2]))
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    smallest = max(20, min(grey.shape) // 8)
+    boxes = _detector().detectMultiScale(
+        grey, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest)
+    )
+    if not len(boxes):
+        return None
+    x, y, width, height = max(boxes.tolist(), key=lambda box: (box[2] * box[3], box))
+    side = max(width, height) * (1 + 2 * PADDING)
+    return (x + width / 2) / scale, (y + height / 2) / scale, side / scale
+
+
+def _square(frame: np.ndarray, box, size: int) -> np.ndarray:
+    """Cut out the square ``(centre x, centre y, side)``, moved so that it lies in the frame."""
+    height, width = frame.shape[:2]
+    x, y, side = box
+    side = max(1, round(min(side, height, width)))
+    left = round(min(max(x - side / 2, 0), width - side))
+    top = round(min(max(y - side / 2, 0), height - side))
+    cut = frame[top : top + side, left : left + side]
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(cut), (size, size), interpolation=interpolation)

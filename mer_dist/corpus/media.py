@@ -1,0 +1,205 @@
+"""Frames and sound of a media file, as much of them as decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+#: Samples per second of every stored waveform: what HuBERT was trained on.
+RATE = 16_000
+#: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
+LONGEST_SIDE = 1280
+
+
+class MediaError(Exception):
+    """Nothing of a stream can be used; the message is the reason."""
+
+
+@dataclass(kw_only=True)
+class Video:
+    #: (H, W, 3) uint8 RGB each, in time order.
+    frames: list[np.ndarray]
+    seconds: float
+    #: What of the stream did not decode; empty if it is whole.
+    damage: str
+
+
+@dataclass(kw_only=True)
+class Sound:
+    #: (S,) int16, mono, 16 kHz.
+    samples: np.ndarray
+    damage: str
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / RATE
+
+
+def read_video(path: Path, count: int) -> Video:
+    """The frames shown at the middle of ``count`` equal stretches of the video.
+
+    A video of fewer frames gives each of them once. The stretches span the packets that are in
+    the file, not the length that its header claims, so a truncated file is sampled evenly too.
+
+    Raises:
+        MediaError: no such file, no video stream, or no frame decodes.
+    """
+    with _opened(path) as container:
+        start, end, damage = _extent(container, _stream(container, "video", path), path)
+    targets = start + (np.arange(count) + 0.5) * (end - start) / count
+    faults: list[str] = []
+    with _opened(path) as container:
+        stream = _stream(container, "video", path)
+        frames = _shown_at(targets, _decoded(container, stream, faults))
+    if not frames:
+        raise MediaError(f"{path.name}: no frame of its video decodes")
+    return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults))
+
+
+def video_seconds(path: Path) -> float:
+    """Length of the video stream; 0 if there is none that can be read."""
+    try:
+        with _opened(path) as container:
+            start, end, _ = _extent(container, _stream(container, "video", path), path)
+    except MediaError:
+        return 0.0
+    return end - start
+
+
+def read_sound(path: Path) -> Sound:
+    """The first audio stream as 16 kHz mono.
+
+    Raises:
+        MediaError: no such file, no audio stream, or nothing of it decodes.
+    """
+    faults: list[str] = []
+    parts: list[np.ndarray] = []
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    with _opened(path) as container:
+        stream = _stream(container, "audio", path)
+        for frame in _decoded(container, stream, faults):
+            try:
+                parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+            except ValueError as error:
+                # The stream changed its format midway; what came before is whole.
+                faults.append(str(error))
+                break
+    # The resampler holds the last few milliseconds back until it is told that no more will come.
+    if parts:
+        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    if not sum(map(len, parts)):
+        raise MediaError(f"{path.name}: nothing of its sound decodes")
+    return Sound(samples=np.concatenate(parts), damage=_summary("audio", faults))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    if not path.is_file():
+        raise MediaError(f"{path.name}: no such file")
+    if not path.stat().st_size:
+        raise MediaError(f"{path.name}: the file is empty")
+    # A file that poses as mp4 may be a playlist; it must not reach the network.
+    options = {"protocol_whitelist": "file"}
+    try:
+        container = av.open(f"file:{path}", metadata_errors="ignore", options=options)
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path.name}: not readable: {_plain(error)}") from None
+    with container:
+        yield container
+
+
+def _stream(container, kind: str, path: Path):
+    """The first stream of a kind, decoded by one thread: the workers are the parallelism."""
+    for stream in container.streams:
+        # Cover art is a video stream of one picture that is no part of the clip.
+        if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise MediaError(f"{path.name}: its {kind} has an unknown codec")
+            stream.codec_context.thread_count = 1
+            return stream
+    raise MediaError(f"{path.name}: no {kind} stream")
+
+
+def _extent(container, stream, path: Path) -> tuple[float, float, str]:
+    """Start and end in seconds of the packets that are there, and what is missing of them."""
+    times, seen, longest, corrupt = [], 0, 0, 0
+    try:
+        for packet in container.demux(stream):
+            time = packet.dts if packet.pts is None else packet.pts
+            seen += packet.size > 0
+            if time is None or not packet.size or packet.is_discard:
+                continue
+            times.append(time)
+            longest = max(longest, packet.duration or 0)
+            corrupt += packet.is_corrupt
+    except av.FFmpegError:
+        corrupt += 1
+    if not times:
+        raise MediaError(f"{path.name}: its video stream is empty")
+    times.sort()
+    # The last frame is shown as long as the others are, not for the time of a long pause.
+    step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
+    # mp4 lists every frame in its header; in other containers the number is an estimate.
+    promised = stream.frames if "mp4" in container.format.name else seen
+    whole = not corrupt and seen >= promised
+    damage = "" if whole else f"{seen - corrupt} of {promised} frames are there"
+    base = float(stream.time_base)
+    return times[0] * base, (times[-1] + step) * base, damage
+
+
+def _decoded(container, stream, faults: list[str]) -> Iterator:
+    """Every frame that decodes; the errors between them go to ``faults``."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = [] if packet is None else packet.decode()
+        except av.FFmpegError as error:
+            faults.append(_plain(error))
+            continue
+        yield from frames
+        if packet is None:
+            break
+    try:
+        # After an error the demuxer ends without the packet that empties the decoder.
+        yield from stream.codec_context.decode(None)
+    except av.FFmpegError:
+        return
+
+
+def _shown_at(targets: np.ndarray, decoded: Iterator) -> list[np.ndarray]:
+    """For each target time the frame on screen then, each frame at most once."""
+    frames, position, shown = [], 0, None
+    for frame in decoded:
+        if frame.time is None:
+            continue
+        if shown is not None and targets[position] < frame.time:
+            frames.append(_rgb(shown))
+            position = int(np.searchsorted(targets, frame.time))
+        shown = frame
+        if position == len(targets):
+            return frames
+    return frames if shown is None else [*frames, _rgb(shown)]
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8, upright."""
+    scale = min(1.0, LONGEST_SIDE / max(frame.width, frame.height))
+    image = frame.to_ndarray(
+        format="rgb24", interpolation="AREA",
+        width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale)),
+    )
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+
+
+def _summary(kind: str, faults: list[str]) -> str:
+    return f"{len(faults)} parts of the {kind} do not decode: {faults[0]}" if faults else ""
+
+
+def _plain(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

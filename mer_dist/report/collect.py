@@ -1,0 +1,308 @@
+"""Read a run folder into plain values for the page.
+
+A run may have stopped anywhere, so every part may be absent: then it is None or empty. A file
+that is there and cannot be understood becomes a note on the page; it never stops the report.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mer_dist import config as configuration
+from mer_dist import metrics, predictions, quarantine
+from mer_dist.errors import UserError
+from mer_dist.files import MARK, marked, read_json
+from mer_dist.layout import Run
+from mer_dist.predictions import Predictions
+from mer_dist.records import LABELED
+from mer_dist.report.facts import (
+    Adapter,
+    Confusion,
+    Corpus,
+    Curve,
+    Facts,
+    Interval,
+    Prior,
+    Round,
+    Score,
+    Timing,
+)
+
+Value = TypeVar("Value")
+#: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError)
+
+
+class _Reader:
+    """Reads what is there and notes what cannot be understood."""
+
+    def __init__(self, run: Run):
+        self.run, self.notes = run, []
+
+    def read(self, path: Path, how: Callable[[Path], Value]) -> Value | None:
+        if not path.exists():
+            return None
+        try:
+            return how(path)
+        except _UNREADABLE as error:
+            inside = path.is_relative_to(self.run.folder)
+            where = path.relative_to(self.run.folder) if inside else path
+            self.notes.append(f"{where} cannot be read: {type(error).__name__}: {error}")
+            return None
+
+    def below(self, pattern: str, how: Callable[[Path], Value]) -> list[Value]:
+        """What could be read of all files that match, fold-10 after fold-9."""
+        paths = sorted(self.run.folder.glob(pattern), key=lambda path: _natural(str(path)))
+        found = [self.read(path, how) for path in paths]
+        return [value for value in found if value is not None]
+
+
+def _natural(text: str) -> list[str]:
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def collect(run_folder: Path) -> Facts:
+    """Read the run.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    run = Run(run_folder)
+    if not run.folder.is_dir():
+        raise UserError(f"{run.folder}: no such run folder; give the folder named by run.folder")
+    reader = _Reader(run)
+    config = reader.read(run.config, configuration.load)
+    order = config.corpus.labels if config else []
+    corpus = reader.read(run.shards / "manifest.parquet", lambda path: _corpus(path, order))
+    truth = dict(corpus.truth) if corpus else {}
+    if config is not None and config.fuse.labels:
+        truth.update(reader.read(Path(config.fuse.labels), _labels) or {})
+    tables = [(path, reader.read(path, predictions.read)) for path in predictions.all_of(run)]
+    tables = [(path, table) for path, table in tables if table is not None]
+    adapters = reader.below("adapters/*/*/history.json", _adapter)
+    return Facts(
+        name=run.folder.resolve().name,
+        config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),
+        corpus=corpus,
+        stats=reader.read(run.shards / "stats.json", read_json),
+        problems=reader.read(run.quarantine, quarantine.read) or [],
+        adapters=adapters,
+        rounds=reader.below("rounds/[0-9]*", _round),
+        scores=_scores(reader, tables, truth),
+        confusion=_confusion(tables, truth),
+        prior=_prior(reader, tables, truth),
+        timings=_timings(run, adapters),
+        answers=reader.read(run.answer, _rows_of_csv),
+        notes=reader.notes,
+    )
+
+
+def _corpus(path: Path, order: list[str]) -> Corpus:
+    rows = pq.read_table(path).to_pylist()
+    counts: dict[str, Counter[str]] = {}
+    missing: dict[str, Counter[str]] = {}
+    for row in rows:
+        counts.setdefault(row["split"], Counter())[row["label"] or ""] += 1
+        missing.setdefault(row["split"], Counter()).update(row.get("missing") or [])
+    found = {label for per_label in counts.values() for label in per_label if label}
+    return Corpus(
+        labels=[label for label in order if label in found] + sorted(found - set(order)),
+        counts=counts,
+        missing=missing,
+        seconds=sum(row.get("duration") or 0.0 for row in rows),
+        shards=len({row["shard"] for row in rows}),
+        truth={row["name"]: row["label"] for row in rows
+               if row["split"] == LABELED and row["label"]},
+    )
+
+
+def _labels(path: Path) -> dict[str, str]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return {row["name"]: row["label"] for row in csv.DictReader(file) if row["label"]}
+
+
+def _rows_of_csv(path: Path) -> int:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None: JSON of a diverged training holds NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _adapter(path: Path) -> Adapter:
+    history = read_json(path)
+    epochs = history["epochs"]
+
+    def curve(key: str) -> Curve:
+        return [_number(epoch.get(key)) for epoch in epochs]
+
+    seconds = [value for value in curve("seconds") if value is not None]
+    return Adapter(
+        extractor=path.parent.parent.name, part=path.parent.name,
+        train_loss=curve("train_loss"), validation_loss=curve("validation_loss"),
+        validation_waf=curve("validation_waf"), best_epoch=history.get("best_epoch"),
+        seconds=sum(seconds) if seconds else None,
+    )
+
+
+def _round(folder: Path) -> Round:
+    curves = folder / "curves.json"
+    folds = read_json(curves)["folds"] if curves.exists() else []
+    selection = folder / "selection.parquet"
+
+    def all_of(key: str) -> list[Curve]:
+        return [[_number(value) for value in fold[key]] for fold in folds if fold.get(key)]
+
+    return Round(
+        number=int(folder.name), train_loss=all_of("train_loss"), waf=all_of("waf"),
+        pseudo_labeled=pq.read_metadata(selection).num_rows if selection.exists() else None,
+    )
+
+
+def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str],
+            ) -> list[Score]:
+    """The saved scores if they are of these predictions, otherwise out-of-fold figures."""
+    folders = {"probes": "probe", "vote": "vote"}
+    kinds = {table.title: folders.get(path.parent.name, "round") for path, table in tables}
+    rows = []
+    for _, table in tables:
+        true, answer = _judged(table, truth)
+        if len(true):
+            rows.append(Score(
+                title=table.title, kind=kinds[table.title], oof=metrics.waf(true, answer),
+                oof_interval=metrics.waf_interval(true, answer),
+            ))
+    saved = reader.read(reader.run.scores, _saved_scores)
+    if not saved:
+        return rows
+    now = {row.title: row.oof for row in rows}
+    for row in saved:
+        row.kind = kinds.get(row.title, "")
+        if None not in (row.oof, now.get(row.title)) and abs(row.oof - now[row.title]) > 1e-4:
+            reader.notes.append(
+                f"scores.json is of other predictions ({row.title}: {100 * row.oof:.2f}, now "
+                f"{100 * now[row.title]:.2f}) and is left out; run mer-dist score again"
+            )
+            return rows
+    return saved
+
+
+def _saved_scores(path: Path) -> list[Score]:
+    def interval(value: Any) -> Interval:
+        edges = [_number(edge) for edge in value or ()]
+        return (edges[0], edges[1]) if len(edges) == 2 and None not in edges else None
+
+    return [
+        Score(
+            title=str(row["title"]),
+            oof=_number(row.get("oof_waf")), oof_interval=interval(row.get("oof_interval")),
+            test=_number(row.get("waf")), test_interval=interval(row.get("interval")),
+        )
+        for row in read_json(path)
+    ]
+
+
+def _judged(table: Predictions, truth: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Label indices, true and answered, of the labelled clips whose truth is known."""
+    index = {label: row for row, label in enumerate(table.labels)}
+    pairs = [
+        (index[truth[name]], answer)
+        for name, labeled, answer in zip(table.names, table.labeled, table.answer, strict=True)
+        if labeled and truth.get(name) in index
+    ]
+    true, answer = np.array(pairs, dtype=int).reshape(-1, 2).T
+    return true, answer
+
+
+def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Confusion | None:
+    for _, table in reversed(tables):
+        true, answer = _judged(table, truth)
+        if len(true):
+            counts = metrics.confusion(true, answer, len(table.labels))
+            return Confusion(title=table.title, labels=table.labels, counts=counts.tolist())
+    return None
+
+
+def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str],
+           ) -> Prior | None:
+    saved = reader.read(reader.run.vote / "prior.json", _saved_prior)
+    if saved is None and not tables:
+        return None
+    labels = saved.labels if saved else tables[-1][1].labels
+    series = list(saved.series) if saved else []
+    if not saved and truth:
+        counts = Counter(truth.values())
+        series.append(("labelled clips", _shares([counts[label] for label in labels])))
+    for path, table in tables[-1:]:
+        answered = Counter(label for label, labeled in zip(
+            (table.labels[row] for row in table.answer), table.labeled, strict=True) if not labeled)
+        if answered:
+            source = "vote" if path.parent.name == "vote" else table.title
+            shares = _shares([answered[label] for label in labels])
+            series.append((f"answers, unlabelled clips ({source})", shares))
+    remarks = saved.remarks if saved else []
+    return Prior(labels=labels, series=series, remarks=remarks) if series else None
+
+
+def _saved_prior(path: Path) -> Prior:
+    saved = read_json(path)
+    labels = [str(label) for label in saved["labels"]]
+    series = [("labelled clips", saved.get("labeled"))]
+    estimated = saved.get("estimated") or {}
+    for name in sorted(estimated, reverse=True):
+        series.append((f"estimate, {name.upper()}", estimated[name]))
+    remarks = []
+    for key in ("used", "applied", "reason"):
+        value = saved.get(key)
+        if isinstance(value, list):
+            series.append((key, value))
+        elif value not in (None, ""):
+            shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+            remarks.append(f"{key}: {shown}")
+    return Prior(
+        labels=labels, remarks=remarks,
+        series=[(name, _shares(shares)) for name, shares in series
+                if shares is not None and len(shares) == len(labels)],
+    )
+
+
+def _shares(values: list[float]) -> list[float]:
+    total = sum(values)
+    return [value / total if total else 0.0 for value in values]
+
+
+def _timings(run: Run, adapters: list[Adapter]) -> list[Timing]:
+    """One row for each marked folder, in the order of the stages."""
+    trained = {(adapter.extractor, adapter.part): adapter.seconds for adapter in adapters}
+    places = [("shard", "shards"), ("finetune", "adapters/*/*"), ("extract", "features/*"),
+              ("fuse", "probes"), ("fuse", "rounds/*"), ("vote", "vote")]
+    rows = []
+    for stage, pattern in places:
+        found = run.folder.glob(f"{pattern}/{MARK}")
+        for path in sorted(found, key=lambda path: _natural(str(path.parent))):
+            facts = marked(path.parent)
+            if facts is None:
+                continue
+            parts = path.parent.relative_to(run.folder).parts
+            seconds, clips = _number(facts.get("seconds")), _number(facts.get("clips"))
+            if seconds is None and stage == "finetune":
+                seconds = trained.get((parts[1], parts[2]))
+            rows.append(Timing(
+                stage=stage, part=" / ".join(parts[1:]), seconds=seconds,
+                clips=None if clips is None else int(clips),
+                made_at=str(facts.get("made_at", "")), made_from=str(facts.get("made_from", "")),
+            ))
+    return rows

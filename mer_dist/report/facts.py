@@ -1,0 +1,126 @@
+"""What the page shows, as plain values: :mod:`collect` fills them, figures and page draw them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from mer_dist.records import Problem
+
+#: By epoch; None where there is no finite value.
+Curve = list[float | None]
+Interval = tuple[float, float] | None
+
+
+@dataclass(kw_only=True)
+class Corpus:
+    """The manifest in counts."""
+
+    #: split -> label -> clips; a clip without a label counts under "".
+    counts: dict[str, Counter[str]]
+    #: split -> modality -> clips without it.
+    missing: dict[str, Counter[str]]
+    seconds: float
+    shards: int
+    #: Labelled clip -> label.
+    truth: dict[str, str]
+    #: In the order of the configuration; what it does not name comes last.
+    labels: list[str]
+
+    def clips(self, split: str) -> int:
+        return self.counts.get(split, Counter()).total()
+
+
+@dataclass(kw_only=True)
+class Adapter:
+    """The training history of one fine-tuned copy of an extractor, by epoch."""
+
+    extractor: str
+    part: str
+    train_loss: Curve
+    validation_loss: Curve
+    validation_waf: Curve
+    best_epoch: int | None
+    seconds: float | None
+
+
+@dataclass(kw_only=True)
+class Round:
+    """One round of self-training: a curve for each fold, and how many clips it was lent."""
+
+    number: int
+    train_loss: list[Curve]
+    waf: list[Curve]
+    pseudo_labeled: int | None
+
+
+@dataclass(kw_only=True)
+class Score:
+    """One row of the result table; WAF in [0, 1]."""
+
+    title: str
+    #: ``probe``, ``round``, ``vote``, or empty if no prediction file has this title.
+    kind: str = ""
+    oof: float | None = None
+    oof_interval: Interval = None
+    #: On the unlabelled clips, where their truth is known.
+    test: float | None = None
+    test_interval: Interval = None
+
+    def values(self) -> list[float]:
+        edges = [*(self.oof_interval or ()), *(self.test_interval or ())]
+        return [value for value in (self.oof, self.test, *edges) if value is not None]
+
+    @property
+    def headline(self) -> float | None:
+        return self.oof if self.test is None else self.test
+
+
+@dataclass(kw_only=True)
+class Confusion:
+    title: str
+    labels: list[str]
+    #: Row = truth, column = answer.
+    counts: list[list[int]]
+
+
+@dataclass(kw_only=True)
+class Prior:
+    labels: list[str]
+    #: (name, share of each label).
+    series: list[tuple[str, list[float]]]
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Timing:
+    stage: str
+    part: str
+    seconds: float | None
+    clips: int | None
+    made_at: str
+    made_from: str
+
+    @property
+    def rate(self) -> float | None:
+        return self.clips / self.seconds if self.clips and self.seconds else None
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """Everything the page shows."""
+
+    name: str
+    notes: list[str]
+    config_text: str | None
+    corpus: Corpus | None
+    stats: Any
+    problems: list[Problem]
+    adapters: list[Adapter]
+    rounds: list[Round]
+    scores: list[Score]
+    confusion: Confusion | None
+    prior: Prior | None
+    timings: list[Timing]
+    answers: int | None

@@ -1,0 +1,113 @@
+"""report.html: one self-contained page that tells what a run did and how well.
+
+No script, nothing loaded from elsewhere: the page can be mailed, archived and opened anywhere.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mer_dist.files import write_text
+from mer_dist.layout import Run
+from mer_dist.records import LABELED, UNLABELED
+from mer_dist.report import sections
+from mer_dist.report.collect import collect
+from mer_dist.report.facts import Facts
+from mer_dist.report.markup import Html, join, tag
+from mer_dist.report.sections import coarse, interval, percent
+from mer_dist.report.style import STYLE
+
+_NAVIGATION = (
+    ("results", "Results"), ("confusion", "Confusion"), ("corpus", "Corpus"),
+    ("quarantine", "Quarantine"), ("prior", "Label prior"), ("learning", "Learning curves"),
+    ("times", "Times"), ("provenance", "Configuration"),
+)
+
+
+def report(run_folder: Path) -> Path:
+    """Write ``report.html`` of a run that may have stopped anywhere, and return its path.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    run = Run(run_folder)
+    write_text(run.report, page(collect(run.folder)))
+    return run.report
+
+
+def page(facts: Facts) -> str:
+    """The whole page as text."""
+    body = tag(
+        "body", _header(facts),
+        tag("main", _tiles(facts), _notes(facts), sections.results(facts),
+            sections.confusions(facts), sections.corpus(facts), sections.quarantined(facts),
+            sections.priors(facts), sections.learning(facts), sections.times(facts),
+            sections.provenance(facts)),
+        tag("footer", f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by mer-dist report."),
+    )
+    head = tag(
+        "head", tag("meta", charset="utf-8"),
+        # Whatever a clip is called, the page loads and runs nothing.
+        tag("meta", http_equiv="Content-Security-Policy",
+            content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{facts.name} – mer_dist report"), tag("style", Html(STYLE)),
+    )
+    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _header(facts: Facts) -> Html:
+    links = [tag("a", title, href=f"#{name}") for name, title in _NAVIGATION]
+    return tag(
+        "header", tag("p", "mer_dist report", class_="over"), tag("h1", facts.name),
+        _headline(facts), tag("nav", links),
+    )
+
+
+def _headline(facts: Facts) -> Html:
+    row = next((row for row in reversed(facts.scores) if row.headline is not None), None)
+    if row is None:
+        text = "No result yet: this run has not come to its first round of fusion."
+        return tag("div", tag("strong", "–", id="headline", class_="none"), tag("span", text),
+                   class_="headline")
+    if row.test is None:
+        where, edges, also = "out of fold on the labelled clips", row.oof_interval, None
+    else:
+        where, edges = "on the unlabelled clips, against their truth", row.test_interval
+        also = f" Out of fold: {percent(row.oof)}." if row.oof is not None else None
+    bracket = f" (95 % interval {interval(edges)})" if edges else ""
+    return tag(
+        "div", tag("strong", percent(row.headline), id="headline"),
+        tag("span", tag("b", "WAF"), f" {where}{bracket}: ", tag("b", row.title), ".", also),
+        class_="headline",
+    )
+
+
+def _tiles(facts: Facts) -> Html:
+    def tile(value: str, text: str, class_: str = "tile") -> Html:
+        return tag("div", tag("b", value), tag("span", text), class_=class_)
+
+    tiles = []
+    if facts.corpus is not None:
+        tiles += [
+            tile(f"{facts.corpus.clips(LABELED):,}", "labelled clips"),
+            tile(f"{facts.corpus.clips(UNLABELED):,}", "unlabelled clips"),
+            tile(coarse(facts.corpus.seconds), "of material"),
+        ]
+    lost = len({problem.name for problem in facts.problems})
+    look = "tile warn" if lost else "tile"
+    tiles.append(tile(f"{lost:,}", "clips with a part in quarantine", look))
+    if facts.answers is not None:
+        tiles.append(tile(f"{facts.answers:,}", "answers in answer.csv"))
+    spent = [row.seconds for row in facts.timings if row.seconds is not None]
+    if spent:
+        tiles.append(tile(coarse(sum(spent)), "in finished stages"))
+    return tag("div", tiles, class_="tiles")
+
+
+def _notes(facts: Facts) -> Html:
+    if not facts.notes:
+        return join()
+    rows = tag("ul", [tag("li", note) for note in facts.notes])
+    return tag("div", "Not everything in this run folder could be used:", rows, class_="notes")

@@ -1,0 +1,338 @@
+"""The sections of the page; each says so where its part of the run is not there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import mer_dist
+from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.report import figures
+from mer_dist.report.facts import Confusion, Corpus, Facts, Score
+from mer_dist.report.markup import Html, join, tag
+from mer_dist.report.plot import COLOURS
+
+#: Rows of quarantine.parquet that the page lists; all of them are counted.
+LISTED_PROBLEMS = 200
+_SPLITS = {LABELED: "labelled", UNLABELED: "unlabelled"}
+PACKAGES = (
+    "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes", "webdataset",
+    "omegaconf", "av", "opencv-python-headless", "soundfile", "sentencepiece", "safetensors",
+    "pyarrow", "numpy", "scikit-learn",
+)
+
+
+def section(name: str, title: str, caption: str, *content: Any) -> Html:
+    lead = tag("p", caption, class_="caption") if caption else None
+    return tag("section", tag("h2", title), lead, *content, id=name)
+
+
+def absent(text: str) -> Html:
+    return tag("p", text, class_="absent")
+
+
+def cell(value: Any, class_: str | None = None) -> Html:
+    return tag("td", value, class_=class_)
+
+
+def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> Html:
+    """``numbers``: the columns that hold figures and are right-aligned."""
+    titles = [
+        tag("th", title, class_="n" if column in numbers else None)
+        for column, title in enumerate(head)
+    ]
+    whole = tag("table", tag("thead", tag("tr", titles)), tag("tbody", list(rows)))
+    return tag("div", whole, class_="table")
+
+
+def key(names: Iterable[tuple[str, str]]) -> Html:
+    """A legend of (style class, name)."""
+    items = [
+        tag("li", tag("i", class_=class_.partition(" ")[2] or None), name,
+            class_=class_.partition(" ")[0])
+        for class_, name in names
+    ]
+    return tag("ul", items, class_="key")
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def interval(value: tuple[float, float] | None) -> str:
+    return "–" if value is None else f"{percent(value[0], 1)}–{percent(value[1], 1)}"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def coarse(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def gains(rows: list[Score]) -> list[Html | None]:
+    """What each step of the recipe adds: fusion over the best single modality, then row by row."""
+    singles = [row.headline for row in rows if row.kind == "probe" and row.headline is not None]
+    before, over = max(singles, default=None), "best single"
+    found: list[Html | None] = []
+    for row in rows:
+        if row.kind not in ("round", "vote") or row.headline is None:
+            found.append(None)
+            continue
+        if before is None:
+            found.append(None)
+        else:
+            gain = 100 * (row.headline - before)
+            look = "up" if gain > 0 else "down"
+            comment = f" over {over}" if over else ""
+            if gain <= 0:
+                comment += " does not help"
+            shown = f"{gain:+.2f}".replace("-", "−")
+            found.append(join(tag("b", shown, class_=look), tag("span", comment, class_="quiet")))
+        before, over = row.headline, ""
+    return found
+
+
+def results(facts: Facts) -> Html:
+    caption = (
+        "WAF: F1 of each class weighted by its share of the truth, in percent. Bars and ranges are "
+        "95 % bootstrap intervals over clips. Out of fold: every labelled clip is judged by models "
+        "that never trained on it."
+    )
+    rows = facts.scores
+    if not rows:
+        reason = "There are no figures yet: no predictions with a known truth were found."
+        return section("results", "Results", "", absent(reason))
+    tested = any(row.test is not None for row in rows)
+    legend = key([("c0", "out of fold, labelled clips")]
+                 + ([("c1", "unlabelled clips, against their truth")] if tested else []))
+    head = ["WAF", "out of fold", "95 %"] + (["unlabelled", "95 %"] if tested else [])
+    body = []
+    for position, (row, gain) in enumerate(zip(rows, gains(rows), strict=True)):
+        cells = [cell(row.title, "name"), cell(percent(row.oof), "n"),
+                 cell(interval(row.oof_interval), "n quiet")]
+        if tested:
+            cells += [cell(percent(row.test), "n"), cell(interval(row.test_interval), "n quiet")]
+        look = "last" if position == len(rows) - 1 else None
+        body.append(tag("tr", cells, cell(gain or "", "step"), class_=look))
+    return section(
+        "results", "Results", caption, legend,
+        tag("div", figures.scores(rows), class_="figure"),
+        table([*head, "step adds"], body, numbers=range(1, len(head))),
+    )
+
+
+def confusions(facts: Facts) -> Html:
+    data = facts.confusion
+    if data is None:
+        text = "No out-of-fold predictions yet, or the truth of no labelled clip is known."
+        return section("confusion", "Confusion", "", absent(text))
+    total = sum(map(sum, data.counts))
+    caption = (
+        f"{data.title}, out of fold on {total:,} labelled clips. Each row is one true label: the "
+        "share of its clips that got each answer, and below it their number."
+    )
+    drawing = tag("div", figures.confusion(data), class_="figure")
+    both = tag("div", drawing, _class_table(data), class_="beside")
+    return section("confusion", "Confusion", caption, both)
+
+
+def _class_table(data: Confusion) -> Html:
+    rows = []
+    for row, label in enumerate(data.labels):
+        hits, support = data.counts[row][row], sum(data.counts[row])
+        answers = sum(counts[row] for counts in data.counts)
+        cells = [
+            cell(percent(hits * part / whole if whole else None, 1), "n")
+            for part, whole in ((1, answers), (1, support), (2, support + answers))
+        ]
+        rows.append(tag("tr", cell(label, "name"), cells))
+    return table(["label", "precision", "recall", "F1"], rows, numbers=range(1, 4))
+
+
+def corpus(facts: Facts) -> Html:
+    data = facts.corpus
+    if data is None:
+        text = "There is no shard manifest: nothing was ingested, or the features were imported."
+        return section("corpus", "Corpus", "", absent(text))
+    caption = (
+        f"{plural(sum(map(data.clips, data.counts)), 'clip')} in {plural(data.shards, 'shard')}, "
+        f"{duration(data.seconds)} of material."
+    )
+    return section("corpus", "Corpus", caption, _label_table(data), _missing_table(data))
+
+
+def _label_table(data: Corpus) -> Html:
+    splits = sorted(data.counts)
+    labels = data.labels + ([""] if any(data.counts[split][""] for split in splits) else [])
+    rows = []
+    for label in labels:
+        cells = [cell(label or tag("span", "no label", class_="quiet"), "name")]
+        for split in splits:
+            count, total = data.counts[split][label], data.clips(split)
+            share = f"{100 * count / total:.1f} %" if count else ""
+            cells += [cell(f"{count:,}" if count else "", "n"), cell(share, "n quiet")]
+        rows.append(tag("tr", cells))
+    totals = [join(cell(f"{data.clips(split):,}", "n"), cell("", "n")) for split in splits]
+    rows.append(tag("tr", cell("all"), totals, class_="total"))
+    head = ["label", *(text for split in splits for text in (_SPLITS.get(split, split), ""))]
+    return table(head, rows, numbers=range(1, len(head)))
+
+
+def _missing_table(data: Corpus) -> Html:
+    modalities = sorted({name for counts in data.missing.values() for name in counts})
+    title = tag("h3", "Missing modalities")
+    if not modalities:
+        return join(title, tag("p", "Every clip has all its modalities.", class_="caption"))
+    splits = sorted(data.counts)
+    rows = [
+        tag("tr", cell(name), [cell(f"{data.missing[split][name]:,}", "n") for split in splits])
+        for name in modalities
+    ]
+    note = "These clips are used; the part they lack is masked."
+    head = ["missing", *(_SPLITS.get(split, split) for split in splits)]
+    return join(title, tag("p", note, class_="caption"),
+                table(head, rows, numbers=range(1, len(head))))
+
+
+def quarantined(facts: Facts) -> Html:
+    problems = facts.problems
+    if not problems:
+        return section("quarantine", "Quarantine", "", absent("Nothing was quarantined."))
+    clips = sum(problem.lost == "clip" for problem in problems)
+    parts = len(problems) - clips
+    caption = (
+        f"{plural(clips, 'clip')} could not be used at all; in {plural(parts, 'case')} "
+        "one modality was lost and the rest of the clip is used."
+    )
+    rows = [
+        tag("tr", cell(problem.stage), cell(problem.name, "name"), cell(problem.lost),
+            cell(problem.reason, "wrap"))
+        for problem in problems[:LISTED_PROBLEMS]
+    ]
+    more = len(problems) - len(rows)
+    rest = tag("p", f"… and {more:,} more in quarantine.parquet.", class_="caption")
+    listed = tag("details", tag("summary", f"the {len(rows)} rows" if not more else
+                                f"the first {len(rows)} of {len(problems):,} rows"),
+                 table(["stage", "clip", "lost", "reason"], rows), rest if more else None,
+                 open="open" if len(rows) <= 20 else None)
+    return section("quarantine", "Quarantine", caption, _problem_counts(problems), listed)
+
+
+def _problem_counts(problems: list[Problem]) -> Html:
+    counts = Counter((problem.stage, problem.lost) for problem in problems)
+    kinds = sorted({lost for _, lost in counts}, key=lambda lost: (lost != "clip", lost))
+    rows = []
+    for stage in sorted({stage for stage, _ in counts}):
+        numbers = [counts[stage, lost] for lost in kinds]
+        cells = [cell(f"{number:,}" if number else "", "n") for number in numbers]
+        rows.append(tag("tr", cell(stage), cells, cell(f"{sum(numbers):,}", "n")))
+    titles = ["whole clip" if lost == "clip" else lost for lost in kinds]
+    head = ["lost in", *titles, "all"]
+    return table(head, rows, numbers=range(1, len(head)))
+
+
+def priors(facts: Facts) -> Html:
+    data = facts.prior
+    if data is None:
+        return section("prior", "Label prior", "", absent("There are no predictions yet."))
+    caption = (
+        "Share of each label, in percent: among the labelled clips, as estimated for the "
+        "unlabelled clips from the model's own probabilities, and among the answers."
+    )
+    remarks = tag("p", " · ".join(data.remarks), class_="caption") if data.remarks else None
+    legend = key((f"c{position}", name) for position, (name, _) in enumerate(data.series))
+    drawing = tag("div", figures.prior(data), class_="figure")
+    return section("prior", "Label prior", caption, remarks, legend, drawing)
+
+
+def learning(facts: Facts) -> Html:
+    extractors = sorted({part.extractor for part in facts.adapters})
+    content: list[Any] = [tag("h3", "Fine-tuning")]
+    if not extractors:
+        content.append(absent("No extractor was fine-tuned yet."))
+    else:
+        content.append(key([
+            ("c0", "copies that never saw one fold"), ("c1", "copy trained on all labelled clips"),
+            ("c5 dashed", "validation; the dot is the epoch that was kept"),
+        ]))
+    for extractor in extractors:
+        parts = [part for part in facts.adapters if part.extractor == extractor]
+        content += [tag("h4", extractor), figures.adapter_curves(parts)]
+    content.append(tag("h3", "Audio-Guided Transformer"))
+    rounds = [entry for entry in facts.rounds if entry.train_loss or entry.waf]
+    if not rounds:
+        content.append(absent("No round of fusion has been trained yet."))
+    else:
+        names = [(f"c{entry.number % COLOURS}", f"round {entry.number}") for entry in rounds]
+        content.append(key([*names, ("c5", "thin: single folds")]))
+        content.append(figures.round_curves(rounds))
+    lent = [entry for entry in facts.rounds if entry.pseudo_labeled is not None]
+    if lent:
+        rows = [tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n"))
+                for entry in lent]
+        content.append(table(["", "pseudo-labelled clips"], rows, numbers=range(1, 2)))
+    return section("learning", "Learning curves", "", *content)
+
+
+def times(facts: Facts) -> Html:
+    rows = facts.timings
+    if not rows:
+        return section("times", "Times", "", absent("No stage has finished yet."))
+    longest = max((row.seconds or 0.0 for row in rows), default=0.0) or 1.0
+    total = sum(row.seconds or 0.0 for row in rows)
+    body = [
+        tag("tr", cell(row.stage), cell(row.part, "name"), cell(duration(row.seconds), "n"),
+            cell("–" if row.clips is None else f"{row.clips:,}", "n"),
+            cell("–" if row.rate is None else f"{row.rate:,.1f}", "n"),
+            cell(tag("i", style=f"width:{100 * (row.seconds or 0) / longest:.1f}%"), "bar"))
+        for row in rows
+    ]
+    body.append(tag("tr", cell("sum"), cell(""), cell(duration(total), "n"), cell(""), cell(""),
+                    cell(""), class_="total"))
+    caption = "Each finished part of the run: how long it took, and clips per second."
+    head = ["stage", "part", "time", "clips", "clips/s", ""]
+    return section("times", "Times", caption, table(head, body, numbers=range(2, 5)))
+
+
+def provenance(facts: Facts) -> Html:
+    versions = [tag("tr", cell("mer_dist"), cell(mer_dist.__version__))]
+    for package in PACKAGES:
+        try:
+            versions.append(tag("tr", cell(package), cell(metadata.version(package))))
+        except metadata.PackageNotFoundError:
+            versions.append(tag("tr", cell(package), cell("not installed", "quiet")))
+    marks = [
+        tag("tr", cell(row.stage), cell(row.part, "name"), cell(row.made_at), cell(row.made_from))
+        for row in facts.timings
+    ]
+    text = facts.config_text
+    saved = tag("pre", text) if text else absent("There is no saved configuration.")
+    statistics = json.dumps(facts.stats, ensure_ascii=False, indent=1) if facts.stats else None
+    return section(
+        "provenance", "Configuration and versions", "",
+        tag("details", tag("summary", "resolved configuration"), saved),
+        tag("details", tag("summary", "what each part was made from"),
+            table(["stage", "part", "made at", "fingerprint"], marks)) if marks else None,
+        tag("details", tag("summary", "shard statistics"), tag("pre", statistics))
+        if statistics else None,
+        tag("details", tag("summary", "versions installed where this page was written"),
+            table(["package", "version"], versions)),
+    )

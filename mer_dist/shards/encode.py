@@ -1,0 +1,75 @@
+"""One clip as the members of a tar."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mer_dist.records import Clip, Problem
+
+JPEG_QUALITY = 95
+RATE = 16_000
+
+
+@dataclass(kw_only=True)
+class Encoded:
+    """What a worker hands to the writer; ``members`` is empty if nothing could be used."""
+
+    clip: Clip
+    duration: float = 0.0
+    missing: list[str] = field(default_factory=list)
+    frames: int = 0
+    samples: int = 0
+    #: False where the frames show the whole picture because no face was found.
+    face: bool = True
+    #: Member suffix -> content, in tar order.
+    members: dict[str, bytes] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def encode(
+    clip: Clip, *, frames: list[np.ndarray], samples: np.ndarray | None, seconds: float,
+    face: bool, missing: list[str], problems: list[Problem],
+) -> Encoded:
+    """JPEG, FLAC and JSON members of a clip.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB each, in time order.
+        samples: (S,) int16, 16 kHz mono; None if the audio is missing.
+    """
+    duration = round(seconds, 3)
+    count = 0 if samples is None else len(samples)
+    facts = {
+        "name": clip.name, "split": clip.split, "label": clip.label, "transcript": clip.transcript,
+        "duration": duration, "missing": missing, "frames": len(frames), "samples": count,
+        "face": face and bool(frames),
+    }
+    digits = max(2, len(str(len(frames) - 1)))
+    members = {f"{row:0{digits}d}.jpg": jpeg(frame) for row, frame in enumerate(frames)}
+    if samples is not None:
+        members["flac"] = flac(samples)
+    members["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+    return Encoded(clip=clip, duration=duration, missing=missing, frames=len(frames), samples=count,
+                   face=face, members=members, problems=problems)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as JPEG."""
+    import cv2
+
+    done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise ValueError(f"no JPEG can be made of an image of shape {image.shape}")
+    return content.tobytes()
+
+
+def flac(samples: np.ndarray) -> bytes:
+    """(S,) int16 as 16 kHz mono FLAC."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

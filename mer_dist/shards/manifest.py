@@ -1,0 +1,160 @@
+"""What is in the shards: one row a clip, and beside each tar what it was made from.
+
+``manifest.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
+of that shard and, as metadata, :class:`Facts`: it is written after the tar, so it is the proof
+that the tar is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mer_dist.errors import UserError
+from mer_dist.files import atomic
+from mer_dist.records import Problem
+
+MANIFEST = "manifest.parquet"
+_FACTS = b"mer_dist.shard"
+SCHEMA = pa.schema([
+    ("name", pa.string()), ("shard", pa.int32()), ("split", pa.string()), ("label", pa.string()),
+    ("transcript", pa.string()), ("duration", pa.float64()), ("missing", pa.list_(pa.string())),
+    ("frames", pa.int32()), ("samples", pa.int64()), ("checksum", pa.string()),
+    ("suffixes", pa.list_(pa.string())), ("offsets", pa.list_(pa.int64())),
+    ("sizes", pa.list_(pa.int64())),
+])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One clip of the shards."""
+
+    name: str
+    shard: int
+    split: str
+    #: None for an unlabelled clip.
+    label: str | None
+    #: None if the text is missing.
+    transcript: str | None
+    #: Seconds: the longer one of video and audio.
+    duration: float
+    #: Modalities (audio, video, text) that the clip lacks, sorted.
+    missing: list[str]
+    #: Stored frames.
+    frames: int
+    #: 16 kHz audio samples.
+    samples: int
+    #: Of the clip's members, see :func:`checksum`.
+    checksum: str
+    #: Member suffix ("00.jpg", "flac", "json") -> offset and size in the tar, in tar order.
+    members: dict[str, tuple[int, int]]
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """What a shard was made from."""
+
+    #: SHA-256 and size of the tar; both empty where no clip of the shard could be stored.
+    sha256: str
+    bytes: int
+    #: Fingerprint of the settings.
+    made_from: str
+    #: Every clip that was tried, stored or not -> fingerprint of its sources.
+    clips: dict[str, str]
+    problems: list[Problem]
+    #: Clips with video in which no face was found.
+    faceless: int
+    #: How long it took to make.
+    seconds: float
+
+
+def checksum(members: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over suffix, size and bytes of a clip's members, in tar order."""
+    digest = hashlib.sha256()
+    for suffix, content in members:
+        digest.update(f"{suffix}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def read(shards_folder: Path) -> list[Row]:
+    """All clips, by shard and position in it.
+
+    Raises:
+        UserError: there is no whole manifest.
+    """
+    path = Path(shards_folder) / MANIFEST
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run shard first")
+    return read_rows(path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not readable ({error}); delete it and run shard") from None
+    columns = {name: table[name].to_pylist() for name in SCHEMA.names}
+    places = zip(columns.pop("suffixes"), columns.pop("offsets"), columns.pop("sizes"), strict=True)
+    columns["members"] = [
+        dict(zip(suffixes, zip(offsets, sizes, strict=True), strict=True))
+        for suffixes, offsets, sizes in places
+    ]
+    names = list(columns)
+    return [Row(**dict(zip(names, values, strict=True)))
+            for values in zip(*columns.values(), strict=True)]
+
+
+def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names[:-3]}
+    columns["suffixes"] = [list(row.members) for row in rows]
+    columns["offsets"] = [[offset for offset, _ in row.members.values()] for row in rows]
+    columns["sizes"] = [[size for _, size in row.members.values()] for row in rows]
+    table = pa.Table.from_pydict(columns, SCHEMA)
+    if facts is not None:
+        text = json.dumps(asdict(facts), ensure_ascii=False, sort_keys=True)
+        table = table.replace_schema_metadata({_FACTS: text.encode()})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def tar_path(shards_folder: Path, number: int) -> Path:
+    return Path(shards_folder) / f"{number:05d}.tar"
+
+
+def facts_path(shards_folder: Path, number: int) -> Path:
+    return Path(shards_folder) / f"{number:05d}.parquet"
+
+
+def read_facts(path: Path) -> Facts | None:
+    """Only the metadata, so it costs no more than a small read; None if it is not whole."""
+    try:
+        facts = json.loads(pq.read_metadata(path).metadata[_FACTS])
+        facts["problems"] = [Problem(**problem) for problem in facts["problems"]]
+        return Facts(**facts)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return None
+
+
+def all_facts(shards_folder: Path) -> dict[int, Facts | None]:
+    """number -> facts, of every shard that has them; None where they are not readable."""
+    paths = sorted(Path(shards_folder).glob("[0-9]*.parquet"))
+    return {int(path.stem): read_facts(path) for path in paths if path.stem.isdigit()}
+
+
+def shard_fingerprint(shards_folder: Path, number: int) -> str:
+    """SHA-256 of the shard's tar: it changes exactly when the content does.
+
+    Raises:
+        UserError: the shard is not there.
+    """
+    facts = read_facts(facts_path(shards_folder, number))
+    if facts is None:
+        raise UserError(f"{facts_path(shards_folder, number)}: no such shard; run shard")
+    return facts.sha256

@@ -1,0 +1,118 @@
+"""Random access to clips through the manifest: any order, every clip exactly once.
+
+Plain webdataset streams whole tars, which over several ranks cannot give every clip exactly once;
+through the offsets of the manifest a seeded permutation of the rows can.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.errors import UserError
+from mer_dist.shards import manifest
+from mer_dist.shards.manifest import Row
+
+#: Tars that one reader keeps open; systems commonly allow 1024 files a process.
+OPEN_TARS = 128
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One clip as it is stored."""
+
+    name: str
+    label: str | None
+    split: str
+    transcript: str | None
+    #: Modalities that the clip lacks; their parts below are empty and no data.
+    missing: list[str]
+    duration: float
+    jpegs: list[bytes]
+    flac: bytes | None
+
+    def images(self, count: int = 0) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many of them, evenly."""
+        import cv2
+
+        chosen = self.jpegs
+        if 0 < count < len(chosen):
+            chosen = [chosen[int((row + 0.5) * len(chosen) / count)] for row in range(count)]
+        images = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+                  for content in chosen]
+        return np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)
+
+    def waveform(self) -> np.ndarray:
+        """(S,) float32 in [-1, 1], 16 kHz mono; empty if the audio is missing."""
+        import soundfile
+
+        if self.flac is None:
+            return np.zeros(0, np.float32)
+        return soundfile.read(io.BytesIO(self.flac), dtype="float32")[0]
+
+
+class Reader:
+    """Clips of a shards folder by manifest row.
+
+    Reads name their position, so a forked process may share the open files; a pickled reader opens
+    its own.
+    """
+
+    def __init__(self, shards_folder: Path):
+        self.folder = Path(shards_folder)
+        self.rows: list[Row] = manifest.read(self.folder)
+        self._tars: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, row: Row) -> Sample:
+        """The clip of one row; its checksum is not compared.
+
+        Raises:
+            UserError: the tar is missing or too short; names shard and clip.
+        """
+        members = self.members(row)
+        jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
+        return Sample(
+            name=row.name, label=row.label, split=row.split, transcript=row.transcript,
+            missing=row.missing, duration=row.duration, jpegs=jpegs, flac=members.get("flac"),
+        )
+
+    def members(self, row: Row) -> dict[str, bytes]:
+        """Suffix -> content of a clip, in tar order, by one read: its members lie together."""
+        start = min(offset for offset, _ in row.members.values())
+        end = max(offset + size for offset, size in row.members.values())
+        where = f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"
+        try:
+            content = os.pread(self._tar(row.shard), end - start, start)
+        except OSError as error:
+            raise UserError(f"{where}: cannot be read ({error.strerror}); run shard") from None
+        if len(content) < end - start:
+            raise UserError(f"{where}: the tar ends too early; delete it and run shard")
+        return {suffix: content[offset - start : offset - start + size]
+                for suffix, (offset, size) in row.members.items()}
+
+    def close(self) -> None:
+        while self._tars:
+            os.close(self._tars.popitem()[1])
+
+    def _tar(self, number: int) -> int:
+        if number not in self._tars:
+            if len(self._tars) >= OPEN_TARS:
+                os.close(self._tars.popitem(last=False)[1])
+            self._tars[number] = os.open(manifest.tar_path(self.folder, number), os.O_RDONLY)
+        self._tars.move_to_end(number)
+        return self._tars[number]
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "rows": self.rows}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _tars=OrderedDict())
+
+    def __del__(self):
+        if hasattr(self, "_tars"):
+            self.close()

@@ -1,0 +1,108 @@
+"""Worker processes whose results come in order; a clip that kills one costs only itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from mer_dist.log import logger
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+#: Items handed out per worker: enough that none waits, few enough that memory stays small.
+AHEAD = 4
+#: A decoder that takes longer over one clip hangs.
+SECONDS = 600
+
+
+def in_order(
+    task: Callable[[Item], Result], items: Iterable[Item], workers: int,
+    crashed: Callable[[Item], Result], seconds: int = SECONDS,
+) -> Iterator[Result]:
+    """``map(task, items)`` over processes; ``crashed(item)`` stands in where its process died.
+
+    A process that is killed takes the pool down, and which clip did it is not known. So those in
+    flight are each tried again alone, and only the one that kills its process once more is given
+    up. A task that takes longer than ``seconds`` is killed too.
+
+    Raises:
+        RuntimeError: worker processes cannot be started at all.
+    """
+    task = partial(_guarded, task, seconds)
+    queue, waiting = iter(items), deque()
+    pool = _start(workers)
+    try:
+        while True:
+            try:
+                for item in islice(queue, AHEAD * workers - len(waiting)):
+                    waiting.append((item, None))
+                    waiting[-1] = (item, pool.submit(task, item))
+                if not waiting:
+                    return
+                result = waiting[0][1].result()
+            except BrokenProcessPool:
+                logger.warning("a worker process died; %d clips are tried again", len(waiting))
+                pool.shutdown()
+                while waiting:
+                    yield _settle(task, *waiting.popleft(), crashed)
+                pool = _start(workers)
+                continue
+            waiting.popleft()
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle(task, item: Item, future: Future | None, crashed: Callable[[Item], Result]) -> Result:
+    """The result of a future of a broken pool: its own, or that of another try alone."""
+    if future is not None and future.done() and future.exception() is None:
+        return future.result()
+    with _start(1) as pool:
+        try:
+            return pool.submit(task, item).result()
+        except BrokenProcessPool:
+            return crashed(item)
+
+
+def _start(workers: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: OpenCV and PyAV hold threads and locks that a fork would copy midway.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_initialize)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        pool.shutdown()
+        raise RuntimeError("worker processes cannot be started; see their output above") from None
+    return pool
+
+
+def _initialize() -> None:
+    """Of a worker: one thread, no reaction to Ctrl-C, and an end when the parent ends."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _guarded(task: Callable[[Item], Result], seconds: int, item: Item) -> Result:
+    # The default action of the alarm kills the process, also inside a library that never returns.
+    signal.alarm(seconds)
+    try:
+        return task(item)
+    finally:
+        signal.alarm(0)

@@ -1,0 +1,83 @@
+"""Tars that plain webdataset reads, with the place of every member known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tarfile import BLOCKSIZE
+
+from webdataset import TarWriter
+
+from mer_dist.files import atomic, digest
+from mer_dist.shards import manifest
+from mer_dist.shards.encode import Encoded
+from mer_dist.shards.manifest import Row
+
+
+def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[list[Encoded]]:
+    """Cut a stream of clips into shards of at most ``clips`` clips or about ``mebibytes``.
+
+    A full shard is handed out when the next clip that can be stored arrives, so that clips of
+    which nothing could be used never make a shard of their own, unless there are no others.
+    """
+    batch: list[Encoded] = []
+    stored = size = 0
+    for clip in encoded:
+        if clip.members and (stored >= clips or size >= mebibytes << 20):
+            yield batch
+            batch, stored, size = [], 0, 0
+        batch.append(clip)
+        stored += bool(clip.members)
+        size += sum(BLOCKSIZE + _padded(len(content)) for content in clip.members.values())
+    if batch:
+        yield batch
+
+
+def write(
+    folder: Path, number: int, batch: list[Encoded], *, made_from: str, sources: dict[str, str],
+    seconds: float,
+) -> list[Row]:
+    """Write shard ``number``: the tar, then its rows and facts. Equal batches give equal bytes.
+
+    Args:
+        made_from: fingerprint of the settings.
+        sources: clip name -> fingerprint of its sources.
+    """
+    stored = [clip for clip in batch if clip.members]
+    path = manifest.tar_path(folder, number)
+    rows, sha256, size = [], "", 0
+    if stored:
+        with atomic(path) as temporary:
+            rows = _write_tar(temporary, number, stored)
+            sha256, size = digest(temporary), temporary.stat().st_size
+    facts = manifest.Facts(
+        sha256=sha256, bytes=size, made_from=made_from, seconds=round(seconds, 3),
+        clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
+        problems=[problem for clip in batch for problem in clip.problems],
+        faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
+    )
+    manifest.write_rows(manifest.facts_path(folder, number), rows, facts)
+    return rows
+
+
+def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
+    rows = []
+    # Without a fixed time the same clips would give other bytes every second.
+    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for clip in stored:
+            members = {}
+            for suffix, content in clip.members.items():
+                tar.write({"__key__": clip.clip.name, suffix: content})
+                # Counted from the end, because a long or non-ASCII name has a header of its own.
+                members[suffix] = (tar.tarstream.offset - _padded(len(content)), len(content))
+            rows.append(Row(
+                name=clip.clip.name, shard=number, split=clip.clip.split, label=clip.clip.label,
+                transcript=clip.clip.transcript, duration=clip.duration, missing=clip.missing,
+                frames=clip.frames, samples=clip.samples, members=members,
+                checksum=manifest.checksum(clip.members.items()),
+            ))
+    return rows
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCKSIZE) * BLOCKSIZE

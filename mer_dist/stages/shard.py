@@ -1,0 +1,194 @@
+"""Raw clips become shards: list, decode in worker processes, write tars one after the other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from mer_dist import corpus, files, quarantine
+from mer_dist.config import Config, ShardConfig
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger, progress
+from mer_dist.records import Clip, Problem
+from mer_dist.shards import manifest
+from mer_dist.shards.manifest import Facts, Row
+
+STATS = "stats.json"
+#: Raised when the same input and settings come to give other members.
+FORMAT = 1
+
+
+def shard(config: Config) -> None:
+    """Write the shards of a corpus; those whose clips are unchanged stay as they are.
+
+    Raises:
+        UserError: the corpus cannot be listed, or nothing of it can be used.
+    """
+    run = Run(config.run.folder)
+    clips, unlisted = corpus.clips(config.corpus)
+    if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
+        raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
+    made_from = _settings(config.shard)
+    sources = {clip.name: _source(clip, config) for clip in clips}
+    whole = files.fingerprint([made_from, sources, [asdict(problem) for problem in unlisted]])
+    kept = _kept(run, made_from, sources)
+    tried = {name for facts in kept.values() for name in facts.clips}
+    remaining = [clip for clip in clips if clip.name not in tried]
+    results = (run.shards / manifest.MANIFEST, run.shards / STATS, run.quarantine)
+    if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
+        logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
+        return
+    _clear(run, kept)
+    if kept:
+        logger.info("%d shards are kept; %d clips are to be done", len(kept), len(remaining))
+    _write(run, config.shard, remaining, kept, made_from, sources)
+    _finish(run, whole, unlisted)
+
+
+def _settings(config: ShardConfig) -> str:
+    """Fingerprint of what decides the bytes of a shard: not the number of workers."""
+    settings = {key: value for key, value in asdict(config).items() if key != "workers"}
+    return files.fingerprint([FORMAT, settings])
+
+
+def _source(clip: Clip, config: Config) -> str:
+    """Fingerprint of what a clip is made from; a corpus that moves as a whole stays the same."""
+    from mer_dist.corpus.faces import openface_folder
+
+    # A CSV lies beside its media; a MER2024 folder holds them.
+    root = Path(config.corpus.path)
+    root = root.parent if config.corpus.format == "manifest" else root
+    places = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
+    faces = None
+    if config.shard.faces == "openface":
+        faces = files.stamp(openface_folder(Path(config.shard.openface), clip.name))
+    return files.fingerprint([
+        places, files.stamp(clip.video), files.stamp(clip.audio), faces,
+        clip.transcript, clip.label, clip.split,
+    ])
+
+
+def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]:
+    """The shards that are whole and whose clips are all as they were."""
+    kept: dict[int, Facts] = {}
+    seen: set[str] = set()
+    for number, facts in manifest.all_facts(run.shards).items():
+        if facts is None or facts.made_from != made_from or seen & facts.clips.keys():
+            continue
+        if any(sources.get(name) != source for name, source in facts.clips.items()):
+            continue
+        tar = run.shard(number)
+        if facts.sha256 and (not tar.exists() or tar.stat().st_size != facts.bytes):
+            continue
+        kept[number] = facts
+        seen |= facts.clips.keys()
+    return kept
+
+
+def _clear(run: Run, kept: dict[int, Facts]) -> None:
+    """Remove what a stopped or outdated run left; first of all what claims to be complete."""
+    run.shards.mkdir(parents=True, exist_ok=True)
+    for name in (files.MARK, manifest.MANIFEST):
+        (run.shards / name).unlink(missing_ok=True)
+    stays = {manifest.facts_path(run.shards, number) for number in kept}
+    stays |= {run.shard(number) for number, facts in kept.items() if facts.sha256}
+    for pattern in ("[0-9]*.parquet", "[0-9]*.tar", ".*.tmp"):
+        for path in run.shards.glob(pattern):
+            if path not in stays:
+                path.unlink()
+
+
+def _write(
+    run: Run, config: ShardConfig, remaining: list[Clip], kept: dict[int, Facts], made_from: str,
+    sources: dict[str, str],
+) -> None:
+    """Decode ``remaining`` and write it into the free shard numbers, in ascending order."""
+    from mer_dist.shards import workers, writer
+
+    if not remaining:
+        return
+    remaining = sorted(remaining, key=lambda clip: (clip.split, clip.name))
+    numbers = (number for number in count() if number not in kept)
+    encoded = workers.in_order(
+        partial(_convert, config), remaining, config.workers, crashed=_give_up
+    )
+    encoded = progress(encoded, len(remaining), "shard")
+    started = time.monotonic()
+    for batch in writer.batches(encoded, config.clips, config.mebibytes):
+        writer.write(run.shards, next(numbers), batch, made_from=made_from, sources=sources,
+                     seconds=time.monotonic() - started)
+        started = time.monotonic()
+
+
+def _convert(config: ShardConfig, clip: Clip):
+    """In a worker: a clip as the members of a tar."""
+    from mer_dist.corpus.decode import decode
+
+    return _encode(decode(clip, config))
+
+
+def _give_up(clip: Clip):
+    """Stands in for a clip that killed its worker."""
+    from mer_dist.corpus.decode import text_only
+    from mer_dist.shards import workers
+
+    return _encode(text_only(clip, f"the decoder crashed on it or took over {workers.SECONDS} s"))
+
+
+def _encode(decoded):
+    from mer_dist.shards.encode import Encoded, encode
+
+    if not decoded.usable:
+        return Encoded(clip=decoded.clip, problems=decoded.problems)
+    return encode(
+        decoded.clip, frames=decoded.frames, samples=decoded.samples, seconds=decoded.seconds,
+        face=decoded.face, missing=decoded.missing, problems=decoded.problems,
+    )
+
+
+def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
+    """Everything that is known only at the end, from the files of the shards alone."""
+    shards = manifest.all_facts(run.shards)
+    rows = [row for number in shards for row in
+            manifest.read_rows(manifest.facts_path(run.shards, number))]
+    # The listing knows better why a transcript is absent than the decoder, which only sees that.
+    found = [problem for facts in shards.values() for problem in facts.problems]
+    problems = list({(row.name, row.lost): row for row in found + unlisted}.values())
+    stats = _stats(rows, list(shards.values()), problems)
+    quarantine.replace(run.quarantine, "shard", problems)
+    if not rows:
+        raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
+    manifest.write_rows(run.shards / manifest.MANIFEST, rows)
+    files.write_json(run.shards / STATS, stats)
+    files.mark(run.shards, whole, seconds=stats["seconds"], clips=stats["clips"])
+    logger.info("%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
+                stats["clips"], stats["shards"], stats["bytes"] / 2**20, _counts(stats["missing"]),
+                _counts(stats["quarantined"]), stats["faceless"])
+
+
+def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:
+    seconds = sum(facts.seconds for facts in shards)
+    tried = sum(len(facts.clips) for facts in shards)
+    return {
+        "clips": len(rows),
+        "splits": Counter(row.split for row in rows),
+        "labels": Counter(row.label for row in rows if row.label is not None),
+        "missing": Counter(modality for row in rows for modality in row.missing),
+        "quarantined": Counter(str(problem.lost) for problem in problems),
+        "faceless": sum(facts.faceless for facts in shards),
+        "shards": sum(bool(facts.sha256) for facts in shards),
+        "bytes": sum(facts.bytes for facts in shards),
+        "duration": round(sum(row.duration for row in rows), 3),
+        "seconds": round(seconds, 3),
+        "clips_per_second": round(tried / seconds, 2) if seconds else 0.0,
+    }
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"

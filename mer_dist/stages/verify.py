@@ -1,0 +1,292 @@
+"""Does a run add up: every input clip in every stage there is, or in quarantine with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist import config as configuration
+from mer_dist import corpus, features, files, predictions, quarantine
+from mer_dist.config import Config
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger
+from mer_dist.records import LABELED, Modality, Problem
+from mer_dist.shards import manifest
+from mer_dist.shards.manifest import Row
+from mer_dist.shards.reader import Reader
+
+SHOWN = 5
+
+
+def verify(run_folder: Path) -> list[str]:
+    """One line per finding; empty if everything adds up. Counts of each stage are logged.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    run = Run(run_folder)
+    if not run.config.exists():
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
+    state = _State(run=run, config=configuration.load(run.config))
+    checks = [_predictions, _answer]
+    if state.config.fuse.labels and not run.shards.exists():
+        logger.info("shards: none; the clips are those of %s", state.config.fuse.labels)
+    else:
+        checks = [_corpus, _shards, _features, *checks]
+    for check in checks:
+        try:
+            check(state)
+        except UserError as error:
+            state.findings.append(str(error))
+    return list(dict.fromkeys(state.findings))
+
+
+@dataclass(kw_only=True)
+class _State:
+    run: Run
+    config: Config
+    findings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        rows = manifest.read(self.run.shards)
+        self.find([name for name, times in Counter(row.name for row in rows).items() if times > 1],
+                  "stand twice in the manifest")
+        return {row.name: row for row in rows}
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return quarantine.read(self.run.quarantine)
+
+    @cached_property
+    def gone(self) -> set[str]:
+        """Clips of which nothing is used, with a reason."""
+        return {row.name for row in self.problems if row.lost == "clip" and row.reason}
+
+    @cached_property
+    def folds(self) -> dict[str, int]:
+        if not self.run.folds.exists():
+            return {}
+        try:
+            return files.read_json(self.run.folds)["folds"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.run.folds}: not a fold file; delete it and run again") from None
+
+    @cached_property
+    def labels(self) -> dict[str, str | None]:
+        """name -> label, or None, of the clips that are fused."""
+        path = self.config.fuse.labels
+        if not path:
+            return {name: row.label for name, row in self.rows.items()}
+        from mer_dist.corpus import table
+
+        rows = table.read(Path(path), ("name", "label")).rows
+        return {name: row["label"].strip() if row.get("split", LABELED) in ("", LABELED) else None
+                for name, row in rows.items()}
+
+    def find(self, names: Iterable[str], what: str) -> None:
+        """Note one finding about all ``names``, if there are any."""
+        names = sorted(names)
+        if names:
+            more = ", …" if len(names) > SHOWN else ""
+            self.findings.append(f"{len(names)} clips {what}: {', '.join(names[:SHOWN])}{more}")
+
+
+def _corpus(state: _State) -> None:
+    """Every clip that the corpus offers is in the shards as the corpus has it, or in quarantine."""
+    clips, unlisted = corpus.clips(state.config.corpus)
+    rows, offered = state.rows, {clip.name: clip for clip in clips}
+    noted = {(problem.name, problem.lost) for problem in state.problems}
+    state.find(offered.keys() - rows.keys() - state.gone,
+               "of the corpus are neither in the shards nor in quarantine")
+    state.find(rows.keys() - offered.keys(), "of the shards are no longer in the corpus; run shard")
+    both = rows.keys() & offered.keys()
+    for part in ("label", "transcript", "split"):
+        changed = [name for name in both
+                   if getattr(rows[name], part) != getattr(offered[name], part)]
+        state.find(changed, f"have another {part} in the corpus than in the shards; run shard")
+    state.find({problem.name for problem in unlisted if (problem.name, problem.lost) not in noted},
+               "could not be listed and are not in quarantine; run shard")
+    for modality in Modality:
+        state.find([row.name for row in rows.values()
+                    if modality in row.missing and (row.name, modality) not in noted],
+                   f"lack their {modality} without a reason in quarantine")
+    state.find({problem.name for problem in state.problems if not problem.reason.strip()},
+               "are in quarantine without a reason")
+    logger.info("corpus: %d clips offered, %d rows in quarantine, %d clips lost", len(clips),
+                len(state.problems), len(state.gone))
+
+
+def _shards(state: _State) -> None:
+    """Every row of the manifest is in its tar, byte for byte, and says what the tar says."""
+    folder = state.run.shards
+    if files.marked(folder) is None:
+        state.findings.append(f"{folder}: the shards are not complete; run shard")
+    facts = manifest.all_facts(folder)
+    for number in sorted({row.shard for row in state.rows.values()}):
+        tar, beside = state.run.shard(number), manifest.facts_path(folder, number)
+        size = tar.stat().st_size if tar.exists() else 0
+        if facts.get(number) is None:
+            state.findings.append(f"{beside}: missing or not readable; run shard")
+        elif size != facts[number].bytes:
+            state.findings.append(f"{tar}: {size} bytes, not {facts[number].bytes}; run shard")
+    reader = Reader(folder)
+    damaged, different = [], []
+    for row in reader.rows:
+        try:
+            members = reader.members(row)
+        except UserError as error:
+            state.findings.append(str(error))
+            continue
+        if manifest.checksum(members.items()) != row.checksum:
+            damaged.append(row.name)
+        elif not _agrees(row, members):
+            different.append(row.name)
+    reader.close()
+    state.find(damaged, "differ from their checksum; delete their shards and run shard")
+    state.find(different, "are described otherwise in the manifest than in the tar")
+    splits = Counter(row.split for row in reader.rows)
+    counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
+    logger.info("shards: %d clips (%s) in %d shards", len(reader.rows), counts, len(facts))
+
+
+def _agrees(row: Row, members: dict[str, bytes]) -> bool:
+    told = json.loads(members["json"])
+    same = all(told[part] == getattr(row, part)
+               for part in ("name", "split", "label", "transcript", "missing", "frames", "samples"))
+    frames = sum(suffix.endswith(".jpg") for suffix in members)
+    return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
+
+
+def _features(state: _State) -> None:
+    """Every clip that a feature set is to serve has a row in it, or a reason why not."""
+    for folder in sorted((state.run.folder / "features").glob("[!.]*")):
+        try:
+            if features.description(folder).get("imported"):
+                features.load(folder)
+                logger.info("features %s: imported, readable", folder.name)
+                continue
+            _feature_set(state, folder)
+        except UserError as error:
+            state.findings.append(str(error))
+
+
+def _feature_set(state: _State, folder: Path) -> None:
+    names: Counter[str] = Counter()
+    missing: dict[str, str] = {}
+    modality = ""
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        part, why, modality, fault = _feature_file(path)
+        if fault:
+            state.findings.append(f"{path}: {fault}; delete it and run extract")
+        names.update(part)
+        missing.update(why)
+    what = f"features {folder.name}:"
+    served = _served(state, folder.name)
+    state.find(served - names.keys() - missing.keys() - state.gone,
+               f"{what} have neither a row nor a reason; run extract")
+    state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
+    state.find(names.keys() & missing.keys(), f"{what} have a row although they are called missing")
+    state.find([name for name, why in missing.items() if not why], f"{what} miss without a reason")
+    state.find((names.keys() | missing.keys()) - state.rows.keys(), f"{what} are not in the shards")
+    lacking = {name for name, row in state.rows.items() if modality in row.missing}
+    state.find(names.keys() & lacking, f"{what} have a row although they lack the {modality}")
+    logger.info("features %s: %d of %d clips have a row, %d are missing with a reason", folder.name,
+                len(served & names.keys()), len(served), len(served & missing.keys()))
+
+
+def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
+    """Names, reasons of the missing, modality, and a fault; frame vectors are not loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            told = file.metadata()
+            names, missing = json.loads(told["names"]), json.loads(told["missing"])
+            vectors = file.get_tensor("utterance")
+            fault = ""
+            if len(vectors) != len(names):
+                fault = f"{len(vectors)} vectors for {len(names)} clips"
+            elif not np.isfinite(vectors.astype(np.float32)).all():
+                fault = "it holds values that are no numbers"
+            elif "frame" in file.keys():
+                offsets, frames = file.get_tensor("offsets"), file.get_slice("frame").get_shape()[0]
+                if [len(offsets), offsets[0], offsets[-1]] != [len(names) + 1, 0, frames]:
+                    fault = "its offsets do not fit its frames"
+                elif (np.diff(offsets) < 1).any():
+                    fault = "it has clips without frames"
+            return names, missing, told["modality"], fault
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        return [], {}, "", f"not a whole feature file ({error})"
+
+
+def _served(state: _State, set_name: str) -> set[str]:
+    """The clips that a set must serve: all, those of one fold, or the unlabelled ones."""
+    _, _, part = set_name.partition("@")
+    if part.startswith("fold-"):
+        if not state.folds:
+            raise UserError(f"{state.run.folds}: no such file, but features {set_name} need it")
+        return {name for name, fold in state.folds.items() if f"fold-{fold}" == part}
+    rows = state.rows.values()
+    return {row.name for row in rows if part != "all" or row.label is None}
+
+
+def _predictions(state: _State) -> None:
+    """Every clip that is fused has exactly one row in every file of predictions."""
+    paths = predictions.all_of(state.run)
+    if not paths:
+        return
+    labelled = {name for name, label in state.labels.items() if label is not None}
+    if not state.folds:
+        state.findings.append(f"{state.run.folds}: no such file, but there are predictions")
+    else:
+        state.find(state.folds.keys() ^ labelled, "are labelled without a fold, or the reverse")
+    for path in paths:
+        what = f"predictions {path.relative_to(state.run.folder)}:"
+        try:
+            told = predictions.read(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            state.findings.append(f"{what} not readable ({error}); delete it and run fuse")
+            continue
+        _prediction_file(state, what, told)
+
+
+def _prediction_file(state: _State, what: str, told: predictions.Predictions) -> None:
+    labels, names = state.labels, Counter(told.names)
+    state.find(labels.keys() - names.keys() - state.gone, f"{what} have no row")
+    state.find(names.keys() - labels.keys(), f"{what} are not among the fused clips")
+    state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
+    rows = list(zip(told.names, told.labeled.tolist(), told.fold.tolist(), strict=True))
+    state.find({name for name, labeled, _ in rows if labeled != (labels.get(name) is not None)},
+               f"{what} are in the wrong split")
+    state.find({name for name, labeled, fold in rows if labeled and state.folds.get(name) != fold},
+               f"{what} were predicted for another fold than their own")
+    if not np.allclose(told.probability.sum(1), 1, atol=1e-3):
+        state.findings.append(f"{what} probabilities do not sum to 1")
+    logger.info("%s %d labelled, %d unlabelled", what, told.labeled.sum(), (~told.labeled).sum())
+
+
+def _answer(state: _State) -> None:
+    """The answer names every unlabelled clip once, with a label of the set."""
+    from mer_dist.corpus import table
+
+    if not state.run.answer.exists():
+        if list(state.run.vote.glob("predictions.parquet")):
+            state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
+        return
+    answers = table.read(state.run.answer, ("name", "discrete"))
+    unlabelled = {name for name, label in state.labels.items() if label is None}
+    state.find(unlabelled - answers.rows.keys() - state.gone, "of the unlabelled have no answer")
+    state.find(answers.rows.keys() - unlabelled, "of the answer are not among the unlabelled")
+    state.find([name for name, row in answers.rows.items()
+                if row["discrete"] not in state.config.corpus.labels],
+               "of the answer have a label outside corpus.labels")
+    state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
+    logger.info("answer: %d of %d unlabelled clips", len(answers.rows), len(unlabelled))

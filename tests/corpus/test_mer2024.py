@@ -1,0 +1,91 @@
+"""The MER2024 folder: what is listed, what is put aside, what is refused."""
+
+import pytest
+from media_files import write_csv
+
+from mer_dist.corpus import mer2024
+from mer_dist.errors import UserError
+from mer_dist.records import EMOTIONS
+
+LABELS = list(EMOTIONS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four labelled files, two unlabelled ones; listing looks at no byte of them."""
+    for name in ("l1", "l2", "l3", "l4"):
+        (tmp_path / "video-labeled").mkdir(exist_ok=True)
+        (tmp_path / "video-labeled" / f"{name}.mp4").touch()
+    for part, name in (("video-unlabeled", "u1"), ("video-unlabeled-with-test2noise", "u2")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"{name}.mp4").touch()
+    write_csv(tmp_path / "label-disdim.csv", [
+        ["name", "discrete", "valence"], ["l1", "happy", "1"], ["l2.mp4", "sad", "-1"],
+        ["l3", "neutral", "0"], ["l4", "worried", ""]])
+    write_csv(tmp_path / "label-transcription.csv", [
+        ["name", "chinese", "english"], ["l1", "你好", "hello"], ["l2", "null", ""], ["l3", " ", "x"],
+        ["u1", "再见", "bye"]])
+    return tmp_path
+
+
+def test_clips_are_listed_by_split_and_name_with_label_and_literal_transcript(folder):
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == []
+    assert [(clip.name, clip.split, clip.label, clip.transcript) for clip in clips] == [
+        ("l1", "labeled", "happy", "你好"), ("l2", "labeled", "sad", "null"),
+        ("l3", "labeled", "neutral", None), ("l4", "labeled", "worried", None),
+        ("u1", "unlabeled", None, "再见"), ("u2", "unlabeled", None, None)]
+    assert clips[0].video == folder / "video-labeled" / "l1.mp4" and clips[0].audio is None
+
+
+def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder):
+    (folder / "label-disdim.csv").write_text(
+        "name,discrete,valence\nl1,happy,1\nl2,bored,0\nl3,sad\nghost,sad,0\nu1,angry,0\n")
+    (folder / "label-transcription.csv").write_text(
+        "name,chinese\nl1,你好\nu1,one,too many\nnobody,x\n", encoding="utf-8")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert [clip.name for clip in clips] == ["l1", "u1", "u2"]
+    assert clips[1].label is None
+    assert {(row.name, row.lost): row.reason for row in problems} == {
+        ("l2", "clip"): "label-disdim.csv line 3: label 'bored' is not in corpus.labels: "
+                        "neutral, angry, happy, sad, worried, surprise",
+        ("l3", "clip"): "label-disdim.csv line 4: 2 fields instead of 3",
+        ("l4", "clip"): "it is in video-labeled, but label-disdim.csv has no row for it",
+        ("ghost", "clip"): "label-disdim.csv line 5: video-labeled has no file ghost.mp4",
+        ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
+        ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2",
+    }
+
+
+def test_a_clip_in_two_folders_is_refused_with_both_places(folder):
+    (folder / "video-unlabeled" / "l1.mp4").touch()
+    with pytest.raises(UserError, match="'l1' occurs twice: video-labeled/l1.mp4 and "
+                                        "video-unlabeled/l1.mp4"):
+        mer2024.clips(folder, LABELS)
+
+
+@pytest.mark.parametrize("name", ["a.b", "-a", ".a", "a\nb"])
+def test_a_file_name_that_is_unsafe_in_a_tar_is_refused_with_its_place(folder, name):
+    (folder / "video-labeled" / f"{name}.mp4").touch()
+    with pytest.raises(UserError, match=r"clip names to be changed: .*video-labeled/"):
+        mer2024.clips(folder, LABELS)
+
+
+def test_two_labels_for_one_clip_are_refused_with_both_lines(folder):
+    with open(folder / "label-disdim.csv", "a") as file:
+        file.write("l1,sad,0\n")
+    with pytest.raises(UserError, match="label-disdim.csv line 2 and label-disdim.csv line 6"):
+        mer2024.clips(folder, LABELS)
+
+
+def test_a_folder_that_is_no_mer2024_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no folder video-labeled"):
+        mer2024.clips(tmp_path, LABELS)
+    (tmp_path / "video-labeled").mkdir()
+    with pytest.raises(UserError, match="no mp4 files"):
+        mer2024.clips(tmp_path, LABELS)
+
+
+def test_a_link_that_leads_nowhere_is_still_a_clip(folder):
+    (folder / "video-unlabeled" / "u3.mp4").symlink_to(folder / "gone.mp4")
+    assert [clip.name for clip in mer2024.clips(folder, LABELS)[0]][-1] == "u3"

@@ -1,0 +1,241 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import fake_run
+import numpy as np
+import pytest
+from conftest import skip
+from sklearn.metrics import f1_score
+
+from mer_dist import files, predictions
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.report.collect import collect
+from mer_dist.report.page import report
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    return fake_run.build(tmp_path_factory.mktemp("report") / "demo-run")
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Run:
+    """A copy of the finished run that a test may damage."""
+    shutil.copytree(finished.folder, tmp_path / "demo-run")
+    return Run(tmp_path / "demo-run")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, roughly: no style, no tags."""
+    without = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without)))
+
+
+def written(run: Run) -> str:
+    return report(run.folder).read_text(encoding="utf-8")
+
+
+def opened(path, tmp_path) -> str:
+    """The document of a real headless browser after it has rendered the page."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+        "google-chrome")
+    if browser is None:
+        skip("no chromium to open the report in")
+    done = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         f"--user-data-dir={tmp_path / 'profile'}", "--timeout=20000", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )
+    return done.stdout
+
+
+def test_a_real_browser_shows_the_headline_and_runs_nothing_from_a_clip_name(run, tmp_path):
+    document = opened(report(run.folder), tmp_path)
+    wanted = f"{100 * files.read_json(run.scores)[-1]['waf']:.2f}"
+    assert re.search(r'<strong id="headline">([^<]*)</strong>', document)[1] == wanted
+    assert "<title>demo-run – mer_dist report</title>" in document
+    assert "<script" not in document
+    assert document.count("<svg") >= 2 * (3 + 2 * 2 + 2)
+
+
+def test_the_page_asks_for_nothing_from_outside(run):
+    page = written(run)
+    assert "default-src 'none'" in html.unescape(page)
+    urls = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<]*", page))
+    assert urls <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(src|srcset|onload|onclick)=|@import|url\(|<link|<iframe", page)
+
+
+def test_names_labels_reasons_and_settings_from_outside_are_escaped(run):
+    config = run.config.read_text("utf-8").replace("demo-data", "'</pre><script>x</script>'")
+    run.config.write_text(config, encoding="utf-8")
+    scores = files.read_json(run.scores)
+    for row in scores:
+        row["title"] += ' "><script>y</script>'
+    files.write_json(run.scores, scores)
+    page = written(run)
+    assert "<script" not in page and "</pre><" in page
+    assert html.escape(fake_run.HOSTILE) in page
+    assert "&quot;&gt;&lt;script&gt;y" in page
+
+
+def test_corpus_missing_parts_and_quarantine_are_counted(run):
+    text = text_of(written(run))
+    assert "240 labelled clips" in text and "400 unlabelled clips" in text
+    assert "640 clips in 7 shards" in text
+    assert "1 clip could not be used at all; in 4 cases one modality was lost" in text
+    assert "5 clips with a part in quarantine" in text
+    assert "无视频 (no video stream)" in text and "惊讶 surprise" in text
+    facts = collect(run.folder)
+    assert facts.corpus.missing["labeled"] == {"video": 4, "text": 2}
+    assert facts.corpus.labels == fake_run.LABELS
+
+
+def test_without_saved_scores_the_figures_are_computed_out_of_fold(run):
+    files.write_json(run.scores, [])
+    table = predictions.read(run.vote / "predictions.parquet")
+    truth = collect(run.folder).corpus.truth
+    rows = np.flatnonzero(table.labeled)
+    wanted = f1_score(
+        [truth[table.names[row]] for row in rows],
+        [table.labels[table.answer[row]] for row in rows],
+        average="weighted",
+    )
+    page = written(run)
+    assert f'<strong id="headline">{100 * wanted:.2f}</strong>' in page
+    assert "out of fold on the labelled clips" in text_of(page)
+    scores = collect(run.folder).scores
+    assert [row.title for row in scores] == [title for _, title, _ in fake_run.ROWS]
+    assert all(row.oof_interval[0] < row.oof < row.oof_interval[1] for row in scores)
+
+
+def test_the_confusion_matrix_belongs_to_the_last_predictions(run):
+    data = collect(run.folder).confusion
+    counts = np.array(data.counts)
+    assert data.title == fake_run.ROWS[-1][1] and counts.sum() == 240
+    precision = np.diag(counts) / counts.sum(0)
+    recall = np.diag(counts) / counts.sum(1)
+    waf = (2 * precision * recall / (precision + recall) * counts.sum(1)).sum() / 240
+    assert waf == pytest.approx(files.read_json(run.scores)[-1]["oof_waf"])
+    shutil.rmtree(run.vote)
+    assert collect(run.folder).confusion.title == fake_run.ROWS[-2][1]
+
+
+def test_scores_of_other_predictions_are_left_out_and_named(run):
+    scores = files.read_json(run.scores)
+    scores[-1]["oof_waf"] = scores[-1]["waf"] = 0.999
+    files.write_json(run.scores, scores)
+    page = written(run)
+    assert "scores.json is of other predictions" in text_of(page)
+    assert '<strong id="headline">99.90' not in page
+
+
+def test_a_step_that_does_not_help_is_called_so(run):
+    scores = files.read_json(run.scores)
+    by_title = {row["title"]: row for row in scores}
+    steps = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "probes" not in path]
+    singles = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "probes" in path]
+    gains = np.diff([max(singles), *steps])
+    text = text_of(written(run))
+    for gain in gains:
+        shown = f"{100 * gain:+.2f}".replace("-", "−")
+        assert (f"{shown} does not help" in text) if gain <= 0 else (shown in text)
+    assert (gains <= 0).any() and f"{100 * gains[0]:+.2f} over best single" in text
+
+
+def test_times_rates_curves_and_the_prior_arrive(run):
+    facts = collect(run.folder)
+    rates = {(row.stage, row.part): row.rate for row in facts.timings}
+    assert rates["shard", ""] == pytest.approx(640 / 41.3)
+    assert rates["finetune", "face / fold-0"] == pytest.approx(160 / 27.5)
+    by_history = next(row for row in facts.timings if row.part == "face / all")
+    assert by_history.seconds == pytest.approx(6 * 4.2)
+    assert [row.pseudo_labeled for row in facts.rounds] == [None, 100, 200]
+    assert len(facts.rounds[2].train_loss) == 3 and len(facts.adapters) == 8
+    assert [name for name, _ in facts.prior.series] == [
+        "labelled clips", "estimate, EM", "estimate, BBSE", "answers, unlabelled clips (vote)"]
+    assert all(sum(shares) == pytest.approx(1) for _, shares in facts.prior.series)
+    text = text_of(written(run))
+    assert "used: em · applied: yes · reason: EM and BBSE agree within 0.02" in text
+    assert "41.3 s" in text and "15.5" in text
+
+
+STOPPED = {
+    "before anything": lambda run: shutil.rmtree(run.folder) or run.folder.mkdir(),
+    "after the shards": lambda run: [shutil.rmtree(run.folder / name) for name in
+                                     ("adapters", "features", "probes", "rounds", "vote")]
+    + [run.scores.unlink(), run.answer.unlink()],
+    "within fine-tuning": lambda run: [shutil.rmtree(run.folder / name) for name in
+                                       ("features", "probes", "rounds", "vote", "adapters/line")]
+    + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()],
+    "before the vote": lambda run: [shutil.rmtree(run.vote), run.scores.unlink()],
+    "with imported features": lambda run: [shutil.rmtree(run.shards), run.config.unlink(),
+                                           run.quarantine.unlink(), run.scores.unlink()],
+}
+
+
+@pytest.mark.parametrize("when", STOPPED)
+def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
+    STOPPED[when](run)
+    page = written(run)
+    text = text_of(page)
+    assert "Not everything in this run folder" not in text
+    if when in ("before anything", "after the shards", "within fine-tuning"):
+        assert re.search('<strong id="headline"[^>]*>–</strong>', page)
+        assert "No result yet" in text and "There are no figures yet" in text
+        assert "No round of fusion has been trained yet" in text
+    if when == "before anything":
+        assert "No stage has finished yet" in text and "There is no shard manifest" in text
+    if when == "before the vote":
+        assert "AGT after self-training, round 2" in text
+    if when == "with imported features":
+        assert "the truth of no labelled clip is known" in text
+
+
+def test_every_single_file_may_be_torn_and_the_page_names_it(run):
+    torn = ["config.yaml", "quarantine.parquet", "shards/manifest.parquet", "shards/stats.json",
+            "adapters/face/fold-1/history.json", "rounds/01/curves.json", "vote/prior.json",
+            "rounds/02/selection.parquet", "vote/predictions.parquet", "scores.json"]
+    for name in torn:
+        path = run.folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    run.answer.write_bytes(b"name,discrete\n\xff\xfe")
+    text = text_of(written(run))
+    for name in torn:
+        # The curves and the selection are two files of one round.
+        shown = name if not name.startswith("rounds/") else name.rpartition("/")[0]
+        assert f"{shown} cannot be read" in text, name
+    assert "answer.csv cannot be read" in text
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"epochs": [3]}', '{"epochs": null}',
+                                     '{"folds": 1, "labels": 2}', '[{"title": null}]'])
+def test_a_file_of_another_shape_never_stops_the_page(run, content):
+    for path in (run.adapter("face", "all") / "history.json", run.round(1) / "curves.json",
+                 run.vote / "prior.json", run.scores, run.shards / "stats.json",
+                 run.shards / files.MARK):
+        path.write_text(content)
+    assert "</html>" in written(run)
+
+
+def test_a_diverged_training_is_drawn_with_gaps(run):
+    path = run.adapter("face", "fold-0") / "history.json"
+    history = files.read_json(path)
+    history["epochs"][2]["train_loss"] = float("nan")
+    history["epochs"][3].update(train_loss=None, validation_loss=float("inf"), validation_waf="?")
+    path.write_text(json.dumps(history))
+    page = written(run)
+    drawn = " ".join(re.findall(r' (?:d|[xy][12]?|c[xy]|width|height)="([^"]*)"', page))
+    assert "nan" not in drawn.lower() and "inf" not in drawn.lower()
+    assert [value is None for value in next(
+        part for part in collect(run.folder).adapters if part.part == "fold-0").train_loss
+    ] == [False, False, True, True, False, False]
+
+
+def test_no_such_folder_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="no such run folder"):
+        report(tmp_path / "nowhere")

@@ -1,0 +1,114 @@
+"""Random access: the same clips as the tar holds, from any process, in any order."""
+
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+from test_writer import encoded, write
+
+from mer_dist.errors import UserError
+from mer_dist.shards import manifest
+from mer_dist.shards.reader import OPEN_TARS, Reader
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three shards of four clips."""
+    rows = []
+    for number in range(3):
+        rows += write(tmp_path, [encoded(f"c{number}{row}", frames=8) for row in range(4)], number)
+    manifest.write_rows(tmp_path / manifest.MANIFEST, rows)
+    return tmp_path
+
+
+def test_every_clip_is_read_as_its_row_says_in_any_order(folder):
+    reader = Reader(folder)
+    order = np.random.default_rng(0).permutation(len(reader.rows))
+    read = [reader.read(reader.rows[row]) for row in order]
+    assert sorted(sample.name for sample in read) == sorted(row.name for row in reader.rows)
+    for row, sample in zip(order, read, strict=True):
+        assert sample.name == reader.rows[row].name
+        assert manifest.checksum(reader.members(reader.rows[row]).items()) == reader.rows[row].checksum
+
+
+def test_images_come_in_time_order_and_a_count_takes_them_evenly(folder):
+    reader = Reader(folder)
+    sample = reader.read(reader.rows[5])
+    images = sample.images()
+    assert images.shape == (8, 16, 16, 3) and images.dtype == np.uint8
+    assert np.allclose(images.mean((1, 2, 3)), 20 * np.arange(8), atol=2)
+    assert np.allclose(sample.images(4).mean((1, 2, 3)), [20, 60, 100, 140], atol=2)
+    assert len(sample.images(20)) == 8
+
+
+def test_the_waveform_is_float32_between_minus_one_and_one(folder):
+    reader = Reader(folder)
+    waveform = reader.read(reader.rows[0]).waveform()
+    assert waveform.dtype == np.float32
+    assert np.allclose(waveform, np.arange(800) / 32768)
+
+
+def test_a_missing_modality_is_empty_and_never_zeros(tmp_path):
+    clip = encoded("a", frames=0)
+    clip.missing = ["audio", "video"]
+    del clip.members["flac"]
+    manifest.write_rows(tmp_path / manifest.MANIFEST, write(tmp_path, [clip]))
+    reader = Reader(tmp_path)
+    sample = reader.read(reader.rows[0])
+    assert sample.missing == ["audio", "video"] and sample.flac is None
+    assert sample.images().size == 0 and sample.waveform().size == 0
+
+
+def _read_all(reader, results):
+    results.put([len(reader.read(row).jpegs) for row in reversed(reader.rows)])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_reader_with_open_tars_works_in_another_process(folder, method):
+    reader = Reader(folder)
+    reader.read(reader.rows[0])
+    context = multiprocessing.get_context(method)
+    results = context.Queue()
+    process = context.Process(target=_read_all, args=(reader, results))
+    process.start()
+    assert results.get(timeout=30) == [8] * 12
+    process.join()
+    assert len(reader.read(reader.rows[0]).jpegs) == 8
+
+
+def test_a_pickled_reader_opens_its_own_tars(folder):
+    reader = Reader(folder)
+    reader.read(reader.rows[0])
+    other = pickle.loads(pickle.dumps(reader))
+    assert not other._tars and other.read(other.rows[3]).name == "c03"
+
+
+def test_a_reader_never_holds_more_tars_open_than_allowed(folder, monkeypatch):
+    monkeypatch.setattr("mer_dist.shards.reader.OPEN_TARS", 2)
+    reader = Reader(folder)
+    for row in reader.rows + reader.rows[::-1]:
+        reader.read(row)
+        assert len(reader._tars) <= 2
+    assert OPEN_TARS < 1024
+
+
+def test_a_missing_or_short_tar_is_named_with_the_clip(folder):
+    reader = Reader(folder)
+    (folder / "00001.tar").unlink()
+    with pytest.raises(UserError, match="00001.tar, clip c10: cannot be read"):
+        reader.read(reader.rows[4])
+    tar = folder / "00002.tar"
+    tar.write_bytes(tar.read_bytes()[:4000])
+    with pytest.raises(UserError, match="00002.tar, clip c23: the tar ends too early"):
+        reader.read(reader.rows[11])
+
+
+def test_without_a_manifest_the_user_is_told_to_run_shard(tmp_path):
+    with pytest.raises(UserError, match="run shard first"):
+        Reader(tmp_path)
+    with pytest.raises(UserError, match="no such shard"):
+        manifest.shard_fingerprint(tmp_path, 3)
+    (tmp_path / manifest.MANIFEST).write_bytes(b"PAR1 half a file")
+    with pytest.raises(UserError, match="not readable"):
+        manifest.read(tmp_path)

@@ -1,0 +1,123 @@
+"""Tars: what plain webdataset reads of them, and when a shard is full."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+
+from mer_dist.records import Clip, Problem
+from mer_dist.shards import manifest, writer
+from mer_dist.shards.encode import Encoded, encode
+
+
+def encoded(name: str, frames: int = 3, **facts) -> Encoded:
+    clip = Clip(name=name, video=None, audio=None, transcript="你好", label="happy", split="labeled")
+    images = [np.full((16, 16, 3), 20 * row % 256, np.uint8) for row in range(frames)]
+    return encode(clip, frames=images, samples=np.arange(800, dtype=np.int16), seconds=0.5,
+                  face=True, missing=[], problems=[], **facts)
+
+
+def lost(name: str) -> Encoded:
+    clip = Clip(name=name, video=None, audio=None, transcript=None, label=None, split="unlabeled")
+    return Encoded(clip=clip, problems=[Problem(stage="shard", name=name, lost="clip", reason="bad")])
+
+
+def write(folder, batch, number=0):
+    sources = {clip.clip.name: "s" for clip in batch}
+    return writer.write(folder, number, batch, made_from="m", sources=sources, seconds=1.0)
+
+
+NAMES = ["a", "with blank", "名前" * 30, "x" * 150, "_b", "__c__"]
+
+
+def test_plain_webdataset_reads_every_member_of_every_clip(tmp_path):
+    write(tmp_path, [encoded(name) for name in NAMES])
+    samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == NAMES
+    for sample in samples:
+        assert {"00.jpg", "01.jpg", "02.jpg", "flac", "json"} <= sample.keys()
+        told = json.loads(sample["json"])
+        assert told["name"] == sample["__key__"]
+        assert (told["label"], told["transcript"], told["frames"]) == ("happy", "你好", 3)
+
+
+def test_the_offsets_are_those_that_tarfile_finds_also_behind_long_and_foreign_names(tmp_path):
+    rows = write(tmp_path, [encoded(name) for name in NAMES])
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        found = {member.name: (member.offset_data, member.size) for member in tar}
+    told = {f"{row.name}.{suffix}": place for row in rows for suffix, place in row.members.items()}
+    assert told == found
+
+
+def test_equal_clips_give_equal_bytes_and_equal_fingerprints_at_any_time(tmp_path, monkeypatch):
+    write(tmp_path / "one", [encoded("a")])
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    write(tmp_path / "two", [encoded("a")])
+    write(tmp_path / "three", [encoded("a", frames=2)])
+    one, two, three = (manifest.shard_fingerprint(tmp_path / name, 0)
+                       for name in ("one", "two", "three"))
+    contents = [(tmp_path / name / "00000.tar").read_bytes() for name in ("one", "two")]
+    assert contents[0] == contents[1] and one == two != three
+
+
+def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
+    rows = write(tmp_path, [encoded("a"), lost("b"), encoded("c", frames=101)], number=7)
+    assert manifest.read_rows(manifest.facts_path(tmp_path, 7)) == rows
+    assert [(row.name, row.shard, row.frames, row.samples) for row in rows] == [
+        ("a", 7, 3, 800), ("c", 7, 101, 800)]
+    assert list(rows[1].members)[:2] == ["000.jpg", "001.jpg"]
+    facts = manifest.all_facts(tmp_path)[7]
+    assert facts.clips == {"a": "s", "b": "s", "c": "s"} and facts.made_from == "m"
+    assert [problem.name for problem in facts.problems] == ["b"]
+    assert facts.bytes == (tmp_path / "00007.tar").stat().st_size
+
+
+def test_a_shard_is_closed_at_its_clips_or_its_size_whichever_comes_first():
+    def cut(clips, mebibytes, items):
+        return [[clip.clip.name for clip in batch]
+                for batch in writer.batches(items, clips, mebibytes)]
+
+    clips = [encoded(name) for name in "abcde"]
+    assert cut(2, 256, clips) == [["a", "b"], ["c", "d"], ["e"]]
+    for clip in clips:
+        clip.members["flac"] = bytes(400 << 10)
+    assert cut(99, 1, clips) == [["a", "b", "c"], ["d", "e"]]
+    # A clip that is not stored takes no place and never makes a shard of its own.
+    items = [lost("x"), *clips[:2], lost("y"), clips[2], lost("z")]
+    assert cut(2, 256, items) == [["x", "a", "b", "y"], ["c", "z"]]
+    assert cut(2, 256, []) == []
+
+
+def test_a_shard_of_lost_clips_only_has_facts_but_no_tar(tmp_path):
+    assert write(tmp_path, [lost("a")]) == []
+    assert not (tmp_path / "00000.tar").exists()
+    facts = manifest.all_facts(tmp_path)[0]
+    assert facts.sha256 == "" and facts.clips == {"a": "s"}
+
+
+def test_a_damaged_facts_file_counts_as_none(tmp_path):
+    write(tmp_path, [encoded("a")])
+    path = manifest.facts_path(tmp_path, 0)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert manifest.all_facts(tmp_path) == {0: None}
+
+
+def test_jpeg_and_flac_keep_colour_and_every_sample(tmp_path):
+    import soundfile
+
+    clip = encoded("a")
+    noise = np.random.default_rng(0).integers(-32768, 32767, 5000).astype(np.int16)
+    from mer_dist.shards.encode import flac, jpeg
+
+    samples, rate = soundfile.read(io.BytesIO(flac(noise)), dtype="int16")
+    assert rate == 16_000 and (samples == noise).all()
+    import cv2
+
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[..., 0] = 220
+    bgr = cv2.imdecode(np.frombuffer(jpeg(image), np.uint8), cv2.IMREAD_COLOR)
+    assert bgr[..., 2].mean() == pytest.approx(220, abs=3) and bgr[..., 0].mean() < 5
+    assert clip.members["00.jpg"][:2] == b"\xff\xd8"

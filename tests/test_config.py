@@ -1,0 +1,173 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mer_dist import config
+from mer_dist.errors import UserError
+
+SMALL = """
+run: {folder: out, processes: 2}
+corpus: {path: clips}
+extractors:
+  face: {family: clip, path: "${corpus.path}/model", finetune: {epochs: 3, lora: {rank: 4}}}
+  voice: {family: hubert, path: m}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(path, overrides)
+    return str(caught.value)
+
+
+def test_values_defaults_and_interpolation_arrive_as_typed_sections(write):
+    loaded = config.load(write(SMALL))
+    assert isinstance(loaded.extractors["face"].finetune, config.FinetuneConfig)
+    assert loaded.extractors["face"].finetune.lora.rank == 4
+    assert loaded.extractors["face"].path == "clips/model"
+    assert loaded.extractors["voice"].finetune is None
+    assert loaded.corpus.labels == ["neutral", "angry", "happy", "sad", "worried", "surprise"]
+
+
+def test_an_unknown_key_is_refused_with_file_key_and_the_valid_ones(write):
+    path = write(SMALL + "fuse: {widht: 64}")
+    message = refused(path)
+    assert str(path) in message and "'fuse.widht'" in message and "width, heads" in message
+    assert "'extractors.face.finetune.lora.r'" in refused(
+        write(SMALL), "extractors.face.finetune.lora.r=8"
+    )
+    assert "'fusion'" in refused(write(SMALL + "fusion: {}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.seed=0123", "run.seed is '0123' (str); it must be a whole number"),
+        ("run.seed=1.0", "it must be a whole number"),
+        ("run.seed=true", "it must be a whole number"),
+        ("run.seed=1e3", "it must be a whole number"),
+        ("run.seed=", "it must be a whole number"),
+        ("extract.frame_level=no", "extract.frame_level is 'no' (str); it must be true or false"),
+        ("extract.frame_level=2", "extract.frame_level is 2 (int); it must be true or false"),
+        ("run.folder=12", "run.folder is 12 (int); it must be text"),
+        ("fuse.dropout=.nan", "it must be a number"),
+        ("fuse.dropout='0.1'", "it must be a number"),
+        ("fuse.sets=a", "it must be a list"),
+        ("fuse.sets=[a, 1]", "fuse.sets[1] is 1"),
+        ("fuse=3", "it must be a section of keys"),
+        ("vote.given={1: 0.5}", "it must be text"),
+        ("extractors.face.finetune.epochs='3'", "it must be a whole number"),
+    ],
+)
+def test_no_value_is_coerced(write, override, words):
+    message = refused(write(SMALL), override)
+    assert words in message and f"override '{override}'" in message.replace('"', "'")
+
+
+def test_text_that_looks_like_a_number_date_or_boolean_stays_text(write):
+    for raw in ("0123", "no", "2024-01-02", "1:30", "0x1F", "True"):
+        assert config.load(write(SMALL), [f"run.folder={raw}"]).run.folder == raw
+    assert config.load(write(SMALL), ["fuse.learning_rate=1e-4"]).fuse.learning_rate == 1e-4
+    assert config.load(write(SMALL), ["fuse.weight_decay=0"]).fuse.weight_decay == 0
+
+
+def test_an_interpolation_is_resolved_and_its_type_is_checked(write):
+    loaded = config.load(write(SMALL), ["run.threads=${run.processes}"])
+    assert loaded.run.threads == 2
+    assert "run.threads is 'out' (str)" in refused(write(SMALL), "run.threads=${run.folder}")
+    numeric = ("run.folder='0123'", "run.threads=${run.folder}")
+    assert "run.threads is '0123' (str)" in refused(write(SMALL), *numeric)
+    assert "extract.frame_level is 2 (int)" in refused(
+        write(SMALL), "extract.frame_level=${run.processes}"
+    )
+    face = "extractors.voice.path=${extractors.face.precision}"
+    assert config.load(write(SMALL), [face]).extractors["voice"].path == "fp32"
+    assert "run.foldr" in refused(write(SMALL), "corpus.path=${run.foldr}")
+
+
+def test_overrides_win_in_order_and_can_take_a_section_away(write):
+    loaded = config.load(
+        write(SMALL), ["run.seed=1", "run.seed=2", "extractors.face.finetune=null", "fuse.sets=[a]"]
+    )
+    assert (loaded.run.seed, loaded.fuse.sets) == (2, ["a"])
+    assert loaded.extractors["face"].finetune is None
+    for wrong in ("run.seed", "=3", "run..seed=3"):
+        assert "section.key=value" in refused(write(SMALL), wrong)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(write):
+    message = refused(write("run:\n  seed: 1\n  seed: 2\n"))
+    assert "'seed' stands here twice" in message and "line 3" in message
+
+
+def test_what_is_not_a_mapping_of_keys_is_refused(write):
+    tagged = "a: !!python/object:os.system {}"
+    for text in ("[]", "just text", "{[a]: 1}", "run: [", tagged, "null: 1"):
+        assert "job.yaml" in refused(write(text)), text
+    assert "cannot be read" in refused(Path("nowhere/job.yaml"))
+
+
+def test_a_missing_mandatory_value_is_named(write):
+    path = write("corpus: {path: clips}")
+    assert str(path) in (message := refused(path)) and "run.folder" in message
+    assert "extractors.text.path" in refused(write(SMALL + "  text: {family: clip}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("corpus.format=mer23", "corpus.format is 'mer23'; it must be one of: mer2024, manifest"),
+        ("run.processes=0", "run.processes is 0; it must be at least 1"),
+        ("fuse.dropout=1.0", "fuse.dropout is 1.0; it must be in [0, 1)"),
+        ("fuse.width=30", "must be a multiple of fuse.heads 4"),
+        ("corpus.labels=[a]", "at least two labels"),
+        ("corpus.labels=[a, a]", "each once"),
+        ("folds.group=(", "not a regular expression"),
+        ("folds.group=abc", "needs one (group)"),
+        ("shard.faces=openface", "shard.openface must name its folder"),
+        ("vote.prior=given", "vote.given belongs to"),
+        ("vote={prior: given, given: {joy: 1.0}}", "outside corpus.labels"),
+        ("self_train.quota=0.0", "self_train.quota is 0.0"),
+        ("extractors.voice.finetune={epochs: 1}", "only clip and baichuan"),
+        ("extractors.voice.family=wav2vec", "it must be one of: clip, hubert, baichuan"),
+        ("extractors={'a/b': {family: clip, path: m}}", "extractors.a/b"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_file_and_what_is_valid(write, override, words):
+    path = write(SMALL)
+    message = refused(path, override)
+    assert words in message and str(path) in message
+
+
+def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):
+    odd = ["run.folder='0123'", "corpus.path='no'", "corpus.labels=['null', '1e5', 愤怒, 'a: b', '']",
+           "fuse.learning_rate=1e-05", "folds.group='^(.*)_\\d+$'"]
+    loaded = config.load(write(SMALL), odd)
+    saved = tmp_path / "saved.yaml"
+    config.save(loaded, saved)
+    assert config.load(saved) == loaded
+    assert loaded.corpus.labels == ["null", "1e5", "愤怒", "a: b", ""]
+
+
+def test_reading_a_configuration_never_imports_torch(write):
+    code = (
+        "import sys; from mer_dist import config; config.load(sys.argv[1]);"
+        "heavy = {'torch', 'transformers', 'sklearn', 'av', 'cv2'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(write(SMALL))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from mer_dist import features
+from mer_dist.errors import UserError
+from mer_dist.features import FeatureSet
+
+
+def make(names, width=3, lengths=None, seed=0, **facts) -> FeatureSet:
+    random = np.random.default_rng(seed)
+    frame = offsets = None
+    if lengths is not None:
+        offsets = np.cumsum([0, *lengths])
+        frame = random.normal(size=(offsets[-1], width)).astype(np.float32)
+    return FeatureSet(
+        modality="video", names=list(names), frame=frame, offsets=offsets,
+        utterance=random.normal(size=(len(names), width)).astype(np.float32), **facts,
+    )
+
+
+def test_a_set_of_several_shards_comes_back_whole(tmp_path):
+    first = make(["b", "怒"], lengths=[2, 5], missing={"x": "no face"})
+    second = make(["a"], lengths=[1], seed=1)
+    features.write_shard(tmp_path / "00000.safetensors", first, made_from="f1")
+    features.write_shard(tmp_path / "00001.safetensors", second)
+    features.describe(tmp_path, modality="video", width=3)
+    loaded = features.load(tmp_path)
+    assert loaded.names == ["b", "怒", "a"] and loaded.missing == {"x": "no face"}
+    np.testing.assert_array_equal(loaded.utterance, [*first.utterance, *second.utterance])
+    np.testing.assert_array_equal(loaded.frame, np.concatenate([first.frame, second.frame]))
+    assert loaded.offsets.tolist() == [0, 2, 7, 8]
+    assert features.shard_made_from(tmp_path / "00000.safetensors") == "f1"
+    assert features.shard_made_from(tmp_path / "00002.safetensors") is None
+    assert features.description(tmp_path) == {"modality": "video", "width": 3}
+
+
+def test_vectors_are_joined_by_name_and_a_missing_clip_is_a_mask():
+    made = make(["b", "a", "c"])
+    values, valid = made.utterances(["a", "nobody", "c"])
+    assert valid.tolist() == [True, False, True]
+    np.testing.assert_array_equal(values[[0, 2]], made.utterance[[1, 2]])
+
+
+def test_a_clip_of_zeros_is_present_while_a_missing_one_is_not():
+    made = make(["zeros"])
+    made.utterance[:] = 0
+    assert made.utterances(["zeros", "missing"])[1].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 7, 8, 49, 100, 101])
+def test_ragged_frames_are_pooled_to_means_of_equal_stretches(length):
+    made = make(["before", "clip"], lengths=[5, length])
+    values, mask = made.tokens(["clip", "nobody"], 7)
+    assert values.shape == (2, 7, 3) and values.dtype == np.float32
+    assert mask.sum(1).tolist() == [min(length, 7), 0]
+    assert np.isfinite(values).all()
+    frames = made.frame[5:]
+    if length <= 7:
+        np.testing.assert_array_equal(values[0, :length], frames)
+    if length in (7, 49):
+        wanted = frames.reshape(7, -1, 3).mean(1)
+        np.testing.assert_allclose(values[0], wanted, atol=1e-6)
+    if length == 101:
+        np.testing.assert_allclose(values[0, 0], frames[:14].mean(0), atol=1e-6)
+        np.testing.assert_allclose(values[0, 6], frames[86:].mean(0), atol=1e-6)
+
+
+def test_frame_level_is_refused_where_there_is_none():
+    with pytest.raises(UserError, match="frame_level: true"):
+        make(["a"]).tokens(["a"], 4)
+
+
+def test_a_clip_that_is_there_twice_is_refused():
+    with pytest.raises(UserError, match="twice, for example b"):
+        features.join([make(["a", "b"]), make(["b", "c"])])
+
+
+def test_parts_of_another_width_and_no_parts_are_refused():
+    with pytest.raises(UserError, match="width 3; video of width 4"):
+        features.join([make(["a"]), make(["b"], width=4)])
+    with pytest.raises(UserError, match="run extract first"):
+        features.join([])
+
+
+def test_a_part_of_a_set_keeps_the_frames_of_its_clips():
+    made = make(["a", "b", "c"], lengths=[2, 3, 4], missing={"x": "torn", "y": "torn"})
+    part = made.only({"c", "a", "x"})
+    assert part.names == ["a", "c"] and part.missing == {"x": "torn"}
+    np.testing.assert_array_equal(part.frame, np.concatenate([made.frame[:2], made.frame[5:]]))
+    assert part.offsets.tolist() == [0, 2, 6]
+    assert made.only(set()).frame.shape == (0, 3)
+
+
+def test_mapping_shifts_then_scales_both_levels():
+    made = make(["a", "b"], lengths=[1, 2])
+    mapped = made.mapped(np.array([1.0, 2, 3]), np.array([2.0, 2, 2]))
+    np.testing.assert_allclose(mapped.utterance * 2 + [1, 2, 3], made.utterance, atol=1e-6)
+    np.testing.assert_allclose(mapped.frame * 2 + [1, 2, 3], made.frame, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -1])
+def test_a_truncated_file_is_named_with_what_to_do(tmp_path, keep):
+    path = tmp_path / "00000.safetensors"
+    features.write_shard(path, make(["a", "b"], lengths=[2, 5]), made_from="f")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="00000.safetensors: not a whole feature file"):
+        features.read_shard(path)
+    assert features.shard_made_from(path) is None
+
+
+def test_a_folder_without_a_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no feature set there"):
+        features.load(tmp_path)

@@ -1,0 +1,122 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mer_dist import files
+
+WRITE_AND_HANG = """
+import sys, time
+from pathlib import Path
+from mer_dist import files
+target, ready = Path(sys.argv[1]), Path(sys.argv[2])
+writer = files.atomic_folder if sys.argv[3] == "folder" else files.atomic
+with writer(target) as temporary:
+    part = temporary / "part" if sys.argv[3] == "folder" else temporary
+    part.write_text("half of the new")
+    ready.touch()
+    time.sleep(60)
+"""
+
+
+def kill_in_the_middle(target, tmp_path, kind: str) -> None:
+    ready = tmp_path / "ready"
+    process = subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, target, ready, kind])
+    try:
+        deadline = time.monotonic() + 30
+        while not ready.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_an_exception_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(KeyError), files.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert files.read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    kill_in_the_middle(path, tmp_path, "file")
+    assert path.read_text() == "old"
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_kill_in_the_middle_leaves_the_old_folder_and_the_next_try_replaces_it(tmp_path):
+    folder = tmp_path / "made"
+    with files.atomic_folder(folder) as temporary:
+        (temporary / "part").write_text("old")
+        (temporary / "gone").write_text("only in the old one")
+    kill_in_the_middle(folder, tmp_path, "folder")
+    assert (folder / "part").read_text() == "old" and (folder / "gone").exists()
+    with files.atomic_folder(folder) as temporary:
+        (temporary / "part").write_text("new")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"part": "new"}
+    assert sorted(os.listdir(tmp_path)) == ["made", "ready"]
+
+
+def test_an_old_folder_is_never_removed_in_place(tmp_path, monkeypatch):
+    """Removed in place, a kill could leave a part of it beside its mark of completeness."""
+    folder = tmp_path / "made"
+    with files.atomic_folder(folder) as temporary:
+        files.mark(temporary, "one")
+    removed = []
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: removed.append(path.name))
+    with files.atomic_folder(folder) as temporary:
+        (temporary / "x").touch()
+    assert "made" not in removed and files.marked(folder) is None
+
+
+def test_a_mark_counts_only_for_the_fingerprint_it_was_made_from(tmp_path):
+    assert files.marked(tmp_path) is None
+    files.mark(tmp_path, "abc", clips=3)
+    assert files.marked(tmp_path, "abc")["clips"] == 3
+    assert files.marked(tmp_path)["made_from"] == "abc"
+    assert files.marked(tmp_path, "abd") is None
+    for torn in ("", '{"made_from": "abc"', "[]", "3"):
+        (tmp_path / files.MARK).write_text(torn)
+        assert files.marked(tmp_path, "abc") is None and files.marked(tmp_path) is None
+
+
+def test_equal_values_have_equal_fingerprints_in_every_process():
+    code = (
+        "from pathlib import Path; from mer_dist.files import fingerprint;"
+        "print(fingerprint({'b': [1, '怒'], 'a': {'x', 'y', 'z', 'w'}, 'p': Path('q')}))"
+    )
+    seen = set()
+    for hash_seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        seen.add(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
+    assert len(seen) == 1
+    assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
+    different = [1, "1", True, None, [1], 1.5, {}]
+    assert len({files.fingerprint(value) for value in different}) == len(different)
+
+
+def test_a_folder_fingerprint_sees_every_changed_file(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("1")
+    before = files.folder_fingerprint(tmp_path)
+    assert files.folder_fingerprint(tmp_path) == before
+    (tmp_path / "in" / "a").write_text("12")
+    grown = files.folder_fingerprint(tmp_path)
+    (tmp_path / "in" / "a").rename(tmp_path / "in" / "b")
+    assert len({before, grown, files.folder_fingerprint(tmp_path)}) == 3
+    assert files.stamp(None) is None and files.stamp(tmp_path / "absent") is None
+
+
+def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.digest(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
