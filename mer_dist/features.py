@@ -26,6 +26,7 @@ from mer_dist.errors import UserError
 from mer_dist.files import atomic, read_json, write_json
 
 DESCRIPTION = "set.json"
+_FACTS = "mer_dist"
 
 
 @dataclass(kw_only=True)
@@ -139,35 +140,42 @@ def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
         tensors["offsets"] = np.asarray(features.offsets, np.int64)
     facts = {
         "modality": str(features.modality),
-        "names": json.dumps(features.names, ensure_ascii=False),
-        "missing": json.dumps(features.missing, ensure_ascii=False, sort_keys=True),
+        "names": features.names,
+        "missing": features.missing,
         "made_from": made_from,
     }
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    metadata = {_FACTS: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=facts)
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def shard_facts(file: safe_open) -> dict:
+    """What an open feature file says of itself: modality, names, missing, made_from."""
+    return json.loads((file.metadata() or {})[_FACTS])
 
 
 def shard_made_from(path: Path) -> str | None:
     """The fingerprint a shard's features were made from; None if absent or unreadable."""
     try:
         with safe_open(path, "numpy") as file:
-            return (file.metadata() or {}).get("made_from")
-    except (OSError, SafetensorError):
+            return shard_facts(file)["made_from"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
 def read_shard(path: Path) -> FeatureSet:
     try:
         with safe_open(path, "numpy") as file:
-            facts = file.metadata()
+            facts = shard_facts(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return FeatureSet(
             modality=facts["modality"],
-            names=json.loads(facts["names"]),
+            names=facts["names"],
             utterance=tensors["utterance"],
             frame=tensors.get("frame"),
             offsets=tensors.get("offsets"),
-            missing=json.loads(facts["missing"]),
+            missing=facts["missing"],
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a whole feature file ({error}); delete it and run extract") from None

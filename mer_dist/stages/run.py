@@ -51,7 +51,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     """Start ``stage`` with the configured number of processes and read the code they leave."""
     status = Run(config.run.folder).status(stage)
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(stage, config)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(config)]
     command += ["-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
     finished = subprocess.run(command, env=env.for_children(config.run.threads), check=False)
@@ -62,12 +62,12 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     return FAILED if finished.returncode and code in (DONE, QUARANTINED) else code
 
 
-def _launch_options(stage: str, config: Config) -> list[str]:
+def _launch_options(config: Config) -> list[str]:
+    """For finetune and extract alike: extract takes only its rank from the launcher."""
     processes = ["--num_processes", str(config.run.processes)]
     if config.run.accelerate:
         return ["--config_file", config.run.accelerate, *processes]
-    options = [*processes, "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
-               "--main_process_port", str(env.free_port())]
-    if stage == "finetune":
-        options += ["--use_deepspeed", "--zero_stage", "3"]
-    return options
+    return [
+        *processes, "--num_machines", "1", "--main_process_port", str(env.free_port()),
+        "--use_deepspeed", "--zero_stage", "3", "--mixed_precision", "no", "--dynamo_backend", "no",
+    ]

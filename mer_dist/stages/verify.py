@@ -208,8 +208,8 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
 
     try:
         with safe_open(path, "numpy") as file:
-            told = file.metadata()
-            names, missing = json.loads(told["names"]), json.loads(told["missing"])
+            told = features.shard_facts(file)
+            names, missing = told["names"], told["missing"]
             vectors = file.get_tensor("utterance")
             fault = ""
             if len(vectors) != len(names):

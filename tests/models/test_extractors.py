@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import small_models
 import torch
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
-from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.clip import resize
 from mer_dist.models.extractor import Unusable, mean_by_clip
-from mer_dist.models.tokenizer import BaichuanTokenizer
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 
@@ -31,37 +30,7 @@ def sample(images: int = 3, seconds: float = 1.0, transcript: str | None = LINES
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessorPil,
-        CLIPModel,
-        HubertConfig,
-        HubertModel,
-        Wav2Vec2FeatureExtractor,
-    )
-
-    top = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-    vision = {**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 24}
-    text = {**sizes, "vocab_size": 60, "eos_token_id": 2, "bos_token_id": 1}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(
-        top / "clip"
-    )
-    CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(top / "clip")
-    HubertModel(
-        HubertConfig(
-            **sizes, conv_dim=(16,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True,
-            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, conv_bias=True,
-        )
-    ).save_pretrained(top / "hubert")
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(top / "hubert")
-    tokenizer = BaichuanTokenizer.train(LINES * 20, 285)
-    tokenizer.save_pretrained(top / "baichuan")
-    BaichuanForCausalLM(BaichuanConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(top / "baichuan")
-    return top
+    return small_models.make(tmp_path_factory.mktemp("models"), LINES)
 
 
 def extractor(folders, family: str, **options):

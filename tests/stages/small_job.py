@@ -1,0 +1,56 @@
+"""A whole small job: real mp4 files, the three architectures very small, and a YAML file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import media_files
+import small_models
+from conftest import ROOT
+
+from mer_dist.dist import env
+
+LABELED, UNLABELED = 24, 10
+
+TEXT = """
+run: {{folder: {folder}/run, processes: {processes}}}
+corpus: {{path: {folder}/corpus}}
+shard: {{workers: 1, clips: 9, frames: 4, image_size: 32, faces: none}}
+folds: {{count: 2}}
+extractors:
+  clip:
+    family: clip
+    path: {folder}/models/clip
+    finetune: {{epochs: 2, batch: 8, micro_batch: 4, precision: fp32, lora: {{rank: 2}}}}
+  hubert: {{family: hubert, path: {folder}/models/hubert}}
+  baichuan:
+    family: baichuan
+    path: {folder}/models/baichuan
+    finetune: {{method: full, epochs: 1, batch: 8, micro_batch: 4, precision: fp32}}
+extract: {{anchors: 4}}
+fuse: {{width: 16, heads: 2, seeds: 1, epochs: 3}}
+self_train: {{rounds: 1}}
+"""
+
+
+def make(folder: Path, processes: int = 1) -> Path:
+    """The corpus, the models and ``job.yaml``, whose path is returned."""
+    media_files.write_corpus(folder / "corpus", LABELED, UNLABELED)
+    small_models.make(folder / "models", [f"我说第{row}句话" for row in range(LABELED + UNLABELED)])
+    path = folder / "job.yaml"
+    path.write_text(TEXT.format(folder=folder, processes=processes), encoding="utf-8")
+    return path
+
+
+def mer_dist(*arguments: str | Path, processes: int = 1, timeout: int = 500) -> subprocess.CompletedProcess:
+    """The command as a user calls it, alone or under ``accelerate launch``."""
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes),
+                "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
+                "--main_process_port", str(env.free_port())]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "mer_dist"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=env.for_children(1), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )

@@ -1,0 +1,135 @@
+"""Extraction over real shards: any number of processes, killed and changed in between."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_job
+import soundfile
+
+from mer_dist import features, quarantine
+from mer_dist.config import load
+from mer_dist.layout import Run
+from mer_dist.shards import manifest
+from mer_dist.shards.reader import Reader
+from mer_dist.stages.extract import extract, planned
+from mer_dist.stages.shard import shard
+
+FROZEN = ("extractors.clip.finetune=null", "extractors.baichuan.finetune=null")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    path = small_job.make(tmp_path_factory.mktemp("job"))
+    config = load(path, FROZEN)
+    shard(config)
+    extract(config)
+    return path
+
+
+def run_of(job: Path) -> Run:
+    return Run(load(job).run.folder)
+
+
+def hashes(run: Run) -> dict[str, str]:
+    files = sorted((run.folder / "features").rglob("*.safetensors"))
+    return {str(path.relative_to(run.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_every_clip_has_features_of_every_modality(job):
+    run = run_of(job)
+    names = {row.name for row in manifest.read(run.shards)}
+    for name, width in (("clip", 24), ("hubert", 32), ("baichuan", 32)):
+        found = features.load(run.features(name))
+        assert set(found.names) == names and not found.missing
+        assert found.width == width and np.isfinite(found.utterance).all()
+        assert features.description(run.features(name))["trained_without"] is None
+
+
+def test_frame_level_rows_average_to_the_utterance_vector(job):
+    found = features.load(run_of(job).features("hubert"))
+    for row in range(len(found.names)):
+        own = found.frame[found.offsets[row] : found.offsets[row + 1]]
+        assert np.allclose(own.mean(0), found.utterance[row], atol=1e-4)
+
+
+def test_features_stay_with_their_clip_whatever_the_batch(job):
+    """Clips are batched by length; a row joined by position would land on another name."""
+    from mer_dist.models.classifier import load_extractor
+
+    config = load(job)
+    run = run_of(job)
+    loaded = load_extractor(config.extractors["hubert"])
+    reader = Reader(run.shards)
+    found = features.load(run.features("hubert"))
+    for row in reader.rows[::7]:
+        expected = loaded(**loaded.collate([loaded.prepare(reader.read(row))])).detach().numpy()[0]
+        (position,) = [place for place, name in enumerate(found.names) if name == row.name]
+        assert np.allclose(found.utterance[position], expected, atol=1e-4)
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_same_bytes_and_redo_only_what_is_missing(job):
+    run = run_of(job)
+    before = hashes(run)
+    lost = [run.features("hubert") / "00001.safetensors", run.features("clip") / "00000.safetensors"]
+    kept = run.features("hubert") / "00000.safetensors"
+    untouched = kept.stat().st_mtime_ns
+    for path in lost:
+        path.unlink()
+    done = small_job.mer_dist("extract", job, *FROZEN, processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert small_job.mer_dist("status", run.folder, "extract").returncode == 0
+    assert hashes(run) == before
+    assert kept.stat().st_mtime_ns == untouched
+
+
+def test_a_torn_feature_file_is_made_again(job):
+    run = run_of(job)
+    before = hashes(run)
+    path = run.features("baichuan") / "00002.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    extract(load(job, FROZEN))
+    assert hashes(run) == before
+
+
+def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_path):
+    run = run_of(job)
+    before = hashes(run)
+    other = shutil.copytree(load(job).extractors["hubert"].path, tmp_path / "hubert")
+    works = planned(load(job, [*FROZEN, f"extractors.hubert.path={other}", "extractors.hubert.window=5.0"]))
+    missing = {work.set_name: len(work.missing()) for work in works}
+    assert missing["clip"] == missing["baichuan"] == 0 and missing["hubert"] == len(works[0].shards)
+    assert hashes(run) == before
+
+
+def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, samples in (("long", 8_000), ("short", 300)):
+        wave = np.random.default_rng(0).normal(0, 0.1, samples)
+        soundfile.write(corpus / f"{name}.wav", wave, 16_000)
+    lines = ["name,video,audio,transcript,label,split"]
+    lines += [f"{name},,{name}.wav,你好,happy,labeled" for name in ("long", "short")]
+    (corpus / "clips.csv").write_text("\n".join(lines), encoding="utf-8")
+    job = small_job.make(tmp_path)
+    options = [
+        *FROZEN, "corpus.format=manifest", f"corpus.path={corpus}/clips.csv",
+        f"run.folder={tmp_path}/other",
+    ]
+    config = load(job, options)
+    shard(config)
+    extract(config)
+    run = Run(config.run.folder)
+    found = features.load(run.features("hubert"))
+    assert found.names == ["long"] and "300 audio samples" in found.missing["short"]
+    values, valid = found.utterances(["short", "long"])
+    assert valid.tolist() == [False, True] and values[1].any()
+    rows = [(row.name, row.lost) for row in quarantine.read(run.quarantine) if row.stage == "extract"]
+    assert rows == [("short", "audio")]
+    # Neither clip has video: no row of any kind stands in for it.
+    assert features.load(run.features("clip")).names == []

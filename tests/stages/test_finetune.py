@@ -1,0 +1,123 @@
+"""Fine-tuning from shards: which clips a copy may see, what it leaves, and how it is launched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_job
+from safetensors.numpy import load_file
+
+from mer_dist import features, files
+from mer_dist.config import load
+from mer_dist.layout import Run
+from mer_dist.records import LABELED
+from mer_dist.shards import manifest
+from mer_dist.stages import finetune
+from mer_dist.stages.extract import extract
+from mer_dist.stages.shard import shard
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    path = small_job.make(tmp_path_factory.mktemp("job"))
+    shard(load(path))
+    return path
+
+
+def folds_of(run: Run) -> dict[str, int]:
+    return files.read_json(run.folds)["folds"]
+
+
+def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
+    copies = finetune.planned(load(job))
+    fold_of = folds_of(Run(load(job).run.folder))
+    labeled = {row.name for row in manifest.read(Run(load(job).run.folder).shards) if row.split == LABELED}
+    assert {(copy.name, copy.part) for copy in copies} == {
+        (name, part) for name in ("clip", "baichuan") for part in ("fold-0", "fold-1", "all")
+    }
+    for copy in copies:
+        seen = {row.name for row in copy.rows}
+        if copy.part == "all":
+            assert seen == labeled
+        else:
+            own = {name for name, fold in fold_of.items() if fold == int(copy.part[-1])}
+            assert not seen & own and seen | own == labeled
+
+
+def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys_fold(job):
+    config = load(job)
+    copy = finetune.planned(config)[0]
+    fold_of = folds_of(Run(config.run.folder))
+    targets = np.arange(60) % 6
+    train, held_out = finetune._hold_out(targets, 0.2, seed=0)
+    assert not set(train) & set(held_out) and len(train) + len(held_out) == 60
+    assert sorted(targets[held_out]) == sorted([0, 1, 2, 3, 4, 5] * 2)
+    assert all(fold_of[row.name] != 0 for row in copy.rows)
+
+
+def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
+    config = load(job)
+    before = {(copy.name, copy.part): copy.made_from for copy in finetune.planned(config)}
+    fold_of = folds_of(Run(config.run.folder))
+    row = next(row for row in manifest.read(Run(config.run.folder).shards) if row.split == LABELED)
+    other = "sad" if row.label != "sad" else "happy"
+    labeled = [item for item in manifest.read(Run(config.run.folder).shards) if item.split == LABELED]
+    changed = [replace(item, label=other) if item.name == row.name else item for item in labeled]
+    run = Run(config.run.folder)
+    for without in (0, 1, None):
+        copy = finetune._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
+        same = copy.made_from == before["clip", copy.part]
+        assert same == (fold_of[row.name] == without)
+
+
+@pytest.mark.processes
+def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
+    config = load(job)
+    run = Run(config.run.folder)
+    done = small_job.mer_dist("finetune", job, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert files.read_json(run.status("finetune")) == {"code": 0}
+    for name, weights in (("clip", "adapter_model.safetensors"), ("baichuan", "model.safetensors")):
+        for part in ("fold-0", "fold-1", "all"):
+            folder = run.adapter(name, part)
+            mark = files.marked(folder)
+            assert (mark["processes"], mark["zero_stage"]) == (2, 3)
+            assert mark["trained_without"] == (None if part == "all" else int(part[-1]))
+            assert all(value.size for value in load_file(folder / weights).values())
+            assert load_file(folder / "head.safetensors")["head.weight"].shape == (6, 24 if name == "clip" else 32)
+            history = files.read_json(folder / "history.json")
+            assert len(history["epochs"]) == config.extractors[name].finetune.epochs
+    assert (run.adapter("clip", "all") / "adapter_config.json").exists()
+    assert (run.adapter("baichuan", "all") / "tokenizer.model").exists()
+    assert list(run.tracking.rglob("events.out.tfevents*")), "no TensorBoard file"
+    assert not list(run.folder.rglob(".*best")) and not list(run.folder.rglob(".*tmp"))
+    assert finetune.unfinished(config) == []
+
+    extract(config)
+    fold_of = folds_of(run)
+    frozen, tuned = (features.load(run.features(name)) for name in ("clip", "clip@fold-1"))
+    served = {name for name, fold in fold_of.items() if fold == 1}
+    assert served <= set(tuned.names)
+    # The rest are the anchors: unlabelled clips that every copy sees.
+    assert len(set(tuned.names) - served) == config.extract.anchors
+    assert not (set(tuned.names) - served) & set(fold_of)
+    unlabeled = features.load(run.features("clip@all"))
+    assert not set(unlabeled.names) & set(fold_of) and len(unlabeled.names) == small_job.UNLABELED
+    assert features.description(run.features("clip@fold-1"))["trained_without"] == 1
+    name = tuned.names[0]
+    moved = tuned.utterances([name])[0] - frozen.utterances([name])[0]
+    assert np.abs(moved).max() > 1e-4, "fine-tuning changed no feature"
+
+
+@pytest.mark.processes
+def test_under_a_launcher_a_mistake_in_the_configuration_reaches_the_user_as_code_2(job):
+    run = Run(load(job).run.folder)
+    options = ["extractors.clip.path=/nowhere", "extractors.baichuan.finetune=null"]
+    done = small_job.mer_dist("finetune", job, *options, processes=2)
+    assert done.returncode == 0
+    assert json.loads(run.status("finetune").read_text()) == {"code": 2}
+    assert "/nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert small_job.mer_dist("status", run.folder, "finetune").returncode == 2

@@ -1,0 +1,66 @@
+"""The command as a user calls it: exit codes and the line that says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mer_dist.cli import main
+from mer_dist.dist import env
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mer_dist", *arguments], capture_output=True, text=True, timeout=120,
+        env=env.for_children(1), check=False,
+    )
+
+
+def test_an_unknown_key_ends_with_2_and_names_file_key_and_valid_ones(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("run: {folder: x}\ncorpus: {path: y}\nfuse: {epocs: 3}\n")
+    done = call("fuse", str(path))
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in (str(path), "fuse.epocs", "epochs"))
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "override", ["run.threads=0123", "extract.frame_level=no", "extract.frame_level=2", "fuse"]
+)
+def test_a_silent_coercion_is_refused(tmp_path, override, capsys):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: y}}\n")
+    assert main(["shard", str(path), override]) == 2
+    assert override.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["finetune", "extract", "fuse"])
+def test_a_stage_whose_input_is_missing_names_the_stage_to_run_first(tmp_path, stage):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: y}}\n"
+        "extractors: {clip: {family: clip, path: m, finetune: {}}}\n"
+    )
+    done = call(stage, str(path))
+    assert done.returncode == 2
+    assert "run shard first" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_log_of_a_stage_is_kept_as_plain_lines_and_as_json_lines(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/nowhere}}\n")
+    assert main(["shard", str(path)]) == 2
+    assert "nowhere" in (tmp_path / "run/logs/shard.0.log").read_text()
+    assert '"stage": "shard"' in (tmp_path / "run/logs/shard.0.jsonl").read_text()
+
+
+def test_every_command_explains_itself():
+    top = call("--help")
+    assert top.returncode == 0
+    for name in ("shard", "finetune", "extract", "fuse", "run", "verify", "report"):
+        assert name in top.stdout
+        assert call(name, "--help").returncode == 0
