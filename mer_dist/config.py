@@ -165,6 +165,8 @@ class ExtractorConfig:
     """Folder of the model in the Hugging Face layout."""
     precision: str = "fp32"
     """Of extraction: ``fp32``, ``bf16`` or ``fp16``."""
+    quantize: str = "none"
+    """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
     frames: int = 0
     """clip: how many of the stored frames are used, evenly; 0: all."""
     window: float = 10.0
@@ -179,6 +181,10 @@ class ExtractorConfig:
     def __post_init__(self):
         _one_of("extractors", "family", self.family, ("clip", "hubert", "baichuan"))
         _one_of("extractors", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("extractors", "quantize", self.quantize, ("none", "nf4", "int8"))
+        if self.quantize != "none" and self.finetune and self.finetune.method == "full":
+            raise UserError("extractors.*.quantize: quantised weights cannot be trained in full; "
+                            "use finetune.method lora")
         for key in ("frames", "batch"):
             _at_least("extractors", key, getattr(self, key), 0)
         _at_least("extractors", "max_tokens", self.max_tokens, 1)

@@ -12,7 +12,7 @@ from mer_dist.models.tokenizer import BaichuanTokenizer
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-def make(folder: Path, lines: list[str]) -> Path:
+def make(folder: Path, lines: list[str], sizes: dict[str, int] = SIZES) -> Path:
     """``folder``/{clip, hubert, baichuan}; the tokenizer is trained on ``lines``."""
     from transformers import (
         CLIPConfig,
@@ -24,15 +24,15 @@ def make(folder: Path, lines: list[str]) -> Path:
     )
 
     torch.manual_seed(0)
-    vision = {**SIZES, "image_size": 32, "patch_size": 8, "projection_dim": 24}
-    text = {**SIZES, "vocab_size": 60, "eos_token_id": 2, "bos_token_id": 1}
+    vision = {**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 24}
+    text = {**sizes, "vocab_size": 60, "eos_token_id": 2, "bos_token_id": 1}
     clip = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
     CLIPModel(clip).save_pretrained(folder / "clip")
     crop = {"height": 32, "width": 32}
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop)
     images.save_pretrained(folder / "clip")
     hubert = HubertConfig(
-        **SIZES, conv_dim=(16,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True,
+        **sizes, conv_dim=(16,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True,
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, conv_bias=True,
     )
     HubertModel(hubert).save_pretrained(folder / "hubert")
@@ -40,6 +40,6 @@ def make(folder: Path, lines: list[str]) -> Path:
     sound.save_pretrained(folder / "hubert")
     tokenizer = BaichuanTokenizer.train(lines * 20, 285)
     tokenizer.save_pretrained(folder / "baichuan")
-    baichuan = BaichuanConfig(vocab_size=len(tokenizer), **SIZES)
+    baichuan = BaichuanConfig(vocab_size=len(tokenizer), **sizes)
     BaichuanForCausalLM(baichuan).save_pretrained(folder / "baichuan")
     return folder

@@ -23,7 +23,7 @@ class BaichuanExtractor(Extractor):
     def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         from mer_dist.models.baichuan import BaichuanModel
 
-        return load_pretrained(BaichuanModel, folder, dtype)
+        return load_pretrained(BaichuanModel, folder, dtype, self.config.quantize)
 
     @property
     def width(self) -> int:

@@ -27,7 +27,7 @@ class ClipExtractor(Extractor):
     def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         from transformers import CLIPVisionModelWithProjection
 
-        return load_pretrained(CLIPVisionModelWithProjection, folder, dtype)
+        return load_pretrained(CLIPVisionModelWithProjection, folder, dtype, self.config.quantize)
 
     @property
     def width(self) -> int:

@@ -115,8 +115,14 @@ def read_settings(folder: Path, name: str) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); is the model folder complete?") from None
 
 
-def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, **options) -> nn.Module:
+def load_pretrained(
+    model_class: type, folder: Path, dtype: torch.dtype, quantize: str = "none"
+) -> nn.Module:
     """``from_pretrained`` of a local folder: no network, no remote code, weights only.
+
+    Args:
+        quantize: ``none``, or ``nf4`` (Dettmers et al. 2023, "QLoRA") or ``int8`` (Dettmers et al.
+            2022, "LLM.int8()") for the linear layers, computing in ``dtype``.
 
     Raises:
         UserError: the folder is missing or its files are not whole.
@@ -131,7 +137,7 @@ def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, **optio
     try:
         model, report = model_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True,
-            output_loading_info=True, **options
+            output_loading_info=True, quantization_config=_quantization(quantize, dtype),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
@@ -139,3 +145,14 @@ def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, **optio
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model folder {folder}: its weights lack {some}; is it the right family?")
     return model
+
+
+def _quantization(quantize: str, dtype: torch.dtype):
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if quantize == "int8" else None

@@ -33,7 +33,7 @@ class HubertExtractor(Extractor):
     def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         from transformers import HubertModel
 
-        return load_pretrained(HubertModel, folder, dtype)
+        return load_pretrained(HubertModel, folder, dtype, self.config.quantize)
 
     @property
     def width(self) -> int:

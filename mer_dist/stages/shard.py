@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from mer_dist import corpus, files, quarantine
 from mer_dist.config import Config, ShardConfig
-from mer_dist.errors import UserError
+from mer_dist.dist import preempt
+from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
 from mer_dist.records import Clip, Problem
@@ -29,6 +31,7 @@ def shard(config: Config) -> None:
 
     Raises:
         UserError: the corpus cannot be listed, or nothing of it can be used.
+        Stopped: a signal asked for it.
     """
     run = Run(config.run.folder)
     clips, unlisted = corpus.clips(config.corpus)
@@ -44,6 +47,7 @@ def shard(config: Config) -> None:
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
         return
+    preempt.install()
     _clear(run, kept)
     if kept:
         logger.info("%d shards are kept; %d clips are to be done", len(kept), len(remaining))
@@ -118,12 +122,20 @@ def _write(
     encoded = workers.in_order(
         partial(_convert, config), remaining, config.workers, crashed=_give_up
     )
-    encoded = progress(encoded, len(remaining), "shard")
+    encoded = _until_asked(progress(encoded, len(remaining), "shard"))
     started = time.monotonic()
     for batch in writer.batches(encoded, config.clips, config.mebibytes):
         writer.write(run.shards, next(numbers), batch, made_from=made_from, sources=sources,
                      seconds=time.monotonic() - started)
         started = time.monotonic()
+
+
+def _until_asked(encoded: Iterator) -> Iterator:
+    """Stop between two clips when a signal asks for it; whole shards are kept."""
+    for clip in encoded:
+        if preempt.asked():
+            raise Stopped("shard was asked to stop; the next start goes on after its last whole shard")
+        yield clip
 
 
 def _convert(config: ShardConfig, clip: Clip):

@@ -1,0 +1,113 @@
+"""Small random-weight models in the real architectures, in the published Hugging Face layout.
+
+They stand in for CLIP-ViT-L, HuBERT-large and Baichuan-13B where those cannot run: every stage
+loads them through the same code path. Random weights are no hindrance to show the recipe: what a
+frozen random network passes on can be read by a linear classifier, and fine-tuning improves it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mer_dist import files
+from mer_dist.log import logger
+
+if TYPE_CHECKING:
+    from mer_dist.models.baichuan import BaichuanConfig
+
+#: Frames are square of this side; configs/demo.yaml stores them at this size.
+IMAGE_SIZE = 64
+VOCABULARY = 600
+
+#: Mean and standard deviation of pixels, as published with CLIP.
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
+    """Write ``clip``, ``hubert`` and ``baichuan`` below ``folder`` unless they are there.
+
+    Args:
+        lines: what Baichuan's tokenizer is trained on; default: lines like those of the demo.
+    """
+    from mer_dist.corpus import demo
+
+    folder = Path(folder)
+    lines = lines or demo.lines(2000, seed)
+    made_from = files.fingerprint([seed, lines, files.digest(Path(__file__))])
+    if files.marked(folder, made_from):
+        logger.info("the small models are there: %s", folder)
+        return
+    for number, (name, write) in enumerate(
+        (("clip", _write_clip), ("hubert", _write_hubert), ("baichuan", _write_baichuan))
+    ):
+        with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng():
+            torch.manual_seed(1000 * seed + number)
+            write(temporary, lines)
+    files.mark(folder, made_from)
+
+
+def _write_clip(folder: Path, lines: list[str]) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"num_attention_heads": 4, "initializer_factor": 1.0}
+    config = CLIPConfig(
+        projection_dim=96,
+        vision_config={
+            **tower, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+            "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": 96,
+        },
+        # Extraction takes the vision tower; the other one is only there for the layout.
+        text_config={
+            **tower, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+            "vocab_size": 64, "max_position_embeddings": 16, "projection_dim": 96,
+            "bos_token_id": 62, "eos_token_id": 63, "pad_token_id": 63,
+        },
+    )
+    CLIPModel(config).save_pretrained(folder)
+    side = IMAGE_SIZE
+    files.write_json(folder / "preprocessor_config.json", {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
+        "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3,
+        "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side},
+        "rescale_factor": 1 / 255, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+    })
+
+
+def _write_hubert(folder: Path, lines: list[str]) -> None:
+    from transformers import HubertConfig, HubertModel
+
+    config = HubertConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
+        feat_proj_layer_norm=True, conv_dim=[48] * 7, num_conv_pos_embeddings=31,
+        num_conv_pos_embedding_groups=8, initializer_range=0.09, vocab_size=32,
+    )
+    HubertModel(config).save_pretrained(folder)
+    files.write_json(folder / "preprocessor_config.json", {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True,
+        "feature_size": 1, "padding_side": "right", "padding_value": 0,
+        "return_attention_mask": True, "sampling_rate": 16_000,
+    })
+
+
+def _write_baichuan(folder: Path, lines: list[str]) -> None:
+    from mer_dist.models.baichuan import BaichuanForCausalLM
+    from mer_dist.models.tokenizer import BaichuanTokenizer
+
+    tokenizer = BaichuanTokenizer.train(lines, VOCABULARY)
+    tokenizer.save_pretrained(folder)
+    BaichuanForCausalLM(_baichuan_config(len(tokenizer))).save_pretrained(folder)
+
+
+def _baichuan_config(vocabulary: int) -> BaichuanConfig:
+    from mer_dist.models.baichuan import BaichuanConfig
+
+    return BaichuanConfig(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+        num_attention_heads=4, model_max_length=512, initializer_range=0.09, use_cache=False,
+        architectures=["BaichuanForCausalLM"],
+    )

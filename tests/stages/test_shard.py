@@ -1,0 +1,358 @@
+"""The shard stage on real files: same bytes always, nothing done twice, every fault accounted for."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import webdataset
+from media_files import ramp, tone, write_corpus, write_csv, write_mp4
+
+from mer_dist import config as configuration
+from mer_dist import files, quarantine
+from mer_dist.config import Config, CorpusConfig, RunConfig, ShardConfig
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.shards import manifest
+from mer_dist.shards.reader import Reader
+from mer_dist.stages.shard import shard
+
+
+def config_of(run, corpus, **settings) -> Config:
+    settings = {"clips": 3, "frames": 4, "image_size": 32, "faces": "none", "workers": 1, **settings}
+    return Config(run=RunConfig(folder=str(run)), corpus=CorpusConfig(path=str(corpus)),
+                  shard=ShardConfig(**settings))
+
+
+def contents(run) -> dict[str, bytes]:
+    """What must be equal: the tars and the manifest."""
+    paths = [*sorted((run / "shards").glob("*.tar")), run / "shards" / manifest.MANIFEST]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def times(run) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run / "shards").iterdir()}
+
+
+def reasons(run) -> dict[tuple[str, str], str]:
+    return {(row.name, row.lost): row.reason for row in quarantine.read(Run(run).quarantine)}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), labeled=5, unlabeled=3)
+
+
+@pytest.fixture(scope="module")
+def done(corpus, tmp_path_factory):
+    """A finished run over 8 clips in 3 shards; tests copy it."""
+    run = tmp_path_factory.mktemp("done") / "run"
+    shard(config_of(run, corpus))
+    return run
+
+
+@pytest.fixture
+def run(done, tmp_path):
+    return shutil.copytree(done, tmp_path / "run")
+
+
+@pytest.fixture
+def own_corpus(corpus, tmp_path):
+    """A copy that a test may change; times are kept, so the finished run fits it."""
+    return shutil.copytree(corpus, tmp_path / "corpus")
+
+
+def test_every_clip_is_in_the_shards_with_frames_in_order_its_tone_and_its_text(done):
+    reader = Reader(done / "shards")
+    assert [row.name for row in reader.rows] == [
+        "a000", "a001", "a002", "a003", "a004", "u000", "u001", "u002"]
+    assert [row.shard for row in reader.rows] == [0, 0, 0, 1, 1, 1, 2, 2]
+    for position, row in enumerate(reader.rows):
+        sample = reader.read(row)
+        brightness = sample.images().mean((1, 2, 3))
+        assert len(brightness) == 4 and (np.diff(brightness) > 20).all()
+        waveform = sample.waveform()
+        spectrum = np.abs(np.fft.rfft(waveform))
+        hertz = spectrum.argmax() * 16_000 / len(waveform)
+        assert hertz == pytest.approx(300 + 20 * position, abs=4)
+        assert sample.transcript == f"我说第{position}句话" and sample.missing == []
+    assert [row.label for row in reader.rows[:3]] == ["neutral", "angry", "happy"]
+    assert {row.label for row in reader.rows[5:]} == {None}
+
+
+def test_two_workers_write_the_same_bytes_as_one(corpus, done, tmp_path):
+    shard(config_of(tmp_path / "two", corpus, workers=2))
+    assert contents(tmp_path / "two") == contents(done) and len(contents(done)) == 4
+
+
+def test_plain_webdataset_reads_the_shards(done):
+    urls = sorted(str(path) for path in (done / "shards").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [
+        row.name for row in manifest.read(done / "shards")]
+    assert samples[0]["00.jpg"].shape == (32, 32, 3)
+    assert samples[3]["json"]["label"] == "sad"
+
+
+def test_stats_and_mark_say_what_was_made(done):
+    stats = json.loads((done / "shards" / "stats.json").read_text())
+    assert (stats["clips"], stats["shards"], stats["splits"]) == (
+        8, 3, {"labeled": 5, "unlabeled": 3})
+    assert stats["labels"] == {"neutral": 1, "angry": 1, "happy": 1, "sad": 1, "worried": 1}
+    assert stats["missing"] == {} and stats["quarantined"] == {} and stats["faceless"] == 0
+    assert stats["bytes"] == sum(path.stat().st_size for path in (done / "shards").glob("*.tar"))
+    assert stats["seconds"] > 0 and stats["clips_per_second"] > 0
+    assert files.marked(done / "shards")["clips"] == 8
+    assert quarantine.read(Run(done).quarantine) == []
+
+
+def test_a_relaunch_with_nothing_to_do_touches_no_file(run, corpus):
+    before = times(run)
+    shard(config_of(run, corpus, workers=2))
+    assert times(run) == before
+
+
+def test_a_corpus_that_moved_as_a_whole_is_not_decoded_again(run, own_corpus):
+    before = times(run)
+    shard(config_of(run, own_corpus))
+    assert times(run) == before
+
+
+@pytest.mark.parametrize("lost", [["00002.tar"], ["00001.parquet", "00002.tar"], ["00000.tar"]])
+def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
+    folder = run / "shards"
+    for name in (*lost, files.MARK, manifest.MANIFEST, "stats.json"):
+        (folder / name).unlink()
+    (folder / ".00001.tar.99.tmp").write_bytes(b"half a tar")
+    kept = {path.name for path in folder.glob("*.tar")} - {name[:5] + ".tar" for name in lost}
+    before = times(run)
+    shard(config_of(run, corpus))
+    assert contents(run) == contents(done)
+    assert not list(folder.glob(".*.tmp"))
+    assert all(times(run)[name] == before[name] for name in kept)
+    stats = json.loads((folder / "stats.json").read_text())
+    assert stats["clips"] == 8 and stats["seconds"] > 0
+
+
+CHILD = """
+import sys
+from mer_dist import config
+from mer_dist.errors import Stopped
+from mer_dist.stages.shard import shard
+if __name__ == "__main__":
+    try:
+        shard(config.load(sys.argv[1]))
+    except Stopped:
+        sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_a_signal_ends_midway_is_resumed_to_the_same_bytes(
+    corpus, done, tmp_path, number
+):
+    config = config_of(tmp_path / "run", corpus)
+    configuration.save(config, tmp_path / "config.yaml")
+    (tmp_path / "child.py").write_text(CHILD)
+    process = subprocess.Popen([sys.executable, tmp_path / "child.py", tmp_path / "config.yaml"],
+                               env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    first = tmp_path / "run" / "shards" / "00000.parquet"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait(30) in ((-signal.SIGKILL,) if number == signal.SIGKILL else (0, 75))
+    shard(config)
+    assert contents(tmp_path / "run") == contents(done)
+
+
+def test_a_damaged_tar_is_noticed_by_its_size_and_written_again(run, corpus, done):
+    tar = run / "shards" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    shard(config_of(run, corpus))
+    assert contents(run) == contents(done)
+
+
+def test_one_new_clip_costs_one_new_shard(run, own_corpus):
+    before = times(run)
+    write_mp4(own_corpus / "video-unlabeled-with-test2noise" / "b000.mp4", ramp(6), tone(500, 0.3))
+    shard(config_of(run, own_corpus))
+    rows = manifest.read(run / "shards")
+    assert [(row.name, row.shard) for row in rows][-1] == ("b000", 3) and len(rows) == 9
+    for number in range(3):
+        assert times(run)[f"{number:05d}.tar"] == before[f"{number:05d}.tar"]
+    assert json.loads((run / "shards" / "stats.json").read_text())["splits"]["unlabeled"] == 4
+
+
+def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
+    before = times(run)
+    (own_corpus / "video-labeled" / "a004.mp4").unlink()
+    shard(config_of(run, own_corpus))
+    rows = manifest.read(run / "shards")
+    assert [row.name for row in rows if row.shard == 1] == ["a003", "u000"] and len(rows) == 7
+    assert times(run)["00000.tar"] == before["00000.tar"]
+    assert times(run)["00002.tar"] == before["00002.tar"]
+    assert ("a004", "clip") in reasons(run)
+
+
+@pytest.mark.parametrize(("change", "field", "value"), [
+    ("label", "label", "surprise"), ("transcript", "transcript", "新的一句"), ("split", "label", None),
+    ("file", "frames", 2),
+])
+def test_a_change_of_label_text_split_or_file_is_noticed(run, own_corpus, change, field, value):
+    before = manifest.shard_fingerprint(run / "shards", 0)
+    labels, spoken = own_corpus / "label-disdim.csv", own_corpus / "label-transcription.csv"
+    file = own_corpus / "video-labeled" / "a001.mp4"
+    if change == "label":
+        labels.write_text(labels.read_text().replace("a001,angry", "a001,surprise"))
+    elif change == "transcript":
+        spoken.write_text(spoken.read_text().replace("我说第1句话", "新的一句"))
+    elif change == "split":
+        file.rename(own_corpus / "video-unlabeled-with-test2noise" / "a001.mp4")
+    else:
+        write_mp4(file, ramp(2), tone(300, 0.2))
+    shard(config_of(run, own_corpus))
+    (row,) = [row for row in manifest.read(run / "shards") if row.name == "a001"]
+    assert getattr(row, field) == value
+    assert manifest.shard_fingerprint(run / "shards", 0) != before
+
+
+def test_other_settings_make_other_shards_and_leave_nothing_of_the_old(run, corpus):
+    shard(config_of(run, corpus, clips=8, frames=2))
+    rows = manifest.read(run / "shards")
+    assert {row.shard for row in rows} == {0} and {row.frames for row in rows} == {2}
+    assert [path.name for path in sorted((run / "shards").glob("*.tar"))] == ["00000.tar"]
+
+
+def damaged_corpus(folder):
+    """One healthy clip of each part and one of every fault."""
+    write_corpus(folder, labeled=1, unlabeled=1)
+    videos = folder / "video-labeled"
+    write_mp4(videos / "novideo.mp4", None, tone(400, 0.5))
+    write_mp4(videos / "noaudio.mp4", ramp(8))
+    whole = write_mp4(folder / "whole.mp4", ramp(25), tone(440), faststart=True).read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    # An mp4 whose index would have stood at the end is lost whole.
+    late = write_mp4(folder / "late.mp4", ramp(25), tone(440)).read_bytes()
+    (videos / "noindex.mp4").write_bytes(late[: len(late) // 2])
+    (videos / "empty.mp4").touch()
+    (videos / "silentempty.mp4").touch()
+    for name in ("mood", "nolabel", "badrow", "notext", "blank", "null"):
+        shutil.copy(videos / "a000.mp4", videos / f"{name}.mp4")
+    labels = ("novideo", "noaudio", "cut", "noindex", "empty", "silentempty", "notext", "blank", "null")
+    with open(folder / "label-disdim.csv", "a") as file:
+        file.writelines(f"{name},happy,0\n" for name in labels)
+        file.write("mood,bored,0\nbadrow,happy\nghost,happy,0\n")
+    texts = ("novideo", "noaudio", "cut", "noindex", "empty", "mood", "nolabel", "badrow")
+    with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
+        file.writelines(f"{name},好,ok\n" for name in texts)
+        file.write("blank,  ,\nnull,null,\n")
+
+
+EXPECTED = {
+    ("novideo", "video"): "novideo.mp4: no video stream",
+    ("noaudio", "audio"): "noaudio.mp4: no audio stream",
+    ("cut", "part of video"): "of 25 frames are there",
+    ("cut", "part of audio"): "do not decode",
+    ("noindex", "video"): "noindex.mp4: not readable",
+    ("noindex", "audio"): "noindex.mp4: not readable",
+    ("empty", "video"): "empty.mp4: the file is empty",
+    ("empty", "audio"): "empty.mp4: the file is empty",
+    ("silentempty", "clip"): "nothing of it can be used",
+    ("mood", "clip"): "label 'bored' is not in corpus.labels",
+    ("nolabel", "clip"): "has no row for it",
+    ("badrow", "clip"): "2 fields instead of 3",
+    ("ghost", "clip"): "has no file ghost.mp4",
+    ("notext", "text"): "no transcript",
+    ("blank", "text"): "no transcript",
+}
+
+
+def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
+    damaged_corpus(tmp_path / "corpus")
+    shard(config_of(tmp_path / "run", tmp_path / "corpus", workers=2))
+    found = reasons(tmp_path / "run")
+    assert found.keys() == EXPECTED.keys()
+    for key, words in EXPECTED.items():
+        assert words in found[key], key
+    rows = {row.name: row for row in manifest.read(tmp_path / "run" / "shards")}
+    assert {name: row.missing for name, row in rows.items()} == {
+        "a000": [], "u000": [], "null": [], "cut": [], "novideo": ["video"], "noaudio": ["audio"],
+        "noindex": ["audio", "video"], "empty": ["audio", "video"], "notext": ["text"],
+        "blank": ["text"],
+    }
+    assert rows["null"].transcript == "null" and rows["cut"].frames == 4
+    # What is missing is absent from the tar, not stored as zeros.
+    assert [suffix for suffix in rows["novideo"].members] == ["flac", "json"]
+    assert [suffix for suffix in rows["empty"].members] == ["json"]
+    stats = json.loads((tmp_path / "run" / "shards" / "stats.json").read_text())
+    assert stats["missing"] == {"video": 3, "audio": 3, "text": 2}
+    assert stats["quarantined"] == {
+        "video": 3, "audio": 3, "text": 2, "clip": 5, "part of video": 1, "part of audio": 1}
+
+
+def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", labeled=2, unlabeled=0)
+    (corpus / "video-labeled" / "a001.mp4").write_bytes(b"")
+    (corpus / "label-transcription.csv").unlink()
+    config = config_of(tmp_path / "run", corpus)
+    shard(config)
+    before, rows = times(tmp_path / "run"), reasons(tmp_path / "run")
+    assert ("a001", "clip") in rows
+    shard(config)
+    assert times(tmp_path / "run") == before
+    Run(tmp_path / "run").quarantine.unlink()
+    shard(config)
+    assert reasons(tmp_path / "run") == rows
+
+
+def test_a_corpus_of_which_nothing_is_usable_ends_with_the_reason(tmp_path):
+    (tmp_path / "c" / "video-labeled").mkdir(parents=True)
+    (tmp_path / "c" / "video-labeled" / "a.mp4").touch()
+    write_csv(tmp_path / "c" / "label-disdim.csv", [["name", "discrete"], ["a", "happy"]])
+    with pytest.raises(UserError, match="nothing of the corpus can be used"):
+        shard(config_of(tmp_path / "run", tmp_path / "c"))
+    assert ("a", "clip") in reasons(tmp_path / "run")
+
+
+def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
+    import cv2
+
+    write_mp4(tmp_path / "v" / "one.mp4", None, tone(400, 0.4))
+    write_csv(tmp_path / "all.csv", [
+        ["name", "video", "audio", "transcript", "label", "split"],
+        ["x", "v/one.mp4", "", "hello", "happy", ""], ["y", "", "v/one.mp4", "there", "", ""]])
+    crops = tmp_path / "faces" / "x" / "x_aligned"
+    crops.mkdir(parents=True)
+    for row in range(6):
+        cv2.imwrite(str(crops / f"{row}.bmp"), np.full((40, 40, 3), 40 * row, np.uint8))
+    config = config_of(tmp_path / "run", tmp_path / "all.csv", faces="openface",
+                       openface=str(tmp_path / "faces"))
+    config.corpus.format = "manifest"
+    shard(config)
+    x, y = manifest.read(tmp_path / "run" / "shards")
+    assert (x.frames, x.missing, y.frames, y.missing) == (4, [], 0, ["video"])
+    before = times(tmp_path / "run")
+    shard(config)
+    assert times(tmp_path / "run") == before
+    # A crop that is added later is a change of the clip.
+    cv2.imwrite(str(crops / "7.bmp"), np.full((40, 40, 3), 255, np.uint8))
+    shard(config)
+    assert times(tmp_path / "run")["00000.tar"] != before["00000.tar"]
+    config.shard.openface = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="shard.openface: there is no folder"):
+        shard(config)
+
+
+def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run, own_corpus):
+    path = own_corpus / "video-labeled" / "a000.mp4"
+    path.unlink()
+    path.symlink_to(path.parent / "gone.mp4")
+    shard(config_of(run, own_corpus))
+    assert reasons(run)[("a000", "video")] == "a000.mp4: no such file"
+    rows = {row.name: row for row in manifest.read(run / "shards")}
+    assert rows["a000"].missing == ["audio", "video"]
