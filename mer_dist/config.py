@@ -273,6 +273,9 @@ class VoteConfig:
         _one_of("vote", "prior", self.prior, ("estimate", "given", "none"))
         if (self.prior == "given") != bool(self.given):
             raise UserError("vote.given belongs to vote.prior: given, and is needed there")
+        total = sum(self.given.values())
+        if self.given and (min(self.given.values()) < 0 or abs(total - 1) > 0.01):
+            raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")
 
 
 @dataclass(kw_only=True)

@@ -164,11 +164,13 @@ def shard_made_from(path: Path) -> str | None:
         return None
 
 
-def read_shard(path: Path) -> FeatureSet:
+def read_shard(path: Path, frames: bool = True) -> FeatureSet:
+    """One shard; without ``frames`` only its utterance vectors, a small part of the file."""
     try:
         with safe_open(path, "numpy") as file:
             facts = shard_facts(file)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            wanted = file.keys() if frames else ["utterance"]
+            tensors = {name: file.get_tensor(name) for name in wanted}
         return FeatureSet(
             modality=facts["modality"],
             names=facts["names"],
@@ -193,7 +195,7 @@ def description(folder: Path) -> dict:
         raise UserError(f"{folder}: no feature set there; run extract or import first") from None
 
 
-def load(folder: Path) -> FeatureSet:
+def load(folder: Path, frames: bool = True) -> FeatureSet:
     """All shards of the set in ``folder``."""
     description(folder)
-    return join([read_shard(path) for path in sorted(Path(folder).glob("[0-9]*.safetensors"))])
+    return join([read_shard(path, frames) for path in sorted(Path(folder).glob("[0-9]*.safetensors"))])

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "strict", "records", "errors", "files", "layout", "log", "quarantine",
      "metrics"},
-    {"models", "shards", "features", "folds", "predictions", "dist", "corpus"},
+    {"models", "shards", "features", "folds", "predictions", "joined", "prior", "dist", "corpus"},
     {"stages", "report"},
     {"cli", "__main__"},
 )

@@ -44,11 +44,11 @@ PAIRS = {
 }
 #: Largest weight of the other emotion of the pair in a face or a voice. Beyond one half a clip
 #: looks more like the other one; between ``1 - BLEND`` and ``BLEND`` nobody can tell.
-BLEND = 0.65
+BLEND = 0.6
 #: Part of the lines that carry a clause which their pair shares.
 SHARED_LINES = 0.45
 #: Part of the clips in which one modality says nothing, and in which it says another emotion.
-SILENT, MISLEADING = 0.08, 0.06
+SILENT, MISLEADING = 0.06, 0.04
 #: Share of each emotion in the two parts of the corpus, in the order of ``EMOTIONS``.
 PRIOR = {
     LABELED: (0.18, 0.17, 0.17, 0.16, 0.16, 0.16),

@@ -31,7 +31,7 @@ EXPRESSIONS = {
 }
 _TABLE = np.array([EXPRESSIONS[emotion] for emotion in EMOTIONS])
 #: How much a speaker's resting face differs from the table, per column.
-_HABIT = np.array([0.15, 0.05, 0.08, 0.15, 0.15, 0.1])
+_HABIT = np.array([0.1, 0.03, 0.05, 0.1, 0.1, 0.08])
 
 
 @dataclass(kw_only=True)
@@ -63,19 +63,19 @@ class Person:
 def person(rng: np.random.Generator) -> Person:
     pale, dark = np.array([225, 185, 150]), np.array([175, 125, 85])
     across = np.linspace(-1, 1, SIDE, dtype=np.float32)
-    side_light = rng.uniform(-0.2, 0.2) * across[None, :, None]
-    top_light = rng.uniform(-0.1, 0.1) * across[:, None, None]
+    side_light = rng.uniform(-0.3, 0.3) * across[None, :, None]
+    top_light = rng.uniform(-0.2, 0.2) * across[:, None, None]
     return Person(
         skin=pale + (dark - pale) * rng.uniform() + rng.normal(0, 6, 3),
-        hair=rng.uniform(15, 60) + rng.normal(0, 8, 3),
-        background=rng.uniform(60, 220) + rng.normal(0, 25, 3),
-        size=rng.uniform(51, 58),
+        hair=rng.uniform(15, 90) + rng.normal(0, 15, 3),
+        background=rng.uniform(50, 220) + rng.normal(0, 30, 3),
+        size=rng.uniform(53, 58),
         aspect=rng.uniform(1.22, 1.34),
-        centre=(SIDE / 2 + rng.normal(0, 3), SIDE * 0.52 + rng.normal(0, 3)),
+        centre=(SIDE / 2 + rng.normal(0, 2), SIDE * 0.5 + rng.normal(0, 2)),
         fringe=rng.uniform(0, 0.2),
         eye_distance=rng.uniform(0.37, 0.43),
-        brow=int(rng.integers(2, 5)),
-        light=(rng.uniform(0.85, 1.1) * (1 + side_light + top_light)).astype(np.float32),
+        brow=int(rng.integers(3, 6)),
+        light=(rng.uniform(0.7, 1.15) * (1 + side_light + top_light)).astype(np.float32),
         noise=rng.normal(0, rng.uniform(2, 5), (SIDE + 32, SIDE + 32, 1)).astype(np.float32),
     )
 
@@ -88,7 +88,7 @@ def frames(rng: np.random.Generator, blend: np.ndarray, count: int, fps: float) 
     """
     who = person(rng)
     head = _head(who)
-    tilt, sway = rng.normal(0, 2.0), rng.normal(0, 1.0, 4)
+    tilt, sway = rng.normal(0, 1.5), rng.normal(0, 1.0, 4)
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for row, face in enumerate(_expressions(rng, blend, count, fps)):
         image = head.copy()
@@ -169,27 +169,27 @@ def _features(image: np.ndarray, who: Person, face: np.ndarray) -> None:
 
 def _eye(image, who: Person, right: float, opening: float) -> None:
     centre, size = who.at(right, -0.14), who.size
-    _ellipse(image, centre, (0.2 * size, 0.1 * opening * size), np.array([232, 230, 225]))
+    _ellipse(image, centre, (0.2 * size, 0.11 * opening * size), np.array([232, 230, 225]))
     iris = 0.095 * size
-    _ellipse(image, centre, (iris, min(iris, 0.1 * opening * size)), who.hair * 0.6)
+    _ellipse(image, centre, (iris, min(iris, 0.11 * opening * size)), who.hair * 0.6)
     lid = who.skin_times(0.3)
-    _ellipse(image, centre, (0.2 * size, 0.1 * opening * size), lid, 180, 360, thickness=2)
+    _ellipse(image, centre, (0.2 * size, 0.11 * opening * size), lid, 180, 360, thickness=2)
 
 
 def _brow(image, who: Person, side: int, lifted: float, slant: float) -> None:
-    middle, height = side * who.eye_distance, -0.40 - 0.13 * lifted
+    middle, height = side * who.eye_distance, -0.42 - 0.15 * lifted
     points = [
-        who.at(middle + side * 0.24, height + 0.10 * slant + 0.02),
+        who.at(middle + side * 0.24, height + 0.13 * slant + 0.02),
         who.at(middle, height - 0.05),
-        who.at(middle - side * 0.24, height - 0.14 * slant + 0.02),
+        who.at(middle - side * 0.24, height - 0.18 * slant + 0.02),
     ]
     cv2.polylines(image, [_fixed(points)], False, _colour(who.hair), who.brow, cv2.LINE_AA, _BITS)
 
 
 def _mouth(image, who: Person, smile: float, opening: float, wide: float) -> None:
     across = np.linspace(-1, 1, 13)
-    middle = 0.72 - 0.16 * smile * (across**2 - 0.4)
-    bulge, half = 1 - across**2, 0.36 * wide
+    middle = 0.72 - 0.22 * smile * (across**2 - 0.4)
+    bulge, half = 1 - across**2, 0.42 * wide
 
     def outline(upper: float, lower: float, half: float) -> list[tuple[float, float]]:
         top = [who.at(x * half, y) for x, y in zip(across, middle - upper * bulge, strict=True)]
@@ -197,9 +197,9 @@ def _mouth(image, who: Person, smile: float, opening: float, wide: float) -> Non
         return top + low[::-1]
 
     lips = who.skin_times(np.array([0.72, 0.5, 0.55]))
-    _polygon(image, outline(0.03 + 0.12 * opening, 0.05 + 0.24 * opening, half), lips)
+    _polygon(image, outline(0.04 + 0.14 * opening, 0.06 + 0.26 * opening, half), lips)
     inside = np.array([60, 30, 40])
-    _polygon(image, outline(0.01 + 0.09 * opening, 0.01 + 0.18 * opening, 0.9 * half), inside)
+    _polygon(image, outline(0.01 + 0.11 * opening, 0.01 + 0.20 * opening, 0.9 * half), inside)
 
 
 def _ellipse(image, centre, axes, colour, start=0, end=360, thickness=-1) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Task:
-    """What to learn: a data set that yields ``(batch, targets)`` for positions, and its targets."""
+    """What to learn, from which clips. A position is a clip's place among N."""
 
     #: positions of one micro-batch -> model inputs; :data:`NOBODY` places repeat a real clip.
     load: Callable[[np.ndarray], dict[str, torch.Tensor]]
@@ -87,7 +87,7 @@ class Trainer:
         self.model.train()
         started, total = time.monotonic(), 0.0
         order = epoch_order(len(self.task.train), self.seed, epoch)
-        for batch in global_batches(self.task.train[order], self._global_batch()):
+        for batch in global_batches(self.task.train[order], self.config.batch):
             self._stop_together()
             total += self._optimizer_step(batch)
         seconds = time.monotonic() - started
@@ -100,7 +100,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clips = int((batch != NOBODY).sum())
-        mine = micro_batches(batch, self.config.micro_batch, self.joined.process_index, self.joined.num_processes)
+        mine = self._micro_batches(batch)
         # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
         scale = self.joined.num_processes * len(mine) / clips
         summed = torch.zeros((), device=self.joined.device)
@@ -143,8 +143,8 @@ class Trainer:
     def _predict(self, positions: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Logits of ``positions`` in any order, and which position each row belongs to."""
         rows, owners = [], []
-        for batch in global_batches(positions, self._global_batch()):
-            for mine in self._micro(batch):
+        for batch in global_batches(positions, self.config.batch):
+            for mine in self._micro_batches(batch):
                 logits = self.model(**self._inputs(mine))
                 owner = torch.tensor(mine, device=logits.device)
                 rows.append(self.joined.gather(logits).cpu())
@@ -152,17 +152,14 @@ class Trainer:
         owner = torch.cat(owners).numpy()
         return torch.cat(rows)[owner != NOBODY], owner[owner != NOBODY]
 
-    def _micro(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        yield from micro_batches(
-            batch, self.config.micro_batch, self.joined.process_index, self.joined.num_processes
-        )
+    def _micro_batches(self, batch: np.ndarray) -> list[np.ndarray]:
+        """This rank's part of a global batch."""
+        rank, world = self.joined.process_index, self.joined.num_processes
+        return micro_batches(batch, self.config.micro_batch, rank, world)
 
     def _inputs(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
         batch = self.task.load(positions)
         return {name: tensor.to(self.joined.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _global_batch(self) -> int:
-        return self.config.batch
 
     def _stop_together(self) -> None:
         """Ranks may see a signal at different steps; they agree before any of them leaves."""

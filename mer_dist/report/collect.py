@@ -168,8 +168,14 @@ def _round(folder: Path) -> Round:
 
     return Round(
         number=int(folder.name), train_loss=all_of("train_loss"), waf=all_of("waf"),
-        pseudo_labeled=pq.read_metadata(selection).num_rows if selection.exists() else None,
+        pseudo_labeled=_lent(selection) if selection.exists() else None,
     )
+
+
+def _lent(path: Path) -> int:
+    """Unlabelled clips that the models of at least one fold learned from."""
+    columns = pq.read_table(path, columns=["name", "selected"]).to_pydict()
+    return len({name for name, taken in zip(columns["name"], columns["selected"], strict=True) if taken})
 
 
 def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str],

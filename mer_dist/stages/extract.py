@@ -24,7 +24,7 @@ from mer_dist.dist.env import place
 from mer_dist.dist.partition import shares
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
-from mer_dist.log import logger, progress
+from mer_dist.log import progress
 from mer_dist.records import LABELED, UNLABELED, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader

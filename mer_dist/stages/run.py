@@ -25,7 +25,10 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
     """
     folder = Run(config.run.folder)
     for stage in ORDER:
-        code = _launch(stage, config, path, overrides) if _needs_launch(stage, config) else _here(stage, config)
+        if _needs_launch(stage, config):
+            code = _launch(stage, config, path, overrides)
+        else:
+            code = _here(stage, config)
         if code not in (DONE, QUARANTINED):
             logger.error("%s ended with code %d; see %s", stage, code, folder.log(stage, 0).parent)
             return code

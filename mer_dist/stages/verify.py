@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import corpus, features, files, predictions, quarantine
+from mer_dist import corpus, features, files, joined, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.records import LABELED, Modality, Problem
+from mer_dist.records import Modality, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 from mer_dist.shards.reader import Reader
@@ -82,14 +82,7 @@ class _State:
     @cached_property
     def labels(self) -> dict[str, str | None]:
         """name -> label, or None, of the clips that are fused."""
-        path = self.config.fuse.labels
-        if not path:
-            return {name: row.label for name, row in self.rows.items()}
-        from mer_dist.corpus import table
-
-        rows = table.read(Path(path), ("name", "label")).rows
-        return {name: row["label"].strip() if row.get("split", LABELED) in ("", LABELED) else None
-                for name, row in rows.items()}
+        return joined.labels_of(self.config, self.run)[0]
 
     def find(self, names: Iterable[str], what: str) -> None:
         """Note one finding about all ``names``, if there are any."""

@@ -83,7 +83,8 @@ def test_clip_features_are_the_projected_embedding_of_each_frame_in_order(folder
     model = CLIPModel.from_pretrained(folders / "clip").eval()
     for frame in range(4):
         pixels = resize(item.images()[frame : frame + 1], 32).float() / 255
-        pixels = (pixels - torch.tensor(loaded.mean)[:, None, None]) / torch.tensor(loaded.deviation)[:, None, None]
+        mean, deviation = torch.tensor(loaded.mean), torch.tensor(loaded.deviation)
+        pixels = (pixels - mean[:, None, None]) / deviation[:, None, None]
         with torch.no_grad():
             states = model.vision_model(pixels).pooler_output
             expected = model.visual_projection(states)[0]

@@ -140,7 +140,9 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
         ]
         files.write_json(run.round(number) / "curves.json", {"folds": curves})
         if number:
-            rows = pa.table({"name": names[240 : 240 + 100 * number]})
+            taken = names[240 : 240 + 100 * number]
+            rows = pa.table({"name": [*taken, *taken, names[-1]],
+                             "selected": [True] * 2 * len(taken) + [False]})
             pq.write_table(rows, run.round(number) / "selection.parquet")
         files.mark(run.round(number), "1f3870be274f6c49", seconds=21.0 + number, clips=240)
     files.write_json(run.vote / "prior.json", {

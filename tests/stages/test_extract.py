@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import soundfile
 
 from mer_dist import features, quarantine
 from mer_dist.config import load
+from mer_dist.files import digest
 from mer_dist.layout import Run
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
@@ -37,7 +37,7 @@ def run_of(job: Path) -> Run:
 
 def hashes(run: Run) -> dict[str, str]:
     files = sorted((run.folder / "features").rglob("*.safetensors"))
-    return {str(path.relative_to(run.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(run.folder)): digest(path) for path in files}
 
 
 def test_every_clip_has_features_of_every_modality(job):

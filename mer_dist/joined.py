@@ -1,0 +1,236 @@
+"""What fusion works on: the clips with label and fold, and their features, joined by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist import features, files, folds
+from mer_dist.config import Config
+from mer_dist.corpus import table
+from mer_dist.errors import UserError
+from mer_dist.features import FeatureSet
+from mer_dist.layout import Run
+from mer_dist.log import logger
+from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.shards import manifest
+
+TUNED = "@tuned"
+STAGE = "fuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Every clip of the run: the labelled ones first, each part in the order of the names."""
+
+    labels: list[str]
+    names: list[str]
+    #: (N,) int: index into ``labels``; -1 for an unlabelled clip.
+    truth: np.ndarray
+    #: (N,) int: -1 for an unlabelled clip.
+    fold: np.ndarray
+    folds: int
+
+    @property
+    def labeled(self) -> np.ndarray:
+        return self.truth >= 0
+
+    @property
+    def fold_of(self) -> dict[str, int]:
+        return {name: int(fold) for name, fold in zip(self.names, self.fold, strict=True) if fold >= 0}
+
+    def outside(self, *folds_left_out: int) -> np.ndarray:
+        """Numbers of the labelled clips that belong to none of these folds."""
+        return np.flatnonzero(self.labeled & ~np.isin(self.fold, folds_left_out))
+
+    @property
+    def made_from(self) -> str:
+        return files.fingerprint([self.labels, self.names, self.truth.tolist(), self.fold.tolist()])
+
+
+def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
+    """The clips of the shards, or of the label file ``fuse.labels``, and what is wrong with it.
+
+    Raises:
+        UserError: no clip has a label, or a label has too few clips for the folds.
+    """
+    label_of, problems = labels_of(config, run)
+    labeled = {name: label for name, label in label_of.items() if label is not None}
+    if not labeled:
+        place = config.fuse.labels or str(run.shards)
+        raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}")
+    fold_of = folds.load_or_make(run.folds, labeled, config.folds)
+    names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
+    index = {label: row for row, label in enumerate(config.corpus.labels)}
+    return Clips(
+        labels=list(config.corpus.labels), names=names,
+        truth=np.array([index.get(label_of[name], -1) for name in names]),
+        fold=np.array([fold_of.get(name, -1) for name in names]), folds=config.folds.count,
+    ), problems
+
+
+def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
+    """name -> label, or None if unlabelled, of every clip that is fused."""
+    if config.fuse.labels:
+        return read_labels(Path(config.fuse.labels), config.corpus.labels)
+    return {row.name: row.label for row in manifest.read(run.shards)}, []
+
+
+def read_labels(path: Path, labels: list[str]) -> tuple[dict[str, str | None], list[Problem]]:
+    """name -> label (None: unlabelled) of a CSV ``name,label[,split]``, and the unusable rows.
+
+    A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
+    latter is not looked at. A label outside ``labels`` costs its clip, not the run.
+
+    Raises:
+        UserError: no such file or column, or a name is unsafe or occurs twice.
+    """
+    rows = table.read(path, ("name", "label"))
+    found: dict[str, str | None] = {}
+    bad = dict(rows.bad)
+    for name, row in rows.rows.items():
+        label = row["label"].strip()
+        split = row.get("split", "").strip() or (LABELED if label else UNLABELED)
+        if split not in (LABELED, UNLABELED):
+            bad[name] = f"{rows.place(name)}: split {split!r} is neither {LABELED} nor {UNLABELED}"
+        elif split == LABELED and label not in labels:
+            bad[name] = f"{rows.place(name)}: label {label!r} is not in corpus.labels: {', '.join(labels)}"
+        else:
+            found[name] = label if split == LABELED else None
+    return found, [
+        Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()
+    ]
+
+
+def fused_sets(config: Config) -> list[str]:
+    """The feature sets that AGT fuses: those told, or each extractor at its best."""
+    best = [name + TUNED * (item.finetune is not None) for name, item in config.extractors.items()]
+    if not (config.fuse.sets or best):
+        raise UserError("fuse.sets names no feature set, and there are no extractors either")
+    return list(config.fuse.sets) or best
+
+
+def all_sets(config: Config, run: Run) -> list[str]:
+    """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
+    frozen = [
+        name for name in config.extractors if (run.features(name) / features.DESCRIPTION).exists()
+    ]
+    return list(dict.fromkeys([*fused_sets(config), *frozen]))
+
+
+def copies(set_name: str, count: int) -> list[str]:
+    """The stored sets that ``set_name`` is read from."""
+    if not set_name.endswith(TUNED):
+        return [set_name]
+    extractor = set_name.removesuffix(TUNED)
+    return [*(f"{extractor}@fold-{fold}" for fold in range(count)), f"{extractor}@all"]
+
+
+def set_made_from(run: Run, set_name: str, count: int) -> str:
+    """Fingerprint of a set by what each of its shards was made from."""
+    facts = []
+    for name in copies(set_name, count):
+        folder = run.features(name)
+        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        shards = [[path.name, features.shard_made_from(path)] for path in paths]
+        facts.append([name, features.description(folder), shards])
+    return files.fingerprint(facts)
+
+
+def about(set_name: str) -> str:
+    """How the reason of a problem with a set begins."""
+    return f"features {set_name}:"
+
+
+def read_set(
+    run: Run, set_name: str, clips: Clips, frames: bool = False
+) -> tuple[FeatureSet, list[Problem]]:
+    """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
+
+    Raises:
+        UserError: the set is not there, is made of the wrong copies, or has none of the clips.
+    """
+    if set_name.endswith(TUNED):
+        found = tuned(run, set_name.removesuffix(TUNED), clips.fold_of, frames)
+    else:
+        found = features.load(run.features(set_name), frames)
+    known = set(clips.names)
+    if known.isdisjoint(found.names):
+        raise UserError(
+            f"features {set_name}: none of its {len(found.names)} clips is among the {len(known)} "
+            "clips of this run; are the names the same?"
+        )
+    broken = {found.names[row] for row in np.flatnonzero(~_finite(found))} & known
+    lacking = len(known) - len(known.intersection(found.names)) + len(broken)
+    if lacking:
+        logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
+    why = f"{about(set_name)} NaN or infinite values"
+    return found.only(known - broken) if broken else found, [
+        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why) for name in broken
+    ]
+
+
+def _finite(found: FeatureSet) -> np.ndarray:
+    """(N,) bool: clips all of whose values are numbers."""
+    finite = np.isfinite(found.utterance).all(1)
+    if found.frame is not None and len(found.frame):
+        bad_frame = ~np.isfinite(found.frame).all(1)
+        before = np.concatenate([[0], np.cumsum(bad_frame)])
+        finite &= before[found.offsets[1:]] == before[found.offsets[:-1]]
+    return finite
+
+
+def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = False) -> FeatureSet:
+    """One set from the fine-tuned copies of an extractor, no clip from a copy that saw its label.
+
+    A labelled clip of fold k comes from copy ``fold-k``, which never trained on fold k, an
+    unlabelled one from copy ``all``. The spaces of the copies are joined without labels: all
+    copies start from the same weights and seed, so their axes mean the same, and training moves
+    and stretches them. Each copy is therefore shifted and scaled, dimension by dimension, by the
+    mean and deviation of its own vectors of the *anchors*, the unlabelled clips that every copy
+    has. Since these are the same clips everywhere, what remains is a difference of the clips and
+    not of the copies. Without anchors each copy's own moments take their place.
+
+    Raises:
+        UserError: a copy is missing, or a labelled clip's row would come from a copy that may
+            have trained on it.
+    """
+    parts = {}
+    for fold in range(max(fold_of.values()) + 1):
+        parts[f"fold-{fold}"] = _copy(run, extractor, f"fold-{fold}", fold, fold_of, frames)
+    parts["all"] = _copy(run, extractor, "all", None, fold_of, frames)
+    anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
+    joined = []
+    for name, part in parts.items():
+        own = part.only(anchors) if len(anchors) > 1 else part
+        if own.names:
+            vectors = own.utterance.astype(np.float64)
+            deviation = vectors.std(0)
+            scale = np.where(deviation > 1e-6, deviation, 1)
+            part = part.mapped(vectors.mean(0).astype(np.float32), scale.astype(np.float32))
+        joined.append(part if name == "all" else part.only(set(fold_of)))
+    return features.join(joined)
+
+
+def _copy(
+    run: Run, extractor: str, part: str, without: int | None, fold_of: dict[str, int], frames: bool
+) -> FeatureSet:
+    """A copy's features, after the proof that none of its labelled clips can have taught it."""
+    folder = run.features(f"{extractor}@{part}")
+    told = features.description(folder)
+    if told.get("part") != part or told.get("trained_without") != without:
+        raise UserError(
+            f"{folder}: by its {features.DESCRIPTION} this is part {told.get('part')!r}, trained "
+            f"without fold {told.get('trained_without')}; part {part!r} is needed; extract again"
+        )
+    found = features.load(folder, frames)
+    leaks = sorted(name for name in found.names if name in fold_of and fold_of[name] != without)
+    if leaks:
+        raise UserError(
+            f"{folder}: {len(leaks)} labelled clips are not of the fold that this copy never "
+            f"trained on, for example {', '.join(leaks[:3])}; their features know their labels. "
+            "Delete the folder and run finetune and extract again"
+        )
+    return found

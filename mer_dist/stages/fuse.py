@@ -1,0 +1,200 @@
+"""Features to answer: each modality alone, AGT with self-training, vote.
+
+Every step leaves its own mark, so a second call does only what is missing: each feature set that
+is probed, each round, the vote.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mer_dist import files, joined, predictions, prior, quarantine
+from mer_dist.config import Config
+from mer_dist.errors import UserError
+from mer_dist.features import FeatureSet
+from mer_dist.joined import Clips
+from mer_dist.layout import Run
+from mer_dist.log import logger, progress
+from mer_dist.predictions import Predictions
+from mer_dist.records import Problem
+
+#: Inverse strength of the ridge on the weights of a probe, whose features are standardised.
+PROBE_RIDGE = 0.03
+
+
+@dataclass
+class _Sets:
+    """Reads each feature set once, keeps those that are fused, and collects what is wrong."""
+
+    config: Config
+    run: Run
+    clips: Clips
+    #: set -> what was wrong with it, of the sets that were read.
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+    kept: dict[str, FeatureSet] = field(default_factory=dict)
+
+    def read(self, name: str) -> FeatureSet:
+        if name in self.kept:
+            return self.kept[name]
+        fused = name in joined.fused_sets(self.config)
+        frames = fused and self.config.fuse.level == "frame"
+        found, self.problems[name] = joined.read_set(self.run, name, self.clips, frames)
+        if fused:
+            self.kept[name] = found
+        return found
+
+    def made_from(self, name: str) -> str:
+        return joined.set_made_from(self.run, name, self.clips.folds)
+
+
+def fuse(config: Config) -> None:
+    """From features to ``answer.csv``, skipping every step that is done.
+
+    Raises:
+        UserError: labels or feature sets are missing or do not fit each other.
+    """
+    import torch
+
+    from mer_dist.stages.self_train import by_fold, self_train
+    from mer_dist.stages.vote import made_from as vote_made_from
+    from mer_dist.stages.vote import vote
+
+    torch.set_num_threads(config.run.threads)
+    run = Run(config.run.folder)
+    clips, problems = joined.read_clips(config, run)
+    logger.info("fuse: %d labelled and %d unlabelled clips", clips.labeled.sum(), (~clips.labeled).sum())
+    sets = _Sets(config, run, clips)
+    fused = joined.fused_sets(config)
+    parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
+    probes = _probe_all(config, sets)
+    last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
+    made_from = vote_made_from(config, [last, *(probes[name] for name in fused)])
+    if files.marked(run.vote, made_from) and run.answer.exists():
+        logger.info("vote: already there")
+    else:
+        rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
+        paths = [*rounds, *(_probe_path(run, name) for name in fused)]
+        vote(config, clips, [predictions.read(path) for path in paths], by_fold(run, 0), made_from)
+    _quarantine(sets, problems)
+
+
+def _quarantine(sets: _Sets, problems: list[Problem]) -> None:
+    """Note the problems of this call; those of sets that did not have to be read again stay."""
+    names = joined.all_sets(sets.config, sets.run)
+    stay = [
+        problem for problem in quarantine.read(sets.run.quarantine)
+        if problem.stage == joined.STAGE
+        and any(problem.reason.startswith(joined.about(name)) for name in names if name not in sets.problems)
+    ]
+    found = [problem for of_set in sets.problems.values() for problem in of_set]
+    quarantine.replace(sets.run.quarantine, joined.STAGE, [*problems, *found, *stay])
+
+
+def _inputs(config: Config, sets: _Sets, fused: list[str]):
+    """The features of all clips as tensors on the device."""
+    import torch
+
+    from mer_dist.models.fusion import Inputs
+
+    found = [sets.read(name) for name in fused]
+    values, masks = [], []
+    for features in found:
+        if config.fuse.level == "frame":
+            tokens, mask = features.tokens(sets.clips.names, config.fuse.tokens)
+        else:
+            tokens, mask = (part[:, None] for part in features.utterances(sets.clips.names))
+        values.append(torch.from_numpy(tokens))
+        masks.append(torch.from_numpy(mask))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Inputs([str(features.modality) for features in found], values, masks).to(device)
+
+
+def _probe_path(run: Run, set_name: str):
+    return run.probes / f"{set_name}.parquet"
+
+
+def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
+    """Probe the sets that have none yet; returns set -> fingerprint."""
+    run = sets.run
+    wanted = {
+        name: files.fingerprint([sets.clips.made_from, sets.made_from(name), PROBE_RIDGE])
+        for name in joined.all_sets(config, run)
+    }
+    done = (files.marked(run.probes) or {}).get("sets", {})
+    done = {name: facts for name, facts in done.items() if _probe_path(run, name).exists()}
+    missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
+    for name in progress(missing, len(missing), "probes", "sets") if missing else ():
+        started = time.monotonic()
+        predictions.write(_probe_path(run, name), _probe(config, sets, name))
+        done[name] = {"made_from": wanted[name], "seconds": time.monotonic() - started}
+        _mark_probes(run, {name: done[name] for name in wanted if name in done}, len(sets.clips.names))
+    for path in run.probes.glob("*.parquet"):
+        if path.stem not in wanted:
+            path.unlink()
+    return wanted
+
+
+def _mark_probes(run: Run, done: dict[str, dict], clips: int) -> None:
+    seconds = sum(facts["seconds"] for facts in done.values())
+    files.mark(run.probes, files.fingerprint(done), sets=done, seconds=seconds, clips=clips)
+
+
+def _probe(config: Config, sets: _Sets, name: str) -> Predictions:
+    """One modality alone."""
+    features, clips = sets.read(name), sets.clips
+    values, valid = features.utterances(clips.names)
+    probability = probe(values, valid, clips)
+    return Predictions(
+        title=_probe_title(config, name, features), labels=clips.labels, names=clips.names,
+        labeled=clips.labeled, fold=clips.fold, probability=probability,
+        answer=probability.argmax(1),
+    )
+
+
+def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
+    kind = ""
+    if name.endswith(joined.TUNED):
+        kind = ", fine-tuned"
+    elif name in config.extractors:
+        kind = ", frozen"
+    return f"{features.modality} alone ({name.removesuffix(joined.TUNED)}{kind})"
+
+
+def probe(values: np.ndarray, valid: np.ndarray, clips: Clips) -> np.ndarray:
+    """Logistic regression on standardised vectors, one per fold: ``(N, C)``, out of fold.
+
+    An unlabelled clip gets the mean of all folds' models; a clip without the modality the shares
+    of the labels a model was trained on.
+
+    Args:
+        values: (N, D) in the order of ``clips``.
+        valid: (N,) bool, True where the clip has the modality.
+
+    Raises:
+        UserError: in some fold fewer than two labels are left to learn from.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classes = len(clips.labels)
+    every = np.empty((clips.folds, len(values), classes))
+    for fold in range(clips.folds):
+        rows = clips.outside(fold)
+        every[fold] = prior.shares(clips.truth[rows], classes)
+        rows = rows[valid[rows]]
+        if len(np.unique(clips.truth[rows])) < 2:
+            raise UserError(
+                f"outside fold {fold}, the clips that have this feature set have fewer than two "
+                "labels; it cannot be fused: name the others in fuse.sets"
+            )
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_RIDGE, max_iter=1000))
+        model.fit(values[rows], clips.truth[rows])
+        every[fold, valid] = 0
+        every[np.ix_([fold], np.flatnonzero(valid), model.classes_)] = model.predict_proba(values[valid])
+    told = every.mean(0)
+    told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
+    return told

@@ -1,0 +1,57 @@
+"""The challenge baseline's label files, read without running what they hold."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from mer_dist.corpus import mertools
+from mer_dist.errors import UserError
+
+
+def test_labels_of_the_baseline_are_read(tmp_path):
+    train = {"a": {"emo": "happy", "val": -1.5}, "样本": {"emo": "sad", "val": np.float32(0.5)}}
+    test = {"b": {"emo": np.int64(3), "val": -10}}
+    np.savez(tmp_path / "label.npz", train_corpus=train, test1_corpus=test, other=np.ones(2))
+    found = mertools.read_labels(tmp_path / "label.npz")
+    assert found == {"train_corpus": train, "test1_corpus": test}
+    assert type(found["test1_corpus"]["b"]["emo"]) is int
+
+
+def test_a_published_label_file_is_read(shared):
+    found = mertools.read_labels(shared / "data" / "meld" / "label.npz")
+    assert sum(map(len, found.values())) == 13708
+    every = [entry for corpus in found.values() for entry in corpus.values()]
+    assert {entry["emo"] for entry in every} == set(range(7)) and {entry["val"] for entry in every} == {-10}
+    with np.load(shared / "data" / "meld" / "label.npz", allow_pickle=True) as archive:
+        assert all(archive[name].item() == found[name] for name in archive.files)
+
+
+class _Command:
+    def __reduce__(self):
+        return os.system, ("touch was-run",)
+
+
+class _Class:
+    def __reduce__(self):
+        return eval, ("1 + 1",)
+
+
+@pytest.mark.parametrize("planted", [_Command(), _Class(), print, pickle.PickleBuffer])
+def test_code_in_a_label_file_is_refused_and_not_run(tmp_path, monkeypatch, planted):
+    monkeypatch.chdir(tmp_path)
+    np.savez("label.npz", train_corpus=np.array({"a": {"emo": planted}}, dtype=object))
+    with pytest.raises(UserError, match="not a plain value"):
+        mertools.read_labels(tmp_path / "label.npz")
+    assert os.listdir(tmp_path) == ["label.npz"]
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "plain.npz", train_corpus=np.ones(3))
+    for name in ("text.npz", "plain.npz", "absent.npz"):
+        with pytest.raises(UserError, match=name):
+            mertools.read_labels(tmp_path / name)

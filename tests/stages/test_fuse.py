@@ -1,0 +1,161 @@
+"""The fuse stage on feature sets of generated and of real clips."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import fusion_run
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from mer_dist import features, files, joined, metrics, predictions, quarantine
+from mer_dist.config import load
+from mer_dist.errors import UserError
+from mer_dist.features import FeatureSet
+from mer_dist.layout import Run
+from mer_dist.stages.fuse import fuse, probe
+
+
+def fused(config) -> dict[str, predictions.Predictions]:
+    fuse(config)
+    run = Run(config.run.folder)
+    return {told.title: told for told in map(predictions.read, predictions.all_of(run))}
+
+
+def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_modality(tmp_path):
+    config, truth = fusion_run.make(tmp_path, epochs=25, rounds=1, unlabeled=200)
+    told = fused(config)
+    assert list(told) == ["video alone (face)", "text alone (line)", "audio alone (voice)", "AGT",
+                          "AGT + self-training round 1", "prior-aware vote"]
+    waf = {title: metrics.waf(truth[90:], one.answer[~one.labeled]) for title, one in told.items()}
+    assert min(waf["AGT"], waf["prior-aware vote"]) > max(list(waf.values())[:3]) + 0.05
+    run = Run(config.run.folder)
+    with open(run.answer, newline="", encoding="utf-8") as file:
+        answers = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
+    assert answers == {name: label for name, label in told["prior-aware vote"].answers().items()
+                       if name >= "clip_0090"}
+    assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
+    marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
+    assert all(mark["seconds"] >= 0 and mark["clips"] == 290 for mark in marks)
+
+
+def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=1)
+    run = Run(config.run.folder)
+    made = [run.probes / "face.parquet", run.probes / "voice.parquet", run.round(0) / "made.json",
+            run.round(1) / "made.json", run.vote / "made.json", run.answer]
+
+    def changed():
+        before = [files.stamp(path) for path in made]
+        fuse(config)
+        return [path for path, old in zip(made, before, strict=True) if files.stamp(path) != old]
+
+    assert changed() == made
+    assert changed() == []
+    config.vote.prior = "none"
+    assert changed() == made[4:]
+    shard = features.load(run.features("face"))
+    features.write_shard(run.features("face") / "00000.safetensors", shard, "2")
+    assert changed() == [made[0], *made[2:]]
+    run.answer.unlink()
+    assert changed() == made[4:]
+
+
+def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=2)
+    run = Run(config.run.folder)
+    names = fusion_run.names(210)
+    for name in config.fuse.sets:
+        gone = {names[0], names[-1]} | ({names[1], names[-2]} if name == "voice" else set())
+        shard = features.load(run.features(name)).only(set(names) - gone)
+        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+    for told in fused(config).values():
+        assert told.names == names and np.isfinite(told.probability).all()
+    assert names[-1] in run.answer.read_text()
+
+
+def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=1)
+    run = Run(config.run.folder)
+    shard = features.load(run.features("line"))
+    shard.utterance[4, 2] = np.nan
+    features.write_shard(run.features("line") / "00000.safetensors", shard, "2")
+    labels = tmp_path / "labels.csv"
+    labels.write_text(labels.read_text() + "clip_x,joyful\n")
+    for _ in range(2):
+        fuse(config)
+        found = {(row.stage, row.name, row.lost) for row in quarantine.read(run.quarantine)}
+        assert found == {("fuse", "clip_0004", "text"), ("fuse", "clip_x", "clip")}
+
+
+def test_one_modality_without_the_guide_can_be_fused(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=2)
+    config.fuse.sets = ["line"]
+    assert "AGT" in fused(config)
+
+
+def test_frames_are_fused_as_tokens(tmp_path):
+    config, truth = fusion_run.make(tmp_path, epochs=2, rounds=0)
+    run, names, random = Run(config.run.folder), fusion_run.names(210), np.random.default_rng(0)
+    lengths = random.integers(1, 9, len(names))
+    for name in config.fuse.sets:
+        own = features.load(run.features(name))
+        frame = np.repeat(own.utterance, lengths, 0)
+        shard = FeatureSet(modality=own.modality, names=names, utterance=own.utterance, frame=frame,
+                           offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+    config.fuse.level, config.fuse.tokens = "frame", 4
+    assert np.isfinite(fused(config)["AGT"].probability).all()
+
+
+def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=1)
+    config.fuse.sets = ["voice", "nothing"]
+    with pytest.raises(UserError, match="nothing: no feature set there"):
+        fuse(config)
+    (tmp_path / "labels.csv").write_text("name,label\nclip_0000,joyful\nclip_0001,\n")
+    with pytest.raises(UserError, match="no clip has one of the labels"):
+        fuse(config)
+    (tmp_path / "labels.csv").write_text("name,label\nclip_0000,happy\nclip_0001,\n")
+    with pytest.raises(UserError, match="lower folds.count"):
+        fuse(config)
+
+
+def test_the_probe_of_a_fold_does_not_know_its_labels(tmp_path):
+    config, _ = fusion_run.make(tmp_path)
+    run = Run(config.run.folder)
+    clips, _ = joined.read_clips(config, run)
+    values, valid = joined.read_set(run, "face", clips)[0].utterances(clips.names)
+    own, shuffled = clips.fold == 0, clips.truth.copy()
+    shuffled[own] = np.roll(shuffled[own], 1)
+    before = probe(values, valid, clips)
+    after = probe(values, valid, joined.Clips(**vars(clips) | {"truth": shuffled}))
+    assert np.array_equal(before[own], after[own])
+    assert not np.array_equal(before[~own], after[~own])
+
+
+def test_real_features_that_nobody_here_made_are_imported_and_fused(tmp_path, shared, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
+    import mosi
+
+    data = tmp_path / "part"
+    data.mkdir()
+    lines = {name: (shared / "data" / "cmu-mosi" / f"{name}_test.csv").read_text("utf-8").splitlines()
+             for name in ("names", *mosi.MODALITIES)}
+    header = lines["names"].pop(0)
+    videos = [line.split(",")[0].rpartition("_")[0] for line in lines["names"]]
+    some = set(sorted(set(videos))[::2])
+    for name, rows in lines.items():
+        kept = [row for row, video in zip(rows, videos, strict=True) if video in some]
+        files.write_text(data / f"{name}_test.csv", "\n".join([header] * (name == "names") + kept) + "\n")
+    mosi.convert(data, tmp_path / "run")
+    config = mosi.prepare(tmp_path / "run", overrides=("fuse.epochs=4", "fuse.seeds=1", "fuse.width=32"))
+    told = fused(config)
+    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    fold_of_video = {(name.rpartition("_")[0], fold) for name, fold in clips.fold_of.items()}
+    assert len(clips.names) > 300 and len(fold_of_video) == len({video for video, _ in fold_of_video})
+    waf = {title: metrics.waf(clips.truth, one.answer) for title, one in told.items()}
+    assert waf["text alone (text)"] > 0.65 and waf["prior-aware vote"] > 0.6
+    assert load(tmp_path / "run" / "config.yaml") == config

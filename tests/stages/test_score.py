@@ -1,0 +1,91 @@
+"""The result table, and that the truth is read nowhere else."""
+
+from __future__ import annotations
+
+import ast
+
+import fusion_run
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from mer_dist import files, metrics, predictions
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.predictions import Predictions
+from mer_dist.stages.score import score, table
+
+STEPS = (("probes/clip", "video alone (clip, frozen)", 0.5),
+         ("probes/clip@tuned", "video alone (clip, fine-tuned)", 0.6),
+         ("probes/voice", "audio alone (voice, frozen)", 0.55),
+         ("rounds/00/predictions", "AGT", 0.7),
+         ("rounds/01/predictions", "AGT + self-training round 1", 0.65),
+         ("vote/predictions", "prior-aware vote", 0.9))
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A run whose every step answers a known part of the clips right."""
+    config, truth = fusion_run.make(tmp_path, labeled=90, unlabeled=100)
+    run, labeled = Run(config.run.folder), np.arange(190) < 90
+    for path, title, right in STEPS:
+        answer = np.where(np.arange(190) % 100 < 100 * right, truth, (truth + 1) % 3)
+        told = Predictions(title=title, labels=fusion_run.LABELS, names=fusion_run.names(190),
+                           labeled=labeled, fold=np.where(labeled, 0, -1),
+                           probability=np.eye(3)[answer], answer=answer)
+        predictions.write(run.folder / f"{path}.parquet", told)
+    rows = "".join(f"{name},{fusion_run.LABELS[label]}\n" for name, label in
+                   list(zip(fusion_run.names(190), truth, strict=True))[90:])
+    files.write_text(tmp_path / "truth.csv", "name,discrete\n" + rows)
+    return run, tmp_path / "truth.csv", truth
+
+
+def test_every_step_is_scored_on_what_the_models_never_saw(scored):
+    run, path, truth = scored
+    rows = score(run.folder, path)
+    assert [row["title"] for row in rows] == [title for _, title, _ in STEPS]
+    for row, (file, _, _) in zip(rows, STEPS, strict=True):
+        told = predictions.read(run.folder / f"{file}.parquet")
+        assert row["oof_waf"] == metrics.waf(truth[:90], told.answer[:90])
+        assert row["waf"] == metrics.waf(truth[90:], told.answer[90:])
+        assert row["interval"][0] <= row["waf"] <= row["interval"][1]
+    assert files.read_json(run.scores) == rows
+
+
+def test_a_step_that_does_not_help_is_marked(scored):
+    run, path, _ = scored
+    rows = score(run.folder, path)
+    assert [row["helped"] for row in rows] == [None, True, None, True, False, True]
+    shown = table(rows).splitlines()
+    assert [line.endswith("no gain") for line in shown[2:]] == [False] * 4 + [True, False]
+    assert f"{100 * rows[3]['waf']:.2f}" in shown[5] and len({line.find("(") for line in shown[5:]}) > 0
+
+
+def test_without_a_truth_file_only_out_of_fold_figures_are_given(scored):
+    run, _, _ = scored
+    rows = score(run.folder)
+    assert all("waf" not in row and "oof_waf" in row for row in rows)
+    assert table(rows).count(" -") == len(rows)
+
+
+def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
+    run, _, _ = scored
+    other = tmp_path / "other.csv"
+    other.write_text("name,discrete\nsomeone,happy\n")
+    with pytest.raises(UserError, match="none of the unlabelled clips"):
+        score(run.folder, other)
+    other.write_text("name,discrete\nclip_0100,joyful\n")
+    with pytest.raises(UserError, match="joyful"):
+        score(run.folder, other)
+    with pytest.raises(UserError, match="no run there"):
+        score(tmp_path / "nowhere")
+
+
+def test_no_stage_but_score_has_a_word_for_the_truth_file():
+    """A stage that wanted the truth would have to be told where it lies."""
+    for path in (ROOT / "mer_dist" / "stages").glob("*.py"):
+        names = {arg.arg for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                 if isinstance(node, ast.FunctionDef) for arg in node.args.args}
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert path.stem == "score" or not {"truth_csv", "truth.csv"} & (names | texts), path

@@ -1,0 +1,144 @@
+"""Clips and features joined by name, and the guard against extractor copies that saw a label."""
+
+from __future__ import annotations
+
+import fusion_run
+import numpy as np
+import pytest
+
+from mer_dist import features, joined
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.stages.fuse import probe
+
+LABELED, UNLABELED, WIDTH = 60, 20, 6
+FOLDS = 3
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """Three copies and ``all`` of one extractor: each bends the same vectors in its own way."""
+    run, random = Run(tmp_path / "run"), np.random.default_rng(0)
+    names, truth = fusion_run.names(LABELED + UNLABELED), np.arange(LABELED + UNLABELED) % 3
+    values = random.normal(size=(len(names), WIDTH)) + 2 * np.eye(WIDTH)[truth]
+    for part in (0, 1, 2, None):
+        rows = [row for row in range(LABELED) if row % FOLDS == part]
+        rows += range(LABELED, LABELED + (UNLABELED if part is None else 8))
+        bent = values[rows] * random.uniform(0.5, 4, WIDTH) + random.normal(0, 5, WIDTH)
+        write_copy(run, part, [names[row] for row in rows], bent)
+    return run
+
+
+def write_copy(run: Run, copy: int | None, names: list[str], values: np.ndarray, **facts) -> None:
+    name = "all" if copy is None else f"fold-{copy}"
+    facts = {"part": name, "trained_without": copy} | facts
+    fusion_run.write_set(run, f"clip@{name}", "video", names, values, **facts)
+
+
+def fold_of() -> dict[str, int]:
+    return {name: row % FOLDS for row, name in enumerate(fusion_run.names(LABELED))}
+
+
+def clips_of(count: int = LABELED) -> joined.Clips:
+    """Labelled clips only."""
+    return joined.Clips(
+        labels=fusion_run.LABELS, names=fusion_run.names(count), truth=np.random.default_rng(1).integers(0, 3, count),
+        fold=np.arange(count) % FOLDS, folds=FOLDS,
+    )
+
+
+def test_the_copies_become_one_space_in_which_every_clip_has_one_row(run):
+    made = joined.tuned(run, "clip", fold_of())
+    assert sorted(made.names) == fusion_run.names(LABELED + UNLABELED)
+    # The same anchors, bent in four ways, are the same again: here they were bent linearly.
+    anchors = set(fusion_run.names(LABELED + 8)[LABELED:])
+    spaces = []
+    for part in ("fold-0", "fold-1", "fold-2", "all"):
+        own = features.load(run.features(f"clip@{part}")).only(anchors).utterance
+        spaces.append((own - own.mean(0)) / own.std(0))
+    joined_anchors = made.only(anchors).utterance
+    assert all(np.allclose(space, joined_anchors, atol=1e-4) for space in spaces)
+    truth = np.arange(LABELED + UNLABELED) % 3
+    of_class = [made.utterances(fusion_run.names(LABELED))[0][truth[:LABELED] == own].mean(0).argmax()
+                for own in range(3)]
+    assert of_class == [0, 1, 2]
+
+
+def test_without_anchors_the_copies_own_moments_are_used(run):
+    for part in range(FOLDS):
+        folder = run.features(f"clip@fold-{part}")
+        own = features.load(folder).only(set(fold_of()))
+        features.write_shard(folder / "00000.safetensors", own)
+    made = joined.tuned(run, "clip", fold_of())
+    labeled = made.only(set(fold_of())).utterance
+    assert np.abs(labeled.mean(0)).max() < 1e-3 and len(made.names) == LABELED + UNLABELED
+
+
+def test_a_copy_that_was_trained_on_the_clips_it_offers_is_refused(run):
+    clips = clips_of()
+    # A copy that knew the labels would write them into its features, and they would be found.
+    leak = np.eye(3)[clips.truth]
+    assert (probe(leak, np.ones(LABELED, bool), clips).argmax(1) == clips.truth).all()
+    own = [row for row in range(LABELED) if row % FOLDS == 0]
+    stolen = [row for row in range(LABELED) if row % FOLDS == 1][:1]
+    rows = own + stolen
+    values = np.pad(leak[rows], ((0, 0), (0, WIDTH - 3)))
+    write_copy(run, 0, [clips.names[row] for row in rows], values)
+    with pytest.raises(UserError, match=f"{clips.names[stolen[0]]}.*know their labels"):
+        joined.tuned(run, "clip", clips.fold_of)
+
+
+def test_the_copy_trained_on_all_labels_may_not_offer_a_labelled_clip(run):
+    names = fusion_run.names(LABELED + UNLABELED)
+    write_copy(run, None, names[LABELED - 1 :], np.ones((UNLABELED + 1, WIDTH)))
+    with pytest.raises(UserError, match=names[LABELED - 1]):
+        joined.tuned(run, "clip", fold_of())
+
+
+@pytest.mark.parametrize("facts", [{"trained_without": 1}, {"trained_without": None}, {"part": "all"}])
+def test_a_copy_that_says_it_left_out_another_fold_is_refused(run, facts):
+    names = [name for name, fold in fold_of().items() if fold == 0]
+    write_copy(run, 0, names, np.ones((len(names), WIDTH)), **facts)
+    with pytest.raises(UserError, match="part 'fold-0' is needed"):
+        joined.tuned(run, "clip", fold_of())
+
+
+def test_other_folds_than_those_of_the_fine_tuning_are_refused(run):
+    moved = {name: (row + 1) % FOLDS for row, name in enumerate(fold_of())}
+    with pytest.raises(UserError, match="know their labels"):
+        joined.tuned(run, "clip", moved)
+
+
+def test_vectors_that_are_no_numbers_become_missing_and_are_named(run):
+    names = fusion_run.names(LABELED)
+    values = np.ones((LABELED, 2), np.float32)
+    values[3, 1], values[5, 0] = np.nan, np.inf
+    fusion_run.write_set(run, "voice", "audio", names, values)
+    found, problems = joined.read_set(run, "voice", clips_of())
+    assert {names[3], names[5]}.isdisjoint(found.names) and len(found.names) == LABELED - 2
+    assert sorted((row.name, row.lost) for row in problems) == [(names[3], "audio"), (names[5], "audio")]
+    assert "features voice:" in problems[0].reason
+
+
+def test_a_set_of_other_clips_is_refused(run):
+    fusion_run.write_set(run, "voice", "audio", ["x", "y"], np.ones((2, 2)))
+    with pytest.raises(UserError, match="none of its 2 clips"):
+        joined.read_set(run, "voice", clips_of())
+
+
+def test_an_unusable_row_of_the_label_file_costs_its_clip_and_is_named(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label,split\na,happy,\nb,,\nc,joyful,\nd,angry,unlabeled\ne,angry,test\n")
+    found, problems = joined.read_labels(path, fusion_run.LABELS)
+    assert found == {"a": "happy", "b": None, "d": None}
+    assert {row.name: row.lost for row in problems} == {"c": "clip", "e": "clip"}
+    assert all("line" in row.reason for row in problems)
+
+
+def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):
+    before = joined.set_made_from(run, "clip@tuned", FOLDS)
+    assert joined.set_made_from(run, "clip@tuned", FOLDS) == before
+    names = [name for name, fold in fold_of().items() if fold == 2]
+    fusion_run.write_set(run, "clip@fold-2", "video", names, np.ones((len(names), WIDTH)), "2",
+                         part="fold-2", trained_without=2)
+    assert joined.set_made_from(run, "clip@tuned", FOLDS) != before

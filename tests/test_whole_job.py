@@ -1,0 +1,87 @@
+"""The whole job through the command, with two processes and damaged clips: clips to answer.csv."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).with_name("stages")))
+import small_job  # noqa: E402
+
+from mer_dist import files, predictions, quarantine  # noqa: E402
+from mer_dist.config import load  # noqa: E402
+from mer_dist.errors import QUARANTINED  # noqa: E402
+from mer_dist.layout import Run  # noqa: E402
+from mer_dist.records import UNLABELED  # noqa: E402
+from mer_dist.shards import manifest  # noqa: E402
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    path = small_job.make(tmp_path_factory.mktemp("job"), processes=2)
+    folder = path.parent / "corpus" / "video-unlabeled-with-test2noise"
+    broken = sorted(folder.glob("*.mp4"))[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = small_job.mer_dist("run", path)
+    assert done.returncode == QUARANTINED, done.stderr[-4000:]
+    return path
+
+
+def run_of(job: Path) -> Run:
+    return Run(load(job).run.folder)
+
+
+def test_every_unlabelled_clip_has_one_answer_even_the_damaged_one(job):
+    run = run_of(job)
+    with open(run.answer, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    unlabeled = [row.name for row in manifest.read(run.shards) if row.split == UNLABELED]
+    assert len(unlabeled) == small_job.UNLABELED
+    assert sorted(row["name"] for row in rows) == sorted(unlabeled)
+    assert {row["discrete"] for row in rows} <= set(load(job).corpus.labels)
+    lost = {(row.name, row.lost) for row in quarantine.read(run.quarantine) if row.stage == "shard"}
+    assert lost == {(unlabeled[0], "video"), (unlabeled[0], "audio")}
+
+
+def test_the_result_table_has_a_row_for_each_step_and_every_labelled_clip_out_of_fold(job):
+    run = run_of(job)
+    found = [predictions.read(path) for path in predictions.all_of(run)]
+    # clip, clip tuned, hubert, baichuan, baichuan tuned; AGT; one round; the vote.
+    assert len(found) == 5 + 1 + 1 + 1
+    fold_of = files.read_json(run.folds)["folds"]
+    for item in found:
+        rows = zip(item.names, item.fold, item.labeled, strict=True)
+        assert {name: fold for name, fold, labeled in rows if labeled} == fold_of
+    assert run.report.exists()
+
+
+def test_verify_finds_nothing_and_then_the_one_clip_that_is_taken_away(job):
+    run = run_of(job)
+    assert small_job.mer_dist("verify", run.folder).returncode == 0
+    kept = run.answer.read_text(encoding="utf-8")
+    run.answer.write_text("\n".join(kept.splitlines()[:-1]) + "\n", encoding="utf-8")
+    done = small_job.mer_dist("verify", run.folder)
+    run.answer.write_text(kept, encoding="utf-8")
+    assert done.returncode == 1 and kept.splitlines()[-1].split(",")[0] in done.stderr
+
+
+def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again(job):
+    run = run_of(job)
+    made = {
+        path: path.stat().st_mtime_ns
+        for part in ("shards", "adapters", "features", "probes", "rounds", "vote")
+        for path in (run.folder / part).rglob("*") if path.is_file()
+    }
+    lost = run.features("clip@fold-1") / "00000.safetensors"
+    content = lost.read_bytes()
+    lost.unlink()
+    done = small_job.mer_dist("run", job)
+    assert done.returncode == QUARANTINED, done.stderr[-3000:]
+    assert lost.read_bytes() == content
+    again = {path for path, when in made.items() if path.stat().st_mtime_ns != when}
+    assert again <= {lost, lost.parent / "set.json", lost.parent / "made.json"}
