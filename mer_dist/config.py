@@ -220,15 +220,17 @@ class FuseConfig:
     tokens: int = 8
     guide: str = "audio"
     """The modality that asks: its tokens are the queries of the cross-attention."""
-    width: int = 128
+    width: int = 64
     heads: int = 4
     dropout: float = 0.3
-    modality_dropout: float = 0.1
+    feature_dropout: float = 0.6
+    """Chance that a single feature is hidden; it regularises most where clips are few."""
+    modality_dropout: float = 0.25
     """Chance that a modality is hidden from a training clip that has others."""
     seeds: int = 3
-    epochs: int = 40
-    batch: int = 64
-    learning_rate: float = 1e-3
+    epochs: int = 20
+    batch: int = 32
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
 
@@ -237,7 +239,7 @@ class FuseConfig:
         _one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
             _at_least("fuse", key, getattr(self, key), 1)
-        for key in ("dropout", "modality_dropout", "label_smoothing"):
+        for key in ("dropout", "feature_dropout", "modality_dropout", "label_smoothing"):
             _fraction("fuse", key, getattr(self, key))
         if self.width % self.heads:
             raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")

@@ -39,7 +39,8 @@ class Clips:
 
     @property
     def fold_of(self) -> dict[str, int]:
-        return {name: int(fold) for name, fold in zip(self.names, self.fold, strict=True) if fold >= 0}
+        pairs = zip(self.names, self.fold.tolist(), strict=True)
+        return {name: fold for name, fold in pairs if fold >= 0}
 
     def outside(self, *folds_left_out: int) -> np.ndarray:
         """Numbers of the labelled clips that belong to none of these folds."""
@@ -96,7 +97,8 @@ def read_labels(path: Path, labels: list[str]) -> tuple[dict[str, str | None], l
         if split not in (LABELED, UNLABELED):
             bad[name] = f"{rows.place(name)}: split {split!r} is neither {LABELED} nor {UNLABELED}"
         elif split == LABELED and label not in labels:
-            bad[name] = f"{rows.place(name)}: label {label!r} is not in corpus.labels: {', '.join(labels)}"
+            known = ", ".join(labels)
+            bad[name] = f"{rows.place(name)}: label {label!r} is not in corpus.labels: {known}"
         else:
             found[name] = label if split == LABELED else None
     return found, [

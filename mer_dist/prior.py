@@ -215,7 +215,8 @@ def gain(
     old = shares(truth, held_out.shape[1])
     corrected = adapt(held_out, old, new)
     weight = (np.where(old > 0, new, 0) / np.maximum(old, _TINY))[truth]
-    rows = np.random.default_rng(seed).choice(len(truth), (draws, len(truth)), p=weight / weight.sum())
+    size, chance = (draws, len(truth)), weight / weight.sum()
+    rows = np.random.default_rng(seed).choice(len(truth), size, p=chance)
     before = np.mean([metrics.waf(truth[draw], decide(held_out[draw])) for draw in rows])
     after = np.mean([metrics.waf(truth[draw], decide(corrected[draw])) for draw in rows])
     return float(before), float(after)

@@ -76,7 +76,7 @@ def person(rng: np.random.Generator) -> Person:
         eye_distance=rng.uniform(0.37, 0.43),
         brow=int(rng.integers(3, 6)),
         light=(rng.uniform(0.7, 1.15) * (1 + side_light + top_light)).astype(np.float32),
-        noise=rng.normal(0, rng.uniform(2, 5), (SIDE + 32, SIDE + 32, 1)).astype(np.float32),
+        noise=rng.normal(0, rng.uniform(1.5, 4), (SIDE + 32, SIDE + 32, 1)).astype(np.float32),
     )
 
 

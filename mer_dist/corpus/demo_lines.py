@@ -61,7 +61,7 @@ def line(rng: np.random.Generator, emotion: str | None, shared: bool) -> str:
         emotion: None for a line that says nothing.
         shared: take the clause from those that ``emotion`` shares with its pair.
     """
-    clauses = list(rng.choice(FILLERS, rng.integers(1, 4), replace=False))
+    clauses = list(rng.choice(FILLERS, rng.integers(2, 5), replace=False))
     if emotion is not None:
         (common,) = (said for pair, said in SHARED.items() if emotion in pair)
         telling = rng.choice(common if shared else OWN[emotion])

@@ -33,7 +33,7 @@ MANNERS = {
 }
 _TABLE = np.array([MANNERS[emotion] for emotion in EMOTIONS])
 #: How much speakers differ from the table, per column.
-_HABIT = np.array([0.08, 0.04, 0.08, 0.4, 2.0, 1.0, 0.01, 0.04])
+_HABIT = np.array([0.06, 0.03, 0.06, 0.3, 1.5, 0.8, 0.01, 0.03])
 
 
 def voice(rng: np.random.Generator, blend: np.ndarray, seconds: float) -> np.ndarray:
@@ -46,7 +46,7 @@ def voice(rng: np.random.Generator, blend: np.ndarray, seconds: float) -> np.nda
     steps = int(seconds * _CONTROL)
     envelope, accents, formants = _syllables(rng, manner, steps)
     time = np.linspace(0, 1, steps)
-    own_pitch = np.log2(rng.uniform(110, 220))
+    own_pitch = np.log2(rng.uniform(115, 205))
     octave = own_pitch + manner[PITCH] + manner[SLOPE] * (time - 0.5) + manner[RANGE] * accents
     octave += manner[TREMOR] * np.sin(2 * np.pi * 6.5 * np.arange(steps) / _CONTROL)
     formants = formants * rng.uniform(0.9, 1.15)

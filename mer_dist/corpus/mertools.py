@@ -69,7 +69,8 @@ def _plain(content: bytes) -> Any:
     """The one object in a 0-dimensional object array."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    form = np.lib.format
+    read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
     shape, _, dtype = read[version](stream)
     if shape != () or not dtype.hasobject:
         raise ValueError(f"an array of {dtype} with shape {shape}, not one dictionary")

@@ -123,7 +123,7 @@ class Dropout(nn.Module):
 
 
 def norm(x: Tensor) -> Tensor:
-    """Layer normalisation; its usual gain and offset would be absorbed by the linear layer after."""
+    """Layer normalisation; gain and offset would be absorbed by the linear layer after it."""
     return F.layer_norm(x, x.shape[-1:])
 
 
@@ -201,7 +201,7 @@ class AGT(nn.Module):
         for place, (_, features) in enumerate(sizes):
             self.register_buffer(f"shift_{place}", streams.uniform(1, features) * 0)
             self.register_buffer(f"scale_{place}", streams.uniform(1, features) * 0 + 1)
-        self.input_dropout = Dropout(streams, dropout)
+        self.feature_dropout = Dropout(streams, config.feature_dropout)
         self.project = nn.ModuleList(Linear(streams, features, width) for _, features in sizes)
         # One vector per set and token: it says the modality and the place in time.
         self.place = nn.ParameterList(
@@ -209,7 +209,10 @@ class AGT(nn.Module):
         )
         self.stand_in = nn.Parameter(streams.uniform(1, 1, width) - 0.5)
         self.context = nn.ModuleDict(
-            {name: ContextBasedTransformer(streams, width, config.heads, dropout) for name in others}
+            {
+                name: ContextBasedTransformer(streams, width, config.heads, dropout)
+                for name in others
+            }
         )
         self.fuse = AdaptiveMultimodalFusion(streams, len(self.channels), width, dropout)
         self.classify = nn.Sequential(Dropout(streams, dropout), Linear(streams, width, classes))
@@ -222,7 +225,8 @@ class AGT(nn.Module):
             if len(tokens) > 1:
                 deviation, mean = torch.std_mean(tokens, 0)
                 getattr(self, f"shift_{place}")[member] = mean
-                getattr(self, f"scale_{place}")[member] = torch.where(deviation > 1e-6, deviation, 1)
+                scale = torch.where(deviation > 1e-6, deviation, 1)
+                getattr(self, f"scale_{place}")[member] = scale
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
@@ -242,7 +246,7 @@ class AGT(nn.Module):
         for place, (name, values) in enumerate(zip(inputs.modality, inputs.values, strict=True)):
             shift, scale = (getattr(self, f"{key}_{place}")[:, None] for key in ("shift", "scale"))
             x_EBTD = (values.to(shift.dtype) - shift) / scale
-            x_EBTD = self.input_dropout(x_EBTD.masked_fill(~inputs.mask[place][..., None], 0))
+            x_EBTD = self.feature_dropout(x_EBTD.masked_fill(~inputs.mask[place][..., None], 0))
             projected = self.project[place](x_EBTD) + self.place[place]
             tokens.setdefault(name, []).append(projected)
             masks.setdefault(name, []).append(inputs.mask[place])
@@ -320,7 +324,7 @@ def train(
 
 
 def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each member's rows ``(E, length)`` of an epoch in its own order, their targets and weights."""
+    """Each member's rows ``(E, length)`` of an epoch in its own order, targets and weights."""
     orders = [streams.order(own, len(les.rows), length) for own, les in enumerate(lessons)]
     pairs = list(zip(lessons, orders, strict=True))
     return (
@@ -331,7 +335,7 @@ def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor
 
 
 def _warm_cosine(done: float, warm: float = 0.1) -> float:
-    """Learning-rate factor after the part ``done`` of all steps: linear rise, then a cosine to 0."""
+    """Learning-rate factor after the part ``done`` of all steps: linear rise, cosine to 0."""
     return min((done + 1e-3) / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -1,8 +1,9 @@
 """Small random-weight models in the real architectures, in the published Hugging Face layout.
 
 They stand in for CLIP-ViT-L, HuBERT-large and Baichuan-13B where those cannot run: every stage
-loads them through the same code path. Random weights are no hindrance to show the recipe: what a
-frozen random network passes on can be read by a linear classifier, and fine-tuning improves it.
+loads them through the same code path. A linear classifier can read a part of the emotion from what
+a frozen random network passes on, and fine-tuning a network this small on 160 clips finds more.
+The scale of the random weights decides both; it was chosen on the demo corpus.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
     """
     from mer_dist.corpus import demo
 
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     folder = Path(folder)
     lines = lines or demo.lines(2000, seed)
     made_from = files.fingerprint([seed, lines, files.digest(Path(__file__))])
@@ -53,12 +57,13 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
 def _write_clip(folder: Path, lines: list[str]) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    tower = {"num_attention_heads": 4, "initializer_factor": 1.0}
+    # Twice the usual spread of random weights: frozen features tell more, fine-tuning starts faster.
+    tower = {"num_attention_heads": 4, "initializer_factor": 2.0}
     config = CLIPConfig(
         projection_dim=96,
         vision_config={
             **tower, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-            "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": 96,
+            "image_size": IMAGE_SIZE, "patch_size": 16, "projection_dim": 96,
         },
         # Extraction takes the vision tower; the other one is only there for the layout.
         text_config={
@@ -81,17 +86,33 @@ def _write_hubert(folder: Path, lines: list[str]) -> None:
     from transformers import HubertConfig, HubertModel
 
     config = HubertConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
         feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        feat_proj_layer_norm=True, conv_dim=[48] * 7, num_conv_pos_embeddings=31,
+        feat_proj_layer_norm=True, conv_dim=[64] * 7, num_conv_pos_embeddings=31,
         num_conv_pos_embedding_groups=8, initializer_range=0.09, vocab_size=32,
     )
-    HubertModel(config).save_pretrained(folder)
+    model = HubertModel(config)
+    _carry_the_spectrum(model.feature_extractor.conv_layers[1:])
+    model.save_pretrained(folder)
     files.write_json(folder / "preprocessor_config.json", {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True,
         "feature_size": 1, "padding_side": "right", "padding_value": 0,
         "return_attention_mask": True, "sampling_rate": 16_000,
     })
+
+
+@torch.no_grad()
+def _carry_the_spectrum(layers) -> None:
+    """Make each convolution a rotation of the channels, averaged over its kernel, plus noise.
+
+    The first layer is a random filter bank. Six layers of plain random filters behind it blur what
+    it heard: a linear classifier then reads 0.35 WAF from their output, and 0.5 from this one.
+    """
+    for layer in layers:
+        weight = layer.conv.weight
+        rotation = torch.nn.init.orthogonal_(torch.empty(weight.shape[:2]))
+        average = rotation[:, :, None].expand_as(weight) / weight.shape[2]
+        weight.copy_(average + 0.5 * weight * average.std() / weight.std())
 
 
 def _write_baichuan(folder: Path, lines: list[str]) -> None:
@@ -108,6 +129,6 @@ def _baichuan_config(vocabulary: int) -> BaichuanConfig:
 
     return BaichuanConfig(
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, model_max_length=512, initializer_range=0.09, use_cache=False,
+        num_attention_heads=4, model_max_length=512, initializer_range=0.03, use_cache=False,
         architectures=["BaichuanForCausalLM"],
     )

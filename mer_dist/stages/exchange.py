@@ -40,13 +40,16 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
         why = f"; the first: {next(iter(bad.items()))}" if bad else ""
         raise UserError(f"{folder}: no .npy file there can be used{why}")
     with files.atomic_folder(run.features(set_name)) as store:
-        chunks = [paths[start : start + CLIPS_PER_SHARD] for start in range(0, len(paths), CLIPS_PER_SHARD)]
-        for number, chunk in enumerate(progress(chunks, len(chunks), f"import {set_name}", "shards")):
+        starts = range(0, len(paths), CLIPS_PER_SHARD)
+        chunks = [paths[start : start + CLIPS_PER_SHARD] for start in starts]
+        shown = progress(chunks, len(chunks), f"import {set_name}", "shards")
+        for number, chunk in enumerate(shown):
             shard = _shard(chunk, modality, width, bad)
             features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
         features.describe(store, modality=modality, width=width, imported=True, part="imported",
                           trained_without=None)
-        files.mark(store, files.fingerprint([files.stamp(path) for path in paths]), clips=len(paths))
+        made_from = files.fingerprint([files.stamp(path) for path in paths])
+        files.mark(store, made_from, clips=len(paths))
     _quarantine(run, set_name, modality, bad)
     logger.info("imported %s: %d clips of width %d, %d not usable", set_name, len(paths) - len(bad),
                 width, len(bad))

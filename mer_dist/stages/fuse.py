@@ -65,7 +65,8 @@ def fuse(config: Config) -> None:
     torch.set_num_threads(config.run.threads)
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
-    logger.info("fuse: %d labelled and %d unlabelled clips", clips.labeled.sum(), (~clips.labeled).sum())
+    labeled = clips.labeled
+    logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips)
     fused = joined.fused_sets(config)
     parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
@@ -83,11 +84,13 @@ def fuse(config: Config) -> None:
 
 def _quarantine(sets: _Sets, problems: list[Problem]) -> None:
     """Note the problems of this call; those of sets that did not have to be read again stay."""
-    names = joined.all_sets(sets.config, sets.run)
+    unread = [
+        joined.about(name) for name in joined.all_sets(sets.config, sets.run)
+        if name not in sets.problems
+    ]
     stay = [
         problem for problem in quarantine.read(sets.run.quarantine)
-        if problem.stage == joined.STAGE
-        and any(problem.reason.startswith(joined.about(name)) for name in names if name not in sets.problems)
+        if problem.stage == joined.STAGE and problem.reason.startswith(tuple(unread))
     ]
     found = [problem for of_set in sets.problems.values() for problem in of_set]
     quarantine.replace(sets.run.quarantine, joined.STAGE, [*problems, *found, *stay])
@@ -130,7 +133,8 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
         started = time.monotonic()
         predictions.write(_probe_path(run, name), _probe(config, sets, name))
         done[name] = {"made_from": wanted[name], "seconds": time.monotonic() - started}
-        _mark_probes(run, {name: done[name] for name in wanted if name in done}, len(sets.clips.names))
+        there = {name: done[name] for name in wanted if name in done}
+        _mark_probes(run, there, len(sets.clips.names))
     for path in run.probes.glob("*.parquet"):
         if path.stem not in wanted:
             path.unlink()
@@ -194,7 +198,8 @@ def probe(values: np.ndarray, valid: np.ndarray, clips: Clips) -> np.ndarray:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_RIDGE, max_iter=1000))
         model.fit(values[rows], clips.truth[rows])
         every[fold, valid] = 0
-        every[np.ix_([fold], np.flatnonzero(valid), model.classes_)] = model.predict_proba(values[valid])
+        told = model.predict_proba(values[valid])
+        every[np.ix_([fold], np.flatnonzero(valid), model.classes_)] = told
     told = every.mean(0)
     told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
     return told

@@ -56,13 +56,14 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     truth = {name: row.get("discrete", row.get("label", "")).strip() for name, row in rows.items()}
     unknown = sorted({label for label in truth.values() if label not in labels})
     if unknown:
-        raise UserError(f"{path}: labels outside corpus.labels: {', '.join(map(repr, unknown[:5]))}; "
-                        "it needs the columns name and discrete")
+        shown = ", ".join(map(repr, unknown[:5]))
+        raise UserError(f"{path}: labels outside corpus.labels: {shown}; it needs the columns name "
+                        "and discrete")
     return truth
 
 
 def _judge(told, truth: dict[str, str], mask: np.ndarray, key: str, interval: str) -> dict:
-    """WAF and its interval on the clips in ``mask`` whose truth is known; empty if there is none."""
+    """WAF and its interval on the clips in ``mask`` whose truth is known; empty if none is."""
     index = {label: row for row, label in enumerate(told.labels)}
     rows = [row for row in np.flatnonzero(mask) if told.names[row] in truth]
     if not rows:

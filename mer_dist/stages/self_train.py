@@ -61,14 +61,16 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
         The fingerprint of the last round.
     """
     run, settings = Run(config.run.folder), config.self_train
-    model = {key: value for key, value in as_dict(config.fuse).items() if key not in ("labels", "sets")}
+    model = as_dict(config.fuse)
+    del model["labels"], model["sets"]
     last = settings.rounds if not clips.labeled.all() else 0
     made_from = files.fingerprint([made_from, model, config.run.seed, last > 0])
     loaded = None
     for number in range(last + 1):
         part = settings.quota * number / max(last, 1)
         if number:
-            made_from = files.fingerprint([made_from, number, part, settings.confidence, settings.weight])
+            own = [number, part, settings.confidence, settings.weight]
+            made_from = files.fingerprint([made_from, *own])
         if files.marked(run.round(number), made_from):
             logger.info("%s: already there", title(number))
             continue
@@ -128,7 +130,7 @@ class _Round:
                     100 * waf, seconds)
 
     def _pseudo_labels(self) -> tuple[np.ndarray, list[Selection]]:
-        """The scale of each fold's log probabilities, and for each fold's models their own pseudo-labels."""
+        """The scale of each fold's log probabilities, and its models' own pseudo-labels."""
         if self.number == 0:
             return np.ones(self.clips.folds), []
         scale = load_file(self.out.round(0) / BY_FOLD)["scale"]
@@ -189,7 +191,8 @@ class _Round:
         pairs = list(combinations(range(clips.folds), 2))
         if clips.folds < 3:
             return scale
-        model, _ = fusion.train(self.inputs, [self._lesson([*pair], 0) for pair in pairs], self.config.fuse)
+        lessons = [self._lesson([*pair], 0) for pair in pairs]
+        model, _ = fusion.train(self.inputs, lessons, self.config.fuse)
         rows = np.flatnonzero(clips.labeled & self.present)
         told = dict(zip(pairs, self._probability(model, rows), strict=True))
         for fold in range(clips.folds):
@@ -214,7 +217,7 @@ class _Round:
 
     def _write_curves(self, folder: Path, losses: np.ndarray) -> None:
         by_fold = losses.reshape(self.clips.folds, -1, losses.shape[1]).mean(1)
-        curves = [{"fold": fold, "train_loss": curve.tolist()} for fold, curve in enumerate(by_fold)]
+        curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
         files.write_json(folder / "curves.json", {"folds": curves})
 
     def _write_selection(self, folder: Path, chosen: list[Selection]) -> None:

@@ -36,7 +36,8 @@ def vote(
     probability = np.stack([member.probability for member in members])
     pooled, weights = _pool(probability, clips)
     told = _prior(config, clips, members[0], by_fold, pooled)
-    told["weights"] = {member.title: float(part) for member, part in zip(members, weights, strict=True)}
+    titles = [member.title for member in members]
+    told["weights"] = dict(zip(titles, weights.tolist(), strict=True))
     labeled, answer = clips.labeled, pooled.argmax(1)
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
@@ -58,7 +59,7 @@ def vote(
 
 
 def _pool(probability: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted and calibrated probabilities ``(N, C)`` of the ``(M, N, C)`` members, and the weights.
+    """Weighted and calibrated ``(N, C)`` of the members' ``(M, N, C)``, and the weights.
 
     A labelled clip's weights and calibration come from the other folds, an unlabelled one's from
     all labelled clips.
@@ -82,7 +83,8 @@ def _prior(
     clips and are surer of them than their out-of-fold predictions tell. Each unlabelled clip is
     taken as the models of one fold see it, just as a labelled clip is.
     """
-    rows, own = np.flatnonzero(clips.labeled), prior.shares(clips.truth[clips.labeled], len(clips.labels))
+    rows = np.flatnonzero(clips.labeled)
+    own = prior.shares(clips.truth[rows], len(clips.labels))
     told = {"labels": clips.labels, "labeled": own.tolist(), "estimated": {}, "used": own.tolist(),
             "applied": False, "origin": config.vote.prior}
     if config.vote.prior == "none":
@@ -92,11 +94,12 @@ def _prior(
     if config.vote.prior == "given":
         new = np.array([config.vote.given.get(label, 0.0) for label in clips.labels])
         new /= new.sum()
-        logger.warning("vote: the label prior was given by hand in vote.given: %s", config.vote.given)
+        logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
     else:
         count = by_fold.shape[1]
         as_labeled = by_fold[np.arange(count) % clips.folds, np.arange(count)].astype(np.float64)
-        found = prior.estimate(as_labeled, agt.probability[rows], clips.truth[rows], config.run.seed)
+        held_out = agt.probability[rows]
+        found = prior.estimate(as_labeled, held_out, clips.truth[rows], config.run.seed)
         told["estimated"] = {"em": found.em.tolist(), "bbse": found.bbse.tolist()}
         told["trust"] = found.trust
         new = found.used
@@ -105,7 +108,7 @@ def _prior(
     reason = (f"on labelled clips resampled to it, out-of-fold WAF is {100 * after:.2f} % with and "
               f"{100 * before:.2f} % without it")
     return told | {
-        "applied": applied, "used": new.tolist() if applied else own.tolist(), "tried": new.tolist(),
+        "applied": applied, "tried": new.tolist(), "used": (new if applied else own).tolist(),
         "reason": reason, "gain": after - before, "oof_waf_before": before, "oof_waf_after": after,
     }
 
@@ -118,7 +121,8 @@ def made_from(config: Config, parts: list[str]) -> str:
 def _write_answer(run: Run, made: Predictions) -> None:
     answers = made.answers()
     names = [name for name, known in zip(made.names, made.labeled, strict=True) if not known]
-    with files.atomic(run.answer) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "discrete"))
-        writer.writerows((name, answers[name]) for name in names)
+    with files.atomic(run.answer) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("name", "discrete"))
+            writer.writerows((name, answers[name]) for name in names)
