@@ -27,7 +27,7 @@ MODALITIES = ("audio", "video", "text")
 LABELS = ("negative", "positive")
 YAML = """
 run: {{folder: {out}, seed: {seed}}}
-corpus: {{path: unused, labels: [negative, positive]}}
+corpus: {{labels: [negative, positive]}}
 folds: {{count: 5, seed: {seed}, group: '^(.*)_'}}
 fuse: {{labels: {out}/labels.csv, sets: [audio, video, text]}}
 self_train: {{rounds: 0}}

@@ -6,10 +6,11 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from mer_dist import __version__, files, quarantine
-from mer_dist.config import Config, load
+from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
 from mer_dist.layout import Run
@@ -103,24 +104,23 @@ def run_stage(parsed: argparse.Namespace) -> int:
         logger.error("broke down:\n%s", traceback.format_exc())
     if not here.launched:
         return code
-    if config is not None and (here.rank == 0 or code == FAILED):
+    # The rank that ends last knows of the quarantine, and it need not be rank 0.
+    if config is not None and (here.rank == 0 or code != DONE):
         files.write_json(Run(config.run.folder).status(parsed.command), {"code": code})
     return FAILED if code == FAILED else DONE
 
 
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
-    if place().rank == 0:
-        from mer_dist.config import save
-
-        save(config, run.config)
     if parsed.command == "run":
         from mer_dist.stages.run import run as act
 
+        # Before its stages, because the report at the end reads it.
+        save(config, run.config)
         return act(config, parsed.config, parsed.overrides)
-    from importlib import import_module
-
     getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(config)
+    if place().rank == 0:
+        save(config, run.config)
     return quarantined(run, parsed.command)
 
 

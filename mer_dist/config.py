@@ -51,13 +51,14 @@ class RunConfig:
     def __post_init__(self):
         _at_least("run", "processes", self.processes, 1)
         _at_least("run", "threads", self.threads, 1)
+        _at_least("run", "seed", self.seed, 0)
 
 
 @dataclass(kw_only=True)
 class CorpusConfig:
     format: str = "mer2024"
     """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
-    path: str = MISSING
+    path: str = ""
     """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
     labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
     """The label set, in the order used by every file the run writes."""
@@ -153,6 +154,9 @@ class FinetuneConfig:
         _one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
         for key in ("epochs", "batch", "micro_batch"):
             _at_least("finetune", key, getattr(self, key), 1)
+        for key in ("learning_rate", "weight_decay"):
+            _at_least("finetune", key, getattr(self, key), 0)
+        _at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
         for key in ("warmup", "label_smoothing", "validation"):
             _fraction("finetune", key, getattr(self, key))
 
@@ -172,7 +176,7 @@ class ExtractorConfig:
     window: float = 10.0
     """hubert: longer audio is cut into rows of this many seconds."""
     max_tokens: int = 512
-    """baichuan: longer transcripts are cut, and counted."""
+    """baichuan: longer transcripts are cut."""
     batch: int = 0
     """Items in one forward pass; 0: the family's rule for the device."""
     finetune: FinetuneConfig | None = None
@@ -300,6 +304,9 @@ class Config:
         for name in self.extractors:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise UserError(f"extractors.{name}: a name is letters, digits, '.', '_' and '-'")
+        for tracker in self.trackers:
+            if tracker not in ("tensorboard", "wandb"):
+                raise UserError(f"trackers names {tracker!r}; valid: tensorboard, wandb")
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")

@@ -164,6 +164,13 @@ def shard_made_from(path: Path) -> str | None:
         return None
 
 
+def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
+    """Modality of a shard's features, and which clips have none and why, without reading vectors."""
+    with safe_open(path, "numpy") as file:
+        facts = shard_facts(file)
+    return facts["modality"], facts["missing"]
+
+
 def read_shard(path: Path, frames: bool = True) -> FeatureSet:
     """One shard; without ``frames`` only its utterance vectors, a small part of the file."""
     try:

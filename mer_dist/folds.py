@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mer_dist.config import FoldConfig
+from mer_dist.config import Config, FoldConfig
 from mer_dist.errors import UserError
 from mer_dist.files import fingerprint, read_json, write_json
+from mer_dist.layout import Run
 
 
 def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
@@ -63,3 +64,30 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict
     folds = make(labels, config)
     write_json(path, {"made_from": made_from, "folds": folds})
     return folds
+
+
+def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
+    """The folds of a run whose labelled clips have these labels.
+
+    Raises:
+        UserError: a label is not in the configuration, or has too few clips.
+    """
+    unknown = sorted(set(labels.values()) - set(config.corpus.labels))
+    if unknown:
+        raise UserError(
+            f"clips are labelled {', '.join(unknown)}, which corpus.labels does not name; if "
+            "corpus.labels has changed, run shard again"
+        )
+    return load_or_make(Run(config.run.folder).folds, labels, config.folds)
+
+
+def read(path: Path) -> dict[str, int]:
+    """The saved folds, clip name -> fold.
+
+    Raises:
+        UserError: there are none, or the file is not whole.
+    """
+    try:
+        return read_json(path)["folds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no readable folds ({error}); run finetune or fuse first") from None

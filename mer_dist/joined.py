@@ -62,7 +62,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     if not labeled:
         place = config.fuse.labels or str(run.shards)
         raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}")
-    fold_of = folds.load_or_make(run.folds, labeled, config.folds)
+    fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
     index = {label: row for row, label in enumerate(config.corpus.labels)}
     return Clips(
@@ -131,10 +131,17 @@ def copies(set_name: str, count: int) -> list[str]:
 
 
 def set_made_from(run: Run, set_name: str, count: int) -> str:
-    """Fingerprint of a set by what each of its shards was made from."""
+    """Fingerprint of a set by what each of its shards was made from.
+
+    Raises:
+        UserError: a part of the set is missing or incomplete.
+    """
     facts = []
     for name in copies(set_name, count):
         folder = run.features(name)
+        features.description(folder)
+        if files.marked(folder) is None:
+            raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         paths = sorted(folder.glob("[0-9]*.safetensors"))
         shards = [[path.name, features.shard_made_from(path)] for path in paths]
         facts.append([name, features.description(folder), shards])

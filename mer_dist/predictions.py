@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mer_dist.errors import UserError
 from mer_dist.files import atomic
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
@@ -57,7 +58,10 @@ def write(path: Path, predictions: Predictions) -> None:
 
 
 def read(path: Path) -> Predictions:
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     labels = json.loads(facts["labels"])
     index = {label: row for row, label in enumerate(labels)}

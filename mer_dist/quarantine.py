@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mer_dist.errors import UserError
 from mer_dist.files import atomic
 from mer_dist.records import Problem
 
@@ -19,13 +20,16 @@ def read(path: Path) -> list[Problem]:
     """All rows, or none if there is no such file yet."""
     if not Path(path).exists():
         return []
-    return [Problem(**row) for row in pq.read_table(path).to_pylist()]
+    try:
+        return [Problem(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not readable ({error}); delete it and run again") from None
 
 
 def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
     """Replace the rows of ``stage``; the rows of other stages stay.
 
-    Called by one process of a stage, after all its ranks have ended.
+    Called once the stage knows of all its problems; calling it twice with them changes nothing.
     """
     rows = [problem for problem in read(path) if problem.stage != stage] + list(problems)
     rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost))

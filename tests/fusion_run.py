@@ -17,7 +17,7 @@ CONFUSED = {"audio": (0, 1), "video": (1, 2), "text": (0, 2)}
 WIDTH = 12
 TEXT = """
 run: {{folder: {folder}/run}}
-corpus: {{path: unused, labels: [neutral, angry, happy]}}
+corpus: {{labels: [neutral, angry, happy]}}
 folds: {{count: 3}}
 fuse: {{labels: {folder}/labels.csv, sets: [voice, face, line], width: 16, heads: 2, seeds: 2, epochs: {epochs}, batch: 16, learning_rate: 5e-3, feature_dropout: 0.1}}
 self_train: {{rounds: {rounds}}}
@@ -56,6 +56,7 @@ def write_set(run: Run, name: str, modality: str, clips: list[str], values: np.n
     shard = FeatureSet(modality=modality, names=clips, utterance=values.astype(np.float32))
     features.write_shard(store / "00000.safetensors", shard, made_from)
     features.describe(store, modality=modality, width=values.shape[1], **facts)
+    files.mark(store, made_from)
 
 
 def configure(folder: Path, epochs: int = 3, rounds: int = 1, overrides: tuple[str, ...] = ()) -> Config:

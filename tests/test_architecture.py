@@ -11,7 +11,8 @@ PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "strict", "records", "errors", "files", "layout", "log", "quarantine",
      "metrics"},
-    {"models", "shards", "features", "folds", "predictions", "joined", "prior", "dist", "corpus"},
+    {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "dist",
+     "corpus"},
     {"stages", "report"},
     {"cli", "__main__"},
 )

@@ -13,7 +13,7 @@ import small_job  # noqa: E402
 
 from mer_dist import files, predictions, quarantine  # noqa: E402
 from mer_dist.config import load  # noqa: E402
-from mer_dist.errors import QUARANTINED  # noqa: E402
+from mer_dist.errors import QUARANTINED, REQUEUE  # noqa: E402
 from mer_dist.layout import Run  # noqa: E402
 from mer_dist.records import UNLABELED  # noqa: E402
 from mer_dist.shards import manifest  # noqa: E402
@@ -85,3 +85,19 @@ def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again
     assert lost.read_bytes() == content
     again = {path for path, when in made.items() if path.stat().st_mtime_ns != when}
     assert again <= {lost, lost.parent / "set.json", lost.parent / "made.json"}
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_75_and_the_next_one_goes_on(job, tmp_path):
+    """SIGTERM goes to the outer command only; its ranks stop at their next boundary."""
+    run = Run(tmp_path / "run")
+    options = [f"run.folder={run.folder}", "extractors.clip.finetune.epochs=500",
+               "extractors.baichuan.finetune=null"]
+    stopped = small_job.start("run", job, *options)
+    log = run.log("finetune", 0)
+    small_job.wait_for(lambda: log.exists() and "epoch 3/500" in log.read_text(), 120)
+    stopped.terminate()
+    assert stopped.wait(timeout=120) == REQUEUE
+    assert files.read_json(run.status("finetune")) == {"code": REQUEUE}
+    assert small_job.mer_dist("run", job, *options[:1], "extractors.clip.finetune=null",
+                              "extractors.baichuan.finetune=null").returncode == QUARANTINED
+    assert run.answer.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mer_dist.config import CorpusConfig
+from mer_dist.errors import UserError
 from mer_dist.records import Clip, Problem
 
 
@@ -14,5 +15,7 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
     """
     from mer_dist.corpus import manifest, mer2024
 
+    if not config.path:
+        raise UserError("corpus.path is not set: the MER2024 folder, or the CSV of a manifest")
     listing = {"mer2024": mer2024.clips, "manifest": manifest.clips}[config.format]
     return listing(config.path, config.labels)

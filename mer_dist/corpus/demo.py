@@ -2,8 +2,9 @@
 
 ::
 
-    <folder>/corpus/            video-labeled/  video-unlabeled/  label-disdim.csv  label-transcription.csv
-    <folder>/truth.csv          name,discrete of the unlabelled clips; no stage reads it
+    <folder>/corpus/      video-labeled/  video-unlabeled/
+                          label-disdim.csv  label-transcription.csv
+    <folder>/truth.csv    name,discrete of the unlabelled clips; no stage reads it
 
 Every clip says its emotion three times, in the face, the voice and the line, and each of the three
 leaves three pairs of emotions hard to tell apart (:data:`PAIRS`); no pair is hard in two of them,
@@ -98,8 +99,8 @@ def make(
         UserError: ``folder/corpus`` exists and is none of ours.
     """
     folder = Path(folder)
-    sources = [demo_face, demo_voice, demo_lines]
-    code = [files.digest(Path(module.__file__)) for module in sources] + [files.digest(Path(__file__))]
+    sources = [__file__, *(part.__file__ for part in (demo_face, demo_voice, demo_lines))]
+    code = [files.digest(Path(source)) for source in sources]
     made_from = files.fingerprint([labeled, unlabeled, seed, code])
     if files.marked(folder, made_from):
         logger.info("the demo corpus is there: %s", folder)
@@ -246,7 +247,8 @@ def encode(images: np.ndarray | None, sound: np.ndarray | None) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         packets = []
         if images is not None:
-            video = container.add_stream("libx264", FPS, options={"preset": "ultrafast", "crf": "25"})
+            quality = {"preset": "ultrafast", "crf": "25"}
+            video = container.add_stream("libx264", FPS, options=quality)
             video.width, video.height, video.pix_fmt = images.shape[2], images.shape[1], "yuv420p"
             # With several threads the bytes would depend on the machine.
             video.codec_context.thread_count = 1

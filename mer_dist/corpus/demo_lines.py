@@ -55,7 +55,7 @@ FILLERS = (
 
 
 def line(rng: np.random.Generator, emotion: str | None, shared: bool) -> str:
-    """A line of one to three fillers and at most one clause that tells.
+    """A line of two to four fillers and at most one clause that tells.
 
     Args:
         emotion: None for a line that says nothing.

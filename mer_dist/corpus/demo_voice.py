@@ -78,7 +78,7 @@ def _syllables(rng, manner: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndar
 
 
 def _tone(pitch: np.ndarray, formants: np.ndarray, tilt: float, samples: int) -> np.ndarray:
-    """Sum of the harmonics of ``pitch`` (steps,) under ``formants`` (steps, 2), about unit power."""
+    """Harmonics of ``pitch`` (steps,) under ``formants`` (steps, 2), summed, of unit power."""
     turns = np.cumsum(_stretch(pitch, samples).astype(np.float64)) / RATE
     phase = 2 * np.pi * (turns % 1.0)
     before, sine = np.zeros(samples, np.float32), np.sin(phase).astype(np.float32)

@@ -30,11 +30,17 @@ def place() -> Place:
 
 def for_children(threads: int) -> dict[str, str]:
     """The environment of processes that this one launches: bounded threads, no inherited rank."""
-    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    inherited = {key: value for key, value in os.environ.items() if key not in own}
+    of_this_rank = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    inherited = {key: value for key, value in os.environ.items() if key not in of_this_rank}
     if not _has_gpu():
         inherited.setdefault("DS_ACCELERATOR", "cpu")
-    return {**inherited, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",
+    }
+    return {**inherited, **own}
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ def shares(sizes: dict[int, int], world: int) -> list[list[int]]:
     """Split shards over ``world`` ranks so that clips are balanced; some ranks may get none.
 
     Args:
-        sizes: shard -> clips to do.
+        sizes: shard -> its clips, done or not, so that ranks that start at different times agree.
     """
     parts: list[list[int]] = [[] for _ in range(world)]
     load = [0] * world
@@ -34,13 +34,19 @@ def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
     return list(np.append(order, np.full(padding, NOBODY, order.dtype)).reshape(-1, batch))
 
 
+def per_rank_sizes(batch: int, micro: int, world: int) -> tuple[int, int]:
+    """Places of a global batch that each rank has, and how many it computes at a time."""
+    per_rank = -(-batch // world)
+    return per_rank, min(micro, per_rank)
+
+
 def micro_batches(batch: np.ndarray, micro: int, rank: int, world: int) -> list[np.ndarray]:
     """The part of one global batch that ``rank`` computes, in micro-batches of equal size.
 
     Places go round the ranks, so a short last batch is spread evenly; every rank gets the same
     number of micro-batches, as collective operations need.
     """
-    per_rank = -(-len(batch) // world)
+    per_rank, micro = per_rank_sizes(len(batch), micro, world)
     mine = np.full(per_rank, NOBODY, batch.dtype)
     taken = batch[rank::world]
     mine[: len(taken)] = taken

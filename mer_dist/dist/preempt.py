@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
 _asked = False
 
@@ -20,3 +21,17 @@ def _ask(number: int, frame: object) -> None:
 
 def asked() -> bool:
     return _asked
+
+
+def wait(child: subprocess.Popen) -> int:
+    """Wait for a launcher, passing a request to stop on to it once; returns its exit status."""
+    passed_on = False
+    while True:
+        if _asked and not passed_on:
+            # Launchers pass only SIGTERM on to their ranks.
+            child.terminate()
+            passed_on = True
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue

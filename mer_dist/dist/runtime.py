@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_dist.config import FinetuneConfig
 from mer_dist.dist.env import place
+from mer_dist.dist.partition import per_rank_sizes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,32 +53,35 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
 
 def set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
     """Tell Accelerate and DeepSpeed the batch sizes of the next model to be prepared."""
-    per_rank = -(-config.batch // joined.num_processes)
-    accumulation = -(-per_rank // config.micro_batch)
+    per_rank, micro = per_rank_sizes(config.batch, config.micro_batch, joined.num_processes)
+    accumulation = -(-per_rank // micro)
     joined.gradient_accumulation_steps = accumulation
     plugin = joined.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config.update(
-            train_micro_batch_size_per_gpu=config.micro_batch,
+            train_micro_batch_size_per_gpu=micro,
             gradient_accumulation_steps=accumulation,
-            train_batch_size=config.micro_batch * accumulation * joined.num_processes,
+            train_batch_size=micro * accumulation * joined.num_processes,
             gradient_clipping=config.clip_norm,
         )
 
 
 def gathered(joined: Accelerator, parameters: dict) -> dict:
-    """Whole copies on the CPU of named parameters, on every rank.
+    """Whole copies on the CPU of named parameters on the main process; nothing on the others.
 
     Under ZeRO-3 each rank holds a part only; saving such a parameter without gathering writes an
     empty tensor and no error.
     """
     plugin = joined.state.deepspeed_plugin
-    if plugin is None or plugin.zero_stage != 3:
-        return {name: value.detach().cpu().clone() for name, value in parameters.items()}
-    import deepspeed
-
     whole = {}
     for name, value in parameters.items():
-        with deepspeed.zero.GatheredParameters([value]):
-            whole[name] = value.detach().cpu().clone()
+        with _whole(value) if plugin is not None and plugin.zero_stage == 3 else nullcontext():
+            if joined.is_main_process:
+                whole[name] = value.detach().cpu().clone()
     return whole
+
+
+def _whole(value):
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([value])

@@ -73,5 +73,11 @@ class HubertExtractor(Extractor):
         lengths = torch.zeros_like(rows).index_add(0, clip_of_row, steps)
         return sum_of_last_four(states)[real], lengths
 
+    def batch_size(self, device: torch.device) -> int:
+        # Group norm runs over time, padding included, so a batch would change every clip in it.
+        if self.backbone.config.feat_extract_norm == "group":
+            return 1
+        return super().batch_size(device)
+
     def batch_rule(self, device: torch.device) -> int:
         return 1 if device.type == "cpu" else 16

@@ -34,9 +34,9 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
     Args:
         lines: what Baichuan's tokenizer is trained on; default: lines like those of the demo.
     """
-    from mer_dist.corpus import demo
-
     from transformers.utils import logging
+
+    from mer_dist.corpus import demo
 
     logging.disable_progress_bar()
     folder = Path(folder)
@@ -57,8 +57,10 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
 def _write_clip(folder: Path, lines: list[str]) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    # Twice the usual spread of random weights: frozen features tell more, fine-tuning starts faster.
-    tower = {"num_attention_heads": 4, "initializer_factor": 2.0}
+    # Three times the usual spread: at the usual one the blocks hardly change their input, and 160
+    # clips teach them slowly. Frozen features tell a little less (0.37 WAF against 0.40 at twice
+    # and 0.48 at once the spread), tuned ones a little more (0.55 against 0.53 and 0.52).
+    tower = {"num_attention_heads": 4, "initializer_factor": 3.0}
     config = CLIPConfig(
         projection_dim=96,
         vision_config={

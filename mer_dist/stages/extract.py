@@ -17,21 +17,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mer_dist import features, files, folds, quarantine
+from mer_dist import copies, features, files, folds, quarantine
 from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import shares
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import progress
-from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.records import UNLABELED, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 
 if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
 
+#: Why a clip has no features if the shard stage has already put it in quarantine.
+NOT_IN_SHARD = "not in the shard"
 STORAGE = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -43,8 +46,8 @@ class Work:
     extractor: ExtractorConfig
     #: the fine-tuned copy, or None for the published weights.
     adapter: Path | None
-    #: ``frozen``, ``fold-K`` or ``all``.
-    part: str
+    #: The fold that copy was trained without; None: none, or it is not fine-tuned.
+    trained_without: int | None
     #: shard -> the clips of it that belong to this set, in tar order.
     shards: dict[int, list[manifest.Row]]
     #: shard -> what its features are made from.
@@ -53,6 +56,14 @@ class Work:
 
     def file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.safetensors"
+
+    @property
+    def whole(self) -> str:
+        """What the complete set is made from."""
+        return files.fingerprint(sorted(self.made_from.items()))
+
+    def done(self) -> bool:
+        return files.marked(self.folder, self.whole) is not None and not self.missing()
 
     def missing(self) -> list[int]:
         return [
@@ -76,28 +87,33 @@ def extract(config: Config) -> None:
 
 
 def unfinished(config: Config) -> list[Work]:
-    """The feature sets that lack a shard."""
-    return [work for work in planned(config) if work.missing()]
+    """The feature sets that lack a shard, or the mark that says they do not."""
+    return [work for work in planned(config) if not work.done()]
 
 
 def planned(config: Config) -> list[Work]:
-    """The feature sets of the configuration: frozen ones, and one per fine-tuned copy."""
+    """The feature sets of the configuration: frozen ones, and one per fine-tuned copy.
+
+    Raises:
+        UserError: a fine-tuned copy is missing, or was trained on other clips, labels or folds.
+    """
     run = Run(config.run.folder)
     rows = manifest.read(run.shards)
-    content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in {row.shard for row in rows}}
-    works = []
-    for name, extractor in config.extractors.items():
-        if extractor.finetune is None or config.extract.frozen:
-            works.append(_work(config, run, name, extractor, "frozen", rows, content))
-        if extractor.finetune is not None:
-            labels = {row.name: row.label for row in rows if row.split == LABELED}
-            fold_of = folds.load_or_make(run.folds, labels, config.folds)
-            anchors = _anchors(rows, config.extract.anchors, config.run.seed)
-            for fold in range(config.folds.count):
-                seen = [row for row in rows if fold_of.get(row.name) == fold or row.name in anchors]
-                works.append(_work(config, run, name, extractor, f"fold-{fold}", seen, content))
+    numbers = {row.shard for row in rows}
+    content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in numbers}
+    works = [
+        _work(config, name, None, rows, content)
+        for name, extractor in config.extractors.items()
+        if extractor.finetune is None or config.extract.frozen
+    ]
+    anchors = _anchors(rows, config.extract.anchors, config.run.seed)
+    for copy in copies.planned(config):
+        if copy.without is None:
             seen = [row for row in rows if row.split == UNLABELED]
-            works.append(_work(config, run, name, extractor, "all", seen, content))
+        else:
+            own = {name for name, fold in folds.read(run.folds).items() if fold == copy.without}
+            seen = [row for row in rows if row.name in own or row.name in anchors]
+        works.append(_work(config, copy.name, copy, seen, content))
     return works
 
 
@@ -108,17 +124,15 @@ def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
     return {names[position] for position in chosen}
 
 
-def _work(config, run, name, extractor, part, rows, content) -> Work:
-    adapter = None if part == "frozen" else run.adapter(name, part)
-    trained_from = None
-    if adapter is not None:
-        mark = files.marked(adapter)
-        if mark is None:
-            raise UserError(f"{adapter}: this fine-tuned copy is not there; run finetune first")
-        trained_from = mark["made_from"]
+def _work(
+    config: Config, name: str, copy: Copy | None, rows: list[manifest.Row], content: dict[int, str]
+) -> Work:
+    extractor = config.extractors[name]
+    if copy is not None and not files.marked(copy.folder, copy.made_from):
+        raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
-        settings, files.folder_fingerprint(Path(extractor.path)), trained_from,
+        settings, files.folder_fingerprint(Path(extractor.path)), copy and copy.made_from,
         config.extract.frame_level, config.extract.storage, config.run.threads,
     ]
     shards: dict[int, list[manifest.Row]] = {}
@@ -128,10 +142,11 @@ def _work(config, run, name, extractor, part, rows, content) -> Work:
         shard: files.fingerprint([*common, content[shard], [row.name for row in members]])
         for shard, members in shards.items()
     }
-    set_name = name if part == "frozen" else f"{name}@{part}"
+    set_name = name if copy is None else f"{name}@{copy.part}"
     return Work(
-        set_name=set_name, extractor=extractor, adapter=adapter, part=part, shards=shards,
-        made_from=made_from, folder=run.features(set_name),
+        set_name=set_name, extractor=extractor, adapter=copy and copy.folder,
+        trained_without=copy and copy.without, shards=shards, made_from=made_from,
+        folder=Run(config.run.folder).features(set_name),
     )
 
 
@@ -146,10 +161,12 @@ def _extract_set(work: Work, config: Config) -> None:
     if not mine:
         return
     started = time.monotonic()
+    # From here to its end the set is incomplete, and nobody may take it for whole.
+    (work.folder / files.MARK).unlink(missing_ok=True)
     extractor = load_extractor(work.extractor, work.adapter).to(_device())
     features.describe(
         work.folder, modality=extractor.modality, width=extractor.width, family=work.extractor.family,
-        part=work.part, trained_without=_trained_without(work),
+        part=work.set_name.partition("@")[2] or "frozen", trained_without=work.trained_without,
     )
     reader = Reader(Run(config.run.folder).shards)
     total = sum(sizes[shard] for shard in mine)
@@ -158,12 +175,7 @@ def _extract_set(work: Work, config: Config) -> None:
         pass
     if not work.missing():
         clips = sum(sizes[shard] for shard in missing)
-        made_from = files.fingerprint(work.made_from)
-        files.mark(work.folder, made_from, seconds=time.monotonic() - started, clips=clips)
-
-
-def _trained_without(work: Work) -> int | None:
-    return int(work.part.split("-")[1]) if work.part.startswith("fold-") else None
+        files.mark(work.folder, work.whole, seconds=time.monotonic() - started, clips=clips)
 
 
 def _device():
@@ -177,8 +189,6 @@ def _device():
 def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
     """Write the features of each shard; yields a name for every clip dealt with."""
     for shard in shards:
-        if preempt.asked():
-            raise Stopped(f"asked to stop before shard {shard} of {work.set_name}")
         found: dict[str, np.ndarray] = {}
         missing: dict[str, str] = {}
         for name, result in shard_vectors(extractor, reader, work.shards[shard]):
@@ -186,6 +196,8 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
                 missing[name] = result
             else:
                 found[name] = result
+            if preempt.asked():
+                raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
             yield name
         order = [row.name for row in work.shards[shard] if row.name in found]
         pack = _pack(extractor, order, found, missing, config)
@@ -205,7 +217,7 @@ def shard_vectors(
     present = [row for row in rows if extractor.modality not in row.missing]
     for row in rows:
         if extractor.modality in row.missing:
-            yield row.name, f"no {extractor.modality} in the shard"
+            yield row.name, NOT_IN_SHARD
     present.sort(key=lambda row: (extractor.cost(row), row.name))
     size = extractor.batch_size(device)
     chunks = [present[start : start + size] for start in range(0, len(present), size)]
@@ -259,16 +271,19 @@ def _pack(extractor, order, found, missing, config: Config) -> features.FeatureS
 
 
 def _close(works: list[Work], run: Run) -> None:
-    """Remove files of shards that no longer exist, and quarantine what extraction had to refuse."""
+    """Mark every set, remove files of shards that no longer exist, and quarantine what extraction
+    had to refuse."""
     problems = set()
     for work in works:
         for path in work.folder.glob("[0-9]*.safetensors"):
             if int(path.stem) not in work.shards:
-                path.unlink()
+                path.unlink(missing_ok=True)
         for shard in work.shards:
-            part = features.read_shard(work.file(shard))
-            for name, reason in part.missing.items():
-                # What the shards already lack is in quarantine since the shard stage.
-                if not reason.startswith("no "):
-                    problems.add(Problem(stage="extract", name=name, lost=part.modality, reason=reason))
+            modality, missing = features.shard_missing(work.file(shard))
+            problems |= {
+                Problem(stage="extract", name=name, lost=modality, reason=reason)
+                for name, reason in missing.items() if reason != NOT_IN_SHARD
+            }
+        if not files.marked(work.folder, work.whole):
+            files.mark(work.folder, work.whole)
     quarantine.replace(run.quarantine, "extract", problems)

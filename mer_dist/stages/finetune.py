@@ -10,45 +10,27 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mer_dist import files, folds
-from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist import copies, files
+from mer_dist.config import Config
+from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.partition import NOBODY
-from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.records import LABELED
-from mer_dist.shards import manifest
-
-
-@dataclass(kw_only=True)
-class Copy:
-    """One copy of an extractor to be trained."""
-
-    name: str
-    extractor: ExtractorConfig
-    #: ``fold-K`` or ``all``.
-    part: str
-    #: labelled clips it may see, all having the modality; never one of fold K.
-    rows: list[manifest.Row]
-    folder: Path
-    made_from: str
 
 
 def unfinished(config: Config) -> list[Copy]:
     """The copies that are missing or were made from something else."""
-    return [copy for copy in planned(config) if not files.marked(copy.folder, copy.made_from)]
+    return [copy for copy in copies.planned(config) if not files.marked(copy.folder, copy.made_from)]
 
 
 def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
-    copies = unfinished(config)
-    if not copies:
+    missing = unfinished(config)
+    if not missing:
         logger.info("every fine-tuned copy is there and up to date")
         return
     from mer_dist.dist.runtime import accelerator
@@ -56,57 +38,15 @@ def finetune(config: Config) -> None:
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(
-        copies[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
+        missing[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
     )
     if joined.is_main_process:
         joined.init_trackers("finetune")
-    logger.info("%d copies to train on %d processes", len(copies), joined.num_processes)
-    for copy in copies:
+    logger.info("%d copies to train on %d processes", len(missing), joined.num_processes)
+    for copy in missing:
         train(joined, copy, config)
     # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
     joined.end_training()
-
-
-def planned(config: Config) -> list[Copy]:
-    """Every copy the configuration asks for, done or not."""
-    tuned = {name: item for name, item in config.extractors.items() if item.finetune}
-    if not tuned:
-        return []
-    run = Run(config.run.folder)
-    labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
-    fold_of = folds.load_or_make(run.folds, {row.name: row.label for row in labeled}, config.folds)
-    parts = [*range(config.folds.count), None]
-    return [
-        _copy(config, run, name, extractor, without, labeled, fold_of)
-        for name, extractor in tuned.items()
-        for without in parts
-    ]
-
-
-def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
-    from mer_dist.models.classifier import FAMILIES
-
-    modality = FAMILIES[extractor.family].modality
-    rows = [
-        row for row in labeled if modality not in row.missing and fold_of[row.name] != without
-    ]
-    if not rows:
-        raise UserError(f"extractors.{name}: no labelled clip has {modality} to fine-tune on")
-    part = "all" if without is None else f"fold-{without}"
-    made_from = files.fingerprint(
-        [
-            as_dict(extractor),
-            files.folder_fingerprint(Path(extractor.path)),
-            config.run.seed,
-            config.corpus.labels,
-            part,
-            [[row.name, row.label, row.checksum] for row in rows],
-        ]
-    )
-    return Copy(
-        name=name, extractor=extractor, part=part, rows=rows,
-        folder=run.adapter(name, part), made_from=made_from,
-    )
 
 
 def train(joined, copy: Copy, config: Config) -> None:
@@ -137,12 +77,13 @@ def train(joined, copy: Copy, config: Config) -> None:
     if joined.is_main_process:
         seconds = time.monotonic() - started
         with files.atomic_folder(copy.folder) as folder:
-            shutil.copytree(best, folder, dirs_exist_ok=True)
+            for path in best.iterdir():
+                path.rename(folder / path.name)
             files.write_json(folder / "history.json", history)
             seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(
                 folder, copy.made_from, seconds=seconds, clips=seen, processes=joined.num_processes,
-                trained_without=None if copy.part == "all" else int(copy.part.split("-")[1]),
+                trained_without=copy.without,
                 zero_stage=joined.state.deepspeed_plugin.zero_stage if sharded else 0,
             )
         shutil.rmtree(best)

@@ -8,12 +8,21 @@ from importlib import import_module
 
 from mer_dist import files, quarantine
 from mer_dist.config import Config
-from mer_dist.dist import env
-from mer_dist.errors import DONE, FAILED, QUARANTINED
+from mer_dist.dist import env, preempt
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped
 from mer_dist.layout import Run
 from mer_dist.log import logger
 
 ORDER = ("shard", "finetune", "extract", "fuse")
+#: As launch/workstation.yaml; one machine under ZeRO-3.
+LAUNCH = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {zero_stage: 3, zero3_init_flag: true}
+num_machines: 1
+mixed_precision: "no"
+dynamo_backend: "no"
+"""
 MANY_PROCESSES = ("finetune", "extract")
 
 
@@ -24,7 +33,10 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
         The exit code: 3 if anything is in quarantine, the first stage's code if one ends early.
     """
     folder = Run(config.run.folder)
+    preempt.install()
     for stage in ORDER:
+        if preempt.asked():
+            raise Stopped(f"asked to stop before {stage}")
         if _needs_launch(stage, config):
             code = _launch(stage, config, path, overrides)
         else:
@@ -52,25 +64,29 @@ def _here(stage: str, config: Config) -> int:
 
 def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     """Start ``stage`` with the configured number of processes and read the code they leave."""
-    status = Run(config.run.folder).status(stage)
+    folder = Run(config.run.folder)
+    status = folder.status(stage)
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(config)]
-    command += ["-m", "mer_dist", stage, path, *overrides]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", _launch_file(config)]
+    command += ["--num_processes", str(config.run.processes)]
+    command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
-    finished = subprocess.run(command, env=env.for_children(config.run.threads), check=False)
+    launcher = subprocess.Popen(command, env=env.for_children(config.run.threads))
+    failed = preempt.wait(launcher)
     try:
         code = files.read_json(status)["code"]
     except (OSError, ValueError, KeyError):
         code = FAILED
-    return FAILED if finished.returncode and code in (DONE, QUARANTINED) else code
+    if preempt.asked():
+        return REQUEUE
+    return FAILED if failed and code in (DONE, QUARANTINED) else code
 
 
-def _launch_options(config: Config) -> list[str]:
-    """For finetune and extract alike: extract takes only its rank from the launcher."""
-    processes = ["--num_processes", str(config.run.processes)]
+def _launch_file(config: Config) -> str:
+    """The file of ``run.accelerate``, or one written here, so that no other file of the user's is
+    read. It serves finetune and extract alike: extract takes only its rank from the launcher."""
     if config.run.accelerate:
-        return ["--config_file", config.run.accelerate, *processes]
-    return [
-        *processes, "--num_machines", "1", "--main_process_port", str(env.free_port()),
-        "--use_deepspeed", "--zero_stage", "3", "--mixed_precision", "no", "--dynamo_backend", "no",
-    ]
+        return config.run.accelerate
+    path = Run(config.run.folder).status("launch").with_suffix(".yaml")
+    files.write_text(path, LAUNCH)
+    return str(path)

@@ -3,7 +3,7 @@
 No labelled clip influences its own out-of-fold prediction. The models of fold k train on labelled
 clips of other folds and on pseudo-labels that the models of fold k gave in the round before; the
 temperature that turns those into confidences comes from models that left out fold k *and* the
-fold they are judged on. What remains is the path through fine-tuned extractors that
+fold they are judged on. What remains are the paths through fine-tuned extractors that
 docs/architecture.md describes.
 """
 
@@ -24,6 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from mer_dist import files, metrics, predictions, prior
 from mer_dist.config import Config, SelfTrainConfig, as_dict
+from mer_dist.dist import preempt
+from mer_dist.errors import Stopped
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -74,6 +76,8 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
         if files.marked(run.round(number), made_from):
             logger.info("%s: already there", title(number))
             continue
+        if preempt.asked():
+            raise Stopped(f"asked to stop before {title(number)}")
         loaded = loaded or inputs()
         _Round(config, clips, loaded, number, part).run(made_from)
     for folder in (run.folder / "rounds").glob("[0-9]*"):

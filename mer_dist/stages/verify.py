@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import corpus, features, files, joined, predictions, quarantine
+from mer_dist import copies, corpus, features, files, joined, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -160,7 +160,11 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
 
 def _features(state: _State) -> None:
     """Every clip that a feature set is to serve has a row in it, or a reason why not."""
-    for folder in sorted((state.run.folder / "features").glob("[!.]*")):
+    folders = sorted((state.run.folder / "features").glob("[!.]*"))
+    if folders:
+        absent = sorted(_expected_sets(state.config) - {folder.name for folder in folders})
+        state.findings.extend(f"features {name}: there are none; run extract" for name in absent)
+    for folder in folders:
         try:
             if features.description(folder).get("imported"):
                 features.load(folder)
@@ -169,6 +173,18 @@ def _features(state: _State) -> None:
             _feature_set(state, folder)
         except UserError as error:
             state.findings.append(str(error))
+
+
+def _expected_sets(config: Config) -> set[str]:
+    """The feature sets that the configuration asks for."""
+    parts = [copies.part_name(without) for without in (*range(config.folds.count), None)]
+    names = set()
+    for name, extractor in config.extractors.items():
+        if extractor.finetune is None or config.extract.frozen:
+            names.add(name)
+        if extractor.finetune is not None:
+            names |= {f"{name}@{part}" for part in parts}
+    return names
 
 
 def _feature_set(state: _State, folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import media_files
@@ -54,3 +56,16 @@ def mer_dist(*arguments: str | Path, processes: int = 1, timeout: int = 500) -> 
         [*command, *map(str, arguments)], env=env.for_children(1), capture_output=True, text=True,
         timeout=timeout, check=False,
     )
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    """The command in the background; its process alone gets the signals that a test sends."""
+    command = [sys.executable, "-m", "mer_dist", *map(str, arguments)]
+    return subprocess.Popen(command, env=env.for_children(1), stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came in {seconds} s"
+        time.sleep(0.2)

@@ -10,8 +10,9 @@ import pytest
 import small_job
 from safetensors.numpy import load_file
 
-from mer_dist import features, files
+from mer_dist import copies, features, files
 from mer_dist.config import load
+from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 from mer_dist.shards import manifest
@@ -32,13 +33,13 @@ def folds_of(run: Run) -> dict[str, int]:
 
 
 def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
-    copies = finetune.planned(load(job))
+    planned = copies.planned(load(job))
     fold_of = folds_of(Run(load(job).run.folder))
     labeled = {row.name for row in manifest.read(Run(load(job).run.folder).shards) if row.split == LABELED}
-    assert {(copy.name, copy.part) for copy in copies} == {
+    assert {(copy.name, copy.part) for copy in planned} == {
         (name, part) for name in ("clip", "baichuan") for part in ("fold-0", "fold-1", "all")
     }
-    for copy in copies:
+    for copy in planned:
         seen = {row.name for row in copy.rows}
         if copy.part == "all":
             assert seen == labeled
@@ -49,7 +50,7 @@ def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
 
 def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys_fold(job):
     config = load(job)
-    copy = finetune.planned(config)[0]
+    copy = copies.planned(config)[0]
     fold_of = folds_of(Run(config.run.folder))
     targets = np.arange(60) % 6
     train, held_out = finetune._hold_out(targets, 0.2, seed=0)
@@ -60,7 +61,7 @@ def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys
 
 def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     config = load(job)
-    before = {(copy.name, copy.part): copy.made_from for copy in finetune.planned(config)}
+    before = {(copy.name, copy.part): copy.made_from for copy in copies.planned(config)}
     fold_of = folds_of(Run(config.run.folder))
     row = next(row for row in manifest.read(Run(config.run.folder).shards) if row.split == LABELED)
     other = "sad" if row.label != "sad" else "happy"
@@ -68,7 +69,7 @@ def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     changed = [replace(item, label=other) if item.name == row.name else item for item in labeled]
     run = Run(config.run.folder)
     for without in (0, 1, None):
-        copy = finetune._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
+        copy = copies._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
         same = copy.made_from == before["clip", copy.part]
         assert same == (fold_of[row.name] == without)
 
@@ -111,6 +112,13 @@ def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
     name = tuned.names[0]
     moved = tuned.utterances([name])[0] - frozen.utterances([name])[0]
     assert np.abs(moved).max() > 1e-4, "fine-tuning changed no feature"
+
+
+def test_an_adapter_of_other_folds_is_not_taken_for_the_one_that_is_meant(job):
+    """The planted leak: after a new fold seed, copy fold-0 has trained on clips of the new fold 0."""
+    with pytest.raises(UserError, match="run finetune first"):
+        extract(load(job, ["folds.seed=1"]))
+    extract(load(job))
 
 
 @pytest.mark.processes

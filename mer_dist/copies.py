@@ -1,0 +1,91 @@
+"""The copies of a fine-tuned extractor: which clips each may see, and where it lies.
+
+``finetune`` trains them and ``extract`` uses them; both ask here what a copy is made from, so an
+adapter that was trained on other clips, labels or folds is never taken for the one that is meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mer_dist import files, folds
+from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.records import LABELED
+from mer_dist.shards import manifest
+
+
+def part_name(without: int | None) -> str:
+    """``fold-K`` for the copy that never sees fold K, ``all`` for the one that sees every fold."""
+    return "all" if without is None else f"fold-{without}"
+
+
+@dataclass(kw_only=True)
+class Copy:
+    """One copy of an extractor to be trained."""
+
+    name: str
+    extractor: ExtractorConfig
+    #: The fold it never sees; None: it sees them all.
+    without: int | None
+    #: labelled clips it may see, all having the modality; never one of fold K.
+    rows: list[manifest.Row]
+    folder: Path
+    made_from: str
+
+    @property
+    def part(self) -> str:
+        """``fold-K`` or ``all``."""
+        return part_name(self.without)
+
+
+def planned(config: Config) -> list[Copy]:
+    """Every copy the configuration asks for, done or not."""
+    tuned = {name: item for name, item in config.extractors.items() if item.finetune}
+    if not tuned:
+        return []
+    run = Run(config.run.folder)
+    labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
+    fold_of = folds.of_run(config, {row.name: row.label for row in labeled})
+    parts = [*range(config.folds.count), None]
+    return [
+        _copy(config, run, name, extractor, without, labeled, fold_of)
+        for name, extractor in tuned.items()
+        for without in parts
+    ]
+
+
+def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
+    from mer_dist.models.classifier import FAMILIES
+
+    modality = FAMILIES[extractor.family].modality
+    rows = [
+        row for row in labeled if modality not in row.missing and fold_of[row.name] != without
+    ]
+    if not rows:
+        raise UserError(f"extractors.{name}: no labelled clip has {modality} to fine-tune on")
+    made_from = files.fingerprint(
+        [
+            _what_decides_weights(extractor),
+            files.folder_fingerprint(Path(extractor.path)),
+            config.run.seed,
+            config.corpus.labels,
+            without,
+            [[row.name, row.label, row.checksum] for row in rows],
+        ]
+    )
+    return Copy(
+        name=name, extractor=extractor, without=without, rows=rows,
+        folder=run.adapter(name, part_name(without)), made_from=made_from,
+    )
+
+
+def _what_decides_weights(extractor: ExtractorConfig) -> list:
+    """The settings that training depends on: not where the model lies, nor how it is fed."""
+    training = as_dict(extractor.finetune)
+    del training["micro_batch"], training["gradient_checkpointing"]
+    return [
+        extractor.family, extractor.quantize, extractor.frames, extractor.max_tokens, training
+    ]
