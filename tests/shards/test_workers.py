@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -32,8 +34,16 @@ def _raises(item: int) -> int:
     raise ValueError(f"no {item}")
 
 
-def test_results_come_in_order_from_several_processes():
-    results = list(in_order(_slow_first, range(30), 2, crashed=None))
+def _waits_for_the_next(folder: Path, item: int) -> tuple[int, int]:
+    """Item 0 ends only after item 1 has begun, which takes a second process."""
+    (folder / str(item)).touch()
+    while item == 0 and not (folder / "1").exists():
+        time.sleep(0.01)
+    return item, os.getpid()
+
+
+def test_results_come_in_order_from_several_processes(tmp_path):
+    results = list(in_order(partial(_waits_for_the_next, tmp_path), range(30), 2, crashed=None))
     assert [item for item, _ in results] == list(range(30))
     processes = {process for _, process in results}
     assert len(processes) == 2 and os.getpid() not in processes
