@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
+    demo_command.add_argument("--seed", type=int, default=0)
     for name, text, act in (
         ("import", "take features from MERTools' layout, FOLDER/<name>.npy", import_features),
         ("export", "write features in MERTools' layout", export_features),
@@ -169,8 +170,8 @@ def demo(parsed: argparse.Namespace) -> int:
     from mer_dist.corpus.demo import make as make_corpus
     from mer_dist.models.tiny import make as make_models
 
-    make_corpus(parsed.folder)
-    make_models(parsed.folder / "models")
+    make_corpus(parsed.folder, seed=parsed.seed)
+    make_models(parsed.folder / "models", seed=parsed.seed)
     return DONE
 
 
