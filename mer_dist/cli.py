@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         stage = command(name, text, run_stage)
         stage.add_argument("config", help="YAML file")
-        stage.add_argument("overrides", nargs="*", metavar="key=value", help="for example fuse.epochs=20")
+        stage.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20"
+        )
     for name, text, act in (
         ("verify", "prove that no clip was lost between the stages", verify),
         ("report", "write report.html", report),

@@ -21,19 +21,23 @@ from mer_dist.files import write_text
 from mer_dist.records import EMOTIONS
 
 
+def _key(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
 def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"{section}.{key} is {value!r}; it must be one of: {', '.join(allowed)}")
+        raise UserError(f"{_key(section, key)} is {value!r}; it must be one of: {', '.join(allowed)}")
 
 
 def _at_least(section: str, key: str, value: float, least: float) -> None:
     if value < least:
-        raise UserError(f"{section}.{key} is {value}; it must be at least {least}")
+        raise UserError(f"{_key(section, key)} is {value}; it must be at least {least}")
 
 
 def _fraction(section: str, key: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise UserError(f"{section}.{key} is {value}; it must be in [0, 1)")
+        raise UserError(f"{_key(section, key)} is {value}; it must be in [0, 1)")
 
 
 @dataclass(kw_only=True)
@@ -120,8 +124,8 @@ class LoraConfig:
     """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
 
     def __post_init__(self):
-        _at_least("lora", "rank", self.rank, 1)
-        _fraction("lora", "dropout", self.dropout)
+        _at_least("finetune.lora", "rank", self.rank, 1)
+        _fraction("finetune.lora", "dropout", self.dropout)
 
 
 @dataclass(kw_only=True)
@@ -183,18 +187,18 @@ class ExtractorConfig:
     """Absent: the extractor stays frozen."""
 
     def __post_init__(self):
-        _one_of("extractors", "family", self.family, ("clip", "hubert", "baichuan"))
-        _one_of("extractors", "precision", self.precision, ("fp32", "bf16", "fp16"))
-        _one_of("extractors", "quantize", self.quantize, ("none", "nf4", "int8"))
+        _one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        _one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
-            raise UserError("extractors.*.quantize: quantised weights cannot be trained in full; "
+            raise UserError("quantize: quantised weights cannot be trained in full; "
                             "use finetune.method lora")
         for key in ("frames", "batch"):
-            _at_least("extractors", key, getattr(self, key), 0)
-        _at_least("extractors", "max_tokens", self.max_tokens, 1)
-        _at_least("extractors", "window", self.window, 0.1)
+            _at_least("", key, getattr(self, key), 0)
+        _at_least("", "max_tokens", self.max_tokens, 1)
+        _at_least("", "window", self.window, 0.1)
         if self.finetune is not None and self.family == "hubert":
-            raise UserError("extractors.*.finetune: only clip and baichuan can be fine-tuned yet")
+            raise UserError("finetune: only clip and baichuan can be fine-tuned yet")
 
 
 @dataclass(kw_only=True)
@@ -348,6 +352,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         untyped = OmegaConf.create(OmegaConf.to_container(merged))
         resolved = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
         strict.check_section(resolved, Config, str(path), "")
+        for name, values in resolved["extractors"].items():
+            _check_extractor(name, values)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -356,7 +362,16 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     except UserError as error:
         if str(error).startswith((str(path), "override")):
             raise
-        raise UserError(f"{path}: {error}") from None
+        where = " ".join([str(path), *overrides])
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check_extractor(name: str, values: dict) -> None:
+    """Build one extractor's section alone, so that an error can name the extractor."""
+    try:
+        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ExtractorConfig), values))
+    except UserError as error:
+        raise UserError(f"extractors.{name}.{error}") from None
 
 
 def save(config: Config, path: Path) -> None:

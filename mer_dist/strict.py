@@ -83,7 +83,10 @@ def _check(value: Any, kind: Any, where: str, key: str) -> None:
     else:
         fits = type(value) in ((int, float) if kind is float else (kind,))
         if not fits:
-            names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+            names = {
+                str: "text", int: "a whole number without leading zeros", float: "a number",
+                bool: "true or false",
+            }
             raise _wrong(value, names[kind], where, key)
 
 

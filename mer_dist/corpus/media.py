@@ -100,7 +100,7 @@ def read_sound(path: Path) -> Sound:
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     if not path.is_file():
-        raise MediaError(f"{path.name}: no such file")
+        raise MediaError(f"{path}: no such file")
     if not path.stat().st_size:
         raise MediaError(f"{path.name}: the file is empty")
     # A file that poses as mp4 may be a playlist; it must not reach the network.

@@ -37,6 +37,8 @@ def for_children(threads: int) -> dict[str, str]:
     own = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        # The libraries' notes to each other about coming versions would drown the log.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
         # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",
     }

@@ -101,9 +101,10 @@ def gains(rows: list[Score]) -> list[Html | None]:
         else:
             gain = 100 * (row.headline - before)
             look = "up" if gain > 0 else "down"
-            comment = f" over {over}" if over else ""
+            parts = [f" over {over}"] if over else []
             if gain <= 0:
-                comment += " does not help"
+                parts.append(" does not help")
+            comment = ",".join(parts)
             shown = f"{gain:+.2f}".replace("-", "−")
             found.append(join(tag("b", shown, class_=look), tag("span", comment, class_="quiet")))
         before, over = row.headline, ""
@@ -288,7 +289,7 @@ def learning(facts: Facts) -> Html:
     if lent:
         rows = [tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n"))
                 for entry in lent]
-        content.append(table(["", "pseudo-labelled clips"], rows, numbers=range(1, 2)))
+        content.append(table(["", "pseudo-labelled for at least one fold"], rows, numbers=range(1, 2)))
     return section("learning", "Learning curves", "", *content)
 
 

@@ -34,6 +34,9 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
         raise UserError(f"feature set {set_name!r}: a name is letters, digits, '.', '_' and '-'")
     if modality not in list(Modality):
         raise UserError(f"modality {modality!r} must be one of: {', '.join(Modality)}")
+    made_here = run.features(set_name) / features.DESCRIPTION
+    if made_here.exists() and not features.description(made_here.parent).get("imported"):
+        raise UserError(f"feature set {set_name} was extracted in this run; import under another name")
     paths = sorted(Path(folder).glob("*.npy"))
     width, bad = _survey(paths)
     if width is None:

@@ -173,9 +173,18 @@ def _extract_set(work: Work, config: Config) -> None:
     done = _each_shard(extractor, reader, work, mine, config)
     for _ in progress(done, total, work.set_name):
         pass
+    own = {"clips": total, "seconds": time.monotonic() - started}
+    files.write_json(work.folder / f"rank-{here.rank}.json", own)
     if not work.missing():
-        clips = sum(sizes[shard] for shard in missing)
-        files.mark(work.folder, work.whole, seconds=time.monotonic() - started, clips=clips)
+        _mark(work)
+
+
+def _mark(work: Work) -> None:
+    """Mark a complete set with what its ranks did side by side."""
+    ranks = [files.read_json(path) for path in work.folder.glob("rank-*.json")]
+    clips = sum(rank["clips"] for rank in ranks)
+    seconds = max((rank["seconds"] for rank in ranks), default=0.0)
+    files.mark(work.folder, work.whole, clips=clips, seconds=seconds)
 
 
 def _device():
@@ -285,5 +294,5 @@ def _close(works: list[Work], run: Run) -> None:
                 for name, reason in missing.items() if reason != NOT_IN_SHARD
             }
         if not files.marked(work.folder, work.whole):
-            files.mark(work.folder, work.whole)
+            _mark(work)
     quarantine.replace(run.quarantine, "extract", problems)

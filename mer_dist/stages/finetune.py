@@ -31,7 +31,7 @@ def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
     missing = unfinished(config)
     if not missing:
-        logger.info("every fine-tuned copy is there and up to date")
+        logger.info("finetune: nothing to train")
         return
     from mer_dist.dist.runtime import accelerator
 

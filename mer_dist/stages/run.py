@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from mer_dist import files, quarantine
 from mer_dist.config import Config
 from mer_dist.dist import env, preempt
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
 
@@ -33,6 +34,10 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
         The exit code: 3 if anything is in quarantine, the first stage's code if one ends early.
     """
     folder = Run(config.run.folder)
+    for name, extractor in config.extractors.items():
+        # Known now, and not only after hours of making shards.
+        if not Path(extractor.path).is_dir():
+            raise UserError(f"extractors.{name}.path: there is no folder {extractor.path}")
     preempt.install()
     for stage in ORDER:
         if preempt.asked():
@@ -41,6 +46,8 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
             code = _launch(stage, config, path, overrides)
         else:
             code = _here(stage, config)
+        if code == REQUEUE:
+            raise Stopped(f"{stage} was asked to; the next run goes on from there")
         if code not in (DONE, QUARANTINED):
             logger.error("%s ended with code %d; see %s", stage, code, folder.log(stage, 0).parent)
             return code

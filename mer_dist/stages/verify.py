@@ -113,8 +113,8 @@ def _corpus(state: _State) -> None:
                    f"lack their {modality} without a reason in quarantine")
     state.find({problem.name for problem in state.problems if not problem.reason.strip()},
                "are in quarantine without a reason")
-    logger.info("corpus: %d clips offered, %d rows in quarantine, %d clips lost", len(clips),
-                len(state.problems), len(state.gone))
+    logger.info("corpus: %d usable clips, %d left out whole, %d rows in quarantine", len(clips),
+                len(state.gone), len(state.problems))
 
 
 def _shards(state: _State) -> None:

@@ -42,7 +42,8 @@ def vote(
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
         pooled[~labeled] = prior.adapt(pooled[~labeled], old, new)
-    if config.vote.prior != "none":
+        # Only probabilities that are right on average can say which answers raise the WAF; where
+        # the prior is in doubt, a clip that says nothing would otherwise get the rarer label.
         answer[labeled] = prior.decide(pooled[labeled])
         answer[~labeled] = prior.decide(pooled[~labeled])
     made = Predictions(

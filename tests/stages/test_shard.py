@@ -353,6 +353,6 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     path.unlink()
     path.symlink_to(path.parent / "gone.mp4")
     shard(config_of(run, own_corpus))
-    assert reasons(run)[("a000", "video")] == "a000.mp4: no such file"
+    assert reasons(run)[("a000", "video")] == f"{path}: no such file"
     rows = {row.name: row for row in manifest.read(run / "shards")}
     assert rows["a000"].missing == ["audio", "video"]
