@@ -8,6 +8,7 @@ that vector, through a linear head, so what is trained is what is extracted.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ class Unusable(Exception):
     """The clip has this modality, but not enough of it to be fed; the message says why."""
 
 
-class Extractor(nn.Module):
-    """A backbone with its preprocessing. Subclasses fill in the five marked parts."""
+class Extractor(nn.Module, ABC):
+    """A backbone with its preprocessing. Subclasses fill in the abstract parts."""
 
     modality: str
     #: LoRA target modules unless the configuration names others.
@@ -46,38 +47,39 @@ class Extractor(nn.Module):
 
     # --- the parts that differ between families ---
 
+    @abstractmethod
     def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        raise NotImplementedError
+        """The published weights of ``folder``, or of a fully fine-tuned copy."""
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Size D of the vectors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cost(self, row: Row) -> int:
         """What a clip costs, known from the manifest; clips of equal cost share a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, sample: Sample) -> Any:
         """The clip as the backbone's input, on the CPU.
 
         Raises:
             Unusable: there is too little of it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def collate(self, items: list[Any]) -> dict[str, torch.Tensor]:
         """Prepared clips as one batch of tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors ``(F, D)`` of all clips one after the other, and how many each has, ``(B,)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_rule(self, device: torch.device) -> int:
         """Clips in one forward pass: batching fills a GPU, but on a CPU padding costs more than it
         gains beyond a few."""
-        raise NotImplementedError
 
     # --- what they share ---
 

@@ -83,4 +83,4 @@ def test_empty_data_gives_empty_figures():
     for figure in (figures.scores([]), figures.adapter_curves([]), figures.round_curves([]),
                    figures.prior(Prior(labels=["a"], series=[])),
                    figures.confusion(Confusion(title="", labels=["a"], counts=[[0]]))):
-        drawn(figure)
+        assert drawn(figure) is not None
