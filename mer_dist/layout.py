@@ -46,9 +46,6 @@ class Run:
     def shards(self) -> Path:
         return self.folder / "shards"
 
-    def shard(self, number: int) -> Path:
-        return self.shards / f"{number:05d}.tar"
-
     def adapter(self, extractor: str, part: str) -> Path:
         """``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
         return self.folder / "adapters" / extractor / part

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_dist.config import FinetuneConfig
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import per_rank_sizes
+from mer_dist.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,6 +24,7 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
     """Join the process group. Call once in a process, before any model is loaded.
 
     Raises:
+        UserError: a tracker's package is not installed; Accelerate would leave it out silently.
         RuntimeError: the launcher's process count and Accelerate's disagree. On a CPU, Accelerate
             believes every rank alone under DeepSpeed unless it is given a backend.
     """
@@ -33,6 +36,9 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
     # The libraries' notes to each other about coming versions would drown the log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|transformers|deepspeed")
     torch.set_num_threads(threads)
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     group = [InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)] if place().launched else []
     joined = Accelerator(

@@ -87,7 +87,7 @@ def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]
             continue
         if any(sources.get(name) != source for name, source in facts.clips.items()):
             continue
-        tar = run.shard(number)
+        tar = manifest.tar_path(run.shards, number)
         if facts.sha256 and (not tar.exists() or tar.stat().st_size != facts.bytes):
             continue
         kept[number] = facts
@@ -101,7 +101,7 @@ def _clear(run: Run, kept: dict[int, Facts]) -> None:
     for name in (files.MARK, manifest.MANIFEST):
         (run.shards / name).unlink(missing_ok=True)
     stays = {manifest.facts_path(run.shards, number) for number in kept}
-    stays |= {run.shard(number) for number, facts in kept.items() if facts.sha256}
+    stays |= {manifest.tar_path(run.shards, number) for number, facts in kept.items() if facts.sha256}
     for pattern in ("[0-9]*.parquet", "[0-9]*.tar", ".*.tmp"):
         for path in run.shards.glob(pattern):
             if path not in stays:

@@ -124,7 +124,7 @@ def _shards(state: _State) -> None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
     facts = manifest.all_facts(folder)
     for number in sorted({row.shard for row in state.rows.values()}):
-        tar, beside = state.run.shard(number), manifest.facts_path(folder, number)
+        tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
         size = tar.stat().st_size if tar.exists() else 0
         if facts.get(number) is None:
             state.findings.append(f"{beside}: missing or not readable; run shard")

@@ -131,7 +131,7 @@ def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, val
 def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
     row = manifest.read(run.shards)[2]
     offset, size = row.members["flac"]
-    tar = run.shard(row.shard)
+    tar = manifest.tar_path(run.shards, row.shard)
     content = bytearray(tar.read_bytes())
     content[offset + size // 2] ^= 1
     tar.chmod(0o644)
@@ -140,9 +140,9 @@ def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
 
 
 def test_a_short_or_missing_tar_and_an_unfinished_stage_are_found(run):
-    tar = run.shard(0)
+    tar = manifest.tar_path(run.shards, 0)
     tar.write_bytes(tar.read_bytes()[:1000])
-    run.shard(1).unlink()
+    manifest.tar_path(run.shards, 1).unlink()
     (run.shards / files.MARK).unlink()
     findings = finding(run, "00000.tar", "ends too early")
     assert any("00001.tar" in line and "cannot be read" in line for line in findings)
