@@ -50,10 +50,16 @@ class RunConfig:
     """Accelerate launch file for finetune; empty: ZeRO-3 on this machine with ``processes``."""
     threads: int = 1
     """CPU threads of torch in each process; two busy processes with several threads stall."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints that stay while a copy is trained; all go when it is complete."""
     seed: int = 0
 
     def __post_init__(self):
-        _at_least("run", "processes", self.processes, 1)
+        for key in ("processes", "keep_checkpoints"):
+            _at_least("run", key, getattr(self, key), 1)
+        _at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
         _at_least("run", "threads", self.threads, 1)
         _at_least("run", "seed", self.seed, 0)
 
@@ -148,6 +154,9 @@ class FinetuneConfig:
     """``none``, or ``balanced``: each class weighs inversely to its count."""
     validation: float = 0.1
     """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
+    cross_fit: bool = True
+    """``false``: one copy trained on every labelled clip and none per fold, for a corpus whose
+    unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
     precision: str = "bf16"
     """``bf16`` or ``fp32``."""
     gradient_checkpointing: bool = False
@@ -197,8 +206,6 @@ class ExtractorConfig:
             _at_least("", key, getattr(self, key), 0)
         _at_least("", "max_tokens", self.max_tokens, 1)
         _at_least("", "window", self.window, 0.1)
-        if self.finetune is not None and self.family == "hubert":
-            raise UserError("finetune: only clip and baichuan can be fine-tuned yet")
 
 
 @dataclass(kw_only=True)

@@ -41,19 +41,33 @@ class Copy:
         return part_name(self.without)
 
 
+def parts(config: Config, extractor: str) -> list[int | None]:
+    """The copies of a fine-tuned extractor, each by the fold that it never sees."""
+    if config.extractors[extractor].finetune.cross_fit:
+        return [*range(config.folds.count), None]
+    return [None]
+
+
 def planned(config: Config) -> list[Copy]:
-    """Every copy the configuration asks for, done or not."""
+    """Every copy the configuration asks for, done or not.
+
+    Raises:
+        UserError: a clip's label is not in the configuration, a label has too few clips for the
+            folds, or no labelled clip has the modality of an extractor.
+    """
     tuned = {name: item for name, item in config.extractors.items() if item.finetune}
     if not tuned:
         return []
     run = Run(config.run.folder)
     labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
-    fold_of = folds.of_run(config, {row.name: row.label for row in labeled})
-    parts = [*range(config.folds.count), None]
+    label_of = {row.name: row.label for row in labeled}
+    folds.check_labels(config, label_of)
+    crossed = any(item.finetune.cross_fit for item in tuned.values())
+    fold_of = folds.of_run(config, label_of) if crossed else {}
     return [
         _copy(config, run, name, extractor, without, labeled, fold_of)
         for name, extractor in tuned.items()
-        for without in parts
+        for without in parts(config, name)
     ]
 
 
@@ -62,7 +76,8 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
 
     modality = FAMILIES[extractor.family].modality
     rows = [
-        row for row in labeled if modality not in row.missing and fold_of[row.name] != without
+        row for row in labeled
+        if modality not in row.missing and (without is None or fold_of[row.name] != without)
     ]
     if not rows:
         raise UserError(f"extractors.{name}: no labelled clip has {modality} to fine-tune on")
@@ -83,9 +98,11 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
 
 
 def _what_decides_weights(extractor: ExtractorConfig) -> list:
-    """The settings that training depends on: not where the model lies, nor how it is fed."""
+    """The settings that a copy depends on: not where the model lies, how it is fed, nor which
+    other copies there are."""
     training = as_dict(extractor.finetune)
-    del training["micro_batch"], training["gradient_checkpointing"]
+    for key in ("micro_batch", "gradient_checkpointing", "cross_fit"):
+        del training[key]
     return [
         extractor.family, extractor.quantize, extractor.frames, extractor.max_tokens, training
     ]

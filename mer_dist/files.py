@@ -41,22 +41,28 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, retired = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(retired, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        for path in sorted(temporary.rglob("*")):
-            _sync(path)
-        if folder.exists():
-            # Removed in place, a kill could leave half of it with its mark of completeness.
-            os.replace(folder, retired)
-        os.replace(temporary, folder)
-        _sync(folder.parent)
+        publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Make ``temporary``, a folder beside ``folder``, durable and put it in its place."""
+    retired = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    for path in sorted(temporary.rglob("*")):
+        _sync(path)
+    if folder.exists():
+        # Removed in place, a kill could leave half of it with its mark of completeness.
+        os.replace(folder, retired)
+    os.replace(temporary, folder)
+    _sync(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -66,18 +66,23 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict
     return folds
 
 
-def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
-    """The folds of a run whose labelled clips have these labels.
-
-    Raises:
-        UserError: a label is not in the configuration, or has too few clips.
-    """
+def check_labels(config: Config, labels: dict[str, str]) -> None:
+    """Refuse labels of a run's clips, clip name -> label, that the configuration does not name."""
     unknown = sorted(set(labels.values()) - set(config.corpus.labels))
     if unknown:
         raise UserError(
             f"clips are labelled {', '.join(unknown)}, which corpus.labels does not name; if "
             "corpus.labels has changed, run shard again"
         )
+
+
+def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
+    """The folds of a run whose labelled clips have these labels.
+
+    Raises:
+        UserError: a label is not in the configuration, or has too few clips.
+    """
+    check_labels(config, labels)
     return load_or_make(Run(config.run.folder).folds, labels, config.folds)
 
 

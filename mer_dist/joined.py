@@ -107,11 +107,28 @@ def read_labels(path: Path, labels: list[str]) -> tuple[dict[str, str | None], l
 
 
 def fused_sets(config: Config) -> list[str]:
-    """The feature sets that AGT fuses: those told, or each extractor at its best."""
+    """The feature sets that AGT fuses: those told, or each extractor at its best.
+
+    Raises:
+        UserError: none is told, or one comes from an extractor without copies per fold.
+    """
     best = [name + TUNED * (item.finetune is not None) for name, item in config.extractors.items()]
     if not (config.fuse.sets or best):
         raise UserError("fuse.sets names no feature set, and there are no extractors either")
-    return list(config.fuse.sets) or best
+    chosen = list(config.fuse.sets) or best
+    for name in chosen:
+        _check_crossed(config, name)
+    return chosen
+
+
+def _check_crossed(config: Config, set_name: str) -> None:
+    name, _, part = set_name.partition("@")
+    extractor = config.extractors.get(name)
+    if part and extractor and extractor.finetune and not extractor.finetune.cross_fit:
+        raise UserError(
+            f"fuse: set {set_name}: extractors.{name}.finetune.cross_fit is false, so labelled clips "
+            "have no features free of their own labels; set it to true and run finetune and extract"
+        )
 
 
 def all_sets(config: Config, run: Run) -> list[str]:

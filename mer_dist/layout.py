@@ -8,6 +8,7 @@
       folds.json                labelled clip -> fold, for finetune and fuse alike
       shards/                   {00000..}.tar, {00000..}.parquet, manifest.parquet, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all
+      checkpoints/<extractor>/  <part>/: the training under way, removed when its copy is complete
       features/<set>/           {00000..}.safetensors, set.json
       probes/                   <set>.parquet: one modality alone
       rounds/00, 01, ...        AGT after each round of self-training
@@ -49,6 +50,9 @@ class Run:
     def adapter(self, extractor: str, part: str) -> Path:
         """``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
         return self.folder / "adapters" / extractor / part
+
+    def checkpoints(self, extractor: str, part: str) -> Path:
+        return self.folder / "checkpoints" / extractor / part
 
     def features(self, set_name: str) -> Path:
         return self.folder / "features" / set_name

@@ -57,6 +57,12 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
     return joined
 
 
+def zero_stage(joined: Accelerator) -> int:
+    """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
+    plugin = joined.state.deepspeed_plugin
+    return 0 if plugin is None else plugin.zero_stage
+
+
 def set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
     """Tell Accelerate and DeepSpeed the batch sizes of the next model to be prepared."""
     per_rank, micro = per_rank_sizes(config.batch, config.micro_batch, joined.num_processes)
@@ -78,10 +84,9 @@ def gathered(joined: Accelerator, parameters: dict) -> dict:
     Under ZeRO-3 each rank holds a part only; saving such a parameter without gathering writes an
     empty tensor and no error.
     """
-    plugin = joined.state.deepspeed_plugin
     whole = {}
     for name, value in parameters.items():
-        with _whole(value) if plugin is not None and plugin.zero_stage == 3 else nullcontext():
+        with _whole(value) if zero_stage(joined) == 3 else nullcontext():
             if joined.is_main_process:
                 whole[name] = value.detach().cpu().clone()
     return whole

@@ -15,6 +15,7 @@ from torch import nn
 
 from mer_dist.config import FinetuneConfig
 from mer_dist.dist import preempt
+from mer_dist.dist.checkpoint import Checkpoints, Progress
 from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches
 from mer_dist.dist.runtime import set_batch
 from mer_dist.errors import Stopped
@@ -43,9 +44,12 @@ class Task:
 
 
 class Trainer:
-    """Trains ``model`` on ``task``; :meth:`run` calls ``keep`` whenever the held-out WAF is best."""
+    """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start."""
 
-    def __init__(self, joined: Accelerator, model: nn.Module, task: Task, config: FinetuneConfig, seed: int):
+    def __init__(
+        self, joined: Accelerator, model: nn.Module, task: Task, config: FinetuneConfig, seed: int,
+        checkpoints: Checkpoints | None = None,
+    ):
         self.joined, self.task, self.config, self.seed = joined, task, config, seed
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -55,48 +59,60 @@ class Trainer:
         self.model, self.optimizer = joined.prepare(model, optimizer)
         self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
         self.steps_per_epoch = -(-len(task.train) // config.batch)
-        self.step = 0
+        self.checkpoints = checkpoints
+        resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
+        self.progress = resumed or Progress()
 
     def run(self, keep: Callable[[nn.Module], None]) -> dict:
-        """Train all epochs.
+        """Train the epochs that are left; ``keep`` is called whenever the held-out WAF is best.
 
         Returns:
             The learning curves: ``{"epochs": [...], "best_epoch": n}``.
 
         Raises:
-            Stopped: a signal asked for it; all ranks stop at the same step.
+            Stopped: a signal asked for it; all ranks stop at the same step, after a checkpoint.
         """
-        epochs: list[dict] = []
-        best = (-1.0, -math.inf)
-        best_epoch = 0
-        for epoch in range(1, self.config.epochs + 1):
-            row = {"epoch": epoch, **self.train_epoch(epoch), **self.evaluate()}
-            epochs.append(row)
-            logger.info(
-                "%s epoch %d/%d: loss %.3f, held-out WAF %.3f (%.1f clips/s)", self.task.name, epoch,
-                self.config.epochs, row["train_loss"], row["validation_waf"], row["clips_per_second"],
-            )
-            self.joined.log({f"{self.task.name}/{key}": value for key, value in row.items()}, self.step)
+        progress = self.progress
+        while progress.epoch <= self.config.epochs:
+            row = {"epoch": progress.epoch, **self.train_epoch(), **self.evaluate()}
+            progress.epochs.append(row)
+            self._tell(row)
             score = (row["validation_waf"], -row["validation_loss"])
-            if score > best:
-                best, best_epoch = score, epoch
+            if score > tuple(progress.best):
+                progress.best, progress.best_epoch = score, progress.epoch
                 keep(self.joined.unwrap_model(self.model))
-        return {"epochs": epochs, "best_epoch": best_epoch}
+            progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
+        return {"epochs": progress.epochs, "best_epoch": progress.best_epoch}
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
+    def train_epoch(self) -> dict[str, float]:
+        """The rest of the epoch under way."""
         self.model.train()
-        started, total = time.monotonic(), 0.0
-        order = epoch_order(len(self.task.train), self.seed, epoch)
-        for batch in global_batches(self.task.train[order], self.config.batch):
-            self._stop_together()
-            total += self._optimizer_step(batch)
+        started, progress = time.monotonic(), self.progress
+        order = epoch_order(len(self.task.train), self.seed, progress.epoch)
+        batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
+        for batch in batches:
+            self._save_or_stop_together()
+            progress.loss += self._optimizer_step(batch)
+            progress.batch += 1
         seconds = time.monotonic() - started
-        clips = len(self.task.train)
-        return {"train_loss": total / clips, "seconds": seconds, "clips_per_second": clips / seconds}
+        clips = sum(int((batch != NOBODY).sum()) for batch in batches)
+        return {
+            "train_loss": progress.loss / len(self.task.train), "seconds": seconds,
+            "clips_per_second": clips / seconds,
+        }
+
+    def _tell(self, row: dict) -> None:
+        logger.info(
+            "%s epoch %d/%d: loss %.3f, held-out WAF %.3f (%.1f clips/s)", self.task.name, row["epoch"],
+            self.config.epochs, row["train_loss"], row["validation_waf"], row["clips_per_second"],
+        )
+        curves = {f"{self.task.name}/{key}": value for key, value in row.items()}
+        self.joined.log(curves, self.progress.step)
 
     def _optimizer_step(self, batch: np.ndarray) -> float:
         """One step over a global batch; returns the summed loss of all its clips."""
-        rate = learning_rate(self.step, self.steps_per_epoch * self.config.epochs, self.config)
+        step = self.progress.step
+        rate = learning_rate(step, self.steps_per_epoch * self.config.epochs, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clips = int((batch != NOBODY).sum())
@@ -106,7 +122,7 @@ class Trainer:
         summed = torch.zeros((), device=self.joined.device)
         for micro, positions in enumerate(mine):
             # Dropout depends on the place in the run alone, not on what was drawn before.
-            torch.manual_seed(_mix(self.seed, self.step, micro, self.joined.process_index))
+            torch.manual_seed(_mix(self.seed, step, micro, self.joined.process_index))
             with self.joined.accumulate(self.model):
                 loss = self._loss(positions)
                 self.joined.backward(loss * scale)
@@ -115,7 +131,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             summed += loss.detach()
-        self.step += 1
+        self.progress.step += 1
         return self.joined.reduce(summed, "sum").item()
 
     def _loss(self, positions: np.ndarray) -> torch.Tensor:
@@ -161,11 +177,15 @@ class Trainer:
         batch = self.task.load(positions)
         return {name: tensor.to(self.joined.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _stop_together(self) -> None:
-        """Ranks may see a signal at different steps; they agree before any of them leaves."""
-        flag = torch.tensor(float(preempt.asked()), device=self.joined.device)
-        if self.joined.reduce(flag, "sum").item() > 0:
-            raise Stopped(f"asked to stop while training {self.task.name}; it starts again from its base")
+    def _save_or_stop_together(self) -> None:
+        """Ranks may see a signal or their clock at different steps; they agree before they act."""
+        due = self.checkpoints is not None and self.checkpoints.due()
+        wishes = torch.tensor([float(preempt.asked()), float(due)], device=self.joined.device)
+        stop, save = (self.joined.reduce(wishes, "sum") > 0).tolist()
+        if self.checkpoints is not None and (stop or save):
+            self.checkpoints.save(self.model, self.optimizer, self.progress)
+        if stop:
+            raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")
 
 
 def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:

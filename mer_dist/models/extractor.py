@@ -7,8 +7,9 @@ that vector, through a linear head, so what is trained is what is extracted.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ from torch import nn
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
+from mer_dist.models import checkpoint
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mer_dist.shards.manifest import Row
     from mer_dist.shards.reader import Sample
 
@@ -37,19 +41,24 @@ class Extractor(nn.Module, ABC):
     lora_targets: list[str]
     #: Files beside the weights that a saved copy needs as well.
     extra_files: tuple[str, ...] = ()
+    #: Whether ZeRO-3 may split the weights while they are read, so that no rank holds all of them.
+    sharded_as_it_loads = True
     backbone: nn.Module
 
     def __init__(self, config: ExtractorConfig, folder: Path, dtype: torch.dtype):
         super().__init__()
+        checkpoint.check(folder, config.family)
         self.config = config
         self.folder = folder
-        self.backbone = self.load_backbone(folder, dtype)
+        with nullcontext() if self.sharded_as_it_loads else _loaded_whole():
+            self.backbone = load_pretrained(self.backbone_class(), folder, dtype, config.quantize)
 
     # --- the parts that differ between families ---
 
+    @staticmethod
     @abstractmethod
-    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        """The published weights of ``folder``, or of a fully fine-tuned copy."""
+    def backbone_class() -> type[PreTrainedModel]:
+        """The class that reads the published weights, or those of a fully fine-tuned copy."""
 
     @property
     @abstractmethod
@@ -83,6 +92,10 @@ class Extractor(nn.Module, ABC):
 
     # --- what they share ---
 
+    def note(self) -> str:
+        """One line on what was done to the clips prepared so far, for the log; empty: nothing."""
+        return ""
+
     def batch_size(self, device: torch.device) -> int:
         return self.config.batch or self.batch_rule(device)
 
@@ -104,19 +117,6 @@ def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(hidden_states[-4:]).sum(0)
 
 
-def read_settings(folder: Path, name: str) -> dict:
-    """A json file of a model folder.
-
-    Raises:
-        UserError: it is missing or unreadable.
-    """
-    path = Path(folder) / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is the model folder complete?") from None
-
-
 def load_pretrained(
     model_class: type, folder: Path, dtype: torch.dtype, quantize: str = "none"
 ) -> nn.Module:
@@ -127,26 +127,48 @@ def load_pretrained(
             2022, "LLM.int8()") for the linear layers, computing in ``dtype``.
 
     Raises:
-        UserError: the folder is missing or its files are not whole.
+        UserError: a weight is missing, has another shape than the config says, or cannot be read.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    if not Path(folder).is_dir():
-        raise UserError(f"model folder {folder} is missing; extractors.*.path must name a local folder")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, report = model_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True,
             output_loading_info=True, quantization_config=_quantization(quantize, dtype),
+            # The mismatches come back in the report; refused there, transformers names none of them.
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model folder {folder}: its weights lack {some}; is it the right family?")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise UserError(f"model folder {folder}: {name} has the shape {list(found)} in the weights, "
+                        f"{list(expected)} by config.json")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such CPUs the first evaluation repacks 4-bit weights in place: gradients then no
+            # longer pass them, and parts that ZeRO holds are lost.
+            module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextmanager
+def _loaded_whole() -> Iterator[None]:
+    """Keep ZeRO-3 from splitting a model as it is read; it is split when it is prepared."""
+    from accelerate.state import AcceleratorState, is_initialized
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    plugin = AcceleratorState().deepspeed_plugin if is_initialized() else None
+    # This registration alone makes from_pretrained split; Accelerate's own switch leaves it set.
+    unset_hf_deepspeed_config()
+    yield
+    if plugin is not None:
+        set_hf_deepspeed_config(plugin.dschf)
 
 
 def _quantization(quantize: str, dtype: torch.dtype):

@@ -7,6 +7,7 @@ copy's own training clips, never on its fold: a clip must not choose its own ext
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -33,7 +34,8 @@ def finetune(config: Config) -> None:
     if not missing:
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import accelerator
+    from mer_dist.dist.runtime import accelerator, zero_stage
+    from mer_dist.dist.support import check
 
     run = Run(config.run.folder)
     preempt.install()
@@ -42,6 +44,7 @@ def finetune(config: Config) -> None:
     )
     if joined.is_main_process:
         joined.init_trackers("finetune")
+    check(joined.num_processes, zero_stage(joined))
     logger.info("%d copies to train on %d processes", len(missing), joined.num_processes)
     for copy in missing:
         train(joined, copy, config)
@@ -51,42 +54,45 @@ def finetune(config: Config) -> None:
 
 def train(joined, copy: Copy, config: Config) -> None:
     """Train one copy on all ranks and leave it, complete, in its folder."""
-    from mer_dist.dist.runtime import gathered
+    from mer_dist.dist.checkpoint import Checkpoints
+    from mer_dist.dist.runtime import gathered, zero_stage
     from mer_dist.dist.training import Trainer
     from mer_dist.models.classifier import save, trainable_classifier
 
     started = time.monotonic()
-    sharded = joined.state.deepspeed_plugin is not None
+    underway = Run(config.run.folder).checkpoints(copy.name, copy.part)
     classifier = trainable_classifier(
-        copy.extractor, len(config.corpus.labels), config.run.seed, sharded
+        copy.extractor, len(config.corpus.labels), config.run.seed, zero_stage(joined) > 0
     )
     task = _task(copy, config, classifier.extractor)
-    trainer = Trainer(joined, classifier, task, copy.extractor.finetune, config.run.seed)
-    best = copy.folder.with_name(f".{copy.part}.best")
+    checkpoints = Checkpoints(
+        joined, underway, copy.made_from, config.run.keep_checkpoints, config.run.checkpoint_minutes
+    )
+    trainer = Trainer(
+        joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints
+    )
 
     def keep(model) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         weights = gathered(joined, trainable)
         if joined.is_main_process:
-            shutil.rmtree(best, ignore_errors=True)
-            best.mkdir(parents=True)
-            save(model, weights, best)
+            with files.atomic_folder(underway / "best") as folder:
+                save(model, weights, folder)
         joined.wait_for_everyone()
 
     history = trainer.run(keep)
     if joined.is_main_process:
         seconds = time.monotonic() - started
         with files.atomic_folder(copy.folder) as folder:
-            for path in best.iterdir():
-                path.rename(folder / path.name)
+            # Links, so that the best weights are still there if this is cut short.
+            shutil.copytree(underway / "best", folder, copy_function=os.link, dirs_exist_ok=True)
             files.write_json(folder / "history.json", history)
             seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(
                 folder, copy.made_from, seconds=seconds, clips=seen, processes=joined.num_processes,
-                trained_without=copy.without,
-                zero_stage=joined.state.deepspeed_plugin.zero_stage if sharded else 0,
+                trained_without=copy.without, zero_stage=zero_stage(joined),
             )
-        shutil.rmtree(best)
+        shutil.rmtree(underway)
     joined.wait_for_everyone()
     joined.free_memory()
 

@@ -1,6 +1,7 @@
 """Run by test_zero3 as one of several real processes: trains a small Baichuan on generated lines.
 
-Arguments: model folder, output folder, method, precision.
+Arguments: model folder, output folder, precision, then the cases by name; ``lora+resumed`` is trained
+twice, once with a stop in between. Each case leaves a folder with what it saved and ``facts.json``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,27 @@ import numpy as np
 import torch
 
 from mer_dist.config import ExtractorConfig, FinetuneConfig, LoraConfig
-from mer_dist.dist.runtime import accelerator, gathered
+from mer_dist.dist import preempt
+from mer_dist.dist.checkpoint import Checkpoints
+from mer_dist.dist.runtime import accelerator, gathered, zero_stage
 from mer_dist.dist.training import Task, Trainer
+from mer_dist.errors import Stopped
 from mer_dist.models.classifier import save, trainable_classifier
 
 WORDS = ("开心", "难过", "生气")
 FILL = list("的一是了我不人在他有这个上们来到时大地为子中你说生国年着就那和要她出也得里后自以会")
+#: Above DeepSpeed's threshold for parameters that every rank keeps whole, 100,000 elements.
+WIDE_RANK = 1200
+CASES = {
+    "full": {"method": "full"},
+    "lora": {"quantize": "none"},
+    "nf4": {"quantize": "nf4"},
+    "int8": {"quantize": "int8"},
+    "wide": {"rank": WIDE_RANK, "epochs": 1},
+    # 50 steps
+    "full-long": {"method": "full", "epochs": 10},
+    "lora-long": {"epochs": 10},
+}
 
 
 def lines() -> tuple[list[str], np.ndarray]:
@@ -28,48 +44,115 @@ def lines() -> tuple[list[str], np.ndarray]:
     return made, targets
 
 
-def main(model: str, out: str, method: str, precision: str) -> None:
-    joined = accelerator(precision, [], Path(out), threads=1)
-    texts, targets = lines()
+def config(model: str, precision: str, method="lora", quantize="none", rank=4, epochs=3) -> ExtractorConfig:
     # 39 training clips in batches of 8: the last global batch is short, and odd over two ranks.
     settings = FinetuneConfig(
-        method=method, epochs=2, batch=8, micro_batch=2, learning_rate=3e-3, precision=precision,
-        lora=LoraConfig(rank=4, dropout=0.0),
+        method=method, epochs=epochs, batch=8, micro_batch=2, learning_rate=3e-3, precision=precision,
+        lora=LoraConfig(rank=rank, dropout=0.0),
     )
-    extractor = ExtractorConfig(family="baichuan", path=model, finetune=settings)
-    sharded = joined.state.deepspeed_plugin is not None
-    classifier = trainable_classifier(extractor, 3, 0, sharded)
+    return ExtractorConfig(family="baichuan", path=model, quantize=quantize, finetune=settings)
+
+
+def task(extractor) -> Task:
+    texts, targets = lines()
 
     def load(positions: np.ndarray):
-        ids = [classifier.extractor.tokenizer.encode(texts[max(place, 0)]) for place in positions]
-        return classifier.extractor.collate(ids)
+        ids = [extractor.tokenizer.encode(texts[max(place, 0)]) for place in positions]
+        return extractor.collate(ids)
 
-    task = Task(
+    return Task(
         load=load, targets=targets, train=np.arange(39), held_out=np.arange(39, 50),
         class_weights=np.ones(3), name="test",
     )
-    trainer = Trainer(joined, classifier, task, settings, seed=0)
-    held = sum(weight.numel() for weight in classifier.parameters())
+
+
+def held_here(model: torch.nn.Module) -> int:
+    """Elements of the weights that this rank holds."""
+    return sum(getattr(weight, "ds_tensor", weight).numel() for weight in model.parameters())
+
+
+def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
+    classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
+    work = task(classifier.extractor)
+    trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
+    held = held_here(classifier)
+    first = predict(trainer, work)
     history = trainer.run(lambda model: None)
-    weights = gathered(joined, {name: value for name, value in classifier.named_parameters() if value.requires_grad})
-    trainer.model.eval()
-    with torch.no_grad():
-        logits = trainer.model(**load(np.arange(4)))
+    trainable = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    weights = gathered(joined, trainable)
+    last = predict(trainer, work)
     if joined.is_main_process:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        save(classifier, weights, Path(out))
+        out.mkdir(parents=True, exist_ok=True)
+        save(classifier, weights, out)
+    Checkpoints(joined, out / "checkpoints", "test", 1, 0).save(trainer.model, trainer.optimizer, trainer.progress)
+    if joined.is_main_process:
         facts = {
             "losses": [row["train_loss"] for row in history["epochs"]],
             "held_out": [row["validation_loss"] for row in history["epochs"]],
-            "logits": logits.tolist(),
-            "processes": joined.num_processes,
-            "zero_stage": joined.state.deepspeed_plugin.zero_stage if sharded else 0,
-            "weights_held": held,
+            "first_logits": first, "logits": last, "weights_held": held,
+            "steps": trainer.progress.step, "processes": joined.num_processes, "zero_stage": zero_stage(joined),
         }
-        (Path(out) / "facts.json").write_text(json.dumps(facts))
+        (out / "facts.json").write_text(json.dumps(facts))
     joined.wait_for_everyone()
+    joined.free_memory()
+
+
+def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
+    """Train undisturbed, then again with a request to stop inside the second epoch and a new trainer
+    that goes on. Dropout is on, so that drawing other random numbers would show."""
+    settings.finetune.lora.dropout = 0.3
+    facts = {}
+    for name, stop_at in (("undisturbed", None), ("stopped", 8)):
+        while name not in facts:
+            classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
+            work = task(classifier.extractor)
+            checkpoints = Checkpoints(joined, out / name, "test", keep=2, minutes=0)
+            trainer = Trainer(joined, classifier, work, settings.finetune, 0, checkpoints)
+            start = trainer.progress.step
+            if stop_at and start == 0:
+                stop_before(trainer, stop_at)
+            try:
+                history = trainer.run(lambda model: None)
+            except Stopped:
+                preempt._asked = False
+            else:
+                trained = {n: v for n, v in classifier.named_parameters() if v.requires_grad}
+                sums = {n: v.double().sum().item() for n, v in gathered(joined, trained).items()}
+                losses = [[row["train_loss"], row["validation_loss"]] for row in history["epochs"]]
+                facts[name] = {"losses": losses, "sums": sums, "started_at": start}
+            joined.free_memory()
+    if joined.is_main_process:
+        (out / "facts.json").write_text(json.dumps(facts))
+    joined.wait_for_everyone()
+
+
+def stop_before(trainer: Trainer, step: int) -> None:
+    """As if the last rank alone were sent a signal just before that step."""
+    run_step = trainer._optimizer_step
+
+    def counted(batch):
+        loss = run_step(batch)
+        if trainer.progress.step == step and trainer.joined.is_last_process:
+            preempt._ask(0, None)
+        return loss
+
+    trainer._optimizer_step = counted
+
+
+@torch.no_grad()
+def predict(trainer: Trainer, work: Task) -> list[list[float]]:
+    trainer.model.eval()
+    return trainer.model(**work.load(np.arange(4))).tolist()
+
+
+def main(model: str, out: str, precision: str, cases: list[str]) -> None:
+    joined = accelerator(precision, [], Path(out), threads=1)
+    for case in cases:
+        way, _, resumed = case.partition("+")
+        act = run_resumed if resumed else run_case
+        act(joined, config(model, precision, **CASES[way]), Path(out) / case)
     joined.end_training()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:4], sys.argv[4:])

@@ -1,0 +1,188 @@
+"""Checkpoints of a training in progress: DeepSpeed's partitions, whole or absent.
+
+A checkpoint is a folder ``step-<n>``. Every rank writes its part of the weights, the fp32 masters
+and the moments into a temporary folder; then rank 0 makes it durable, leaves the mark with the
+position in the data, and renames it. Frozen weights are not in it: they come from the base model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mer_dist import files
+from mer_dist.dist.runtime import zero_stage
+from mer_dist.errors import UserError
+from mer_dist.log import logger
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+#: Trainable weights and optimizer of a process that trains alone, without DeepSpeed.
+ALONE = "alone.pt"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training stands; all that a resumed one needs besides tensors."""
+
+    #: optimizer steps taken.
+    step: int = 0
+    #: the epoch under way, from 1, and how many of its global batches are done.
+    epoch: int = 1
+    batch: int = 0
+    #: summed loss over the clips of those batches.
+    loss: float = 0.0
+    #: the curves of the finished epochs.
+    epochs: list[dict] = field(default_factory=list)
+    #: held-out WAF and negative loss of the best epoch; the highest pair wins.
+    best: tuple[float, float] = (-1.0, float("-inf"))
+    best_epoch: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        folder: holds the ``step-<n>`` folders; all ranks must see it.
+        made_from: fingerprint of what is trained; checkpoints of another are ignored.
+        keep: how many of the newest stay.
+        minutes: between two checkpoints; 0: none but on request.
+    """
+
+    def __init__(self, joined: Accelerator, folder: Path, made_from: str, keep: int, minutes: float):
+        self.joined, self.folder, self.made_from = joined, Path(folder), made_from
+        self.keep, self.seconds = keep, 60 * minutes
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """By this rank's clock; ranks must agree before any of them saves."""
+        return self.seconds > 0 and time.monotonic() - self.saved_at >= self.seconds
+
+    def save(self, model: nn.Module, optimizer: Any, progress: Progress) -> None:
+        """Called by all ranks at the same step boundary."""
+        target = self.folder / f"step-{progress.step:08d}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        if self.joined.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.joined.wait_for_everyone()
+        if zero_stage(self.joined) == 0:
+            trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+            torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
+        else:
+            model.save_checkpoint(
+                str(self.folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True
+            )
+        self.joined.wait_for_everyone()
+        if self.joined.is_main_process:
+            self._publish(temporary, target, progress)
+        self.joined.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _publish(self, temporary: Path, target: Path, progress: Progress) -> None:
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        files.mark(
+            temporary, self.made_from, progress=asdict(progress), sizes=sizes,
+            processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
+        )
+        files.publish(temporary, target)
+        own = [path for path in whole(self.folder) if files.marked(path, self.made_from)]
+        for old in set(self.folder.glob("step-*")) - set(own[-self.keep :]):
+            shutil.rmtree(old)
+        size = sum(sizes.values()) / 2**20
+        logger.info("checkpoint at step %d: %.1f MiB in %s", progress.step, size, target)
+
+    def load(self, model: nn.Module, optimizer: Any) -> Progress | None:
+        """Continue from the newest checkpoint of this training; None if there is none to go on from."""
+        fitting = [path for path in whole(self.folder) if files.marked(path, self.made_from)]
+        if not fitting:
+            return None
+        newest = fitting[-1]
+        facts = files.marked(newest)
+        was, here = [facts["processes"], facts["zero_stage"]], [self.joined.num_processes, zero_stage(self.joined)]
+        if was != here:
+            logger.warning(
+                "%s was written by %d processes at ZeRO stage %d and cannot be continued by %d at stage "
+                "%d; this copy starts again", newest, *was, *here,
+            )
+            return None
+        if zero_stage(self.joined) == 0:
+            state = torch.load(newest / ALONE, map_location="cpu", weights_only=True)
+            model.load_state_dict(state["weights"], strict=False)
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            with tensors_only():
+                model.load_checkpoint(
+                    str(self.folder), tag=newest.name, load_module_strict=False,
+                    load_lr_scheduler_states=False,
+                )
+        progress = Progress(**facts["progress"])
+        logger.info("going on from %s", newest)
+        return progress
+
+
+def whole(folder: Path) -> list[Path]:
+    """The complete checkpoints in ``folder``, oldest first; a torn one is left out with a warning."""
+    found = []
+    for path in sorted(Path(folder).glob("step-*")):
+        facts = files.marked(path) or {"sizes": {}}
+        torn = [name for name, size in facts["sizes"].items() if _size(path / name) != size]
+        if torn or not facts["sizes"]:
+            logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "no mark")
+        else:
+            found.append(path)
+    return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Whole trained tensors of a checkpoint by their name in the model, rounded from the fp32
+    masters to ``dtype``. Needs no process group, and one tensor's worth of memory besides.
+
+    Raises:
+        UserError: the checkpoint is not whole.
+    """
+    if checkpoint not in whole(checkpoint.parent):
+        raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
+    if files.marked(checkpoint)["zero_stage"] == 0:
+        parts = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)["weights"]
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        with tensors_only(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            parts = get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint.parent), checkpoint.name, exclude_frozen_parameters=True, lazy_mode=True
+            )
+    return {name: value.contiguous().detach().to(dtype) for name, value in parts.items()}
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """DeepSpeed reads its files as pickles of anything; within this, torch refuses all but tensors
+    and the few types that DeepSpeed itself writes."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop(key) if before is None else os.environ.update({key: before})

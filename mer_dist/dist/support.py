@@ -1,0 +1,32 @@
+"""Which ways of training work under which way of launching.
+
+``tests/dist/test_zero3.py`` tries every cell: {full, lora, lora on nf4, lora on int8} × {one process,
+ZeRO-2, ZeRO-3}. All of them learn what one process learns; what is not in that table is refused
+before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from mer_dist.errors import UserError
+
+ZERO_STAGES = (2, 3)
+
+
+def check(processes: int, zero_stage: int) -> None:
+    """Refuse a way of launching that was never tried. Weights in 4 or 8 bits that are to be trained
+    in full are refused before, by the configuration.
+
+    Args:
+        zero_stage: 0 without DeepSpeed.
+
+    Raises:
+        UserError: it says what to use instead.
+    """
+    if zero_stage not in (0, *ZERO_STAGES):
+        raise UserError(f"ZeRO stage {zero_stage} is not supported; set zero_stage to 2 or 3 in the "
+                        "accelerate launch file")
+    if processes > 1 and zero_stage == 0:
+        raise UserError(
+            f"{processes} processes without DeepSpeed are not supported; start them with a launch file "
+            "of launch/, which shards the model with ZeRO-3"
+        )

@@ -1,0 +1,81 @@
+"""A fine-tuned copy as a model folder of its own, in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from mer_dist import config as configuration
+from mer_dist import copies, files
+from mer_dist.config import Config
+from mer_dist.copies import Copy
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger
+
+
+def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adapter: bool = False) -> None:
+    """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
+
+    The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
+    training: ZeRO's partitions are put together to whole tensors. LoRA is merged into its base model,
+    held at the extractor's ``precision``, unless ``adapter``. ``head.safetensors`` goes along.
+
+    Raises:
+        UserError: no such copy or checkpoint, or ``folder`` is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+    config = configuration.load(run.config)
+    copy = _find(config, copy_name)
+    if adapter and copy.extractor.finetune.method == "full":
+        raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
+    finished = step is None and files.marked(copy.folder, copy.made_from)
+    with files.atomic_folder(folder) as target:
+        if not finished:
+            _from_checkpoint(config, copy, step, target)
+        else:
+            shutil.copytree(copy.folder, target, dirs_exist_ok=True)
+            (target / files.MARK).unlink()
+        if copy.extractor.finetune.method == "lora" and not adapter:
+            _merge(copy, target)
+    logger.info("%s is in %s", copy_name, folder)
+
+
+def _find(config: Config, name: str) -> Copy:
+    known = {f"{copy.name}@{copy.part}": copy for copy in copies.planned(config)}
+    if name not in known:
+        raise UserError(f"no copy {name!r} in this run; it has: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path) -> None:
+    """What fine-tuning would have saved at that step."""
+    from mer_dist.dist.checkpoint import trained_weights, whole
+    from mer_dist.models.classifier import save, trainable_classifier
+    from mer_dist.models.extractor import DTYPES
+
+    where = Run(config.run.folder).checkpoints(copy.name, copy.part)
+    found = {int(path.name.partition("-")[2]): path for path in whole(where)}
+    if not found or step not in (None, *found):
+        has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
+        raise UserError(f"{copy.folder}: not a finished copy, and {where} has {has}")
+    chosen = found[max(found) if step is None else step]
+    if files.marked(chosen, copy.made_from) is None:
+        raise UserError(f"{chosen} was trained on other clips or settings than the run has now; "
+                        "run finetune again")
+    weights = trained_weights(chosen, DTYPES[copy.extractor.precision])
+    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, True)
+    save(classifier, weights, target)
+
+
+def _merge(copy: Copy, target: Path) -> None:
+    """Replace the adapter in ``target`` by its base model with the adapter added to its weights."""
+    from mer_dist.models.classifier import load_extractor
+
+    # Into weights of 4 or 8 bits the adapter would be rounded away.
+    extractor = load_extractor(replace(copy.extractor, quantize="none"), target)
+    for path in (*target.glob("adapter_*"), target / "README.md"):
+        path.unlink(missing_ok=True)
+    extractor.backbone.save_pretrained(target)

@@ -1,0 +1,87 @@
+"""Checkpoints are whole or not used."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mer_dist.dist.checkpoint import ALONE, Checkpoints, Progress, tensors_only, trained_weights, whole
+from mer_dist.errors import UserError
+
+
+class Alone(SimpleNamespace):
+    """What Checkpoints asks of an Accelerator in a process without DeepSpeed."""
+
+    def __init__(self, processes: int = 1):
+        state = SimpleNamespace(deepspeed_plugin=None)
+        super().__init__(is_main_process=True, num_processes=processes, state=state)
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+
+def pair():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_weights_moments_and_position_come_back(tmp_path):
+    model, optimizer = pair()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
+    told = Progress(step=7, epoch=2, batch=3, loss=1.5, epochs=[{"epoch": 1}], best=(0.5, -1.0), best_epoch=1)
+    checkpoints.save(model, optimizer, told)
+    other = torch.nn.Linear(3, 2)
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    progress = checkpoints.load(other, fresh)
+    assert (progress.step, progress.epoch, progress.batch, progress.loss) == (7, 2, 3, 1.5)
+    assert tuple(progress.best) == (0.5, -1.0) and progress.epochs == [{"epoch": 1}]
+    assert torch.equal(other.weight, model.weight)
+    moments = fresh.state_dict()["state"][0]
+    assert torch.equal(moments["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    model, optimizer = pair()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=3, minutes=0)
+    for step in (1, 2, 3):
+        checkpoints.save(model, optimizer, Progress(step=step))
+    torn = tmp_path / "step-00000003" / ALONE
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (tmp_path / "step-00000002" / "made.json").unlink()
+    assert checkpoints.load(model, optimizer).step == 1
+    with pytest.raises(UserError, match="not whole"):
+        trained_weights(torn.parent, torch.float32)
+
+
+def test_only_the_newest_stay_and_those_of_another_training_go(tmp_path):
+    model, optimizer = pair()
+    Checkpoints(Alone(), tmp_path, "other", keep=2, minutes=0).save(model, optimizer, Progress(step=9))
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    assert checkpoints.load(model, optimizer) is None
+    for step in (1, 2, 3):
+        checkpoints.save(model, optimizer, Progress(step=step))
+    assert [path.name for path in whole(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+def test_another_number_of_processes_starts_again_and_says_so(tmp_path, caplog):
+    from mer_dist.log import logger
+
+    model, optimizer = pair()
+    Checkpoints(Alone(2), tmp_path, "a", keep=1, minutes=0).save(model, optimizer, Progress(step=4))
+    logger.propagate = True
+    assert Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0).load(model, optimizer) is None
+    assert "written by 2 processes" in caplog.text
+
+
+def test_nothing_but_tensors_is_read_from_a_checkpoint(tmp_path):
+    path = tmp_path / "planted.pt"
+    torch.save({"weights": Progress()}, path)
+    with tensors_only(), pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(path, weights_only=False)
