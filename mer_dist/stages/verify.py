@@ -177,13 +177,12 @@ def _features(state: _State) -> None:
 
 def _expected_sets(config: Config) -> set[str]:
     """The feature sets that the configuration asks for."""
-    parts = [copies.part_name(without) for without in (*range(config.folds.count), None)]
     names = set()
     for name, extractor in config.extractors.items():
         if extractor.finetune is None or config.extract.frozen:
             names.add(name)
         if extractor.finetune is not None:
-            names |= {f"{name}@{part}" for part in parts}
+            names |= {f"{name}@{copies.part_name(fold)}" for fold in copies.parts(config, name)}
     return names
 
 
