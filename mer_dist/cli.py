@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,6 +60,16 @@ def parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20"
         )
     for name, text, act in (
+        ("plan", "what a run needs: memory, GPUs, shards, disk; reads only config files", plan),
+        ("doctor", "whether this machine and these files can do it: one line a check", doctor),
+    ):
+        before = command(name, text, act)
+        before.add_argument("config", help="YAML file")
+        before.add_argument("overrides", nargs="*", metavar="key=value")
+        if name == "plan":
+            before.add_argument("--clips", type=int, help="number of clips, where the corpus is not here")
+            before.add_argument("--json", action="store_true", help="every figure, in bytes")
+    for name, text, act in (
         ("verify", "prove that no clip was lost between the stages", verify),
         ("report", "write report.html", report),
     ):
@@ -73,17 +84,23 @@ def parser() -> argparse.ArgumentParser:
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
     for name, text, act in (
-        ("import", "take features from MERTools' layout, FOLDER/<name>.npy", import_features),
-        ("export", "write features in MERTools' layout", export_features),
+        ("import-features", "take features from MERTools' layout, FOLDER/<name>.npy", import_features),
+        ("export-features", "write features in MERTools' layout", export_features),
     ):
         exchange = command(name, text, act)
         exchange.add_argument("run", type=Path, help="run folder")
         exchange.add_argument("set", help="name of the feature set")
         exchange.add_argument("folder", type=Path)
-        if name == "import":
+        if name == "import-features":
             exchange.add_argument("--modality", required=True, choices=("audio", "video", "text"))
         else:
             exchange.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
+    model = command("export", "a fine-tuned copy as a model folder, LoRA merged", export_model)
+    model.add_argument("run", type=Path, help="run folder")
+    model.add_argument("copy", help="as baichuan@all or clip@fold-0")
+    model.add_argument("folder", type=Path, help="a new folder")
+    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
+    model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
     return top
 
 
@@ -135,6 +152,25 @@ def quarantined(run: Run, *stages: str) -> int:
     return QUARANTINED if count else DONE
 
 
+def plan(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.plan import plan as act
+    from mer_dist.stages.plan import table
+
+    needs = act(load(parsed.config, parsed.overrides), parsed.clips)
+    print(json.dumps(needs, ensure_ascii=False, indent=1) if parsed.json else table(needs))
+    return DONE
+
+
+def doctor(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.doctor import doctor as act
+
+    sound = True
+    for check in act(load(parsed.config, parsed.overrides)):
+        print(check, flush=True)
+        sound = sound and check.ok
+    return DONE if sound else USAGE
+
+
 def verify(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.verify import verify as act
 
@@ -182,6 +218,13 @@ def import_features(parsed: argparse.Namespace) -> int:
 
     import_npy(Run(parsed.run), parsed.set, parsed.modality, parsed.folder)
     return quarantined(Run(parsed.run), "import")
+
+
+def export_model(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.export import export
+
+    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter)
+    return DONE
 
 
 def export_features(parsed: argparse.Namespace) -> int:

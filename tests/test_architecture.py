@@ -10,14 +10,14 @@ from conftest import ROOT
 PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "strict", "records", "errors", "files", "layout", "log", "quarantine",
-     "metrics"},
+     "metrics", "prefetch"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "dist",
      "corpus"},
     {"stages", "report"},
     {"cli", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("fuse", "self_train"), ("fuse", "vote")}
+SIBLINGS = {("fuse", "self_train"), ("fuse", "vote"), ("doctor", "plan")}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 60
 LAUNCHER = re.compile(r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+)")
 

@@ -140,7 +140,6 @@ def test_a_missing_mandatory_value_is_named(write):
         ("vote.prior=given", "vote.given belongs to"),
         ("vote={prior: given, given: {joy: 1.0}}", "outside corpus.labels"),
         ("self_train.quota=0.0", "self_train.quota is 0.0"),
-        ("extractors.voice.finetune={epochs: 1}", "only clip and baichuan"),
         ("extractors.voice.family=wav2vec", "it must be one of: clip, hubert, baichuan"),
         ("extractors={'a/b': {family: clip, path: m}}", "extractors.a/b"),
     ],

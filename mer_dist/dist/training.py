@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,14 @@ from mer_dist.dist.runtime import set_batch
 from mer_dist.errors import Stopped
 from mer_dist.log import logger
 from mer_dist.metrics import waf
+from mer_dist.prefetch import prefetched
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+#: Positions of the clips and the model's inputs, on the CPU.
+MicroBatch = tuple[np.ndarray, dict[str, torch.Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -90,9 +95,9 @@ class Trainer:
         started, progress = time.monotonic(), self.progress
         order = epoch_order(len(self.task.train), self.seed, progress.epoch)
         batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
-        for batch in batches:
+        for batch, mine in self._loaded(batches):
             self._save_or_stop_together()
-            progress.loss += self._optimizer_step(batch)
+            progress.loss += self._optimizer_step(batch, mine)
             progress.batch += 1
         seconds = time.monotonic() - started
         clips = sum(int((batch != NOBODY).sum()) for batch in batches)
@@ -109,22 +114,22 @@ class Trainer:
         curves = {f"{self.task.name}/{key}": value for key, value in row.items()}
         self.joined.log(curves, self.progress.step)
 
-    def _optimizer_step(self, batch: np.ndarray) -> float:
-        """One step over a global batch; returns the summed loss of all its clips."""
+    def _optimizer_step(self, batch: np.ndarray, mine: list[MicroBatch]) -> float:
+        """One step over a global batch, of which ``mine`` is this rank's part; returns the summed
+        loss of all its clips."""
         step = self.progress.step
         rate = learning_rate(step, self.steps_per_epoch * self.config.epochs, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clips = int((batch != NOBODY).sum())
-        mine = self._micro_batches(batch)
         # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
         scale = self.joined.num_processes * len(mine) / clips
         summed = torch.zeros((), device=self.joined.device)
-        for micro, positions in enumerate(mine):
+        for micro, (positions, inputs) in enumerate(mine):
             # Dropout depends on the place in the run alone, not on what was drawn before.
             torch.manual_seed(_mix(self.seed, step, micro, self.joined.process_index))
             with self.joined.accumulate(self.model):
-                loss = self._loss(positions)
+                loss = self._loss(positions, inputs)
                 self.joined.backward(loss * scale)
                 if self.joined.sync_gradients:
                     self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -134,9 +139,9 @@ class Trainer:
         self.progress.step += 1
         return self.joined.reduce(summed, "sum").item()
 
-    def _loss(self, positions: np.ndarray) -> torch.Tensor:
+    def _loss(self, positions: np.ndarray, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the weighted cross-entropy over the real clips of a micro-batch."""
-        logits = self.model(**self._inputs(positions))
+        logits = self._logits(inputs)
         targets = torch.tensor(self.task.targets[positions], device=logits.device)
         losses = F.cross_entropy(
             logits, targets, weight=self.class_weights, reduction="none",
@@ -159,23 +164,28 @@ class Trainer:
     def _predict(self, positions: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Logits of ``positions`` in any order, and which position each row belongs to."""
         rows, owners = [], []
-        for batch in global_batches(positions, self.config.batch):
-            for mine in self._micro_batches(batch):
-                logits = self.model(**self._inputs(mine))
+        for _, parts in self._loaded(global_batches(positions, self.config.batch)):
+            for mine, inputs in parts:
+                logits = self._logits(inputs)
                 owner = torch.tensor(mine, device=logits.device)
                 rows.append(self.joined.gather(logits).cpu())
                 owners.append(self.joined.gather(owner).cpu())
         owner = torch.cat(owners).numpy()
         return torch.cat(rows)[owner != NOBODY], owner[owner != NOBODY]
 
-    def _micro_batches(self, batch: np.ndarray) -> list[np.ndarray]:
-        """This rank's part of a global batch."""
+    def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[MicroBatch]]]:
+        """Each global batch with this rank's part of it, read while the one before is computed."""
         rank, world = self.joined.process_index, self.joined.num_processes
-        return micro_batches(batch, self.config.micro_batch, rank, world)
 
-    def _inputs(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
-        batch = self.task.load(positions)
-        return {name: tensor.to(self.joined.device, non_blocking=True) for name, tensor in batch.items()}
+        def load(batch: np.ndarray):
+            mine = micro_batches(batch, self.config.micro_batch, rank, world)
+            return batch, [(positions, self.task.load(positions)) for positions in mine]
+
+        return prefetched(load, batches)
+
+    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        moved = {name: value.to(self.joined.device, non_blocking=True) for name, value in inputs.items()}
+        return self.model(**moved)
 
     def _save_or_stop_together(self) -> None:
         """Ranks may see a signal or their clock at different steps; they agree before they act."""

@@ -16,15 +16,21 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 
 from mer_dist.errors import UserError
+from mer_dist.models.checkpoint import not_baichuan_13b
 
 
 class BaichuanConfig(PreTrainedConfig):
@@ -48,15 +54,8 @@ class BaichuanConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        _refuse_siblings(self)
-
-
-def _refuse_siblings(config: BaichuanConfig) -> None:
-    """Other models publish the same ``model_type``; running them as v1 would be silently wrong."""
-    if "BaiChuanForCausalLM" in (config.architectures or []):
-        raise UserError("this is Baichuan-7B (rotary positions); only Baichuan-13B v1 is supported")
-    if config.vocab_size == 125696:
-        raise UserError("this is Baichuan2 (normalised head); only Baichuan-13B v1 is supported")
+        if reason := not_baichuan_13b({**vars(self), **kwargs}):
+            raise UserError(f"{self.name_or_path or 'config'}: {reason}")
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -166,6 +165,8 @@ class BaichuanPreTrainedModel(PreTrainedModel):
 class BaichuanModel(BaichuanPreTrainedModel):
     def __init__(self, config: BaichuanConfig):
         super().__init__(config)
+        if config._attn_implementation != "sdpa":
+            raise UserError(f"attn_implementation {config._attn_implementation!r}: only sdpa is there")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
             [BaichuanLayer(config, layer) for layer in range(config.num_hidden_layers)]
@@ -183,7 +184,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         output_hidden_states: bool | None = None,
         **unused,
     ) -> BaseModelOutputWithPast:
-        """``input_ids`` (B, L); ``attention_mask`` (B, keys), 1 for real tokens, padded either side."""
+        """``input_ids`` (B, L); ``attention_mask`` (B, keys): 0 for padding, on either side, 1 for
+        real tokens, or 1, 2, … in rising order for texts packed into one row."""
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -206,23 +208,16 @@ def attention_pattern(
 ) -> torch.Tensor | None:
     """Which keys a query sees, (B or 1, 1, L, cached + L) bool; None where plain causal suffices.
 
-    Right padding needs no mask: a causal query never sees the padding behind it.
+    Right padding needs no mask: a causal query never sees the padding behind it. Where numbers
+    rise along a row, it is padded on the left or packed, and a query sees its own number alone.
     """
-    padded_left = attention_mask is not None and not bool(attention_mask[:, 0].all())
-    if not padded_left and (cached == 0 or length == 1) and _ends_full(attention_mask, cached):
-        return None
-    queries = torch.arange(cached, cached + length, device=device)
     keys = torch.arange(cached + length, device=device)
-    seen = (keys <= queries[:, None])[None, None]
-    if attention_mask is None:
-        return seen
-    seen = seen & attention_mask[:, None, None, : cached + length].bool()
-    # A padding query would see nothing and become NaN; let it see itself.
-    return seen | (keys == queries[:, None])[None, None]
-
-
-def _ends_full(attention_mask: torch.Tensor | None, cached: int) -> bool:
-    return attention_mask is None or cached == 0 or bool(attention_mask.all())
+    if attention_mask is None or not bool((attention_mask.diff() > 0).any()):
+        if cached == 0 or length == 1:
+            return None
+        return (keys <= keys[cached:, None])[None, None]
+    segments = attention_mask[:, None, None, : cached + length]
+    return (keys <= keys[cached:, None]) & (segments == segments[..., cached:].mT)
 
 
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
@@ -254,6 +249,48 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         )
 
 
+class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
+    """Logits of each row's last real token, as transformers' other decoders give them."""
+
+    def __init__(self, config: BaichuanConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = BaichuanModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **inputs,
+    ) -> SequenceClassifierOutputWithPast:
+        """``attention_mask`` (B, L) tells the last real token, not the ids: the pad id 0 is the
+        unknown token as well. ``labels`` (B,) classes, or as ``config.problem_type`` says."""
+        inputs.pop("return_dict", None)
+        outputs = self.model(input_ids, attention_mask=attention_mask, **inputs)
+        states = outputs.last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        last = torch.full_like(rows, states.shape[1] - 1)
+        if attention_mask is not None:
+            places = torch.arange(states.shape[1], device=states.device)
+            last = (places * attention_mask.bool()).argmax(1)
+        logits = self.score(states[rows, last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, pooled_logits=logits, config=self.config
+            )
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
 AutoConfig.register("baichuan", BaichuanConfig)
 AutoModel.register(BaichuanConfig, BaichuanModel)
 AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM)
+AutoModelForSequenceClassification.register(BaichuanConfig, BaichuanForSequenceClassification)

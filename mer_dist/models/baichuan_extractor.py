@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from torch import nn
 
-from mer_dist.models.extractor import Extractor, Unusable, load_pretrained, sum_of_last_four
+from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
 
@@ -19,11 +16,14 @@ class BaichuanExtractor(Extractor):
     def __init__(self, config, folder, dtype):
         super().__init__(config, folder, dtype)
         self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
+        #: clip -> tokens of its transcript, for those longer than ``max_tokens``.
+        self.cut: dict[str, int] = {}
 
-    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+    @staticmethod
+    def backbone_class():
         from mer_dist.models.baichuan import BaichuanModel
 
-        return load_pretrained(BaichuanModel, folder, dtype, self.config.quantize)
+        return BaichuanModel
 
     @property
     def width(self) -> int:
@@ -36,7 +36,15 @@ class BaichuanExtractor(Extractor):
         ids = self.tokenizer.encode(sample.transcript or "")
         if not ids:
             raise Unusable("the transcript has no token")
+        if len(ids) > self.config.max_tokens:
+            self.cut[sample.name] = len(ids)
         return ids[: self.config.max_tokens]
+
+    def note(self) -> str:
+        if not self.cut:
+            return ""
+        return (f"{len(self.cut)} transcripts were longer than max_tokens {self.config.max_tokens} and "
+                f"were cut, the longest had {max(self.cut.values())}")
 
     def collate(self, items: list[list[int]]) -> dict[str, torch.Tensor]:
         ids, mask = self.tokenizer.pad(items)

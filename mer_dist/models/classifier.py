@@ -16,9 +16,10 @@ from torch import nn
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
+from mer_dist.models import checkpoint
 from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
-from mer_dist.models.extractor import DTYPES, Extractor
+from mer_dist.models.extractor import DTYPES, Extractor, skeleton
 from mer_dist.models.hubert import HubertExtractor
 
 FAMILIES: dict[str, type[Extractor]] = {
@@ -28,12 +29,26 @@ FAMILIES: dict[str, type[Extractor]] = {
 }
 
 
+def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
+    """Inspect what :func:`load_extractor` would read, without reading any weight.
+
+    Raises:
+        UserError: a file is missing, not whole, or belongs to another model.
+    """
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        return checkpoint.check(adapter, config.family)
+    checkpoint.check(Path(config.path), config.family)
+    if adapter is not None:
+        _check_adapter(adapter, FAMILIES[config.family].backbone_class(), Path(config.path))
+
+
 def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extractor:
     """The extractor in evaluation mode, frozen as published or as fine-tuned in ``adapter``.
 
     Raises:
-        UserError: a file is missing, or belongs to another model.
+        UserError: a file is missing, not whole, or belongs to another model.
     """
+    check_files(config, adapter)
     family, dtype = FAMILIES[config.family], DTYPES[config.precision]
     if adapter is None:
         return family(config, Path(config.path), dtype).eval()
@@ -44,6 +59,23 @@ def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extr
     # Merging is faster, but into 4 or 8 bits it would round the adapter away.
     extractor.backbone = loaded.merge_and_unload() if config.quantize == "none" else loaded
     return extractor.eval()
+
+
+def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
+    """Compare the adapter's shapes with those that the config of its base model implies."""
+    checkpoint.read_settings(adapter, "adapter_config.json")
+    path = adapter / "adapter_model.safetensors"
+    header = checkpoint.safetensors_header(path)
+    layers = dict(skeleton(backbone_class, base).named_modules())
+    for key, entry in header.items():
+        name, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+        layer = layers.get(name)
+        if part not in ("A.weight", "B.weight"):
+            raise UserError(f"{path}: {key} is no LoRA weight; only LoRA adapters are supported")
+        side = ("in_features", entry["shape"][1]) if part[0] == "A" else ("out_features", entry["shape"][0])
+        if getattr(layer, side[0], None) != side[1]:
+            raise UserError(f"{path}: {key} {entry['shape']} does not fit {base}; it was trained on "
+                            "another base model")
 
 
 def _with_adapter(backbone: nn.Module, adapter: Path) -> nn.Module:

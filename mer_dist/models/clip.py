@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from mer_dist.models.extractor import Extractor, Unusable, load_pretrained, read_settings
+from mer_dist.models.checkpoint import read_settings
+from mer_dist.models.extractor import Extractor, Unusable
 
 
 class ClipExtractor(Extractor):
@@ -24,10 +22,11 @@ class ClipExtractor(Extractor):
         self.deviation = [float(value) for value in settings["image_std"]]
         self.side = self.backbone.config.image_size
 
-    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+    @staticmethod
+    def backbone_class():
         from transformers import CLIPVisionModelWithProjection
 
-        return load_pretrained(CLIPVisionModelWithProjection, folder, dtype, self.config.quantize)
+        return CLIPVisionModelWithProjection
 
     @property
     def width(self) -> int:

@@ -134,21 +134,17 @@ def load_pretrained(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    _check_shapes(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True,
             output_loading_info=True, quantization_config=_quantization(quantize, dtype),
-            # The mismatches come back in the report; refused there, transformers names none of them.
-            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model folder {folder}: its weights lack {some}; is it the right family?")
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise UserError(f"model folder {folder}: {name} has the shape {list(found)} in the weights, "
-                        f"{list(expected)} by config.json")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On such CPUs the first evaluation repacks 4-bit weights in place: gradients then no
@@ -157,18 +153,34 @@ def load_pretrained(
     return model
 
 
+def skeleton(model_class: type, folder: Path) -> nn.Module:
+    """The model that a folder's config describes, on the meta device: shapes and no weights."""
+    with _loaded_whole(), torch.device("meta"):
+        return model_class(model_class.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def _check_shapes(model_class: type, folder: Path) -> None:
+    """transformers does not name what does not fit, and under ZeRO-3 rank 0 alone would notice."""
+    expected = {name: list(value.shape) for name, value in skeleton(model_class, folder).state_dict().items()}
+    for path in checkpoint.weight_files(folder):
+        for name, found in checkpoint.shapes(path).items():
+            own = name if name in expected else name.removeprefix(f"{model_class.base_model_prefix}.")
+            if expected.get(own, found) != found:
+                raise UserError(f"{path}: {name} has the shape {found}, by config.json it is {expected[own]}")
+
+
 @contextmanager
 def _loaded_whole() -> Iterator[None]:
     """Keep ZeRO-3 from splitting a model as it is read; it is split when it is prepared."""
-    from accelerate.state import AcceleratorState, is_initialized
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+    from transformers.integrations import deepspeed
 
-    plugin = AcceleratorState().deepspeed_plugin if is_initialized() else None
     # This registration alone makes from_pretrained split; Accelerate's own switch leaves it set.
-    unset_hf_deepspeed_config()
-    yield
-    if plugin is not None:
-        set_hf_deepspeed_config(plugin.dschf)
+    registered = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = registered
 
 
 def _quantization(quantize: str, dtype: torch.dtype):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.extractor import (
-    Extractor,
-    Unusable,
-    load_pretrained,
-    read_settings,
-    sum_of_last_four,
-)
+from mer_dist.models.checkpoint import read_settings
+from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
 
 SAMPLE_RATE = 16_000
 #: Samples that one output step looks at; less audio gives no step at all.
@@ -24,16 +18,28 @@ class HubertExtractor(Extractor):
     modality = "audio"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
+    # Weight norm in the positional convolution is computed while the model is built, which split
+    # weights cannot be; HuBERT-large is small enough to be read whole.
+    sharded_as_it_loads = False
 
     def __init__(self, config, folder, dtype):
         super().__init__(config, folder, dtype)
         settings = read_settings(folder, "preprocessor_config.json")
         self.normalize = bool(settings.get("do_normalize", True))
+        # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold teach more unmasked.
+        self.backbone.config.layerdrop = 0.0
+        self.backbone.config.apply_spec_augment = False
+        # The waveform would ask for a gradient, and LoRA keep the whole convolutional graph for it.
+        self.backbone.feature_extractor._requires_grad = False
+        if self.backbone.config.feat_extract_norm == "group":
+            first = self.backbone.feature_extractor.conv_layers[0]
+            first.layer_norm = RealStepsNorm(first.layer_norm, first.conv)
 
-    def load_backbone(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+    @staticmethod
+    def backbone_class():
         from transformers import HubertModel
 
-        return load_pretrained(HubertModel, folder, dtype, self.config.quantize)
+        return HubertModel
 
     @property
     def width(self) -> int:
@@ -44,12 +50,13 @@ class HubertExtractor(Extractor):
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Rows of at most ``window`` seconds, normalised over the whole clip as in the baseline."""
-        wave = torch.from_numpy(sample.waveform())
+        wave = sample.waveform()
         if len(wave) < RECEPTIVE_FIELD:
             raise Unusable(f"{len(wave)} audio samples; at least {RECEPTIVE_FIELD} are needed")
         if self.normalize:
-            wave = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
-        rows = torch.split(wave, round(self.config.window * SAMPLE_RATE))
+            # In numpy, as Wav2Vec2FeatureExtractor does, the result is the same to the last bit.
+            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+        rows = torch.split(torch.from_numpy(wave), round(self.config.window * SAMPLE_RATE))
         return [row for row in rows if len(row) >= RECEPTIVE_FIELD]
 
     def collate(self, items: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -63,21 +70,43 @@ class HubertExtractor(Extractor):
 
     def vectors(self, waves: torch.Tensor, samples: torch.Tensor, rows: torch.Tensor):
         """``waves`` (R, S) padded; ``samples`` (R,) real lengths; ``rows`` (B,) rows of each clip."""
+        if self.backbone.config.feat_extract_norm == "group":
+            self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
         mask = torch.arange(waves.shape[1], device=waves.device) < samples[:, None]
-        states = self.backbone(
+        out = self.backbone(
             waves.to(self.backbone.dtype), attention_mask=mask.long(), output_hidden_states=True
-        ).hidden_states
+        )
+        # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
+        states = (*out.hidden_states[:-1], out.last_hidden_state)
         steps = self.backbone._get_feat_extract_output_lengths(samples)
         real = torch.arange(states[-1].shape[1], device=waves.device) < steps[:, None]
         clip_of_row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
         lengths = torch.zeros_like(rows).index_add(0, clip_of_row, steps)
         return sum_of_last_four(states)[real], lengths
 
-    def batch_size(self, device: torch.device) -> int:
-        # Group norm runs over time, padding included, so a batch would change every clip in it.
-        if self.backbone.config.feat_extract_norm == "group":
-            return 1
-        return super().batch_size(device)
-
     def batch_rule(self, device: torch.device) -> int:
         return 1 if device.type == "cpu" else 16
+
+
+class RealStepsNorm(nn.Module):
+    """The norm over time of a ``feat_extract_norm: group`` model, over a row's real steps alone.
+
+    The published one counts the padding, so that a batch would change every clip in it.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, conv: nn.Conv1d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
+        #: (R,) real samples of the rows that come next.
+        self.samples: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` (R, channels, steps): each channel of each row to mean 0 and deviation 1."""
+        steps = (self.samples - self.kernel) // self.stride + 1
+        real = torch.arange(x.shape[2], device=x.device) < steps[:, None, None]
+        wide = x.float()
+        mean = (wide * real).sum(2, keepdim=True) / steps[:, None, None]
+        variance = ((wide - mean).square() * real).sum(2, keepdim=True) / steps[:, None, None]
+        normal = ((wide - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
+        return normal * self.weight[:, None] + self.bias[:, None]

@@ -25,7 +25,7 @@ from mer_dist.dist.env import place
 from mer_dist.dist.partition import shares
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
-from mer_dist.log import progress
+from mer_dist.log import logger, progress
 from mer_dist.records import UNLABELED, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
@@ -76,9 +76,15 @@ def extract(config: Config) -> None:
     """Extract every feature set that is incomplete. Runs alone or as one of many ranks."""
     import torch
 
+    from mer_dist.models.classifier import check_files
+
     torch.set_num_threads(config.run.threads)
     preempt.install()
     works = planned(config)
+    for work in works:
+        if work.missing():
+            # All of them before the first is computed, which may take hours.
+            check_files(work.extractor, work.adapter)
     for work in works:
         _extract_set(work, config)
     # Whichever rank ends last finds everything there and closes the stage.
@@ -173,6 +179,8 @@ def _extract_set(work: Work, config: Config) -> None:
     done = _each_shard(extractor, reader, work, mine, config)
     for _ in progress(done, total, work.set_name):
         pass
+    if note := extractor.note():
+        logger.warning("%s: %s", work.set_name, note)
     own = {"clips": total, "seconds": time.monotonic() - started}
     files.write_json(work.folder / f"rank-{here.rank}.json", own)
     if not work.missing():

@@ -13,6 +13,7 @@ from mer_dist.dist import env, preempt
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
+from mer_dist.models import checkpoint
 
 ORDER = ("shard", "finetune", "extract", "fuse")
 #: As launch/workstation.yaml; one machine under ZeRO-3.
@@ -36,8 +37,10 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     for name, extractor in config.extractors.items():
         # Known now, and not only after hours of making shards.
-        if not Path(extractor.path).is_dir():
-            raise UserError(f"extractors.{name}.path: there is no folder {extractor.path}")
+        try:
+            checkpoint.check(Path(extractor.path), extractor.family)
+        except UserError as error:
+            raise UserError(f"extractors.{name}.path: {error}") from None
     preempt.install()
     for stage in ORDER:
         if preempt.asked():

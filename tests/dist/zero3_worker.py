@@ -130,8 +130,8 @@ def stop_before(trainer: Trainer, step: int) -> None:
     """As if the last rank alone were sent a signal just before that step."""
     run_step = trainer._optimizer_step
 
-    def counted(batch):
-        loss = run_step(batch)
+    def counted(*batch):
+        loss = run_step(*batch)
         if trainer.progress.step == step and trainer.joined.is_last_process:
             preempt._ask(0, None)
         return loss

@@ -28,11 +28,11 @@ def extractor(folders, family: str = "baichuan", quantize: str = "none", **optio
     )
 
 
-def train(classifier, steps: int = 5) -> list[float]:
-    tokenizer = classifier.extractor.tokenizer
-    batch = classifier.extractor.collate([tokenizer.encode(line) for line in LINES])
+def train(
+    classifier, batch: dict[str, torch.Tensor], steps: int = 5, rate: float = 1e-2
+) -> list[float]:
     weights = [weight for weight in classifier.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    optimizer = torch.optim.AdamW(weights, lr=rate)
     losses = []
     for _ in range(steps):
         loss = cross_entropy(classifier(**batch), torch.tensor([0, 1, 2]))
@@ -50,13 +50,14 @@ def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp
     layer = classifier.extractor.backbone.base_model.model.layers[0].mlp.up_proj
     kinds = {"none": "Linear", "nf4": "Linear4bit", "int8": "Linear8bitLt"}
     assert type(layer).__name__ == kinds[quantize]
-    losses = train(classifier)
+    tokenizer = classifier.extractor.tokenizer
+    batch = classifier.extractor.collate([tokenizer.encode(line) for line in LINES])
+    losses = train(classifier, batch)
     assert losses[-1] < 0.6 * losses[0]
 
     weights = {name: value.detach() for name, value in classifier.named_parameters() if value.requires_grad}
     save(classifier, weights, tmp_path)
     again = load_extractor(settings, tmp_path)
-    batch = again.collate([again.tokenizer.encode(line) for line in LINES])
     with torch.no_grad():
         trained = classifier.eval().extractor(**batch)
         assert (again(**batch) - trained).abs().max() < 0.05 * trained.abs().max()
@@ -79,16 +80,86 @@ def test_all_copies_start_from_the_same_weights(folders):
         assert torch.equal(one, other), name
 
 
-def test_gradient_checkpointing_changes_memory_not_gradients(folders):
+def batch_for(loaded) -> dict[str, torch.Tensor]:
+    """Three clips of different length."""
+    draw = torch.Generator().manual_seed(0)
+    if loaded.modality == "text":
+        return loaded.collate([[5, 6, 7], [8, 9], [10]])
+    if loaded.modality == "audio":
+        waves = [torch.randn(length, generator=draw) for length in (9000, 4000, 800)]
+        return loaded.collate([[wave] for wave in waves])
+    frames = [torch.randint(0, 255, (count, 3, 32, 32), generator=draw) for count in (3, 1, 2)]
+    return loaded.collate([frame.byte() for frame in frames])
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
+def test_gradient_checkpointing_changes_memory_not_gradients(folders, family, method):
     gradients = []
     for checkpointing in (False, True):
-        settings = extractor(folders, gradient_checkpointing=checkpointing)
+        settings = extractor(folders, family, method=method, gradient_checkpointing=checkpointing)
         classifier = trainable_classifier(settings, 3, 0, sharded=False)
-        batch = classifier.extractor.collate([[5, 6, 7], [8, 9]])
+        batch = batch_for(classifier.extractor)
+        torch.manual_seed(1)  # for dropout
         classifier(**batch).square().sum().backward()
-        gradients.append([value.grad for value in classifier.parameters() if value.requires_grad])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        assert plain is not None and torch.allclose(plain, checkpointed, atol=1e-6)
+        trainable = [(name, value) for name, value in classifier.named_parameters() if value.requires_grad]
+        gradients.append({name: value.grad for name, value in trainable if value.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys() and sum("head" in name for name in plain) == 2
+    # SpecAugment is off, so nothing reaches its mask.
+    assert {name for name, _ in trainable} - plain.keys() <= {"extractor.backbone.masked_spec_embed"}
+    for name in plain:
+        assert torch.allclose(plain[name], checkpointed[name], atol=1e-6), name
+
+
+def hubert_with(folder, **settings) -> ExtractorConfig:
+    kinds = ("hidden", "attention", "activation", "feat_proj")
+    quiet = {f"{kind}_dropout": 0.0 for kind in kinds}
+    small_models.make_hubert(folder / "hubert", **quiet, **settings)
+    return extractor(folder, "hubert")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_hubert_learns_and_loads_again(tmp_path, method):
+    settings = hubert_with(tmp_path)
+    settings.finetune.method = method
+    classifier = trainable_classifier(settings, 3, 0, sharded=False)
+    batch = batch_for(classifier.extractor)
+    losses = train(classifier, batch, steps=12, rate=3e-3)
+    assert losses[-1] < 0.6 * losses[0]
+    weights = {name: value.detach() for name, value in classifier.named_parameters() if value.requires_grad}
+    save(classifier, weights, tmp_path / "copy")
+    again = load_extractor(settings, tmp_path / "copy")
+    with torch.no_grad():
+        assert (again(**batch) - classifier.eval().extractor(**batch)).abs().max() < 1e-4
+
+
+def test_hubert_skips_no_layer_and_masks_no_step_while_it_trains(tmp_path):
+    settings = hubert_with(tmp_path, layerdrop=0.9, mask_time_prob=0.5, mask_feature_prob=0.5)
+    classifier = trainable_classifier(settings, 3, 0, sharded=False)
+    batch = batch_for(classifier.extractor)
+    logits = classifier(**batch)
+    logits.square().sum().backward()
+    adapters = [value.grad for name, value in classifier.named_parameters() if "lora_B" in name]
+    assert len(adapters) == 4 * 4 and all(gradient.any() for gradient in adapters)
+    assert torch.allclose(logits, classifier.eval()(**batch), atol=1e-5)
+
+
+def test_a_group_norm_hubert_trains_on_several_clips_as_on_each_alone(tmp_path):
+    settings = hubert_with(
+        tmp_path, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False
+    )
+    settings.finetune.method = "full"
+    classifier = trainable_classifier(settings, 3, 0, sharded=False)
+    name = "extractor.backbone.feature_extractor.conv_layers.0.layer_norm.weight"
+    norm = dict(classifier.named_parameters())[name]
+    batch = batch_for(classifier.extractor)
+    classifier(**batch).square().sum().backward()
+    together, norm.grad = norm.grad, None
+    for wave, samples in zip(batch["waves"], batch["samples"], strict=True):
+        alone = classifier.extractor.collate([[wave[:samples]]])
+        classifier(**alone).square().sum().backward()
+    assert together.any() and torch.allclose(together, norm.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_lora_targets_that_the_model_lacks_are_refused(folders):

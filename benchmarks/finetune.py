@@ -1,0 +1,127 @@
+"""What the trainer costs: its step against a bare DeepSpeed loop on tensors in memory. ::
+
+    python benchmarks/finetune.py --folder runs/benchmark --processes 2
+
+Both train the same model on the same global batches, in the same processes under ZeRO-3, by turns. The
+trainer reads, decodes and prepares its clips from the shards, watches for signals and sums the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import setting
+
+from mer_dist import copies
+from mer_dist.config import FinetuneConfig
+from mer_dist.dist import env
+
+LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
+STEPS, ROUNDS = 4, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.rank:
+        return compare_all(parsed.folder)
+    setting.prepare(parsed.folder)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH),
+        "--num_processes", str(parsed.processes), "--main_process_port", str(env.free_port()),
+        __file__, "--folder", str(parsed.folder), "--rank",
+    ]
+    subprocess.run(command, env=env.for_children(1), check=True)
+
+
+def compare_all(folder: Path) -> None:
+    from mer_dist.dist.runtime import accelerator
+
+    joined = accelerator("fp32", [], folder, threads=1)
+    for yaml, extractor, batch, micro in (
+        ("text.yaml", "baichuan", 64, 16), ("clips.yaml", "clip", 8, 2),
+    ):
+        for method in ("full", "lora"):
+            settings = FinetuneConfig(
+                method=method, cross_fit=False, precision="fp32", batch=batch, micro_batch=micro, epochs=99
+            )
+            ratios = compare(joined, folder / yaml, extractor, settings)
+            if joined.is_main_process:
+                print(f"{extractor}, {method}, {joined.num_processes} processes: trainer / bare loop "
+                      f"{statistics.median(ratios):.3f} (of {ROUNDS}: {min(ratios):.3f} to {max(ratios):.3f})")
+    joined.end_training()
+
+
+def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[float]:
+    """Time of an epoch by the trainer, divided by that of the bare loop, for each round."""
+    from mer_dist.dist.partition import epoch_order, global_batches
+    from mer_dist.dist.training import Trainer
+    from mer_dist.models.classifier import trainable_classifier
+    from mer_dist.stages.finetune import _task
+
+    config = setting.load(yaml)
+    extractor = replace(config.extractors[name], finetune=settings)
+    config.extractors = {name: extractor}
+    (copy,) = copies.planned(config)
+
+    classifier = trainable_classifier(extractor, len(config.corpus.labels), 0, True)
+    task = _task(copy, config, classifier.extractor)
+    task.train = task.train[: STEPS * settings.batch]
+    trainer = Trainer(joined, classifier, task, settings, seed=0)
+    bare = Bare(trainer, trainable_classifier(extractor, len(config.corpus.labels), 0, True))
+    ratios = []
+    for epoch in range(ROUNDS + 1):
+        trainer.progress.epoch, trainer.progress.batch = epoch + 1, 0
+        order = epoch_order(len(task.train), 0, epoch + 1)
+        ready = [mine for _, mine in trainer._loaded(global_batches(task.train[order], settings.batch))]
+        times = {}
+        turns = {"trainer": trainer.train_epoch, "bare": lambda ready=ready: bare.train(ready)}
+        for turn in (turns if epoch % 2 else reversed(turns)):
+            joined.wait_for_everyone()
+            started = time.perf_counter()
+            turns[turn]()
+            joined.wait_for_everyone()
+            times[turn] = time.perf_counter() - started
+        ratios.append(times["trainer"] / times["bare"])
+    joined.free_memory()
+    return ratios[1:]  # the first round warms up
+
+
+class Bare:
+    """A loop as short as DeepSpeed allows, on micro-batches that are in memory."""
+
+    def __init__(self, trainer, model):
+        import torch
+
+        config, joined = trainer.config, trainer.joined
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # Accelerate's own backward stays with the trainer's engine, the first that it prepared.
+        self.engine, _ = joined.prepare(model, optimizer)
+        self.targets = trainer.task.targets
+
+    def train(self, ready: list[list[tuple[np.ndarray, dict]]]) -> None:
+        import torch
+        import torch.nn.functional as F
+
+        self.engine.train()
+        for step in ready:
+            for micro, (positions, inputs) in enumerate(step):
+                self.engine.set_gradient_accumulation_boundary(micro == len(step) - 1)
+                loss = F.cross_entropy(self.engine(**inputs), torch.tensor(self.targets[positions]))
+                self.engine.backward(loss)
+                self.engine.step()
+
+
+if __name__ == "__main__":
+    main()

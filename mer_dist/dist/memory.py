@@ -1,0 +1,201 @@
+"""Bytes that one process of fine-tuning holds, from parameter counts and the launch layout.
+
+Activations are not counted here. GB are 10^9 bytes throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mer_dist import files, strict
+from mer_dist.config import RunConfig
+from mer_dist.errors import UserError
+
+#: DeepSpeed's defaults, in parameters: ZeRO-3 may keep this many gathered ...
+MAX_LIVE = 1_000_000_000
+#: ... and both stages collect gradients in a buffer of this size, allocated whole by ZeRO-3.
+REDUCE_BUCKET = 500_000_000
+#: Accelerate's default.
+PORT = 29500
+#: CUDA context, NCCL and library workspaces of one process; a usual figure, not computed.
+CONTEXT = 1_000_000_000
+#: Host memory of a process that has imported torch, transformers and DeepSpeed; likewise.
+PROCESS = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How fine-tuning is launched."""
+
+    processes: int
+    machines: int = 1
+    #: 0: no DeepSpeed; every process holds everything.
+    zero_stage: int = 0
+
+    @property
+    def per_machine(self) -> int:
+        return -(-self.processes // self.machines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What is held, whole, before it is split over processes."""
+
+    parameters: int
+    trainable: int
+    #: of the weights that are not trained, as held: quantised, or in the training precision.
+    frozen_bytes: int
+    #: of one trained weight.
+    element: int
+    quantize: str
+    full: bool
+    #: held directly by one module.
+    largest_layer: int
+    #: of the largest linear layer once it is dequantised; 0: nothing is quantised.
+    dequantized: int
+
+    @property
+    def whole(self) -> int:
+        """Bytes of all weights."""
+        return self.frozen_bytes + self.trainable * self.element
+
+
+def layout(run: RunConfig) -> Layout:
+    """The layout of ``finetune``: alone, ZeRO-3 as ``mer-dist run`` launches it, or by the file.
+
+    Raises:
+        UserError: ``run.accelerate`` cannot be read.
+    """
+    if not run.accelerate:
+        return Layout(processes=run.processes, zero_stage=3 if run.processes > 1 else 0)
+    settings = _mapping(run.accelerate, "run.accelerate")
+    machines = _number(settings, "num_machines", 1, run)
+    # mer-dist run gives its own number; on several machines every launcher takes it from the file.
+    processes = run.processes
+    if machines > 1:
+        processes = _number(settings, "num_processes", run.processes, run)
+    return Layout(
+        processes=processes, machines=machines,
+        zero_stage=_zero_stage(settings, run.accelerate) if processes > 1 else 0,
+    )
+
+
+def launch_port(run: RunConfig) -> int:
+    """Where the ranks meet if ``accelerate launch`` is not told otherwise.
+
+    Raises:
+        UserError: ``run.accelerate`` cannot be read.
+    """
+    settings = _mapping(run.accelerate, "run.accelerate") if run.accelerate else {}
+    return _number(settings, "main_process_port", PORT, run)
+
+
+def _mapping(path: str, key: str) -> dict:
+    try:
+        values = strict.parse(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{key}: {path} is no Accelerate launch file")
+    return values
+
+
+def _number(settings: dict, key: str, default: int, run: RunConfig) -> int:
+    value = settings.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or value < 1:
+        raise UserError(f"run.accelerate: {key} in {run.accelerate} is {value!r}; it must be a number")
+    return value
+
+
+def _zero_stage(settings: dict, path: str) -> int:
+    if settings.get("distributed_type") != "DEEPSPEED":
+        return 0
+    own = settings.get("deepspeed_config") or {}
+    if "deepspeed_config_file" in own:
+        try:
+            own = files.read_json(own["deepspeed_config_file"])["zero_optimization"]
+            return int(own["stage"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: its deepspeed_config_file has no ZeRO stage: {error!r}") from None
+    # Accelerate's own default.
+    return int(own.get("zero_stage", 2))
+
+
+def gpu(held: Held, where: Layout) -> dict[str, int]:
+    """Bytes on one GPU by what they are for, activations excepted."""
+    if where.zero_stage == 0:
+        return _whole(held)
+    split = where.processes if where.zero_stage == 3 else 1
+    # bitsandbytes' 8-bit weights are no plain parameters; ZeRO-3 leaves them whole.
+    frozen_split = 1 if held.quantize == "int8" else split
+    weights = held.frozen_bytes // frozen_split + held.trainable * held.element // split
+    if held.full:
+        states = _deepspeed(held, where)[0] - weights
+    else:
+        # As DeepSpeed counts them: float32 gradients, masters and two moments of what is trained.
+        states = 16 * held.trainable // where.processes
+    optimizer = 12 * held.trainable // where.processes
+    rows = {"weights": weights, "gradients": states - optimizer, "optimizer": optimizer}
+    if where.zero_stage == 3:
+        live = min(held.parameters, max(MAX_LIVE, held.largest_layer))
+        rows["gathered layers"] = held.whole * live // held.parameters
+    # ZeRO-2 may use two buckets in turn, none larger than all gradients.
+    bucket = REDUCE_BUCKET if where.zero_stage == 3 else min(REDUCE_BUCKET, held.trainable)
+    rows["reduce buckets"] = bucket * held.element
+    rows["dequantised layer"] = held.dequantized
+    rows["CUDA and NCCL"] = CONTEXT
+    return rows
+
+
+def _whole(held: Held) -> dict[str, int]:
+    """Without DeepSpeed: gradients and moments in the weights' own type."""
+    trained = held.trainable * held.element
+    rows = {"weights": held.whole, "gradients": trained, "optimizer": 2 * trained}
+    return {**rows, "dequantised layer": held.dequantized, "CUDA and NCCL": CONTEXT}
+
+
+def _deepspeed(held: Held, where: Layout) -> tuple[int, int]:
+    """DeepSpeed's own estimates for training every weight: bytes of one GPU, and of one host.
+
+    They take weights of 16 bits; those of 32 are added.
+    """
+    # DeepSpeed's log lines go to standard output, where the plan is written.
+    with contextlib.redirect_stdout(sys.stderr):
+        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
+        from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
+    group = {"num_gpus_per_node": where.per_machine, "num_nodes": where.machines, "cpu_offload": False}
+    total = held.parameters
+    if where.zero_stage == 3:
+        host, device, largest = zero3(total, held.largest_layer, cpu_offload_params=False, **group)
+        device -= largest  # counted among the gathered layers
+        split = where.processes
+    else:
+        host, device = zero2(total, **group)
+        split = 1
+    return device + (held.element - 2) * total // split, host
+
+
+def peak(held: Held, rows: dict[str, int]) -> int:
+    """Bytes at the fullest moment: quantised weights are loaded whole before ZeRO-3 splits them."""
+    loading = held.whole + CONTEXT if held.quantize != "none" else 0
+    return max(sum(rows.values()), loading)
+
+
+def host(held: Held, where: Layout) -> int:
+    """Bytes of host memory of one process while it loads, without the page cache of the files.
+
+    Under ZeRO-3 rank 0 maps the files and every rank keeps its share; otherwise, and quantised,
+    each process reads the whole model.
+    """
+    if where.zero_stage == 3 and held.quantize == "none":
+        loading = held.whole // where.processes
+    else:
+        loading = held.whole
+    if held.full and where.zero_stage:
+        loading = max(loading, _deepspeed(held, where)[1] // where.per_machine)
+    return PROCESS + loading

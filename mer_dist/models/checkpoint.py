@@ -1,0 +1,241 @@
+"""Is a model folder whole, and of the family it should be? Asked before any weight is read.
+
+Only json files, headers and sizes are looked at, so a folder of 26 GB is checked in a moment. Code
+that a folder may bring along (``auto_map``, pickles) is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+
+from mer_dist.errors import UserError
+
+#: family -> the ``model_type`` its config may name, and the files needed beside the weights.
+FAMILIES = {
+    "clip": (("clip", "clip_vision_model"), ("preprocessor_config.json",)),
+    "hubert": (("hubert",), ("preprocessor_config.json",)),
+    "baichuan": (("baichuan",), ("tokenizer.model",)),
+}
+#: In the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+           "pytorch_model.bin.index.json")
+#: What a pickle of tensors names, and nothing else.
+_TENSOR_PARTS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
+    r"|torch(\.storage)?\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.(Size|b?float\w*|u?int\d+|bool)"
+)
+#: Only configs of other architectures under Baichuan's ``model_type`` have these.
+_FOREIGN = re.compile(r"max_position_embeddings|num_key_value_heads|sliding_window|(rope|rotary)_\w+")
+_COPY_AGAIN = "copy or download it again"
+
+
+def check(folder: Path, family: str) -> None:
+    """Inspect a model folder in the Hugging Face layout.
+
+    Raises:
+        UserError: one line naming the file that is missing, cut off, unsafe or of another model.
+    """
+    folder = Path(folder)
+    check_config(folder, family)
+    for path in weight_files(folder):
+        _check_weights(path)
+    for name in FAMILIES[family][1]:
+        _check_beside(folder / name)
+
+
+def check_config(folder: Path, family: str) -> None:
+    """Inspect ``config.json`` alone; the weights need not be there.
+
+    Raises:
+        UserError: it is missing, unreadable, or of another model.
+    """
+    if not folder.is_dir():
+        raise UserError(_no_folder(folder))
+    settings = read_settings(folder, "config.json")
+    model_types, _ = FAMILIES[family]
+    found = settings.get("model_type")
+    if found not in model_types:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type is {found!r}; the family {family} needs "
+            f"{' or '.join(map(repr, model_types))}"
+        )
+    if family == "baichuan" and (reason := not_baichuan_13b(settings)):
+        raise UserError(f"{folder / 'config.json'}: {reason}")
+    if settings.get("quantization_config"):
+        raise UserError(f"{folder / 'config.json'}: the weights are already quantised; give the "
+                        "published ones and set extractors.*.quantize")
+
+
+def read_settings(folder: Path, name: str) -> dict:
+    """A json object of a model folder.
+
+    Raises:
+        UserError: it is missing or unreadable.
+    """
+    path = Path(folder) / name
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; is the model folder complete?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {_COPY_AGAIN}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: holds no json object; {_COPY_AGAIN}")
+    return settings
+
+
+def not_baichuan_13b(settings: dict) -> str:
+    """Why a config that says ``model_type: baichuan`` is not Baichuan-13B v1; empty if it is.
+
+    Other models publish under that type; run as v1, they would give wrong numbers and no error.
+    """
+    only = "only Baichuan-13B v1 is supported"
+    architectures = settings.get("architectures") or []
+    if "BaiChuanForCausalLM" in architectures:
+        return f"this is Baichuan-7B (rotary positions); {only}"
+    if settings.get("vocab_size") == 125696 or "z_loss_weight" in settings:
+        return f"this is Baichuan2 (normalised head); {only}"
+    if foreign := next(filter(_FOREIGN.fullmatch, settings), None):
+        return f"the key {foreign} belongs to another architecture than Baichuan-13B v1; {only}"
+    if unknown := [name for name in architectures if not name.startswith("Baichuan")]:
+        return f"the architecture {unknown[0]} is unknown; {only}"
+    if settings.get("hidden_act", "silu") != "silu" or settings.get("tie_word_embeddings"):
+        return f"hidden_act or tie_word_embeddings differ from Baichuan-13B v1; {only}"
+    width, heads = settings.get("hidden_size", 5120), settings.get("num_attention_heads", 40)
+    if width % heads:
+        return f"hidden_size {width} is no multiple of num_attention_heads {heads}"
+    return ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read the weights from.
+
+    Raises:
+        UserError: there are none, or an index names a shard that is not there.
+    """
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder}: there are no weights ({' or '.join(WEIGHTS[::2])}, or their index)")
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    weight_map = read_settings(folder, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / name}: has no weight_map; {_COPY_AGAIN}")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise UserError(f"{folder / name}: names {shard}, which is not there; download it as well")
+    return [folder / shard for shard in shards]
+
+
+def safetensors_header(path: Path) -> dict[str, dict]:
+    """Name -> ``{"dtype", "shape", "data_offsets"}`` of every tensor of a file.
+
+    Raises:
+        UserError: the file is missing, no safetensors file, or not whole.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            # A file of another kind begins with bytes that mean a length of petabytes.
+            text = file.read(length) if length < size else b""
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise UserError(f"{path}: no whole safetensors file; {_COPY_AGAIN}") from None
+    if size != end:
+        raise UserError(f"{path}: {size} bytes where its header promises {end}; {_COPY_AGAIN}")
+    return header
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of a weight file, without reading their values."""
+    if path.suffix == ".safetensors":
+        return {name: entry["shape"] for name, entry in safetensors_header(path).items()}
+    import torch
+
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def _no_folder(folder: Path) -> str:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return (f"there is no model folder {folder}; hub names are not looked up: "
+                "download it and give the folder")
+    return f"model folder {folder} is missing; extractors.*.path must name a local folder"
+
+
+def _check_weights(path: Path) -> None:
+    _refuse_pointer(path)
+    if path.suffix == ".safetensors":
+        safetensors_header(path)
+    else:
+        _check_bin(path)
+
+
+def _check_bin(path: Path) -> None:
+    """A zip of raw tensors and one pickle that says how they are put together."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            cut = file.read(2) in (b"PK", b"")
+        reason = "its end is missing; " + _COPY_AGAIN if cut else (
+            "an old pickle that cannot be read safely; save it as safetensors"
+        )
+        raise UserError(f"{path}: {reason}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickle,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            # It lies first and is found from the end, so a piece missing between them shows as well.
+            foreign = _foreign_names(archive.read(pickle))
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        raise UserError(f"{path}: no whole file of torch tensors; {_COPY_AGAIN}") from None
+    if foreign:
+        raise UserError(f"{path}: holds pickled code ({foreign[0]}), which is never run; "
+                        "take the weights as safetensors")
+
+
+def _foreign_names(pickle: bytes) -> list[str]:
+    """What a pickle would import beyond tensors; listing its opcodes runs none of them."""
+    found = []
+    for opcode, argument, _ in pickletools.genops(pickle):
+        if opcode.name == "GLOBAL":
+            name = argument.replace(" ", ".")
+            if not _TENSOR_PARTS.fullmatch(name):
+                found.append(name)
+        elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+            # torch.save writes none of these.
+            found.append(opcode.name)
+    return found
+
+
+def _check_beside(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; is the model folder complete?")
+    _refuse_pointer(path)
+    if path.suffix == ".json":
+        read_settings(path.parent, path.name)
+    elif not _readable_pieces(path):
+        raise UserError(f"{path}: no readable sentencepiece model; {_COPY_AGAIN}")
+
+
+def _readable_pieces(path: Path) -> bool:
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size() > 0
+    except (OSError, RuntimeError):
+        return False
+
+
+def _refuse_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise UserError(f"{path}: only a Git LFS pointer; fetch the file itself (git lfs pull)")

@@ -1,0 +1,370 @@
+"""What a run needs, before it is started: parameters, GPU and host memory, shards, disk.
+
+Only the configuration, ``config.json`` of the models and the file list of the corpus are read; no
+GPU, no weights and no shards are needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict
+from functools import cache
+from math import ceil
+
+from mer_dist import copies, corpus
+from mer_dist.config import Config, ExtractorConfig
+from mer_dist.dist import memory, support
+from mer_dist.dist.memory import Held, Layout
+from mer_dist.dist.partition import per_rank_sizes
+from mer_dist.errors import UserError
+from mer_dist.records import LABELED
+
+#: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
+GPUS = (24, 40, 80, 141)
+WORLDS = (1, 2, 4, 8, 16)
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Of a typical clip of MER2024, for disk and never for memory; shards show the real figures.
+SECONDS, TOKENS = 5.0, 40
+#: HuBERT's output steps a second.
+STEPS = 50
+#: A photograph at the JPEG quality of the shards, and 16 kHz speech as FLAC: rough figures.
+JPEG_BYTES_PER_PIXEL, FLAC_BYTES_PER_SECOND = 0.35, 18_000
+
+
+def plan(config: Config, clips: int | None = None) -> dict:
+    """Everything that ``mer-dist plan`` says, as plain values; bytes unless a key says otherwise.
+
+    Args:
+        clips: how many clips there are, where the corpus is not at hand; labels unknown.
+
+    Raises:
+        UserError: an extractor's size cannot be known, or the launch file cannot be read.
+    """
+    _silence_libraries()
+    layout = memory.layout(config.run)
+    found, why = _clips(config, clips)
+    sizes = {name: _size(config, name) for name in config.extractors}
+    extractors = {name: _extractor(config, name, sized, layout) for name, sized in sizes.items()}
+    shards = _shards(config, layout, found)
+    disk = _disk(config, layout, sizes, found)
+    return {
+        "layout": asdict(layout), "clips": found, "clips_unknown": why, "extractors": extractors,
+        "shards": shards, "disk": disk, "warnings": _warnings(config, layout, extractors, shards),
+    }
+
+
+def _silence_libraries() -> None:
+    """Their notes to each other would stand in the middle of the answer."""
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+
+
+def _clips(config: Config, given: int | None) -> tuple[dict | None, str]:
+    """Counts of all and of labelled clips, or why they are not known."""
+    if given is not None:
+        return {"all": given, "labeled": None, "from": "--clips"}, ""
+    try:
+        listed, _ = corpus.clips(config.corpus)
+    except UserError as error:
+        return None, str(error)
+    labeled = sum(clip.split == LABELED for clip in listed)
+    return {"all": len(listed), "labeled": labeled, "from": "the corpus"}, ""
+
+
+def _size(config: Config, name: str):
+    """Parameter counts of an extractor; an error names its key."""
+    from mer_dist.models import size
+
+    try:
+        return size.size(config.extractors[name], len(config.corpus.labels))
+    except UserError as error:
+        raise UserError(f"extractors.{name}.{error}") from None
+
+
+def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
+    from mer_dist.models import size
+
+    extractor = config.extractors[name]
+    return {
+        "family": extractor.family, "path": extractor.path, "source": size.source(extractor),
+        "quantize": extractor.quantize, "parameters": sized.parameters, "width": sized.width,
+        "extract": _extraction(config, extractor, sized),
+        "finetune": _finetuning(config, name, sized, layout) if extractor.finetune else None,
+    }
+
+
+def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
+    """One process of ``extract``: the whole model, and the largest batch it takes at a time."""
+    import torch
+
+    from mer_dist.models import size, trace
+
+    weights = sized.weight_bytes(extractor.quantize, BYTES[extractor.precision])
+    bare = size.bare_extractor(extractor, torch.float32)
+    batch = bare.batch_size(torch.device("cuda"))
+    rows = {
+        "weights": weights,
+        "activations": trace.extraction(extractor, batch, config.shard.frames),
+        "dequantised layer": _dequantized(extractor, sized, BYTES[extractor.precision]),
+        "CUDA": memory.CONTEXT,
+    }
+    total = sum(rows.values())
+    return {
+        "precision": extractor.precision, "batch": batch, "gpu": rows, "gpu_total": total,
+        "host": memory.PROCESS + weights, "fits": [size for size in GPUS if total <= size * 10**9],
+    }
+
+
+def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
+    return 0 if extractor.quantize == "none" else sized.largest_linear * element
+
+
+def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
+    """One process of ``finetune`` as configured, and the smallest layouts that would do."""
+    extractor = config.extractors[name]
+    settings = extractor.finetune
+    refused = _refused(layout)
+    _, micro = per_rank_sizes(settings.batch, settings.micro_batch, layout.processes)
+    step = _step(config, extractor, sized)
+    rows, total, held = step(layout)
+    return {
+        "method": settings.method, "trainable": sized.trainable, "refused": refused,
+        "copies": len(copies.parts(config, name)), "micro_batch": micro,
+        "gpu": rows, "gpu_total": total, "host": memory.host(held, layout),
+        "fits": [size for size in GPUS if total <= size * 10**9 and not refused],
+        "smallest": _smallest(layout, step),
+    }
+
+
+def _step(config: Config, extractor: ExtractorConfig, sized):
+    """A function of the layout: rows of one GPU, their peak, and what is held."""
+    from mer_dist.models import trace
+
+    settings, classes = extractor.finetune, len(config.corpus.labels)
+
+    @cache
+    def activations(sharded: bool, micro: int) -> int:
+        return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
+
+    def step(where: Layout) -> tuple[dict[str, int], int, Held]:
+        held = _held(extractor, sized, where)
+        _, micro = per_rank_sizes(settings.batch, settings.micro_batch, where.processes)
+        rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, micro)}
+        return rows, memory.peak(held, rows), held
+
+    return step
+
+
+def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
+    """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
+    settings = extractor.finetune
+    half, full = settings.precision == "bf16", settings.method == "full"
+    frozen = 2 if half else 4
+    return Held(
+        parameters=sized.parameters, trainable=sized.trainable,
+        frozen_bytes=0 if full else sized.weight_bytes(extractor.quantize, frozen),
+        element=2 if half and where.zero_stage else 4, quantize=extractor.quantize, full=full,
+        largest_layer=sized.largest_layer, dequantized=_dequantized(extractor, sized, frozen),
+    )
+
+
+def _smallest(layout: Layout, step) -> dict[str, int | None]:
+    """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
+    stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
+    peaks = {}
+    for world in WORLDS:
+        where = Layout(processes=world, zero_stage=stage if world > 1 else 0, machines=ceil(world / 8))
+        peaks[world] = step(where)[1]
+    return {
+        f"{size}": next((world for world, peak in peaks.items() if peak <= size * 10**9), None)
+        for size in GPUS
+    }
+
+
+def _refused(layout: Layout) -> str:
+    """Why this way of launching is not supported; empty if it is."""
+    try:
+        support.check(layout.processes, layout.zero_stage)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _shards(config: Config, layout: Layout, found: dict | None) -> dict:
+    pixels = config.shard.frames * config.shard.image_size**2
+    each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
+    fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
+    return {
+        "clip_bytes": each, "clips_per_shard": fitting, "workers": config.shard.workers,
+        "processes": layout.processes, "count": found and ceil(found["all"] / fitting),
+    }
+
+
+def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> dict:
+    """Bytes below the run folder; those that grow with the clips are per clip if none are known."""
+    count = found["all"] if found else 1
+    sets, saved, trained = {}, 0, [0]
+    for name, sized in sizes.items():
+        extractor, seen = config.extractors[name], 0
+        if extractor.finetune is None or config.extract.frozen:
+            seen += count
+        if extractor.finetune is not None:
+            # Each clip by one copy; the anchors by every copy.
+            parts = len(copies.parts(config, name))
+            seen += count + (parts - 1) * config.extract.anchors * bool(found)
+            # The best epoch so far lies beside the finished copies.
+            saved += (parts + 1) * sized.trainable * _held(extractor, sized, layout).element
+            trained.append(sized.trainable)
+        sets[name] = seen * _vector_bytes(config, name, sized.width)
+    return {
+        "per_clip": found is None, "shards": _shards(config, layout, found)["clip_bytes"] * count,
+        "features": sets, "adapters": saved,
+        # Weights, masters and moments of the copy under way, and of the save before it.
+        "checkpoints": 2 * 16 * max(trained),
+    }
+
+
+def disk_needed(config: Config) -> int | None:
+    """Bytes that a whole run writes; None if the number of clips is not known.
+
+    Raises:
+        UserError: an extractor's size cannot be known, or the launch file cannot be read.
+    """
+    _silence_libraries()
+    found, _ = _clips(config, None)
+    sizes = {name: _size(config, name) for name in config.extractors}
+    disk = _disk(config, memory.layout(config.run), sizes, found)
+    total = disk["shards"] + sum(disk["features"].values()) + disk["adapters"] + disk["checkpoints"]
+    return total if found else None
+
+
+def _vector_bytes(config: Config, name: str, width: int) -> int:
+    """Of one typical clip in one feature set."""
+    extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
+    frames = min(config.shard.frames, extractor.frames or config.shard.frames)
+    length = {
+        "clip": frames, "hubert": round(SECONDS * STEPS), "baichuan": min(TOKENS, extractor.max_tokens),
+    }[extractor.family]
+    return each * (1 + length) if config.extract.frame_level else each
+
+
+def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) -> list[str]:
+    """What would not work, or waste processes, as configured."""
+    found = []
+    for name, facts in extractors.items():
+        tuned = facts["finetune"]
+        if tuned and tuned["refused"]:
+            found.append(f"finetune {name}: {tuned['refused']}")
+        elif tuned and not tuned["fits"]:
+            found.append(f"finetune {name} does not fit: {tuned['gpu_total'] / 1e9:.1f} GB on each of "
+                         f"{layout.processes} GPUs, more than any of {GPUS[-1]} GB has")
+        if not facts["extract"]["fits"]:
+            found.append(f"extract {name} does not fit: every process holds the whole model, "
+                         f"{facts['extract']['gpu_total'] / 1e9:.1f} GB; lower its batch or quantize it")
+    if shards["count"] is not None and shards["count"] < layout.processes:
+        found.append(f"{shards['count']} shards for {layout.processes} processes: extract leaves some "
+                     "without work; lower shard.clips")
+    if layout.processes != config.run.processes:
+        found.append(f"{config.run.accelerate} says {layout.processes} processes, run.processes "
+                     f"{config.run.processes}")
+    return found
+
+
+def table(needs: dict) -> str:
+    """The plan for a reader; GB are 10^9 bytes."""
+    layout = needs["layout"]
+    stage = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "no DeepSpeed"
+    nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
+    parts = [
+        f"finetune: {_processes(layout)}, one per GPU{nodes}, {stage}",
+        _grid(_models_table(needs), left=2), _grid(_memory_table(needs, "finetune")),
+        _grid(_memory_table(needs, "extract")), _grid(_gpus_table(needs)),
+        "\n".join(_folder_lines(needs)),
+        "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _processes(facts: dict) -> str:
+    return "1 process" if facts["processes"] == 1 else f"{facts['processes']} processes"
+
+
+def _models_table(needs: dict) -> list[list[str]]:
+    rows = [["model", "architecture", "parameters", "trained", "copies"]]
+    for name, facts in needs["extractors"].items():
+        tuned = facts["finetune"]
+        known = facts["path"] if facts["source"] == "config.json" else f"{facts['source']}, as published"
+        rows.append([
+            name, known, f"{facts['parameters']:,}",
+            f"{tuned['trainable']:,} ({tuned['method']})" if tuned else "none (frozen)",
+            f"{tuned['copies']}" if tuned else "-",
+        ])
+    return rows
+
+
+def _memory_table(needs: dict, stage: str) -> list[list[str]]:
+    """Rows of what one process holds; columns without content are left out."""
+    found = {name: facts[stage] for name, facts in needs["extractors"].items() if facts[stage]}
+    columns = dict.fromkeys(key for facts in found.values() for key in facts["gpu"])
+    columns = [key for key in columns if any(facts["gpu"].get(key) for facts in found.values())]
+    rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
+    for name, facts in found.items():
+        shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]
+        clips = facts.get("micro_batch") or facts["batch"]
+        rows.append([f"{name} ({clips} clips at a time)", *shown, f"{facts['gpu_total'] / 1e9:.1f}",
+                     f"{facts['host'] / 1e9:.1f}"])
+    return rows
+
+
+def _gpus_table(needs: dict) -> list[list[str]]:
+    rows = [["fewest GPUs of", *(f"{size} GB" for size in GPUS), "as configured, fits GPUs of"]]
+    for name, facts in needs["extractors"].items():
+        for stage in ("finetune", "extract"):
+            if (found := facts[stage]) is None:
+                continue
+            least = found.get("smallest") or {f"{size}": 1 for size in found["fits"]}
+            fits = ", ".join(f"{size}" for size in found["fits"])
+            rows.append([f"{stage} {name}", *(f"{least.get(f'{size}') or 'none'}" for size in GPUS),
+                         f"{fits} GB" if fits else "does not fit"])
+    return rows
+
+
+def _folder_lines(needs: dict) -> list[str]:
+    """Shards and disk, one fact a line."""
+    shards, disk, found = needs["shards"], needs["disk"], needs["clips"]
+    unit, divisor = ("kB a clip", 1e3) if disk["per_clip"] else ("GB", 1e9)
+    lines = []
+    if found is None:
+        lines.append(f"clips: unknown, give --clips N ({needs['clips_unknown']})")
+    else:
+        known = "" if found["labeled"] is None else f", {found['labeled']:,} of them labelled"
+        lines.append(f"clips: {found['all']:,}{known} (from {found['from']})")
+        lines.append(f"shards: about {shards['count']} of {shards['clips_per_shard']} clips, for "
+                     f"{_processes(shards)}; {shards['workers']} workers decode them")
+    lines.append(f"disk for shards: about {disk['shards'] / divisor:.2f} {unit}")
+    lines += [
+        f"disk for features {name}: about {size / divisor:.2f} {unit}"
+        for name, size in disk["features"].items()
+    ]
+    if disk["adapters"]:
+        lines.append(f"disk for fine-tuned copies: {disk['adapters'] / 1e9:.2f} GB, and up to "
+                     f"{disk['checkpoints'] / 1e9:.2f} GB while one is trained")
+    return lines
+
+
+def _grid(rows: list[list[str]], left: int = 1) -> str:
+    """Aligned columns, the first ``left`` of them to the left; nothing below the head, nothing."""
+    if len(rows) == 1:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

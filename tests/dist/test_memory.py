@@ -1,0 +1,83 @@
+"""Bytes of one process of fine-tuning, against figures that are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mer_dist.config import RunConfig
+from mer_dist.dist import memory
+from mer_dist.dist.memory import Held, Layout
+from mer_dist.errors import UserError
+
+#: Baichuan-13B without its head for the next token; adapters of rank 16 on W_pack and our head.
+PARAMETERS, TRAINABLE, LARGEST = 12_937_221_120, 13_137_926, 327_680_000
+LORA = Held(
+    parameters=PARAMETERS, trainable=TRAINABLE, frozen_bytes=2 * PARAMETERS, element=2, quantize="none",
+    full=False, largest_layer=LARGEST, dequantized=0,
+)
+FULL = replace(LORA, full=True, trainable=PARAMETERS, frozen_bytes=0)
+NODE = Layout(processes=8, zero_stage=3)
+
+
+def test_13b_by_lora_on_8_gpus_holds_about_3_gb_and_in_full_ten_times_as_much():
+    lora, full = memory.gpu(LORA, NODE), memory.gpu(FULL, NODE)
+    states = ("weights", "gradients", "optimizer")
+    assert sum(lora[key] for key in states) == pytest.approx(3.27e9, rel=0.01)
+    # 18 bytes a parameter, DeepSpeed's own estimate.
+    assert sum(full[key] for key in states) == pytest.approx(18 * PARAMETERS / 8, rel=1e-6)
+    assert full["optimizer"] == 12 * PARAMETERS // 8
+
+
+def test_zero2_splits_the_optimizer_and_not_the_weights():
+    where = replace(NODE, zero_stage=2)
+    lora, full = memory.gpu(LORA, where), memory.gpu(FULL, where)
+    assert lora["weights"] == LORA.whole and full["weights"] == 2 * PARAMETERS
+    assert lora["optimizer"] == 12 * TRAINABLE // 8
+    assert sum(full[key] for key in ("weights", "gradients", "optimizer")) == 2 * PARAMETERS + int(
+        18 * PARAMETERS / 8
+    )
+    assert "gathered layers" not in full
+
+
+def test_zero3_leaves_8_bit_weights_whole_and_loads_4_bit_ones_whole():
+    eight = replace(LORA, quantize="int8", frozen_bytes=PARAMETERS)
+    assert memory.gpu(eight, NODE)["weights"] > PARAMETERS
+    four = replace(LORA, quantize="nf4", frozen_bytes=PARAMETERS * 9 // 16)
+    rows = memory.gpu(four, NODE)
+    assert rows["weights"] == pytest.approx(four.whole / 8, rel=0.01)
+    assert memory.peak(four, rows) == four.whole + memory.CONTEXT > sum(rows.values())
+
+
+def test_on_the_host_only_zero3_keeps_a_share():
+    assert memory.host(LORA, NODE) - memory.PROCESS == LORA.whole // 8
+    assert memory.host(LORA, replace(NODE, zero_stage=2)) - memory.PROCESS == LORA.whole
+
+
+def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
+    path = tmp_path / "launch.yaml"
+    path.write_text(
+        "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\nnum_machines: 2\n"
+        "num_processes: 16\nmain_process_port: 31000\n"
+    )
+    run = RunConfig(folder="x", processes=8, accelerate=str(path))
+    assert memory.layout(run) == Layout(processes=16, machines=2, zero_stage=2)
+    assert memory.launch_port(run) == 31000
+    path.write_text("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 4\n")
+    # mer-dist run gives accelerate its own number.
+    assert memory.layout(run) == Layout(processes=8, zero_stage=0)
+    assert memory.layout(RunConfig(folder="x", processes=1)) == Layout(processes=1, zero_stage=0)
+    assert memory.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
+
+
+def test_a_deepspeed_file_of_its_own_is_followed(tmp_path):
+    other = tmp_path / "ds.json"
+    other.write_text('{"zero_optimization": {"stage": 2}}')
+    path = tmp_path / "launch.yaml"
+    path.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {other}}}\n")
+    run = RunConfig(folder="x", processes=2, accelerate=str(path))
+    assert memory.layout(run).zero_stage == 2
+    other.write_text("{}")
+    with pytest.raises(UserError, match="deepspeed_config_file"):
+        memory.layout(run)

@@ -1,0 +1,116 @@
+"""The doctor: a healthy job passes, and every planted fault is found by name, beside the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+import small_job
+
+from mer_dist.cli import main
+from mer_dist.config import load
+from mer_dist.stages import doctor as stage
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    return small_job.make(tmp_path_factory.mktemp("job"), processes=2)
+
+
+@pytest.fixture
+def job(healthy, tmp_path):
+    """A copy of the healthy job for a test to break."""
+    shutil.copytree(healthy.parent, tmp_path / "job")
+    path = tmp_path / "job" / "job.yaml"
+    path.write_text(healthy.read_text().replace(str(healthy.parent), str(path.parent)))
+    return path
+
+
+@pytest.fixture
+def port():
+    """One that is free now, for the tests not to depend on the default one."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def launch_file(job, port: int) -> str:
+    path = job.parent / "launch.yaml"
+    path.write_text(
+        "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n"
+        f"main_process_port: {port}\n"
+    )
+    return f"run.accelerate={path}"
+
+
+def faults(path, *overrides) -> dict[str, str]:
+    return {check.name: check.text for check in stage.doctor(load(path, overrides)) if not check.ok}
+
+
+def test_a_healthy_job_passes_every_check(job, port, capsys):
+    assert main(["doctor", str(job), launch_file(job, port)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    named = {line.split(":")[0].removeprefix("ok").strip() for line in lines}
+    assert {"python", "packages", "launch", "processors", "communication", "model clip", "model hubert",
+            "model baichuan", "corpus", "run folder", "disk", "port", "open files"} == named
+
+
+def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
+    models = job.parent / "models"
+    (models / "baichuan" / "tokenizer.model").unlink()
+    weights = models / "clip" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    hubert = models / "hubert"
+    (hubert / "model.safetensors").unlink()
+    shard = "model-00001-of-00002.safetensors"
+    (hubert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    shutil.rmtree(job.parent / "corpus")
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        assert main(["doctor", str(job), launch_file(job, port)]) == 2
+    lines = dict(
+        line.removeprefix("FIX ").split(": ", 1)
+        for line in capsys.readouterr().out.splitlines() if line.startswith("FIX ")
+    )
+    assert lines.keys() == {"model baichuan", "model clip", "model hubert", "corpus", "port"}
+    assert "tokenizer.model" in lines["model baichuan"]
+    assert str(weights) in lines["model clip"] and "bytes" in lines["model clip"]
+    assert shard in lines["model hubert"]
+    assert "corpus" in lines["corpus"] and str(port) in lines["port"]
+
+
+def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
+    path = job.parent / "launch.yaml"
+    path.write_text("distributed_type: MULTI_GPU\n")
+    assert "without DeepSpeed" in faults(job, f"run.accelerate={path}")["launch"]
+    path.unlink()
+    assert "run.accelerate" in faults(job, f"run.accelerate={path}")["launch"]
+
+
+def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp_path):
+    (tmp_path / "constraints.txt").write_text("torch==1.0.0  # too old\n")
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    found = faults(job)["packages"]
+    assert "torch is 2" in found and "tested is 1.0.0" in found
+    config = load(job)
+    config.trackers = ["nonesuch"]
+    (found,) = (check.text for check in stage.doctor(config) if check.name == "packages")
+    assert "nonesuch of trackers is missing" in found
+
+
+def test_too_little_disk_is_found_before_the_run(job):
+    config = load(job, ["extract.anchors=1000000000000"])
+    (found,) = (check for check in stage.doctor(config) if check.name == "disk")
+    assert not found.ok and "GB are needed" in found.text
+
+
+def test_a_check_that_breaks_down_ends_no_other(job):
+    path = job.parent / "models" / "baichuan" / "config.json"
+    path.write_text('{"model_type": "baichuan", "hidden_size": [1]}')
+    checks = {check.name: check for check in stage.doctor(load(job))}
+    assert not checks["model baichuan"].ok and checks["model baichuan"].text
+    assert checks["corpus"].ok and checks["open files"].ok
