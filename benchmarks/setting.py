@@ -16,7 +16,7 @@ from mer_dist.layout import Run
 from mer_dist.models.tiny import CLIP_MEAN, CLIP_STD
 from mer_dist.stages.shard import shard
 
-LABELED, UNLABELED = 60, 60
+LABELED, UNLABELED = 30, 30
 #: Transcripts of the text job, and quantiles (minimum, 5 %, 25 %, ... maximum) of their characters,
 #: as in MELD.
 LINES = 1000
@@ -25,7 +25,7 @@ LENGTHS = ((0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1), (1, 3, 7, 13, 21, 30,
 CLIPS = """
 run: {{folder: {folder}/clips}}
 corpus: {{path: {folder}/demo/corpus}}
-shard: {{clips: 30, frames: 8, image_size: 224, faces: none}}
+shard: {{clips: 16, frames: 8, image_size: 224, faces: none}}
 extractors:
   clip: {{family: clip, path: {folder}/models/clip}}
   hubert: {{family: hubert, path: {folder}/models/hubert}}
@@ -33,7 +33,7 @@ extractors:
 TEXT = """
 run: {{folder: {folder}/text}}
 corpus: {{format: manifest, path: {folder}/lines.csv}}
-shard: {{clips: 250}}
+shard: {{clips: 500}}
 extractors:
   baichuan: {{family: baichuan, path: {folder}/models/baichuan}}
 """

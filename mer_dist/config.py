@@ -190,8 +190,9 @@ class ExtractorConfig:
     """hubert: longer audio is cut into rows of this many seconds."""
     max_tokens: int = 512
     """baichuan: longer transcripts are cut."""
-    batch: int = 0
-    """Items in one forward pass; 0: the family's rule for the device."""
+    budget: float = 0.0
+    """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
+    family's rule for the device."""
     finetune: FinetuneConfig | None = None
     """Absent: the extractor stays frozen."""
 
@@ -202,7 +203,7 @@ class ExtractorConfig:
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; "
                             "use finetune.method lora")
-        for key in ("frames", "batch"):
+        for key in ("frames", "budget"):
             _at_least("", key, getattr(self, key), 0)
         _at_least("", "max_tokens", self.max_tokens, 1)
         _at_least("", "window", self.window, 0.1)

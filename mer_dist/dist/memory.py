@@ -16,7 +16,7 @@ from mer_dist.errors import UserError
 
 #: DeepSpeed's defaults, in parameters: ZeRO-3 may keep this many gathered ...
 MAX_LIVE = 1_000_000_000
-#: ... and both stages collect gradients in a buffer of this size, allocated whole by ZeRO-3.
+#: ... and both stages collect gradients in a buffer of this size, allocated whole.
 REDUCE_BUCKET = 500_000_000
 #: Accelerate's default.
 PORT = 29500
@@ -34,6 +34,8 @@ class Layout:
     machines: int = 1
     #: 0: no DeepSpeed; every process holds everything.
     zero_stage: int = 0
+    #: elements, if the user's own DeepSpeed file says so.
+    reduce_bucket: int | None = None
 
     @property
     def per_machine(self) -> int:
@@ -63,6 +65,12 @@ class Held:
         return self.frozen_bytes + self.trainable * self.element
 
 
+def reduce_bucket(trainable: int) -> int:
+    """Elements of the buffer in which DeepSpeed collects gradients: all of them, if its default would
+    hold them. The default would be a billion bytes for the few millions of an adapter."""
+    return min(REDUCE_BUCKET, trainable)
+
+
 def layout(run: RunConfig) -> Layout:
     """The layout of ``finetune``: alone, ZeRO-3 as ``mer-dist run`` launches it, or by the file.
 
@@ -77,10 +85,8 @@ def layout(run: RunConfig) -> Layout:
     processes = run.processes
     if machines > 1:
         processes = _number(settings, "num_processes", run.processes, run)
-    return Layout(
-        processes=processes, machines=machines,
-        zero_stage=_zero_stage(settings, run.accelerate) if processes > 1 else 0,
-    )
+    stage, bucket = _zero(settings, run.accelerate) if processes > 1 else (0, None)
+    return Layout(processes=processes, machines=machines, zero_stage=stage, reduce_bucket=bucket)
 
 
 def launch_port(run: RunConfig) -> int:
@@ -112,18 +118,20 @@ def _number(settings: dict, key: str, default: int, run: RunConfig) -> int:
     return value
 
 
-def _zero_stage(settings: dict, path: str) -> int:
+def _zero(settings: dict, path: str) -> tuple[int, int | None]:
+    """The ZeRO stage, and the gradient buffer if a DeepSpeed file of the user's sets it."""
     if settings.get("distributed_type") != "DEEPSPEED":
-        return 0
+        return 0, None
     own = settings.get("deepspeed_config") or {}
     if "deepspeed_config_file" in own:
         try:
             own = files.read_json(own["deepspeed_config_file"])["zero_optimization"]
-            return int(own["stage"])
+            stage, bucket = int(own["stage"]), own.get("reduce_bucket_size", "auto")
+            return stage, None if bucket == "auto" else int(bucket)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: its deepspeed_config_file has no ZeRO stage: {error!r}") from None
     # Accelerate's own default.
-    return int(own.get("zero_stage", 2))
+    return int(own.get("zero_stage", 2)), None
 
 
 def gpu(held: Held, where: Layout) -> dict[str, int]:
@@ -144,9 +152,7 @@ def gpu(held: Held, where: Layout) -> dict[str, int]:
     if where.zero_stage == 3:
         live = min(held.parameters, max(MAX_LIVE, held.largest_layer))
         rows["gathered layers"] = held.whole * live // held.parameters
-    # ZeRO-2 may use two buckets in turn, none larger than all gradients.
-    bucket = REDUCE_BUCKET if where.zero_stage == 3 else min(REDUCE_BUCKET, held.trainable)
-    rows["reduce buckets"] = bucket * held.element
+    rows["reduce bucket"] = (where.reduce_bucket or reduce_bucket(held.trainable)) * held.element
     rows["dequantised layer"] = held.dequantized
     rows["CUDA and NCCL"] = CONTEXT
     return rows

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_dist.config import FinetuneConfig
+from mer_dist.dist import memory
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import per_rank_sizes
 from mer_dist.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
+    from torch.optim import Optimizer
 
 PATIENCE = timedelta(minutes=10)
 
@@ -63,8 +66,30 @@ def zero_stage(joined: Accelerator) -> int:
     return 0 if plugin is None else plugin.zero_stage
 
 
-def set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
-    """Tell Accelerate and DeepSpeed the batch sizes of the next model to be prepared."""
+def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optimizer: Optimizer):
+    """``Accelerator.prepare`` of the two, with batch sizes and, under DeepSpeed, a buffer for gradients that
+    suit the model. What the user's own DeepSpeed file sets stays.
+
+    Returns:
+        The wrapped model and optimizer.
+    """
+    _set_batch(joined, config)
+    plugin = joined.state.deepspeed_plugin
+    if plugin is None:
+        return joined.prepare(model, optimizer)
+    settings = plugin.deepspeed_config["zero_optimization"]
+    own = {key: value for key, value in settings.items() if value != "auto"}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    count = sum(getattr(weight, "ds_numel", weight.numel()) for weight in trained)
+    bucket = {"reduce_bucket_size": memory.reduce_bucket(count)}
+    plugin.deepspeed_config["zero_optimization"] = {**bucket, **own}
+    wrapped = joined.prepare(model, optimizer)
+    # The next model has other sizes.
+    plugin.deepspeed_config["zero_optimization"] = settings
+    return wrapped
+
+
+def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
     per_rank, micro = per_rank_sizes(config.batch, config.micro_batch, joined.num_processes)
     accumulation = -(-per_rank // micro)
     joined.gradient_accumulation_steps = accumulation
@@ -76,6 +101,13 @@ def set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
             train_batch_size=micro * accumulation * joined.num_processes,
             gradient_clipping=config.clip_norm,
         )
+
+
+def settle(joined: Accelerator, model: nn.Module) -> None:
+    """Wait for what ZeRO-3 gathers ahead, and split it again. Call after a forward pass that no
+    backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
+    if zero_stage(joined) == 3:
+        model.empty_partition_cache()
 
 
 def gathered(joined: Accelerator, parameters: dict) -> dict:

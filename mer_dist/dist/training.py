@@ -17,7 +17,7 @@ from mer_dist.config import FinetuneConfig
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints, Progress
 from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches
-from mer_dist.dist.runtime import set_batch
+from mer_dist.dist.runtime import prepare, settle
 from mer_dist.errors import Stopped
 from mer_dist.log import logger
 from mer_dist.metrics import waf
@@ -60,8 +60,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             trainable, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        set_batch(joined, config)
-        self.model, self.optimizer = joined.prepare(model, optimizer)
+        self.model, self.optimizer = prepare(joined, config, model, optimizer)
         self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
         self.steps_per_epoch = -(-len(task.train) // config.batch)
         self.checkpoints = checkpoints
@@ -155,6 +154,7 @@ class Trainer:
         """Loss and WAF on the held-out clips, computed by all ranks together."""
         self.model.eval()
         logits, positions = self._predict(self.task.held_out)
+        settle(self.joined, self.model)
         targets = torch.tensor(self.task.targets[positions])
         return {
             "validation_loss": F.cross_entropy(logits, targets).item(),

@@ -8,6 +8,7 @@ outputs of layers 1 to n - 1, and the output after the final norm.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import torch
 import torch.nn.functional as F
@@ -181,17 +182,22 @@ class BaichuanModel(BaichuanPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | None = None,
         **unused,
     ) -> BaseModelOutputWithPast:
         """``input_ids`` (B, L); ``attention_mask`` (B, keys): 0 for padding, on either side, 1 for
-        real tokens, or 1, 2, … in rising order for texts packed into one row."""
+        real tokens, or 1, 2, … in rising order for texts packed into one row.
+
+        ``output_hidden_states`` may be the number of last states to keep: forty of them, of which four
+        are wanted, would take more memory than all else in a forward pass.
+        """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = attention_pattern(attention_mask, x.shape[1], cached, x.device)
-        states = [x]
+        every = isinstance(output_hidden_states, bool) or not output_hidden_states
+        states = deque([x], maxlen=None if every else output_hidden_states)
         for layer in self.layers:
             x = layer(x, mask=mask, past_key_values=past_key_values)
             states.append(x)

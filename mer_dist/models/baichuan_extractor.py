@@ -10,6 +10,8 @@ from mer_dist.models.tokenizer import BaichuanTokenizer
 
 class BaichuanExtractor(Extractor):
     modality = "text"
+    unit = "tokens"
+    budgets = (512, 8192)
     lora_targets = ["W_pack"]
     extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -30,15 +32,19 @@ class BaichuanExtractor(Extractor):
         return self.backbone.config.hidden_size
 
     def cost(self, row) -> int:
-        return len(row.transcript or "")
+        return min(len(self.tokenizer.encode(row.transcript or "")), self.config.max_tokens)
 
-    def prepare(self, sample) -> list[int]:
+    def prepare(self, sample) -> list[list[int]]:
+        """The token ids."""
         ids = self.tokenizer.encode(sample.transcript or "")
         if not ids:
             raise Unusable("the transcript has no token")
         if len(ids) > self.config.max_tokens:
             self.cut[sample.name] = len(ids)
-        return ids[: self.config.max_tokens]
+        return [ids[: self.config.max_tokens]]
+
+    def length(self, piece: list[int]) -> int:
+        return len(piece)
 
     def note(self) -> str:
         if not self.cut:
@@ -46,15 +52,13 @@ class BaichuanExtractor(Extractor):
         return (f"{len(self.cut)} transcripts were longer than max_tokens {self.config.max_tokens} and "
                 f"were cut, the longest had {max(self.cut.values())}")
 
-    def collate(self, items: list[list[int]]) -> dict[str, torch.Tensor]:
-        ids, mask = self.tokenizer.pad(items)
+    def collate(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
+        ids, mask = self.tokenizer.pad(pieces)
         return {"ids": ids, "mask": mask}
 
     def vectors(self, ids: torch.Tensor, mask: torch.Tensor):
+        """``ids`` and ``mask`` (P, L), padded on the right."""
         states = self.backbone(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+            input_ids=ids, attention_mask=mask, output_hidden_states=4, use_cache=False
         ).hidden_states
         return sum_of_last_four(states)[mask.bool()], mask.sum(1)
-
-    def batch_rule(self, device: torch.device) -> int:
-        return 8 if device.type == "cpu" else 64

@@ -12,6 +12,9 @@ from mer_dist.models.extractor import Extractor, Unusable
 
 class ClipExtractor(Extractor):
     modality = "video"
+    unit = "frames"
+    # On a CPU a single frame is work enough, and larger batches are no faster.
+    budgets = (8, 256)
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
 
@@ -35,25 +38,25 @@ class ClipExtractor(Extractor):
     def cost(self, row) -> int:
         return min(row.frames, self.config.frames or row.frames)
 
-    def prepare(self, sample) -> torch.Tensor:
-        """Frames ``(T, 3, side, side)`` uint8."""
+    def prepare(self, sample) -> list[torch.Tensor]:
+        """Frames, each ``(3, side, side)`` uint8."""
         images = sample.images(self.config.frames)
         if not len(images):
             raise Unusable("no frame")
-        return resize(images, self.side)
+        return list(resize(images, self.side))
 
-    def collate(self, items: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"pixels": torch.cat(items), "lengths": torch.tensor([len(item) for item in items])}
+    def length(self, piece: torch.Tensor) -> int:
+        return 1
 
-    def vectors(self, pixels: torch.Tensor, lengths: torch.Tensor):
-        # Bytes travel to the device; they become floats there.
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        deviation = torch.tensor(self.deviation, device=pixels.device)[:, None, None]
-        values = ((pixels.float() / 255 - mean) / deviation).to(self.backbone.dtype)
-        return self.backbone(pixel_values=values).image_embeds, lengths
+    def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.stack(pieces)}
 
-    def batch_rule(self, device: torch.device) -> int:
-        return 4 if device.type == "cpu" else 32
+    def vectors(self, pixels: torch.Tensor):
+        """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
+        mean, deviation = torch.tensor([self.mean, self.deviation], device=pixels.device)[..., None, None]
+        values = pixels.float().sub_(255 * mean).div_(255 * deviation)
+        embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
+        return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
 
 
 def resize(images: np.ndarray, side: int) -> torch.Tensor:

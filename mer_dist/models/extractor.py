@@ -1,8 +1,9 @@
 """What every extractor can do, whatever its modality.
 
-An extractor turns clips into *vectors*: one per frame, audio step or token, ragged over the clips
-of a batch. The utterance vector of a clip is the mean of its vectors. Fine-tuning trains exactly
-that vector, through a linear head, so what is trained is what is extracted.
+A clip is prepared as *pieces*, the least that the backbone takes at a time: each frame, each window
+of audio, the transcript. An extractor turns pieces into *vectors*: one per frame, audio step or token.
+The utterance vector of a clip is the mean of its vectors. Fine-tuning trains exactly that vector,
+through a linear head, so what is trained is what is extracted.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,6 +40,11 @@ class Extractor(nn.Module, ABC):
     """A backbone with its preprocessing. Subclasses fill in the abstract parts."""
 
     modality: str
+    #: What the length of a piece is counted in.
+    unit: str
+    #: Length of all pieces in one forward pass, padding included, on a CPU and on a GPU: enough to
+    #: keep the device busy (docs/benchmarks.md).
+    budgets: tuple[float, float]
     #: LoRA target modules unless the configuration names others.
     lora_targets: list[str]
     #: Files beside the weights that a saved copy needs as well.
@@ -66,29 +74,28 @@ class Extractor(nn.Module, ABC):
         """Size D of the vectors."""
 
     @abstractmethod
-    def cost(self, row: Row) -> int:
-        """What a clip costs, known from the manifest; clips of equal cost share a batch."""
+    def cost(self, row: Row) -> float:
+        """About the summed length of a clip's pieces, known from the manifest."""
 
     @abstractmethod
-    def prepare(self, sample: Sample) -> Any:
-        """The clip as the backbone's input, on the CPU.
+    def prepare(self, sample: Sample) -> list[Any]:
+        """The clip's pieces in time order, on the CPU.
 
         Raises:
             Unusable: there is too little of it.
         """
 
     @abstractmethod
-    def collate(self, items: list[Any]) -> dict[str, torch.Tensor]:
-        """Prepared clips as one batch of tensors."""
+    def length(self, piece: Any) -> float:
+        """Of a piece, in :attr:`unit`."""
+
+    @abstractmethod
+    def collate(self, pieces: list[Any]) -> dict[str, torch.Tensor]:
+        """Pieces, of any clips, as one batch of tensors."""
 
     @abstractmethod
     def vectors(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors ``(F, D)`` of all clips one after the other, and how many each has, ``(B,)``."""
-
-    @abstractmethod
-    def batch_rule(self, device: torch.device) -> int:
-        """Clips in one forward pass: batching fills a GPU, but on a CPU padding costs more than it
-        gains beyond a few."""
+        """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``."""
 
     # --- what they share ---
 
@@ -96,12 +103,51 @@ class Extractor(nn.Module, ABC):
         """One line on what was done to the clips prepared so far, for the log; empty: nothing."""
         return ""
 
-    def batch_size(self, device: torch.device) -> int:
-        return self.config.batch or self.batch_rule(device)
+    def budget(self, device: torch.device) -> float:
+        """Length that one forward pass may have on ``device``, in :attr:`unit`."""
+        return self.config.budget or self.budgets[device.type != "cpu"]
 
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
-        """Utterance vectors ``(B, D)``: the mean over each clip's vectors."""
-        return mean_by_clip(*self.vectors(**batch))
+    def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
+        """The pieces of whole clips as one batch for :meth:`forward`."""
+        batch = self.collate([piece for pieces in clips for piece in pieces])
+        return {"pieces": torch.tensor([len(pieces) for pieces in clips]), **batch}
+
+    def forward(self, pieces: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+        """Utterance vectors ``(B, D)``: the mean over each clip's vectors.
+
+        Args:
+            pieces: ``(B,)``, how many each clip has.
+        """
+        vectors, lengths = self.vectors(**batch)
+        clip_of_piece = torch.repeat_interleave(torch.arange(len(pieces), device=pieces.device), pieces)
+        of_clips = torch.zeros_like(pieces).index_add(0, clip_of_piece, lengths)
+        return mean_by_clip(vectors, of_clips)
+
+
+#: What a forward pass costs besides its length, as a part of the budget.
+PASS = 1 / 16
+
+
+def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
+    """Positions of pieces in batches that together cost the least.
+
+    A batch costs its count times its longest piece, padding included, and :data:`PASS` of the budget
+    for the forward pass itself; beyond ``budget`` a piece goes alone. Only pieces next to each other
+    by length share a batch, so the cheapest way to cut is found exactly, by dynamic programming.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    best, start = np.zeros(len(order) + 1), np.zeros(len(order) + 1, int)
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        counts = np.arange(1, min(end, max(1, int(budget // longest))) + 1)
+        costs = best[end - counts] + counts * longest + PASS * budget
+        chosen = costs.argmin()
+        best[end], start[end] = costs[chosen], end - counts[chosen]
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[start[end] : end])
+        end = start[end]
+    return batches[::-1]
 
 
 def mean_by_clip(vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -114,7 +160,7 @@ def mean_by_clip(vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The challenge baseline's representation of a layered encoder."""
-    return torch.stack(hidden_states[-4:]).sum(0)
+    return reduce(torch.add, hidden_states[-4:])
 
 
 def load_pretrained(

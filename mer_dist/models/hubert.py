@@ -16,6 +16,10 @@ RECEPTIVE_FIELD = 400
 
 class HubertExtractor(Extractor):
     modality = "audio"
+    unit = "seconds"
+    # On a CPU every window runs alone: the convolutions of one fill it, and padding would cost more
+    # than a batch gains.
+    budgets = (0, 120)
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
     # Weight norm in the positional convolution is computed while the model is built, which split
@@ -45,31 +49,31 @@ class HubertExtractor(Extractor):
     def width(self) -> int:
         return self.backbone.config.hidden_size
 
-    def cost(self, row) -> int:
-        return row.samples
+    def cost(self, row) -> float:
+        return row.samples / SAMPLE_RATE
 
     def prepare(self, sample) -> list[torch.Tensor]:
-        """Rows of at most ``window`` seconds, normalised over the whole clip as in the baseline."""
+        """Windows of at most ``window`` seconds, normalised over the whole clip as in the baseline."""
         wave = sample.waveform()
         if len(wave) < RECEPTIVE_FIELD:
             raise Unusable(f"{len(wave)} audio samples; at least {RECEPTIVE_FIELD} are needed")
         if self.normalize:
             # In numpy, as Wav2Vec2FeatureExtractor does, the result is the same to the last bit.
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
-        rows = torch.split(torch.from_numpy(wave), round(self.config.window * SAMPLE_RATE))
-        return [row for row in rows if len(row) >= RECEPTIVE_FIELD]
+        windows = torch.split(torch.from_numpy(wave), round(self.config.window * SAMPLE_RATE))
+        return [window for window in windows if len(window) >= RECEPTIVE_FIELD]
 
-    def collate(self, items: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
-        rows = [row for item in items for row in item]
-        samples = torch.tensor([len(row) for row in rows])
+    def length(self, piece: torch.Tensor) -> float:
+        return len(piece) / SAMPLE_RATE
+
+    def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {
-            "waves": nn.utils.rnn.pad_sequence(rows, batch_first=True),
-            "samples": samples,
-            "rows": torch.tensor([len(item) for item in items]),
+            "waves": nn.utils.rnn.pad_sequence(pieces, batch_first=True),
+            "samples": torch.tensor([len(piece) for piece in pieces]),
         }
 
-    def vectors(self, waves: torch.Tensor, samples: torch.Tensor, rows: torch.Tensor):
-        """``waves`` (R, S) padded; ``samples`` (R,) real lengths; ``rows`` (B,) rows of each clip."""
+    def vectors(self, waves: torch.Tensor, samples: torch.Tensor):
+        """``waves`` (P, S) padded; ``samples`` (P,) real lengths."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
         mask = torch.arange(waves.shape[1], device=waves.device) < samples[:, None]
@@ -78,14 +82,9 @@ class HubertExtractor(Extractor):
         )
         # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
         states = (*out.hidden_states[:-1], out.last_hidden_state)
-        steps = self.backbone._get_feat_extract_output_lengths(samples)
-        real = torch.arange(states[-1].shape[1], device=waves.device) < steps[:, None]
-        clip_of_row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
-        lengths = torch.zeros_like(rows).index_add(0, clip_of_row, steps)
+        lengths = self.backbone._get_feat_extract_output_lengths(samples)
+        real = torch.arange(states[-1].shape[1], device=waves.device) < lengths[:, None]
         return sum_of_last_four(states)[real], lengths
-
-    def batch_rule(self, device: torch.device) -> int:
-        return 1 if device.type == "cpu" else 16
 
 
 class RealStepsNorm(nn.Module):

@@ -96,11 +96,11 @@ def training(
     return _with_all_layers(config, *kept), _with_all_layers(config, *peak)
 
 
-def extraction(config: ExtractorConfig, clips: int, frames: int) -> int:
-    """Bytes alive at the peak of a forward pass over ``clips``, beside the weights."""
+def extraction(config: ExtractorConfig, pieces: int) -> int:
+    """Bytes alive at the peak of a forward pass over the longest pieces, beside the weights."""
 
     def traced(layers: int) -> int:
-        return _extract(config, bare_extractor(config, DTYPES[config.precision], layers), clips, frames)
+        return _extract(config, bare_extractor(config, DTYPES[config.precision], layers), pieces)
 
     return _with_all_layers(config, *map(traced, FEW_LAYERS))
 
@@ -131,9 +131,14 @@ def _train(config, classifier, sharded: bool, clips: int, frames: int) -> tuple[
     return kept, live.peak
 
 
-def _extract(config, extractor, clips: int, frames: int) -> int:
+def longest_piece(config: ExtractorConfig) -> float:
+    """Length of the longest piece that the settings allow, in the family's unit."""
+    return {"clip": 1, "hubert": config.window, "baichuan": config.max_tokens}[config.family]
+
+
+def _extract(config, extractor, pieces: int) -> int:
     with _faked(extractor.eval()), torch.no_grad():
-        inputs = _inputs(config, extractor.backbone, clips, frames)
+        inputs = _inputs(config, extractor.backbone, pieces, frames=1)
         with LiveBytes(extractor) as live:
             _vectors(config, extractor.backbone, inputs)
     return live.peak
@@ -190,5 +195,5 @@ def _vectors(config: ExtractorConfig, model: nn.Module, inputs: dict) -> torch.T
     """As the extractors take them, of clips without padding: which clip owns a vector is data."""
     if config.family == "clip":
         return model(**inputs).image_embeds
-    states = model(**inputs, output_hidden_states=True).hidden_states
+    states = model(**inputs, output_hidden_states=4 if config.family == "baichuan" else True).hidden_states
     return sum_of_last_four(states).flatten(0, 1)

@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from mer_dist.shards.manifest import Row
 
 #: Tars that one reader keeps open; systems commonly allow 1024 files a process.
 OPEN_TARS = 128
+#: modality -> how the suffixes of the members that hold it end; None: all of them.
+PARTS = {None: "", "video": ".jpg", "audio": "flac", "text": "json"}
 
 
 @dataclass(kw_only=True)
@@ -67,24 +70,29 @@ class Reader:
         self.folder = Path(shards_folder)
         self.rows: list[Row] = manifest.read(self.folder)
         self._tars: OrderedDict[int, int] = OrderedDict()
+        self._opening = Lock()
 
-    def read(self, row: Row) -> Sample:
-        """The clip of one row; its checksum is not compared.
+    def read(self, row: Row, modality: str | None = None) -> Sample:
+        """The clip of one row, or only what a modality needs of it; its checksum is not compared.
 
         Raises:
             UserError: the tar is missing or too short; names shard and clip.
         """
-        members = self.members(row)
+        members = self.members(row, PARTS[modality])
         jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
         return Sample(
             name=row.name, label=row.label, split=row.split, transcript=row.transcript,
             missing=row.missing, duration=row.duration, jpegs=jpegs, flac=members.get("flac"),
         )
 
-    def members(self, row: Row) -> dict[str, bytes]:
-        """Suffix -> content of a clip, in tar order, by one read: its members lie together."""
-        start = min(offset for offset, _ in row.members.values())
-        end = max(offset + size for offset, size in row.members.values())
+    def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
+        """Suffix -> content of a clip's members whose suffix ends so, in tar order, by one read: they
+        lie together."""
+        wanted = {suffix: span for suffix, span in row.members.items() if suffix.endswith(ending)}
+        if not wanted:
+            return {}
+        start = min(offset for offset, _ in wanted.values())
+        end = max(offset + size for offset, size in wanted.values())
         where = f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"
         try:
             content = os.pread(self._tar(row.shard), end - start, start)
@@ -93,13 +101,17 @@ class Reader:
         if len(content) < end - start:
             raise UserError(f"{where}: the tar ends too early; delete it and run shard")
         return {suffix: content[offset - start : offset - start + size]
-                for suffix, (offset, size) in row.members.items()}
+                for suffix, (offset, size) in wanted.items()}
 
     def close(self) -> None:
         while self._tars:
             os.close(self._tars.popitem()[1])
 
     def _tar(self, number: int) -> int:
+        with self._opening:
+            return self._opened(number)
+
+    def _opened(self, number: int) -> int:
         if number not in self._tars:
             if len(self._tars) >= OPEN_TARS:
                 os.close(self._tars.popitem(last=False)[1])
@@ -111,7 +123,7 @@ class Reader:
         return {"folder": self.folder, "rows": self.rows}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _tars=OrderedDict())
+        self.__dict__.update(state, _tars=OrderedDict(), _opening=Lock())
 
     def __del__(self):
         if hasattr(self, "_tars"):

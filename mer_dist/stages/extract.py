@@ -8,10 +8,10 @@ made. Batches never cross a shard, so the number of ranks cannot change a bit of
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from mer_dist.dist.partition import shares
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
+from mer_dist.prefetch import prefetched
 from mer_dist.records import UNLABELED, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 #: Why a clip has no features if the shard stage has already put it in quarantine.
 NOT_IN_SHARD = "not in the shard"
+#: Forward passes' worth of clips that are prepared together, so that they can be sorted by length.
+PASSES_OF_A_CHUNK = 8
+DECODING_THREADS = 4
 STORAGE = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -204,72 +208,104 @@ def _device():
 
 
 def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
-    """Write the features of each shard; yields a name for every clip dealt with."""
-    for shard in shards:
-        found: dict[str, np.ndarray] = {}
-        missing: dict[str, str] = {}
-        for name, result in shard_vectors(extractor, reader, work.shards[shard]):
-            if isinstance(result, str):
-                missing[name] = result
-            else:
-                found[name] = result
+    """Write the features of each shard, behind the computing; yields a name for every clip dealt with."""
+    left = {shard: len(work.shards[shard]) for shard in shards}
+    found: dict[str, np.ndarray] = {}
+    missing: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future | None = None
+        for shard, name, result in clip_vectors(extractor, reader, {s: work.shards[s] for s in shards}):
+            (missing if isinstance(result, str) else found)[name] = result
+            left[shard] -= 1
+            if left[shard] == 0:
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_write, extractor, work, shard, found, missing, config)
+                found, missing = {}, {}
             if preempt.asked():
                 raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
             yield name
-        order = [row.name for row in work.shards[shard] if row.name in found]
-        pack = _pack(extractor, order, found, missing, config)
-        features.write_shard(work.file(shard), pack, work.made_from[shard])
+        if writing is not None:
+            writing.result()
 
 
-def shard_vectors(
-    extractor: Extractor, reader: Reader, rows: list[manifest.Row]
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Name and vectors ``(T, D)`` of each clip, or the reason why it has none, in any order.
+def clip_vectors(
+    extractor: Extractor, reader: Reader, shards: dict[int, list[manifest.Row]]
+) -> Iterator[tuple[int, str, np.ndarray | str]]:
+    """Shard, name and vectors ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
+    within one in any order.
 
-    Clips of like cost share a batch; the next batch is read and prepared while one is computed.
+    Chunks of clips are read and prepared in threads while others are computed.
     """
     import torch
 
     device = next(extractor.parameters()).device
-    present = [row for row in rows if extractor.modality not in row.missing]
-    for row in rows:
+    chunks = [(shard, chunk) for shard, rows in shards.items() for chunk in _chunks(extractor, rows, device)]
+    # Beside a GPU the CPUs have time to decode; without one, decoding takes the time of computing.
+    threads = 1 if device.type == "cpu" else DECODING_THREADS
+    prepare = partial(_prepared, extractor, reader)
+    for shard, pieces, refused in prefetched(prepare, chunks, ahead=2 * threads, threads=threads):
+        for name, reason in refused.items():
+            yield shard, name, reason
+        with torch.inference_mode():
+            computed = _computed(extractor, pieces, device)
+        for name, vectors in computed.items():
+            yield shard, name, vectors
+
+
+def _chunks(extractor: Extractor, rows: list[manifest.Row], device) -> list[list[manifest.Row]]:
+    """Clips of like cost together, some forward passes' worth in each chunk. No chunk crosses a shard:
+    its features, to the last bit, do not depend on which rank does which shards."""
+    chunks: list[list[manifest.Row]] = []
+    room = 0.0
+    for row in sorted(rows, key=lambda row: (extractor.cost(row), row.name)):
+        if room <= 0:
+            chunks.append([])
+            room = PASSES_OF_A_CHUNK * extractor.budget(device)
+        chunks[-1].append(row)
+        room -= extractor.cost(row)
+    return chunks
+
+
+def _prepared(extractor, reader, job: tuple[int, list[manifest.Row]]):
+    """``(shard, clip -> pieces, clip -> why it is refused)`` of a chunk."""
+    from mer_dist.models.extractor import Unusable
+
+    shard, chunk = job
+    pieces, refused = {}, {}
+    for row in chunk:
         if extractor.modality in row.missing:
-            yield row.name, NOT_IN_SHARD
-    present.sort(key=lambda row: (extractor.cost(row), row.name))
-    size = extractor.batch_size(device)
-    chunks = [present[start : start + size] for start in range(0, len(present), size)]
-    for names, batch, refused in _prepared_ahead(extractor, reader, chunks):
-        yield from refused.items()
-        if names:
-            on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            with torch.inference_mode():
-                vectors, lengths = extractor.vectors(**on_device)
-            parts = vectors.float().cpu().numpy()
-            edges = np.cumsum(lengths.cpu().numpy())[:-1]
-            yield from zip(names, np.split(parts, edges), strict=True)
+            refused[row.name] = NOT_IN_SHARD
+            continue
+        try:
+            pieces[row.name] = extractor.prepare(reader.read(row, extractor.modality))
+        except Unusable as error:
+            refused[row.name] = str(error)
+    return shard, pieces, refused
 
 
-def _prepared_ahead(extractor, reader, chunks, ahead: int = 2):
-    """``(names, batch, refused)`` of each chunk, prepared by a thread ``ahead`` of its use."""
+def _computed(extractor: Extractor, clips: dict[str, list], device) -> dict[str, np.ndarray]:
+    """Vectors of each prepared clip; its pieces are computed beside others of like length."""
+    from mer_dist.models.extractor import fitting_batches
 
-    def prepare(chunk):
-        from mer_dist.models.extractor import Unusable
+    pieces = [piece for own in clips.values() for piece in own]
+    done: list[np.ndarray] = [np.empty(0)] * len(pieces)
+    lengths = [extractor.length(piece) for piece in pieces]
+    for batch in fitting_batches(lengths, extractor.budget(device)):
+        inputs = extractor.collate([pieces[position] for position in batch])
+        on_device = {key: value.to(device, non_blocking=True) for key, value in inputs.items()}
+        vectors, counts = extractor.vectors(**on_device)
+        edges = np.cumsum(counts.cpu().numpy())[:-1]
+        for position, part in zip(batch, np.split(vectors.float().cpu().numpy(), edges), strict=True):
+            done[position] = part
+    own = iter(done)
+    return {name: np.concatenate([next(own) for _ in clip]) for name, clip in clips.items()}
 
-        items, refused = {}, {}
-        for row in chunk:
-            try:
-                items[row.name] = extractor.prepare(reader.read(row))
-            except Unusable as error:
-                refused[row.name] = str(error)
-        return list(items), extractor.collate(list(items.values())) if items else {}, refused
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(prepare, chunk) for chunk in chunks[:ahead])
-        for chunk in [*chunks[ahead:], *[None] * min(ahead, len(chunks))]:
-            ready = pending.popleft().result()
-            if chunk is not None:
-                pending.append(pool.submit(prepare, chunk))
-            yield ready
+def _write(extractor, work: Work, shard: int, found, missing, config: Config) -> None:
+    order = [row.name for row in work.shards[shard] if row.name in found]
+    pack = _pack(extractor, order, found, missing, config)
+    features.write_shard(work.file(shard), pack, work.made_from[shard])
 
 
 def _pack(extractor, order, found, missing, config: Config) -> features.FeatureSet:

@@ -36,7 +36,10 @@ def finetune(config: Config) -> None:
         return
     from mer_dist.dist.runtime import accelerator, zero_stage
     from mer_dist.dist.support import check
+    from mer_dist.models.classifier import check_files
 
+    for copy in missing:
+        check_files(copy.extractor)
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(
@@ -81,6 +84,9 @@ def train(joined, copy: Copy, config: Config) -> None:
         joined.wait_for_everyone()
 
     history = trainer.run(keep)
+    if note := classifier.extractor.note():
+        # Each rank reads a part of the clips.
+        logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
     if joined.is_main_process:
         seconds = time.monotonic() - started
         with files.atomic_folder(copy.folder) as folder:
@@ -111,7 +117,7 @@ def _task(copy: Copy, config: Config, extractor):
         real = positions[positions != NOBODY]
         stand_in = real[0] if len(real) else train[0]
         rows = [copy.rows[stand_in if place == NOBODY else place] for place in positions]
-        return extractor.collate([extractor.prepare(reader.read(row)) for row in rows])
+        return extractor.collate_clips([extractor.prepare(reader.read(row, extractor.modality)) for row in rows])
 
     return Task(
         load=load, targets=targets, train=train, held_out=held_out,

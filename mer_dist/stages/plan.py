@@ -105,10 +105,11 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
 
     weights = sized.weight_bytes(extractor.quantize, BYTES[extractor.precision])
     bare = size.bare_extractor(extractor, torch.float32)
-    batch = bare.batch_size(torch.device("cuda"))
+    longest = trace.longest_piece(extractor)
+    batch = max(1, int(bare.budget(torch.device("cuda")) // longest))
     rows = {
         "weights": weights,
-        "activations": trace.extraction(extractor, batch, config.shard.frames),
+        "activations": trace.extraction(extractor, batch),
         "dequantised layer": _dequantized(extractor, sized, BYTES[extractor.precision]),
         "CUDA": memory.CONTEXT,
     }
@@ -177,7 +178,8 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
     stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
     peaks = {}
     for world in WORLDS:
-        where = Layout(processes=world, zero_stage=stage if world > 1 else 0, machines=ceil(world / 8))
+        where = Layout(processes=world, zero_stage=stage if world > 1 else 0, machines=ceil(world / 8),
+                       reduce_bucket=layout.reduce_bucket)
         peaks[world] = step(where)[1]
     return {
         f"{size}": next((world for world, peak in peaks.items() if peak <= size * 10**9), None)

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from mer_dist import files, quarantine
+from mer_dist import files, joined, quarantine
 from mer_dist.config import Config
 from mer_dist.dist import env, preempt
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
@@ -35,12 +35,7 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
         The exit code: 3 if anything is in quarantine, the first stage's code if one ends early.
     """
     folder = Run(config.run.folder)
-    for name, extractor in config.extractors.items():
-        # Known now, and not only after hours of making shards.
-        try:
-            checkpoint.check(Path(extractor.path), extractor.family)
-        except UserError as error:
-            raise UserError(f"extractors.{name}.path: {error}") from None
+    _check(config)
     preempt.install()
     for stage in ORDER:
         if preempt.asked():
@@ -58,6 +53,20 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
 
     logger.info("report: %s", report(folder.folder))
     return QUARANTINED if quarantine.read(folder.quarantine) else DONE
+
+
+def _check(config: Config) -> None:
+    """What a later stage would refuse is known now, and not only after hours of training.
+
+    Raises:
+        UserError: a model folder is not whole, or fusion has nothing to work on.
+    """
+    for name, extractor in config.extractors.items():
+        try:
+            checkpoint.check(Path(extractor.path), extractor.family)
+        except UserError as error:
+            raise UserError(f"extractors.{name}.path: {error}") from None
+    joined.fused_sets(config)
 
 
 def _needs_launch(stage: str, config: Config) -> bool:

@@ -30,6 +30,13 @@ def test_13b_by_lora_on_8_gpus_holds_about_3_gb_and_in_full_ten_times_as_much():
     assert full["optimizer"] == 12 * PARAMETERS // 8
 
 
+def test_the_gradient_buffer_holds_all_of_an_adapter_and_no_more_than_deepspeeds_of_a_whole_model():
+    assert memory.gpu(LORA, NODE)["reduce bucket"] == 2 * TRAINABLE
+    assert memory.gpu(LORA, replace(NODE, zero_stage=2))["reduce bucket"] == 2 * TRAINABLE
+    assert memory.gpu(FULL, NODE)["reduce bucket"] == 2 * 500_000_000
+    assert memory.gpu(LORA, replace(NODE, reduce_bucket=10**8))["reduce bucket"] == 2 * 10**8
+
+
 def test_zero2_splits_the_optimizer_and_not_the_weights():
     where = replace(NODE, zero_stage=2)
     lora, full = memory.gpu(LORA, where), memory.gpu(FULL, where)
@@ -78,6 +85,8 @@ def test_a_deepspeed_file_of_its_own_is_followed(tmp_path):
     path.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {other}}}\n")
     run = RunConfig(folder="x", processes=2, accelerate=str(path))
     assert memory.layout(run).zero_stage == 2
+    other.write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": 1e6}}')
+    assert memory.layout(run).reduce_bucket == 1_000_000
     other.write_text("{}")
     with pytest.raises(UserError, match="deepspeed_config_file"):
         memory.layout(run)

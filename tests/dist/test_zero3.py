@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -27,25 +28,31 @@ sys.path.insert(0, str(WORKER.parent))
 import zero3_worker  # noqa: E402
 
 pytestmark = pytest.mark.processes
-WAYS = ("full", "lora", "nf4", "int8")
+WAYS = ("full", "lora", "nf4", "int8", "hubert", "hubert-full", "clip", "own")
+RESUMED = ("full+resumed", "lora+resumed", "nf4+resumed")
+HALF = ("full-long", "lora-long", "hubert")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    small_models.make(folder, [f"我说第{row}句话" for row in range(34)])
+    # Ranks draw other dropouts than one process.
+    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+    small_models.make_hubert(folder / "hubert", **dict.fromkeys(dropouts, 0.0))
     tokenizer = BaichuanTokenizer.train(zero3_worker.lines()[0] * 4, 400)
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "baichuan")
     torch.manual_seed(0)
     # bitsandbytes packs 4-bit weights in blocks of 64; six heads have the slopes of no power of two.
     config = BaichuanConfig(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=384, num_hidden_layers=4,
         num_attention_heads=6, initializer_range=0.05,
     )
-    BaichuanForCausalLM(config).save_pretrained(folder)
+    BaichuanForCausalLM(config).save_pretrained(folder / "baichuan")
     return folder
 
 
-def train(model: Path, out: Path, precision: str, cases: tuple[str, ...], zero_stage: int) -> Path:
+def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_stage: int) -> Path:
     """Run the cases in one process (stage 0) or under DeepSpeed in two; returns ``out``."""
     command = [sys.executable]
     if zero_stage:
@@ -53,7 +60,7 @@ def train(model: Path, out: Path, precision: str, cases: tuple[str, ...], zero_s
             "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
             "--zero_stage", str(zero_stage), "--main_process_port", str(env.free_port()),
         ]
-    command += [str(WORKER), str(model), str(out), precision, *cases]
+    command += [str(WORKER), str(models), str(out), precision, *cases]
     done = subprocess.run(
         command, env=env.for_children(1), capture_output=True, text=True, timeout=400, check=False
     )
@@ -66,18 +73,25 @@ def facts(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(model, tmp_path_factory) -> Path:
-    return train(model, tmp_path_factory.mktemp("alone"), "fp32", WAYS, 0)
+def alone(models, tmp_path_factory) -> Path:
+    return train(models, tmp_path_factory.mktemp("alone"), "fp32", (*WAYS, *RESUMED), 0)
 
 
 @pytest.fixture(scope="module")
-def zero2(model, tmp_path_factory) -> Path:
-    return train(model, tmp_path_factory.mktemp("zero2"), "fp32", WAYS, 2)
+def zero2(models, tmp_path_factory) -> Path:
+    return train(models, tmp_path_factory.mktemp("zero2"), "fp32", WAYS, 2)
 
 
 @pytest.fixture(scope="module")
-def zero3(model, tmp_path_factory) -> Path:
-    return train(model, tmp_path_factory.mktemp("zero3"), "fp32", (*WAYS, "wide"), 3)
+def zero3(models, tmp_path_factory) -> Path:
+    return train(models, tmp_path_factory.mktemp("zero3"), "fp32", (*WAYS, "wide", *RESUMED), 3)
+
+
+@pytest.fixture(scope="module")
+def half_precision(models, tmp_path_factory) -> tuple[Path, Path]:
+    """One process and two under ZeRO-3, both in bf16."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    return train(models, one, "bf16", HALF, 0), train(models, two, "bf16", HALF, 3)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -91,48 +105,55 @@ def test_two_ranks_learn_what_one_process_learns(request, alone, way, stage):
     assert np.allclose(one["losses"], two["losses"], atol=1e-5)
     # Evaluation lies between the epochs: bitsandbytes' repacking of 4-bit weights would show here.
     assert np.allclose(one["held_out"], two["held_out"], atol=1e-4)
-    assert two["losses"][-1] < 0.5 * two["losses"][0]
+    assert two["losses"][-1] < (0.8 if way in ("hubert", "clip") else 0.5) * two["losses"][0]
     share = two["weights_held"] / one["weights_held"]
     assert share == 1 if stage == 2 else 0.5 <= share < 0.51
 
 
-@pytest.mark.parametrize("way", ["full", "lora"])
-def test_half_precision_under_zero3_follows_one_process_over_fifty_steps(model, tmp_path, way):
-    case = f"{way}-long"
-    one = facts(train(model, tmp_path / "alone", "bf16", (case,), 0) / case)
-    two = facts(train(model, tmp_path / "zero3", "bf16", (case,), 3) / case)
-    assert len(one["losses"]) == 10 and two["steps"] == 50
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_buffer_has_the_size_of_what_is_trained_unless_the_user_sets_it(request, way, stage):
+    found = facts(request.getfixturevalue(f"zero{stage}") / way)
+    assert found["reduce_bucket"] == (5000 if way == "own" else found["trained"])
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_half_precision_under_zero3_follows_one_process(half_precision, case):
+    one, two = (facts(folder / case) for folder in half_precision)
+    assert len(one["losses"]) == len(two["losses"]) == (10 if case.endswith("long") else 3)
     # One process keeps its trained weights in float32, ranks in bf16 with float32 masters: they
     # part where the loss is nearly zero.
     assert np.abs(np.subtract(one["losses"], two["losses"])).max() < 0.05 * one["losses"][0]
-    assert two["losses"][-1] < 0.25 * two["losses"][0]
+    assert two["losses"][-1] < (0.8 if case == "hubert" else 0.25) * two["losses"][0]
 
 
-@pytest.mark.parametrize("case", ["lora", "wide"])
-def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(model, zero3, case):
+@pytest.mark.parametrize("case, family", [("lora", "baichuan"), ("wide", "baichuan"),
+                                          ("hubert", "hubert"), ("clip", "clip")])
+def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(models, zero3, case, family):
     """``wide`` has adapters above the size that every rank keeps whole: saved without gathering they
     would be empty, and no error would tell."""
     saved = load_file(zero3 / case / "adapter_model.safetensors")
-    assert len(saved) == 8 and all(value.numel() > 0 for value in saved.values())
+    layers = 1 if family == "baichuan" else 4
+    assert len(saved) == 8 * layers and all(value.numel() > 0 for value in saved.values())
     assert (max(value.numel() for value in saved.values()) > 100_000) == (case == "wide")
 
-    loaded = load_extractor(ExtractorConfig(family="baichuan", path=str(model)), zero3 / case)
+    published = ExtractorConfig(family=family, path=str(models / family))
+    loaded = load_extractor(published, zero3 / case)
     head = load_file(zero3 / case / "head.safetensors")
-    texts, _ = zero3_worker.lines()
-    batch = loaded.collate([loaded.tokenizer.encode(text) for text in texts[:4]])
+    batch = loaded.collate_clips(zero3_worker.pieces(loaded)[:4])
     with torch.no_grad():
         utterance = loaded(**batch)
-        frozen = load_extractor(ExtractorConfig(family="baichuan", path=str(model)))(**batch)
+        frozen = load_extractor(published)(**batch)
     normal = torch.nn.functional.layer_norm(utterance, utterance.shape[1:])
     logits = normal @ head["head.weight"].T + head["head.bias"]
     assert (logits - torch.tensor(facts(zero3 / case)["logits"])).abs().max() < 1e-4
     assert (utterance - frozen).abs().max() > 0.05, "the adapter changed nothing"
 
 
-def test_fully_trained_weights_load_in_the_hugging_face_layout(model, zero3):
+def test_fully_trained_weights_load_in_the_hugging_face_layout(models, zero3):
     loaded, report = BaichuanModel.from_pretrained(zero3 / "full", output_loading_info=True)
     assert not report["missing_keys"]
-    before = BaichuanModel.from_pretrained(model)
+    before = BaichuanModel.from_pretrained(models / "baichuan")
     assert not torch.equal(loaded.layers[0].mlp.up_proj.weight, before.layers[0].mlp.up_proj.weight)
 
 
@@ -152,16 +173,15 @@ def test_a_checkpoint_of_two_ranks_gives_the_whole_trained_tensors(zero3, case):
     assert all(torch.equal(own[name], saved[name]) for name in own)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_training_that_was_stopped_goes_on_bit_for_bit(model, tmp_path, stage):
-    cases = ("full+resumed", "lora+resumed", "nf4+resumed")
-    out = train(model, tmp_path, "fp32", cases, stage)
-    for case in cases:
-        found = facts(out / case)
-        assert found["undisturbed"]["started_at"] == 0 and found["stopped"]["started_at"] == 8
-        for key in ("losses", "sums"):
-            assert found["undisturbed"][key] == found["stopped"][key], case
-        assert [path.name for path in whole(out / case / "stopped")] == ["step-00000008"]
+@pytest.mark.parametrize("launch", ["alone", "zero3"])
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(request, launch, case):
+    folder = request.getfixturevalue(launch) / case
+    found = facts(folder)
+    assert found["undisturbed"]["started_at"] == 0 and found["stopped"]["started_at"] == 8
+    for key in ("losses", "sums"):
+        assert found["undisturbed"][key] == found["stopped"][key]
+    assert [path.name for path in whole(folder / "stopped")] == ["step-00000008"]
 
 
 def test_a_way_of_launching_that_was_never_tried_is_refused():

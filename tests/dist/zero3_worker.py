@@ -1,13 +1,15 @@
-"""Run by test_zero3 as one of several real processes: trains a small Baichuan on generated lines.
+"""Run by test_zero3 as one of several real processes: trains small models on generated clips.
 
-Arguments: model folder, output folder, precision, then the cases by name; ``lora+resumed`` is trained
-twice, once with a stop in between. Each case leaves a folder with what it saved and ``facts.json``.
+Arguments: folder of the models, output folder, precision, then the cases by name; ``lora+resumed`` is
+trained twice, once with a stop in between. Each case leaves a folder with what it saved and
+``facts.json``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,12 @@ CASES = {
     "nf4": {"quantize": "nf4"},
     "int8": {"quantize": "int8"},
     "wide": {"rank": WIDE_RANK, "epochs": 1},
+    "hubert": {"family": "hubert"},
+    "hubert-full": {"family": "hubert", "method": "full"},
+    "clip": {"family": "clip"},
+    # As if a DeepSpeed file of the user's said so: every weight is split, and the bucket is smaller
+    # than the largest gradient.
+    "own": {"method": "full", "zero": {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 5000}},
     # 50 steps
     "full-long": {"method": "full", "epochs": 10},
     "lora-long": {"epochs": 10},
@@ -44,21 +52,39 @@ def lines() -> tuple[list[str], np.ndarray]:
     return made, targets
 
 
-def config(model: str, precision: str, method="lora", quantize="none", rank=4, epochs=3) -> ExtractorConfig:
+def pieces(extractor) -> list[list]:
+    """The prepared clips: lines, sounds of three pitches, or frames of three shades."""
+    texts, targets = lines()
+    if extractor.config.family == "baichuan":
+        return [[extractor.tokenizer.encode(text)] for text in texts]
+    draw = torch.Generator().manual_seed(0)
+    if extractor.config.family == "clip":
+        noise = torch.randint(0, 60, (len(targets), 2, 3, extractor.side, extractor.side), generator=draw)
+        return [list((noise[row] + 60 * int(target)).byte()) for row, target in enumerate(targets)]
+    lengths = torch.randint(1600, 3200, (len(targets),), generator=draw).tolist()
+    return [
+        [torch.sin(torch.arange(length) * 0.1 * 3.0 ** int(target)) + torch.randn(length, generator=draw) / 2]
+        for length, target in zip(lengths, targets, strict=True)
+    ]
+
+
+def config(
+    models: str, precision: str, family="baichuan", method="lora", quantize="none", rank=4, epochs=3, zero=None
+) -> ExtractorConfig:
     # 39 training clips in batches of 8: the last global batch is short, and odd over two ranks.
     settings = FinetuneConfig(
         method=method, epochs=epochs, batch=8, micro_batch=2, learning_rate=3e-3, precision=precision,
         lora=LoraConfig(rank=rank, dropout=0.0),
     )
-    return ExtractorConfig(family="baichuan", path=model, quantize=quantize, finetune=settings)
+    path = str(Path(models) / family)
+    return ExtractorConfig(family=family, path=path, quantize=quantize, finetune=settings)
 
 
 def task(extractor) -> Task:
-    texts, targets = lines()
+    targets, clips = lines()[1], pieces(extractor)
 
     def load(positions: np.ndarray):
-        ids = [extractor.tokenizer.encode(texts[max(place, 0)]) for place in positions]
-        return extractor.collate(ids)
+        return extractor.collate_clips([clips[max(place, 0)] for place in positions])
 
     return Task(
         load=load, targets=targets, train=np.arange(39), held_out=np.arange(39, 50),
@@ -69,6 +95,20 @@ def task(extractor) -> Task:
 def held_here(model: torch.nn.Module) -> int:
     """Elements of the weights that this rank holds."""
     return sum(getattr(weight, "ds_tensor", weight).numel() for weight in model.parameters())
+
+
+@contextmanager
+def told(joined, zero: dict | None):
+    """DeepSpeed's settings with these of the user's."""
+    plugin = joined.state.deepspeed_plugin
+    if plugin is None or zero is None:
+        yield
+        return
+    settings = plugin.deepspeed_config["zero_optimization"]
+    plugin.deepspeed_config["zero_optimization"] = {**settings, **zero}
+    yield
+    assert plugin.deepspeed_config["zero_optimization"] == {**settings, **zero}
+    plugin.deepspeed_config["zero_optimization"] = settings
 
 
 def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
@@ -90,6 +130,8 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
             "losses": [row["train_loss"] for row in history["epochs"]],
             "held_out": [row["validation_loss"] for row in history["epochs"]],
             "first_logits": first, "logits": last, "weights_held": held,
+            "trained": sum(weight.numel() for weight in weights.values()),
+            "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(joined) else None,
             "steps": trainer.progress.step, "processes": joined.num_processes, "zero_stage": zero_stage(joined),
         }
         (out / "facts.json").write_text(json.dumps(facts))
@@ -145,12 +187,13 @@ def predict(trainer: Trainer, work: Task) -> list[list[float]]:
     return trainer.model(**work.load(np.arange(4))).tolist()
 
 
-def main(model: str, out: str, precision: str, cases: list[str]) -> None:
+def main(models: str, out: str, precision: str, cases: list[str]) -> None:
     joined = accelerator(precision, [], Path(out), threads=1)
     for case in cases:
         way, _, resumed = case.partition("+")
         act = run_resumed if resumed else run_case
-        act(joined, config(model, precision, **CASES[way]), Path(out) / case)
+        with told(joined, CASES[way].get("zero")):
+            act(joined, config(models, precision, **CASES[way]), Path(out) / case)
     joined.end_training()
 
 

@@ -51,7 +51,7 @@ def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp
     kinds = {"none": "Linear", "nf4": "Linear4bit", "int8": "Linear8bitLt"}
     assert type(layer).__name__ == kinds[quantize]
     tokenizer = classifier.extractor.tokenizer
-    batch = classifier.extractor.collate([tokenizer.encode(line) for line in LINES])
+    batch = classifier.extractor.collate_clips([[tokenizer.encode(line)] for line in LINES])
     losses = train(classifier, batch)
     assert losses[-1] < 0.6 * losses[0]
 
@@ -84,12 +84,12 @@ def batch_for(loaded) -> dict[str, torch.Tensor]:
     """Three clips of different length."""
     draw = torch.Generator().manual_seed(0)
     if loaded.modality == "text":
-        return loaded.collate([[5, 6, 7], [8, 9], [10]])
+        return loaded.collate_clips([[[5, 6, 7]], [[8, 9]], [[10]]])
     if loaded.modality == "audio":
         waves = [torch.randn(length, generator=draw) for length in (9000, 4000, 800)]
-        return loaded.collate([[wave] for wave in waves])
+        return loaded.collate_clips([[wave] for wave in waves])
     frames = [torch.randint(0, 255, (count, 3, 32, 32), generator=draw) for count in (3, 1, 2)]
-    return loaded.collate([frame.byte() for frame in frames])
+    return loaded.collate_clips([list(frame.byte()) for frame in frames])
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -157,7 +157,7 @@ def test_a_group_norm_hubert_trains_on_several_clips_as_on_each_alone(tmp_path):
     classifier(**batch).square().sum().backward()
     together, norm.grad = norm.grad, None
     for wave, samples in zip(batch["waves"], batch["samples"], strict=True):
-        alone = classifier.extractor.collate([[wave[:samples]]])
+        alone = classifier.extractor.collate_clips([[wave[:samples]]])
         classifier(**alone).square().sum().backward()
     assert together.any() and torch.allclose(together, norm.grad, rtol=1e-3, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
+
 import numpy as np
 import pytest
 import small_models
@@ -10,7 +12,7 @@ import torch
 from mer_dist.config import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.clip import resize
-from mer_dist.models.extractor import Unusable, mean_by_clip
+from mer_dist.models.extractor import PASS, Unusable, fitting_batches, mean_by_clip
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 
@@ -43,10 +45,12 @@ def extractor(folders, family: str, **options):
 
 
 def run(loaded, samples):
-    batch = loaded.collate([loaded.prepare(item) for item in samples])
+    clips = [loaded.prepare(item) for item in samples]
     with torch.no_grad():
-        vectors, lengths = loaded.vectors(**batch)
-    return torch.split(vectors, lengths.tolist())
+        vectors, lengths = loaded.vectors(**loaded.collate([piece for clip in clips for piece in clip]))
+    ends = np.cumsum([0, *map(len, clips)])
+    of_clips = [int(lengths[start:end].sum()) for start, end in pairwise(ends)]
+    return torch.split(vectors, of_clips)
 
 
 @pytest.fixture(scope="module", params=list(HUBERTS))
@@ -84,7 +88,7 @@ def test_a_batch_of_32_clips_from_1_to_300_tokens_equals_single_clips(folders):
     samples = [sample(0, 0.1, text, seed=row) for row, text in enumerate(texts)]
     tokens = batch_equals_singles(loaded, samples)
     assert len(tokens) == 32 and min(tokens) <= 2 and max(tokens) == 300
-    assert len(loaded.prepare(sample(0, 0.1, "走"))) <= 2
+    assert len(loaded.prepare(sample(0, 0.1, "走"))[0]) <= 2
 
 
 def published_and_own_pixels(loaded, processor, height: int, width: int):
@@ -197,7 +201,7 @@ def test_long_transcripts_are_cut_and_counted(folders):
     loaded.prepare(sample(transcript="走"))
     assert loaded.note() == ""
     for _ in range(2):  # a clip that is read again is still one clip
-        assert len(loaded.prepare(sample(transcript=LINES[1]))) == 5
+        assert [len(ids) for ids in loaded.prepare(sample(transcript=LINES[1]))] == [5]
     count = len(loaded.tokenizer.encode(LINES[1]))
     assert loaded.note() == (
         f"1 transcripts were longer than max_tokens 5 and were cut, the longest had {count}"
@@ -208,3 +212,27 @@ def test_utterance_is_the_mean_over_each_clips_own_vectors():
     vectors = torch.arange(12.0).reshape(6, 2)
     mean = mean_by_clip(vectors, torch.tensor([1, 3, 2]))
     assert mean.tolist() == [[0, 1], [4, 5], [9, 10]]
+
+
+def cost_of(batches: list[list[int]], lengths: list[float], budget: float) -> float:
+    return sum(len(batch) * max(lengths[place] for place in batch) + PASS * budget for batch in batches)
+
+
+def test_pieces_are_batched_at_the_least_cost_and_within_the_budget():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = draw.integers(1, 40, 9).tolist()
+        batches = fitting_batches(lengths, 64)
+        assert sorted(place for batch in batches for place in batch) == list(range(9))
+        assert all(len(batch) * max(lengths[place] for place in batch) <= 64 for batch in batches)
+        # Every way to cut the sorted pieces, tried out.
+        order = sorted(range(9), key=lengths.__getitem__)
+        ways = []
+        for cuts in product((False, True), repeat=8):
+            edges = [0, *(place + 1 for place, cut in enumerate(cuts) if cut), 9]
+            ways.append([order[start:end] for start, end in pairwise(edges)])
+        allowed = [way for way in ways if all(len(b) * lengths[b[-1]] <= 64 for b in way)]
+        least = min(cost_of(way, lengths, 64) for way in allowed)
+        assert cost_of(batches, lengths, 64) == pytest.approx(least)
+    assert fitting_batches([5.0, 300.0, 4.0], 100) == [[2, 0], [1]]
+    assert fitting_batches([2.0, 1.0], 0) == [[1], [0]] and fitting_batches([], 10) == []

@@ -33,12 +33,12 @@ def batch(family: str) -> dict[str, torch.Tensor]:
     """What collate makes of clips that are as long as the settings allow."""
     if family == "clip":
         pixels = torch.zeros(CLIPS * FRAMES, 3, 32, 32, dtype=torch.uint8)
-        return {"pixels": pixels, "lengths": torch.full((CLIPS,), FRAMES)}
+        return {"pixels": pixels, "pieces": torch.full((CLIPS,), FRAMES)}
     if family == "hubert":
         return {"waves": torch.randn(CLIPS, 16_000), "samples": torch.full((CLIPS,), 16_000),
-                "rows": torch.ones(CLIPS, dtype=torch.long)}
+                "pieces": torch.ones(CLIPS, dtype=torch.long)}
     ids = torch.ones(CLIPS, TOKENS, dtype=torch.long)
-    return {"ids": ids, "mask": torch.ones_like(ids)}
+    return {"ids": ids, "mask": torch.ones_like(ids), "pieces": torch.ones(CLIPS, dtype=torch.long)}
 
 
 def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def test_features_stay_with_their_clip_whatever_the_batch(job):
     reader = Reader(run.shards)
     found = features.load(run.features("hubert"))
     for row in reader.rows[::7]:
-        expected = loaded(**loaded.collate([loaded.prepare(reader.read(row))])).detach().numpy()[0]
+        expected = loaded(**loaded.collate_clips([loaded.prepare(reader.read(row))])).detach().numpy()[0]
         (position,) = [place for place, name in enumerate(found.names) if name == row.name]
         assert np.allclose(found.utterance[position], expected, atol=1e-4)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from mer_dist.records import LABELED
 from mer_dist.shards import manifest
 from mer_dist.stages import finetune
 from mer_dist.stages.extract import extract
+from mer_dist.stages.run import run as run_all
 from mer_dist.stages.shard import shard
 
 
@@ -119,6 +122,25 @@ def test_an_adapter_of_other_folds_is_not_taken_for_the_one_that_is_meant(job):
     with pytest.raises(UserError, match="run finetune first"):
         extract(load(job, ["folds.seed=1"]))
     extract(load(job))
+
+
+def test_a_model_that_is_not_whole_is_refused_before_any_copy_trains(job, tmp_path):
+    models = shutil.copytree(Path(load(job).extractors["baichuan"].path).parent, tmp_path / "models")
+    (models / "baichuan" / "tokenizer.model").unlink()
+    config = load(job, [f"run.folder={tmp_path}/run", *(
+        f"extractors.{name}.path={models / name}" for name in ("clip", "hubert", "baichuan")
+    )])
+    shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        finetune.finetune(config)
+    assert not (tmp_path / "run/adapters").exists() and not list((tmp_path / "run").rglob("step-*"))
+
+
+def test_run_refuses_what_fusion_would_refuse_before_it_makes_a_shard(job, tmp_path):
+    options = [f"run.folder={tmp_path}/run", "extractors.clip.finetune.cross_fit=false"]
+    with pytest.raises(UserError, match="clip@tuned: .*cross_fit is false"):
+        run_all(load(job, options), str(job), options)
+    assert not (tmp_path / "run/shards").exists()
 
 
 @pytest.mark.processes

@@ -53,6 +53,7 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
     lora = plan(job)["extractors"]["baichuan"]["finetune"]
     states = sum(lora["gpu"][key] for key in ("weights", "gradients", "optimizer"))
     assert states == pytest.approx(3.27e9, rel=0.01)
+    assert lora["gpu"]["reduce bucket"] == 2 * lora["trainable"]
     assert lora["copies"] == 6 and lora["fits"] == [24, 40, 80, 141]
     full = plan(job, "extractors.baichuan.finetune.method=full")["extractors"]["baichuan"]["finetune"]
     assert full["gpu_total"] > 29e9 and full["fits"] == [40, 80, 141]
@@ -61,7 +62,8 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
 
 def test_what_does_not_fit_is_said(job, capsys):
     tight = ["run.processes=1", "extractors.baichuan.finetune.method=full",
-             "extractors.baichuan.precision=fp32", "extractors.baichuan.max_tokens=4096"]
+             "extractors.baichuan.precision=fp32", "extractors.baichuan.max_tokens=4096",
+             "extractors.baichuan.budget=1000000"]
     assert main(["plan", str(job), *tight]) == 0
     out = capsys.readouterr().out
     assert "WARNING: finetune baichuan does not fit" in out
