@@ -103,11 +103,13 @@ class Bare:
     def __init__(self, trainer, model):
         import torch
 
+        from mer_dist.dist.runtime import prepare
+
         config, joined = trainer.config, trainer.joined
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         # Accelerate's own backward stays with the trainer's engine, the first that it prepared.
-        self.engine, _ = joined.prepare(model, optimizer)
+        self.engine, _ = prepare(joined, config, model, optimizer)
         self.targets = trainer.task.targets
 
     def train(self, ready: list[list[tuple[np.ndarray, dict]]]) -> None:

@@ -25,7 +25,7 @@ LENGTHS = ((0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1), (1, 3, 7, 13, 21, 30,
 CLIPS = """
 run: {{folder: {folder}/clips}}
 corpus: {{path: {folder}/demo/corpus}}
-shard: {{clips: 16, frames: 8, image_size: 224, faces: none}}
+shard: {{clips: 6, frames: 8, image_size: 224, faces: none}}
 extractors:
   clip: {{family: clip, path: {folder}/models/clip}}
   hubert: {{family: hubert, path: {folder}/models/hubert}}

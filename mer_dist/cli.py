@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         logger.error("%s", error)
         return USAGE
+    except OSError as error:
+        logger.error("%s", error)
+        return FAILED
     except Stopped as error:
         logger.warning("stopped: %s", error)
         return REQUEUE
@@ -132,15 +135,14 @@ def run_stage(parsed: argparse.Namespace) -> int:
 
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
+    if place().rank == 0:
+        # Before the stage: the report reads it, and so does an export while a copy is trained.
+        save(config, run.config)
     if parsed.command == "run":
         from mer_dist.stages.run import run as act
 
-        # Before its stages, because the report at the end reads it.
-        save(config, run.config)
         return act(config, parsed.config, parsed.overrides)
     getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(config)
-    if place().rank == 0:
-        save(config, run.config)
     return quarantined(run, parsed.command)
 
 

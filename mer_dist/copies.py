@@ -74,13 +74,13 @@ def planned(config: Config) -> list[Copy]:
 def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
     from mer_dist.models.classifier import FAMILIES
 
-    modality = FAMILIES[extractor.family].modality
+    family = FAMILIES[extractor.family]
     rows = [
         row for row in labeled
-        if modality not in row.missing and (without is None or fold_of[row.name] != without)
+        if family.modality not in row.missing and family.enough(row) and (without is None or fold_of[row.name] != without)
     ]
     if not rows:
-        raise UserError(f"extractors.{name}: no labelled clip has {modality} to fine-tune on")
+        raise UserError(f"extractors.{name}: no labelled clip has {family.modality} to fine-tune on")
     made_from = files.fingerprint(
         [
             _what_decides_weights(extractor),
@@ -104,5 +104,6 @@ def _what_decides_weights(extractor: ExtractorConfig) -> list:
     for key in ("micro_batch", "gradient_checkpointing", "cross_fit"):
         del training[key]
     return [
-        extractor.family, extractor.quantize, extractor.frames, extractor.max_tokens, training
+        extractor.family, extractor.quantize, extractor.frames, extractor.window, extractor.max_tokens,
+        training,
     ]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
+
 from mer_dist import config
 from mer_dist.errors import UserError
 
@@ -30,6 +32,11 @@ def refused(path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         config.load(path, overrides)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_of_the_repository_loads(path):
+    assert config.load(path, ["run.folder=out"]).extractors
 
 
 def test_values_defaults_and_interpolation_arrive_as_typed_sections(write):

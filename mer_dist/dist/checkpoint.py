@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mer_dist import files
-from mer_dist.dist.runtime import zero_stage
+from mer_dist.dist.runtime import agreed, zero_stage
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 
@@ -36,6 +36,8 @@ ALONE = "alone.pt"
 class Progress:
     """Where a training stands; all that a resumed one needs besides tensors."""
 
+    #: seconds of training, over all starts.
+    seconds: float = 0.0
     #: optimizer steps taken.
     step: int = 0
     #: the epoch under way, from 1, and how many of its global batches are done.
@@ -55,7 +57,8 @@ class Checkpoints:
 
     Args:
         folder: holds the ``step-<n>`` folders; all ranks must see it.
-        made_from: fingerprint of what is trained; checkpoints of another are ignored.
+        made_from: fingerprint of what is trained; checkpoints of another are not used, and go with
+            the first one that is saved.
         keep: how many of the newest stay.
         minutes: between two checkpoints; 0: none but on request.
     """
@@ -74,7 +77,8 @@ class Checkpoints:
         target = self.folder / f"step-{progress.step:08d}"
         temporary = target.with_name(f".{target.name}.tmp")
         if self.joined.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for torn in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(torn)
             temporary.mkdir(parents=True)
         self.joined.wait_for_everyone()
         if zero_stage(self.joined) == 0:
@@ -97,25 +101,16 @@ class Checkpoints:
             processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
         )
         files.publish(temporary, target)
-        own = [path for path in whole(self.folder) if files.marked(path, self.made_from)]
-        for old in set(self.folder.glob("step-*")) - set(own[-self.keep :]):
+        for old in set(self.folder.glob("step-*")) - set(self._usable()[-self.keep :]):
             shutil.rmtree(old)
         size = sum(sizes.values()) / 2**20
         logger.info("checkpoint at step %d: %.1f MiB in %s", progress.step, size, target)
 
     def load(self, model: nn.Module, optimizer: Any) -> Progress | None:
         """Continue from the newest checkpoint of this training; None if there is none to go on from."""
-        fitting = [path for path in whole(self.folder) if files.marked(path, self.made_from)]
-        if not fitting:
-            return None
-        newest = fitting[-1]
-        facts = files.marked(newest)
-        was, here = [facts["processes"], facts["zero_stage"]], [self.joined.num_processes, zero_stage(self.joined)]
-        if was != here:
-            logger.warning(
-                "%s was written by %d processes at ZeRO stage %d and cannot be continued by %d at stage "
-                "%d; this copy starts again", newest, *was, *here,
-            )
+        # Rank 0 chooses for all: another rank might see the folder a moment later.
+        newest = agreed(self.joined, self._newest() if self.joined.is_main_process else None)
+        if newest is None:
             return None
         if zero_stage(self.joined) == 0:
             state = torch.load(newest / ALONE, map_location="cpu", weights_only=True)
@@ -123,13 +118,34 @@ class Checkpoints:
             optimizer.load_state_dict(state["optimizer"])
         else:
             with tensors_only():
-                model.load_checkpoint(
+                read, _ = model.load_checkpoint(
                     str(self.folder), tag=newest.name, load_module_strict=False,
                     load_lr_scheduler_states=False,
                 )
-        progress = Progress(**facts["progress"])
+            if read is None:
+                raise UserError(f"{newest} could not be read by DeepSpeed; delete it and start again")
         logger.info("going on from %s", newest)
-        return progress
+        return Progress(**files.marked(newest)["progress"])
+
+    def _newest(self) -> Path | None:
+        usable = self._usable()
+        if not usable and (found := whole(self.folder)):
+            facts = files.marked(found[-1])
+            logger.warning(
+                "%s is of another training, or of %d processes at ZeRO stage %d where there are %d at stage "
+                "%d now; it is not used, and this copy starts again", found[-1], facts["processes"],
+                facts["zero_stage"], self.joined.num_processes, zero_stage(self.joined),
+            )
+        return usable[-1] if usable else None
+
+    def _usable(self) -> list[Path]:
+        """The whole checkpoints, oldest first, that this training can go on from."""
+        here = [self.made_from, self.joined.num_processes, zero_stage(self.joined)]
+        told = {path: files.marked(path) for path in whole(self.folder)}
+        return [
+            path for path, facts in told.items()
+            if [facts["made_from"], facts["processes"], facts["zero_stage"]] == here
+        ]
 
 
 def whole(folder: Path) -> list[Path]:

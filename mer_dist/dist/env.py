@@ -37,6 +37,8 @@ def for_children(threads: int) -> dict[str, str]:
     own = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        # Freed buffers of loading go back to the system instead of staying in the heap.
+        "MALLOC_MMAP_THRESHOLD_": "131072",
         # The libraries' notes to each other about coming versions would drown the log.
         "PYTHONWARNINGS": "ignore::FutureWarning",
         # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.

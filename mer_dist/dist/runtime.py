@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-PATIENCE = timedelta(minutes=10)
+#: How long ranks wait for one another; rank 0 alone makes a checkpoint durable meanwhile.
+PATIENCE = timedelta(minutes=30)
 
 
 def accelerator(precision: str, trackers: list[str], tracking: Path, threads: int) -> Accelerator:
@@ -58,6 +59,13 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
             f"the launcher {place().world}"
         )
     return joined
+
+
+def agreed(joined: Accelerator, value):
+    """Rank 0's ``value`` on every rank."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if joined.num_processes > 1 else value
 
 
 def zero_stage(joined: Accelerator) -> int:

@@ -66,6 +66,7 @@ class Trainer:
         self.checkpoints = checkpoints
         resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
         self.progress = resumed or Progress()
+        self.started = time.monotonic() - self.progress.seconds
 
     def run(self, keep: Callable[[nn.Module], None]) -> dict:
         """Train the epochs that are left; ``keep`` is called whenever the held-out WAF is best.
@@ -86,6 +87,7 @@ class Trainer:
                 progress.best, progress.best_epoch = score, progress.epoch
                 keep(self.joined.unwrap_model(self.model))
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
+        progress.seconds = time.monotonic() - self.started
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch}
 
     def train_epoch(self) -> dict[str, float]:
@@ -193,6 +195,7 @@ class Trainer:
         wishes = torch.tensor([float(preempt.asked()), float(due)], device=self.joined.device)
         stop, save = (self.joined.reduce(wishes, "sum") > 0).tolist()
         if self.checkpoints is not None and (stop or save):
+            self.progress.seconds = time.monotonic() - self.started
             self.checkpoints.save(self.model, self.optimizer, self.progress)
         if stop:
             raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")

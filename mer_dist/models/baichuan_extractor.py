@@ -34,6 +34,10 @@ class BaichuanExtractor(Extractor):
     def cost(self, row) -> int:
         return min(len(self.tokenizer.encode(row.transcript or "")), self.config.max_tokens)
 
+    @staticmethod
+    def enough(row) -> bool:
+        return bool((row.transcript or "").strip())
+
     def prepare(self, sample) -> list[list[int]]:
         """The token ids."""
         ids = self.tokenizer.encode(sample.transcript or "")

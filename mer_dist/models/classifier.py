@@ -16,7 +16,7 @@ from torch import nn
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
@@ -36,8 +36,8 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         UserError: a file is missing, not whole, or belongs to another model.
     """
     if adapter is not None and not (adapter / "adapter_config.json").exists():
-        return checkpoint.check(adapter, config.family)
-    checkpoint.check(Path(config.path), config.family)
+        return model_folder.check(adapter, config.family)
+    model_folder.check(Path(config.path), config.family)
     if adapter is not None:
         _check_adapter(adapter, FAMILIES[config.family].backbone_class(), Path(config.path))
 
@@ -63,9 +63,9 @@ def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extr
 
 def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
     """Compare the adapter's shapes with those that the config of its base model implies."""
-    checkpoint.read_settings(adapter, "adapter_config.json")
+    model_folder.read_settings(adapter, "adapter_config.json")
     path = adapter / "adapter_model.safetensors"
-    header = checkpoint.safetensors_header(path)
+    header = model_folder.safetensors_header(path)
     layers = dict(skeleton(backbone_class, base).named_modules())
     for key, entry in header.items():
         name, _, part = key.removeprefix("base_model.model.").partition(".lora_")

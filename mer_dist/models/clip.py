@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mer_dist.models.checkpoint import read_settings
+from mer_dist.errors import UserError
+from mer_dist.models.model_folder import read_settings
 from mer_dist.models.extractor import Extractor, Unusable
 
 
@@ -21,8 +22,12 @@ class ClipExtractor(Extractor):
     def __init__(self, config, folder, dtype):
         super().__init__(config, folder, dtype)
         settings = read_settings(folder, "preprocessor_config.json")
-        self.mean = [float(value) for value in settings["image_mean"]]
-        self.deviation = [float(value) for value in settings["image_std"]]
+        try:
+            self.mean = [float(value) for value in settings["image_mean"]]
+            self.deviation = [float(value) for value in settings["image_std"]]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{folder}/preprocessor_config.json: image_mean and image_std are not there "
+                            "as three numbers each; copy or download it again") from None
         self.side = self.backbone.config.image_size
 
     @staticmethod
@@ -37,6 +42,10 @@ class ClipExtractor(Extractor):
 
     def cost(self, row) -> int:
         return min(row.frames, self.config.frames or row.frames)
+
+    @staticmethod
+    def enough(row) -> bool:
+        return row.frames > 0
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Frames, each ``(3, side, side)`` uint8."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,7 @@ class Extractor(nn.Module, ABC):
 
     def __init__(self, config: ExtractorConfig, folder: Path, dtype: torch.dtype):
         super().__init__()
-        checkpoint.check(folder, config.family)
+        model_folder.check(folder, config.family)
         self.config = config
         self.folder = folder
         with nullcontext() if self.sharded_as_it_loads else _loaded_whole():
@@ -76,6 +76,11 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def cost(self, row: Row) -> float:
         """About the summed length of a clip's pieces, known from the manifest."""
+
+    @staticmethod
+    @abstractmethod
+    def enough(row: Row) -> bool:
+        """Whether a clip that has the modality has enough of it to be fed, by the manifest."""
 
     @abstractmethod
     def prepare(self, sample: Sample) -> list[Any]:
@@ -208,8 +213,8 @@ def skeleton(model_class: type, folder: Path) -> nn.Module:
 def _check_shapes(model_class: type, folder: Path) -> None:
     """transformers does not name what does not fit, and under ZeRO-3 rank 0 alone would notice."""
     expected = {name: list(value.shape) for name, value in skeleton(model_class, folder).state_dict().items()}
-    for path in checkpoint.weight_files(folder):
-        for name, found in checkpoint.shapes(path).items():
+    for path in model_folder.weight_files(folder):
+        for name, found in model_folder.shapes(path).items():
             own = name if name in expected else name.removeprefix(f"{model_class.base_model_prefix}.")
             if expected.get(own, found) != found:
                 raise UserError(f"{path}: {name} has the shape {found}, by config.json it is {expected[own]}")

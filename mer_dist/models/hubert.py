@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.checkpoint import read_settings
+from mer_dist.models.model_folder import read_settings
 from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
 
 SAMPLE_RATE = 16_000
@@ -51,6 +51,10 @@ class HubertExtractor(Extractor):
 
     def cost(self, row) -> float:
         return row.samples / SAMPLE_RATE
+
+    @staticmethod
+    def enough(row) -> bool:
+        return row.samples >= RECEPTIVE_FIELD
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Windows of at most ``window`` seconds, normalised over the whole clip as in the baseline."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 from mer_dist.models.classifier import FAMILIES, Classifier, _with_lora
 from mer_dist.models.extractor import DTYPES, Extractor
 from mer_dist.models.published import PUBLISHED
@@ -71,7 +71,7 @@ def backbone(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = N
     model_class = FAMILIES[config.family].backbone_class()
     settings_class, origin = model_class.config_class, source(config)
     if origin == "config.json":
-        checkpoint.check_config(Path(config.path), config.family)
+        model_folder.check_config(Path(config.path), config.family)
         settings = settings_class.from_pretrained(config.path, local_files_only=True)
     else:
         settings = settings_class(**PUBLISHED[origin][1])

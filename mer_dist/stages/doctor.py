@@ -17,7 +17,7 @@ from mer_dist import corpus
 from mer_dist.config import Config
 from mer_dist.dist import memory, support
 from mer_dist.errors import UserError
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 from mer_dist.records import LABELED
 from mer_dist.stages import plan
 
@@ -170,7 +170,7 @@ def _bitsandbytes(config: Config) -> str:
 
 def _model(config: Config, name: str) -> str:
     extractor = config.extractors[name]
-    checkpoint.check(Path(extractor.path), extractor.family)
+    model_folder.check(Path(extractor.path), extractor.family)
     return f"{extractor.path} is whole"
 
 

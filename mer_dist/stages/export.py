@@ -60,12 +60,12 @@ def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path)
     found = {int(path.name.partition("-")[2]): path for path in whole(where)}
     if not found or step not in (None, *found):
         has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
-        raise UserError(f"{copy.folder}: not a finished copy, and {where} has {has}")
+        raise UserError(f"{where} has {has}; a finished copy would be {copy.folder}")
     chosen = found[max(found) if step is None else step]
     if files.marked(chosen, copy.made_from) is None:
         raise UserError(f"{chosen} was trained on other clips or settings than the run has now; "
                         "run finetune again")
-    weights = trained_weights(chosen, DTYPES[copy.extractor.precision])
+    weights = trained_weights(chosen, DTYPES[copy.extractor.finetune.precision])
     classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, True)
     save(classifier, weights, target)
 

@@ -240,11 +240,11 @@ def clip_vectors(
     import torch
 
     device = next(extractor.parameters()).device
-    chunks = [(shard, chunk) for shard, rows in shards.items() for chunk in _chunks(extractor, rows, device)]
+    chunks = ((shard, chunk) for shard, rows in shards.items() for chunk in _chunks(extractor, rows, device))
     # Beside a GPU the CPUs have time to decode; without one, decoding takes the time of computing.
     threads = 1 if device.type == "cpu" else DECODING_THREADS
     prepare = partial(_prepared, extractor, reader)
-    for shard, pieces, refused in prefetched(prepare, chunks, ahead=2 * threads, threads=threads):
+    for shard, pieces, refused in prefetched(prepare, chunks, ahead=threads + 1, threads=threads):
         for name, reason in refused.items():
             yield shard, name, reason
         with torch.inference_mode():

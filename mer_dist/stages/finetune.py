@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import Counter
 
 import numpy as np
@@ -18,7 +17,9 @@ from mer_dist import copies, files
 from mer_dist.config import Config
 from mer_dist.copies import Copy
 from mer_dist.dist import preempt
+from mer_dist.dist.env import place
 from mer_dist.dist.partition import NOBODY
+from mer_dist.errors import Stopped
 from mer_dist.layout import Run
 from mer_dist.log import logger
 
@@ -30,11 +31,12 @@ def unfinished(config: Config) -> list[Copy]:
 
 def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
+    planned = copies.planned(config)
     missing = unfinished(config)
-    if not missing:
+    if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import accelerator, zero_stage
+    from mer_dist.dist.runtime import accelerator, agreed, zero_stage
     from mer_dist.dist.support import check
     from mer_dist.models.classifier import check_files
 
@@ -43,14 +45,21 @@ def finetune(config: Config) -> None:
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(
-        missing[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
+        planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
     )
+    check(joined.num_processes, zero_stage(joined))
     if joined.is_main_process:
         joined.init_trackers("finetune")
-    check(joined.num_processes, zero_stage(joined))
-    logger.info("%d copies to train on %d processes", len(missing), joined.num_processes)
-    for copy in missing:
-        train(joined, copy, config)
+    # Rank 0 says what is missing: another rank might see the folders a moment later.
+    names = agreed(joined, [(copy.name, copy.part) for copy in missing])
+    logger.info("%d copies to train on %d processes", len(names), joined.num_processes)
+    try:
+        for copy in planned:
+            if (copy.name, copy.part) in names:
+                train(joined, copy, config)
+    except Stopped:
+        joined.end_training()
+        raise
     # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
     joined.end_training()
 
@@ -62,7 +71,6 @@ def train(joined, copy: Copy, config: Config) -> None:
     from mer_dist.dist.training import Trainer
     from mer_dist.models.classifier import save, trainable_classifier
 
-    started = time.monotonic()
     underway = Run(config.run.folder).checkpoints(copy.name, copy.part)
     classifier = trainable_classifier(
         copy.extractor, len(config.corpus.labels), config.run.seed, zero_stage(joined) > 0
@@ -88,14 +96,13 @@ def train(joined, copy: Copy, config: Config) -> None:
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
     if joined.is_main_process:
-        seconds = time.monotonic() - started
         with files.atomic_folder(copy.folder) as folder:
             # Links, so that the best weights are still there if this is cut short.
             shutil.copytree(underway / "best", folder, copy_function=os.link, dirs_exist_ok=True)
             files.write_json(folder / "history.json", history)
             seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(
-                folder, copy.made_from, seconds=seconds, clips=seen, processes=joined.num_processes,
+                folder, copy.made_from, seconds=trainer.progress.seconds, clips=seen, processes=joined.num_processes,
                 trained_without=copy.without, zero_stage=zero_stage(joined),
             )
         shutil.rmtree(underway)
@@ -117,7 +124,8 @@ def _task(copy: Copy, config: Config, extractor):
         real = positions[positions != NOBODY]
         stand_in = real[0] if len(real) else train[0]
         rows = [copy.rows[stand_in if place == NOBODY else place] for place in positions]
-        return extractor.collate_clips([extractor.prepare(reader.read(row, extractor.modality)) for row in rows])
+        samples = (reader.read(row, extractor.modality) for row in rows)
+        return extractor.collate_clips([extractor.prepare(sample) for sample in samples])
 
     return Task(
         load=load, targets=targets, train=train, held_out=held_out,

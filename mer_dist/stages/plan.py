@@ -82,7 +82,8 @@ def _size(config: Config, name: str):
     try:
         return size.size(config.extractors[name], len(config.corpus.labels))
     except UserError as error:
-        raise UserError(f"extractors.{name}.{error}") from None
+        key = f"extractors.{name}." + "path: " * (not str(error).startswith("path:"))
+        raise UserError(f"{key}{error}") from None
 
 
 def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
@@ -115,7 +116,7 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
     }
     total = sum(rows.values())
     return {
-        "precision": extractor.precision, "batch": batch, "gpu": rows, "gpu_total": total,
+        "precision": extractor.precision, "at_a_time": f"{batch} x {longest:g} {bare.unit}", "gpu": rows, "gpu_total": total,
         "host": memory.PROCESS + weights, "fits": [size for size in GPUS if total <= size * 10**9],
     }
 
@@ -134,7 +135,7 @@ def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
     rows, total, held = step(layout)
     return {
         "method": settings.method, "trainable": sized.trainable, "refused": refused,
-        "copies": len(copies.parts(config, name)), "micro_batch": micro,
+        "copies": len(copies.parts(config, name)), "micro_batch": micro, "at_a_time": f"{micro} clips",
         "gpu": rows, "gpu_total": total, "host": memory.host(held, layout),
         "fits": [size for size in GPUS if total <= size * 10**9 and not refused],
         "smallest": _smallest(layout, step),
@@ -225,8 +226,8 @@ def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> di
     return {
         "per_clip": found is None, "shards": _shards(config, layout, found)["clip_bytes"] * count,
         "features": sets, "adapters": saved,
-        # Weights, masters and moments of the copy under way, and of the save before it.
-        "checkpoints": 2 * 16 * max(trained),
+        # Weights, masters and moments of the copy under way: those kept, and the one being saved.
+        "checkpoints": (config.run.keep_checkpoints + 1) * 16 * max(trained),
     }
 
 
@@ -266,7 +267,7 @@ def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) ->
                          f"{layout.processes} GPUs, more than any of {GPUS[-1]} GB has")
         if not facts["extract"]["fits"]:
             found.append(f"extract {name} does not fit: every process holds the whole model, "
-                         f"{facts['extract']['gpu_total'] / 1e9:.1f} GB; lower its batch or quantize it")
+                         f"{facts['extract']['gpu_total'] / 1e9:.1f} GB; lower its budget or quantize it")
     if shards["count"] is not None and shards["count"] < layout.processes:
         found.append(f"{shards['count']} shards for {layout.processes} processes: extract leaves some "
                      "without work; lower shard.clips")
@@ -316,8 +317,7 @@ def _memory_table(needs: dict, stage: str) -> list[list[str]]:
     rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
     for name, facts in found.items():
         shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]
-        clips = facts.get("micro_batch") or facts["batch"]
-        rows.append([f"{name} ({clips} clips at a time)", *shown, f"{facts['gpu_total'] / 1e9:.1f}",
+        rows.append([f"{name} ({facts['at_a_time']} at a time)", *shown, f"{facts['gpu_total'] / 1e9:.1f}",
                      f"{facts['host'] / 1e9:.1f}"])
     return rows
 

@@ -13,7 +13,7 @@ from mer_dist.dist import env, preempt
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 
 ORDER = ("shard", "finetune", "extract", "fuse")
 #: As launch/workstation.yaml; one machine under ZeRO-3.
@@ -63,7 +63,7 @@ def _check(config: Config) -> None:
     """
     for name, extractor in config.extractors.items():
         try:
-            checkpoint.check(Path(extractor.path), extractor.family)
+            model_folder.check(Path(extractor.path), extractor.family)
         except UserError as error:
             raise UserError(f"extractors.{name}.path: {error}") from None
     joined.fused_sets(config)

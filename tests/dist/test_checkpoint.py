@@ -77,7 +77,19 @@ def test_another_number_of_processes_starts_again_and_says_so(tmp_path, caplog):
     Checkpoints(Alone(2), tmp_path, "a", keep=1, minutes=0).save(model, optimizer, Progress(step=4))
     logger.propagate = True
     assert Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0).load(model, optimizer) is None
-    assert "written by 2 processes" in caplog.text
+    assert "of 2 processes at ZeRO stage 0" in caplog.text
+    # It would otherwise pass for the newest until the new training has overtaken it.
+    checkpoints = Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0)
+    checkpoints.save(model, optimizer, Progress(step=1))
+    assert checkpoints.load(model, optimizer).step == 1
+    assert [path.name for path in whole(tmp_path)] == ["step-00000001"]
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    model, optimizer = pair()
+    (tmp_path / ".step-00000005.tmp").mkdir()
+    Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0).save(model, optimizer, Progress(step=6))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
 def test_nothing_but_tensors_is_read_from_a_checkpoint(tmp_path):

@@ -93,8 +93,13 @@ def task(extractor) -> Task:
 
 
 def held_here(model: torch.nn.Module) -> int:
-    """Elements of the weights that this rank holds."""
-    return sum(getattr(weight, "ds_tensor", weight).numel() for weight in model.parameters())
+    """Elements of the weights that this rank holds; 8-bit ones may be held a second time, in the state of
+    their layer."""
+    weights = [getattr(weight, "ds_tensor", weight) for weight in model.parameters()]
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
+    states = (getattr(getattr(layer, "state", None), "CB", None) for layer in model.modules())
+    extra = [state for state in states if state is not None and state.untyped_storage().data_ptr() not in known]
+    return sum(tensor.numel() for tensor in (*weights, *extra))
 
 
 @contextmanager
@@ -115,8 +120,8 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
     classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
     work = task(classifier.extractor)
     trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
-    held = held_here(classifier)
     first = predict(trainer, work)
+    held = held_here(classifier)
     history = trainer.run(lambda model: None)
     trainable = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
     weights = gathered(joined, trainable)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import small_models
 import torch
+from safetensors.torch import load_file
 
 from mer_dist.config import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
@@ -236,3 +238,21 @@ def test_pieces_are_batched_at_the_least_cost_and_within_the_budget():
         assert cost_of(batches, lengths, 64) == pytest.approx(least)
     assert fitting_batches([5.0, 300.0, 4.0], 100) == [[2, 0], [1]]
     assert fitting_batches([2.0, 1.0], 0) == [[1], [0]] and fitting_batches([], 10) == []
+
+
+def test_published_hubert_weights_with_the_names_of_older_torch_load_the_same(hubert, tmp_path):
+    """The published ``.bin`` spells the weight norm as ``weight_g`` and ``weight_v``."""
+    shutil.copytree(hubert, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    state = load_file(hubert / "model.safetensors")
+    renamed = dict(state)
+    for new, old in older.items():
+        (name,) = [name for name in renamed if name.endswith(new)]
+        renamed[name.replace(new, old)] = renamed.pop(name)
+    torch.save(renamed, tmp_path / "pytorch_model.bin")
+    own, published = (
+        load_extractor(ExtractorConfig(family="hubert", path=str(folder))) for folder in (hubert, tmp_path)
+    )
+    for (name, one), other in zip(own.named_parameters(), published.parameters(), strict=True):
+        assert torch.equal(one, other), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import media_files
@@ -11,11 +12,13 @@ import small_models
 import soundfile
 from stages import small_job
 
-from mer_dist import features, quarantine
-from mer_dist.config import load
+from mer_dist import copies, features, quarantine
+from mer_dist.config import FinetuneConfig, LoraConfig, load
 from mer_dist.errors import QUARANTINED
+from mer_dist.files import read_json
 from mer_dist.layout import Run
 from mer_dist.models.tokenizer import BaichuanTokenizer
+from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 
 LINE = "我说第3句话"
@@ -93,3 +96,19 @@ def test_cut_transcripts_are_counted_in_the_log(extracted):
     assert line.endswith(
         f"2 transcripts were longer than max_tokens 512 and were cut, the longest had {longest}"
     )
+
+
+@pytest.mark.parametrize("name", ["hubert", "baichuan", "clip"])
+def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(extracted, name):
+    """Every clip is labelled; one that extraction refuses must not end a training either."""
+    config = copy.deepcopy(extracted.config)
+    config.extractors = {name: config.extractors[name]}
+    config.extractors[name].finetune = FinetuneConfig(
+        cross_fit=False, epochs=1, batch=4, micro_batch=2, precision="fp32", lora=LoraConfig(rank=2)
+    )
+    (planned,) = copies.planned(config)
+    lost = {clip for clip, modality in extracted.lost if MODALITY[modality] == name}
+    assert {row.name for row in planned.rows} == set(CLIPS) - lost
+    finetune(config)
+    (epoch,) = read_json(planned.folder / "history.json")["epochs"]
+    assert np.isfinite(epoch["train_loss"])

@@ -17,7 +17,7 @@ from mer_dist import cli
 from mer_dist.config import ExtractorConfig, FinetuneConfig, LoraConfig, load
 from mer_dist.errors import USAGE, UserError
 from mer_dist.layout import Run
-from mer_dist.models import checkpoint
+from mer_dist.models import model_folder
 from mer_dist.models.classifier import check_files, load_extractor, save, trainable_classifier
 from mer_dist.stages.shard import shard
 
@@ -74,7 +74,7 @@ def test_a_hub_name_is_not_looked_up():
     assert "is missing" in refusal(Path("/nowhere/at/all"))
 
 
-@pytest.mark.parametrize("family", list(checkpoint.FAMILIES))
+@pytest.mark.parametrize("family", list(model_folder.FAMILIES))
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.model"]
 )
@@ -185,7 +185,7 @@ def test_every_kind_of_tensor_that_torch_saves_passes(published):
     state = {str(kind): torch.zeros(2, 3).to(kind) for kind in kinds}
     state["parameter"] = torch.nn.Parameter(torch.ones(2))
     torch.save(state, published / BIN)
-    checkpoint.check(published, "baichuan")
+    model_folder.check(published, "baichuan")
 
 
 @pytest.mark.parametrize("change, words", [("drop", "lack"), ("shape", "has the shape")])
@@ -217,13 +217,13 @@ def adapter(folders: Path, family: str, folder: Path) -> ExtractorConfig:
     return config
 
 
-@pytest.mark.parametrize("family", list(checkpoint.FAMILIES))
+@pytest.mark.parametrize("family", list(model_folder.FAMILIES))
 def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(folders, tmp_path, family):
     config = adapter(folders, family, tmp_path / "adapter")
     check_files(config, tmp_path / "adapter")
     wide = {**small_models.SIZES, "hidden_size": 64}
     other = small_models.make(tmp_path / "other", ["今天真好", "走"], wide)
-    families = [name for name in checkpoint.FAMILIES if name != family]
+    families = [name for name in model_folder.FAMILIES if name != family]
     for name, folder in [(family, other), (families[0], folders), (families[1], folders)]:
         with pytest.raises(UserError, match="adapter_model.safetensors: .*another base model"):
             check_files(ExtractorConfig(family=name, path=str(folder / name)), tmp_path / "adapter")

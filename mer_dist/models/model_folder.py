@@ -163,6 +163,8 @@ def shapes(path: Path) -> dict[str, list[int]]:
     import torch
 
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds more than named tensors; give the published weights")
     return {name: list(value.shape) for name, value in state.items()}
 
 
