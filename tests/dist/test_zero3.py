@@ -107,7 +107,12 @@ def test_two_ranks_learn_what_one_process_learns(request, alone, way, stage):
     assert np.allclose(one["held_out"], two["held_out"], atol=1e-4)
     assert two["losses"][-1] < (0.8 if way in ("hubert", "clip") else 0.5) * two["losses"][0]
     share = two["weights_held"] / one["weights_held"]
-    assert share == 1 if stage == 2 else 0.5 <= share < 0.51
+    if stage == 2:
+        assert share == 1
+    elif way == "int8":  # as the README says, and plan counts
+        assert share > 1
+    else:
+        assert 0.5 <= share < 0.51
 
 
 @pytest.mark.parametrize("stage", [2, 3])
