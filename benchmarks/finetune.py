@@ -58,7 +58,7 @@ def compare_all(folder: Path) -> None:
             ratios = compare(joined, folder / yaml, extractor, settings)
             if joined.is_main_process:
                 print(f"{extractor}, {method}, {joined.num_processes} processes: trainer / bare loop "
-                      f"{statistics.median(ratios):.3f} (of {ROUNDS}: {min(ratios):.3f} to {max(ratios):.3f})")
+                      f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     joined.end_training()
 
 

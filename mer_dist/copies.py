@@ -77,7 +77,8 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
     family = FAMILIES[extractor.family]
     rows = [
         row for row in labeled
-        if family.modality not in row.missing and family.enough(row) and (without is None or fold_of[row.name] != without)
+        if family.modality not in row.missing and family.enough(row)
+        and (without is None or fold_of[row.name] != without)
     ]
     if not rows:
         raise UserError(f"extractors.{name}: no labelled clip has {family.modality} to fine-tune on")

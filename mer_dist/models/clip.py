@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mer_dist.errors import UserError
-from mer_dist.models.model_folder import read_settings
 from mer_dist.models.extractor import Extractor, Unusable
+from mer_dist.models.model_folder import read_settings
 
 
 class ClipExtractor(Extractor):

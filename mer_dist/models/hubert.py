@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.model_folder import read_settings
 from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.model_folder import read_settings
 
 SAMPLE_RATE = 16_000
 #: Samples that one output step looks at; less audio gives no step at all.

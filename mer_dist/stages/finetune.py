@@ -102,8 +102,8 @@ def train(joined, copy: Copy, config: Config) -> None:
             files.write_json(folder / "history.json", history)
             seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(
-                folder, copy.made_from, seconds=trainer.progress.seconds, clips=seen, processes=joined.num_processes,
-                trained_without=copy.without, zero_stage=zero_stage(joined),
+                folder, copy.made_from, seconds=trainer.progress.seconds, clips=seen,
+                processes=joined.num_processes, trained_without=copy.without, zero_stage=zero_stage(joined),
             )
         shutil.rmtree(underway)
     joined.wait_for_everyone()

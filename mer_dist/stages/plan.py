@@ -116,8 +116,9 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
     }
     total = sum(rows.values())
     return {
-        "precision": extractor.precision, "at_a_time": f"{batch} x {longest:g} {bare.unit}", "gpu": rows, "gpu_total": total,
-        "host": memory.PROCESS + weights, "fits": [size for size in GPUS if total <= size * 10**9],
+        "precision": extractor.precision, "at_a_time": f"{batch} x {longest:g} {bare.unit}",
+        "gpu": rows, "gpu_total": total, "host": memory.PROCESS + weights,
+        "fits": [size for size in GPUS if total <= size * 10**9],
     }
 
 
