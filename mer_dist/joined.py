@@ -127,7 +127,8 @@ def _check_crossed(config: Config, set_name: str) -> None:
     if part and extractor and extractor.finetune and not extractor.finetune.cross_fit:
         raise UserError(
             f"fuse: set {set_name}: extractors.{name}.finetune.cross_fit is false, so labelled clips "
-            "have no features free of their own labels; set it to true and run finetune and extract"
+            "have no features free of their own labels to fuse; run shard, finetune and extract by "
+            "themselves, or set it to true"
         )
 
 

@@ -101,7 +101,11 @@ class Checkpoints:
             processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
         )
         files.publish(temporary, target)
-        for old in set(self.folder.glob("step-*")) - set(self._usable()[-self.keep :]):
+        for path in self.folder.glob("step-*"):
+            # One of another number of processes may still be wanted.
+            if files.marked(path, self.made_from) is None:
+                shutil.rmtree(path)
+        for old in self._usable()[: -self.keep]:
             shutil.rmtree(old)
         size = sum(sizes.values()) / 2**20
         logger.info("checkpoint at step %d: %.1f MiB in %s", progress.step, size, target)

@@ -194,7 +194,7 @@ class Trainer:
         due = self.checkpoints is not None and self.checkpoints.due()
         wishes = torch.tensor([float(preempt.asked()), float(due)], device=self.joined.device)
         stop, save = (self.joined.reduce(wishes, "sum") > 0).tolist()
-        if self.checkpoints is not None and (stop or save):
+        if self.checkpoints is not None and (stop or save) and self.progress.step:
             self.progress.seconds = time.monotonic() - self.started
             self.checkpoints.save(self.model, self.optimizer, self.progress)
         if stop:

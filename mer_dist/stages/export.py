@@ -25,6 +25,8 @@ def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adap
     Raises:
         UserError: no such copy or checkpoint, or ``folder`` is not empty.
     """
+    from mer_dist.models.classifier import check_files
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
     config = configuration.load(run.config)
@@ -32,15 +34,21 @@ def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adap
     if adapter and copy.extractor.finetune.method == "full":
         raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
     finished = step is None and files.marked(copy.folder, copy.made_from)
+    if finished:
+        # Here and not in the new folder, so that a fault names the file that has it.
+        check_files(copy.extractor, copy.folder)
     with files.atomic_folder(folder) as target:
         if not finished:
-            _from_checkpoint(config, copy, step, target)
+            what = _from_checkpoint(config, copy, step, target)
         else:
+            what = "as finished, at its best epoch"
             shutil.copytree(copy.folder, target, dirs_exist_ok=True)
             (target / files.MARK).unlink()
+        # The order of the head's rows.
+        files.write_json(target / "labels.json", config.corpus.labels)
         if copy.extractor.finetune.method == "lora" and not adapter:
             _merge(copy, target)
-    logger.info("%s is in %s", copy_name, folder)
+    logger.info("%s, %s, is in %s", copy_name, what, folder)
 
 
 def _find(config: Config, name: str) -> Copy:
@@ -50,8 +58,8 @@ def _find(config: Config, name: str) -> Copy:
     return known[name]
 
 
-def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path) -> None:
-    """What fine-tuning would have saved at that step."""
+def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path) -> str:
+    """Write what fine-tuning would have saved at that step; returns which one it was."""
     from mer_dist.dist.checkpoint import trained_weights, whole
     from mer_dist.models.classifier import save, trainable_classifier
     from mer_dist.models.extractor import DTYPES
@@ -68,6 +76,8 @@ def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path)
     weights = trained_weights(chosen, DTYPES[copy.extractor.finetune.precision])
     classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, True)
     save(classifier, weights, target)
+    progress = files.marked(chosen)["progress"]
+    return f"not finished, as it was at step {progress['step']} in epoch {progress['epoch']}"
 
 
 def _merge(copy: Copy, target: Path) -> None:

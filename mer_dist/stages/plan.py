@@ -66,6 +66,8 @@ def _silence_libraries() -> None:
 def _clips(config: Config, given: int | None) -> tuple[dict | None, str]:
     """Counts of all and of labelled clips, or why they are not known."""
     if given is not None:
+        if given < 1:
+            raise UserError(f"--clips is {given}; it must be at least 1")
         return {"all": given, "labeled": None, "from": "--clips"}, ""
     try:
         listed, _ = corpus.clips(config.corpus)

@@ -82,7 +82,9 @@ def test_another_number_of_processes_starts_again_and_says_so(tmp_path, caplog):
     checkpoints = Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0)
     checkpoints.save(model, optimizer, Progress(step=1))
     assert checkpoints.load(model, optimizer).step == 1
-    assert [path.name for path in whole(tmp_path)] == ["step-00000001"]
+    # And the other one is kept for those who come back with two processes.
+    assert [path.name for path in whole(tmp_path)] == ["step-00000001", "step-00000004"]
+    assert Checkpoints(Alone(2), tmp_path, "a", keep=1, minutes=0).load(model, optimizer).step == 4
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionModelWithProjection
 
 from mer_dist import config as configuration
+from mer_dist import files
 from mer_dist.config import load
 from mer_dist.dist import env
 from mer_dist.dist.checkpoint import trained_weights, whole
@@ -54,6 +55,7 @@ def test_lora_is_merged_into_weights_that_load_without_peft(job, finished, tmp_p
     export(finished, "clip@all", tmp_path / "merged")
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     assert (tmp_path / "merged" / "head.safetensors").exists()
+    assert files.read_json(tmp_path / "merged" / "labels.json") == load(job).corpus.labels
     merged = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "merged").eval()
     config = load(job).extractors["clip"]
     ours = load_extractor(config, finished.adapter("clip", "all")).backbone
