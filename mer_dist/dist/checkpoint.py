@@ -8,6 +8,7 @@ position in the data, and renames it. Frozen weights are not in it: they come fr
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
@@ -198,11 +199,18 @@ def tensors_only() -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    def enum_member(kind: type, name: str) -> ZeroStageEnum:
+        # Python before 3.11.4 pickles a member of an enum as getattr(class, name).
+        if kind is not ZeroStageEnum:
+            raise pickle.UnpicklingError(f"Weights only load failed: an attribute of {kind}")
+        return ZeroStageEnum[name]
+
+    allowed = [LossScaler, ZeroStageEnum, fragment_address, (enum_member, "builtins.getattr")]
     key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(key)
     os.environ[key] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals(allowed):
             yield
     finally:
         os.environ.pop(key) if before is None else os.environ.update({key: before})

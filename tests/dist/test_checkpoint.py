@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from mer_dist.dist.checkpoint import ALONE, Checkpoints, Progress, tensors_only, trained_weights, whole
 from mer_dist.errors import UserError
@@ -94,8 +96,26 @@ def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
-def test_nothing_but_tensors_is_read_from_a_checkpoint(tmp_path):
+class Attribute:
+    """Pickled as a call of getattr, as Python before 3.11.4 pickles members of an enum."""
+
+    def __init__(self, owner: type, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+@pytest.mark.parametrize("planted", [Progress(), Attribute(LossScaler, "__init__")])
+def test_nothing_but_tensors_is_read_from_a_checkpoint(tmp_path, planted):
     path = tmp_path / "planted.pt"
-    torch.save({"weights": Progress()}, path)
+    torch.save({"weights": planted}, path)
     with tensors_only(), pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         torch.load(path, weights_only=False)
+
+
+def test_the_zero_stage_is_read_as_every_python_writes_it(tmp_path):
+    path = tmp_path / "stage.pt"
+    torch.save([ZeroStageEnum.weights, Attribute(ZeroStageEnum, "weights")], path)
+    with tensors_only():
+        assert torch.load(path, weights_only=False) == [3, 3]
