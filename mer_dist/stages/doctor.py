@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import resource
 import shutil
 import socket
@@ -126,7 +127,11 @@ def _processors(config: Config) -> str:
 
     here = memory.layout(config.run).per_machine
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} sees no GPU; {here} processes on the CPU"
+        cores = os.cpu_count() or 1
+        if here > cores:
+            raise UserError(f"{here} processes, no GPU and {cores} processors; set run.processes={cores} or "
+                            "go where the GPUs are")
+        return f"torch {torch.__version__} sees no GPU; {here} processes on {cores} processors"
     count = torch.cuda.device_count()
     if count < here:
         raise UserError(f"{here} processes on this machine and {count} GPUs; set run.processes={count}")

@@ -102,6 +102,10 @@ def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp
     assert "nonesuch of trackers is missing" in found
 
 
+def test_more_processes_than_this_machine_has_processors_are_found(job):
+    assert "set run.processes=" in faults(job, "run.processes=5000")["processors"]
+
+
 def test_too_little_disk_is_found_before_the_run(job):
     config = load(job, ["extract.anchors=1000000000000"])
     (found,) = (check for check in stage.doctor(config) if check.name == "disk")
