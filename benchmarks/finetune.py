@@ -20,8 +20,8 @@ import numpy as np
 import setting
 
 from mer_dist import copies
-from mer_dist.config import FinetuneConfig
 from mer_dist.dist import env
+from mer_dist.settings import FinetuneConfig
 
 LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
 STEPS, ROUNDS = 4, 5

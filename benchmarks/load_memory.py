@@ -78,9 +78,9 @@ def make(folder: Path) -> int:
 
 def load_and_tell(folder: Path, out: Path) -> None:
     """One rank: load, keep the peaks, write them."""
-    from mer_dist.config import ExtractorConfig, FinetuneConfig
     from mer_dist.dist.runtime import accelerator
     from mer_dist.models.classifier import trainable_classifier
+    from mer_dist.settings import ExtractorConfig, FinetuneConfig
 
     joined = accelerator("bf16", [], out, threads=1)
     # DeepSpeed, transformers and torch themselves: taken before the model exists.

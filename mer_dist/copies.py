@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mer_dist import files, folds
-from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.config import Config, as_dict
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
+from mer_dist.settings import ExtractorConfig
 from mer_dist.shards import manifest
 
 

@@ -6,10 +6,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mer_dist.config import Config, FoldConfig
+from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.files import fingerprint, read_json, write_json
 from mer_dist.layout import Run
+from mer_dist.settings import FoldConfig
 
 
 def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:

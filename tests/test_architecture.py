@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mer_dist"
 LAYERS = (
-    {"__init__", "config", "strict", "records", "errors", "files", "layout", "log", "quarantine",
+    {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
      "metrics", "prefetch"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "dist",
      "corpus"},

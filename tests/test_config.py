@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mer_dist import config
+from mer_dist import config, settings
 from mer_dist.errors import UserError
 
 SMALL = """
@@ -40,7 +40,7 @@ def test_every_configuration_of_the_repository_loads(path):
 
 def test_values_defaults_and_interpolation_arrive_as_typed_sections(write):
     loaded = config.load(write(SMALL))
-    assert isinstance(loaded.extractors["face"].finetune, config.FinetuneConfig)
+    assert isinstance(loaded.extractors["face"].finetune, settings.FinetuneConfig)
     assert loaded.extractors["face"].finetune.lora.rank == 4
     assert loaded.extractors["face"].path == "clips/model"
     assert loaded.extractors["voice"].finetune is None

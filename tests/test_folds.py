@@ -3,9 +3,9 @@ from collections import Counter
 import pytest
 
 from mer_dist import folds
-from mer_dist.config import FoldConfig
 from mer_dist.errors import UserError
 from mer_dist.files import read_json, write_json
+from mer_dist.settings import FoldConfig
 
 SIX = ("happy", "sad", "sad", "angry", "sad", "happy")
 LABELS = {f"clip{row:03d}": SIX[row % 6] for row in range(60)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mer_dist.config import CorpusConfig
 from mer_dist.errors import UserError
 from mer_dist.records import Clip, Problem
+from mer_dist.settings import CorpusConfig
 
 
 def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist.config import ShardConfig
 from mer_dist.corpus import faces, media
 from mer_dist.records import Clip, Modality, Problem
+from mer_dist.settings import ShardConfig
 
 
 @dataclass(kw_only=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mer_dist import files, strict
-from mer_dist.config import RunConfig
 from mer_dist.errors import UserError
+from mer_dist.settings import RunConfig
 
 #: DeepSpeed's defaults, in parameters: ZeRO-3 may keep this many gathered ...
 MAX_LIVE = 1_000_000_000

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mer_dist.config import FinetuneConfig
 from mer_dist.dist import memory
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import per_rank_sizes
 from mer_dist.errors import UserError
+from mer_dist.settings import FinetuneConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

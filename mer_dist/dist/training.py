@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mer_dist.config import FinetuneConfig
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints, Progress
 from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches
@@ -22,6 +21,7 @@ from mer_dist.errors import Stopped
 from mer_dist.log import logger
 from mer_dist.metrics import waf
 from mer_dist.prefetch import prefetched
+from mer_dist.settings import FinetuneConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

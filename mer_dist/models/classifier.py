@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
 from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
 from mer_dist.models.hubert import HubertExtractor
+from mer_dist.settings import ExtractorConfig
 
 FAMILIES: dict[str, type[Extractor]] = {
     "clip": ClipExtractor,

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
+from mer_dist.settings import ExtractorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

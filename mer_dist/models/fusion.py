@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mer_dist.config import FuseConfig
 from mer_dist.files import fingerprint
 from mer_dist.records import Modality
+from mer_dist.settings import FuseConfig
 
 #: Clips × members in one forward pass of prediction.
 PREDICT_ROWS = 16384

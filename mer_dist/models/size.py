@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import FAMILIES, Classifier, _with_lora
 from mer_dist.models.extractor import DTYPES, Extractor
 from mer_dist.models.published import PUBLISHED
+from mer_dist.settings import ExtractorConfig
 
 #: Bytes of one NF4 weight: half a byte, and a float32 constant for each block of 64.
 NF4 = 0.5 + 4 / 64

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.models.extractor import DTYPES, sum_of_last_four
 from mer_dist.models.hubert import SAMPLE_RATE
 from mer_dist.models.size import backbone, bare_classifier, bare_extractor
+from mer_dist.settings import ExtractorConfig
 
 #: Traced instead of all, for an answer in seconds; the features need the last four.
 FEW_LAYERS = (4, 5)

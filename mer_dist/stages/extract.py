@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mer_dist import copies, features, files, folds, quarantine
-from mer_dist.config import Config, ExtractorConfig, as_dict
+from mer_dist.config import Config, as_dict
 from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
@@ -28,6 +28,7 @@ from mer_dist.layout import Run
 from mer_dist.log import logger, progress
 from mer_dist.prefetch import prefetched
 from mer_dist.records import UNLABELED, Problem
+from mer_dist.settings import ExtractorConfig
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 

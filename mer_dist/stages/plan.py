@@ -13,12 +13,13 @@ from functools import cache
 from math import ceil
 
 from mer_dist import copies, corpus
-from mer_dist.config import Config, ExtractorConfig
+from mer_dist.config import Config
 from mer_dist.dist import memory, support
 from mer_dist.dist.memory import Held, Layout
 from mer_dist.dist.partition import per_rank_sizes
 from mer_dist.errors import UserError
 from mer_dist.records import LABELED
+from mer_dist.settings import ExtractorConfig
 
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)

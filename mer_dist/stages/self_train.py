@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from mer_dist import files, metrics, predictions, prior
-from mer_dist.config import Config, SelfTrainConfig, as_dict
+from mer_dist.config import Config, as_dict
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped
 from mer_dist.joined import Clips
@@ -31,6 +31,7 @@ from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.models import fusion
 from mer_dist.models.fusion import Inputs, Lesson, seed_of
+from mer_dist.settings import SelfTrainConfig
 
 #: Beside the predictions of a round: what each fold's models say of the unlabelled clips.
 BY_FOLD = "by_fold.safetensors"

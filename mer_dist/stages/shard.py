@@ -12,12 +12,13 @@ from itertools import count
 from pathlib import Path
 
 from mer_dist import corpus, files, quarantine
-from mer_dist.config import Config, ShardConfig
+from mer_dist.config import Config
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
 from mer_dist.records import Clip, Problem
+from mer_dist.settings import ShardConfig
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Facts, Row
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mer_dist import corpus, files
-from mer_dist.config import CorpusConfig
 from mer_dist.corpus import demo, demo_face, demo_voice
 from mer_dist.corpus.faces import cascade
 from mer_dist.errors import UserError
 from mer_dist.records import EMOTIONS, LABELED, UNLABELED
+from mer_dist.settings import CorpusConfig
 
 COUNT = 12
 

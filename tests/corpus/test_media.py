@@ -5,10 +5,10 @@ import pytest
 import soundfile
 from media_files import ramp, tone, write_mp4
 
-from mer_dist.config import ShardConfig
 from mer_dist.corpus import media
 from mer_dist.corpus.decode import decode
 from mer_dist.records import Clip
+from mer_dist.settings import ShardConfig
 
 SMALL = ShardConfig(frames=4, image_size=32, faces="none")
 

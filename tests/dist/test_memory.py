@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from mer_dist.config import RunConfig
 from mer_dist.dist import memory
 from mer_dist.dist.memory import Held, Layout
 from mer_dist.errors import UserError
+from mer_dist.settings import RunConfig
 
 #: Baichuan-13B without its head for the next token; adapters of rank 16 on W_pack and our head.
 PARAMETERS, TRAINABLE, LARGEST = 12_937_221_120, 13_137_926, 327_680_000

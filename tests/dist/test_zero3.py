@@ -14,7 +14,6 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.dist import env
 from mer_dist.dist.checkpoint import trained_weights, whole
 from mer_dist.dist.support import check
@@ -22,6 +21,7 @@ from mer_dist.errors import UserError
 from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM, BaichuanModel
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.tokenizer import BaichuanTokenizer
+from mer_dist.settings import ExtractorConfig
 
 WORKER = Path(__file__).with_name("zero3_worker.py")
 sys.path.insert(0, str(WORKER.parent))

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mer_dist.config import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints
 from mer_dist.dist.runtime import accelerator, gathered, zero_stage
 from mer_dist.dist.training import Task, Trainer
 from mer_dist.errors import Stopped
 from mer_dist.models.classifier import save, trainable_classifier
+from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 
 WORDS = ("开心", "难过", "生气")
 FILL = list("的一是了我不人在他有这个上们来到时大地为子中你说生国年着就那和要她出也得里后自以会")

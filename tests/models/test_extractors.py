@@ -11,10 +11,10 @@ import small_models
 import torch
 from safetensors.torch import load_file
 
-from mer_dist.config import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.clip import resize
 from mer_dist.models.extractor import PASS, Unusable, fitting_batches, mean_by_clip
+from mer_dist.settings import ExtractorConfig
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 

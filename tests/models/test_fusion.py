@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mer_dist.config import FuseConfig
 from mer_dist.models.fusion import AGT, Inputs, Lesson, predict, seed_of, train
+from mer_dist.settings import FuseConfig
 
 SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": 0.2}
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from stages import small_job
 
 from mer_dist import cli
-from mer_dist.config import ExtractorConfig, FinetuneConfig, LoraConfig, load
+from mer_dist.config import load
 from mer_dist.errors import USAGE, UserError
 from mer_dist.layout import Run
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import check_files, load_extractor, save, trainable_classifier
+from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.stages.shard import shard
 
 INDEX = "pytorch_model.bin.index.json"

@@ -13,11 +13,12 @@ import soundfile
 from stages import small_job
 
 from mer_dist import copies, features, quarantine
-from mer_dist.config import FinetuneConfig, LoraConfig, load
+from mer_dist.config import load
 from mer_dist.errors import QUARANTINED
 from mer_dist.files import read_json
 from mer_dist.layout import Run
 from mer_dist.models.tokenizer import BaichuanTokenizer
+from mer_dist.settings import FinetuneConfig, LoraConfig
 from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 

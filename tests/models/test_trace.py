@@ -8,9 +8,9 @@ import pytest
 import small_models
 import torch
 
-from mer_dist.config import ExtractorConfig, FinetuneConfig
 from mer_dist.models import size, trace
 from mer_dist.models.classifier import trainable_classifier
+from mer_dist.settings import ExtractorConfig, FinetuneConfig
 
 CLASSES, CLIPS, FRAMES, TOKENS = 6, 2, 3, 40
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mer_dist import files, joined, metrics, predictions
-from mer_dist.config import SelfTrainConfig
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.models.fusion import Inputs
+from mer_dist.settings import SelfTrainConfig
 from mer_dist.stages.self_train import by_fold, select, self_train
 
 

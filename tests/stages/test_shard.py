@@ -15,9 +15,10 @@ from media_files import ramp, tone, write_corpus, write_csv, write_mp4
 
 from mer_dist import config as configuration
 from mer_dist import files, quarantine
-from mer_dist.config import Config, CorpusConfig, RunConfig, ShardConfig
+from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
+from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.shard import shard

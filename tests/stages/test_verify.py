@@ -11,12 +11,13 @@ from media_files import write_corpus
 
 from mer_dist import config as configuration
 from mer_dist import features, files, predictions, quarantine
-from mer_dist.config import Config, CorpusConfig, RunConfig, ShardConfig
+from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.records import EMOTIONS
+from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
 from mer_dist.shards import manifest
 from mer_dist.stages.shard import shard
 from mer_dist.stages.verify import verify

@@ -1,0 +1,298 @@
+"""Every key of a run's configuration, in typed sections.
+
+Nothing here imports torch, so a login node can check a configuration in a second.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from mer_dist.errors import UserError
+from mer_dist.records import EMOTIONS
+
+
+def _key(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{_key(section, key)} is {value!r}; it must be one of: {', '.join(allowed)}")
+
+
+def _at_least(section: str, key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{_key(section, key)} is {value}; it must be at least {least}")
+
+
+def _fraction(section: str, key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{_key(section, key)} is {value}; it must be in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    folder: str = MISSING
+    """Everything the run writes lies below this folder."""
+    processes: int = 1
+    """Processes that ``mer-dist run`` starts for finetune and extract; usually one per GPU."""
+    accelerate: str = ""
+    """Accelerate launch file for finetune; empty: ZeRO-3 on this machine with ``processes``."""
+    threads: int = 1
+    """CPU threads of torch in each process; two busy processes with several threads stall."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints that stay while a copy is trained; all go when it is complete."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for key in ("processes", "keep_checkpoints"):
+            _at_least("run", key, getattr(self, key), 1)
+        _at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
+        _at_least("run", "threads", self.threads, 1)
+        _at_least("run", "seed", self.seed, 0)
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    format: str = "mer2024"
+    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
+    path: str = ""
+    """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
+    """The label set, in the order used by every file the run writes."""
+
+    def __post_init__(self):
+        _one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
+            raise UserError("corpus.labels must name at least two labels, each once")
+
+
+@dataclass(kw_only=True)
+class ShardConfig:
+    workers: int = 2
+    """Processes that decode clips."""
+    clips: int = 1000
+    """A shard is closed at this many clips or at ``mebibytes``, whichever comes first."""
+    mebibytes: int = 256
+    frames: int = 16
+    """Frames per clip, evenly over its length."""
+    image_size: int = 224
+    """Side in pixels of the stored square frames."""
+    faces: str = "cascade"
+    """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
+    openface: str = ""
+    """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
+
+    def __post_init__(self):
+        for key in ("workers", "clips", "mebibytes", "frames"):
+            _at_least("shard", key, getattr(self, key), 1)
+        _at_least("shard", "image_size", self.image_size, 16)
+        _one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
+        if self.faces == "openface" and not self.openface:
+            raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
+
+
+@dataclass(kw_only=True)
+class FoldConfig:
+    count: int = 5
+    seed: int = 0
+    group: str = ""
+    """A regular expression over clip names; clips whose first group is equal share a fold."""
+
+    def __post_init__(self):
+        _at_least("folds", "count", self.count, 2)
+        try:
+            groups = re.compile(self.group).groups
+        except re.error as error:
+            raise UserError(f"folds.group is not a regular expression: {error}") from None
+        if self.group and groups < 1:
+            raise UserError("folds.group needs one (group) around the part that clips share")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=list)
+    """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
+
+    def __post_init__(self):
+        _at_least("finetune.lora", "rank", self.rank, 1)
+        _fraction("finetune.lora", "dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    method: str = "lora"
+    """``lora`` trains adapters and the head; ``full`` trains every weight."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    epochs: int = 5
+    batch: int = 32
+    """Clips per optimizer step, over all processes."""
+    micro_batch: int = 4
+    """Clips that one process computes at a time; the rest of ``batch`` is accumulated."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Part of all steps with rising learning rate; then it falls as a cosine."""
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    """``none``, or ``balanced``: each class weighs inversely to its count."""
+    validation: float = 0.1
+    """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
+    cross_fit: bool = True
+    """``false``: one copy trained on every labelled clip and none per fold, for a corpus whose
+    unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
+    precision: str = "bf16"
+    """``bf16`` or ``fp32``."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        _one_of("finetune", "method", self.method, ("lora", "full"))
+        _one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
+        _one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
+        for key in ("epochs", "batch", "micro_batch"):
+            _at_least("finetune", key, getattr(self, key), 1)
+        for key in ("learning_rate", "weight_decay"):
+            _at_least("finetune", key, getattr(self, key), 0)
+        _at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
+        for key in ("warmup", "label_smoothing", "validation"):
+            _fraction("finetune", key, getattr(self, key))
+
+
+@dataclass(kw_only=True)
+class ExtractorConfig:
+    family: str = MISSING
+    """``clip`` (frames), ``hubert`` (audio) or ``baichuan`` (transcripts)."""
+    path: str = MISSING
+    """Folder of the model in the Hugging Face layout."""
+    precision: str = "fp32"
+    """Of extraction: ``fp32``, ``bf16`` or ``fp16``."""
+    quantize: str = "none"
+    """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
+    frames: int = 0
+    """clip: how many of the stored frames are used, evenly; 0: all."""
+    window: float = 10.0
+    """hubert: longer audio is cut into rows of this many seconds."""
+    max_tokens: int = 512
+    """baichuan: longer transcripts are cut."""
+    budget: float = 0.0
+    """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
+    family's rule for the device."""
+    finetune: FinetuneConfig | None = None
+    """Absent: the extractor stays frozen."""
+
+    def __post_init__(self):
+        _one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        _one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
+        if self.quantize != "none" and self.finetune and self.finetune.method == "full":
+            raise UserError("quantize: quantised weights cannot be trained in full; "
+                            "use finetune.method lora")
+        for key in ("frames", "budget"):
+            _at_least("", key, getattr(self, key), 0)
+        _at_least("", "max_tokens", self.max_tokens, 1)
+        _at_least("", "window", self.window, 0.1)
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    frame_level: bool = True
+    """Also keep one vector per frame or token, not only one per clip."""
+    storage: str = "fp32"
+    """Precision of the stored features: ``fp32`` or ``fp16``."""
+    frozen: bool = True
+    """Also keep the frozen features of extractors that are fine-tuned, for comparison."""
+    anchors: int = 128
+    """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
+
+    def __post_init__(self):
+        _one_of("extract", "storage", self.storage, ("fp32", "fp16"))
+        _at_least("extract", "anchors", self.anchors, 0)
+
+
+@dataclass(kw_only=True)
+class FuseConfig:
+    labels: str = ""
+    """CSV ``name,label[,split]`` to use instead of the shards' manifest (imported features)."""
+    sets: list[str] = field(default_factory=list)
+    """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
+    level: str = "utterance"
+    """``utterance``: one token a clip and set; ``frame``: at most ``tokens``, pooled."""
+    tokens: int = 8
+    model: str = "agt"
+    """``agt``, or a baseline trained in the same way: ``attention`` (the challenge baseline's fusion),
+    ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers)."""
+    guide: str = "audio"
+    """agt: the modality that asks, its tokens are the queries of the cross-attention."""
+    context: bool = True
+    """agt: Context-Based Transformers; ``false``: every modality goes to the fusion as it is."""
+    fusion: str = "gates"
+    """agt: ``gates`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
+    width: int = 64
+    heads: int = 4
+    dropout: float = 0.3
+    feature_dropout: float = 0.6
+    """Chance that a single feature is hidden; it regularises most where clips are few."""
+    modality_dropout: float = 0.25
+    """Chance that a modality is hidden from a training clip that has others."""
+    seeds: int = 3
+    epochs: int = 20
+    batch: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+
+    def __post_init__(self):
+        _one_of("fuse", "level", self.level, ("utterance", "frame"))
+        _one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
+        _one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
+        _one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
+        for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
+            _at_least("fuse", key, getattr(self, key), 1)
+        for key in ("dropout", "feature_dropout", "modality_dropout", "label_smoothing"):
+            _fraction("fuse", key, getattr(self, key))
+        if self.width % self.heads:
+            raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")
+
+
+@dataclass(kw_only=True)
+class SelfTrainConfig:
+    rounds: int = 2
+    """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
+    quota: float = 0.5
+    """Part of the unlabelled clips that the last round takes; earlier rounds take less, evenly."""
+    confidence: float = 0.5
+    """Calibrated probability below which a clip is never taken."""
+    weight: float = 0.5
+    """Weight of a pseudo-labelled clip beside a labelled one."""
+
+    def __post_init__(self):
+        _at_least("self_train", "rounds", self.rounds, 0)
+        for key in ("quota", "weight"):
+            if not 0 < getattr(self, key) <= 1:
+                raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
+        _fraction("self_train", "confidence", self.confidence)
+
+
+@dataclass(kw_only=True)
+class VoteConfig:
+    prior: str = "estimate"
+    """``estimate`` from the unlabelled clips, ``given`` by hand, or ``none``: plain argmax."""
+    given: dict[str, float] = field(default_factory=dict)
+    """label: share; with ``prior: given``."""
+
+    def __post_init__(self):
+        _one_of("vote", "prior", self.prior, ("estimate", "given", "none"))
+        if (self.prior == "given") != bool(self.given):
+            raise UserError("vote.given belongs to vote.prior: given, and is needed there")
+        total = sum(self.given.values())
+        if self.given and (min(self.given.values()) < 0 or abs(total - 1) > 0.01):
+            raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")
