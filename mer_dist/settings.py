@@ -236,15 +236,17 @@ class FuseConfig:
     """agt: Context-Based Transformers; ``false``: every modality goes to the fusion as it is."""
     fusion: str = "gates"
     """agt: ``gates`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
+    shortcut: bool = True
+    """agt: a linear path from the features to the logits beside the transformer."""
     width: int = 64
     heads: int = 4
-    dropout: float = 0.3
-    feature_dropout: float = 0.6
+    dropout: float = 0.1
+    feature_dropout: float = 0.5
     """Chance that a single feature is hidden; it regularises most where clips are few."""
-    modality_dropout: float = 0.25
+    modality_dropout: float = 0.1
     """Chance that a modality is hidden from a training clip that has others."""
     seeds: int = 3
-    epochs: int = 20
+    epochs: int = 30
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -267,32 +269,59 @@ class FuseConfig:
 class SelfTrainConfig:
     rounds: int = 2
     """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
+    rule: str = "quota"
+    """``quota``: the surest clips of each class, in the proportion of the classes; ``threshold``: all
+    that reach ``confidence``; ``precision``: all that reach their class's threshold, learned on
+    held-out clips so that ``precision`` of its answers are right (needs three folds)."""
     quota: float = 0.5
-    """Part of the unlabelled clips that the last round takes; earlier rounds take less, evenly."""
+    """Part of the unlabelled clips that the last round takes by the rule ``quota``, and that one of its
+    epochs shows by any rule; earlier rounds less, evenly."""
     confidence: float = 0.5
-    """Calibrated probability below which a clip is never taken."""
+    """Calibrated probability below which a clip is never taken, whatever the rule."""
+    precision: float = 0.8
+    """Part of a class's answers that must be right, by the lower end of its interval on held-out clips."""
     weight: float = 0.5
-    """Weight of a pseudo-labelled clip beside a labelled one."""
+    """Weight of a pseudo-labelled clip beside a labelled one; times its confidence."""
+    start: str = "scratch"
+    """``scratch``: each round trains new models; ``warm``: it goes on from those of the round before."""
+    patience: int = 0
+    """Stop once the out-of-fold WAF has not risen for so many rounds in a row; 0: run them all."""
 
     def __post_init__(self):
-        _at_least("self_train", "rounds", self.rounds, 0)
+        for key in ("rounds", "patience"):
+            _at_least("self_train", key, getattr(self, key), 0)
+        _one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision"))
+        _one_of("self_train", "start", self.start, ("scratch", "warm"))
         for key in ("quota", "weight"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
-        _fraction("self_train", "confidence", self.confidence)
+        for key in ("confidence", "precision"):
+            _fraction("self_train", key, getattr(self, key))
 
 
 @dataclass(kw_only=True)
 class VoteConfig:
+    kind: str = "soft"
+    """``soft``: weighted mean of the members' probabilities; ``hard``: weighted votes of their
+    answers. The weights come from out-of-fold predictions."""
     prior: str = "estimate"
-    """``estimate`` from the unlabelled clips, ``given`` by hand, or ``none``: plain argmax."""
+    """``estimate`` from the unlabelled clips, ``given`` by hand, ``probed`` from scores of constant
+    answers, or ``none``: no correction, plain argmax."""
     given: dict[str, float] = field(default_factory=dict)
     """label: share; with ``prior: given``."""
+    probes: dict[str, float] = field(default_factory=dict)
+    """label: WAF in percent that answering it for every clip got from a scorer; with ``prior: probed``.
+    One label may be left out. The rules of a challenge may forbid such probing."""
+    names: str = ""
+    """CSV with a column ``name``: the clips that ``answer.csv`` has, in this order. The prior is then
+    estimated for these clips. Empty: all unlabelled clips."""
 
     def __post_init__(self):
-        _one_of("vote", "prior", self.prior, ("estimate", "given", "none"))
-        if (self.prior == "given") != bool(self.given):
-            raise UserError("vote.given belongs to vote.prior: given, and is needed there")
+        _one_of("vote", "kind", self.kind, ("soft", "hard"))
+        _one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
+        for key, kind in (("given", "given"), ("probes", "probed")):
+            if (self.prior == kind) != bool(getattr(self, key)):
+                raise UserError(f"vote.{key} belongs to vote.prior: {kind}, and is needed there")
         total = sum(self.given.values())
         if self.given and (min(self.given.values()) < 0 or abs(total - 1) > 0.01):
             raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")

@@ -1,0 +1,113 @@
+"""Training and prediction of all members of a fusion model side by side.
+
+Shape suffixes: E members, B clips, C classes, N all clips.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mer_dist.files import fingerprint
+from mer_dist.models.fusion import Inputs, build
+from mer_dist.models.members import Streams
+from mer_dist.settings import FuseConfig
+
+#: Clips × members in one forward pass of prediction.
+PREDICT_ROWS = 16384
+
+
+@dataclass
+class Lesson:
+    """What one member learns from: clips with a target and a weight, and its seed."""
+
+    #: (n,) int64 clip numbers.
+    rows: Tensor
+    #: (n, C), rows sum to 1.
+    targets: Tensor
+    #: (n,) positive.
+    weights: Tensor
+    #: Everything random in the member's training follows from this number.
+    seed: int
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed that hardly any other combination of parts shares, equal in every process."""
+    return int(fingerprint(list(parts)), 16) >> 1
+
+
+def train(
+    inputs: Inputs,
+    lessons: list[Lesson],
+    config: FuseConfig,
+    steps: int = 0,
+    start: dict[str, Tensor] | None = None,
+) -> tuple[nn.Module, Tensor]:
+    """Train one member per lesson, side by side.
+
+    Args:
+        inputs: standardised.
+        steps: optimizer steps in an epoch; 0: as many as show the longest lesson once.
+        start: the state of a model with the same members to go on from; None: random weights.
+
+    Returns:
+        The model, and its mean loss ``(E, epochs)``.
+    """
+    steps = steps or max(-(-len(lesson.rows) // config.batch) for lesson in lessons)
+    model = build(inputs, lessons[0].targets.shape[1], config, [lesson.seed for lesson in lessons])
+    if start is not None:
+        model.load_state_dict(start)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    model.train()
+    curves = []
+    for epoch in range(config.epochs):
+        rows, targets, weights = _epoch(lessons, model.streams, steps * config.batch)
+        losses = []
+        for step in range(steps):
+            part = slice(step * config.batch, (step + 1) * config.batch)
+            log_p = F.log_softmax(model(inputs[rows[:, part]]), -1)
+            # A smoothed target spreads a little of its mass evenly over the classes.
+            evenly, smooth = log_p.mean(-1), config.label_smoothing
+            gain = (1 - smooth) * (targets[:, part] * log_p).sum(-1) + smooth * evenly
+            loss = -(weights[:, part] * gain).mean(-1)
+            optimizer.zero_grad()
+            loss.sum().backward()
+            done = (epoch * steps + step) / (config.epochs * steps)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * _warm_cosine(done)
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses).mean(0))
+    return model.eval(), torch.stack(curves, 1).cpu()
+
+
+def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each member's rows ``(E, length)`` of an epoch in its own order, targets and weights."""
+    orders = [streams.order(own, len(les.rows), length) for own, les in enumerate(lessons)]
+    pairs = list(zip(lessons, orders, strict=True))
+    return (
+        torch.stack([lesson.rows[order] for lesson, order in pairs]),
+        torch.stack([lesson.targets[order] for lesson, order in pairs]),
+        torch.stack([(lesson.weights / lesson.weights.mean())[order] for lesson, order in pairs]),
+    )
+
+
+def _warm_cosine(done: float, warm: float = 0.1) -> float:
+    """Learning-rate factor after the part ``done`` of all steps: linear rise, cosine to 0."""
+    return min((done + 1e-3) / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Inputs, rows: Tensor) -> Tensor:
+    """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU."""
+    members = len(model.streams.generators)
+    parts = [
+        F.log_softmax(model(inputs[part.expand(members, -1)]), -1).cpu()
+        for part in rows.split(max(PREDICT_ROWS // members, 1))
+    ]
+    return torch.cat(parts, 1)

@@ -1,0 +1,122 @@
+"""Layers of many models at once: every parameter has a leading dimension of members.
+
+The members of an ensemble (folds × seeds) are trained side by side, so that a step is a few
+batched matrix products whatever their number. Members share nothing: each has its own random
+stream for weights, order and dropout, and comes out as if it were trained alone. Shape suffixes:
+E members, B clips, Q queries, K keys, W width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Streams:
+    """One random stream per member, so that a member never depends on its neighbours."""
+
+    def __init__(self, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32):
+        self.device, self.dtype = device, dtype
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(E, *shape) in [0, 1), as floats of the models' precision."""
+        draw = [torch.rand(shape, generator=own, device=self.device) for own in self.generators]
+        return torch.stack(draw).to(self.dtype)
+
+    def below(self, chance: float, *shape: int) -> Tensor:
+        """(E, *shape) bool, True with ``chance`` in steps of 1/256.
+
+        A byte is enough for a decision, and eight of them cost one number.
+        """
+        count = math.prod(shape)
+        words = torch.empty(len(self.generators), -(-count // 8), dtype=torch.int64, device=self.device)
+        for own, row in zip(self.generators, words, strict=True):
+            row.random_(-(2**63), None, generator=own)
+        drawn = words.view(torch.uint8)[:, :count]
+        return (drawn < round(256 * chance)).unflatten(1, shape)
+
+    def order(self, member: int, count: int, length: int) -> Tensor:
+        """``length`` of the numbers below ``count``: each once in random order, then over again."""
+        own = self.generators[member]
+        rounds = -(-length // count)
+        draw = [torch.randperm(count, generator=own, device=self.device) for _ in range(rounds)]
+        return torch.cat(draw)[:length]
+
+
+class Linear(nn.Module):
+    """A linear layer per member: ``(E, ..., in)`` to ``(E, ..., out)``."""
+
+    def __init__(self, streams: Streams, inputs: int, outputs: int):
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter((2 * streams.uniform(inputs, outputs) - 1) * bound)
+        self.bias = nn.Parameter(torch.zeros_like(self.weight[:, :1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x.flatten(1, -2), self.weight).unflatten(1, x.shape[1:-1])
+
+
+class Dropout(nn.Module):
+    """Inverted dropout; its chance is rounded to 1/256."""
+
+    def __init__(self, streams: Streams, chance: float):
+        super().__init__()
+        self.streams, self.chance = streams, round(256 * chance) / 256
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.chance:
+            return x
+        keep = ~self.streams.below(self.chance, *x.shape[1:])
+        return x * (keep * x.new_tensor(1 / (1 - self.chance)))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Layer normalisation; gain and offset would be absorbed by the linear layer after it."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+class Attention(nn.Module):
+    """Multi-head attention as plain matrix products: over so few tokens nothing is faster."""
+
+    def __init__(self, streams: Streams, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(streams, width, width)
+        self.key = Linear(streams, width, width)
+        self.value = Linear(streams, width, width)
+        self.out = Linear(streams, width, width)
+        self.dropout = Dropout(streams, dropout)
+
+    def forward(self, x_EBQW: Tensor, y_EBKW: Tensor, mask_EBK: Tensor) -> Tensor:
+        value = self.value(y_EBKW)
+        if y_EBKW.shape[2] == 1:  # all attention goes to the only key, whatever the query
+            return self.dropout(self.out(value)).expand(-1, -1, x_EBQW.shape[2], -1)
+        query, key, value = map(self._split, (self.query(x_EBQW), self.key(y_EBKW), value))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        # Finite, so that a clip without any key gives finite numbers; its channel gets no gate.
+        scores = scores.masked_fill(~mask_EBK[..., None, None, :], torch.finfo(scores.dtype).min)
+        mixed = (scores.softmax(-1) @ value).transpose(-3, -2).flatten(-2)
+        return self.dropout(self.out(mixed))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers, wider in between."""
+
+    def __init__(self, streams: Streams, width: int, dropout: float):
+        super().__init__(
+            Linear(streams, width, 2 * width), nn.GELU(), Dropout(streams, dropout),
+            Linear(streams, 2 * width, width), Dropout(streams, dropout),
+        )
+
+
+def masked_mean(x_EBTW: Tensor, mask_EBT: Tensor) -> Tensor:
+    """Mean over the tokens that are present: ``(E, B, W)``, 0 where there is none."""
+    weight = mask_EBT[..., None].to(x_EBTW.dtype)
+    return (x_EBTW * weight).sum(-2) / weight.sum(-2).clamp(min=1)
