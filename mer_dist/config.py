@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mer_dist import strict
+from mer_dist import metrics, strict
 from mer_dist.errors import UserError
 from mer_dist.files import write_text
 from mer_dist.settings import (
@@ -59,6 +59,8 @@ class Config:
             raise UserError("finetune.precision must be the same for all extractors of one run")
         if set(self.vote.given) - set(self.corpus.labels):
             raise UserError(f"vote.given names labels outside corpus.labels: {self.vote.given}")
+        if self.vote.probes:
+            metrics.shares_of_constants(self.vote.probes, self.corpus.labels)
 
 
 def _override(text: str) -> dict:

@@ -1,4 +1,4 @@
-"""Which share each label has among the unlabelled clips, and answers that use it.
+"""Calibrated probabilities, and which share each label has among the unlabelled clips.
 
 A classifier trained where the shares of the labels are ``old`` is too fond of the labels that
 were common there. If only these shares differ (*label shift*: p(features | label) is the same),
@@ -8,14 +8,15 @@ here takes arrays of N clips and C labels and needs no more than numpy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mer_dist import metrics
-
 #: Clips beyond this many make an estimate slower, not better.
 ENOUGH = 20_000
+#: Bootstrap draws behind an interval.
+DRAWS = 100
 _TINY = 1e-7
 
 
@@ -29,20 +30,21 @@ class Calibration:
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
         """(N, C) to (N, C)."""
-        return _softmax(self.scale * _log(probability) + self.bias)
+        return softmax(self.scale * _log(probability) + self.bias)
 
 
 def _log(probability: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probability, _TINY))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
 
 
 def calibrate(
-    probability: np.ndarray, truth: np.ndarray, bias: bool = True, steps: int = 50
+    probability: np.ndarray, truth: np.ndarray, bias: bool = True, steps: int = 50,
+    start: Calibration | None = None,
 ) -> Calibration:
     """Maximum-likelihood scale and bias on held-out clips, by Newton's method.
 
@@ -53,6 +55,7 @@ def calibrate(
     Args:
         probability: (N, C), of models that never trained on these clips.
         truth: (N,) int.
+        start: where to begin; the optimum is the same, the way to it shorter.
     """
     logits_NC, classes = _log(probability), probability.shape[1]
     target_NC = np.eye(classes)[truth]
@@ -61,13 +64,15 @@ def calibrate(
     features_NCF = np.concatenate([logits_NC[:, :, None], eye if bias else eye[:, :, :0]], 2)
     identity = np.eye(features_NCF.shape[2])[0]
     theta = identity.copy()
+    if start is not None:
+        theta[:] = [start.scale, *start.bias[: len(theta) - 1]]
 
     def loss(theta):
-        likelihood = (_log(_softmax(features_NCF @ theta)) * target_NC).sum()
+        likelihood = (_log(softmax(features_NCF @ theta)) * target_NC).sum()
         return -likelihood + 0.5 * ((theta - identity) ** 2).sum()
 
     for _ in range(steps if len(truth) else 0):
-        p_NC = _softmax(features_NCF @ theta)
+        p_NC = softmax(features_NCF @ theta)
         gradient = np.einsum("nc,ncf->f", p_NC - target_NC, features_NCF) + theta - identity
         weighted = p_NC[:, :, None] * features_NCF
         mean_NF = weighted.sum(1)
@@ -95,15 +100,24 @@ def adapt(probability: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
     return changed / np.maximum(changed.sum(1, keepdims=True), _TINY)
 
 
-def em(unlabeled: np.ndarray, old: np.ndarray, steps: int = 500) -> np.ndarray:
+def em(
+    unlabeled: np.ndarray, old: np.ndarray, steps: int = 500, start: np.ndarray | None = None
+) -> np.ndarray:
     """Maximum-likelihood shares by expectation-maximisation (Saerens et al. 2002).
+
+    On probabilities of :func:`calibrate` this is the maximum likelihood label shift estimate of
+    Alexandari et al. 2020. The likelihood is concave, so where it starts does not matter.
 
     Args:
         unlabeled: (N, C), calibrated under the shares ``old``.
+        start: (C,), positive where ``old`` is; without it ``old``.
     """
-    new = old.copy()
+    new = old.copy() if start is None else np.where(old > 0, np.maximum(start, 1e-4), 0)
+    ratio = np.where(old > 0, unlabeled / np.maximum(old, _TINY), 0)
     for _ in range(steps):
-        last, new = new, adapt(unlabeled, old, new).mean(0)
+        # The mean of ``adapt(unlabeled, old, new)``, as two matrix products.
+        likelihood = np.maximum(ratio @ new, _TINY)
+        last, new = new, new * ((1 / likelihood) @ ratio) / len(unlabeled)
         if np.abs(new - last).max() < 1e-6:
             break
     return new / new.sum()
@@ -130,19 +144,43 @@ def bbse(unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> np.n
 class Estimate:
     """What is believed of the label shares of the unlabelled clips."""
 
+    #: (C,) each.
     labeled: np.ndarray
     em: np.ndarray
     bbse: np.ndarray
     #: Part of the way from ``labeled`` to the mean of both estimates that is believed, in [0, 1].
     trust: float
+    #: (B, 2, C): EM and BBSE on bootstrap draws of the labelled and of the unlabelled clips.
+    draws: np.ndarray
 
     @property
     def used(self) -> np.ndarray:
         return self.labeled + self.trust * ((self.em + self.bbse) / 2 - self.labeled)
 
+    @property
+    def intervals(self) -> dict[str, np.ndarray]:
+        """95 % percentile interval of each estimator: (2, C), lower and upper edge."""
+        edges = np.quantile(self.draws, [0.025, 0.975], axis=0)
+        return {"em": edges[:, 0], "bbse": edges[:, 1]}
+
+    @property
+    def plausible(self) -> np.ndarray:
+        """(2B, C): shares that may be the true ones, spread around ``used``.
+
+        If the true distance from the labelled shares has the variance that ``trust`` implies, what
+        is left in doubt after shrinking is ``trust`` times the noise: bootstrap, and the
+        disagreement of the two estimators to either side.
+        """
+        spread = self.draws.mean(1) - self.draws.mean((0, 1))
+        apart = (self.em - self.bbse) / 2
+        around = np.concatenate([spread + apart, spread - apart])
+        shares = np.maximum(self.used + np.sqrt(self.trust) * around, 0)
+        return shares / shares.sum(1, keepdims=True)
+
 
 def estimate(
-    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, seed: int, draws: int = 40
+    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, seed: int, draws: int = DRAWS,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Estimate:
     """Label shares of the unlabelled clips, shrunk toward the labelled ones.
 
@@ -154,72 +192,55 @@ def estimate(
         unlabeled: (N, C), not calibrated.
         held_out: (n, C), out of fold.
         truth: (n,) int, of ``held_out``.
+        groups: (n,) and (N,), the group of each clip, such as its film. Clips of a group are alike
+            and are drawn together; without it each clip is drawn by itself.
     """
     random = np.random.default_rng(seed)
+    own, others = groups or (np.arange(len(truth)), np.arange(len(unlabeled)))
     if len(unlabeled) > ENOUGH:
-        unlabeled = unlabeled[random.permutation(len(unlabeled))[:ENOUGH]]
-    both = _both(unlabeled, held_out, truth)
-    center = both.mean(0)
+        some = random.permutation(len(unlabeled))[:ENOUGH]
+        unlabeled, others = unlabeled[some], others[some]
+    draw_own, draw_others = resampler(own), resampler(others)
+    calibration = calibrate(held_out, truth)
+    both = _both(unlabeled, held_out, truth, calibration)
     again = []
     for _ in range(draws):
-        rows = random.integers(0, len(truth), len(truth))
-        others = random.integers(0, len(unlabeled), len(unlabeled))
-        again.append(_both(unlabeled[others], held_out[rows], truth[rows]).mean(0))
+        rows, drawn = draw_own(random), draw_others(random)
+        fitted = calibrate(held_out[rows], truth[rows], start=calibration)
+        again.append(_both(unlabeled[drawn], held_out[rows], truth[rows], fitted, both[0]))
+    again, center = np.stack(again), both.mean(0)
     labeled = shares(truth, held_out.shape[1])
-    noise = ((np.stack(again) - center) ** 2).sum(1).mean() + ((both[0] - both[1]) ** 2).sum() / 4
+    noise = ((again.mean(1) - center) ** 2).sum(1).mean() + ((both[0] - both[1]) ** 2).sum() / 4
     distance = ((center - labeled) ** 2).sum()
     trust = max(0.0, 1 - noise / max(distance, _TINY))
-    return Estimate(labeled=labeled, em=both[0], bbse=both[1], trust=trust)
+    return Estimate(labeled=labeled, em=both[0], bbse=both[1], trust=trust, draws=again)
 
 
-def _both(unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(2, C): both estimates on probabilities calibrated on the held-out clips."""
-    calibration = calibrate(held_out, truth)
+def resampler(groups: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
+    """A function that draws rows for one bootstrap sample: whole groups, with replacement.
+
+    A single group cannot be drawn in more than one way; then the clips are drawn one by one.
+    """
+    if len(np.unique(groups)) < 2:
+        groups = np.arange(len(groups))
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
+
+    def rows(random: np.random.Generator) -> np.ndarray:
+        drawn = random.integers(0, len(members), len(members))
+        return np.concatenate([members[one] for one in drawn])
+
+    return rows
+
+
+def _both(
+    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, calibration: Calibration,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """(2, C): both estimates on calibrated probabilities."""
     unlabeled, held_out = calibration(unlabeled), calibration(held_out)
     old = shares(truth, held_out.shape[1])
-    return np.stack([em(unlabeled, old), bbse(unlabeled, held_out, truth)])
-
-
-def decide(probability: np.ndarray, steps: int = 20) -> np.ndarray:
-    """Answers ``(N,)`` that maximise the expected WAF of calibrated probabilities.
-
-    Let class c have the summed probability S, n answers, and T summed over those answers. Then
-    its expected F1 is F = 2 T / (S + n), and one more answer c at probability p raises the WAF
-    by ``2 S / (N (S + n)) · (p - F / 2)``. Each clip takes the class where that is most, until
-    nothing changes: the optimum of such a measure is the argmax of a linear function of the
-    probabilities (Narasimhan et al. 2015). A rare label is answered somewhat sooner than by
-    plain argmax.
-    """
-    classes, mass = probability.shape[1], probability.sum(0)
-    answer = best = probability.argmax(1)
-    most = -1.0
-    for _ in range(steps):
-        right = np.bincount(answer, probability[np.arange(len(answer)), answer], classes)
-        sizes = np.maximum(mass + np.bincount(answer, minlength=classes), _TINY)
-        f1 = 2 * right / sizes
-        if (mass * f1).sum() <= most:
-            break
-        most, best = (mass * f1).sum(), answer
-        answer = (mass / sizes * (probability - f1 / 2)).argmax(1)
-    return best
-
-
-def gain(
-    held_out: np.ndarray, truth: np.ndarray, new: np.ndarray, seed: int, draws: int = 100
-) -> tuple[float, float]:
-    """WAF without and with correction on held-out clips resampled to the shares ``new``.
-
-    Args:
-        held_out: (n, C), calibrated, out of fold.
-    """
-    old = shares(truth, held_out.shape[1])
-    corrected = adapt(held_out, old, new)
-    weight = (np.where(old > 0, new, 0) / np.maximum(old, _TINY))[truth]
-    size, chance = (draws, len(truth)), weight / weight.sum()
-    rows = np.random.default_rng(seed).choice(len(truth), size, p=chance)
-    before = np.mean([metrics.waf(truth[draw], decide(held_out[draw])) for draw in rows])
-    after = np.mean([metrics.waf(truth[draw], decide(corrected[draw])) for draw in rows])
-    return float(before), float(after)
+    return np.stack([em(unlabeled, old, start=start), bbse(unlabeled, held_out, truth)])
 
 
 def mixture(members: np.ndarray, truth: np.ndarray, steps: int = 200) -> np.ndarray:

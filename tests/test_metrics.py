@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from mer_dist import metrics
+from mer_dist.errors import UserError
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -39,3 +40,48 @@ def test_rows_of_the_confusion_matrix_are_the_truth():
     counts = metrics.confusion(truth, answer, 3)
     assert counts.tolist() == confusion_matrix(truth, answer, labels=[0, 1, 2]).tolist()
     assert counts[2, 0] == 2
+
+
+def test_a_share_is_recovered_from_the_score_of_a_constant_answer():
+    truth = np.repeat(np.arange(4), [50, 30, 15, 5])
+    for label, share in enumerate((0.5, 0.3, 0.15, 0.05)):
+        scored = metrics.waf(truth, np.full(100, label))
+        assert scored == pytest.approx(2 * share**2 / (1 + share))
+        assert metrics.share_of_constant(scored) == pytest.approx(share)
+
+
+LABELS = ["a", "b", "c", "d"]
+
+
+def test_all_shares_come_back_from_published_scores_and_one_may_be_left_out():
+    counts = np.array([1023, 611, 207, 159])
+    truth = np.repeat(np.arange(4), counts)
+    scores = {label: round(100 * metrics.waf(truth, np.full(2000, row)), 2)
+              for row, label in enumerate(LABELS)}
+    found = metrics.shares_of_constants(scores, LABELS)
+    assert found.sum() == pytest.approx(1) and np.abs(found - counts / 2000).max() < 5e-4
+    del scores["b"]
+    assert np.abs(metrics.shares_of_constants(scores, LABELS) - counts / 2000).max() < 1e-3
+
+
+@pytest.mark.parametrize("scores, why", [
+    ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 2.48}, "do not fit together: they mean a 50.0 %"),
+    ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 0.08}, "rounding allows"),
+    ({"a": 70.0, "b": 50.0, "c": 3.91}, "do not fit together"),
+    ({"a": 33.33, "b": 13.85}, "missing: c, d"),
+    ({"a": 33.33, "b": 13.85, "x": 3.91}, "unknown: x"),
+    ({"a": 0.3333, "b": 0.1385, "c": 0.0391, "d": 0.0048}, "in percent"),
+    ({"a": -1.0, "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
+    ({"a": float("nan"), "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
+])
+def test_scores_that_cannot_be_those_of_constant_answers_are_refused(scores, why):
+    with pytest.raises(UserError, match=why):
+        metrics.shares_of_constants(scores, LABELS)
+
+
+def test_coarser_scores_are_allowed_to_fit_less_well():
+    exact = {"a": 33.33, "b": 13.85, "c": 3.91, "d": 0.48}
+    metrics.shares_of_constants(exact, LABELS)
+    metrics.shares_of_constants({"a": 33.3, "b": 13.8, "c": 3.9, "d": 0.5}, LABELS)
+    with pytest.raises(UserError, match="do not fit"):
+        metrics.shares_of_constants(exact | {"d": 0.52}, LABELS)

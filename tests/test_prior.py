@@ -1,4 +1,4 @@
-"""Label shares, calibration and decisions, against cases whose answer is known."""
+"""Calibration and label shares, against cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def draw(count: int, shares: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
     truth = random.choice(4, count, p=shares)
     points = CENTERS[truth] + random.normal(size=(count, 2))
     odds = -((points[:, None] - CENTERS) ** 2).sum(2) / 2 + np.log(OLD)
-    return prior._softmax(odds), truth
+    return prior.softmax(odds), truth
 
 
 def test_calibration_undoes_a_known_distortion():
     honest, truth = draw(20_000, OLD, 0)
     bias = np.array([0.5, 0, -0.5, 0])
-    bent = prior._softmax(2 * np.log(honest) + 2 * bias)
+    bent = prior.softmax(2 * np.log(honest) + 2 * bias)
     fitted = prior.calibrate(bent, truth)
     assert fitted.scale == pytest.approx(0.5, abs=0.02)
     assert np.abs(fitted(bent) - honest).mean() < 0.01
     # Its maximum-likelihood condition: the mean probability of a label is the label's share.
     assert np.allclose(fitted(bent).mean(0), prior.shares(truth, 4), atol=1e-3)
-    assert prior.calibrate(prior._softmax(2 * np.log(honest)), truth, bias=False).scale == (
+    assert prior.calibrate(prior.softmax(2 * np.log(honest)), truth, bias=False).scale == (
         pytest.approx(0.5, abs=0.02))
 
 
@@ -63,6 +63,60 @@ def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
     assert np.mean(trusts) < 0.5
 
 
+def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips():
+    widths = []
+    for size in (200, 1600):
+        covered = []
+        for seed in range(4):
+            held_out, truth = draw(size, OLD, seed)
+            unlabeled, others = draw(size, NEW, 100 + seed)
+            found = prior.estimate(unlabeled, held_out, truth, seed, draws=50)
+            assert found.intervals.keys() == {"em", "bbse"}
+            for name, (low, high) in found.intervals.items():
+                now = prior.shares(others, 4)
+                covered += [(low <= now) & (now <= high)]
+                assert ((low <= getattr(found, name)) & (getattr(found, name) <= high)).mean() >= 0.75
+        widths.append((high - low).mean())
+        # Of 32 shares, 30.4 at 95 %; those of one seed are covered or missed together.
+        assert np.sum(covered) >= 26
+    assert widths[1] < 0.5 * widths[0]
+
+
+def test_clips_of_a_group_are_drawn_together_and_widen_the_interval():
+    rows = prior.resampler(np.array(["a", "b", "a", "c"]))(np.random.default_rng(0))
+    counts = np.bincount(rows, minlength=4)
+    assert counts[0] == counts[2] and counts[0] + counts[1] + counts[3] == 3
+    held_out, truth = draw(300, OLD, 0)
+    unlabeled, _ = draw(300, OLD, 1)
+    alone = prior.estimate(unlabeled, held_out, truth, 0)
+    # Groups that are alike: four copies of each clip.
+    copied = [np.repeat(part, 4, 0) for part in (unlabeled, held_out, truth)]
+    group = np.repeat(np.arange(300), 4)
+    together = prior.estimate(*copied, 0, groups=(group, group))
+    apart = prior.estimate(*copied, 0)
+    widths = [np.diff(found.intervals["bbse"], axis=0).mean() for found in (alone, together, apart)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.3) and widths[2] < 0.7 * widths[1]
+
+
+def test_shares_that_may_be_true_spread_around_the_used_ones():
+    held_out, truth = draw(400, OLD, 1)
+    unlabeled, _ = draw(400, NEW, 2)
+    found = prior.estimate(unlabeled, held_out, truth, 0)
+    assert np.allclose(found.plausible.sum(1), 1) and (found.plausible >= 0).all()
+    assert np.abs(found.plausible.mean(0) - found.used).max() < 0.01
+    assert 0.005 < found.plausible.std(0).mean() < 0.06
+
+
+def test_where_the_estimators_start_does_not_matter():
+    held_out, truth = draw(500, OLD, 1)
+    bent = prior.softmax(2 * np.log(held_out))
+    cold, warm = (prior.calibrate(bent, truth, start=start)
+                  for start in (None, prior.Calibration(0.6, np.array([0.3, 0, 0, -0.3]))))
+    assert warm.scale == pytest.approx(cold.scale) and np.allclose(warm.bias, cold.bias, atol=1e-6)
+    unlabeled, _ = draw(500, NEW, 2)
+    assert np.abs(prior.em(unlabeled, OLD) - prior.em(unlabeled, OLD, start=NEW)).max() < 1e-3
+
+
 def test_a_label_that_was_never_seen_keeps_no_share():
     probability = np.array([[0.5, 0.3, 0.2, 0.0]] * 10)
     old = np.array([0.5, 0.5, 0.0, 0.0])
@@ -75,33 +129,6 @@ def test_correction_with_the_true_shares_gives_the_posterior_under_them():
     corrected = prior.adapt(told, OLD, NEW)
     assert metrics.waf(truth, corrected.argmax(1)) > metrics.waf(truth, told.argmax(1)) + 0.02
     assert np.allclose(corrected.mean(0), NEW, atol=0.01)
-
-
-def test_decisions_reach_more_waf_than_argmax_and_never_expect_less():
-    rare = np.array([0.72, 0.2, 0.05, 0.03])
-    gains = []
-    for seed in range(10):
-        told, truth = draw(2000, rare, seed)
-        told = prior.adapt(told, OLD, rare)
-        gains.append(metrics.waf(truth, prior.decide(told)) - metrics.waf(truth, told.argmax(1)))
-        assert expected(told, prior.decide(told)) >= expected(told, told.argmax(1))
-    assert np.mean(gains) > 0
-
-
-def expected(probability: np.ndarray, answer: np.ndarray) -> float:
-    mass = probability.sum(0)
-    right = np.array([probability[answer == label, label].sum() for label in range(4)])
-    return (mass * 2 * right / (mass + np.bincount(answer, minlength=4))).sum() / len(answer)
-
-
-def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
-    held_out, truth = draw(3000, OLD, 4)
-    before, after = prior.gain(held_out, truth, NEW, seed=0)
-    assert after > before + 0.01
-    # Probabilities that carry nothing cannot be helped by being multiplied.
-    noise = prior._softmax(np.random.default_rng(0).normal(size=(300, 4)) * 3)
-    before, after = prior.gain(noise, truth[:300], OLD, seed=0)
-    assert after <= before + 0.01
 
 
 def test_the_pool_prefers_the_member_that_knows_and_splits_between_equals():

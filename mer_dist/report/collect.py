@@ -260,7 +260,8 @@ def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[
             shares = _shares([answered[label] for label in labels])
             series.append((f"answers, unlabelled clips ({source})", shares))
     remarks = saved.remarks if saved else []
-    return Prior(labels=labels, series=series, remarks=remarks) if series else None
+    intervals = saved.intervals if saved else {}
+    return Prior(labels=labels, series=series, remarks=remarks, intervals=intervals) if series else None
 
 
 def _saved_prior(path: Path) -> Prior:
@@ -270,8 +271,12 @@ def _saved_prior(path: Path) -> Prior:
     estimated = saved.get("estimated") or {}
     for name in sorted(estimated, reverse=True):
         series.append((f"estimate, {name.upper()}", estimated[name]))
+    intervals = {
+        f"estimate, {name.upper()}": [(float(low), float(high)) for low, high in zip(*edges, strict=True)]
+        for name, edges in (saved.get("intervals") or {}).items()
+    }
     remarks = []
-    for key in ("used", "applied", "reason"):
+    for key in ("origin", "used", "applied", "reason"):
         value = saved.get(key)
         if isinstance(value, list):
             series.append((key, value))
@@ -280,6 +285,7 @@ def _saved_prior(path: Path) -> Prior:
             remarks.append(f"{key}: {shown}")
     return Prior(
         labels=labels, remarks=remarks,
+        intervals={name: edges for name, edges in intervals.items() if len(edges) == len(labels)},
         series=[(name, _shares(shares)) for name, shares in series
                 if shares is not None and len(shares) == len(labels)],
     )

@@ -91,6 +91,8 @@ class Prior:
     #: (name, share of each label).
     series: list[tuple[str, list[float]]]
     remarks: list[str] = field(default_factory=list)
+    #: Name of a series -> (lower, upper) edge of the 95 % interval of each label.
+    intervals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

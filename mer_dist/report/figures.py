@@ -118,7 +118,9 @@ def _prior(data: Prior, width: int) -> Html:
     narrow = width == NARROW
     left, bar, gap = (86, 9, 14) if narrow else (130, 11, 18)
     block = bar * len(data.series) + gap
-    highest = max((share for _, shares in data.series for share in shares), default=1.0) or 1.0
+    shown = [share for _, shares in data.series for share in shares]
+    shown += [edge for edges in data.intervals.values() for pair in edges for edge in pair]
+    highest = max(shown, default=1.0) or 1.0
     x = Scale(0, highest * 1.02, left, width - 52)
     bottom = 6 + block * len(data.labels)
     drawn = []
@@ -130,12 +132,18 @@ def _prior(data: Prior, width: int) -> Html:
         middle = y + bar * len(data.series) / 2 + 4
         drawn.append(fitted(left - 10, middle, label, left - 12, "name", "end"))
         for position, (name, shares) in enumerate(data.series):
-            share = shares[row]
+            share, note, whisker, end = shares[row], "", None, shares[row]
+            if name in data.intervals:
+                low, end = data.intervals[name][row]
+                note = f" [{100 * low:.1f}, {100 * end:.1f}]"
+                half = y + bar * position + (bar - 1.5) / 2
+                whisker = line(x(low), half, x(end), half, "whisker")
             drawn.append(tag(
-                "g", tag("title", f"{label}, {name}: {100 * share:.1f} %"),
+                "g", tag("title", f"{label}, {name}: {100 * share:.1f} %{note}"),
                 tag("rect", x=float(left), y=float(y + bar * position), height=bar - 1.5,
                     width=max(x(share) - left, 0.5), rx=2.0, class_="bar"),
-                text(x(share) + 5, y + bar * (position + 1) - 2.5, f"{100 * share:.1f}",
+                whisker,
+                text(x(max(share, end)) + 5, y + bar * (position + 1) - 2.5, f"{100 * share:.1f}",
                      "tick tiny"),
                 class_=f"c{position}",
             ))

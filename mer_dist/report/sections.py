@@ -250,18 +250,38 @@ def _problem_counts(problems: list[Problem]) -> Html:
     return table(head, rows, numbers=range(1, len(head)))
 
 
+#: For readers who meet them here for the first time.
+PRIOR_TERMS = (
+    ("EM", "the shares under which the model's probabilities for the unlabelled clips are most likely, "
+           "found by expectation-maximisation: guess the shares, correct each clip's probabilities by "
+           "them, take the mean as the next guess."),
+    ("BBSE", "black-box shift estimation: on labelled clips it is known how much probability the model "
+             "gives each label when another one is true; the shares are those that, by this, explain "
+             "the mean probabilities of the unlabelled clips."),
+    ("used", "the shares that the answers assume: the mean of both estimates, drawn towards the "
+             "labelled clips' shares the less the estimates can be told from noise; the labelled "
+             "shares themselves if no correction is applied."),
+    ("applied", "whether each unlabelled clip's probabilities were multiplied by used share over "
+                "labelled share before it was answered. It is done only if it is expected to raise WAF "
+                "on labelled clips weighed to have such shares."),
+)
+
+
 def priors(facts: Facts) -> Html:
     data = facts.prior
     if data is None:
         return section("prior", "Label prior", "", absent("There are no predictions yet."))
     caption = (
         "Share of each label, in percent: among the labelled clips, as estimated for the "
-        "unlabelled clips from the model's own probabilities, and among the answers."
+        "unlabelled clips from the model's own probabilities, and among the answers. A thin line over "
+        "a bar is the 95 % bootstrap interval of that estimate."
     )
+    terms = [tag("p", tag("b", term), f": {meaning}", class_="caption") for term, meaning in PRIOR_TERMS]
     remarks = tag("p", " · ".join(data.remarks), class_="caption") if data.remarks else None
     legend = key((f"c{position}", name) for position, (name, _) in enumerate(data.series))
     drawing = tag("div", figures.prior(data), class_="figure")
-    return section("prior", "Label prior", caption, remarks, legend, drawing)
+    explained = tag("details", tag("summary", "what the words mean"), terms)
+    return section("prior", "Label prior", caption, remarks, legend, drawing, explained)
 
 
 def learning(facts: Facts) -> Html:

@@ -106,6 +106,7 @@ svg .tick { fill: var(--quiet); font-size: 11.5px; }
 svg .tiny { font-size: 9.5px; }
 svg .strong { font-weight: 650; }
 svg .grid { stroke: var(--grid); stroke-width: 1; }
+svg .whisker { stroke: var(--ink); stroke-width: 1.5; opacity: .7; }
 svg .interval { stroke: var(--c); stroke-width: 2.5; stroke-linecap: round; opacity: .45; }
 svg .dot { fill: var(--c); stroke: var(--card); stroke-width: 1; }
 svg .bar { fill: var(--c); }

@@ -23,6 +23,8 @@ from mer_dist.records import Problem
 
 #: Inverse strength of the ridge on the weights of a probe, whose features are standardised.
 PROBE_RIDGE = 0.03
+#: Bytes of a feature set from which on it is kept in half precision.
+LARGE = 2**28
 
 
 @dataclass
@@ -72,6 +74,8 @@ def fuse(config: Config) -> None:
     parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
     probes = _probe_all(config, sets)
     last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
+    # Before the vote, which looks there for clips that it is asked for and does not have.
+    _quarantine(sets, problems)
     made_from = vote_made_from(config, [last, *(probes[name] for name in fused)])
     if files.marked(run.vote, made_from) and run.answer.exists():
         logger.info("vote: already there")
@@ -79,7 +83,6 @@ def fuse(config: Config) -> None:
         rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
         paths = [*rounds, *(_probe_path(run, name) for name in fused)]
         vote(config, clips, [predictions.read(path) for path in paths], by_fold(run, 0), made_from)
-    _quarantine(sets, problems)
 
 
 def _quarantine(sets: _Sets, problems: list[Problem]) -> None:
@@ -97,22 +100,34 @@ def _quarantine(sets: _Sets, problems: list[Problem]) -> None:
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
-    """The features of all clips as tensors on the device."""
+    """The features of all clips as tensors on the device, read set by set to keep the peak low."""
     import torch
 
     from mer_dist.models.fusion import Inputs
 
-    found = [sets.read(name) for name in fused]
-    values, masks = [], []
-    for features in found:
-        if config.fuse.level == "frame":
-            tokens, mask = features.tokens(sets.clips.names, config.fuse.tokens)
-        else:
-            tokens, mask = (part[:, None] for part in features.utterances(sets.clips.names))
-        values.append(torch.from_numpy(tokens))
-        masks.append(torch.from_numpy(mask))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Inputs([str(features.modality) for features in found], values, masks).to(device)
+    found = [_of_set(config, sets, name) for name in fused]
+    merged = (sum((getattr(one, part) for one in found), []) for part in ("modality", "values", "mask"))
+    return Inputs(*merged).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _of_set(config: Config, sets: _Sets, name: str):
+    """One feature set, standardised, in half precision if it is large."""
+    import torch
+
+    from mer_dist.models.fusion import Inputs, standardize
+
+    features = sets.read(name)
+    sets.kept.pop(name, None)  # nothing reads it again, and its own vectors may be standardised in place
+    if config.fuse.level == "frame":
+        tokens, mask = features.tokens(sets.clips.names, config.fuse.tokens)
+    else:
+        tokens, mask = (part[:, None] for part in features.utterances(sets.clips.names))
+    inputs = standardize(
+        Inputs([str(features.modality)], [torch.from_numpy(tokens)], [torch.from_numpy(mask)])
+    )
+    if tokens.nbytes > LARGE:
+        inputs.values = [values.half() for values in inputs.values]
+    return inputs
 
 
 def _probe_path(run: Run, set_name: str):

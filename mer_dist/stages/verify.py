@@ -282,7 +282,7 @@ def _prediction_file(state: _State, what: str, told: predictions.Predictions) ->
 
 
 def _answer(state: _State) -> None:
-    """The answer names every unlabelled clip once, with a label of the set."""
+    """The answer names every unlabelled clip, or each of ``vote.names``, with a label of the set."""
     from mer_dist.corpus import table
 
     if not state.run.answer.exists():
@@ -291,6 +291,8 @@ def _answer(state: _State) -> None:
         return
     answers = table.read(state.run.answer, ("name", "discrete"))
     unlabelled = {name for name, label in state.labels.items() if label is None}
+    if state.config.vote.names:
+        unlabelled = set(table.read(Path(state.config.vote.names), ("name",)).rows)
     state.find(unlabelled - answers.rows.keys() - state.gone, "of the unlabelled have no answer")
     state.find(answers.rows.keys() - unlabelled, "of the answer are not among the unlabelled")
     state.find([name for name, row in answers.rows.items()

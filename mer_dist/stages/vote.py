@@ -2,24 +2,29 @@
 
 Everything fitted here is fitted on out-of-fold predictions, and for a labelled clip only on those
 of other folds. An unlabelled clip is answered under the prior of the unlabelled clips, but only if
-that correction helps where it can be tried: on labelled clips resampled to that prior.
+that correction is expected to pay where it can be tried: on labelled clips weighed to that prior.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 
-from mer_dist import files, predictions, prior
+from mer_dist import decisions, files, metrics, predictions, prior, quarantine
 from mer_dist.config import Config, as_dict
+from mer_dist.corpus import table
+from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.predictions import Predictions
 
 TITLE = "prior-aware vote"
+SHOWN = 3
 
 
 def vote(
@@ -30,27 +35,32 @@ def vote(
     Args:
         members: predictions with the rows of ``clips``; the first one is AGT before self-training.
         by_fold: (K, U, C), what that AGT's models of each fold say of the U unlabelled clips.
+
+    Raises:
+        UserError: ``vote.names`` names clips that this run cannot answer.
     """
     started = time.monotonic()
     run = Run(config.run.folder)
+    names, lost = _asked(config, clips, run)
+    asked = ~clips.labeled & np.isin(clips.names, names)
     probability = np.stack([member.probability for member in members])
-    pooled, weights = _pool(probability, clips)
-    told = _prior(config, clips, members[0], by_fold, pooled)
+    pooled, weights = pool(probability, clips, config.vote.kind)
+    told = _prior(config, clips, members[0], by_fold, pooled, asked)
     titles = [member.title for member in members]
-    told["weights"] = dict(zip(titles, weights.tolist(), strict=True))
-    labeled, answer = clips.labeled, pooled.argmax(1)
+    told |= {"kind": config.vote.kind, "weights": dict(zip(titles, weights.tolist(), strict=True))}
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
-        pooled[~labeled] = prior.adapt(pooled[~labeled], old, new)
-        # Only probabilities that are right on average can say which answers raise the WAF; where
-        # the prior is in doubt, a clip that says nothing would otherwise get the rarer label.
-        answer[labeled] = prior.decide(pooled[labeled])
-        answer[~labeled] = prior.decide(pooled[~labeled])
+        pooled[~clips.labeled] = prior.adapt(pooled[~clips.labeled], old, new)
+    answer = pooled.argmax(1)
+    if config.vote.prior != "none":
+        # Expected WAF is that of the clips which are scored together.
+        for part in (clips.labeled, asked, ~clips.labeled & ~asked):
+            answer[part] = decisions.decide(pooled[part])
     made = Predictions(
-        title=TITLE, labels=clips.labels, names=clips.names, labeled=labeled, fold=clips.fold,
+        title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
         probability=pooled, answer=answer,
     )
-    _write_answer(run, made)
+    _write_answer(run, made, names, lost, clips.labels[int(np.argmax(told["used"]))])
     with files.atomic_folder(run.vote) as folder:
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
@@ -59,69 +69,153 @@ def vote(
                 told["reason"])
 
 
-def _pool(probability: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted and calibrated ``(N, C)`` of the members' ``(M, N, C)``, and the weights.
+def pool(
+    probability: np.ndarray, clips: Clips, kind: str = "soft"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted and calibrated ``(N, C)`` of the members' ``(M, N, C)``, and the weights ``(M,)``.
 
     A labelled clip's weights and calibration come from the other folds, an unlabelled one's from
-    all labelled clips.
+    all labelled clips; the weights returned are the latter. With ``hard`` the calibration has no
+    bias, so that the largest probability is still the largest vote.
     """
     pooled = np.empty(probability.shape[1:])
     for fold in (*range(clips.folds), -1):
         rows, fit_on = np.flatnonzero(clips.fold == fold), clips.outside(fold)
         truth = clips.truth[fit_on]
-        weights = prior.mixture(probability[:, fit_on], truth)
-        together = np.tensordot(weights, probability, 1)
-        pooled[rows] = prior.calibrate(together[fit_on], truth)(together[rows])
-    return pooled, weights
+        if kind == "soft":
+            weights = prior.mixture(probability[:, fit_on], truth)
+            together = np.tensordot(weights, probability, 1)
+        else:
+            together, weights = decisions.ballot(probability, fit_on, truth)
+        calibration = prior.calibrate(together[fit_on], truth, bias=kind == "soft")
+        pooled[rows] = calibration(together[rows])
+    return pooled, weights / weights.sum()
 
 
 def _prior(
-    config: Config, clips: Clips, agt: Predictions, by_fold: np.ndarray, pooled: np.ndarray
+    config: Config, clips: Clips, agt: Predictions, by_fold: np.ndarray, pooled: np.ndarray,
+    asked: np.ndarray,
 ) -> dict:
-    """Which prior, where it comes from, and whether correcting for it is worth while.
-
-    It is estimated from AGT before self-training: later rounds were trained on the unlabelled
-    clips and are surer of them than their out-of-fold predictions tell. Each unlabelled clip is
-    taken as the models of one fold see it, just as a labelled clip is.
-    """
+    """Which prior, where it comes from, and whether correcting for it is worth while."""
     rows = np.flatnonzero(clips.labeled)
-    own = prior.shares(clips.truth[rows], len(clips.labels))
+    truth, seed = clips.truth[rows], config.run.seed
+    own = prior.shares(truth, len(clips.labels))
     told = {"labels": clips.labels, "labeled": own.tolist(), "estimated": {}, "used": own.tolist(),
             "applied": False, "origin": config.vote.prior}
     if config.vote.prior == "none":
         return told | {"reason": "vote.prior is none"}
-    if len(rows) == len(clips.names):
+    if not asked.any():
         return told | {"reason": "there are no unlabelled clips"}
-    if config.vote.prior == "given":
-        new = np.array([config.vote.given.get(label, 0.0) for label in clips.labels])
-        new /= new.sum()
-        logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
-    else:
-        count = by_fold.shape[1]
-        as_labeled = by_fold[np.arange(count) % clips.folds, np.arange(count)].astype(np.float64)
-        held_out = agt.probability[rows]
-        found = prior.estimate(as_labeled, held_out, clips.truth[rows], config.run.seed)
+    groups = _groups(config, clips.names)
+    if config.vote.prior == "estimate":
+        others = by_fold[:, asked[~clips.labeled]]
+        found = estimate(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
         told["estimated"] = {"em": found.em.tolist(), "bbse": found.bbse.tolist()}
+        told["intervals"] = {name: edges.tolist() for name, edges in found.intervals.items()}
         told["trust"] = found.trust
-        new = found.used
-    before, after = prior.gain(pooled[rows], clips.truth[rows], new, config.run.seed)
-    applied = after > before
-    reason = (f"on labelled clips resampled to it, out-of-fold WAF is {100 * after:.2f} % with and "
-              f"{100 * before:.2f} % without it")
+        new, plausible = found.used, found.plausible
+    else:
+        new = _told(config, clips.labels)
+        plausible = new[None]
+    gate = decisions.gate(pooled[rows], truth, new, plausible, seed, groups[rows])
+    reason = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
+              f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
     return told | {
-        "applied": applied, "tried": new.tolist(), "used": (new if applied else own).tolist(),
-        "reason": reason, "gain": after - before, "oof_waf_before": before, "oof_waf_after": after,
+        "applied": gate.opens, "tried": new.tolist(), "reason": reason, "gain": gate.gain,
+        "used": (new if gate.opens else own).tolist(), "gain_deviation": gate.noise,
+        "oof_waf_before": gate.before, "oof_waf_after": gate.after,
     }
+
+
+def estimate(
+    held_out: np.ndarray, truth: np.ndarray, by_fold: np.ndarray, seed: int,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+) -> prior.Estimate:
+    """The prior of unlabelled clips, each taken as the models of one fold see it.
+
+    So is a labelled clip; the mean of all folds' models would be surer than any of them. It is
+    estimated from AGT before self-training: later rounds were trained on the unlabelled clips and
+    are surer of them than their out-of-fold predictions tell.
+
+    Args:
+        held_out: (n, C), out of fold.
+        truth: (n,) int.
+        by_fold: (K, U, C), what the models of each fold say.
+        groups: (n,) and (U,); see :func:`mer_dist.prior.estimate`.
+    """
+    folds, count, _ = by_fold.shape
+    as_labeled = by_fold[np.arange(count) % folds, np.arange(count)].astype(np.float64)
+    return prior.estimate(as_labeled, held_out, truth, seed, groups=groups)
+
+
+def _groups(config: Config, names: list[str]) -> np.ndarray:
+    """The group of each clip by ``folds.group``; a clip that it does not match is one by itself."""
+    if not config.folds.group:
+        return np.array(names)
+    found = [re.search(config.folds.group, name) for name in names]
+    return np.array([match.group(1) if match else name
+                     for match, name in zip(found, names, strict=True)])
+
+
+def _told(config: Config, labels: list[str]) -> np.ndarray:
+    """Shares that were told and not estimated."""
+    if config.vote.prior == "given":
+        logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
+        new = np.array([config.vote.given.get(label, 0.0) for label in labels])
+        return new / new.sum()
+    new = metrics.shares_of_constants(config.vote.probes, labels)
+    shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in zip(labels, new, strict=True))
+    logger.warning("vote: the label prior comes from black-box probes of a scorer, vote.probes: %s; "
+                   "the rules of a challenge may forbid it", shown)
+    rest = [label for label in labels if label not in config.vote.probes]
+    if rest:
+        logger.warning("vote: no probe of %s: its share is what is left, so nothing checks the "
+                       "others", rest[0])
+    return new
 
 
 def made_from(config: Config, parts: list[str]) -> str:
     """Fingerprint of the vote over members of these fingerprints."""
-    return files.fingerprint([parts, as_dict(config.vote), config.run.seed])
+    names = _names(config.vote.names) if config.vote.names else []
+    return files.fingerprint([parts, as_dict(config.vote), config.run.seed, config.folds.group, names])
 
 
-def _write_answer(run: Run, made: Predictions) -> None:
+def _names(path: str) -> list[str]:
+    """The names in a CSV, in its order."""
+    found = table.read(Path(path), ("name",))
+    if found.bad or not found.rows:
+        why = "; ".join([*found.bad.values()][:SHOWN]) or "it names no clip"
+        raise UserError(f"vote.names {path}: {why}")
+    return list(found.rows)
+
+
+def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
+    """The clips of ``answer.csv`` in its order, and those of them that are in quarantine whole."""
+    unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
+    if not config.vote.names:
+        return unlabeled, set()
+    names = _names(config.vote.names)
+    quarantined = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip"}
+    known, fold_of = set(clips.names), clips.fold_of
+    lost = (set(names) & quarantined) - known
+    labeled = [name for name in names if name in fold_of]
+    unknown = [name for name in names if name not in known and name not in lost]
+    for wrong, why in ((unknown, "are not among the clips of this run, and answers that leave clips out "
+                        "score 0 for them: check the names, or add the clips and run again"),
+                       (labeled, "are labelled clips of this run: leave them out")):
+        if wrong:
+            raise UserError(f"vote.names {config.vote.names}: {len(wrong)} of {len(names)} names {why}; "
+                            f"for example {', '.join(wrong[:SHOWN])}")
+    return names, lost
+
+
+def _write_answer(run: Run, made: Predictions, names: list[str], lost: set[str], common: str) -> None:
     answers = made.answers()
-    names = [name for name, known in zip(made.names, made.labeled, strict=True) if not known]
+    if lost:
+        some = ", ".join([name for name in names if name in lost][:SHOWN])
+        logger.warning("vote: %d clips of vote.names are in quarantine and are answered with the most "
+                       "frequent label, %s; for example %s", len(lost), common, some)
+    answers |= dict.fromkeys(lost, common)
     with files.atomic(run.answer) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

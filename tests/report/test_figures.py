@@ -73,6 +73,15 @@ def test_bars_of_the_prior_are_as_long_as_their_shares():
     assert shares == pytest.approx([0.1, 0.2, 0.4, 0.3], abs=0.01)
 
 
+def test_the_interval_of_an_estimate_is_a_line_on_the_scale_of_the_bars():
+    data = Prior(labels=["a", "b"], series=[("x", [0.2, 0.8])], intervals={"x": [(0.1, 0.4), (0.7, 0.9)]})
+    wide = drawn(figures.prior(data)).find(f".//{SVG}svg")
+    lines = [part for part in wide.iter(f"{SVG}line") if part.get("class") == "whisker"]
+    widths = [float(part.get("x2")) - float(part.get("x1")) for part in lines]
+    bars = [float(part.get("width")) for part in wide.iter(f"{SVG}rect")]
+    assert widths == pytest.approx([bars[0] * 1.5, bars[1] * 0.25], rel=0.02)
+
+
 def test_curves_without_a_value_are_no_figure_and_one_epoch_is_a_dot():
     assert panel("t", [Line(name="a", values=[None])], 350) == ""
     one = drawn(panel("t", [Line(name="a", values=[0.5])], 350))

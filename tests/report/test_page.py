@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from mer_dist import files, predictions
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
+from mer_dist.report import sections
 from mer_dist.report.collect import collect
 from mer_dist.report.page import report
 
@@ -159,7 +160,11 @@ def test_times_rates_curves_and_the_prior_arrive(run):
     assert [name for name, _ in facts.prior.series] == [
         "labelled clips", "estimate, EM", "estimate, BBSE", "answers, unlabelled clips (vote)"]
     assert all(sum(shares) == pytest.approx(1) for _, shares in facts.prior.series)
+    assert facts.prior.intervals == {"estimate, EM": [
+        (0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]}
     text = text_of(written(run))
+    for term, _ in sections.PRIOR_TERMS:
+        assert f"{term}:" in text
     assert "used: em · applied: yes · reason: EM and BBSE agree within 0.02" in text
     assert "41.3 s" in text and "15.5" in text
 

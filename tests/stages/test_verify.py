@@ -243,6 +243,15 @@ def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, wo
     finding(run, *words)
 
 
+def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
+    (tmp_path / "names.csv").write_text("name\nu001\n")
+    config = configuration.load(run.config, [f"vote.names={tmp_path}/names.csv"])
+    configuration.save(config, run.config)
+    finding(run, "not among", "u000")
+    run.answer.write_text("name,discrete\nu001,sad\n")
+    assert verify(run.folder) == []
+
+
 def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     run = Run(tmp_path / "run")
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
