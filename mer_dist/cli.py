@@ -72,17 +72,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "plan":
             before.add_argument("--clips", type=int, help="number of clips, where the corpus is not here")
             before.add_argument("--json", action="store_true", help="every figure, in bytes")
-    for name, text, act in (
-        ("verify", "prove that no clip was lost between the stages", verify),
-        ("report", "write report.html", report),
-    ):
-        command(name, text, act).add_argument("run", type=Path, help="run folder")
-    status_command = command("status", "end with the code that a launched stage left", status)
-    status_command.add_argument("run", type=Path, help="run folder")
-    status_command.add_argument("stage", choices=("finetune", "extract"))
-    score_command = command("score", "the result table, scored against a truth file", score)
-    score_command.add_argument("run", type=Path, help="run folder")
-    score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
+    _commands_on_a_run(command)
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
@@ -105,6 +95,24 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
     return top
+
+
+def _commands_on_a_run(command: Callable) -> None:
+    for name, text, act in (
+        ("verify", "prove that no clip was lost between the stages", verify),
+        ("report", "write report.html", report),
+    ):
+        command(name, text, act).add_argument("run", type=Path, help="run folder")
+    status_command = command("status", "end with the code that a launched stage left", status)
+    status_command.add_argument("run", type=Path, help="run folder")
+    status_command.add_argument("stage", choices=("finetune", "extract"))
+    score_command = command("score", "the result table, scored against a truth file", score)
+    score_command.add_argument("run", type=Path, help="run folder")
+    score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
+    explain_command = command("explain", "the way of one clip through the rounds to its answer", explain)
+    explain_command.add_argument("run", type=Path, help="run folder")
+    explain_command.add_argument("name", help="name of a clip")
+    explain_command.add_argument("--json", action="store_true", help="every value, unrounded")
 
 
 def run_stage(parsed: argparse.Namespace) -> int:
@@ -203,6 +211,15 @@ def score(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.score import table
 
     print(table(act(parsed.run, parsed.truth)))
+    return DONE
+
+
+def explain(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.explain import explain as act
+    from mer_dist.stages.explain import text
+
+    told = act(parsed.run, parsed.name)
+    print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
     return DONE
 
 

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
      "metrics", "prefetch"},
-    {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "dist",
-     "corpus"},
+    {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
+     "selection", "lineage", "dist", "corpus"},
     {"stages", "report"},
     {"cli", "__main__"},
 )

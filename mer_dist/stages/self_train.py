@@ -1,10 +1,13 @@
-"""Rounds of self-training: AGT learns again with the unlabelled clips it is sure of.
+"""Rounds of self-training: the models learn again with the unlabelled clips they are sure of.
 
 No labelled clip influences its own out-of-fold prediction. The models of fold k train on labelled
-clips of other folds and on pseudo-labels that the models of fold k gave in the round before; the
-temperature that turns those into confidences comes from models that left out fold k *and* the
-fold they are judged on. What remains are the paths through fine-tuned extractors that
-docs/architecture.md describes.
+clips of other folds and on pseudo-labels that the models of fold k gave in the round before; warm
+ones go on from these same models. Temperature and thresholds, which turn what they told into
+pseudo-labels, come from models that left out fold k *and* the fold they are judged on. How long
+training takes does not depend on what was taken, since all folds train side by side: the most
+that another fold took would tell of labels of fold k. What remains are the paths through
+fine-tuned extractors that docs/architecture.md describes, and one number where
+``self_train.patience`` is set: how many rounds there are follows from the labels of all folds.
 """
 
 from __future__ import annotations
@@ -12,45 +15,35 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import safetensors.torch
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
-from mer_dist import files, metrics, predictions, prior
+from mer_dist import files, lineage, metrics, predictions, prior, selection
 from mer_dist.config import Config, as_dict
 from mer_dist.dist import preempt
-from mer_dist.errors import Stopped
+from mer_dist.errors import Stopped, UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.models import fusion
-from mer_dist.models.fusion import Inputs, Lesson, seed_of
+from mer_dist.models import ensemble
+from mer_dist.models.ensemble import Lesson, seed_of
+from mer_dist.models.fusion import Inputs
+from mer_dist.selection import Selection
 from mer_dist.settings import SelfTrainConfig
 
-#: Beside the predictions of a round: what each fold's models say of the unlabelled clips.
+#: Beside the predictions of a round: what each fold's models say of the unlabelled clips and, in
+#: round 0, what models without two folds say of the labelled ones.
 BY_FOLD = "by_fold.safetensors"
-TAKEN, UNSURE, BEYOND, EMPTY = "", "below the confidence", "beyond its class's quota", "no modality"
-
-
-@dataclass(kw_only=True)
-class Selection:
-    """Pseudo-labels for the models of one fold, one entry per unlabelled clip."""
-
-    #: (N, C), calibrated.
-    probability: np.ndarray
-    label: np.ndarray
-    #: (N,) str: why the clip was not taken; empty if it was.
-    reason: np.ndarray
-    #: (C,): the least confidence that was taken of each label.
-    threshold: np.ndarray
-    #: (N,): 0 if not taken.
-    weight: np.ndarray
+#: The state of the round's models, in the order of :func:`_members`.
+MODELS = "models.safetensors"
+#: What a round's folder holds; a folder of another layout is made again.
+_LAYOUT = 2
 
 
 def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[], Inputs]) -> str:
@@ -62,29 +55,51 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
 
     Returns:
         The fingerprint of the last round.
+
+    Raises:
+        UserError: the rule learns thresholds, and there are too few folds to learn them.
     """
     run, settings = Run(config.run.folder), config.self_train
     model = as_dict(config.fuse)
     del model["labels"], model["sets"]
     last = settings.rounds if not clips.labeled.all() else 0
-    made_from = files.fingerprint([made_from, model, config.run.seed, last > 0])
-    loaded = None
+    if last and settings.rule == "precision" and clips.folds < 3:
+        raise UserError("self_train.rule precision learns from models that left out two folds, so "
+                        f"folds.count must be at least 3; it is {clips.folds}")
+    made_from = files.fingerprint([made_from, model, config.run.seed, last > 0, _LAYOUT])
+    loaded, wafs = None, []
     for number in range(last + 1):
         part = settings.quota * number / max(last, 1)
         if number:
-            own = [number, part, settings.confidence, settings.weight]
-            made_from = files.fingerprint([made_from, *own])
-        if files.marked(run.round(number), made_from):
+            made_from = files.fingerprint([made_from, number, part, *_own(settings)])
+        if done := files.marked(run.round(number), made_from):
             logger.info("%s: already there", title(number))
-            continue
-        if preempt.asked():
-            raise Stopped(f"asked to stop before {title(number)}")
-        loaded = loaded or inputs()
-        _Round(config, clips, loaded, number, part).run(made_from)
+        else:
+            if preempt.asked():
+                raise Stopped(f"asked to stop before {title(number)}")
+            loaded = loaded or inputs()
+            done = _Round(config, clips, loaded, number, part).run(made_from)
+        wafs.append(done["oof_waf"])
+        if number < last and _enough(wafs, settings.patience):
+            logger.info("self-training stops after round %d of %d: out-of-fold WAF has not risen above "
+                        "the %.2f %% of round %d for %d rounds (self_train.patience)", number, last,
+                        100 * max(wafs), wafs.index(max(wafs)), settings.patience)
+            break
     for folder in (run.folder / "rounds").glob("[0-9]*"):
-        if int(folder.name) > last:
+        if int(folder.name) > number:
             shutil.rmtree(folder)
     return made_from
+
+
+def _own(settings: SelfTrainConfig) -> list:
+    """What of the settings changes a round, apart from its part of the clips."""
+    precision = settings.precision if settings.rule == "precision" else None
+    return [settings.rule, settings.confidence, precision, settings.weight, settings.start]
+
+
+def _enough(wafs: list[float], patience: int) -> bool:
+    """Whether the last ``patience`` rounds all stayed at or below the best before them."""
+    return bool(patience) and len(wafs) - 1 - wafs.index(max(wafs)) >= patience
 
 
 def title(number: int) -> str:
@@ -94,6 +109,18 @@ def title(number: int) -> str:
 def by_fold(run: Run, number: int) -> np.ndarray:
     """(K, U, C): probabilities of the unlabelled clips by the models of each fold."""
     return load_file(run.round(number) / BY_FOLD)["probability"]
+
+
+def held_out(run: Run) -> np.ndarray:
+    """(K, L, C): probabilities of the labelled clips by models that left out fold k and their own.
+
+    NaN for the clips of fold k itself, those without any modality, and all where K is 2.
+    """
+    return load_file(run.round(0) / BY_FOLD)["held_out"]
+
+
+def _members(folds: int, seeds: int) -> list[str]:
+    return [f"fold-{fold}/seed-{seed}" for fold in range(folds) for seed in range(seeds)]
 
 
 class _Round:
@@ -107,57 +134,80 @@ class _Round:
         self.unlabeled = np.flatnonzero(~clips.labeled)
         self.present = inputs.present.cpu().numpy()
 
-    def run(self, made_from: str) -> None:
+    def run(self, made_from: str) -> dict:
+        """Run the round; returns the mark of its folder."""
         started = time.monotonic()
-        scale, chosen = self._pseudo_labels()
+        chosen = self._pseudo_labels() if self.number else []
         lessons = [
             self._lesson([fold], seed, chosen[fold] if chosen else None)
             for fold in range(self.clips.folds)
             for seed in range(self.config.fuse.seeds)
         ]
-        model, losses = fusion.train(self.inputs, lessons, self.config.fuse)
+        model, losses = ensemble.train(
+            self.inputs, lessons, self.config.fuse, self._steps(), self._start()
+        )
         by_fold = self._predict(model)
-        if self.number == 0 and self.config.self_train.rounds:
-            scale = self._scales()
-        told = self._predictions(by_fold)
+        kept = {"probability": np.ascontiguousarray(by_fold[:, self.unlabeled], np.float32)}
+        if self.number == 0 and self.config.self_train.rounds and len(self.unlabeled):
+            kept["held_out"] = self._held_out()
+        told, labeled = self._predictions(by_fold), self.clips.labeled
+        waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
         with files.atomic_folder(self.out.round(self.number)) as folder:
             predictions.write(folder / "predictions.parquet", told)
-            kept = np.ascontiguousarray(by_fold[:, self.unlabeled], np.float32)
-            save_file({"probability": kept, "scale": scale}, folder / BY_FOLD)
+            save_file(kept, folder / BY_FOLD)
+            self._write_models(folder, model)
             self._write_curves(folder, losses.numpy())
             if chosen:
-                self._write_selection(folder, chosen)
+                self._write_lineage(folder, chosen)
             seconds = time.monotonic() - started
-            files.mark(folder, made_from, seconds=seconds, clips=len(self.clips.names))
-        labeled = self.clips.labeled
-        waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
+            files.mark(folder, made_from, seconds=seconds, clips=len(self.clips.names), oof_waf=waf)
         logger.info("%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons),
                     100 * waf, seconds)
+        return files.marked(self.out.round(self.number))
 
-    def _pseudo_labels(self) -> tuple[np.ndarray, list[Selection]]:
-        """The scale of each fold's log probabilities, and its models' own pseudo-labels."""
-        if self.number == 0:
-            return np.ones(self.clips.folds), []
-        scale = load_file(self.out.round(0) / BY_FOLD)["scale"]
-        before = by_fold(self.out, self.number - 1)
-        usable = self.present[self.unlabeled]
-        none = np.zeros(self.classes)
-        chosen = [
-            select(prior.Calibration(float(one), none)(probability), usable, self.part,
-                   self.config.self_train)
-            for one, probability in zip(scale, before, strict=True)
-        ]
-        counts = [int((selection.reason == TAKEN).sum()) for selection in chosen]
+    def _pseudo_labels(self) -> list[Selection]:
+        """Per fold the pseudo-labels that its own models of the round before give."""
+        labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
+        chosen = []
+        for told, judged in zip(by_fold(self.out, self.number - 1), held_out(self.out), strict=True):
+            known = np.isfinite(judged).all(1)
+            chosen.append(selection.pseudo_labels(
+                told, usable, judged[known], self.clips.truth[labeled[known]], self.part,
+                self.config.self_train,
+            ))
+        counts = [int(one.taken.sum()) for one in chosen]
         logger.info("%s: %s of %d unlabelled clips taken by fold", title(self.number),
                     ", ".join(map(str, counts)), len(self.unlabeled))
-        return scale, chosen
+        if not any(counts):
+            logger.warning("%s: no clip is sure enough for self_train.rule %s; it trains on labels "
+                           "alone", title(self.number), self.config.self_train.rule)
+        return chosen
+
+    def _steps(self) -> int:
+        """Steps of an epoch: as many as show the labelled clips and the part that may be taken.
+
+        Not what was taken: all folds take the same number of steps, so the longest lesson would
+        tell every fold of the others. Of more clips an epoch shows a random part.
+        """
+        longest = max(
+            self.present[self.clips.outside(fold)].sum() for fold in range(self.clips.folds)
+        )
+        shown = longest + round(self.part * self.present[self.unlabeled].sum())
+        return max(-(-int(shown) // self.config.fuse.batch), 1)
+
+    def _start(self) -> dict[str, Tensor] | None:
+        """The models to go on from: read back, so that an interruption changes nothing."""
+        if self.number == 0 or self.config.self_train.start == "scratch":
+            return None
+        device = str(self.inputs.values[0].device)
+        return safetensors.torch.load_file(self.out.round(self.number - 1) / MODELS, device)
 
     def _lesson(self, without: list[int], seed: int, chosen: Selection | None = None) -> Lesson:
         rows = self.clips.outside(*without)
         rows = rows[self.present[rows]]
         label, weight = self.clips.truth[rows], np.ones(len(rows))
         if chosen is not None:
-            taken = np.flatnonzero(chosen.reason == TAKEN)
+            taken = np.flatnonzero(chosen.taken)
             rows = np.concatenate([rows, self.unlabeled[taken]])
             label = np.concatenate([label, chosen.label[taken]])
             weight = np.concatenate([weight, chosen.weight[taken]])
@@ -169,7 +219,7 @@ class _Round:
             weights=torch.from_numpy(weight).float().to(device), seed=own,
         )
 
-    def _predict(self, model: fusion.AGT) -> np.ndarray:
+    def _predict(self, model: torch.nn.Module) -> np.ndarray:
         """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
         of the labels that the fold's models were trained on."""
         told = self._probability(model, np.flatnonzero(self.present))
@@ -181,33 +231,32 @@ class _Round:
             every[fold, ~self.present] = prior.shares(trained_on, self.classes)
         return every
 
-    def _probability(self, model: fusion.AGT, rows: np.ndarray) -> np.ndarray:
+    def _probability(self, model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
-        return np.exp(fusion.predict(model, self.inputs, on_device).double().numpy())
+        return np.exp(ensemble.predict(model, self.inputs, on_device).double().numpy())
 
-    def _scales(self) -> np.ndarray:
-        """(K,): for the models of each fold the inverse temperature of their log probabilities.
+    def _held_out(self) -> np.ndarray:
+        """See :func:`held_out`. One model per pair of folds, and not one per seed, will do.
 
-        It is fitted on clips of the other folds, as told by models that left out both folds: a
-        scale fitted on plain out-of-fold predictions would carry the labels of fold k into the
-        pseudo-labels of fold k. With two folds there are no such models, and it stays 1.
+        They are trained in round 0 alone: those of later rounds would need pseudo-labels from
+        models without three folds, and so on. Later rounds are surer than the temperature knows.
+
+        A temperature or threshold fitted on plain out-of-fold predictions would carry the labels
+        of fold k into the pseudo-labels of fold k, since the models of all other folds know them.
         """
-        clips, scale = self.clips, np.ones(self.clips.folds)
-        pairs = list(combinations(range(clips.folds), 2))
+        clips, pairs = self.clips, list(combinations(range(self.clips.folds), 2))
+        told = np.full((clips.folds, clips.labeled.sum(), self.classes), np.nan, np.float32)
         if clips.folds < 3:
-            return scale
+            return told
         lessons = [self._lesson([*pair], 0) for pair in pairs]
-        model, _ = fusion.train(self.inputs, lessons, self.config.fuse)
-        rows = np.flatnonzero(clips.labeled & self.present)
-        told = dict(zip(pairs, self._probability(model, rows), strict=True))
-        for fold in range(clips.folds):
-            others = [other for other in range(clips.folds) if other != fold]
-            held_out = [told[min(fold, other), max(fold, other)][clips.fold[rows] == other]
-                        for other in others]
-            truth = [clips.truth[rows][clips.fold[rows] == other] for other in others]
-            fitted = prior.calibrate(np.concatenate(held_out), np.concatenate(truth), bias=False)
-            scale[fold] = fitted.scale
-        return scale
+        model, _ = ensemble.train(self.inputs, lessons, self.config.fuse)
+        labeled = np.flatnonzero(clips.labeled)
+        rows = np.flatnonzero(self.present[labeled])
+        fold = clips.fold[labeled[rows]]
+        for pair, probability in zip(pairs, self._probability(model, labeled[rows]), strict=True):
+            for without, other in (pair, pair[::-1]):
+                told[without, rows[fold == other]] = probability[fold == other]
+        return told
 
     def _predictions(self, by_fold: np.ndarray) -> predictions.Predictions:
         clips = self.clips
@@ -225,47 +274,13 @@ class _Round:
         curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
         files.write_json(folder / "curves.json", {"folds": curves})
 
-    def _write_selection(self, folder: Path, chosen: list[Selection]) -> None:
-        """selection.parquet: what became of every unlabelled clip for the models of every fold."""
-        labels = np.array(self.clips.labels)
-        names = np.array(self.clips.names)[self.unlabeled]
-        tables = []
-        for fold, one in enumerate(chosen):
-            columns = {"fold": np.full(len(names), fold, np.int32), "name": names}
-            columns |= {f"p_{label}": one.probability[:, row] for row, label in enumerate(labels)}
-            columns |= {
-                "pseudo_label": labels[one.label], "selected": one.reason == TAKEN,
-                "reason": one.reason, "threshold": one.threshold[one.label], "weight": one.weight,
-            }
-            tables.append(pa.table({key: pa.array(values) for key, values in columns.items()}))
-        pq.write_table(pa.concat_tables(tables), folder / "selection.parquet")
+    def _write_models(self, folder: Path, model: torch.nn.Module) -> None:
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        members = _members(self.clips.folds, self.config.fuse.seeds)
+        safetensors.torch.save_file(state, folder / MODELS, {"members": " ".join(members)})
 
-
-def select(
-    probability: np.ndarray, usable: np.ndarray, part: float, settings: SelfTrainConfig
-) -> Selection:
-    """Take the surest clips of each label, as many as the label's expected share of ``part``.
-
-    A single threshold would take mostly the labels that are easy, and the next round would think
-    them more frequent still; a quota per label, in the proportion of the summed probabilities,
-    keeps the shares (class-balanced self-training, Zou et al. 2018). A taken clip weighs
-    ``settings.weight`` times its confidence.
-
-    Args:
-        probability: (N, C), calibrated.
-        usable: (N,) bool, False for a clip without any modality.
-        part: of the N clips that is taken at most.
-    """
-    confidence, label = probability.max(1), probability.argmax(1)
-    reason = np.where(confidence < settings.confidence, UNSURE, BEYOND).astype(object)
-    reason[~usable] = EMPTY
-    threshold = np.full(probability.shape[1], settings.confidence)
-    for own, quota in enumerate(np.round(part * probability[usable].sum(0)).astype(int)):
-        rows = np.flatnonzero((reason == BEYOND) & (label == own))
-        taken = rows[np.argsort(-confidence[rows], kind="stable")[:quota]]
-        reason[taken] = TAKEN
-        if len(taken):
-            threshold[own] = confidence[taken].min()
-    weight = np.where(reason == TAKEN, settings.weight * confidence, 0.0)
-    return Selection(probability=probability, label=label, reason=reason.astype(str),
-                     threshold=threshold, weight=weight)
+    def _write_lineage(self, folder: Path, chosen: list[Selection]) -> None:
+        names = [self.clips.names[row] for row in self.unlabeled]
+        members = np.array(_members(self.clips.folds, self.config.fuse.seeds))
+        models = [" ".join(own) for own in members.reshape(self.clips.folds, -1)]
+        lineage.write(folder / lineage.FILE, names, self.clips.labels, chosen, models)

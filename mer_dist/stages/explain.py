@@ -1,0 +1,224 @@
+"""The way of one clip through a run folder: features, predictions, pseudo-labels, vote, answer.
+
+It reads what the stages left and runs nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from mer_dist import config as configuration
+from mer_dist import features, files, joined, lineage, predictions, quarantine
+from mer_dist.config import Config
+from mer_dist.errors import UserError
+from mer_dist.layout import Run
+from mer_dist.records import UNLABELED
+
+
+def explain(folder: Path, name: str) -> dict:
+    """Everything that a run folder tells of one clip, as plain values.
+
+    Raises:
+        UserError: there are no predictions yet, or none of a clip of this name.
+    """
+    run = Run(folder)
+    config = configuration.load(run.config)
+    paths = predictions.all_of(run)
+    lost = [row for row in quarantine.read(run.quarantine) if row.name == name]
+    told = [row for path in paths if (row := _told(path, name))]
+    if not told and not lost:
+        raise UserError(_unknown(run, paths, name))
+    first = told[0] if told else {"split": "", "fold": -1}
+    return {
+        "name": name, "split": first["split"], "fold": first["fold"],
+        "label": _label(config, run, name), "labels": list(config.corpus.labels),
+        "features": _features(config, run, name, first["fold"]) if told else [],
+        "quarantine": [{"stage": row.stage, "lost": row.lost, "reason": row.reason} for row in lost],
+        "predictions": [
+            {key: row[key] for key in ("title", "probability", "answer")} for row in told
+        ],
+        "rounds": _rounds(run, name), "vote": _vote(run), "answer": _answer(run, name),
+    }
+
+
+def _told(path: Path, name: str) -> dict | None:
+    """What one prediction file says of the clip."""
+    try:
+        rows = pq.read_table(path, filters=[("name", "==", name)]).to_pylist()
+        facts = pq.read_schema(path).metadata
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+    if not rows:
+        return None
+    labels = json.loads(facts[b"labels"])
+    return {"title": facts[b"title"].decode(), "split": rows[0]["split"], "fold": rows[0]["fold"],
+            "probability": [rows[0][f"p_{label}"] for label in labels], "answer": rows[0]["answer"]}
+
+
+def _unknown(run: Run, paths: list[Path], name: str) -> str:
+    if not paths:
+        return f"{run.folder}: there are no predictions yet; run fuse first"
+    known = pq.read_table(paths[-1], columns=["name"])["name"].to_pylist()
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    known = f"near names: {', '.join(near)}" if near else f"its names look like {known[0]}"
+    return f"{run.folder}: no clip {name!r} there; {known}"
+
+
+def _label(config: Config, run: Run, name: str) -> str | None:
+    try:
+        return joined.labels_of(config, run)[0].get(name)
+    except (UserError, OSError):  # the label file need not be where the run folder is read
+        return None
+
+
+def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
+    """Per feature set: its modality, and why the clip is masked there, if it is."""
+    part = "all" if fold < 0 else f"fold-{fold}"
+    broken = [row for row in quarantine.read(run.quarantine)
+              if row.name == name and row.stage == joined.STAGE]
+    found = []
+    for set_name in joined.all_sets(config, run):
+        stored = set_name
+        if set_name.endswith(joined.TUNED):
+            stored = f"{set_name.removesuffix(joined.TUNED)}@{part}"
+        why = next((row.reason for row in broken if row.reason.startswith(joined.about(set_name))), None)
+        modality, missing = _stored(run.features(stored), name)
+        found.append({"set": set_name, "modality": modality, "masked": why or missing})
+    return found
+
+
+def _stored(folder: Path, name: str) -> tuple[str, str | None]:
+    """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
+    reason = "not in this feature set"
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                facts = features.shard_facts(file)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: not a whole feature file ({error}); run extract again") from None
+        if name in facts["names"]:
+            return features.description(folder)["modality"], None
+        reason = facts["missing"].get(name, reason)
+    return features.description(folder)["modality"], reason
+
+
+def _rounds(run: Run, name: str) -> list[dict]:
+    """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
+    found = []
+    for path in sorted((run.folder / "rounds").glob(f"[0-9]*/{lineage.FILE}")):
+        try:
+            rows = lineage.of_clip(path, name)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+        if rows:
+            found.append({"round": int(path.parent.name), "folds": rows})
+    return found
+
+
+def _vote(run: Run) -> dict:
+    """What the vote decided for all clips, without the list of its members' clips."""
+    path = run.vote / "prior.json"
+    try:
+        return files.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+
+
+def _answer(run: Run, name: str) -> str | None:
+    """The label in answer.csv."""
+    if not run.answer.exists():
+        return None
+    with open(run.answer, newline="", encoding="utf-8") as file:
+        return next((row["discrete"] for row in csv.DictReader(file) if row["name"] == name), None)
+
+
+def text(told: dict) -> str:
+    """The same for a reader: plain text in aligned columns."""
+    labels, parts = told["labels"], [_heading(told)]
+    if told["features"]:
+        rows = [[one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]
+                for one in told["features"]]
+        parts.append("features\n" + _columns(rows))
+    if told["quarantine"]:
+        rows = [[one["stage"], f"lost: {one['lost']}", one["reason"]] for one in told["quarantine"]]
+        parts.append("quarantine\n" + _columns(rows))
+    if told["predictions"]:
+        rows = [["", *labels, "answer"]]
+        rows += [[one["title"], *_shares(one["probability"]), one["answer"]]
+                 for one in told["predictions"]]
+        parts.append("what each model says\n" + _columns(rows))
+    parts += [_lent(one, labels) for one in told["rounds"]]
+    if told["vote"]:
+        parts.append(_vote_text(told))
+    return "\n\n".join(parts)
+
+
+def _heading(told: dict) -> str:
+    if not told["split"]:
+        return f"{told['name']}: left out of fusion"
+    if told["split"] == UNLABELED:
+        return f"{told['name']}: unlabelled"
+    label = told["label"] or "a label that is not at hand"
+    return f"{told['name']}: labelled {label}, fold {told['fold']}; every prediction is out of fold"
+
+
+def _shares(probability: list[float]) -> list[str]:
+    return [f"{value:.3f}" for value in probability]
+
+
+def _lent(one: dict, labels: list[str]) -> str:
+    """The table of one round: a row per fold."""
+    rows = [["", *labels, "label", "taken", "weight", "threshold", "why not", "told by"]]
+    for row in one["folds"]:
+        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        rows.append([
+            f"for fold {row['fold']}", *_shares([row[f"p_{label}"] for label in labels]),
+            row["pseudo_label"], "yes" if row["selected"] else "no", f"{row['weight']:.3f}", threshold,
+            row["reason"] or "-", f"{row['models']} of round {one['round'] - 1}",
+        ])
+    return f"as a pseudo-label in round {one['round']}\n{_columns(rows)}"
+
+
+def _vote_text(told: dict) -> str:
+    vote, unlabeled = told["vote"], told["split"] == UNLABELED
+    whose = "" if unlabeled else ", of unlabelled clips"
+    lines = [[title, f"{weight:.3f}"] for title, weight in vote.get("weights", {}).items()]
+    state = "applied" if vote.get("applied") else "not applied"
+    parts = [f"{vote.get('kind', 'soft')} vote: weight of each member{whose}\n" + _columns(lines),
+             f"prior correction {state}: {vote.get('reason', '')}"]
+    if unlabeled and "tried" in vote:
+        shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
+        rows = [[name, *_shares(own)] for name, own in shares.items()]
+        parts.append(_columns([["", *vote["labels"]], *rows]))
+    if told["answer"] is not None:
+        parts.append(f"answer: {told['answer']}")
+    elif told["split"] and not unlabeled:
+        final = told["predictions"][-1]["answer"]
+        parts.append(f"answer: {final}, not in answer.csv, since the clip is labelled")
+    else:
+        parts.append("answer: not in answer.csv")
+    return "\n".join(parts)
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """Aligned, two blanks apart and two in front; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    body = rows[-1]
+
+    def line(row: list[str]) -> str:
+        cells = [cell.rjust(width) if _number(below) else cell.ljust(width)
+                 for cell, width, below in zip(row, widths, body, strict=True)]
+        return ("  " + "  ".join(cells)).rstrip()
+
+    return "\n".join(map(line, rows))
+
+
+def _number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()
