@@ -20,6 +20,9 @@ from mer_dist.files import atomic
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 
+#: The probe of all fused sets side by side; no feature set has such a name.
+ALL_SETS = "@all"
+
 
 @dataclass(kw_only=True)
 class Predictions:
@@ -79,7 +82,7 @@ def read(path: Path) -> Predictions:
 def all_of(run: Run) -> list[Path]:
     """The prediction files of a run in the order of the result table."""
     return [
-        *sorted(run.probes.glob("*.parquet")),
+        *sorted(run.probes.glob("*.parquet"), key=lambda path: (path.stem == ALL_SETS, path)),
         *sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet")),
         *sorted(run.vote.glob("predictions.parquet")),
     ]

@@ -12,7 +12,7 @@ LAYERS = (
     {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
      "metrics", "prefetch"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
-     "selection", "lineage", "dist", "corpus"},
+     "probe", "selection", "lineage", "dist", "corpus"},
     {"stages", "report"},
     {"cli", "__main__"},
 )

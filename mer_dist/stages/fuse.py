@@ -9,20 +9,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 
-from mer_dist import files, joined, predictions, prior, quarantine
+from mer_dist import files, joined, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
-from mer_dist.predictions import Predictions
+from mer_dist.predictions import ALL_SETS, Predictions
+from mer_dist.probe import STRENGTHS, probe
 from mer_dist.records import Problem
 
-#: Inverse strength of the ridge on the weights of a probe, whose features are standardised.
-PROBE_RIDGE = 0.03
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28
 
@@ -76,12 +74,13 @@ def fuse(config: Config) -> None:
     last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
     # Before the vote, which looks there for clips that it is asked for and does not have.
     _quarantine(sets, problems)
-    made_from = vote_made_from(config, [last, *(probes[name] for name in fused)])
+    voting = [*fused, *([ALL_SETS] if ALL_SETS in probes else [])]
+    made_from = vote_made_from(config, [last, *(probes[name] for name in voting)])
     if files.marked(run.vote, made_from) and run.answer.exists():
         logger.info("vote: already there")
     else:
         rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
-        paths = [*rounds, *(_probe_path(run, name) for name in fused)]
+        paths = [*rounds, *(_probe_path(run, name) for name in voting)]
         vote(config, clips, [predictions.read(path) for path in paths], by_fold(run, 0), made_from)
 
 
@@ -137,16 +136,19 @@ def _probe_path(run: Run, set_name: str):
 def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
     """Probe the sets that have none yet; returns set -> fingerprint."""
     run = sets.run
+    parts = {name: [name] for name in joined.all_sets(config, run)}
+    if len(fused := joined.fused_sets(config)) > 1:
+        parts[ALL_SETS] = fused
     wanted = {
-        name: files.fingerprint([sets.clips.made_from, sets.made_from(name), PROBE_RIDGE])
-        for name in joined.all_sets(config, run)
+        name: files.fingerprint([sets.clips.made_from, *map(sets.made_from, of), STRENGTHS])
+        for name, of in parts.items()
     }
     done = (files.marked(run.probes) or {}).get("sets", {})
     done = {name: facts for name, facts in done.items() if _probe_path(run, name).exists()}
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started = time.monotonic()
-        predictions.write(_probe_path(run, name), _probe(config, sets, name))
+        predictions.write(_probe_path(run, name), _probe(config, sets, name, parts[name]))
         done[name] = {"made_from": wanted[name], "seconds": time.monotonic() - started}
         there = {name: done[name] for name in wanted if name in done}
         _mark_probes(run, there, len(sets.clips.names))
@@ -161,15 +163,17 @@ def _mark_probes(run: Run, done: dict[str, dict], clips: int) -> None:
     files.mark(run.probes, files.fingerprint(done), sets=done, seconds=seconds, clips=clips)
 
 
-def _probe(config: Config, sets: _Sets, name: str) -> Predictions:
-    """One modality alone."""
-    features, clips = sets.read(name), sets.clips
-    values, valid = features.utterances(clips.names)
-    probability = probe(values, valid, clips)
+def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> Predictions:
+    """One modality alone, or all fused sets side by side."""
+    clips, found = sets.clips, [sets.read(part) for part in parts]
+    title = _probe_title(config, name, found[0])
+    if name == ALL_SETS:
+        title = "all sets (logistic regression)"
+    values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
+    probability = probe(list(values), list(valid), clips)
     return Predictions(
-        title=_probe_title(config, name, features), labels=clips.labels, names=clips.names,
-        labeled=clips.labeled, fold=clips.fold, probability=probability,
-        answer=probability.argmax(1),
+        title=title, labels=clips.labels, names=clips.names, labeled=clips.labeled,
+        fold=clips.fold, probability=probability, answer=probability.argmax(1),
     )
 
 
@@ -180,41 +184,3 @@ def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
     elif name in config.extractors:
         kind = ", frozen"
     return f"{features.modality} alone ({name.removesuffix(joined.TUNED)}{kind})"
-
-
-def probe(values: np.ndarray, valid: np.ndarray, clips: Clips) -> np.ndarray:
-    """Logistic regression on standardised vectors, one per fold: ``(N, C)``, out of fold.
-
-    An unlabelled clip gets the mean of all folds' models; a clip without the modality the shares
-    of the labels a model was trained on.
-
-    Args:
-        values: (N, D) in the order of ``clips``.
-        valid: (N,) bool, True where the clip has the modality.
-
-    Raises:
-        UserError: in some fold fewer than two labels are left to learn from.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classes = len(clips.labels)
-    every = np.empty((clips.folds, len(values), classes))
-    for fold in range(clips.folds):
-        rows = clips.outside(fold)
-        every[fold] = prior.shares(clips.truth[rows], classes)
-        rows = rows[valid[rows]]
-        if len(np.unique(clips.truth[rows])) < 2:
-            raise UserError(
-                f"outside fold {fold}, the clips that have this feature set have fewer than two "
-                "labels; it cannot be fused: name the others in fuse.sets"
-            )
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_RIDGE, max_iter=1000))
-        model.fit(values[rows], clips.truth[rows])
-        every[fold, valid] = 0
-        told = model.predict_proba(values[valid])
-        every[np.ix_([fold], np.flatnonzero(valid), model.classes_)] = told
-    told = every.mean(0)
-    told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
-    return told

@@ -1,0 +1,140 @@
+"""Probes: logistic regression, what feature sets tell without any hidden layer.
+
+One per feature set shows what a modality knows alone; one on all sets side by side is the yardstick
+of fusion. Needs no more than numpy and scikit-learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mer_dist import prior
+from mer_dist.errors import UserError
+from mer_dist.joined import Clips
+
+#: Inverse strengths of the ridge among which cross-validation chooses; features are standardised.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: The one that is taken where folds are too few to choose.
+USUAL = 1e-2
+#: A probability below this counts as this much when strengths are compared.
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Feature sets side by side, each standardised over the clips that have it, 0 where absent."""
+
+    #: each (N, D), and (N,) bool: True where the clip has the set.
+    values: list[np.ndarray]
+    valid: list[np.ndarray]
+    #: each (D,)
+    mean: list[np.ndarray]
+    deviation: list[np.ndarray]
+
+    @classmethod
+    def of(cls, values: list[np.ndarray], valid: list[np.ndarray]) -> Standardized:
+        means, deviations = [], []
+        for of_set, own in zip(values, valid, strict=True):
+            present = of_set if own.all() else of_set[own]
+            deviation = present.std(0)
+            means.append(present.mean(0))
+            deviations.append(np.where(deviation > 1e-6, deviation, 1).astype(np.float32))
+        return cls(values, valid, means, deviations)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, sum of D) float32."""
+        parts = [
+            np.where(valid[rows, None], (values[rows] - mean) / deviation, 0)
+            for values, valid, mean, deviation in self._sets()
+        ]
+        return np.concatenate(parts, 1).astype(np.float32)
+
+    def logits(self, coefficients: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """(N, C) of ``(C, sum of D)`` coefficients, without a standardised copy of all clips."""
+        edges = np.cumsum([values.shape[1] for values in self.values])[:-1]
+        told = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
+        parts = np.split(coefficients, edges, axis=1)
+        for own, (values, valid, mean, deviation) in zip(parts, self._sets(), strict=True):
+            scaled = (own / deviation).astype(np.float32).T
+            told += (values @ scaled - mean @ scaled) * valid[:, None]
+        return told
+
+    def _sets(self):
+        return zip(self.values, self.valid, self.mean, self.deviation, strict=True)
+
+
+def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> np.ndarray:
+    """Logistic regression on feature sets side by side, one per fold: ``(N, C)``, out of fold.
+
+    The ridge of the model for fold k is the one under which models without fold k and another fold
+    are most likely on that other one, so the labels of fold k have no part in it. An unlabelled
+    clip gets the mean of all folds' models; a clip with none of the sets the shares of the labels
+    a model was trained on.
+
+    Args:
+        values: per set (N, D) in the order of ``clips``.
+        valid: per set (N,) bool, True where the clip has it.
+
+    Raises:
+        UserError: in some fold fewer than two labels are left to learn from.
+    """
+    classes, some = len(clips.labels), np.any(valid, 0)
+    inputs = Standardized.of(values, valid)
+    trained = [clips.outside(fold) for fold in range(clips.folds)]
+    strengths = _strengths(inputs, some, clips)
+    every = np.empty((clips.folds, len(some), classes))
+    for fold, rows in enumerate(trained):
+        every[fold] = prior.shares(clips.truth[rows], classes)
+        rows = rows[some[rows]]
+        if len(np.unique(clips.truth[rows])) < 2:
+            raise UserError(
+                f"outside fold {fold}, the clips that have this feature set have fewer than two "
+                "labels; it cannot be fused: name the others in fuse.sets"
+            )
+        model = _model(strengths[fold]).fit(inputs.rows(rows), clips.truth[rows])
+        told = _probability(model, inputs.logits(model.coef_, model.intercept_), classes)
+        every[fold, some] = told[some]
+    told = every.mean(0)
+    told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
+    return told
+
+
+def _model(strength: float, **options):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=1000, **options)
+
+
+def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
+    """(N, C) over all labels, of which the model may know a part."""
+    if len(model.classes_) == 2:  # scikit-learn keeps one row of coefficients then
+        logits = np.concatenate([-logits, logits], 1) / 2
+    told = np.zeros((len(logits), classes))
+    told[:, model.classes_] = prior.softmax(logits.astype(np.float64))
+    return told
+
+
+def _strengths(inputs: Standardized, some: np.ndarray, clips: Clips) -> list[float]:
+    """Per fold the inverse strength of its ridge."""
+    classes = len(clips.labels)
+    loss = np.zeros((clips.folds, len(STRENGTHS)))
+    judged = np.zeros(clips.folds, int)
+    for pair in combinations(range(clips.folds), 2):
+        rows = clips.outside(*pair)
+        rows = rows[some[rows]]
+        if len(np.unique(clips.truth[rows])) < 2:
+            continue
+        x_train, held_out = inputs.rows(rows), np.flatnonzero(np.isin(clips.fold, pair) & some)
+        x_held_out, truth, fold = inputs.rows(held_out), clips.truth[held_out], clips.fold[held_out]
+        model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
+        for place, strength in enumerate(STRENGTHS):
+            model.set_params(C=strength).fit(x_train, clips.truth[rows])
+            logits = x_held_out @ model.coef_.T + model.intercept_
+            p = _probability(model, logits, classes)[np.arange(len(truth)), truth]
+            for without, other in (pair, pair[::-1]):
+                loss[without, place] -= np.log(np.maximum(p[fold == other], _FLOOR)).sum()
+        judged[list(pair)] += 1
+    return [STRENGTHS[best] if any_ else USUAL for best, any_ in zip(loss.argmin(1), judged, strict=True)]
