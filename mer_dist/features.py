@@ -27,6 +27,8 @@ from mer_dist.files import atomic, read_json, write_json
 
 DESCRIPTION = "set.json"
 _FACTS = "mer_dist"
+#: The types of tensors, as safetensors calls them, that a feature file can hold.
+_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
 @dataclass(kw_only=True)
@@ -45,11 +47,27 @@ class FeatureSet:
     def width(self) -> int:
         return self.utterance.shape[1]
 
+    @property
+    def dtype(self) -> np.dtype:
+        return self.utterance.dtype
+
+    @property
+    def has_frames(self) -> bool:
+        return self.frame is not None
+
     def utterances(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors ``(N, D)`` float32 in the order of ``names`` and a mask ``(N,)``, True if present."""
+        """Vectors ``(N, D)`` float32 in the order of ``names`` and a mask ``(N,)``, True if present.
+
+        They are the set's own, not a copy, where it was loaded in this order and lacks none of them.
+        """
         rows, valid = self._rows(names)
+        chosen = rows[valid]
+        in_order = np.array_equal(chosen, np.arange(len(chosen)))
+        found = self.utterance[: len(chosen)] if in_order else self.utterance[chosen]
+        if len(chosen) == len(names):
+            return found.astype(np.float32, copy=False), valid
         values = np.zeros((len(names), self.width), np.float32)
-        values[valid] = self.utterance[rows[valid]]
+        values[valid] = found
         return values, valid
 
     def tokens(self, names: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,14 +83,14 @@ class FeatureSet:
         rows, valid = self._rows(names)
         values = np.zeros((len(names), count, self.width), np.float32)
         mask = np.zeros((len(names), count), bool)
-        for position in np.flatnonzero(valid):
-            start, stop = self.offsets[rows[position] : rows[position] + 2]
-            parts = min(count, stop - start)
-            edges = np.linspace(start, stop, parts + 1).astype(int)
-            for token in range(parts):
-                stretch = self.frame[edges[token] : edges[token + 1]]
-                values[position, token] = stretch.astype(np.float32).mean(0)
-            mask[position, :parts] = True
+        starts, stops = self.offsets[:-1][rows[valid]], self.offsets[1:][rows[valid]]
+        parts = np.minimum(stops - starts, count)
+        mask[valid] = np.arange(count) < parts[:, None]
+        for own in np.unique(parts[parts > 0]):
+            same = parts == own
+            edges = np.linspace(starts[same], stops[same], own + 1, axis=1).astype(int)
+            means = _means(self.frame, edges[:, :-1].ravel(), edges[:, 1:].ravel())
+            values[np.flatnonzero(valid)[same], :own] = means.reshape(-1, own, self.width)
         return values, mask
 
     def _rows(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,30 +124,143 @@ class FeatureSet:
         )
 
 
-def join(parts: list[FeatureSet]) -> FeatureSet:
-    """One set from the disjoint parts of several shards or extractor copies."""
+@dataclass(frozen=True, kw_only=True)
+class StoredShard:
+    """A shard's features where they lie: each tensor is mapped when it is asked for, and only then."""
+
+    path: Path
+    modality: str
+    names: list[str]
+    missing: dict[str, str]
+    #: tensor -> type, shape, and its first byte in the file.
+    tensors: dict[str, tuple[np.dtype, list[int], int]]
+
+    @classmethod
+    def open(cls, path: Path, frames: bool = True) -> StoredShard:
+        try:
+            with safe_open(path, "numpy") as file:  # refuses a file that is not whole
+                facts = shard_facts(file)
+                wanted = set(file.keys()) if frames else {"utterance"}
+            with Path(path).open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            tensors = {
+                name: (_DTYPES[told["dtype"]], told["shape"], 8 + size + told["data_offsets"][0])
+                for name, told in header.items() if name in wanted
+            }
+            if not tensors.keys() >= {"utterance"}:
+                raise ValueError("it has no utterance vectors")
+            return cls(path=path, modality=facts["modality"], names=facts["names"],
+                       missing=facts["missing"], tensors=tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            what = f"{path}: not a whole feature file ({error}); delete it and run extract"
+            raise UserError(what) from None
+
+    @property
+    def width(self) -> int:
+        return self.tensors["utterance"][1][1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensors["utterance"][0]
+
+    @property
+    def has_frames(self) -> bool:
+        return "frame" in self.tensors
+
+    @property
+    def utterance(self) -> np.ndarray:
+        return self._mapped("utterance")
+
+    @property
+    def frame(self) -> np.ndarray:
+        return self._mapped("frame")
+
+    @property
+    def offsets(self) -> np.ndarray:
+        return self._mapped("offsets")
+
+    def _mapped(self, name: str) -> np.ndarray:
+        dtype, shape, start = self.tensors[name]
+        if not all(shape):  # nothing to map
+            return np.zeros(shape, dtype)
+        return np.memmap(self.path, dtype, "r", start, tuple(shape)).view(np.ndarray)
+
+
+def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Mean of the rows ``starts[i]:stops[i]``, none of them empty: ``(n, D)`` float32.
+
+    A sparse product adds whole rows in their order; ``np.add.reduceat`` would walk down each column.
+    """
+    from scipy.sparse import csr_array
+
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    columns = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    ones = np.ones(len(columns), np.float32)
+    sums = csr_array((ones, columns, np.concatenate([[0], ends])), shape=(len(lengths), len(frame)))
+    return sums @ frame.astype(np.float32, copy=False) / lengths[:, None].astype(np.float32)
+
+
+def join(parts: list[FeatureSet | StoredShard], order: list[str] | None = None) -> FeatureSet:
+    """One set from the disjoint parts of several shards or extractor copies.
+
+    Args:
+        order: clips that are to come first and in this order, the rest after them; None: the clips
+            as they come.
+
+    Raises:
+        UserError: there is no part, two have a clip in common, or they differ in modality or width.
+    """
+    _check_parts(parts)
+    names = [name for part in parts for name in part.names]
+    place_of = {name: place for place, name in enumerate(order or ())}
+    source = np.argsort([place_of.get(name, len(place_of)) for name in names], kind="stable")
+    target = np.empty_like(source)
+    target[source] = np.arange(len(source))
+    targets = np.split(target, np.cumsum([len(part.names) for part in parts])[:-1])
+
+    dtype = np.result_type(*(part.dtype for part in parts))
+    utterance = np.empty((len(names), parts[0].width), dtype)
+    for part, rows in zip(parts, targets, strict=True):
+        utterance[rows] = part.utterance
+    frame = offsets = None
+    if all(part.has_frames for part in parts):
+        frame, offsets = _join_frames(parts, source, targets)
+    return FeatureSet(
+        modality=parts[0].modality, names=[names[row] for row in source], utterance=utterance,
+        frame=frame, offsets=offsets,
+        missing={name: why for part in parts for name, why in part.missing.items()},
+    )
+
+
+def _check_parts(parts: list[FeatureSet | StoredShard]) -> None:
     if not parts:
         raise UserError("there are no features to read; run extract first")
-    names = [name for part in parts for name in part.names]
-    if len(set(names)) < len(names):
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
+    count = Counter(name for part in parts for name in part.names)
+    if len(count) < count.total():
+        twice = sorted(name for name, times in count.items() if times > 1)[:3]
         raise UserError(f"features hold the same clip twice, for example {', '.join(twice)}")
     if len({(part.modality, part.width) for part in parts}) > 1:
         kinds = sorted({f"{part.modality} of width {part.width}" for part in parts})
         raise UserError(f"parts of one feature set differ: {'; '.join(kinds)}; extract again")
-    frame = offsets = None
-    if all(part.frame is not None for part in parts):
-        frame = np.concatenate([part.frame for part in parts])
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return FeatureSet(
-        modality=parts[0].modality,
-        names=names,
-        utterance=np.concatenate([part.utterance for part in parts]),
-        frame=frame,
-        offsets=offsets,
-        missing={name: why for part in parts for name, why in part.missing.items()},
-    )
+
+
+def _join_frames(
+    parts: list[FeatureSet | StoredShard], source: np.ndarray, targets: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and offsets of a joined set, whose row i was row ``source[i]`` of the parts."""
+    spans = [np.asarray(part.offsets) for part in parts]
+    lengths = np.concatenate([np.diff(span) for span in spans])
+    offsets = np.concatenate([[0], np.cumsum(lengths[source])])
+    frame = None
+    for part, span, rows in zip(parts, spans, targets, strict=True):
+        own = part.frame
+        if frame is None:
+            frame = np.empty((offsets[-1], own.shape[1]), own.dtype)
+        places = np.arange(len(own)) + np.repeat(offsets[rows] - span[:-1], np.diff(span))
+        frame[places] = own
+    return frame, offsets
 
 
 def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
@@ -172,22 +303,12 @@ def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def read_shard(path: Path, frames: bool = True) -> FeatureSet:
-    """One shard; without ``frames`` only its utterance vectors, a small part of the file."""
-    try:
-        with safe_open(path, "numpy") as file:
-            facts = shard_facts(file)
-            wanted = file.keys() if frames else ["utterance"]
-            tensors = {name: file.get_tensor(name) for name in wanted}
-        return FeatureSet(
-            modality=facts["modality"],
-            names=facts["names"],
-            utterance=tensors["utterance"],
-            frame=tensors.get("frame"),
-            offsets=tensors.get("offsets"),
-            missing=facts["missing"],
-        )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a whole feature file ({error}); delete it and run extract") from None
+    """One shard; without ``frames`` only its utterance vectors, a small part of the file.
+
+    Raises:
+        UserError: it is not a whole feature file.
+    """
+    return join([StoredShard.open(path, frames)])
 
 
 def describe(folder: Path, **facts) -> None:
@@ -202,7 +323,15 @@ def description(folder: Path) -> dict:
         raise UserError(f"{folder}: no feature set there; run extract or import first") from None
 
 
-def load(folder: Path, frames: bool = True) -> FeatureSet:
-    """All shards of the set in ``folder``."""
+def load(folder: Path, frames: bool = True, order: list[str] | None = None) -> FeatureSet:
+    """All shards of the set in ``folder``, each row copied once from the file to its place.
+
+    Args:
+        order: as for :func:`join`.
+
+    Raises:
+        UserError: there is no set, a file is not whole, or the files do not fit each other.
+    """
     description(folder)
-    return join([read_shard(path, frames) for path in sorted(Path(folder).glob("[0-9]*.safetensors"))])
+    paths = sorted(Path(folder).glob("[0-9]*.safetensors"))
+    return join([StoredShard.open(path, frames) for path in paths], order)

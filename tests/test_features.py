@@ -34,6 +34,42 @@ def test_a_set_of_several_shards_comes_back_whole(tmp_path):
     assert features.description(tmp_path) == {"modality": "video", "width": 3}
 
 
+def test_a_set_comes_in_the_order_it_is_asked_for_and_the_other_clips_after(tmp_path):
+    write = features.write_shard
+    write(tmp_path / "00000.safetensors", make(["d", "b"], lengths=[2, 5]))
+    write(tmp_path / "00001.safetensors", make([], lengths=[]))
+    write(tmp_path / "00002.safetensors", make(["c", "x", "a"], lengths=[1, 0, 3], seed=1))
+    features.describe(tmp_path, modality="video", width=3)
+    plain, loaded = features.load(tmp_path), features.load(tmp_path, order=["a", "b", "nobody", "c", "d"])
+    assert plain.names == ["d", "b", "c", "x", "a"] and loaded.names == ["a", "b", "c", "d", "x"]
+    np.testing.assert_array_equal(loaded.utterance, plain.utterances(loaded.names)[0])
+    for name in plain.names:
+        spans = [of_set.frame[slice(*of_set.offsets[of_set.names.index(name) :][:2])]
+                 for of_set in (plain, loaded)]
+        np.testing.assert_array_equal(*spans)
+    assert features.load(tmp_path, frames=False, order=["a"]).frame is None
+    ordered, valid = loaded.utterances(["a", "b", "c"])
+    assert valid.all() and np.shares_memory(ordered, loaded.utterance)
+    values, valid = loaded.utterances(["a", "nobody", "b"])
+    assert valid.tolist() == [True, False, True] and not values[1].any()
+    np.testing.assert_array_equal(values[[0, 2]], loaded.utterance[:2])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_is_loaded_has_the_type_it_was_stored_in_and_is_free_of_the_file(tmp_path, dtype):
+    made = make(["a", "b"], lengths=[2, 1])
+    made.utterance, made.frame = made.utterance.astype(dtype), made.frame.astype(dtype)
+    path = tmp_path / "00000.safetensors"
+    features.write_shard(path, made)
+    loaded = features.read_shard(path)
+    path.write_bytes(b"")
+    loaded.utterance[0] += 0
+    np.testing.assert_array_equal(loaded.utterance, made.utterance)
+    np.testing.assert_array_equal(loaded.frame, made.frame)
+    assert loaded.utterance.dtype == loaded.frame.dtype == dtype
+    assert loaded.utterances(["a"])[0].dtype == loaded.tokens(["a"], 1)[0].dtype == np.float32
+
+
 def test_vectors_are_joined_by_name_and_a_missing_clip_is_a_mask():
     made = make(["b", "a", "c"])
     values, valid = made.utterances(["a", "nobody", "c"])
@@ -63,6 +99,27 @@ def test_ragged_frames_are_pooled_to_means_of_equal_stretches(length):
     if length == 101:
         np.testing.assert_allclose(values[0, 0], frames[:14].mean(0), atol=1e-6)
         np.testing.assert_allclose(values[0, 6], frames[86:].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_pooling_all_clips_at_once_gives_the_bits_of_each_clip_alone(dtype):
+    random = np.random.default_rng(3)
+    lengths = random.integers(0, 40, 60)
+    names = [f"clip{row}" for row in range(60)]
+    made = make(names, lengths=lengths)
+    made.frame = made.frame.astype(dtype)
+    wanted = [*random.permutation(names)[:50].tolist(), "nobody"]
+    values, mask = made.tokens(wanted, 6)
+    for row, name in enumerate(wanted[:50]):
+        start, stop = made.offsets[names.index(name) :][:2]
+        parts = min(6, stop - start)
+        edges = np.linspace(start, stop, parts + 1).astype(int)
+        for token in range(parts):
+            stretch = made.frame[edges[token] : edges[token + 1]].astype(np.float32)
+            np.testing.assert_array_equal(values[row, token], stretch.mean(0))
+        assert mask[row].tolist() == [True] * parts + [False] * (6 - parts)
+        assert not values[row, parts:].any()
+    assert not mask[50].any()
 
 
 def test_frame_level_is_refused_where_there_is_none():

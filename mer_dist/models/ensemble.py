@@ -17,8 +17,12 @@ from mer_dist.models.fusion import Inputs, build
 from mer_dist.models.members import Streams
 from mer_dist.settings import FuseConfig
 
-#: Clips × members in one forward pass of prediction.
-PREDICT_ROWS = 16384
+#: Clips × members in one forward pass of prediction: more leave a CPU's cache.
+PREDICT_ROWS = 1024
+PREDICT_ROWS_GPU = 65536
+#: Numbers of the widest input of a training step beyond which members are trained in groups on a
+#: CPU: larger temporaries are mapped afresh by every allocation, and each page costs a fault.
+STEP_NUMBERS = 2**23
 
 
 @dataclass
@@ -47,7 +51,7 @@ def train(
     steps: int = 0,
     start: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, Tensor]:
-    """Train one member per lesson, side by side.
+    """Train one member per lesson, as many side by side as the device takes well.
 
     Args:
         inputs: standardised.
@@ -58,7 +62,40 @@ def train(
         The model, and its mean loss ``(E, epochs)``.
     """
     steps = steps or max(-(-len(lesson.rows) // config.batch) for lesson in lessons)
-    model = build(inputs, lessons[0].targets.shape[1], config, [lesson.seed for lesson in lessons])
+    size = _side_by_side(inputs, config, len(lessons))
+    states, losses = [], []
+    for first in range(0, len(lessons), size):
+        own = slice(first, first + size)
+        begin = start and {name: value[own] for name, value in start.items()}
+        model, curves = _train(inputs, lessons[own], config, steps, begin)
+        states.append(model.state_dict())
+        losses.append(curves)
+    if len(states) > 1:
+        model = _build(inputs, lessons, config)
+        model.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+    return model.eval(), torch.cat(losses)
+
+
+def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
+    """How many members train at once: all of them on a GPU."""
+    if inputs.values[0].is_cuda:
+        return members
+    widest = max(values[0].numel() for values in inputs.values)
+    most = max(STEP_NUMBERS // (config.batch * widest), 1)
+    groups = -(-members // most)
+    return -(-members // groups)
+
+
+def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> nn.Module:
+    return build(inputs, lessons[0].targets.shape[1], config, [lesson.seed for lesson in lessons])
+
+
+def _train(
+    inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int,
+    start: dict[str, Tensor] | None,
+) -> tuple[nn.Module, Tensor]:
+    """One group of members."""
+    model = _build(inputs, lessons, config)
     if start is not None:
         model.load_state_dict(start)
     optimizer = torch.optim.AdamW(
@@ -83,7 +120,7 @@ def train(
             optimizer.step()
             losses.append(loss.detach())
         curves.append(torch.stack(losses).mean(0))
-    return model.eval(), torch.stack(curves, 1).cpu()
+    return model, torch.stack(curves, 1).cpu()
 
 
 def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,8 +143,9 @@ def _warm_cosine(done: float, warm: float = 0.1) -> float:
 def predict(model: nn.Module, inputs: Inputs, rows: Tensor) -> Tensor:
     """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU."""
     members = len(model.streams.generators)
+    at_once = (PREDICT_ROWS_GPU if rows.is_cuda else PREDICT_ROWS) // members
     parts = [
         F.log_softmax(model(inputs[part.expand(members, -1)]), -1).cpu()
-        for part in rows.split(max(PREDICT_ROWS // members, 1))
+        for part in rows.split(max(at_once, 1))
     ]
     return torch.cat(parts, 1)

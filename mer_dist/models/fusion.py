@@ -28,6 +28,9 @@ from mer_dist.models.members import Attention, Dropout, FeedForward, Linear, Str
 from mer_dist.records import Modality
 from mer_dist.settings import FuseConfig
 
+#: Numbers that stay in a processor's cache.
+CACHED = 2**18
+
 
 @dataclass
 class Inputs:
@@ -55,19 +58,33 @@ class Inputs:
         return torch.stack([mask.any(-1) for mask in self.mask]).any(0)
 
 
-def standardize(inputs: Inputs, limit: float = 10.0) -> Inputs:
-    """Every feature with mean 0 and deviation 1 over the present tokens of all clips, absent ones 0.
+def standardize(inputs: Inputs, moments_of: Tensor | None = None, limit: float = 10.0) -> Inputs:
+    """Every feature with mean 0 and deviation 1 over the present tokens, absent ones 0; in place.
 
     No label enters, so the clips that are to be predicted may take part: with a few labelled clips
     their own moments would be little more than noise. Values beyond ``limit`` deviations are cut.
+
+    Args:
+        moments_of: (N,) bool, the clips that mean and deviation come from; None: all.
     """
-    values = []
-    for x_NTD, mask in zip(inputs.values, inputs.mask, strict=True):
-        tokens = x_NTD[mask]
-        deviation, mean = torch.std_mean(tokens, 0) if len(tokens) > 1 else (0 * tokens.sum(0), 0)
-        scaled = (x_NTD - mean).div_(torch.where(deviation > 1e-6, deviation, 1)).clamp_(-limit, limit)
-        values.append(scaled.masked_fill_(~mask[..., None], 0))
-    return Inputs(inputs.modality, values, inputs.mask)
+    for x_NTD, mask_NT in zip(inputs.values, inputs.mask, strict=True):
+        counted = mask_NT if moments_of is None else mask_NT & moments_of[:, None]
+        _standardize(x_NTD.flatten(0, 1), mask_NT.flatten(), counted.flatten(), limit)
+    return inputs
+
+
+def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -> None:
+    """In blocks that fit the cache: the whole would be read from memory a dozen times."""
+    rows = max(CACHED // x_ND.shape[1], 1)
+    blocks = list(zip(x_ND.split(rows), present[:, None].split(rows), counted[:, None].split(rows), strict=True))
+    zero = torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
+    total = max(int(counted.sum()), 1)
+    mean = sum((torch.where(own, x, 0).sum(0) for x, _, own in blocks), zero).div(total).to(x_ND.dtype)
+    squares = sum((torch.where(own, x - mean, 0).square().sum(0) for x, _, own in blocks), zero)
+    deviation = squares.div(max(total - 1, 1)).sqrt().to(x_ND.dtype)
+    scale = 1 / torch.where(deviation > 1e-6, deviation, 1)
+    for x, there, _ in blocks:
+        x.sub_(mean).mul_(scale).clamp_(-limit, limit).masked_fill_(~there, 0)
 
 
 class ContextBasedTransformer(nn.Module):
@@ -164,7 +181,7 @@ class AGT(nn.Module):
         fused = self.fuse(torch.stack(pooled, -2), torch.stack(valid, -1))
         logits = self.classify(fused + self.refine(norm(fused)))
         for direct, of_set, mask in zip(self.shortcut, values, hidden, strict=False):
-            logits = logits + direct(masked_mean(of_set, mask))
+            logits = logits + masked_mean(direct(of_set), mask)
         return logits
 
     def _tokens(self, modality: list[str], values: list[Tensor], hidden: list[Tensor]) -> tuple[dict, dict]:

@@ -118,5 +118,7 @@ class FeedForward(nn.Sequential):
 
 def masked_mean(x_EBTW: Tensor, mask_EBT: Tensor) -> Tensor:
     """Mean over the tokens that are present: ``(E, B, W)``, 0 where there is none."""
+    if x_EBTW.shape[-2] == 1:
+        return x_EBTW.squeeze(-2) * mask_EBT.to(x_EBTW.dtype)
     weight = mask_EBT[..., None].to(x_EBTW.dtype)
     return (x_EBTW * weight).sum(-2) / weight.sum(-2).clamp(min=1)

@@ -1,0 +1,153 @@
+"""Members trained side by side: each comes out as if it were trained alone, whatever the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mer_dist.models import ensemble
+from mer_dist.models.ensemble import Lesson, predict, seed_of, train
+from mer_dist.models.fusion import KINDS, Inputs
+from mer_dist.settings import FuseConfig
+
+SMALL = {"width": 16, "heads": 2, "batch": 16, "dropout": 0.2, "feature_dropout": 0.3,
+         "modality_dropout": 0.25, "learning_rate": 1e-2}
+CLIPS, CLASSES, FOLDS, SEEDS = 60, 3, 3, 2
+EVERY = torch.arange(CLIPS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the stage does it: several threads on such small products mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs_of(dtype: torch.dtype = torch.float32, tokens: int = 2) -> Inputs:
+    """Clips that each lack something, now and then a modality."""
+    random = torch.Generator().manual_seed(0)
+    values = [torch.randn(CLIPS, tokens, size, generator=random).to(dtype) for size in (5, 7, 6)]
+    masks = [torch.rand(CLIPS, tokens, generator=random) > 0.2 for _ in values]
+    masks[0][::5] = False
+    masks[2][:, 0] = True
+    return Inputs(["audio", "video", "text"], values, masks)
+
+
+def lessons_of(dtype: torch.dtype = torch.float32) -> list[Lesson]:
+    """K × S lessons of different length, as folds and pseudo-labels make them."""
+    random, lessons = torch.Generator().manual_seed(1), []
+    for fold in range(FOLDS):
+        rows = EVERY[EVERY % FOLDS != fold][: 40 - 9 * fold]
+        targets = torch.eye(CLASSES, dtype=dtype)[rows % CLASSES]
+        weights = torch.rand(len(rows), generator=random).to(dtype) + 0.5
+        lessons += [Lesson(rows, targets, weights, seed_of(fold, seed)) for seed in range(SEEDS)]
+    return lessons
+
+
+def side_by_side_and_alone(config: FuseConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probabilities (E, N, C) of all clips by members trained in the two ways."""
+    inputs, lessons = inputs_of(dtype), lessons_of(dtype)
+    model, losses = train(inputs, lessons, config)
+    steps = max(-(-len(lesson.rows) // config.batch) for lesson in lessons)
+    alone = []
+    for member, lesson in enumerate(lessons):
+        own, curve = train(inputs, [lesson], config, steps)
+        torch.testing.assert_close(curve[0], losses[member], atol=1e-4, rtol=1e-4)
+        alone.append(predict(own, inputs, EVERY)[0])
+    return predict(model, inputs, EVERY), torch.stack(alone)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(model):
+    config = FuseConfig(**SMALL, model=model, epochs=3)
+    together, alone = side_by_side_and_alone(config, torch.float32)
+    assert together.dtype == torch.float32
+    assert (together - alone).abs().max() < 1e-4
+    members = together.flatten(1)
+    assert torch.pdist(members).min() > 1e-2  # no two members are the same model
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(model):
+    config = FuseConfig(**SMALL, model=model, epochs=20)
+    together, alone = side_by_side_and_alone(config, torch.float64)
+    assert together.dtype == torch.float64
+    assert (together - alone).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_member_does_not_depend_on_who_its_neighbours_are(model):
+    inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
+    told = []
+    for neighbours in (lessons[1:3], lessons[3:]):
+        trained, _ = train(inputs, [lessons[0], *neighbours], config, steps=3)
+        told.append(predict(trained, inputs, EVERY)[0])
+    assert (told[0] - told[1]).abs().max() < 1e-4
+
+
+def test_every_member_sees_its_own_clips_in_its_own_order():
+    lessons = lessons_of()
+    streams = ensemble.Streams([lesson.seed for lesson in lessons], torch.device("cpu"))
+    first, targets, weights = ensemble._epoch(lessons, streams, 48)
+    second, _, _ = ensemble._epoch(lessons, streams, 48)
+    for member, lesson in enumerate(lessons):
+        count = len(lesson.rows)
+        assert sorted(first[member, :count].tolist()) == lesson.rows.tolist()
+        assert set(first[member].tolist()) == set(lesson.rows.tolist())
+        assert torch.equal(targets[member].argmax(1), first[member] % CLASSES)
+        assert not torch.equal(first[member], second[member])
+    same_clips = first[0], first[1]
+    assert not torch.equal(*same_clips)
+    assert torch.allclose(weights[0, :40].mean(), torch.ones(()))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    inputs, config = inputs_of(), FuseConfig(**SMALL, epochs=2)
+
+    def trained(seed):
+        lesson = lessons_of()[0]
+        model, _ = train(inputs, [Lesson(lesson.rows, lesson.targets, lesson.weights, seed)], config)
+        return predict(model, inputs, EVERY)
+
+    first = trained(5)
+    torch.rand(3)
+    assert torch.equal(first, trained(5)) and not torch.equal(first, trained(6))
+    assert seed_of(0, "fold", 1) != seed_of(0, "fold", 2) and seed_of(1, 2) == seed_of(1, 2)
+
+
+def test_a_weight_counts_against_the_others_of_its_lesson_and_not_by_its_size():
+    inputs, lesson, config = inputs_of(), lessons_of()[0], FuseConfig(**SMALL, epochs=2)
+    told = []
+    for factor in (1, 4):
+        same = Lesson(lesson.rows, lesson.targets, factor * lesson.weights, lesson.seed)
+        told.append(predict(train(inputs, [same], config)[0], inputs, EVERY))
+    assert torch.equal(*told)
+
+
+def test_training_goes_on_from_a_given_state():
+    inputs, lessons = inputs_of(), lessons_of()
+    config = FuseConfig(**SMALL, epochs=15)
+    model, losses = train(inputs, lessons, config)
+    _, warm = train(inputs, lessons, config, start=model.state_dict())
+    assert (warm[:, 0] < losses[:, 0]).all()
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 16384])
+def test_prediction_does_not_depend_on_how_many_clips_are_taken_at_once(rows_at_once, monkeypatch):
+    inputs, lessons = inputs_of(), lessons_of()
+    model, _ = train(inputs, lessons, FuseConfig(**SMALL, epochs=1))
+    whole = predict(model, inputs, EVERY)
+    assert whole.shape == (FOLDS * SEEDS, CLIPS, CLASSES)
+    monkeypatch.setattr(ensemble, "PREDICT_ROWS", rows_at_once)
+    torch.testing.assert_close(predict(model, inputs, EVERY.flip(0)), whole.flip(1), atol=1e-6, rtol=0)
+
+
+def test_half_precision_on_the_host_is_computed_in_single():
+    inputs = inputs_of()
+    half = Inputs(inputs.modality, [values.half() for values in inputs.values], inputs.mask)
+    config = FuseConfig(**SMALL, epochs=2)
+    rounded = Inputs(inputs.modality, [values.float() for values in half.values], inputs.mask)
+    told = [predict(train(some, lessons_of(), config)[0], some, EVERY) for some in (half, rounded)]
+    assert torch.equal(*told) and told[0].dtype == torch.float32
