@@ -73,10 +73,10 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
         if number:
             made_from = files.fingerprint([made_from, number, part, *_own(settings)])
         if done := files.marked(run.round(number), made_from):
-            logger.info("%s: already there", title(number))
+            logger.info("%s: already there", title(number, config.fuse.model))
         else:
             if preempt.asked():
-                raise Stopped(f"asked to stop before {title(number)}")
+                raise Stopped(f"asked to stop before {title(number, config.fuse.model)}")
             loaded = loaded or inputs()
             done = _Round(config, clips, loaded, number, part).run(made_from)
         wafs.append(done["oof_waf"])
@@ -102,8 +102,10 @@ def _enough(wafs: list[float], patience: int) -> bool:
     return bool(patience) and len(wafs) - 1 - wafs.index(max(wafs)) >= patience
 
 
-def title(number: int) -> str:
-    return "AGT" if number == 0 else f"AGT + self-training round {number}"
+def title(number: int, model: str = "agt") -> str:
+    """What a round of this ``fuse.model`` is called in the result table."""
+    name = {"agt": "AGT", "mlp": "MLP"}.get(model, f"{model} fusion")
+    return name if number == 0 else f"{name} + self-training round {number}"
 
 
 def by_fold(run: Run, number: int) -> np.ndarray:
@@ -129,6 +131,7 @@ class _Round:
     def __init__(self, config: Config, clips: Clips, inputs: Inputs, number: int, part: float):
         self.config, self.clips, self.inputs = config, clips, inputs
         self.number, self.part = number, part
+        self.title = title(number, config.fuse.model)
         self.out = Run(config.run.folder)
         self.classes = len(clips.labels)
         self.unlabeled = np.flatnonzero(~clips.labeled)
@@ -176,11 +179,11 @@ class _Round:
                 self.config.self_train,
             ))
         counts = [int(one.taken.sum()) for one in chosen]
-        logger.info("%s: %s of %d unlabelled clips taken by fold", title(self.number),
+        logger.info("%s: %s of %d unlabelled clips taken by fold", self.title,
                     ", ".join(map(str, counts)), len(self.unlabeled))
         if not any(counts):
             logger.warning("%s: no clip is sure enough for self_train.rule %s; it trains on labels "
-                           "alone", title(self.number), self.config.self_train.rule)
+                           "alone", self.title, self.config.self_train.rule)
         return chosen
 
     def _steps(self) -> int:
@@ -264,7 +267,7 @@ class _Round:
         own = np.flatnonzero(clips.labeled)
         probability[own] = by_fold[clips.fold[own], own]
         return predictions.Predictions(
-            title=title(self.number), labels=clips.labels, names=clips.names,
+            title=self.title, labels=clips.labels, names=clips.names,
             labeled=clips.labeled, fold=clips.fold, probability=probability,
             answer=probability.argmax(1),
         )

@@ -97,6 +97,30 @@ def test_one_modality_without_the_guide_can_be_fused(tmp_path):
     assert "AGT" in fused(config)
 
 
+def test_sets_of_different_clips_are_joined_by_name_and_what_is_missing_is_counted(tmp_path, caplog):
+    config, truth = fusion_run.make(tmp_path, epochs=20, rounds=0)
+    run, names = Run(config.run.folder), fusion_run.names(210)
+    for name, part in (("voice", slice(0, 150)), ("face", slice(60, 210))):
+        shard = features.load(run.features(name)).only(set(names[part]))
+        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+    with caplog.at_level("INFO", logger="mer_dist"):
+        told = fused(config)["AGT"]
+    assert "features voice: 60 of 210 clips have none" in caplog.text
+    assert "features face: 60 of 210 clips have none" in caplog.text
+    assert told.names == names and metrics.waf(truth[90:], told.answer[90:]) > 0.6
+    fusion_run.write_set(run, "face", "video", ["other_1", "other_2"], np.zeros((2, 12)), "3")
+    with pytest.raises(UserError, match="features face: none of its 2 clips"):
+        fuse(config)
+
+
+def test_without_unlabelled_clips_there_are_predictions_and_an_empty_answer(tmp_path):
+    config, truth = fusion_run.make(tmp_path, epochs=20, rounds=2, unlabeled=0)
+    told = fused(config)
+    assert list(told)[-2:] == ["AGT", "prior-aware vote"]
+    assert metrics.waf(truth, told["prior-aware vote"].answer) > 0.6
+    assert Run(config.run.folder).answer.read_text() == "name,discrete\n"
+
+
 def test_frames_are_fused_as_tokens(tmp_path):
     config, truth = fusion_run.make(tmp_path, epochs=2, rounds=0)
     run, names, random = Run(config.run.folder), fusion_run.names(210), np.random.default_rng(0)
