@@ -1,0 +1,91 @@
+"""What comparisons of fusions share: variants of one run side by side, and differences with intervals."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist import files
+from mer_dist.errors import UserError
+
+#: Each fusion model as changes of the defaults, which are AGT's. The baselines' dropout was chosen
+#: on generated clips, not on any that are scored here.
+MODELS = {
+    "AGT": (),
+    "attention": ("fuse.model=attention", "fuse.dropout=0.3"),
+    "mlp": ("fuse.model=mlp", "fuse.feature_dropout=0.3"),
+    "linear": ("fuse.model=linear", "fuse.feature_dropout=0.3"),
+}
+
+
+def command() -> str:
+    """The command line of this process, for the output."""
+    return "python " + shlex.join(sys.argv)
+
+
+def link(folder: Path, *targets: Path) -> None:
+    """Make each target that exists appear in ``folder`` under its own name.
+
+    Raises:
+        UserError: something else has that name there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in targets:
+        own = folder / target.name
+        if not own.exists():
+            if target.exists():
+                own.symlink_to(target.resolve())
+        elif own.resolve() != target.resolve():
+            raise UserError(f"{own} is not a link to {target}, so it is of another run: give another --out")
+
+
+def reuse(source: Path, folder: Path, *parts: str) -> None:
+    """Copy parts of a fused run; fuse keeps of them what fits the settings of ``folder``."""
+    for part in parts:
+        if not (folder / part).exists():
+            with files.atomic_folder(folder / part) as temporary:
+                shutil.copytree(source / part, temporary, dirs_exist_ok=True)
+
+
+def weighted_waf(truth: np.ndarray, answer: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """WAF ``(B,)`` of the N clips when clip i counts ``times[b, i]`` times, ``(B, N)``."""
+    total = np.zeros(len(times))
+    for label in np.union1d(truth, answer):
+        is_true, is_answer = truth == label, answer == label
+        support, right = times @ is_true, times @ (is_true & is_answer)
+        total += support * 2 * right / np.maximum(support + times @ is_answer, 1)
+    return total / times.sum(1)
+
+
+def difference(
+    truth: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None,
+    draws: int = 2000, seed: int = 0,
+) -> dict[str, float]:
+    """WAF of the answers ``first`` minus that of ``second``, with a 95 % paired bootstrap interval.
+
+    Args:
+        truth: (N,) int, as are the answers.
+        groups: (N,), clips of one group are drawn together; None: every clip by itself.
+
+    Returns:
+        ``difference``, ``low`` and ``high``, in [-1, 1].
+    """
+    code = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = code.max() + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)[:, code]
+    gain = weighted_waf(truth, first, drawn) - weighted_waf(truth, second, drawn)
+    once = np.ones((1, len(truth)))
+    found = weighted_waf(truth, first, once) - weighted_waf(truth, second, once)
+    low, high = np.quantile(gain, [0.025, 0.975])
+    return {"difference": float(found[0]), "low": float(low), "high": float(high)}
+
+
+def spread(values: list[float]) -> dict:
+    """Mean, deviation and standard error of the mean; the latter two are 0 for a single value."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "deviation": deviation,
+            "error": deviation / len(values) ** 0.5, "values": [float(value) for value in values]}

@@ -1,0 +1,293 @@
+"""How fast fusion is on features of the challenge's size, against how its baseline trains.
+
+Everything in one run, the contestants in turns, medians over rounds; fuse_setting.py says what the
+clips and the baseline are. Times are CPU seconds of this process, wall clock where there is a GPU. ::
+
+    python benchmarks/fuse.py --out runs/fuse
+    python benchmarks/fuse.py --out runs/fuse --full   # the whole job through the stage; hours
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import fuse_setting as setting
+import torch
+from fuse_setting import FOLDS, LABELED
+
+from mer_dist import joined
+from mer_dist.config import Config
+from mer_dist.layout import Run
+from mer_dist.log import setup
+from mer_dist.models.ensemble import Lesson, predict, train
+from mer_dist.models.fusion import Inputs
+from mer_dist.settings import FuseConfig
+from mer_dist.stages import fuse as stage
+
+FEW, MANY = 20_000, 115_595
+SEEDS, EPOCHS, ROUNDS, PSEUDO = 3, 20, 3, 60_000
+#: Of the batched products against which the stage is measured.
+SQUARE = 2048
+ATTENTION = FuseConfig(model="attention", width=setting.HIDDEN, batch=setting.BATCH, epochs=1)
+AGT = FuseConfig(width=256, batch=256, epochs=1)
+#: Beginning of an operator's name -> where its time goes.
+GROUPS = {
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::matmul"),
+    "random numbers and dropout masks": ("aten::random", "aten::rand", "aten::lt", "aten::bitwise_not"),
+    "gathering clips": ("aten::index",),
+    "optimizer": ("aten::_fused_adam",),
+}
+
+
+@dataclass
+class Table:
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, what: str, figure: str, aim: float | None = None, reached: float = 0.0) -> None:
+        verdict = "" if aim is None else f"aim {aim:g}: {'met' if reached >= aim else 'missed'}"
+        self.rows.append((what, figure, verdict))
+        print(f"{what:<80} {figure:>16}  {verdict}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/fuse"))
+    parser.add_argument("--few", type=int, default=FEW, help="unlabelled clips of the smaller size")
+    parser.add_argument("--unlabeled", type=int, default=MANY, help="unlabelled clips of the larger size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help="only run the whole job through the stage")
+    parsed = parser.parse_args()
+    setup("fuse")
+    torch.set_num_threads(parsed.threads)
+    if parsed.full:
+        return full(parsed)
+    table = Table()
+    loading(table, parsed)
+    for unlabeled, aim in ((parsed.few, 4), (parsed.unlabeled, 11)):
+        epochs(table, unlabeled, aim, parsed)
+    inputs, truth = setting.inputs_of(parsed.few)
+    for config in (ATTENTION, FuseConfig(epochs=1), AGT):
+        one_by_one(table, inputs, setting.lessons_of(truth, SEEDS), config, parsed.rounds)
+    of_peak(table, inputs, setting.lessons_of(truth, SEEDS), parsed.rounds)
+    where(table, inputs, setting.lessons_of(truth, SEEDS))
+    for config in (AGT, FuseConfig(epochs=1)):
+        extrapolate(table, inputs, setting.lessons_of(truth, SEEDS), config, parsed)
+    memory(table, parsed)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    if not torch.cuda.is_available():
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turns(rounds: int, *calls: Callable[[], object]) -> list[float]:
+    """Median seconds of each call; every round times all of them."""
+    times = [[seconds(call) for call in calls] for _ in range(rounds)]
+    return [median(own) for own in zip(*times, strict=True)]
+
+
+def stepping(inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int, rounds: int) -> float:
+    """Seconds of one step, without what a training does once."""
+    train(inputs, lessons, config, 1)
+    once, more = in_turns(
+        rounds, lambda: train(inputs, lessons, config, 1), lambda: train(inputs, lessons, config, 1 + steps)
+    )
+    return max(more - once, 1e-9) / steps
+
+
+def loading(table: Table, parsed: argparse.Namespace) -> None:
+    """From files to what training takes, the file cache warm for both."""
+    config = setting.write_run(parsed.out, parsed.few)
+    setting.write_files(parsed.out / "files", parsed.few)
+    count = LABELED + parsed.few
+    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    setting.read_files(parsed.out / "files", count)
+    ways = (
+        lambda: setting.read_files(parsed.out / "files", count),
+        lambda: [joined.read_set(Run(config.run.folder), name, clips) for name in setting.WIDTHS],
+        lambda: load(config, clips),
+    )
+    in_turns(1, *ways)  # a virtual machine gets its memory when it is first touched
+    slow, read, ready = in_turns(parsed.rounds, *ways)
+    table.add(f"one file per clip and modality, {count} clips", f"{slow:.2f} s")
+    table.add("feature sets in the order of the clips, checked for NaN", f"{read:.2f} s")
+    table.add("  times faster", f"{slow / read:.1f}", 20, slow / read)
+    table.add("the same until tensors are ready, standardised", f"{ready:.2f} s")
+    table.add("  times faster", f"{slow / ready:.1f}", 20, slow / ready)
+
+
+def load(config: Config, clips: joined.Clips) -> Inputs:
+    sets = stage._Sets(config, Run(config.run.folder), clips)
+    return stage._inputs(config, sets, joined.fused_sets(config))
+
+
+def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace) -> None:
+    """CPU seconds of a fold's epoch, prediction included."""
+    inputs, truth = setting.inputs_of(unlabeled)
+    # Rows of one array: at least as fast to collate as arrays of their own.
+    vectors = {modality: list(values[:, 0].float().numpy())
+               for modality, values in zip(inputs.modality, inputs.values, strict=True)}
+    fold, lessons = setting.BaselineFold(vectors, truth), setting.lessons_of(truth, 1)
+    models, _ = train(inputs, lessons, ATTENTION, 1)
+    some = torch.arange(min(len(truth), FEW))
+    slow_train, slow_predict, ours, told = in_turns(
+        parsed.rounds, fold.train, fold.predict,
+        lambda: train(inputs, lessons, ATTENTION), lambda: predict(models, inputs, some),
+    )
+    del vectors, fold
+    slow, ours = slow_train + slow_predict, ours / FOLDS
+    told *= len(truth) / len(some) / FOLDS
+    fast = ours + told / EPOCHS
+    table.add(f"attention, {unlabeled} unlabelled: the baseline's way, a fold's epoch", f"{slow:.2f} s")
+    table.add("  of which training, prediction", f"{slow_train:.2f}, {slow_predict:.2f} s")
+    table.add(f"{FOLDS} folds at once, predicted once in {EPOCHS} epochs, a fold's epoch", f"{fast:.2f} s")
+    table.add("  of which training; one prediction of all clips takes", f"{ours:.2f}; {told:.2f} s")
+    table.add("  times less", f"{slow / fast:.1f}", aim, slow / fast)
+    table.add("  times less if it predicted in every epoch, too", f"{slow / (ours + told):.1f}")
+
+
+def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, rounds: int) -> None:
+    """All members at once against one after the other, at the same batch size."""
+    def alone(steps: int) -> None:
+        for lesson in lessons:
+            train(inputs, [lesson], config, steps)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs, lessons = inputs.to(device), [_to(lesson, device) for lesson in lessons]
+    steps = max(640 // config.batch, 4)
+    train(inputs, lessons, config, 1)
+    first, whole, own_first, own_whole = in_turns(
+        rounds, lambda: train(inputs, lessons, config, 1), lambda: train(inputs, lessons, config, 1 + steps),
+        lambda: alone(1), lambda: alone(1 + steps),
+    )
+    gain = (own_whole - own_first) / (whole - first)
+    each = 1000 * (whole - first) / steps / len(lessons)
+    size = f"width {config.width}, batch {config.batch}"
+    title = f"{config.model} {size}, {len(lessons)} at once: a step of one"
+    table.add(title, f"{each:.1f} ms")
+    table.add("  times faster than one by one", f"{gain:.2f}", 5 if device == "cuda" else 1, gain)
+
+
+def _to(lesson: Lesson, device: str) -> Lesson:
+    parts = ("rows", "targets", "weights")
+    return replace(lesson, **{part: getattr(lesson, part).to(device) for part in parts})
+
+
+def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) -> None:
+    """What part of the machine's rate for matrix products the AGT stage reaches."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        train(inputs, lessons, AGT, 1)
+    square = torch.randn(SQUARE, SQUARE)
+    before, = in_turns(rounds, lambda: torch.mm(square, square))
+    step = stepping(inputs, lessons, AGT, 4, rounds)
+    after, = in_turns(rounds, lambda: torch.mm(square, square))
+    rate, peak = counter.get_total_flops() / step, 2 * SQUARE**3 / median((before, after))
+    table.add(f"torch.mm of {SQUARE} x {SQUARE}, per CPU second", f"{peak / 1e9:.0f} GFLOP/s")
+    table.add(f"AGT width {AGT.width}, batch {AGT.batch}: products of a step, forward and back",
+              f"{counter.get_total_flops() / 1e9:.1f} GFLOP")
+    table.add("  reached", f"{rate / 1e9:.0f} GFLOP/s")
+    table.add("  of the rate of torch.mm", f"{rate / peak:.2f}", 0.5, rate / peak)
+
+
+def where(table: Table, inputs: Inputs, lessons: list[Lesson], steps: int = 3) -> None:
+    """Where the time of AGT steps goes, by operator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    found = []
+    for count in (1, 1 + steps):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            train(inputs, lessons, AGT, count)
+        found.append({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+    took = {key: time - found[0].get(key, 0) for key, time in found[1].items()}
+    whole, left = sum(took.values()), dict(took)
+    for group, starts in GROUPS.items():
+        own = sum(left.pop(key) for key in took if key.startswith(starts) and key in left)
+        table.add(f"AGT step: {group}", f"{own / whole:.1%}")
+    table.add("AGT step: the rest", f"{sum(left.values()) / whole:.1%}")
+    for key in sorted(left, key=left.get, reverse=True)[:6]:
+        table.add(f"    {key.removeprefix('aten::')}", f"{left[key] / whole:.1%}")
+
+
+def extrapolate(
+    table: Table, inputs: Inputs, lessons: list[Lesson], config: FuseConfig, parsed: argparse.Namespace
+) -> None:
+    """Minutes of the whole job, from a measured step and prediction."""
+    step = stepping(inputs, lessons, config, max(640 // config.batch, 4), parsed.rounds) / len(lessons)
+    model, _ = train(inputs, lessons, config, 1)
+    some = torch.arange(2048)
+    told = in_turns(parsed.rounds, lambda: predict(model, inputs, some))[0] / len(some) / len(lessons)
+    taught = LABELED * (FOLDS - 1) // FOLDS + PSEUDO
+    steps = ROUNDS * FOLDS * EPOCHS * -(-taught // config.batch)
+    clips = ROUNDS * FOLDS * (LABELED + parsed.unlabeled)
+    table.add(f"extrapolated, width {config.width}, batch {config.batch}: {FOLDS} folds x {ROUNDS} rounds x "
+              f"{EPOCHS} epochs, {PSEUDO} pseudo", f"{(steps * step + clips * told) / 60:.0f} min a seed")
+
+
+def memory(table: Table, parsed: argparse.Namespace) -> None:
+    """Peaks of processes of their own."""
+    jobs = ("loading", _load_alone, parsed.few), ("training AGT", _train_alone, parsed.unlabeled)
+    for what, call, count in jobs:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            size, peak = pool.submit(call, parsed.out, count).result()
+        table.add(f"peak memory of {what}, {count} unlabelled; the tensors alone",
+                  f"{peak / 2**30:.1f}; {size / 2**30:.1f} GiB")
+
+
+def _load_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
+    from mer_dist import config as configuration
+
+    config = configuration.load(folder / "job.yaml")
+    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    return _peak(load(config, clips))
+
+
+def _train_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
+    inputs, truth = setting.inputs_of(unlabeled)
+    model, _ = train(inputs, setting.lessons_of(truth, SEEDS), AGT, 3)
+    predict(model, inputs, torch.arange(4 * AGT.batch))
+    return _peak(inputs)
+
+
+def _peak(inputs: Inputs) -> tuple[int, int]:
+    """Bytes of the tensors, and the most that the process ever held.
+
+    Not from ``getrusage``, which also counts the process that this one was forked from.
+    """
+    told = Path("/proc/self/status").read_text("utf-8")
+    peak = 1024 * int(told.partition("VmHWM:")[2].split()[0])
+    return sum(values.nbytes for values in inputs.values), peak
+
+
+def full(parsed: argparse.Namespace) -> None:
+    quota = min(PSEUDO / max(parsed.unlabeled, 1), 1)
+    config = setting.write_run(parsed.out / "full", parsed.unlabeled, (
+        f"run.threads={parsed.threads}", f"fuse.width={AGT.width}", f"fuse.batch={AGT.batch}",
+        f"fuse.epochs={EPOCHS}", "fuse.seeds=1", f"self_train.rounds={ROUNDS}", "self_train.rule=quota",
+        f"self_train.quota={quota}",
+    ))
+    started = time.monotonic()
+    stage.fuse(config)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs: {minutes:.1f} min")
+
+
+if __name__ == "__main__":
+    main()
