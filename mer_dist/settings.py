@@ -240,7 +240,9 @@ class FuseConfig:
     """agt: a linear path from the features to the logits beside the transformer."""
     width: int = 64
     heads: int = 4
-    dropout: float = 0.1
+    dropout: list[float] = field(default_factory=lambda: [0.1, 0.4, 0.7])
+    """Of several, each fold takes the one with which models that left out a further fold, too, are
+    most likely on that one: clips that say little need more. With two folds the middle one."""
     feature_dropout: float = 0.5
     """Chance that a single feature is hidden; it regularises most where clips are few."""
     modality_dropout: float = 0.1
@@ -259,8 +261,12 @@ class FuseConfig:
         _one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
             _at_least("fuse", key, getattr(self, key), 1)
-        for key in ("dropout", "feature_dropout", "modality_dropout", "label_smoothing"):
+        for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
             _fraction("fuse", key, getattr(self, key))
+        for chance in self.dropout:
+            _fraction("fuse", "dropout", chance)
+        if not self.dropout:
+            raise UserError("fuse.dropout needs at least one value, as [0.3]")
         if self.width % self.heads:
             raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")
 

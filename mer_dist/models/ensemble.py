@@ -37,6 +37,8 @@ class Lesson:
     weights: Tensor
     #: Everything random in the member's training follows from this number.
     seed: int
+    #: None: the first of ``fuse.dropout``.
+    dropout: float | None = None
 
 
 def seed_of(*parts: int | str) -> int:
@@ -87,7 +89,9 @@ def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
 
 
 def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> nn.Module:
-    return build(inputs, lessons[0].targets.shape[1], config, [lesson.seed for lesson in lessons])
+    seeds = [lesson.seed for lesson in lessons]
+    dropout = [config.dropout[0] if lesson.dropout is None else lesson.dropout for lesson in lessons]
+    return build(inputs, lessons[0].targets.shape[1], config, seeds, dropout)
 
 
 def _train(

@@ -90,7 +90,7 @@ def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -
 class ContextBasedTransformer(nn.Module):
     """Cross-attention from guide to guided tokens, then self-attention, then feed-forward."""
 
-    def __init__(self, streams: Streams, width: int, heads: int, dropout: float):
+    def __init__(self, streams: Streams, width: int, heads: int, dropout: list[float]):
         super().__init__()
         self.cross = Attention(streams, width, heads, dropout)
         self.within = Attention(streams, width, heads, dropout)
@@ -110,7 +110,7 @@ class Fusion(nn.Module):
     softmax over those that are valid.
     """
 
-    def __init__(self, streams: Streams, channels: int, config: FuseConfig):
+    def __init__(self, streams: Streams, channels: int, config: FuseConfig, dropout: list[float]):
         super().__init__()
         members, width = len(streams.generators), config.width
         self.kind = config.fusion
@@ -119,7 +119,7 @@ class Fusion(nn.Module):
             self.absent = nn.Parameter(absent)
             outputs = channels if self.kind == "gates" else width
             self.mix = Linear(streams, channels * width, outputs)
-        self.dropout = Dropout(streams, config.dropout)
+        self.dropout = Dropout(streams, dropout)
 
     def forward(self, x_EBMW: Tensor, valid_EBM: Tensor) -> Tensor:
         if self.kind == "mean":
@@ -135,11 +135,13 @@ class Fusion(nn.Module):
 class AGT(nn.Module):
     """The Audio-Guided Transformer over any feature sets; sets may share a modality."""
 
-    def __init__(self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams):
+    def __init__(
+        self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams, dropout: list[float]
+    ):
         super().__init__()
         self.streams = streams
-        width, dropout = config.width, config.dropout
-        self.modality_dropout, self.guide = config.modality_dropout, str(config.guide)
+        width, self.guide = config.width, str(config.guide)
+        self.modality_dropout = streams.chance(config.modality_dropout)
         others = [str(name) for name in Modality if name in inputs.modality and name != self.guide]
         self.channels = [self.guide, *others]
         sizes = [values.shape[1:] for values in inputs.values]
@@ -155,7 +157,7 @@ class AGT(nn.Module):
             name: ContextBasedTransformer(streams, width, config.heads, dropout)
             for name in (others if config.context else ())
         })
-        self.fuse = Fusion(streams, len(self.channels), config)
+        self.fuse = Fusion(streams, len(self.channels), config, dropout)
         self.refine = FeedForward(streams, width, dropout)
         self.classify = nn.Sequential(Dropout(streams, dropout), Linear(streams, width, classes))
         self.shortcut = nn.ModuleList(
@@ -166,7 +168,7 @@ class AGT(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
-        hidden = self._hide(inputs) if self.training and self.modality_dropout else inputs.mask
+        hidden = self._hide(inputs) if self.training and self.modality_dropout.any() else inputs.mask
         values = [self.feature_dropout(values) for values in inputs.values]
         tokens, masks = self._tokens(inputs.modality, values, hidden)
         guide, asks = self._guide(tokens, masks)
@@ -228,12 +230,14 @@ class AttentionFusion(nn.Module):
     weights without softmax, zeros for what is absent.
     """
 
-    def __init__(self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams):
+    def __init__(
+        self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams, dropout: list[float]
+    ):
         super().__init__()
         self.streams, width, sets = streams, config.width, len(inputs.values)
         sizes = [values.shape[-1] for values in inputs.values]
-        self.encode = nn.ModuleList(_perceptron(streams, size, width, config.dropout) for size in sizes)
-        self.look = _perceptron(streams, sets * width, width, config.dropout)
+        self.encode = nn.ModuleList(_perceptron(streams, size, width, dropout) for size in sizes)
+        self.look = _perceptron(streams, sets * width, width, dropout)
         self.weigh, self.classify = Linear(streams, width, sets), Linear(streams, width, classes)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -243,7 +247,7 @@ class AttentionFusion(nn.Module):
         return self.classify((weights[..., None] * torch.stack(parts, -2)).sum(-2))
 
 
-def _perceptron(streams: Streams, inputs: int, width: int, dropout: float) -> nn.Sequential:
+def _perceptron(streams: Streams, inputs: int, width: int, dropout: list[float]) -> nn.Sequential:
     return nn.Sequential(
         Dropout(streams, dropout), Linear(streams, inputs, width), nn.ReLU(),
         Linear(streams, width, width), nn.ReLU(), Linear(streams, width, width), nn.ReLU(),
@@ -258,11 +262,13 @@ def _utterances(inputs: Inputs) -> list[Tensor]:
 class Concatenation(nn.Sequential):
     """All utterance vectors side by side through one hidden layer, or through none."""
 
-    def __init__(self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams):
+    def __init__(
+        self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams, dropout: list[float]
+    ):
         features, width = sum(values.shape[-1] for values in inputs.values), config.width
         layers = [Dropout(streams, config.feature_dropout)]
         if config.model == "mlp":
-            layers += [Linear(streams, features, width), nn.ReLU(), Dropout(streams, config.dropout)]
+            layers += [Linear(streams, features, width), nn.ReLU(), Dropout(streams, dropout)]
             features = width
         super().__init__(*layers, Linear(streams, features, classes))
         self.streams = streams
@@ -275,8 +281,15 @@ class Concatenation(nn.Sequential):
 KINDS = {"agt": AGT, "attention": AttentionFusion, "mlp": Concatenation, "linear": Concatenation}
 
 
-def build(inputs: Inputs, classes: int, config: FuseConfig, seeds: list[int]) -> nn.Module:
-    """``fuse.model`` with one member per seed, for inputs of these shapes."""
+def build(
+    inputs: Inputs, classes: int, config: FuseConfig, seeds: list[int], dropout: list[float] | None = None
+) -> nn.Module:
+    """``fuse.model`` for inputs of these shapes with one member per seed.
+
+    Args:
+        dropout: chance per member; None: the first of ``fuse.dropout``, which only training needs.
+    """
     some = inputs.values[0]
     dtype = some.dtype if some.dtype is torch.float64 else torch.float32
-    return KINDS[config.model](inputs, classes, config, Streams(seeds, some.device, dtype))
+    streams = Streams(seeds, some.device, dtype)
+    return KINDS[config.model](inputs, classes, config, streams, dropout or config.dropout[:1] * len(seeds))

@@ -27,8 +27,8 @@ class Streams:
         draw = [torch.rand(shape, generator=own, device=self.device) for own in self.generators]
         return torch.stack(draw).to(self.dtype)
 
-    def below(self, chance: float, *shape: int) -> Tensor:
-        """(E, *shape) bool, True with ``chance`` in steps of 1/256.
+    def below(self, chance: Tensor, *shape: int) -> Tensor:
+        """(E, *shape) bool, True with the member's ``chance`` (E,), an uint8 in units of 1/256.
 
         A byte is enough for a decision, and eight of them cost one number.
         """
@@ -37,7 +37,12 @@ class Streams:
         for own, row in zip(self.generators, words, strict=True):
             row.random_(-(2**63), None, generator=own)
         drawn = words.view(torch.uint8)[:, :count]
-        return (drawn < round(256 * chance)).unflatten(1, shape)
+        return (drawn < chance[:, None]).unflatten(1, shape)
+
+    def chance(self, chances: float | list[float]) -> Tensor:
+        """(E,) uint8 for :meth:`below`, of one chance for all members or one for each."""
+        each = [chances] * len(self.generators) if isinstance(chances, float) else chances
+        return torch.tensor([round(256 * chance) for chance in each], device=self.device).to(torch.uint8)
 
     def order(self, member: int, count: int, length: int) -> Tensor:
         """``length`` of the numbers below ``count``: each once in random order, then over again."""
@@ -61,17 +66,19 @@ class Linear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout; its chance is rounded to 1/256."""
+    """Inverted dropout, its chance rounded to 1/256: one for all members or one for each."""
 
-    def __init__(self, streams: Streams, chance: float):
+    def __init__(self, streams: Streams, chances: float | list[float]):
         super().__init__()
-        self.streams, self.chance = streams, round(256 * chance) / 256
+        self.streams, self.chance = streams, streams.chance(chances)
+        self.some = bool(self.chance.any())
+        self.scale = (1 / (1 - self.chance.to(streams.dtype) / 256))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.chance:
+        if not self.training or not self.some:
             return x
         keep = ~self.streams.below(self.chance, *x.shape[1:])
-        return x * (keep * x.new_tensor(1 / (1 - self.chance)))
+        return x * (keep * self.scale.view(-1, *[1] * (x.dim() - 1)))
 
 
 def norm(x: Tensor) -> Tensor:
@@ -82,7 +89,7 @@ def norm(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention as plain matrix products: over so few tokens nothing is faster."""
 
-    def __init__(self, streams: Streams, width: int, heads: int, dropout: float):
+    def __init__(self, streams: Streams, width: int, heads: int, dropout: list[float]):
         super().__init__()
         self.heads = heads
         self.query = Linear(streams, width, width)
@@ -109,7 +116,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Sequential):
     """Two linear layers, wider in between."""
 
-    def __init__(self, streams: Streams, width: int, dropout: float):
+    def __init__(self, streams: Streams, width: int, dropout: list[float]):
         super().__init__(
             Linear(streams, width, 2 * width), nn.GELU(), Dropout(streams, dropout),
             Linear(streams, 2 * width, width), Dropout(streams, dropout),

@@ -3,7 +3,8 @@
 No labelled clip influences its own out-of-fold prediction. The models of fold k train on labelled
 clips of other folds and on pseudo-labels that the models of fold k gave in the round before; warm
 ones go on from these same models. Temperature and thresholds, which turn what they told into
-pseudo-labels, come from models that left out fold k *and* the fold they are judged on. How long
+pseudo-labels, and the dropout come from models that left out fold k *and* the fold they are judged
+on. How long
 training takes does not depend on what was taken, since all folds train side by side: the most
 that another fold took would tell of labels of fold k. What remains are the paths through
 fine-tuned extractors that docs/architecture.md describes, and one number where
@@ -15,7 +16,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,10 @@ from mer_dist.settings import SelfTrainConfig
 BY_FOLD = "by_fold.safetensors"
 #: The state of the round's models, in the order of :func:`_members`.
 MODELS = "models.safetensors"
+#: A probability below this counts as this much when likelihoods are compared.
+TINY = 1e-6
 #: What a round's folder holds; a folder of another layout is made again.
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[], Inputs]) -> str:
@@ -121,6 +124,11 @@ def held_out(run: Run) -> np.ndarray:
     return load_file(run.round(0) / BY_FOLD)["held_out"]
 
 
+def _dropout(run: Run) -> np.ndarray:
+    """(K,): what round 0 found best for the models of each fold."""
+    return load_file(run.round(0) / BY_FOLD)["dropout"]
+
+
 def _members(folds: int, seeds: int) -> list[str]:
     return [f"fold-{fold}/seed-{seed}" for fold in range(folds) for seed in range(seeds)]
 
@@ -141,8 +149,10 @@ class _Round:
         """Run the round; returns the mark of its folder."""
         started = time.monotonic()
         chosen = self._pseudo_labels() if self.number else []
+        facts = {} if self.number else self._without_pairs()
+        dropout = (facts or {"dropout": _dropout(self.out)})["dropout"]
         lessons = [
-            self._lesson([fold], seed, chosen[fold] if chosen else None)
+            self._lesson([fold], seed, dropout[fold], chosen[fold] if chosen else None)
             for fold in range(self.clips.folds)
             for seed in range(self.config.fuse.seeds)
         ]
@@ -150,9 +160,7 @@ class _Round:
             self.inputs, lessons, self.config.fuse, self._steps(), self._start()
         )
         by_fold = self._predict(model)
-        kept = {"probability": np.ascontiguousarray(by_fold[:, self.unlabeled], np.float32)}
-        if self.number == 0 and self.config.self_train.rounds and len(self.unlabeled):
-            kept["held_out"] = self._held_out()
+        kept = facts | {"probability": np.ascontiguousarray(by_fold[:, self.unlabeled], np.float32)}
         told, labeled = self._predictions(by_fold), self.clips.labeled
         waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
         with files.atomic_folder(self.out.round(self.number)) as folder:
@@ -205,7 +213,9 @@ class _Round:
         device = str(self.inputs.values[0].device)
         return safetensors.torch.load_file(self.out.round(self.number - 1) / MODELS, device)
 
-    def _lesson(self, without: list[int], seed: int, chosen: Selection | None = None) -> Lesson:
+    def _lesson(
+        self, without: list[int], seed: int, dropout: float, chosen: Selection | None = None
+    ) -> Lesson:
         rows = self.clips.outside(*without)
         rows = rows[self.present[rows]]
         label, weight = self.clips.truth[rows], np.ones(len(rows))
@@ -219,7 +229,7 @@ class _Round:
         return Lesson(
             rows=torch.from_numpy(rows).to(device),
             targets=torch.eye(self.classes, device=device)[torch.from_numpy(label).to(device)],
-            weights=torch.from_numpy(weight).float().to(device), seed=own,
+            weights=torch.from_numpy(weight).float().to(device), seed=own, dropout=float(dropout),
         )
 
     def _predict(self, model: torch.nn.Module) -> np.ndarray:
@@ -238,28 +248,33 @@ class _Round:
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
         return np.exp(ensemble.predict(model, self.inputs, on_device).double().numpy())
 
-    def _held_out(self) -> np.ndarray:
-        """See :func:`held_out`. One model per pair of folds, and not one per seed, will do.
+    def _without_pairs(self) -> dict[str, np.ndarray]:
+        """What models without two folds tell: ``held_out``, see :func:`held_out`, and the ``dropout``
+        (K,) of each fold's models, of ``fuse.dropout`` the one with the least loss there.
 
-        They are trained in round 0 alone: those of later rounds would need pseudo-labels from
-        models without three folds, and so on. Later rounds are surer than the temperature knows.
-
-        A temperature or threshold fitted on plain out-of-fold predictions would carry the labels
-        of fold k into the pseudo-labels of fold k, since the models of all other folds know them.
+        A dropout, temperature or threshold fitted on plain out-of-fold predictions would carry the
+        labels of fold k into its own models or pseudo-labels, since the models of all other folds
+        know them. One model per pair of folds, and not one per seed, will do. They are trained in
+        round 0 alone: those of later rounds would need pseudo-labels from models without three
+        folds, and so on. Later rounds are surer than the temperature knows.
         """
-        clips, pairs = self.clips, list(combinations(range(self.clips.folds), 2))
-        told = np.full((clips.folds, clips.labeled.sum(), self.classes), np.nan, np.float32)
+        clips, options = self.clips, np.array(self.config.fuse.dropout)
+        pairs, labeled = list(combinations(range(clips.folds), 2)), np.flatnonzero(clips.labeled)
+        told = np.full((len(options), clips.folds, len(labeled), self.classes), np.nan, np.float32)
         if clips.folds < 3:
-            return told
-        lessons = [self._lesson([*pair], 0) for pair in pairs]
+            usual = np.full(clips.folds, options[len(options) // 2])
+            return {"held_out": told[0], "dropout": usual}
+        lessons = [self._lesson([*pair], 0, option) for option in options for pair in pairs]
         model, _ = ensemble.train(self.inputs, lessons, self.config.fuse)
-        labeled = np.flatnonzero(clips.labeled)
         rows = np.flatnonzero(self.present[labeled])
-        fold = clips.fold[labeled[rows]]
-        for pair, probability in zip(pairs, self._probability(model, labeled[rows]), strict=True):
+        fold, every = clips.fold[labeled[rows]], self._probability(model, labeled[rows])
+        for (option, pair), probability in zip(product(range(len(options)), pairs), every, strict=True):
             for without, other in (pair, pair[::-1]):
-                told[without, rows[fold == other]] = probability[fold == other]
-        return told
+                told[option, without, rows[fold == other]] = probability[fold == other]
+        right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]]
+        best = np.nanmean(-np.log(np.maximum(right, TINY)), 2).argmin(0)
+        logger.info("%s: dropout by fold: %s", self.title, ", ".join(map(str, options[best])))
+        return {"held_out": told[best, np.arange(clips.folds)], "dropout": options[best]}
 
     def _predictions(self, by_fold: np.ndarray) -> predictions.Predictions:
         clips = self.clips

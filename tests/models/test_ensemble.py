@@ -10,7 +10,7 @@ from mer_dist.models.ensemble import Lesson, predict, seed_of, train
 from mer_dist.models.fusion import KINDS, Inputs
 from mer_dist.settings import FuseConfig
 
-SMALL = {"width": 16, "heads": 2, "batch": 16, "dropout": 0.2, "feature_dropout": 0.3,
+SMALL = {"width": 16, "heads": 2, "batch": 16, "dropout": [0.2], "feature_dropout": 0.3,
          "modality_dropout": 0.25, "learning_rate": 1e-2}
 CLIPS, CLASSES, FOLDS, SEEDS = 60, 3, 3, 2
 EVERY = torch.arange(CLIPS)

@@ -9,7 +9,7 @@ from mer_dist.models.ensemble import Lesson, predict, train
 from mer_dist.models.fusion import KINDS, Inputs, build, standardize
 from mer_dist.settings import FuseConfig
 
-SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": 0.2, "feature_dropout": 0.1}
+SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": [0.2], "feature_dropout": 0.1}
 OPTIONS = [
     *({"model": model} for model in KINDS),
     *({"guide": guide} for guide in ("video", "text")),

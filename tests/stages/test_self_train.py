@@ -194,9 +194,9 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
     assert again("self_train.confidence=0.6") == ([1, 2], 1)
     assert again("self_train.precision=0.6", "self_train.patience=9") == ([1, 2], 1)
     assert again("self_train.precision=0.7") == ([], 0), "another rule's key changes nothing"
-    assert again("fuse.dropout=0.15") == ([0, 1, 2], 1)
+    assert again("fuse.dropout=[0.15]") == ([0, 1, 2], 1)
     # Half of the quota in one round is what the first of two took: only the second one goes.
-    assert again("fuse.dropout=0.15", "self_train.rounds=1", "self_train.quota=0.25") == ([2], 0)
+    assert again("fuse.dropout=[0.15]", "self_train.rounds=1", "self_train.quota=0.25") == ([2], 0)
     assert not run.round(2).exists()
 
 
