@@ -21,7 +21,7 @@ corpus: {{labels: [neutral, angry, happy]}}
 folds: {{count: 3}}
 fuse:
   {{labels: {folder}/labels.csv, sets: [voice, face, line], width: 16, heads: 2, seeds: 2,
-    epochs: {epochs}, batch: 16, learning_rate: 5e-3, dropout: [0.3], feature_dropout: 0.1}}
+    epochs: {epochs}, batch: 16, learning_rate: 5e-3, dropout: [0.2, 0.4], feature_dropout: 0.1}}
 self_train: {{rounds: {rounds}}}
 """
 

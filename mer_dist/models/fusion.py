@@ -76,7 +76,8 @@ def standardize(inputs: Inputs, moments_of: Tensor | None = None, limit: float =
 def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -> None:
     """In blocks that fit the cache: the whole would be read from memory a dozen times."""
     rows = max(CACHED // x_ND.shape[1], 1)
-    blocks = list(zip(x_ND.split(rows), present[:, None].split(rows), counted[:, None].split(rows), strict=True))
+    parts = (x_ND, present[:, None], counted[:, None])
+    blocks = list(zip(*(part.split(rows) for part in parts), strict=True))
     zero = torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
     total = max(int(counted.sum()), 1)
     mean = sum((torch.where(own, x, 0).sum(0) for x, _, own in blocks), zero).div(total).to(x_ND.dtype)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-
 from mer_dist import files, joined, predictions, quarantine
 from mer_dist.config import Config
-from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.joined import Clips
 from mer_dist.layout import Run

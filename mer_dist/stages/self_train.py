@@ -124,7 +124,7 @@ def held_out(run: Run) -> np.ndarray:
     return load_file(run.round(0) / BY_FOLD)["held_out"]
 
 
-def _dropout(run: Run) -> np.ndarray:
+def chosen_dropout(run: Run) -> np.ndarray:
     """(K,): what round 0 found best for the models of each fold."""
     return load_file(run.round(0) / BY_FOLD)["dropout"]
 
@@ -150,7 +150,7 @@ class _Round:
         started = time.monotonic()
         chosen = self._pseudo_labels() if self.number else []
         facts = {} if self.number else self._without_pairs()
-        dropout = (facts or {"dropout": _dropout(self.out)})["dropout"]
+        dropout = (facts or {"dropout": chosen_dropout(self.out)})["dropout"]
         lessons = [
             self._lesson([fold], seed, dropout[fold], chosen[fold] if chosen else None)
             for fold in range(self.clips.folds)

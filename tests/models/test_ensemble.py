@@ -42,7 +42,8 @@ def lessons_of(dtype: torch.dtype = torch.float32) -> list[Lesson]:
         rows = EVERY[EVERY % FOLDS != fold][: 40 - 9 * fold]
         targets = torch.eye(CLASSES, dtype=dtype)[rows % CLASSES]
         weights = torch.rand(len(rows), generator=random).to(dtype) + 0.5
-        lessons += [Lesson(rows, targets, weights, seed_of(fold, seed)) for seed in range(SEEDS)]
+        lessons += [Lesson(rows, targets, weights, seed_of(fold, seed), 0.2 + 0.1 * fold)
+                    for seed in range(SEEDS)]
     return lessons
 
 
@@ -75,6 +76,23 @@ def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(
     together, alone = side_by_side_and_alone(config, torch.float64)
     assert together.dtype == torch.float64
     assert (together - alone).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_members_trained_in_groups_are_the_same_and_in_the_same_order(monkeypatch, size):
+    config, inputs, lessons = FuseConfig(**SMALL, epochs=3), inputs_of(), lessons_of()
+    together, losses = train(inputs, lessons, config)
+    monkeypatch.setattr(ensemble, "_side_by_side", lambda *_: size)
+    grouped, own = train(inputs, lessons, config)
+    torch.testing.assert_close(own, losses, atol=1e-4, rtol=1e-4)
+    before, after = (predict(model, inputs, EVERY) for model in (together, grouped))
+    assert (before - after).abs().max() < 1e-4
+    # Warm members go on from their own weights, whatever their group.
+    state = together.state_dict()
+    pair = [predict(train(inputs, lessons, config, start=state)[0], inputs, EVERY)]
+    monkeypatch.undo()
+    pair.append(predict(train(inputs, lessons, config, start=state)[0], inputs, EVERY))
+    assert (pair[0] - pair[1]).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("model", KINDS)

@@ -18,7 +18,7 @@ from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.models import ensemble, fusion
 from mer_dist.models.fusion import Inputs
-from mer_dist.stages.self_train import _Round, by_fold, held_out, self_train
+from mer_dist.stages.self_train import _Round, by_fold, chosen_dropout, held_out, self_train
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def plain_of(config, read):
 
 
 def test_that_proof_sees_a_training_as_long_as_the_most_that_any_fold_took(tmp_path, monkeypatch):
-    config = easy(fusion_run.make(tmp_path, rounds=1, epochs=4)[0], rule="threshold")
+    config = easy(fusion_run.make(tmp_path, rounds=1, epochs=4)[0], rule="threshold", confidence=0.97)
     config.fuse.batch = 2  # one clip more in the longest lesson is seldom a step more otherwise
     monkeypatch.setattr(_Round, "_steps", lambda one: 0)
     (before, after), (leaky_before, leaky_after) = own_predictions_with_other_labels(config, fold=1)
@@ -233,6 +233,17 @@ def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
     assert np.allclose(told.probability[~clips.labeled], every.mean(0), atol=1e-6)
     assert told.fold.tolist() == clips.fold.tolist()
     assert metrics.waf(truth[:90], told.answer[clips.labeled]) > 0.6
+
+
+@pytest.mark.parametrize(("clear", "best"), [(True, 0.0), (False, 0.9)])
+def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_path, clear, best):
+    config, _ = fusion_run.make(tmp_path, rounds=0, epochs=15)
+    config.fuse.dropout = [0.0, 0.9]
+    clips, inputs = parts_of(config)
+    if not clear:
+        inputs.values = [torch.randn(values.shape) for values in inputs.values]
+    self_train(config, clips, "", lambda: inputs)
+    assert chosen_dropout(Run(config.run.folder)).tolist() == [best] * 3
 
 
 def test_with_two_folds_or_no_unlabelled_clip_it_still_runs(tmp_path):
