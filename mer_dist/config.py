@@ -57,8 +57,9 @@ class Config:
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")
-        if set(self.vote.given) - set(self.corpus.labels):
-            raise UserError(f"vote.given names labels outside corpus.labels: {self.vote.given}")
+        if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
+            raise UserError("vote.given needs a share for each of corpus.labels, 0 where there is none: "
+                            f"{', '.join(self.corpus.labels)}; it has {self.vote.given}")
         if self.vote.probes:
             metrics.shares_of_constants(self.vote.probes, self.corpus.labels)
 

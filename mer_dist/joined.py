@@ -19,6 +19,8 @@ from mer_dist.shards import manifest
 
 TUNED = "@tuned"
 STAGE = "fuse"
+#: A vector whose largest value is this many times that of the median vector is a broken one.
+WILD = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,9 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
     index = {label: row for row, label in enumerate(config.corpus.labels)}
+    without = sorted(set(config.corpus.labels) - set(labeled.values()))
+    if without:
+        logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
     return Clips(
         labels=list(config.corpus.labels), names=names,
         truth=np.array([index.get(label_of[name], -1) for name in names]),
@@ -189,32 +194,38 @@ def read_set(
             f"features {set_name}: none of its {len(found.names)} clips is among the {len(known)} "
             "clips of this run; are the names the same?"
         )
-    broken = {found.names[row] for row in np.flatnonzero(~_finite(found))} & known
+    if strange := len(set(found.names) - known):
+        logger.warning("features %s: %d of its clips are not among the clips of this run and are left "
+                       "out; in fuse.labels, a clip to be answered is a row with an empty label",
+                       set_name, strange)
+    broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
-    why = f"{about(set_name)} NaN or infinite values"
+    why = f"{about(set_name)} values that are NaN, infinite, or beyond {WILD:g} times the usual"
     return found.only(known - broken) if broken else found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why) for name in broken
     ]
 
 
-def _finite(found: FeatureSet) -> np.ndarray:
-    """(N,) bool: clips all of whose values are numbers."""
-    finite = _finite_rows(found.utterance)
+def _usable(found: FeatureSet) -> np.ndarray:
+    """(N,) bool: clips all of whose values are numbers, and of a size that others have, too.
+
+    One clip with 1e12 in it would make the deviation so large that all others become equal.
+    """
+    usable = _sane(found.utterance)
     if found.frame is not None and len(found.frame):
-        bad_frame = ~_finite_rows(found.frame)
-        before = np.concatenate([[0], np.cumsum(bad_frame)])
-        finite &= before[found.offsets[1:]] == before[found.offsets[:-1]]
-    return finite
+        before = np.concatenate([[0], np.cumsum(~_sane(found.frame))])
+        usable &= before[found.offsets[1:]] == before[found.offsets[:-1]]
+    return usable
 
 
-def _finite_rows(values: np.ndarray) -> np.ndarray:
-    """(N,) bool; looks closer only where a sum is no number, for speed."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(values.sum(1))
-    finite[~finite] = np.isfinite(values[~finite]).all(1)
-    return finite
+def _sane(values: np.ndarray) -> np.ndarray:
+    """(N,) bool, by the largest value of each row; NaN and infinity are larger than any."""
+    largest = np.maximum(values.max(1, initial=0), -values.min(1, initial=0)).astype(np.float64)
+    finite = np.isfinite(largest)
+    usual = np.median(largest[finite]) if finite.any() else 0.0
+    return finite & ((largest <= WILD * usual) | (usual == 0))
 
 
 def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = False) -> FeatureSet:

@@ -71,7 +71,9 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
         raise UserError(f"vote.probes needs the labels {', '.join(labels)}, one of which may be left "
                         f"out; unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing)}")
     percent = np.array([scores[label] for label in labels if label in scores])
-    if not ((percent >= 0) & (percent <= 100)).all() or percent.max() <= 1:
+    if not ((percent >= 0) & (percent <= 100)).all():
+        raise UserError(f"vote.probes must be WAF in percent, 0 to 100: {scores}")
+    if percent.max() <= 1 and 0.5 < share_of_constant(percent).sum() < 1.05:
         raise UserError(f"vote.probes must be WAF in percent, as 4.76 and not 0.0476: {scores}")
     decimals = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in percent)
     half = 0.5 / 10**decimals

@@ -17,7 +17,7 @@ from mer_dist.settings import SelfTrainConfig
 TAKEN, EMPTY, UNSURE, BEYOND, CLOSED = range(5)
 #: What each of these numbers means; a clip that is taken needs no reason.
 REASONS = (
-    "", "no modality", "below the threshold", "beyond its class's quota",
+    "", "no modality", "not sure enough", "beyond its class's quota",
     "no threshold is precise enough for its class",
 )
 #: Standard normal quantile of the one-sided 90 % bound on a precision.
@@ -64,6 +64,7 @@ def pseudo_labels(
     quota = None
     if settings.rule == "quota":
         quota = np.round(part * probability[usable].sum(0)).astype(int)
+        limit = np.where(quota > 0, limit, np.inf)
     elif settings.rule == "precision":
         learned = precise_thresholds(calibration(held_out), truth, settings.precision)
         limit = np.maximum(limit, learned)

@@ -241,12 +241,13 @@ class FuseConfig:
     width: int = 64
     heads: int = 4
     dropout: list[float] = field(default_factory=lambda: [0.1, 0.4, 0.7])
-    """Of several, each fold takes the one with which models that left out a further fold, too, are
-    most likely on that one: clips that say little need more. With two folds the middle one."""
+    """Not of linear. Of several, each fold takes the one with which models that left out a further
+    fold, too, are most likely on that one: clips that say little need more. With two folds the
+    middle one."""
     feature_dropout: float = 0.5
-    """Chance that a single feature is hidden; it regularises most where clips are few."""
+    """Not of attention: chance that a single feature is hidden."""
     modality_dropout: float = 0.1
-    """Chance that a modality is hidden from a training clip that has others."""
+    """agt: chance that a modality is hidden from a training clip that has others."""
     seeds: int = 3
     epochs: int = 30
     batch: int = 32
@@ -263,6 +264,10 @@ class FuseConfig:
             _at_least("fuse", key, getattr(self, key), 1)
         for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
             _fraction("fuse", key, getattr(self, key))
+        if len(set(self.sets)) < len(self.sets):
+            raise UserError(f"fuse.sets names a feature set twice: {', '.join(self.sets)}")
+        _at_least("fuse", "learning_rate", self.learning_rate, 1e-9)
+        _at_least("fuse", "weight_decay", self.weight_decay, 0)
         for chance in self.dropout:
             _fraction("fuse", "dropout", chance)
         if not self.dropout:
@@ -283,7 +288,8 @@ class SelfTrainConfig:
     """Part of the unlabelled clips that the last round takes by the rule ``quota``, and that one of its
     epochs shows by any rule; earlier rounds less, evenly."""
     confidence: float = 0.5
-    """Calibrated probability below which a clip is never taken, whatever the rule."""
+    """Probability below which a clip is never taken, whatever the rule. It is calibrated on models
+    that left out two folds, one a pair; with two folds it is as the models tell it."""
     precision: float = 0.8
     """Part of a class's answers that must be right, by the lower end of its interval on held-out clips."""
     weight: float = 0.5

@@ -144,7 +144,7 @@ def test_a_missing_mandatory_value_is_named(write):
         ("folds.group=abc", "needs one (group)"),
         ("shard.faces=openface", "shard.openface must name its folder"),
         ("vote.prior=given", "vote.given belongs to"),
-        ("vote={prior: given, given: {joy: 1.0}}", "outside corpus.labels"),
+        ("vote={prior: given, given: {joy: 1.0}}", "a share for each of corpus.labels"),
         ("self_train.quota=0.0", "self_train.quota is 0.0"),
         ("extractors.voice.family=wav2vec", "it must be one of: clip, hubert, baichuan"),
         ("extractors={'a/b': {family: clip, path: m}}", "extractors.a/b"),

@@ -120,6 +120,15 @@ def test_vectors_that_are_no_numbers_become_missing_and_are_named(run):
     assert "features voice:" in problems[0].reason
 
 
+def test_a_vector_of_another_order_of_size_becomes_missing_and_is_named(run):
+    names, values = fusion_run.names(LABELED), np.random.default_rng(0).normal(size=(LABELED, 4))
+    values[3, 1], values[5] = 1e12, 100
+    fusion_run.write_set(run, "voice", "audio", names, values)
+    found, problems = joined.read_set(run, "voice", clips_of())
+    assert [problem.name for problem in problems] == [names[3]]
+    assert names[3] not in found.names and names[5] in found.names
+
+
 def test_a_set_of_other_clips_is_refused(run):
     fusion_run.write_set(run, "voice", "audio", ["x", "y"], np.ones((2, 2)))
     with pytest.raises(UserError, match="none of its 2 clips"):

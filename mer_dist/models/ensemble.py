@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mer_dist.errors import UserError
 from mer_dist.files import fingerprint
 from mer_dist.models.fusion import Inputs, build
 from mer_dist.models.members import Streams
@@ -20,8 +21,8 @@ from mer_dist.settings import FuseConfig
 #: Clips × members in one forward pass of prediction: more leave a CPU's cache.
 PREDICT_ROWS = 1024
 PREDICT_ROWS_GPU = 65536
-#: Numbers of the widest input of a training step beyond which members are trained in groups on a
-#: CPU: larger temporaries are mapped afresh by every allocation, and each page costs a fault.
+#: Numbers of a training step's largest input or gradient beyond which members are trained in groups
+#: on a CPU: larger temporaries are mapped afresh by every allocation, and each page costs a fault.
 STEP_NUMBERS = 2**23
 
 
@@ -83,7 +84,7 @@ def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
     if inputs.values[0].is_cuda:
         return members
     widest = max(values[0].numel() for values in inputs.values)
-    most = max(STEP_NUMBERS // (config.batch * widest), 1)
+    most = max(STEP_NUMBERS // (max(config.batch, config.width) * widest), 1)
     groups = -(-members // most)
     return -(-members // groups)
 
@@ -124,7 +125,11 @@ def _train(
             optimizer.step()
             losses.append(loss.detach())
         curves.append(torch.stack(losses).mean(0))
-    return model, torch.stack(curves, 1).cpu()
+    losses = torch.stack(curves, 1).cpu()
+    if not torch.isfinite(losses).all():
+        raise UserError("fuse: training diverged, the loss is no number any more; lower "
+                        f"fuse.learning_rate, which is {config.learning_rate:g}")
+    return model, losses
 
 
 def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:

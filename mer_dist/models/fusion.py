@@ -48,8 +48,10 @@ class Inputs:
 
     def __getitem__(self, rows: Tensor) -> Inputs:
         """Clips by number; ``rows`` may have any shape, which then stands in the place of N."""
-        values = [values[rows] for values in self.values]
-        values = [some.float() if some.dtype is torch.half else some for some in values]
+        # Four times as fast as values[rows] on a CPU.
+        flat = [values.index_select(0, rows.flatten()) for values in self.values]
+        flat = [some.float() if some.dtype is torch.half else some for some in flat]
+        values = [some.unflatten(0, rows.shape) for some in flat]
         return Inputs(self.modality, values, [mask[rows] for mask in self.mask])
 
     @property

@@ -42,7 +42,8 @@ class Streams:
     def chance(self, chances: float | list[float]) -> Tensor:
         """(E,) uint8 for :meth:`below`, of one chance for all members or one for each."""
         each = [chances] * len(self.generators) if isinstance(chances, float) else chances
-        return torch.tensor([round(256 * chance) for chance in each], device=self.device).to(torch.uint8)
+        parts = [min(round(256 * chance), 255) for chance in each]
+        return torch.tensor(parts, dtype=torch.uint8, device=self.device)
 
     def order(self, member: int, count: int, length: int) -> Tensor:
         """``length`` of the numbers below ``count``: each once in random order, then over again."""
@@ -72,13 +73,14 @@ class Dropout(nn.Module):
         super().__init__()
         self.streams, self.chance = streams, streams.chance(chances)
         self.some = bool(self.chance.any())
-        self.scale = (1 / (1 - self.chance.to(streams.dtype) / 256))
+        self.scale = 1 / (1 - self.chance.to(streams.dtype) / 256)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.some:
             return x
         keep = ~self.streams.below(self.chance, *x.shape[1:])
-        return x * (keep * self.scale.view(-1, *[1] * (x.dim() - 1)))
+        # Bits times numbers first: bits times the scale would make a second tensor of numbers.
+        return (x * keep).mul_(self.scale.view(-1, *[1] * (x.dim() - 1)))
 
 
 def norm(x: Tensor) -> Tensor:

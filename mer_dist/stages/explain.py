@@ -123,7 +123,7 @@ def _rounds(run: Run, name: str) -> list[dict]:
 
 
 def _vote(run: Run) -> dict:
-    """What the vote decided for all clips, without the list of its members' clips."""
+    """What the vote decided for all clips."""
     path = run.vote / "prior.json"
     try:
         return files.read_json(path) if path.exists() else {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mer_dist import files, joined, predictions, quarantine
 from mer_dist.config import Config
+from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
@@ -25,11 +26,16 @@ LARGE = 2**28
 
 @dataclass
 class _Sets:
-    """Reads each feature set once, keeps those that are fused, and collects what is wrong."""
+    """Reads each feature set once, keeps those that are fused, and notes at once what is wrong.
+
+    A later call does not read what is done, so what was found must not wait for the end.
+    """
 
     config: Config
     run: Run
     clips: Clips
+    #: What is wrong with the labels.
+    of_labels: list[Problem]
     #: set -> what was wrong with it, of the sets that were read.
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     kept: dict[str, FeatureSet] = field(default_factory=dict)
@@ -40,9 +46,23 @@ class _Sets:
         fused = name in joined.fused_sets(self.config)
         frames = fused and self.config.fuse.level == "frame"
         found, self.problems[name] = joined.read_set(self.run, name, self.clips, frames)
+        self.note()
         if fused:
             self.kept[name] = found
         return found
+
+    def note(self) -> None:
+        """Quarantine what was found; what is known of sets that were not read again stays."""
+        unread = [
+            joined.about(name) for name in joined.all_sets(self.config, self.run)
+            if name not in self.problems
+        ]
+        stay = [
+            problem for problem in quarantine.read(self.run.quarantine)
+            if problem.stage == joined.STAGE and problem.reason.startswith(tuple(unread))
+        ]
+        found = [problem for of_set in self.problems.values() for problem in of_set]
+        quarantine.replace(self.run.quarantine, joined.STAGE, [*self.of_labels, *found, *stay])
 
     def made_from(self, name: str) -> str:
         return joined.set_made_from(self.run, name, self.clips.folds)
@@ -56,55 +76,51 @@ def fuse(config: Config) -> None:
     """
     import torch
 
-    from mer_dist.stages.self_train import by_fold, self_train
+    from mer_dist.stages.self_train import by_fold, present, self_train
+    from mer_dist.stages.vote import check_names, publish, vote
     from mer_dist.stages.vote import made_from as vote_made_from
-    from mer_dist.stages.vote import vote
 
     torch.set_num_threads(config.run.threads)
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
-    sets = _Sets(config, run, clips)
+    sets = _Sets(config, run, clips, problems)
+    sets.note()
+    check_names(config, clips, run)
     fused = joined.fused_sets(config)
     parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
     probes = _probe_all(config, sets)
     last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
-    # Before the vote, which looks there for clips that it is asked for and does not have.
-    _quarantine(sets, problems)
     voting = [*fused, *([ALL_SETS] if ALL_SETS in probes else [])]
     made_from = vote_made_from(config, [last, *(probes[name] for name in voting)])
-    if files.marked(run.vote, made_from) and run.answer.exists():
+    if files.marked(run.vote, made_from):
         logger.info("vote: already there")
     else:
         rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
         paths = [*rounds, *(_probe_path(run, name) for name in voting)]
-        vote(config, clips, [predictions.read(path) for path in paths], by_fold(run, 0), made_from)
-
-
-def _quarantine(sets: _Sets, problems: list[Problem]) -> None:
-    """Note the problems of this call; those of sets that did not have to be read again stay."""
-    unread = [
-        joined.about(name) for name in joined.all_sets(sets.config, sets.run)
-        if name not in sets.problems
-    ]
-    stay = [
-        problem for problem in quarantine.read(sets.run.quarantine)
-        if problem.stage == joined.STAGE and problem.reason.startswith(tuple(unread))
-    ]
-    found = [problem for of_set in sets.problems.values() for problem in of_set]
-    quarantine.replace(sets.run.quarantine, joined.STAGE, [*problems, *found, *stay])
+        members = [predictions.read(path) for path in paths]
+        vote(config, clips, members, by_fold(run, 0), present(run), made_from)
+    publish(run)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
-    """The features of all clips as tensors on the device, read set by set to keep the peak low."""
+    """The features of all clips as tensors on the device; each set's own copy is let go at once."""
     import torch
 
     from mer_dist.models.fusion import Inputs
 
     found = [_of_set(config, sets, name) for name in fused]
     merged = (sum((getattr(one, part) for one in found), []) for part in ("modality", "values", "mask"))
-    return Inputs(*merged).to("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = Inputs(*merged)
+    together = torch.stack([mask.any(-1) for mask in inputs.mask]).sum(0)
+    if len(fused) > 1 and together.max() < 2:
+        raise UserError(f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names "
+                        "the same?")
+    if config.fuse.model == "agt" and config.fuse.guide not in inputs.modality:
+        logger.warning("no fused set is %s (fuse.guide): a learned query asks in its place",
+                       config.fuse.guide)
+    return inputs.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _of_set(config: Config, sets: _Sets, name: str):
@@ -164,18 +180,18 @@ def _mark_probes(run: Run, done: dict[str, dict], clips: int) -> None:
 def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> Predictions:
     """One modality alone, or all fused sets side by side."""
     clips, found = sets.clips, [sets.read(part) for part in parts]
-    title = _probe_title(config, name, found[0])
-    if name == ALL_SETS:
-        title = "all sets (logistic regression)"
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     probability = probe(list(values), list(valid), clips)
     return Predictions(
-        title=title, labels=clips.labels, names=clips.names, labeled=clips.labeled,
-        fold=clips.fold, probability=probability, answer=probability.argmax(1),
+        title=_probe_title(config, name, found[0]), labels=clips.labels, names=clips.names,
+        labeled=clips.labeled, fold=clips.fold, probability=probability,
+        answer=probability.argmax(1),
     )
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
+    if name == ALL_SETS:
+        return "all sets (logistic regression)"
     kind = ""
     if name.endswith(joined.TUNED):
         kind = ", fine-tuned"

@@ -4,9 +4,8 @@ No labelled clip influences its own out-of-fold prediction. The models of fold k
 clips of other folds and on pseudo-labels that the models of fold k gave in the round before; warm
 ones go on from these same models. Temperature and thresholds, which turn what they told into
 pseudo-labels, and the dropout come from models that left out fold k *and* the fold they are judged
-on. How long
-training takes does not depend on what was taken, since all folds train side by side: the most
-that another fold took would tell of labels of fold k. What remains are the paths through
+on. How long training takes does not depend on what was taken, since all folds train side by side:
+the most that another fold took would tell of labels of fold k. What remains are the paths through
 fine-tuned extractors that docs/architecture.md describes, and one number where
 ``self_train.patience`` is set: how many rounds there are follows from the labels of all folds.
 """
@@ -45,8 +44,8 @@ BY_FOLD = "by_fold.safetensors"
 MODELS = "models.safetensors"
 #: A probability below this counts as this much when likelihoods are compared.
 TINY = 1e-6
-#: What a round's folder holds; a folder of another layout is made again.
-_LAYOUT = 3
+#: To be raised when a round's files or figures change: rounds of another version are made again.
+_VERSION = 4
 
 
 def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[], Inputs]) -> str:
@@ -69,7 +68,7 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
     if last and settings.rule == "precision" and clips.folds < 3:
         raise UserError("self_train.rule precision learns from models that left out two folds, so "
                         f"folds.count must be at least 3; it is {clips.folds}")
-    made_from = files.fingerprint([made_from, model, config.run.seed, last > 0, _LAYOUT])
+    made_from = files.fingerprint([made_from, model, config.run.seed, _VERSION])
     loaded, wafs = None, []
     for number in range(last + 1):
         part = settings.quota * number / max(last, 1)
@@ -116,6 +115,11 @@ def by_fold(run: Run, number: int) -> np.ndarray:
     return load_file(run.round(number) / BY_FOLD)["probability"]
 
 
+def present(run: Run) -> np.ndarray:
+    """(N,) bool: clips that have any of the fused modalities."""
+    return load_file(run.round(0) / BY_FOLD)["present"].astype(bool)
+
+
 def held_out(run: Run) -> np.ndarray:
     """(K, L, C): probabilities of the labelled clips by models that left out fold k and their own.
 
@@ -148,9 +152,9 @@ class _Round:
     def run(self, made_from: str) -> dict:
         """Run the round; returns the mark of its folder."""
         started = time.monotonic()
-        chosen = self._pseudo_labels() if self.number else []
         facts = {} if self.number else self._without_pairs()
-        dropout = (facts or {"dropout": chosen_dropout(self.out)})["dropout"]
+        dropout = chosen_dropout(self.out) if self.number else facts["dropout"]
+        chosen = self._pseudo_labels() if self.number else []
         lessons = [
             self._lesson([fold], seed, dropout[fold], chosen[fold] if chosen else None)
             for fold in range(self.clips.folds)
@@ -159,9 +163,10 @@ class _Round:
         model, losses = ensemble.train(
             self.inputs, lessons, self.config.fuse, self._steps(), self._start()
         )
-        by_fold = self._predict(model)
-        kept = facts | {"probability": np.ascontiguousarray(by_fold[:, self.unlabeled], np.float32)}
-        told, labeled = self._predictions(by_fold), self.clips.labeled
+        every = self._predict(model)
+        kept = facts | {"probability": np.ascontiguousarray(every[:, self.unlabeled], np.float32),
+                        "present": self.present.astype(np.uint8)}
+        told, labeled = self._predictions(every), self.clips.labeled
         waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
         with files.atomic_folder(self.out.round(self.number)) as folder:
             predictions.write(folder / "predictions.parquet", told)
@@ -258,11 +263,13 @@ class _Round:
         round 0 alone: those of later rounds would need pseudo-labels from models without three
         folds, and so on. Later rounds are surer than the temperature knows.
         """
-        clips, options = self.clips, np.array(self.config.fuse.dropout)
-        pairs, labeled = list(combinations(range(clips.folds), 2)), np.flatnonzero(clips.labeled)
+        clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
+        pairs = [pair for pair in combinations(range(clips.folds), 2)
+                 if self.present[clips.outside(*pair)].any()]
         told = np.full((len(options), clips.folds, len(labeled), self.classes), np.nan, np.float32)
-        if clips.folds < 3:
-            usual = np.full(clips.folds, options[len(options) // 2])
+        usual = np.full(clips.folds, options[len(options) // 2])
+        asked = len(options) > 1 or self.config.self_train.rounds and len(self.unlabeled)
+        if not (pairs and asked):
             return {"held_out": told[0], "dropout": usual}
         lessons = [self._lesson([*pair], 0, option) for option in options for pair in pairs]
         model, _ = ensemble.train(self.inputs, lessons, self.config.fuse)
@@ -272,9 +279,14 @@ class _Round:
             for without, other in (pair, pair[::-1]):
                 told[option, without, rows[fold == other]] = probability[fold == other]
         right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]]
-        best = np.nanmean(-np.log(np.maximum(right, TINY)), 2).argmin(0)
+        best = np.nansum(-np.log(np.maximum(right, TINY)), 2).argmin(0)
         logger.info("%s: dropout by fold: %s", self.title, ", ".join(map(str, options[best])))
         return {"held_out": told[best, np.arange(clips.folds)], "dropout": options[best]}
+
+    def _dropouts(self) -> np.ndarray:
+        """The values to choose from; a linear model has no use for any."""
+        options = self.config.fuse.dropout
+        return np.array(options[:1] if self.config.fuse.model == "linear" else options)
 
     def _predictions(self, by_fold: np.ndarray) -> predictions.Predictions:
         clips = self.clips

@@ -24,17 +24,21 @@ from mer_dist.log import logger
 from mer_dist.predictions import Predictions
 
 TITLE = "prior-aware vote"
+#: To be raised when the vote changes: one of another version is taken again.
+_VERSION = 2
 SHOWN = 3
 
 
 def vote(
-    config: Config, clips: Clips, members: list[Predictions], by_fold: np.ndarray, made_from: str
+    config: Config, clips: Clips, members: list[Predictions], by_fold: np.ndarray,
+    present: np.ndarray, made_from: str,
 ) -> None:
-    """Combine the members, decide, and write ``vote/`` and ``answer.csv``.
+    """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
     Args:
         members: predictions with the rows of ``clips``; the first one is AGT before self-training.
         by_fold: (K, U, C), what that AGT's models of each fold say of the U unlabelled clips.
+        present: (N,) bool, False for clips without any modality: they tell nothing of the prior.
 
     Raises:
         UserError: ``vote.names`` names clips that this run cannot answer.
@@ -45,7 +49,7 @@ def vote(
     asked = ~clips.labeled & np.isin(clips.names, names)
     probability = np.stack([member.probability for member in members])
     pooled, weights = pool(probability, clips, config.vote.kind)
-    told = _prior(config, clips, members[0], by_fold, pooled, asked)
+    told = _prior(config, clips, members[0], by_fold, pooled, asked, present)
     titles = [member.title for member in members]
     told |= {"kind": config.vote.kind, "weights": dict(zip(titles, weights.tolist(), strict=True))}
     if told["applied"]:
@@ -60,8 +64,9 @@ def vote(
         title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
         probability=pooled, answer=answer,
     )
-    _write_answer(run, made, names, lost, clips.labels[int(np.argmax(told["used"]))])
+    common = clips.labels[int(np.argmax(told["used"]))]
     with files.atomic_folder(run.vote) as folder:
+        _write_answer(folder / run.answer.name, made, names, lost, common)
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
         files.mark(folder, made_from, seconds=time.monotonic() - started, clips=len(clips.names))
@@ -94,19 +99,19 @@ def pool(
 
 def _prior(
     config: Config, clips: Clips, agt: Predictions, by_fold: np.ndarray, pooled: np.ndarray,
-    asked: np.ndarray,
+    asked: np.ndarray, present: np.ndarray,
 ) -> dict:
     """Which prior, where it comes from, and whether correcting for it is worth while."""
-    rows = np.flatnonzero(clips.labeled)
-    truth, seed = clips.truth[rows], config.run.seed
+    rows, asked = np.flatnonzero(clips.labeled & present), asked & present
+    truth, seed = clips.truth[clips.labeled], config.run.seed
     own = prior.shares(truth, len(clips.labels))
     told = {"labels": clips.labels, "labeled": own.tolist(), "estimated": {}, "used": own.tolist(),
             "applied": False, "origin": config.vote.prior}
     if config.vote.prior == "none":
         return told | {"reason": "vote.prior is none"}
     if not asked.any():
-        return told | {"reason": "there are no unlabelled clips"}
-    groups = _groups(config, clips.names)
+        return told | {"reason": "there are no unlabelled clips that have features"}
+    truth, groups = clips.truth[rows], _groups(config, clips.names)
     if config.vote.prior == "estimate":
         others = by_fold[:, asked[~clips.labeled]]
         found = estimate(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
@@ -177,16 +182,28 @@ def _told(config: Config, labels: list[str]) -> np.ndarray:
 def made_from(config: Config, parts: list[str]) -> str:
     """Fingerprint of the vote over members of these fingerprints."""
     names = _names(config.vote.names) if config.vote.names else []
-    return files.fingerprint([parts, as_dict(config.vote), config.run.seed, config.folds.group, names])
+    facts = [parts, as_dict(config.vote), config.run.seed, config.folds.group, names, _VERSION]
+    return files.fingerprint(facts)
 
 
 def _names(path: str) -> list[str]:
     """The names in a CSV, in its order."""
+    if not Path(path).is_file():
+        raise UserError(f"vote.names: there is no file {path}")
     found = table.read(Path(path), ("name",))
     if found.bad or not found.rows:
         why = "; ".join([*found.bad.values()][:SHOWN]) or "it names no clip"
         raise UserError(f"vote.names {path}: {why}")
     return list(found.rows)
+
+
+def check_names(config: Config, clips: Clips, run: Run) -> None:
+    """Refuse clips of ``vote.names`` that could not be answered, before anything is trained.
+
+    Raises:
+        UserError: there is no such file, or which names are wrong and why.
+    """
+    _asked(config, clips, run)
 
 
 def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
@@ -209,15 +226,24 @@ def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]
     return names, lost
 
 
-def _write_answer(run: Run, made: Predictions, names: list[str], lost: set[str], common: str) -> None:
+def publish(run: Run) -> None:
+    """Put the answer of the vote in its place, unless it is there as it should be."""
+    answer = (run.vote / run.answer.name).read_bytes()
+    if not run.answer.exists() or run.answer.read_bytes() != answer:
+        with files.atomic(run.answer) as temporary:
+            temporary.write_bytes(answer)
+
+
+def _write_answer(
+    path: Path, made: Predictions, names: list[str], lost: set[str], common: str
+) -> None:
     answers = made.answers()
     if lost:
         some = ", ".join([name for name in names if name in lost][:SHOWN])
         logger.warning("vote: %d clips of vote.names are in quarantine and are answered with the most "
                        "frequent label, %s; for example %s", len(lost), common, some)
     answers |= dict.fromkeys(lost, common)
-    with files.atomic(run.answer) as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("name", "discrete"))
-            writer.writerows((name, answers[name]) for name in names)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "discrete"))
+        writer.writerows((name, answers[name]) for name in names)

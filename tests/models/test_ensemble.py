@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mer_dist.errors import UserError
 from mer_dist.models import ensemble
 from mer_dist.models.ensemble import Lesson, predict, seed_of, train
 from mer_dist.models.fusion import KINDS, Inputs
@@ -76,6 +77,11 @@ def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(
     together, alone = side_by_side_and_alone(config, torch.float64)
     assert together.dtype == torch.float64
     assert (together - alone).abs().max() < 1e-8
+
+
+def test_a_training_that_diverges_ends_with_a_word():
+    with pytest.raises(UserError, match="lower fuse.learning_rate"):
+        train(inputs_of(), lessons_of(), FuseConfig(**SMALL | {"learning_rate": 1e30}, epochs=3))
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -74,7 +74,7 @@ def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(r
 def test_what_is_masked_or_left_out_is_named_with_its_reason(run):
     silent, broken, lost = (explain(run.folder, name) for name in (SILENT, BROKEN, "clip_lost"))
     assert lines_with(text(silent), "voice", "audio", "masked: no sound in the file")
-    assert lines_with(text(broken), "line", "text", "masked:", "NaN or infinite values")
+    assert lines_with(text(broken), "line", "text", "masked:", "values that are NaN")
     assert lines_with(text(broken), "fuse", "lost: text")
     assert text(lost).startswith("clip_lost: left out of fusion")
     assert lines_with(text(lost), "shard", "lost: clip", "not a video")

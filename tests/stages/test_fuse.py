@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from mer_dist import features, files, joined, metrics, predictions, quarantine
 from mer_dist.config import load
-from mer_dist.errors import UserError
+from mer_dist.errors import Stopped, UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
 from mer_dist.stages.fuse import fuse
@@ -55,13 +55,14 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
 
     assert changed() == made
     assert changed() == []
-    config.vote.prior = "none"
+    config.vote.kind = "hard"
+    run.answer.write_text("name,discrete\n")
     assert changed() == made[4:]
     shard = features.load(run.features("face"))
     features.write_shard(run.features("face") / "00000.safetensors", shard, "2")
     assert changed() == [made[0], *made[2:]]
     run.answer.unlink()
-    assert changed() == made[4:]
+    assert changed() == made[5:]
 
 
 def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
@@ -89,6 +90,35 @@ def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
         fuse(config)
         found = {(row.stage, row.name, row.lost) for row in quarantine.read(run.quarantine)}
         assert found == {("fuse", "clip_0004", "text"), ("fuse", "clip_x", "clip")}
+
+
+def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
+    config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
+    run = Run(config.run.folder)
+    shard = features.load(run.features("line"))
+    shard.utterance[4, 2] = np.nan
+    features.write_shard(run.features("line") / "00000.safetensors", shard, "2")
+
+    def stop(*_):
+        raise Stopped("asked to stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mer_dist.stages.self_train.self_train", stop)
+        with pytest.raises(Stopped):
+            fuse(config)
+    fuse(config)
+    assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
+
+
+def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
+    config.fuse.sets = ["voice", "face"]
+    run, names = Run(config.run.folder), fusion_run.names(210)
+    for name, own in (("voice", set(names[::2])), ("face", set(names[1::2]))):
+        shard = features.load(run.features(name)).only(own)
+        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+    with pytest.raises(UserError, match="no clip has more than one of them"):
+        fuse(config)
 
 
 def test_one_modality_without_the_guide_can_be_fused(tmp_path):

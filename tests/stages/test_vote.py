@@ -15,7 +15,7 @@ from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.records import Problem
-from mer_dist.stages.vote import made_from, vote
+from mer_dist.stages.vote import made_from, publish, vote
 
 LABELED, UNLABELED, FOLDS = 300, 600, 3
 EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
@@ -39,11 +39,12 @@ def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLA
     return clips, member, truth
 
 
-def voted(tmp_path, clips, members, overrides=()) -> tuple[Predictions, dict]:
+def voted(tmp_path, clips, members, overrides=(), present=None) -> tuple[Predictions, dict]:
     config = fusion_run.configure(tmp_path, overrides=overrides)
     told = members[0].probability[~clips.labeled]
-    vote(config, clips, members, np.stack([told] * FOLDS), "here")
-    run = Run(config.run.folder)
+    run, present = Run(config.run.folder), np.ones(len(clips.names), bool) if present is None else present
+    vote(config, clips, members, np.stack([told] * FOLDS), present, "here")
+    publish(run)
     return predictions.read(run.vote / "predictions.parquet"), files.read_json(run.vote / "prior.json")
 
 
@@ -250,3 +251,22 @@ def test_another_list_of_names_is_another_vote(tmp_path):
     for text in ("name\nclip_0301\n", "name\nclip_0302\n", "name\nclip_0302\n"):
         marks.append(made_from(fusion_run.configure(tmp_path, overrides=(restrict(tmp_path, text),)), ["x"]))
     assert marks[0] != marks[1] == marks[2]
+
+
+def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
+    clips, member, _ = case(SHIFTED, sharp=2.0)
+    present = np.random.default_rng(3).random(len(clips.names)) > 0.3
+    present[clips.labeled] = True
+    member.probability[~present] = 1 / 3
+    _, told = voted(tmp_path, clips, [member], present=present)
+    assert np.abs(np.array(told["estimated"]["bbse"]) - [0.1, 0.1, 0.8]).max() < 0.08
+
+
+def test_an_answer_that_was_cut_short_is_put_in_its_place_again(tmp_path):
+    clips, member, _ = case(EVEN)
+    voted(tmp_path, clips, [member])
+    answer = Run(tmp_path / "run").answer
+    whole = answer.read_bytes()
+    answer.write_text("name,discrete\n")
+    publish(Run(tmp_path / "run"))
+    assert answer.read_bytes() == whole
