@@ -60,7 +60,7 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     assert changed() == made[4:]
     shard = features.load(run.features("face"))
     features.write_shard(run.features("face") / "00000.safetensors", shard, "2")
-    assert changed() == [made[0], *made[2:]]
+    assert changed() == [made[0], *made[2:-1]], "the same vectors give the same answer"
     run.answer.unlink()
     assert changed() == made[5:]
 
