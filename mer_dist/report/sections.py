@@ -88,9 +88,9 @@ def duration(seconds: float | None) -> str:
 
 
 def gains(rows: list[Score]) -> list[Html | None]:
-    """What each step of the recipe adds: fusion over the best single modality, then row by row."""
+    """What each step of the recipe adds: fusion over the best probe, then row by row."""
     singles = [row.headline for row in rows if row.kind == "probe" and row.headline is not None]
-    before, over = max(singles, default=None), "best single"
+    before, over = max(singles, default=None), "the best above"
     found: list[Html | None] = []
     for row in rows:
         if row.kind not in ("round", "vote") or row.headline is None:

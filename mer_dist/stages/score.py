@@ -79,7 +79,7 @@ def _compare(rows: list[dict]) -> None:
     """Mark each step of the recipe that does not beat the one before it.
 
     Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
-    single modality, a round with the round before it, the vote with the last round.
+    probe, that of all sets among them, a round with the round before it, the vote with the last round.
     """
     probes = [row for row in rows if row["file"].startswith("probes/")]
     for row in rows:

@@ -145,7 +145,7 @@ def test_a_step_that_does_not_help_is_called_so(run):
     for gain in gains:
         shown = f"{100 * gain:+.2f}".replace("-", "−")
         assert (f"{shown} does not help" in text) if gain <= 0 else (shown in text)
-    assert (gains <= 0).any() and f"{100 * gains[0]:+.2f} over best single" in text
+    assert (gains <= 0).any() and f"{100 * gains[0]:+.2f} over the best above" in text
 
 
 def test_times_rates_curves_and_the_prior_arrive(run):
