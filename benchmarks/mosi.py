@@ -61,7 +61,7 @@ def main() -> None:
     truth, videos = truth_of(base, told["AGT"][0].names)
     facts = {"command": command(), "overrides": parsed.overrides, "seeds": seeds, "clips": len(truth),
              "videos": len(set(videos)), "rows": rows(told, truth),
-             "differences": differences(told, truth, videos)}
+             "differences": differences(told, truth, videos), "errors": errors(told, truth)}
     files.write_json(parsed.out / "mosi.json", facts)
     print(table(facts))
 
@@ -150,6 +150,22 @@ def differences(told: dict[str, list[Predictions]], truth: np.ndarray, videos: n
     ]
 
 
+def errors(told: dict[str, list[Predictions]], truth: np.ndarray) -> dict[str, float]:
+    """What the wrong answers of AGT look like, seeds averaged, as parts of all clips."""
+    answers = {title: averaged(told[title]) for title in ("AGT", LOGISTIC, "text alone")}
+    wrong = {title: answer != truth for title, answer in answers.items()}
+    mean = np.mean([found.probability for found in told["AGT"]], 0)
+    sure = mean.max(1) > 0.8
+    return {
+        "AGT wrong": wrong["AGT"].mean(),
+        "AGT and logistic regression both wrong": (wrong["AGT"] & wrong[LOGISTIC]).mean(),
+        "AGT and text alone both wrong": (wrong["AGT"] & wrong["text alone"]).mean(),
+        "AGT wrong and above 80 % sure": (wrong["AGT"] & sure).mean(),
+        "AGT wrong, truth negative": (wrong["AGT"] & (truth == 0)).mean(),
+        "clips that are negative": (truth == 0).mean(),
+    }
+
+
 def table(facts: dict) -> str:
     seeds = facts["seeds"]
     lines = [
@@ -166,6 +182,8 @@ def table(facts: dict) -> str:
         title = f"{row['first']} minus {row['second']}"
         lines.append(f"{title:62}{100 * row['difference']:+6.2f}  ({100 * row['low']:+.2f} to "
                      f"{100 * row['high']:+.2f}) over {row['drawn']}")
+    lines += ["", "Part of all clips"]
+    lines += [f"{what:44}{100 * part:6.1f} %" for what, part in facts["errors"].items()]
     return "\n".join(lines)
 
 
