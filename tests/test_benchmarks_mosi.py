@@ -80,7 +80,9 @@ def test_every_fusion_has_the_same_clips_and_folds_and_a_second_call_computes_no
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*predictions.parquet")} == written
     of_seeds = {title: [one, again[title]] for title, one in told.items()}
     facts = {"command": "", "seeds": [3, 3], "clips": 752, "videos": 31, "rows": mosi.rows(of_seeds, truth),
-             "differences": mosi.differences(of_seeds, truth, videos)}
+             "differences": mosi.differences(of_seeds, truth, videos), "errors": mosi.errors(of_seeds, truth)}
+    wrong = (mosi.averaged(of_seeds["AGT"]) != truth).mean()
+    assert facts["errors"]["AGT wrong"] == wrong > facts["errors"]["AGT wrong, truth negative"] > 0
     assert f"{100 * metrics.waf(truth, told[mosi.LOGISTIC].answer):.2f} ± 0.00" in mosi.table(facts)
 
 
