@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import files
+from mer_dist import files, metrics
 from mer_dist.errors import UserError
 
 #: Each fusion model as changes of the defaults. All choose their dropout by the other folds.
@@ -50,16 +50,6 @@ def reuse(source: Path, folder: Path, *parts: str) -> None:
                 shutil.copytree(source / part, temporary, dirs_exist_ok=True)
 
 
-def weighted_waf(truth: np.ndarray, answer: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """WAF ``(B,)`` of the N clips when clip i counts ``times[b, i]`` times, ``(B, N)``."""
-    total = np.zeros(len(times))
-    for label in np.union1d(truth, answer):
-        is_true, is_answer = truth == label, answer == label
-        support, right = times @ is_true, times @ (is_true & is_answer)
-        total += support * 2 * right / np.maximum(support + times @ is_answer, 1)
-    return total / times.sum(1)
-
-
 def difference(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None,
     draws: int = 2000, seed: int = 0,
@@ -76,9 +66,9 @@ def difference(
     code = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = code.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)[:, code]
-    gain = weighted_waf(truth, first, drawn) - weighted_waf(truth, second, drawn)
+    gain = metrics.weighted_waf(truth, first, drawn) - metrics.weighted_waf(truth, second, drawn)
     once = np.ones((1, len(truth)))
-    found = weighted_waf(truth, first, once) - weighted_waf(truth, second, once)
+    found = metrics.weighted_waf(truth, first, once) - metrics.weighted_waf(truth, second, once)
     low, high = np.quantile(gain, [0.025, 0.975])
     return {"difference": float(found[0]), "low": float(low), "high": float(high)}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mer_dist import prior
+from mer_dist import metrics, prior
 
 #: Deviations of its own noise by which an expected gain must exceed zero. A larger one loses less
 #: where there is no shift and gains less where there is one; see ``benchmarks/prior_shift.py``.
@@ -91,7 +91,7 @@ def gate(
     counts = [np.bincount(draw_rows(random), minlength=len(truth)) for _ in range(draws)]
     drawn = plausible[random.permutation(draws) % len(plausible)]
     weight = np.stack(counts) * _importance(old, drawn)[:, truth]
-    before, after = (_waf(weight, truth, answer, classes) for answer in answers)
+    before, after = (metrics.weighted_waf(truth, answer, weight) for answer in answers)
     return Gate(before=float(before.mean()), after=float(after.mean()),
                 noise=float((after - before).std()))
 
@@ -99,14 +99,6 @@ def gate(
 def _importance(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """(..., C): how many clips of the shares ``new`` one of the shares ``old`` stands for."""
     return np.where(old > 0, new, 0) / np.maximum(old, _TINY)
-
-
-def _waf(weight: np.ndarray, truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:
-    """(B,): WAF of the same answers for each row of the clip weights ``(B, n)``."""
-    is_true, is_answer = np.eye(classes)[truth], np.eye(classes)[answer]
-    support, answered = weight @ is_true, weight @ is_answer
-    f1 = 2 * (weight @ (is_true * is_answer)) / np.maximum(support + answered, _TINY)
-    return (support * f1).sum(1) / np.maximum(support.sum(1), _TINY)
 
 
 def ballot(

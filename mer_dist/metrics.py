@@ -6,6 +6,9 @@ import numpy as np
 
 from mer_dist.errors import UserError
 
+#: Below any weight that counts; keeps an empty sum from dividing by zero.
+TINY = 1e-7
+
 
 def waf(truth: np.ndarray, answer: np.ndarray) -> float:
     """Weighted average F1: F1 of each class weighted by its share of ``truth``. In [0, 1].
@@ -13,28 +16,27 @@ def waf(truth: np.ndarray, answer: np.ndarray) -> float:
     A class that occurs in ``truth`` but is never answered scores 0, as in scikit-learn's
     ``f1_score(average="weighted", zero_division=0)``.
     """
-    return float(_waf_rows(np.asarray(truth)[None], np.asarray(answer)[None])[0])
+    return float(weighted_waf(truth, answer, np.ones((1, len(truth))))[0])
 
 
 def waf_interval(
     truth: np.ndarray, answer: np.ndarray, seed: int = 0, draws: int = 1000
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of :func:`waf` over clips."""
-    truth, answer = np.asarray(truth), np.asarray(answer)
-    rows = np.random.default_rng(seed).integers(0, len(truth), (draws, len(truth)))
-    low, high = np.quantile(_waf_rows(truth[rows], answer[rows]), [0.025, 0.975])
+    drawn = np.random.default_rng(seed).integers(0, len(truth), (draws, len(truth)))
+    times = np.stack([np.bincount(rows, minlength=len(truth)) for rows in drawn])
+    low, high = np.quantile(weighted_waf(truth, answer, times), [0.025, 0.975])
     return float(low), float(high)
 
 
-def _waf_rows(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """WAF of each row of ``(B, N)`` class indices."""
-    total = np.zeros(len(truth))
+def weighted_waf(truth: np.ndarray, answer: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """WAF ``(B,)`` of the N clips when clip i counts ``weight[b, i]`` times, ``(B, N)``."""
+    truth, answer, total = np.asarray(truth), np.asarray(answer), np.zeros(len(weight))
     for label in np.union1d(truth, answer):
         is_true, is_answer = truth == label, answer == label
-        support = is_true.sum(1)
-        f1 = 2 * (is_true & is_answer).sum(1) / np.maximum(support + is_answer.sum(1), 1)
-        total += support * f1
-    return total / truth.shape[1]
+        support, right = weight @ is_true, weight @ (is_true & is_answer)
+        total += support * 2 * right / np.maximum(support + weight @ is_answer, TINY)
+    return total / np.maximum(weight.sum(1), TINY)
 
 
 def confusion(truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:

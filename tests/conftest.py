@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,22 @@ def shared() -> Path:
     if not folder.is_dir():
         skip(f"no reference data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[None]:
+    """The programs in benchmarks/ can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
+        yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the stages do it: several threads on small products mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

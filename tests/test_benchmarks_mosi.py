@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import fusion_run
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from mer_dist import config as configuration
 from mer_dist import files, metrics, predictions
@@ -18,12 +16,7 @@ from mer_dist.layout import Run
 
 QUICK = ["fuse.epochs=2", "fuse.seeds=1", "fuse.width=16"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
-        yield
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +27,11 @@ def base(shared, tmp_path_factory, benchmarks) -> Path:
 
 
 def test_a_clip_that_counts_twice_scores_like_two_clips():
-    from comparison import weighted_waf
-
     random = np.random.default_rng(0)
     truth, answer = random.integers(0, 4, 50), random.integers(0, 4, 50)
     times = random.integers(0, 3, (5, 50))
     repeated = [metrics.waf(truth.repeat(own), answer.repeat(own)) for own in times]
-    assert weighted_waf(truth, answer, times) == pytest.approx(repeated)
+    assert metrics.weighted_waf(truth, answer, times) == pytest.approx(repeated)
 
 
 def test_the_interval_of_a_difference_is_paired_and_widens_where_clips_are_drawn_in_groups():

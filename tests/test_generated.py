@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,7 @@ from mer_dist.layout import Run
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 20_000
 
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
-        yield
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture(scope="module")

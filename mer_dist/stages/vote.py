@@ -166,7 +166,7 @@ def _told(config: Config, labels: list[str]) -> np.ndarray:
     """Shares that were told and not estimated."""
     if config.vote.prior == "given":
         logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
-        new = np.array([config.vote.given.get(label, 0.0) for label in labels])
+        new = np.array([config.vote.given[label] for label in labels])
         return new / new.sum()
     new = metrics.shares_of_constants(config.vote.probes, labels)
     shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in zip(labels, new, strict=True))

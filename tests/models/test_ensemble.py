@@ -17,13 +17,7 @@ CLIPS, CLASSES, FOLDS, SEEDS = 60, 3, 3, 2
 EVERY = torch.arange(CLIPS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the stage does it: several threads on such small products mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inputs_of(dtype: torch.dtype = torch.float32, tokens: int = 2) -> Inputs:

@@ -23,13 +23,7 @@ def title_of(option: dict) -> str:
     return " ".join(f"{key}={value}" for key, value in option.items())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the stage does it: several threads on such small products mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inputs_of(count: int = 60, tokens: int = 1, seed: int = 0) -> Inputs:

@@ -21,12 +21,7 @@ from mer_dist.models.fusion import Inputs
 from mer_dist.stages.self_train import _Round, by_fold, chosen_dropout, held_out, self_train
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def parts_of(config) -> tuple[Clips, Inputs]:
