@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -139,10 +140,16 @@ class Trial:
         search = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
                               {"logisticregression__C": RIDGES}, cv=3, scoring="neg_log_loss")
         self.models = []
+        #: (K, L, C), what models without fold k and their own say of the labelled clips.
+        self.without_pairs = np.full((FOLDS, len(labeled.truth), classes), np.nan)
         for fold in range(FOLDS):
             rows = self.fold != fold
-            search.fit(labeled.values[rows], labeled.truth[rows])
-            self.models.append(search.best_estimator_)
+            model = search.fit(labeled.values[rows], labeled.truth[rows]).best_estimator_
+            self.models.append(model)
+            for other in set(range(FOLDS)) - {fold}:
+                without, own = rows & (self.fold != other), self.fold == other
+                pair = clone(model).fit(labeled.values[without], labeled.truth[without])
+                self.without_pairs[fold, own] = pair.predict_proba(labeled.values[own])
 
     def judge(self, others: Part) -> dict:
         """Every figure of one unlabelled part, by the vote's own functions."""
@@ -154,7 +161,8 @@ class Trial:
         clips = Clips(labels=[str(label) for label in range(self.classes)],
                       names=[str(row) for row in range(count)], folds=FOLDS,
                       truth=np.append(truth, nobody), fold=np.append(self.fold, nobody))
-        pooled, _ = pool(np.concatenate([held_out, by_fold.mean(0)])[None], clips)
+        members = np.concatenate([held_out, by_fold.mean(0)])[None]
+        pooled, _ = pool(members, self.without_pairs[None], clips)
         found = estimate(held_out, truth, by_fold, self.seed, groups)
         gate = decisions.gate(pooled[: len(truth)], truth, found.used, found.plausible, self.seed,
                               groups[0])

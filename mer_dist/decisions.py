@@ -101,26 +101,34 @@ def _importance(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return np.where(old > 0, new, 0) / np.maximum(old, _TINY)
 
 
-def ballot(
-    members: np.ndarray, held_out: np.ndarray, truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted votes of the members' answers: (N, C), rows sum to 1, and the weights (M,).
+def vote_weights(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How much the vote of each member's answer counts: (M,).
 
     A member whose share of right answers is a has the weight ``log(a (C - 1) / (1 - a))``, the
-    best one for members that err independently (Nitzan & Paroush 1982); the softmax of the summed
-    weights is then the posterior. Real members err together, which calibration takes back. One
-    that is no better than chance has no vote, unless none is.
+    best one for members that err independently (Nitzan & Paroush 1982). One that is no better than
+    chance has no vote, unless none is.
+
+    Args:
+        members: (M, n, C), probabilities of clips that the models did not train on.
+        truth: (n,) int.
+    """
+    classes = members.shape[2]
+    right = (members.argmax(2) == truth).sum(1)
+    share = (right + 1) / (len(truth) + classes)
+    weights = np.maximum(np.log(share * (classes - 1) / (1 - share)), 0)
+    return weights if weights.any() else np.ones(len(members))
+
+
+def ballot(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted votes of the members' answers as probabilities ``(N, C)``.
+
+    The softmax of the summed :func:`vote_weights` is the posterior if members err independently.
+    Real ones err together, which calibration takes back.
 
     Args:
         members: (M, N, C), probabilities.
-        held_out: (n,) int, rows of ``members`` that were predicted out of fold.
-        truth: (n,) int, of those rows.
+        weights: (M,)
     """
-    classes = members.shape[2]
-    answers = members.argmax(2)
-    right = (answers[:, held_out] == truth).sum(1)
-    share = (right + 1) / (len(truth) + classes)
-    weights = np.maximum(np.log(share * (classes - 1) / (1 - share)), 0)
-    weights = weights if weights.any() else np.ones(len(members))
-    votes = sum(weight * np.eye(classes)[answer] for weight, answer in zip(weights, answers, strict=True))
-    return prior.softmax(votes), weights
+    one_hot = np.eye(members.shape[2])
+    votes = (weight * one_hot[answer] for weight, answer in zip(weights, members.argmax(2), strict=True))
+    return prior.softmax(sum(votes))

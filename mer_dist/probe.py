@@ -66,8 +66,17 @@ class Standardized:
         return zip(self.values, self.valid, self.mean, self.deviation, strict=True)
 
 
-def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> np.ndarray:
-    """Logistic regression on feature sets side by side, one per fold: ``(N, C)``, out of fold.
+@dataclass(frozen=True)
+class Probed:
+    #: (N, C), out of fold.
+    probability: np.ndarray
+    #: (K, L, C): probabilities of the L labelled clips by models without fold k and their own; NaN
+    #: for the clips of fold k itself and where too few labels are left to learn from.
+    held_out: np.ndarray
+
+
+def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Probed:
+    """Logistic regression on feature sets side by side, one per fold.
 
     The ridge of the model for fold k is the one under which models without fold k and another fold
     are most likely on that other one, so the labels of fold k have no part in it. An unlabelled
@@ -84,7 +93,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> np
     classes, some = len(clips.labels), np.any(valid, 0)
     inputs = Standardized.of(values, valid)
     trained = [clips.outside(fold) for fold in range(clips.folds)]
-    strengths = _strengths(inputs, some, clips)
+    strengths, held_out = _without_pairs(inputs, some, clips)
     every = np.empty((clips.folds, len(some), classes))
     for fold, rows in enumerate(trained):
         every[fold] = prior.shares(clips.truth[rows], classes)
@@ -99,7 +108,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> np
         every[fold, some] = told[some]
     told = every.mean(0)
     told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
-    return told
+    return Probed(told, held_out)
 
 
 def _model(strength: float, **options):
@@ -117,24 +126,28 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
     return told
 
 
-def _strengths(inputs: Standardized, some: np.ndarray, clips: Clips) -> list[float]:
-    """Per fold the inverse strength of its ridge."""
-    classes = len(clips.labels)
-    loss = np.zeros((clips.folds, len(STRENGTHS)))
-    judged = np.zeros(clips.folds, int)
+def _without_pairs(
+    inputs: Standardized, some: np.ndarray, clips: Clips
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse strength (K,) of the ridge of each fold, and ``Probed.held_out`` under it."""
+    classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
+    told = np.full((len(STRENGTHS), clips.folds, len(labeled), classes), np.nan, np.float32)
     for pair in combinations(range(clips.folds), 2):
-        rows = clips.outside(*pair)
-        rows = rows[some[rows]]
+        known = clips.outside(*pair)
+        rows = known[some[known]]
         if len(np.unique(clips.truth[rows])) < 2:
             continue
-        x_train, held_out = inputs.rows(rows), np.flatnonzero(np.isin(clips.fold, pair) & some)
-        x_held_out, truth, fold = inputs.rows(held_out), clips.truth[held_out], clips.fold[held_out]
+        judged = np.flatnonzero(np.isin(clips.fold[labeled], pair))
+        x_train, x_judged = inputs.rows(rows), inputs.rows(labeled[judged])
+        fold, empty = clips.fold[labeled[judged]], ~some[labeled[judged]]
         model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
-        for place, strength in enumerate(STRENGTHS):
+        for strength, of_strength in zip(STRENGTHS, told, strict=True):
             model.set_params(C=strength).fit(x_train, clips.truth[rows])
-            logits = x_held_out @ model.coef_.T + model.intercept_
-            p = _probability(model, logits, classes)[np.arange(len(truth)), truth]
+            p = _probability(model, x_judged @ model.coef_.T + model.intercept_, classes)
+            p[empty] = prior.shares(clips.truth[known], classes)
             for without, other in (pair, pair[::-1]):
-                loss[without, place] -= np.log(np.maximum(p[fold == other], _FLOOR)).sum()
-        judged[list(pair)] += 1
-    return [STRENGTHS[best] if any_ else USUAL for best, any_ in zip(loss.argmin(1), judged, strict=True)]
+                of_strength[without, judged[fold == other]] = p[fold == other]
+    right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]][:, :, some[labeled]]
+    best = np.nansum(-np.log(np.maximum(right, _FLOOR)), 2).argmin(0)
+    strengths = np.where(np.isnan(right).all((0, 2)), USUAL, np.array(STRENGTHS)[best])
+    return strengths, told[best, np.arange(clips.folds)]

@@ -37,15 +37,28 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions():
     own, shuffled = clips.fold == 0, clips.truth.copy()
     shuffled[own] = np.roll(shuffled[own], 1)
     before, after = (probe.probe(values, valid, some) for some in (clips, replace(clips, truth=shuffled)))
-    assert np.array_equal(before[own], after[own])
-    assert not np.array_equal(before[~own], after[~own])
+    assert np.array_equal(before.probability[own], after.probability[own])
+    assert not np.array_equal(before.probability[~own], after.probability[~own])
+
+
+def test_what_a_vote_is_fitted_on_comes_from_models_without_both_folds():
+    clips, _, values, valid = task(distance=0.3)
+    shuffled, fold = clips.truth.copy(), clips.fold[clips.labeled]
+    shuffled[clips.fold == 0] = np.roll(shuffled[clips.fold == 0], 1)
+    before, after = (probe.probe(values, valid, some).held_out
+                     for some in (clips, replace(clips, truth=shuffled)))
+    assert before.shape == (FOLDS, LABELED, 3)
+    for without in range(FOLDS):
+        assert np.array_equal(np.isnan(before[without]).all(1), fold == without)
+    assert np.array_equal(before[0], after[0], equal_nan=True)
+    assert not np.array_equal(before[1, fold == 2], after[1, fold == 2])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_is_plain_logistic_regression_on_standardised_vectors(monkeypatch, classes):
     monkeypatch.setattr(probe, "STRENGTHS", (0.1,))
     clips, _, values, valid = task(classes)
-    told = probe.probe(values, valid, clips)
+    told = probe.probe(values, valid, clips).probability
     flat = StandardScaler().fit_transform(np.concatenate(values, 1))
     rows, own = clips.outside(2), clips.fold == 2
     plain = LogisticRegression(C=0.1, max_iter=1000).fit(flat[rows], clips.truth[rows])
@@ -56,7 +69,8 @@ def test_it_is_plain_logistic_regression_on_standardised_vectors(monkeypatch, cl
 def test_sets_side_by_side_tell_more_than_one_of_them():
     clips, truth, values, valid = task(distance=0.5)
     own = ~clips.labeled
-    one, both = (probe.probe(values[:count], valid[:count], clips)[own].argmax(1) for count in (1, 2))
+    one, both = (probe.probe(values[:count], valid[:count], clips).probability[own].argmax(1)
+                 for count in (1, 2))
     assert metrics.waf(truth[own], both) > metrics.waf(truth[own], one) + 0.05
 
 
@@ -65,10 +79,11 @@ def test_the_strength_follows_what_the_features_are_worth():
     for distance in (0.0, 2.0):
         clips, _, values, valid = task(distance=distance, width=30)
         inputs = probe.Standardized.of(values, valid)
-        chosen.append(probe._strengths(inputs, valid[0], clips))
+        chosen.append(probe._without_pairs(inputs, valid[0], clips)[0])
     assert max(chosen[0]) < min(chosen[1])
     clips = replace(clips, folds=2, fold=np.where(clips.labeled, clips.fold % 2, -1))
-    assert probe._strengths(inputs, valid[0], clips) == [probe.USUAL] * 2
+    strengths, held_out = probe._without_pairs(inputs, valid[0], clips)
+    assert strengths.tolist() == [probe.USUAL] * 2 and np.isnan(held_out).all()
 
 
 def test_what_stands_at_an_absent_set_changes_nothing_and_a_clip_without_any_gets_the_label_shares():
@@ -78,7 +93,7 @@ def test_what_stands_at_an_absent_set_changes_nothing_and_a_clip_without_any_get
     told = []
     for filler in (0.0, 1e6):
         values[0][~valid[0]] = values[1][~valid[1]] = filler
-        told.append(probe.probe(values, valid, clips))
+        told.append(probe.probe(values, valid, clips).probability)
     assert np.array_equal(*told)
     nothing = ~valid[0] & ~valid[1] & ~clips.labeled
     assert np.allclose(told[0][nothing], 1 / 3, atol=0.02)

@@ -188,10 +188,12 @@ def _lent(one: dict, labels: list[str]) -> str:
 
 def _vote_text(told: dict) -> str:
     vote, unlabeled = told["vote"], told["split"] == UNLABELED
-    whose = "" if unlabeled else ", of unlabelled clips"
-    lines = [[title, f"{weight:.3f}"] for title, weight in vote.get("weights", {}).items()]
+    weights, whose = vote.get("weights", {}), "for unlabelled clips"
+    if told["fold"] >= 0:
+        weights, whose = vote["weights_of_folds"][told["fold"]], f"for fold {told['fold']}"
+    lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
     state = "applied" if vote.get("applied") else "not applied"
-    parts = [f"{vote.get('kind', 'soft')} vote: weight of each member{whose}\n" + _columns(lines),
+    parts = [f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n" + _columns(lines),
              f"prior correction {state}: {vote.get('reason', '')}"]
     if unlabeled and "tried" in vote:
         shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from mer_dist import files, joined, predictions, quarantine
 from mer_dist.config import Config
@@ -22,6 +26,8 @@ from mer_dist.records import Problem
 
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28
+#: To be raised when a probe's files or figures change: probes of another version are made again.
+_VERSION = 2
 
 
 @dataclass
@@ -76,7 +82,7 @@ def fuse(config: Config) -> None:
     """
     import torch
 
-    from mer_dist.stages.self_train import by_fold, present, self_train
+    from mer_dist.stages.self_train import by_fold, held_out, present, self_train
     from mer_dist.stages.vote import check_names, publish, vote
     from mer_dist.stages.vote import made_from as vote_made_from
 
@@ -100,7 +106,10 @@ def fuse(config: Config) -> None:
         rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
         paths = [*rounds, *(_probe_path(run, name) for name in voting)]
         members = [predictions.read(path) for path in paths]
-        vote(config, clips, members, by_fold(run, 0), present(run), made_from)
+        # Later rounds have no models without two folds: round 0 speaks for them all.
+        judged = [*[held_out(run)] * len(rounds),
+                  *(load_file(_held_out_path(run, name))["held_out"] for name in voting)]
+        vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), made_from)
     publish(run)
 
 
@@ -143,8 +152,13 @@ def _of_set(config: Config, sets: _Sets, name: str):
     return inputs
 
 
-def _probe_path(run: Run, set_name: str):
+def _probe_path(run: Run, set_name: str) -> Path:
     return run.probes / f"{set_name}.parquet"
+
+
+def _held_out_path(run: Run, set_name: str) -> Path:
+    """What the probe tells of labelled clips without two folds; see :class:`probe.Probed`."""
+    return run.probes / f"{set_name}.safetensors"
 
 
 def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
@@ -154,19 +168,20 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
     if len(fused := joined.fused_sets(config)) > 1:
         parts[ALL_SETS] = fused
     wanted = {
-        name: files.fingerprint([sets.clips.made_from, *map(sets.made_from, of), STRENGTHS])
+        name: files.fingerprint([sets.clips.made_from, *map(sets.made_from, of), STRENGTHS, _VERSION])
         for name, of in parts.items()
     }
     done = (files.marked(run.probes) or {}).get("sets", {})
-    done = {name: facts for name, facts in done.items() if _probe_path(run, name).exists()}
+    done = {name: facts for name, facts in done.items()
+            if _probe_path(run, name).exists() and _held_out_path(run, name).exists()}
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started = time.monotonic()
-        predictions.write(_probe_path(run, name), _probe(config, sets, name, parts[name]))
+        _probe(config, sets, name, parts[name])
         done[name] = {"made_from": wanted[name], "seconds": time.monotonic() - started}
         there = {name: done[name] for name in wanted if name in done}
         _mark_probes(run, there, len(sets.clips.names))
-    for path in run.probes.glob("*.parquet"):
+    for path in (*run.probes.glob("*.parquet"), *run.probes.glob("*.safetensors")):
         if path.stem not in wanted:
             path.unlink()
     return wanted
@@ -177,16 +192,18 @@ def _mark_probes(run: Run, done: dict[str, dict], clips: int) -> None:
     files.mark(run.probes, files.fingerprint(done), sets=done, seconds=seconds, clips=clips)
 
 
-def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> Predictions:
-    """One modality alone, or all fused sets side by side."""
+def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
+    """Probe one modality alone, or all fused sets side by side."""
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
-    probability = probe(list(values), list(valid), clips)
-    return Predictions(
+    told = probe(list(values), list(valid), clips)
+    with files.atomic(_held_out_path(sets.run, name)) as temporary:
+        save_file({"held_out": told.held_out}, temporary)
+    predictions.write(_probe_path(sets.run, name), Predictions(
         title=_probe_title(config, name, found[0]), labels=clips.labels, names=clips.names,
-        labeled=clips.labeled, fold=clips.fold, probability=probability,
-        answer=probability.argmax(1),
-    )
+        labeled=clips.labeled, fold=clips.fold, probability=told.probability,
+        answer=told.probability.argmax(1),
+    ))
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

@@ -45,7 +45,7 @@ MODELS = "models.safetensors"
 #: A probability below this counts as this much when likelihoods are compared.
 TINY = 1e-6
 #: To be raised when a round's files or figures change: rounds of another version are made again.
-_VERSION = 4
+_VERSION = 5
 
 
 def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[], Inputs]) -> str:
@@ -123,7 +123,8 @@ def present(run: Run) -> np.ndarray:
 def held_out(run: Run) -> np.ndarray:
     """(K, L, C): probabilities of the labelled clips by models that left out fold k and their own.
 
-    NaN for the clips of fold k itself, those without any modality, and all where K is 2.
+    NaN for the clips of fold k itself, those without any modality, and all where K is 2. Used by
+    whatever is fitted for fold k: temperature, thresholds, and the weights of the vote.
     """
     return load_file(run.round(0) / BY_FOLD)["held_out"]
 
@@ -257,9 +258,9 @@ class _Round:
         """What models without two folds tell: ``held_out``, see :func:`held_out`, and the ``dropout``
         (K,) of each fold's models, of ``fuse.dropout`` the one with the least loss there.
 
-        A dropout, temperature or threshold fitted on plain out-of-fold predictions would carry the
-        labels of fold k into its own models or pseudo-labels, since the models of all other folds
-        know them. One model per pair of folds, and not one per seed, will do. They are trained in
+        A dropout, temperature, threshold or weight of the vote fitted on plain out-of-fold
+        predictions would carry the labels of fold k into its own models, pseudo-labels or
+        answers, since the models of all other folds know them. One model per pair of folds, and not one per seed, will do. They are trained in
         round 0 alone: those of later rounds would need pseudo-labels from models without three
         folds, and so on. Later rounds are surer than the temperature knows.
         """
@@ -268,8 +269,7 @@ class _Round:
                  if self.present[clips.outside(*pair)].any()]
         told = np.full((len(options), clips.folds, len(labeled), self.classes), np.nan, np.float32)
         usual = np.full(clips.folds, options[len(options) // 2])
-        asked = len(options) > 1 or self.config.self_train.rounds and len(self.unlabeled)
-        if not (pairs and asked):
+        if not pairs:
             return {"held_out": told[0], "dropout": usual}
         lessons = [self._lesson([*pair], 0, option) for option in options for pair in pairs]
         model, _ = ensemble.train(self.inputs, lessons, self.config.fuse)

@@ -1,8 +1,10 @@
 """The answer: rounds and modalities weighed together, then what is known of the label prior.
 
-Everything fitted here is fitted on out-of-fold predictions, and for a labelled clip only on those
-of other folds. An unlabelled clip is answered under the prior of the unlabelled clips, but only if
-that correction is expected to pay where it can be tried: on labelled clips weighed to that prior.
+What an unlabelled clip needs is fitted on out-of-fold predictions of all labelled clips; what a
+labelled clip of fold k needs, on what models without fold k and one more fold say of that other
+one, so that its own label has no part in its answer. An unlabelled clip is answered under the
+prior of the unlabelled clips, but only if that correction is expected to pay where it can be tried:
+on labelled clips weighed to that prior.
 """
 
 from __future__ import annotations
@@ -25,18 +27,19 @@ from mer_dist.predictions import Predictions
 
 TITLE = "prior-aware vote"
 #: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 2
+_VERSION = 3
 SHOWN = 3
 
 
 def vote(
-    config: Config, clips: Clips, members: list[Predictions], by_fold: np.ndarray,
-    present: np.ndarray, made_from: str,
+    config: Config, clips: Clips, members: list[Predictions], held_out: np.ndarray,
+    by_fold: np.ndarray, present: np.ndarray, made_from: str,
 ) -> None:
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
     Args:
         members: predictions with the rows of ``clips``; the first one is AGT before self-training.
+        held_out: (M, K, L, C); see :func:`pool`.
         by_fold: (K, U, C), what that AGT's models of each fold say of the U unlabelled clips.
         present: (N,) bool, False for clips without any modality: they tell nothing of the prior.
 
@@ -48,17 +51,20 @@ def vote(
     names, lost = _asked(config, clips, run)
     asked = ~clips.labeled & np.isin(clips.names, names)
     probability = np.stack([member.probability for member in members])
-    pooled, weights = pool(probability, clips, config.vote.kind)
+    pooled, weights = pool(probability, held_out, clips, config.vote.kind)
     told = _prior(config, clips, members[0], by_fold, pooled, asked, present)
     titles = [member.title for member in members]
-    told |= {"kind": config.vote.kind, "weights": dict(zip(titles, weights.tolist(), strict=True))}
+    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
+    told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
         pooled[~clips.labeled] = prior.adapt(pooled[~clips.labeled], old, new)
     answer = pooled.argmax(1)
     if config.vote.prior != "none":
-        # Expected WAF is that of the clips which are scored together.
-        for part in (clips.labeled, asked, ~clips.labeled & ~asked):
+        # Expected WAF is that of the clips which are scored together. A fold's clips are answered
+        # by themselves: what is said of the other folds comes from models that know their labels.
+        of_folds = (clips.fold == fold for fold in range(clips.folds))
+        for part in (*of_folds, asked, ~clips.labeled & ~asked):
             answer[part] = decisions.decide(pooled[part])
     made = Predictions(
         title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
@@ -75,26 +81,37 @@ def vote(
 
 
 def pool(
-    probability: np.ndarray, clips: Clips, kind: str = "soft"
+    probability: np.ndarray, held_out: np.ndarray, clips: Clips, kind: str = "soft"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted and calibrated ``(N, C)`` of the members' ``(M, N, C)``, and the weights ``(M,)``.
+    """What the members say together, weighted and calibrated: ``(N, C)``, and the weights.
 
-    A labelled clip's weights and calibration come from the other folds, an unlabelled one's from
-    all labelled clips; the weights returned are the latter. With ``hard`` the calibration has no
-    bias, so that the largest probability is still the largest vote.
+    With ``hard`` the calibration has no bias, so that the largest probability is still the largest
+    vote. Where there is nothing to fit on, the members have equal weights.
+
+    Args:
+        probability: (M, N, C), out of fold for labelled clips.
+        held_out: (M, K, L, C), what models without fold k and their own say of the L labelled
+            clips; NaN where there are none. Weights and calibration for fold k come from these.
+
+    Returns:
+        (N, C), and (K + 1, M): the weights for the clips of each fold and for unlabelled ones.
     """
-    pooled = np.empty(probability.shape[1:])
+    pooled, weights = np.empty(probability.shape[1:]), []
+    labeled = np.flatnonzero(clips.labeled)
     for fold in (*range(clips.folds), -1):
-        rows, fit_on = np.flatnonzero(clips.fold == fold), clips.outside(fold)
-        truth = clips.truth[fit_on]
+        judged = held_out[:, fold] if fold >= 0 else probability[:, labeled]
+        known = np.isfinite(judged).all((0, 2))
+        judged, truth = judged[:, known].astype(np.float64), clips.truth[labeled[known]]
+        rows = np.flatnonzero(clips.fold == fold)
         if kind == "soft":
-            weights = prior.mixture(probability[:, fit_on], truth)
-            together = np.tensordot(weights, probability, 1)
+            own = prior.mixture(judged, truth)
+            judged, told = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
         else:
-            together, weights = decisions.ballot(probability, fit_on, truth)
-        calibration = prior.calibrate(together[fit_on], truth, bias=kind == "soft")
-        pooled[rows] = calibration(together[rows])
-    return pooled, weights / weights.sum()
+            own = decisions.vote_weights(judged, truth)
+            judged, told = (decisions.ballot(part, own) for part in (judged, probability[:, rows]))
+        pooled[rows] = prior.calibrate(judged, truth, bias=kind == "soft")(told)
+        weights.append(own / own.sum())
+    return pooled, np.stack(weights)
 
 
 def _prior(

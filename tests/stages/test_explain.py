@@ -68,6 +68,7 @@ def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(r
     assert told["label"] == fusion_run.LABELS[7 % 3] and told["rounds"] == [] and told["answer"] is None
     fold = files.read_json(run.folds)["folds"][NAMES[7]]
     assert text(told).startswith(f"clip_0007: labelled {told['label']}, fold {fold}; every prediction")
+    assert f"weight of each member for fold {fold}" in text(told)
     assert lines_with(text(told), f"answer: {told['predictions'][-1]['answer']}", "labelled")
 
 

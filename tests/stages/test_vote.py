@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import fusion_run
 import numpy as np
 import pytest
 
 from mer_dist import config as configuration
-from mer_dist import files, metrics, predictions, quarantine
+from mer_dist import files, joined, metrics, predictions, quarantine
 from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.records import Problem
-from mer_dist.stages.vote import made_from, publish, vote
+from mer_dist.stages.fuse import fuse
+from mer_dist.stages.vote import made_from, pool, publish, vote
 
 LABELED, UNLABELED, FOLDS = 300, 600, 3
 EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
@@ -39,11 +41,23 @@ def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLA
     return clips, member, truth
 
 
-def voted(tmp_path, clips, members, overrides=(), present=None) -> tuple[Predictions, dict]:
+def honest(clips, probability: np.ndarray) -> np.ndarray:
+    """(K, L, C): the same for every fold, but nothing of its own clips."""
+    held_out = np.stack([probability[clips.labeled]] * clips.folds).astype(np.float64)
+    held_out[clips.fold[clips.labeled], np.arange(clips.labeled.sum())] = np.nan
+    return held_out
+
+
+def voted(
+    tmp_path, clips, members, overrides=(), present=None, held_out=None
+) -> tuple[Predictions, dict]:
+    """The vote where models without two folds say what those without one say, or ``held_out``."""
+    if held_out is None:
+        held_out = np.stack([honest(clips, member.probability) for member in members])
     config = fusion_run.configure(tmp_path, overrides=overrides)
     told = members[0].probability[~clips.labeled]
     run, present = Run(config.run.folder), np.ones(len(clips.names), bool) if present is None else present
-    vote(config, clips, members, np.stack([told] * FOLDS), present, "here")
+    vote(config, clips, members, held_out, np.stack([told] * FOLDS), present, "here")
     publish(run)
     return predictions.read(run.vote / "predictions.parquet"), files.read_json(run.vote / "prior.json")
 
@@ -83,18 +97,68 @@ def test_intervals_of_both_estimators_are_kept_and_cover_the_truth(tmp_path):
     assert np.sum(covered) >= 20  # of 24
 
 
-def test_a_labelled_clip_is_pooled_by_what_the_other_folds_say(tmp_path):
+def test_a_labelled_clip_is_pooled_by_what_models_without_its_fold_say(tmp_path):
     clips, member, truth = case(EVEN)
     noise = np.random.default_rng(9).dirichlet([1, 1, 1], len(truth))
     other = Predictions(**vars(member) | {"title": "noise", "probability": noise})
-    first, told = voted(tmp_path, clips, [member, other])
+    _, told = voted(tmp_path, clips, [member, other])
     assert told["weights"]["AGT"] > 0.8
-    own = clips.fold == 1
-    shuffled = clips.truth.copy()
-    shuffled[own] = np.roll(shuffled[own], 1)
-    second, _ = voted(tmp_path, Clips(**vars(clips) | {"truth": shuffled}), [member, other])
-    assert np.array_equal(first.probability[own], second.probability[own])
-    assert not np.array_equal(first.probability[clips.fold == 0], second.probability[clips.fold == 0])
+    # What models without fold 1 say, and nobody else, praises the noise.
+    held_out = np.stack([honest(clips, one.probability) for one in (member, other)])
+    held_out[:, 1] = held_out[::-1, 1]
+    _, told = voted(tmp_path, clips, [member, other], held_out=held_out)
+    by_fold = [own["AGT"] for own in told["weights_of_folds"]]
+    assert by_fold[1] < 0.2 and min(by_fold[0], by_fold[2], told["weights"]["AGT"]) > 0.8
+
+
+def own_answers_with_other_labels(config, monkeypatch, fold: int) -> list[Predictions]:
+    """The vote with the labels of a fold as they are and shuffled, everything trained again."""
+    run, made = Run(config.run.folder), []
+    clips, problems = joined.read_clips(config, run)
+    truth, own = clips.truth.copy(), clips.fold == fold
+    truth[own] = np.roll(truth[own], 1)
+    for some in (clips, replace(clips, truth=truth)):
+        monkeypatch.setattr(joined, "read_clips", lambda *_, some=some: (some, problems))
+        fuse(config)
+        made.append(predictions.read(run.vote / "predictions.parquet"))
+    assert not np.array_equal(made[0].probability[~own], made[1].probability[~own])
+    return made
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, monkeypatch, kind):
+    fusion_run.make(tmp_path, shares=SHIFTED)
+    config = fusion_run.configure(tmp_path, overrides=(f"vote.kind={kind}",))
+    before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
+    own = before.fold == 1
+    assert np.array_equal(before.probability[own], after.probability[own])
+    assert np.array_equal(before.answer[own], after.answer[own])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
+    config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
+
+    def leaky(probability, held_out, clips, kind):
+        plain = np.stack([honest(clips, member) for member in probability])
+        return pool(probability, plain, clips, kind)
+
+    monkeypatch.setattr("mer_dist.stages.vote.pool", leaky)
+    before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
+    own = before.fold == 1
+    assert not np.array_equal(before.probability[own], after.probability[own])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_with_two_folds_the_members_have_equal_weights_for_labelled_clips(tmp_path):
+    fusion_run.make(tmp_path)
+    config = fusion_run.configure(tmp_path, overrides=("folds.count=2",))
+    fuse(config)
+    told = files.read_json(Run(config.run.folder).vote / "prior.json")
+    equal = 1 / len(told["weights"])
+    assert [*told["weights_of_folds"][0].values()] == pytest.approx([equal] * len(told["weights"]))
+    assert len(set(told["weights"].values())) > 1
 
 
 def test_calibration_makes_the_pooled_probabilities_honest(tmp_path):
