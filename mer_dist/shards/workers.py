@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections import deque
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 AHEAD = 4
 #: A decoder that takes longer over one clip hangs.
 SECONDS = 600
+#: Bytes that decoding one clip may take. A file of a few kilobytes can ask for any amount.
+MEMORY = 4 << 30
 
 
 def in_order(
@@ -86,9 +89,11 @@ def _start(workers: int) -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """Of a worker: one thread, no reaction to Ctrl-C, and an end when the parent ends."""
+    """Of a worker: one thread, bounded memory, no reaction to Ctrl-C, an end when the parent ends."""
     import cv2
 
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(MEMORY, most), most))
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
