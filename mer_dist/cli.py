@@ -13,6 +13,7 @@ from pathlib import Path
 from mer_dist import __version__, files, quarantine
 from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
+from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, setup
@@ -123,6 +124,8 @@ def run_stage(parsed: argparse.Namespace) -> int:
     try:
         config = load(parsed.config, parsed.overrides)
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
+        if here.launched:
+            end_with_launcher()
         code = _stage(parsed, config)
     except UserError as error:
         code = USAGE
@@ -130,9 +133,9 @@ def run_stage(parsed: argparse.Namespace) -> int:
     except Stopped as error:
         code = REQUEUE
         logger.warning("stopped: %s", error)
-    except Exception:
+    except Exception as error:
         code = FAILED
-        logger.error("broke down:\n%s", traceback.format_exc())
+        logger.error(lost(error) or f"broke down:\n{traceback.format_exc()}")
     if not here.launched:
         return code
     # The rank that ends last knows of the quarantine, and it need not be rank 0.

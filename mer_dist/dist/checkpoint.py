@@ -3,6 +3,7 @@
 A checkpoint is a folder ``step-<n>``. Every rank writes its part of the weights, the fp32 masters
 and the moments into a temporary folder; then rank 0 makes it durable, leaves the mark with the
 position in the data, and renames it. Frozen weights are not in it: they come from the base model.
+The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mer_dist import files
+from mer_dist.dist import universal
 from mer_dist.dist.runtime import agreed, zero_stage
 from mer_dist.errors import UserError
 from mer_dist.log import logger
@@ -68,10 +70,22 @@ class Checkpoints:
         self.joined, self.folder, self.made_from = joined, Path(folder), made_from
         self.keep, self.seconds = keep, 60 * minutes
         self.saved_at = time.monotonic()
+        #: what the newest checkpoint calls the best epoch; 0: none, or there is no checkpoint.
+        self.best_epoch = 0
 
     def due(self) -> bool:
         """By this rank's clock; ranks must agree before any of them saves."""
         return self.seconds > 0 and time.monotonic() - self.saved_at >= self.seconds
+
+    def best(self, epoch: int) -> Path:
+        """Where the weights of an epoch lie while it is the best."""
+        return self.folder / f"best-{epoch:04d}"
+
+    def forget_best_but(self, epoch: int) -> None:
+        """Remove the weights of other epochs, except those that the newest checkpoint goes back to."""
+        for path in self.folder.glob("best-*"):
+            if path not in (self.best(epoch), self.best(self.best_epoch)):
+                shutil.rmtree(path)
 
     def save(self, model: nn.Module, optimizer: Any, progress: Progress) -> None:
         """Called by all ranks at the same step boundary."""
@@ -102,12 +116,10 @@ class Checkpoints:
             processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
         )
         files.publish(temporary, target)
-        for path in self.folder.glob("step-*"):
-            # One of another number of processes may still be wanted.
-            if files.marked(path, self.made_from) is None:
-                shutil.rmtree(path)
-        for old in self._usable()[: -self.keep]:
-            shutil.rmtree(old)
+        for path in set(self.folder.glob("step-*")) - set(self._usable()[-self.keep :]):
+            shutil.rmtree(path)
+        self.best_epoch = progress.best_epoch
+        self.forget_best_but(self.best_epoch)
         size = sum(sizes.values()) / 2**20
         logger.info("checkpoint at step %d: %.1f MiB in %s", progress.step, size, target)
 
@@ -117,40 +129,64 @@ class Checkpoints:
         newest = agreed(self.joined, self._newest() if self.joined.is_main_process else None)
         if newest is None:
             return None
+        facts = files.marked(newest)
+        progress = Progress(**facts["progress"])
+        written = (facts["processes"], facts["zero_stage"])
+        if written == (self.joined.num_processes, zero_stage(self.joined)):
+            self._load_as_written(newest, model, optimizer)
+        else:
+            logger.info("%s was written by %d processes at ZeRO stage %d; it is converted", newest, *written)
+            self._load_converted(newest, model, optimizer, progress.step)
+        self.best_epoch = progress.best_epoch
+        logger.info("going on from %s", newest)
+        return progress
+
+    def _load_as_written(self, checkpoint: Path, model: nn.Module, optimizer: Any) -> None:
         if zero_stage(self.joined) == 0:
-            state = torch.load(newest / ALONE, map_location="cpu", weights_only=True)
+            state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
             model.load_state_dict(state["weights"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
-        else:
-            with tensors_only():
-                read, _ = model.load_checkpoint(
-                    str(self.folder), tag=newest.name, load_module_strict=False,
-                    load_lr_scheduler_states=False,
-                )
-            if read is None:
-                raise UserError(f"{newest} could not be read by DeepSpeed; delete it and start again")
-        logger.info("going on from %s", newest)
-        return Progress(**files.marked(newest)["progress"])
+            return
+        with tensors_only():
+            read, _ = model.load_checkpoint(
+                str(self.folder), tag=checkpoint.name, load_module_strict=False,
+                load_lr_scheduler_states=False,
+            )
+        if read is None:
+            raise UserError(f"{checkpoint} could not be read by DeepSpeed; delete it and start again")
+
+    def _load_converted(self, checkpoint: Path, model: nn.Module, optimizer: Any, step: int) -> None:
+        converted = self.folder / ".universal"
+        if self.joined.is_main_process:
+            shutil.rmtree(converted, ignore_errors=True)
+            _convert(checkpoint, converted, step)
+        self.joined.wait_for_everyone()
+        with tensors_only():
+            universal.load(converted, model, optimizer, step, zero_stage(self.joined))
+        self.joined.wait_for_everyone()
+        if self.joined.is_main_process:
+            shutil.rmtree(converted)
 
     def _newest(self) -> Path | None:
         usable = self._usable()
         if not usable and (found := whole(self.folder)):
-            facts = files.marked(found[-1])
-            logger.warning(
-                "%s is of another training, or of %d processes at ZeRO stage %d where there are %d at stage "
-                "%d now; it is not used, and this copy starts again", found[-1], facts["processes"],
-                facts["zero_stage"], self.joined.num_processes, zero_stage(self.joined),
-            )
+            logger.warning("%s is of another training; it is not used, and this copy starts again", found[-1])
         return usable[-1] if usable else None
 
     def _usable(self) -> list[Path]:
-        """The whole checkpoints, oldest first, that this training can go on from."""
-        here = [self.made_from, self.joined.num_processes, zero_stage(self.joined)]
-        told = {path: files.marked(path) for path in whole(self.folder)}
-        return [
-            path for path, facts in told.items()
-            if [facts["made_from"], facts["processes"], facts["zero_stage"]] == here
-        ]
+        """The whole checkpoints of this training, oldest first."""
+        return [path for path in whole(self.folder) if files.marked(path, self.made_from)]
+
+
+def _convert(checkpoint: Path, target: Path, step: int) -> None:
+    if files.marked(checkpoint)["zero_stage"]:
+        with tensors_only():
+            universal.convert(checkpoint, target, step)
+        return
+    told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+    weights, optimizer = told["weights"], told["optimizer"]
+    moments = dict(zip(weights, optimizer["state"].values(), strict=True))
+    universal.write(weights, moments, len(optimizer["param_groups"]), step, target)
 
 
 def whole(folder: Path) -> list[Path]:

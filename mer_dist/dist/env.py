@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+_OUTER = "MER_DIST_OUTER_PROCESS"
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,27 @@ def for_children(threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": "131072",
         # The libraries' notes to each other about coming versions would drown the log.
         "PYTHONWARNINGS": "ignore::FutureWarning",
+        _OUTER: f"{os.getpid()}@{socket.gethostname()}",
         # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",
     }
-    return {**inherited, **own}
+    return {**inherited, **own, "PATH": own_tools_first()}
+
+
+def own_tools_first() -> str:
+    """``PATH`` with the tools beside this Python in front, whether or not its environment is activated.
+
+    Without its ninja DeepSpeed could not compile its operators, and with another one it would compile
+    them again.
+    """
+    own, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    return path if path.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{path}"
+
+
+def outer() -> int | None:
+    """The process on this machine that launched the launcher of this one, if it said so."""
+    process, _, host = os.environ.get(_OUTER, "").partition("@")
+    return int(process) if host == socket.gethostname() else None
 
 
 def free_port() -> int:

@@ -34,21 +34,17 @@ def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
     return list(np.append(order, np.full(padding, NOBODY, order.dtype)).reshape(-1, batch))
 
 
-def per_rank_sizes(batch: int, micro: int, world: int) -> tuple[int, int]:
-    """Places of a global batch that each rank has, and how many it computes at a time."""
-    per_rank = -(-batch // world)
-    return per_rank, min(micro, per_rank)
+def micro_size(batch: int, micro: int, world: int) -> int:
+    """Clips that each rank computes at a time: the most up to ``micro`` that divide its share."""
+    share = -(-batch // world)
+    return max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
 
 
-def micro_batches(batch: np.ndarray, micro: int, rank: int, world: int) -> list[np.ndarray]:
-    """The part of one global batch that ``rank`` computes, in micro-batches of equal size.
+def micro_batches(batch: np.ndarray, size: int, rank: int, world: int) -> list[tuple[int, np.ndarray]]:
+    """The micro-batches of one global batch that ``rank`` computes, each with its first place.
 
-    Places go round the ranks, so a short last batch is spread evenly; every rank gets the same
-    number of micro-batches, as collective operations need.
+    They are cut the same way for any number of ranks, which then take them in turn; every rank gets
+    the same number of them, as collective operations need.
     """
-    per_rank, micro = per_rank_sizes(len(batch), micro, world)
-    mine = np.full(per_rank, NOBODY, batch.dtype)
-    taken = batch[rank::world]
-    mine[: len(taken)] = taken
-    padding = -per_rank % micro
-    return list(np.append(mine, np.full(padding, NOBODY, batch.dtype)).reshape(-1, micro))
+    parts = [(place, batch[place : place + size]) for place in range(0, len(batch), size)]
+    return parts[rank::world]

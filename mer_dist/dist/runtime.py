@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import nullcontext
 from datetime import timedelta
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_dist.dist import memory
-from mer_dist.dist.env import place
-from mer_dist.dist.partition import per_rank_sizes
+from mer_dist.dist.env import own_tools_first, place
+from mer_dist.dist.partition import micro_size
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-#: How long ranks wait for one another; rank 0 alone makes a checkpoint durable meanwhile.
-PATIENCE = timedelta(minutes=30)
 
-
-def accelerator(precision: str, trackers: list[str], tracking: Path, threads: int) -> Accelerator:
+def accelerator(
+    precision: str, trackers: list[str], tracking: Path, threads: int, patience: float = 30
+) -> Accelerator:
     """Join the process group. Call once in a process, before any model is loaded.
+
+    Args:
+        patience: minutes that ranks wait for one another; rank 0 alone makes a checkpoint durable
+            meanwhile.
 
     Raises:
         UserError: a tracker's package is not installed; Accelerate would leave it out silently.
@@ -40,11 +44,12 @@ def accelerator(precision: str, trackers: list[str], tracking: Path, threads: in
     # The libraries' notes to each other about coming versions would drown the log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|transformers|deepspeed")
     torch.set_num_threads(threads)
+    os.environ["PATH"] = own_tools_first()
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    group = [InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)] if place().launched else []
+    group = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=patience))] if place().launched else []
     joined = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
@@ -98,15 +103,15 @@ def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optim
 
 
 def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
-    per_rank, micro = per_rank_sizes(config.batch, config.micro_batch, joined.num_processes)
-    accumulation = -(-per_rank // micro)
+    micro = micro_size(config.batch, config.micro_batch, joined.num_processes)
+    accumulation = config.batch // (micro * joined.num_processes)
     joined.gradient_accumulation_steps = accumulation
     plugin = joined.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro,
             gradient_accumulation_steps=accumulation,
-            train_batch_size=micro * accumulation * joined.num_processes,
+            train_batch_size=config.batch,
             gradient_clipping=config.clip_norm,
         )
 

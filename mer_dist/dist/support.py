@@ -7,6 +7,7 @@ before anything is loaded.
 
 from __future__ import annotations
 
+from mer_dist.config import Config
 from mer_dist.errors import UserError
 
 ZERO_STAGES = (2, 3)
@@ -30,3 +31,19 @@ def check(processes: int, zero_stage: int) -> None:
             f"{processes} processes without DeepSpeed are not supported; start them with a launch file "
             "of launch/, which shards the model with ZeRO-3"
         )
+
+
+def check_batches(config: Config, processes: int) -> None:
+    """Refuse global batches that so many processes cannot share evenly.
+
+    Raises:
+        UserError: it names the key, and what would fit.
+    """
+    for name, extractor in config.extractors.items():
+        batch = extractor.finetune.batch if extractor.finetune else processes
+        if batch % processes:
+            fit = ", ".join(str(count) for count in range(1, batch + 1) if batch % count == 0)
+            raise UserError(
+                f"extractors.{name}.finetune.batch is {batch}, which {processes} processes cannot share "
+                f"evenly; start one of {fit} processes, or take a multiple of {processes}"
+            )

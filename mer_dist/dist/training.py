@@ -15,7 +15,13 @@ from torch import nn
 
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints, Progress
-from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches
+from mer_dist.dist.partition import (
+    NOBODY,
+    epoch_order,
+    global_batches,
+    micro_batches,
+    micro_size,
+)
 from mer_dist.dist.runtime import prepare, settle
 from mer_dist.errors import Stopped
 from mer_dist.log import logger
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-#: Positions of the clips and the model's inputs, on the CPU.
-MicroBatch = tuple[np.ndarray, dict[str, torch.Tensor]]
+#: Place of the first clip in the global batch, positions of the clips, and the model's inputs, on the CPU.
+MicroBatch = tuple[int, np.ndarray, dict[str, torch.Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -68,8 +74,9 @@ class Trainer:
         self.progress = resumed or Progress()
         self.started = time.monotonic() - self.progress.seconds
 
-    def run(self, keep: Callable[[nn.Module], None]) -> dict:
-        """Train the epochs that are left; ``keep`` is called whenever the held-out WAF is best.
+    def run(self, keep: Callable[[nn.Module, int], None]) -> dict:
+        """Train the epochs that are left; ``keep`` is called, with the model and the number of the
+        epoch, whenever the held-out WAF is best.
 
         Returns:
             The learning curves: ``{"epochs": [...], "best_epoch": n}``.
@@ -85,7 +92,7 @@ class Trainer:
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
-                keep(self.joined.unwrap_model(self.model))
+                keep(self.joined.unwrap_model(self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
         progress.seconds = time.monotonic() - self.started
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch}
@@ -126,9 +133,10 @@ class Trainer:
         # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
         scale = self.joined.num_processes * len(mine) / clips
         summed = torch.zeros((), device=self.joined.device)
-        for micro, (positions, inputs) in enumerate(mine):
-            # Dropout depends on the place in the run alone, not on what was drawn before.
-            torch.manual_seed(_mix(self.seed, step, micro, self.joined.process_index))
+        for place, positions, inputs in mine:
+            # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
+            # the rank that computes it.
+            torch.manual_seed(_mix(self.seed, step, place))
             with self.joined.accumulate(self.model):
                 loss = self._loss(positions, inputs)
                 self.joined.backward(loss * scale)
@@ -167,7 +175,7 @@ class Trainer:
         """Logits of ``positions`` in any order, and which position each row belongs to."""
         rows, owners = [], []
         for _, parts in self._loaded(global_batches(positions, self.config.batch)):
-            for mine, inputs in parts:
+            for _, mine, inputs in parts:
                 logits = self._logits(inputs)
                 owner = torch.tensor(mine, device=logits.device)
                 rows.append(self.joined.gather(logits).cpu())
@@ -178,10 +186,11 @@ class Trainer:
     def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[MicroBatch]]]:
         """Each global batch with this rank's part of it, read while the one before is computed."""
         rank, world = self.joined.process_index, self.joined.num_processes
+        size = micro_size(self.config.batch, self.config.micro_batch, world)
 
         def load(batch: np.ndarray):
-            mine = micro_batches(batch, self.config.micro_batch, rank, world)
-            return batch, [(positions, self.task.load(positions)) for positions in mine]
+            mine = micro_batches(batch, size, rank, world)
+            return batch, [(place, positions, self.task.load(positions)) for place, positions in mine]
 
         return prefetched(load, batches)
 

@@ -37,7 +37,7 @@ def finetune(config: Config) -> None:
         logger.info("finetune: nothing to train")
         return
     from mer_dist.dist.runtime import accelerator, agreed, zero_stage
-    from mer_dist.dist.support import check
+    from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
 
     for copy in missing:
@@ -45,9 +45,11 @@ def finetune(config: Config) -> None:
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(
-        planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads
+        planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
+        config.run.patience_minutes,
     )
     check(joined.num_processes, zero_stage(joined))
+    check_batches(config, joined.num_processes)
     if joined.is_main_process:
         joined.init_trackers("finetune")
     # Rank 0 says what is missing: another rank might see the folders a moment later.
@@ -83,12 +85,13 @@ def train(joined, copy: Copy, config: Config) -> None:
         joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints
     )
 
-    def keep(model) -> None:
+    def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         weights = gathered(joined, trainable)
         if joined.is_main_process:
-            with files.atomic_folder(underway / "best") as folder:
+            with files.atomic_folder(checkpoints.best(epoch)) as folder:
                 save(model, weights, folder)
+            checkpoints.forget_best_but(epoch)
         joined.wait_for_everyone()
 
     history = trainer.run(keep)
@@ -98,7 +101,8 @@ def train(joined, copy: Copy, config: Config) -> None:
     if joined.is_main_process:
         with files.atomic_folder(copy.folder) as folder:
             # Links, so that the best weights are still there if this is cut short.
-            shutil.copytree(underway / "best", folder, copy_function=os.link, dirs_exist_ok=True)
+            best = checkpoints.best(history["best_epoch"])
+            shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
             files.write_json(folder / "history.json", history)
             seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(

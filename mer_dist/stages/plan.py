@@ -16,7 +16,7 @@ from mer_dist import copies, corpus
 from mer_dist.config import Config
 from mer_dist.dist import memory, support
 from mer_dist.dist.memory import Held, Layout
-from mer_dist.dist.partition import per_rank_sizes
+from mer_dist.dist.partition import micro_size
 from mer_dist.errors import UserError
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
@@ -133,8 +133,8 @@ def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
     settings = extractor.finetune
-    refused = _refused(layout)
-    _, micro = per_rank_sizes(settings.batch, settings.micro_batch, layout.processes)
+    refused = _refused(layout, config)
+    micro = micro_size(settings.batch, settings.micro_batch, layout.processes)
     step = _step(config, extractor, sized)
     rows, total, held = step(layout)
     return {
@@ -158,7 +158,7 @@ def _step(config: Config, extractor: ExtractorConfig, sized):
 
     def step(where: Layout) -> tuple[dict[str, int], int, Held]:
         held = _held(extractor, sized, where)
-        _, micro = per_rank_sizes(settings.batch, settings.micro_batch, where.processes)
+        micro = micro_size(settings.batch, settings.micro_batch, where.processes)
         rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, micro)}
         return rows, memory.peak(held, rows), held
 
@@ -192,10 +192,11 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
     }
 
 
-def _refused(layout: Layout) -> str:
+def _refused(layout: Layout, config: Config) -> str:
     """Why this way of launching is not supported; empty if it is."""
     try:
         support.check(layout.processes, layout.zero_stage)
+        support.check_batches(config, layout.processes)
     except UserError as error:
         return str(error)
     return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mer_dist import files, joined, quarantine
 from mer_dist.config import Config
-from mer_dist.dist import env, preempt
+from mer_dist.dist import env, memory, preempt, support
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -59,13 +59,15 @@ def _check(config: Config) -> None:
     """What a later stage would refuse is known now, and not only after hours of training.
 
     Raises:
-        UserError: a model folder is not whole, or fusion has nothing to work on.
+        UserError: a model folder is not whole, a batch cannot be shared by the processes, or fusion has
+            nothing to work on.
     """
     for name, extractor in config.extractors.items():
         try:
             model_folder.check(Path(extractor.path), extractor.family)
         except UserError as error:
             raise UserError(f"extractors.{name}.path: {error}") from None
+    support.check_batches(config, memory.layout(config.run).processes)
     joined.fused_sets(config)
 
 

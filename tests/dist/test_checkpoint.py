@@ -12,6 +12,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from mer_dist.dist.checkpoint import ALONE, Checkpoints, Progress, tensors_only, trained_weights, whole
 from mer_dist.errors import UserError
+from mer_dist.log import logger
 
 
 class Alone(SimpleNamespace):
@@ -62,31 +63,43 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         trained_weights(torn.parent, torch.float32)
 
 
-def test_only_the_newest_stay_and_those_of_another_training_go(tmp_path):
+def test_only_the_newest_stay_and_those_of_another_training_go(tmp_path, caplog):
     model, optimizer = pair()
     Checkpoints(Alone(), tmp_path, "other", keep=2, minutes=0).save(model, optimizer, Progress(step=9))
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    logger.propagate = True
     assert checkpoints.load(model, optimizer) is None
+    assert "step-00000009 is of another training" in caplog.text
     for step in (1, 2, 3):
         checkpoints.save(model, optimizer, Progress(step=step))
     assert [path.name for path in whole(tmp_path)] == ["step-00000002", "step-00000003"]
 
 
-def test_another_number_of_processes_starts_again_and_says_so(tmp_path, caplog):
-    from mer_dist.log import logger
-
+def test_the_weights_of_the_best_epoch_stay_with_the_checkpoint_that_goes_back_to_them(tmp_path):
     model, optimizer = pair()
-    Checkpoints(Alone(2), tmp_path, "a", keep=1, minutes=0).save(model, optimizer, Progress(step=4))
-    logger.propagate = True
-    assert Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0).load(model, optimizer) is None
-    assert "of 2 processes at ZeRO stage 0" in caplog.text
-    # It would otherwise pass for the newest until the new training has overtaken it.
-    checkpoints = Checkpoints(Alone(1), tmp_path, "a", keep=1, minutes=0)
-    checkpoints.save(model, optimizer, Progress(step=1))
-    assert checkpoints.load(model, optimizer).step == 1
-    # And the other one is kept for those who come back with two processes.
-    assert [path.name for path in whole(tmp_path)] == ["step-00000001", "step-00000004"]
-    assert Checkpoints(Alone(2), tmp_path, "a", keep=1, minutes=0).load(model, optimizer).step == 4
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
+
+    def kept(epoch):
+        checkpoints.best(epoch).mkdir()
+        checkpoints.forget_best_but(epoch)
+
+    def lying():
+        return [path.name for path in sorted(tmp_path.glob("best-*"))]
+
+    kept(1)
+    kept(2)
+    assert lying() == ["best-0002"]
+    checkpoints.save(model, optimizer, Progress(step=1, epoch=3, best_epoch=2))
+    # Killed after epoch 4, the training goes back to the checkpoint, whose best epoch is the second.
+    kept(3)
+    kept(4)
+    assert lying() == ["best-0002", "best-0004"]
+    again = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
+    assert again.load(model, optimizer).best_epoch == 2
+    again.forget_best_but(3)
+    assert lying() == ["best-0002"]
+    checkpoints.save(model, optimizer, Progress(step=2, epoch=5, best_epoch=4))
+    assert lying() == []
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):

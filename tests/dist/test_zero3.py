@@ -30,6 +30,7 @@ import zero3_worker  # noqa: E402
 pytestmark = pytest.mark.processes
 WAYS = ("full", "lora", "nf4", "int8", "hubert", "hubert-full", "clip", "own")
 RESUMED = ("full+resumed", "lora+resumed", "nf4+resumed")
+HALF_RESUMED = ("full+resumed", "lora+resumed")
 HALF = ("full-long", "lora-long", "hubert")
 
 
@@ -91,7 +92,8 @@ def zero3(models, tmp_path_factory) -> Path:
 def half_precision(models, tmp_path_factory) -> tuple[Path, Path]:
     """One process and two under ZeRO-3, both in bf16."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    return train(models, one, "bf16", HALF, 0), train(models, two, "bf16", HALF, 3)
+    cases = (*HALF, *HALF_RESUMED)
+    return train(models, one, "bf16", cases, 0), train(models, two, "bf16", cases, 3)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -181,7 +183,16 @@ def test_a_checkpoint_of_two_ranks_gives_the_whole_trained_tensors(zero3, case):
 @pytest.mark.parametrize("launch", ["alone", "zero3"])
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(request, launch, case):
-    folder = request.getfixturevalue(launch) / case
+    stopped_and_not(request.getfixturevalue(launch) / case)
+
+
+@pytest.mark.parametrize("case", HALF_RESUMED)
+def test_so_it_does_in_half_precision(half_precision, case):
+    for folder in half_precision:
+        stopped_and_not(folder / case)
+
+
+def stopped_and_not(folder: Path) -> None:
     found = facts(folder)
     assert found["undisturbed"]["started_at"] == 0 and found["stopped"]["started_at"] == 8
     for key in ("losses", "sums"):

@@ -122,7 +122,7 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
     trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
     first = predict(trainer, work)
     held = held_here(classifier)
-    history = trainer.run(lambda model: None)
+    history = trainer.run(lambda *_: None)
     trainable = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
     weights = gathered(joined, trainable)
     last = predict(trainer, work)
@@ -159,7 +159,7 @@ def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
             if stop_at and start == 0:
                 stop_before(trainer, stop_at)
             try:
-                history = trainer.run(lambda model: None)
+                history = trainer.run(lambda *_: None)
             except Stopped:
                 preempt._asked = False
             else:

@@ -1,0 +1,142 @@
+"""A training goes on where it was stopped: on as many processes bit for bit, on others as closely as
+sums in another order allow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_zero3 import models  # noqa: F401  the same small models
+
+from mer_dist.dist import env
+from mer_dist.dist.checkpoint import trained_weights, whole
+
+WORKER = Path(__file__).with_name("resume_worker.py")
+FAULTS = ("position", "random", "mode", "order", "rate", "moments")
+WAYS = ("full", "lora", "split")
+STOP = 6
+
+pytestmark = pytest.mark.processes
+
+
+def train(models: Path, out: Path, processes: int, stage: int, *cases: str, precision="fp32") -> Path:  # noqa: F811
+    command = [sys.executable]
+    if stage:
+        command += [
+            "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
+            "--zero_stage", str(stage), "--num_processes", str(processes),
+            "--main_process_port", str(env.free_port()),
+        ]
+    command += [str(WORKER), str(models), str(out), precision, *cases]
+    done = subprocess.run(command, env=env.for_children(1), capture_output=True, text=True, timeout=400,
+                          check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def moved(source: Path, target: Path) -> Path:
+    """A copy of the checkpoints, as a folder of its own to go on in."""
+    for way in (*WAYS, "groups"):
+        if (source / way).exists():
+            shutil.copytree(source / way, target / way)
+    return target
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def two(models, here) -> Path:  # noqa: F811
+    """Two ranks under ZeRO-3, undisturbed and stopped."""
+    cases = [f"{way}+{mode}" for way in WAYS for mode in ("through", "until")]
+    return train(models, here / "two", 2, 3, *cases, "groups")
+
+
+@pytest.fixture(scope="module")
+def one(models, here) -> Path:  # noqa: F811
+    """One process without DeepSpeed, stopped; by LoRA undisturbed, too, and gone on with each fault."""
+    faults = [f"lora+onward-{fault}" for fault in FAULTS]
+    return train(models, here / "one", 1, 0, *(f"{way}+until" for way in WAYS), "lora+through",
+                 "lora+onward", *faults)
+
+
+@pytest.fixture(scope="module")
+def zero2(models, here) -> Path:  # noqa: F811
+    """Two ranks under ZeRO-2, stopped."""
+    return train(models, here / "zero2", 2, 2, "full+until", "lora+until")
+
+
+#: title -> who was stopped, how many processes go on, and at which ZeRO stage (0: without DeepSpeed)
+MOVES = {
+    "2 to 2": ("two", 2, 3), "2 to 1": ("two", 1, 0), "2 to 3": ("two", 3, 3), "1 to 2": ("one", 2, 3),
+    "ZeRO-3 to ZeRO-2": ("two", 2, 2), "ZeRO-2 to 1": ("zero2", 1, 0),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_training_goes_on_with_any_number_of_processes(request, models, here, two, move):  # noqa: F811
+    stopped, processes, stage = MOVES[move]
+    source = request.getfixturevalue(stopped)
+    ways = [way for way in WAYS if (source / way).exists()]
+    folder = moved(source, here / move.replace(" ", "-"))
+    train(models, folder, processes, stage, *(f"{way}+onward" for way in ways))
+    for way in ways:
+        told, whole_run = (json.loads(path.read_text()) for path in
+                           (folder / f"{way}+onward.json", two / f"{way}+through.json"))
+        assert told["started_at"] == STOP
+        # Other random numbers, batches, moments or counters would show in the first digits.
+        assert np.allclose(told["losses"], whole_run["losses"][STOP:], rtol=1e-4, atol=1e-4)
+        weights, wanted = (load_file(path) for path in
+                           (folder / f"{way}+onward.safetensors", two / f"{way}+through.safetensors"))
+        apart = max((weights[name] - wanted[name]).abs().max().item() for name in wanted)
+        if move == "2 to 2":
+            assert apart == 0 and told["losses"] == whole_run["losses"][STOP:]
+        assert apart < 1e-3, f"{way}: {apart}"
+        assert not list((folder / way).glob(".*")), "the converted checkpoint was left behind"
+
+
+def losses(path: Path) -> np.ndarray:
+    return np.array(json.loads(path.read_text())["losses"])
+
+
+def test_what_was_done_of_an_epoch_is_not_read_again(one):
+    """Three epochs of 39 clips in batches of twelve, each followed by the 11 that are held out; of the
+    second epoch the first two batches were done."""
+    read = {mode: json.loads((one / f"lora+{mode}.json").read_text())["read"] for mode in ("through", "onward")}
+    assert read == {"through": 3 * (48 + 12), "onward": 24 + 12 + 48 + 12}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_resume_can_get_wrong_without_an_error_would_be_seen(one, fault):
+    wanted = losses(one / "lora+through.json")[STOP:]
+    assert np.array_equal(losses(one / "lora+onward.json"), wanted)
+    spoilt = losses(one / f"lora+onward-{fault}.json")
+    assert len(spoilt) != len(wanted) or np.abs(spoilt - wanted).max() > 1e-3
+
+
+def test_deepspeeds_two_faults_are_there_and_are_mended(models, here, two):  # noqa: F811
+    """If ``left`` comes out right one day, DeepSpeed has mended its loading, and our mending can go."""
+    folder = moved(two, here / "groups")
+    train(models, folder, 3, 3, "groups")
+    told = json.loads((folder / "groups-3.json").read_text())
+    assert json.loads((two / "groups-2.json").read_text())["left"]["decays"] == [0.1, 0.0]
+    assert told["left"]["decays"] == [0.1, 0.1] and told["mended"]["decays"] == [0.1, 0.0]
+    assert max(told["left"]["steps"]) > 3 and set(told["mended"]["steps"]) == {3}
+
+
+def test_a_checkpoint_of_another_number_of_processes_holds_the_same_tensors(two, one):
+    """What a checkpoint of one process calls a weight, and how it is cut, is that of two."""
+    (of_two,), (of_one,) = whole(two / "full"), whole(one / "full")
+    weights, same = (trained_weights(path, torch.float32) for path in (of_two, of_one))
+    assert weights.keys() == same.keys()
+    assert max((weights[name] - same[name]).abs().max().item() for name in weights) < 1e-3

@@ -1,0 +1,55 @@
+"""Real processes that a test starts, finds and kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+
+
+def descendants(process: int) -> list[psutil.Process]:
+    """Every process that came of this one, alive."""
+    try:
+        return [child for child in psutil.Process(process).children(recursive=True) if alive(child)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ranks(process: int) -> dict[int, psutil.Process]:
+    """rank -> its process, of those that a launcher started."""
+    found = {}
+    for child in descendants(process):
+        try:
+            variables = child.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if "RANK" in variables and "mer_dist" in child.cmdline():
+            found[int(variables["RANK"])] = child
+    return found
+
+
+def kill(*processes: psutil.Process) -> None:
+    for process in processes:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def seconds_until(condition: Callable[[], bool], limit: float) -> float:
+    """How long it took; fails after ``limit`` seconds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < limit, f"nothing came in {limit} s"
+        time.sleep(0.02)
+    return time.monotonic() - started

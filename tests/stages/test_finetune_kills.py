@@ -1,0 +1,163 @@
+"""Fine-tuning that is killed again and again, and moved to other numbers of processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import small_job
+import torch
+from conftest import ROOT
+from long_suite import cases, record_folder
+from processes import alive, descendants, kill, ranks, seconds_until
+from safetensors.torch import load_file
+
+from mer_dist import config as configuration
+from mer_dist import files
+from mer_dist.dist import env
+from mer_dist.dist.checkpoint import whole
+from mer_dist.layout import Run
+from mer_dist.stages.shard import shard
+
+#: Kills in each case; the last start is left alone.
+KILLS = 3
+#: Seconds in which all ranks have ended after any kill, on a busy machine.
+BOUND = 20
+JOB = """
+run: {{folder: {folder}/run, keep_checkpoints: 2, checkpoint_minutes: 0.0001, patience_minutes: 0.25}}
+corpus: {{path: {folder}/corpus}}
+shard: {{workers: 1, clips: 9, frames: 2, image_size: 32, faces: none}}
+folds: {{count: 2}}
+extractors:
+  baichuan:
+    family: baichuan
+    path: {folder}/models/baichuan
+    finetune: {{cross_fit: false, epochs: 12, batch: 12, micro_batch: 2, precision: fp32, lora: {{rank: 2, dropout: 0.2}}}}
+"""
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    small_job.make(folder)
+    path = folder / "job.yaml"
+    path.write_text(JOB.format(folder=folder), encoding="utf-8")
+    shard(configuration.load(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job) -> Path:
+    """What two processes make of it in one go."""
+    folder = fresh(job, job.parent / "undisturbed")
+    assert start(job, folder, 2).wait(500) == 0
+    return adapter(folder)
+
+
+def fresh(job: Path, folder: Path) -> Path:
+    """A run folder of its own with the same shards and folds."""
+    shutil.copytree(Run(job.parent / "run").shards, Run(folder).shards)
+    return folder
+
+
+def adapter(folder: Path) -> Path:
+    return Run(folder).adapter("baichuan", "all")
+
+
+def start(job: Path, folder: Path, processes: int) -> subprocess.Popen:
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--config_file",
+                    str(ROOT / "launch/zero3-cpu.yaml"), "--main_process_port", str(env.free_port())]
+    command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}"]
+    return subprocess.Popen(command, env=env.for_children(1), stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL)
+
+
+def announced(folder: Path) -> list[int]:
+    """Steps of the checkpoints that the log has told of."""
+    log = Run(folder).log("finetune", 0)
+    return [int(step) for step in re.findall(r"checkpoint at step (\d+)", log.read_text())] if log.exists() else []
+
+
+def disturb(job: Path, folder: Path, chance: random.Random) -> dict | None:
+    """One start that is killed somewhere; None if it was done before."""
+    processes = chance.choice((1, 2, 2, 2, 3))
+    whom, when = chance.choice(("rank", "rank", "all", "launcher")), chance.choice(("time", "save"))
+    checkpoints, before = Run(folder).checkpoints("baichuan", "all"), len(announced(folder))
+    started = start(job, folder, processes)
+    # The first checkpoint of this start, then a while; or the middle of the next save.
+    seconds_until(lambda: len(announced(folder)) > before or started.poll() is not None, 300)
+    time.sleep(chance.uniform(0, 2))
+    if when == "save":
+        seconds_until(lambda: list(checkpoints.glob(".step-*")) or started.poll() is not None, 300)
+    if started.poll() is not None:
+        assert started.returncode == 0
+        return None
+    every = [psutil.Process(started.pid), *descendants(started.pid)]
+    own = ranks(started.pid)
+    if processes == 1 or whom == "launcher":
+        kill(every[0])
+    else:
+        kill(*(every if whom == "all" else [chance.choice([*own.values()])]))
+    seconds = seconds_until(lambda: started.poll() is not None and not any(map(alive, every)), BOUND)
+    newest = int(whole(checkpoints)[-1].name.removeprefix("step-")) if whole(checkpoints) else 0
+    told = announced(folder)[-1]
+    finished = files.marked(adapter(folder)) is not None
+    assert finished or newest >= told, "an announced checkpoint is lost"
+    return {"processes": processes, "whom": whom, "when": when, "seconds": round(seconds, 2), "step": newest}
+
+
+@pytest.mark.parametrize("number", cases(short=2, long=20))
+def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undisturbed, tmp_path, number):
+    chance, folder = random.Random(number), fresh(job, tmp_path / "run")
+    told = [found for _ in range(KILLS) if (found := disturb(job, folder, chance))]
+    last = chance.choice((1, 2, 3))
+    assert start(job, folder, last).wait(500) == 0
+    log = Run(folder).log("finetune", 0).read_text()
+    for kill_ in told[:-1]:
+        assert kill_["step"] == 0 or re.search(rf"going on from .*step-{kill_['step']:08d}", log)
+    histories = [files.read_json(one / "history.json") for one in (undisturbed, adapter(folder))]
+    wanted, losses = ([row["train_loss"] for row in history["epochs"]] for history in histories)
+    same = {kill_["processes"] for kill_ in told} | {last} == {2}
+    assert losses == pytest.approx(wanted, rel=0 if same else 1e-4)
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        wanted, made = (load_file(one / name) for one in (undisturbed, adapter(folder)))
+        apart = max((made[key] - wanted[key]).abs().max().item() for key in wanted)
+        assert apart == 0 if same else apart < 1e-3
+    assert not Run(folder).checkpoints("baichuan", "all").exists()
+    note(request, [{"case": number, "same": same, **one} for one in told])
+
+
+def note(request, rows: list[dict]) -> None:
+    """In the long suite, figures for docs/reliability.md."""
+    if request.config.getoption("--long"):
+        path = record_folder(request.config) / "finetune-kills.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_stuck_rank_is_noticed_and_the_others_say_so_in_one_line(job, tmp_path):
+    folder = fresh(job, tmp_path / "run")
+    started = start(job, folder, 2)
+    seconds_until(lambda: announced(folder), 300)
+    every = [psutil.Process(started.pid), *descendants(started.pid)]
+    stuck = ranks(started.pid)[1]
+    stuck.suspend()
+    try:
+        # patience_minutes is a quarter of a minute; the launcher needs its own time to end a stuck rank.
+        seconds_until(lambda: "did not answer in time" in Run(folder).log("finetune", 0).read_text(), 60)
+    finally:
+        kill(*every)
+    lines = [line for line in Run(folder).log("finetune", 0).read_text().splitlines() if " E " in line]
+    assert len(lines) == 1 and "run.patience_minutes" in lines[0] and "Traceback" not in lines[0]
