@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mer_dist import config as configuration
-from mer_dist import metrics, predictions, quarantine
+from mer_dist import metrics, predictions, quarantine, times
 from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
@@ -100,7 +100,7 @@ def collect(run_folder: Path) -> Facts:
         scores=_scores(reader, tables, truth),
         confusion=_confusion(tables, truth),
         prior=_prior(reader, tables, truth),
-        timings=_timings(run, adapters),
+        timings=_timings(reader, adapters),
         answers=reader.read(run.answer, _rows_of_csv),
         notes=reader.notes,
     )
@@ -296,8 +296,10 @@ def _shares(values: list[float]) -> list[float]:
     return [value / total if total else 0.0 for value in values]
 
 
-def _timings(run: Run, adapters: list[Adapter]) -> list[Timing]:
-    """One row for each marked folder, in the order of the stages."""
+def _timings(reader: _Reader, adapters: list[Adapter]) -> list[Timing]:
+    """One row for each marked folder, in the order of the stages: the work of all starts."""
+    run, none = reader.run, times.Total(seconds=0.0, clips=0, ended="")
+    spent = reader.read(run.times("", 0).parent, lambda _: times.by_part(run)) or {}
     trained = {(adapter.extractor, adapter.part): adapter.seconds for adapter in adapters}
     places = [("shard", "shards"), ("finetune", "adapters/*/*"), ("extract", "features/*"),
               ("fuse", "probes"), ("fuse", "rounds/*"), ("vote", "vote")]
@@ -309,12 +311,13 @@ def _timings(run: Run, adapters: list[Adapter]) -> list[Timing]:
             if facts is None:
                 continue
             parts = path.parent.relative_to(run.folder).parts
-            seconds, clips = _number(facts.get("seconds")), _number(facts.get("clips"))
+            own = spent.get("/".join(parts), none)
+            seconds, clips = own.seconds or None, own.clips or _number(facts.get("clips"))
             if seconds is None and stage == "finetune":
                 seconds = trained.get((parts[1], parts[2]))
             rows.append(Timing(
                 stage=stage, part=" / ".join(parts[1:]), seconds=seconds,
                 clips=None if clips is None else int(clips),
-                made_at=str(facts.get("made_at", "")), made_from=str(facts.get("made_from", "")),
+                made_at=own.ended, made_from=str(facts.get("made_from", "")),
             ))
     return rows
