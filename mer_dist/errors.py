@@ -34,4 +34,5 @@ def mending(error: OSError) -> str | None:
     """What is wrong, where, and what to do, in one line; None if a user cannot mend it."""
     if error.errno not in _MENDING or error.filename is None:
         return None
-    return f"{error.filename}: {error.strerror}; {_MENDING[error.errno]}, and start again: what was finished is kept"
+    how = _MENDING[error.errno]
+    return f"{error.filename}: {error.strerror}; {how}, and start again: what was finished is kept"

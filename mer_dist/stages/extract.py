@@ -7,6 +7,7 @@ made. Batches never cross a shard, so the number of ranks cannot change a bit of
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -133,10 +134,10 @@ def planned(config: Config) -> list[Work]:
 
 
 def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
-    """Unlabelled clips that every copy sees."""
-    names = sorted(row.name for row in rows if row.split == UNLABELED)
-    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
-    return {names[position] for position in chosen}
+    """Unlabelled clips that every copy sees: those with the smallest hashes of seed and name, so that
+    a clip which is added takes the place of one of them at most."""
+    names = [row.name for row in rows if row.split == UNLABELED]
+    return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count])
 
 
 def _work(
@@ -147,8 +148,8 @@ def _work(
         raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
-        settings, _batch_rule(extractor), files.folder_fingerprint(Path(extractor.path)), copy and copy.made_from,
-        config.extract.frame_level, config.extract.storage, config.run.threads,
+        settings, _batch_rule(extractor), files.folder_fingerprint(Path(extractor.path)),
+        copy and copy.made_from, config.extract.frame_level, config.extract.storage, config.run.threads,
     ]
     shards: dict[int, list[manifest.Row]] = {}
     for row in rows:

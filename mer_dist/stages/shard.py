@@ -1,4 +1,12 @@
-"""Raw clips become shards: list, decode in worker processes, write tars one after the other."""
+"""Raw clips become shards: list, decode in worker processes, write tars one after the other.
+
+Clips are cut into shards in the order of split and name, so a corpus that is sharded from nothing
+always gives the same bytes, kills or not. A shard whose clips are all as they were is never cut anew:
+clips that are added fill new shards after it, and a shard that lost or changed a clip is cut from what
+is left of it. So a corpus that grew has other shards than the same corpus sharded at once; the same
+clips are in both. What follows holds for it, too: the same kept shards and the same corpus give the
+same bytes.
+"""
 
 from __future__ import annotations
 
