@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mer_dist.errors import (
     mending,
 )
 from mer_dist.layout import Run
+from mer_dist.lock import held
 from mer_dist.log import logger, setup
 
 STAGES = {
@@ -133,7 +135,8 @@ def run_stage(parsed: argparse.Namespace) -> int:
     try:
         config = load(parsed.config, parsed.overrides)
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
-        code = _stage(parsed, config)
+        with nullcontext() if here.launched else held(Run(config.run.folder).lock, parsed.command):
+            code = _stage(parsed, config)
     except UserError as error:
         code = USAGE
         logger.error("%s", error)

@@ -92,5 +92,10 @@ class Run:
         return self.folder / "status" / f"{stage}.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the command that works in this folder; see :mod:`mer_dist.lock`."""
+        return self.folder / "status" / "lock"
+
+    @property
     def tracking(self) -> Path:
         return self.folder / "tracking"

@@ -74,6 +74,8 @@ class Disturbed:
     worlds: tuple[int, ...] = (1,)
     #: How many ranks were killed.
     killed: int = 0
+    #: Pieces, as shards, that were made more than once.
+    again: int = 0
     #: How the kills came.
     ways: Counter = field(default_factory=Counter)
 
@@ -182,8 +184,8 @@ class Disturbed:
         assert not differing, f"differing after {self.killed} kills: {sorted(differing)}"
         pieces = Counter((spent.part, spent.piece) for spent in times.read(Run(self.folder))
                          if spent.piece != "load")
-        again = pieces.total() - len(pieces)
-        assert again <= self.killed, f"{again} pieces were made again after {self.killed} kills"
+        self.again = pieces.total() - len(pieces)
+        assert self.again <= self.killed, f"{self.again} pieces were made again after {self.killed} kills"
 
     def _said(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.cwd.glob("said.*"))

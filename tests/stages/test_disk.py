@@ -18,7 +18,7 @@ from mer_dist.cli import main
 from mer_dist.errors import DONE, USAGE
 from mer_dist.log import logger
 
-job, shard, extract, fuse = undisturbed.job, undisturbed.shard, undisturbed.extract, undisturbed.fuse
+base, shard, extract, fuse = undisturbed.base, undisturbed.shard, undisturbed.extract, undisturbed.fuse
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""shard, extract and fuse that ran through without a disturbance, as fixtures of a module."""
+"""shard, extract and fuse that ran through without a disturbance, as fixtures."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import fusion_run
@@ -33,27 +34,49 @@ def whole(folder: Path, arguments: list[str]) -> Whole:
     return Whole(folder, arguments, killing.outputs(done / "run"))
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory) -> Path:
-    return small_job.make(tmp_path_factory.mktemp("job"))
+@cache
+def made_job(base: Path) -> Path:
+    return small_job.make(base / "job")
 
 
-@pytest.fixture(scope="module")
-def shard(job, tmp_path_factory) -> Whole:
-    folder = tmp_path_factory.mktemp("shard") / "work"
+@cache
+def made_shard(base: Path) -> Whole:
+    folder = base / "shard"
     (folder / "run").mkdir(parents=True)
     options = [*FROZEN, "run.folder=run", "shard.clips=3", "shard.workers=2"]
-    return whole(folder, ["shard", str(job), *options])
+    return whole(folder, ["shard", str(made_job(base)), *options])
 
 
-@pytest.fixture(scope="module")
-def extract(shard) -> Whole:
-    return whole(shard.before.with_name("work-done"), ["extract", *shard.arguments[1:]])
+@cache
+def made_extract(base: Path) -> Whole:
+    return whole(base / "shard-done", ["extract", *made_shard(base).arguments[1:]])
 
 
-@pytest.fixture(scope="module")
-def fuse(tmp_path_factory) -> Whole:
-    folder = tmp_path_factory.mktemp("fuse") / "work"
-    config, _ = fusion_run.make(folder, labeled=30, unlabeled=30, rounds=2)
+@cache
+def made_fuse(base: Path) -> Whole:
+    config, _ = fusion_run.make(base / "fuse", labeled=30, unlabeled=30, rounds=2)
     Path(config.run.folder, "config.yaml").unlink()
-    return whole(folder, ["fuse", str(folder / "job.yaml"), "run.folder=run"])
+    return whole(base / "fuse", ["fuse", str(base / "fuse" / "job.yaml"), "run.folder=run"])
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """Where they lie; each is made once, however many modules ask for it."""
+    folder = tmp_path_factory.getbasetemp() / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard(base) -> Whole:
+    return made_shard(base)
+
+
+@pytest.fixture(scope="session")
+def extract(shard, base) -> Whole:
+    return made_extract(base)
+
+
+@pytest.fixture(scope="session")
+def fuse(base) -> Whole:
+    return made_fuse(base)
