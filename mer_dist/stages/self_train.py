@@ -262,9 +262,9 @@ class _Round:
 
         A dropout, temperature, threshold or weight of the vote fitted on plain out-of-fold
         predictions would carry the labels of fold k into its own models, pseudo-labels or
-        answers, since the models of all other folds know them. One model per pair of folds, and not one per seed, will do. They are trained in
-        round 0 alone: those of later rounds would need pseudo-labels from models without three
-        folds, and so on. Later rounds are surer than the temperature knows.
+        answers, since the models of all other folds know them. One model per pair of folds, and
+        not one per seed, will do. They are trained in round 0 alone: those of later rounds would
+        need pseudo-labels from models without three folds, and so on. Later rounds are surer than the temperature knows.
         """
         clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
         pairs = [pair for pair in combinations(range(clips.folds), 2)
