@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -14,8 +15,19 @@ from mer_dist import __version__, files, quarantine
 from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
+from mer_dist.errors import (
+    DONE,
+    FAILED,
+    GRAVITY,
+    QUARANTINED,
+    REQUEUE,
+    USAGE,
+    Stopped,
+    UserError,
+    mending,
+)
 from mer_dist.layout import Run
+from mer_dist.lock import held
 from mer_dist.log import logger, setup
 
 STAGES = {
@@ -37,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error)
         return USAGE
     except OSError as error:
-        logger.error("%s", error)
-        return FAILED
+        logger.error("%s", mending(error) or error)
+        return USAGE if mending(error) else FAILED
     except Stopped as error:
         logger.warning("stopped: %s", error)
         return REQUEUE
@@ -126,7 +138,8 @@ def run_stage(parsed: argparse.Namespace) -> int:
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
             end_with_launcher()
-        code = _stage(parsed, config)
+        with nullcontext() if here.launched else held(Run(config.run.folder).lock, parsed.command):
+            code = _stage(parsed, config)
     except UserError as error:
         code = USAGE
         logger.error("%s", error)
@@ -134,20 +147,39 @@ def run_stage(parsed: argparse.Namespace) -> int:
         code = REQUEUE
         logger.warning("stopped: %s", error)
     except Exception as error:
-        code = FAILED
-        logger.error(lost(error) or f"broke down:\n{traceback.format_exc()}")
+        told = mending(error) if isinstance(error, OSError) else None
+        code = USAGE if told else FAILED
+        logger.error("%s", told or lost(error) or f"broke down:\n{traceback.format_exc()}")
     if not here.launched:
         return code
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if config is not None and (here.rank == 0 or code != DONE):
-        files.write_json(Run(config.run.folder).status(parsed.command), {"code": code})
+        code = _leave(Run(config.run.folder).status(parsed.command), code)
     return FAILED if code == FAILED else DONE
+
+
+def _leave(path: Path, code: int) -> int:
+    """Leave the code for the outer command, unless another rank has left a worse one; returns
+    :data:`FAILED` where that cannot be written."""
+    try:
+        codes = (code, files.read_json(path)["code"])
+    except (OSError, ValueError, KeyError):
+        codes = (code,)
+    try:
+        files.write_json(path, {"code": max(codes, key=GRAVITY.index)})
+    except OSError as error:
+        logger.error("%s", mending(error) or error)
+        return FAILED
+    return code
 
 
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
-    if place().rank == 0:
-        # Before the stage: the report reads it, and so does an export while a copy is trained.
+    here = place()
+    if here.rank == 0 and here.launched:
+        run.status(parsed.command).unlink(missing_ok=True)
+    if here.rank == 0 and parsed.command == "finetune":
+        # The others do it once they know that they can work; an export reads it while a copy is trained.
         save(config, run.config)
     if parsed.command == "run":
         from mer_dist.stages.run import run as act

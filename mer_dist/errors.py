@@ -1,10 +1,25 @@
-"""The two ways a command ends early, and the exit codes of the outer command."""
+"""The ways a command ends early, and the exit codes of the outer command."""
+
+import errno
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 QUARANTINED = 3
 REQUEUE = 75
+#: From the best to the worst: ranks end at different times, and the worst of their codes counts.
+GRAVITY = (DONE, QUARANTINED, REQUEUE, USAGE, FAILED)
+#: Errors of the system that are the user's to mend, and how.
+_MENDING = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EROFS: "have it mounted for writing, or set run.folder to another place",
+    errno.EACCES: "give yourself the right to it, or set run.folder to another place",
+    errno.EPERM: "give yourself the right to it, or set run.folder to another place",
+    errno.ENOENT: "it was there before; bring it back, or run the stage that makes it",
+    errno.ESTALE: "the network file system lost it; see that it is mounted and steady",
+    errno.EIO: "the disk cannot be read or written; have it looked after",
+}
 
 
 class UserError(Exception):
@@ -13,3 +28,11 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """A preemption signal arrived; what was finished is kept and the next start goes on."""
+
+
+def mending(error: OSError) -> str | None:
+    """What is wrong, where, and what to do, in one line; None if a user cannot mend it."""
+    if error.errno not in _MENDING or error.filename is None:
+        return None
+    how = _MENDING[error.errno]
+    return f"{error.filename}: {error.strerror}; {how}, and start again: what was finished is kept"

@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mer_dist.errors import UserError
+
 MARK = "made.json"
+#: How a library that is not written in Python tells the number of a system's error.
+_NUMBER = re.compile(r"\[?(?:os error|errno) (\d+)\b", re.IGNORECASE)
+#: Seconds after which the rest of a write whose process cannot be seen from here is nobody's.
+_ABANDONED = 86_400
 
 
 @contextmanager
@@ -20,17 +28,81 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success make it durable and rename it.
 
     On an exception the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        OSError: the system refused, as it does when a disk is full; it names ``path``, also where a
+            library raised an error of its own or one without a name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_own()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with _named(path, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _own() -> str:
+    """Of this process among those of all machines that write to the folder."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the system as OSErrors that name ``path`` where they would name nothing of use."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = _NUMBER.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        other = getattr(error, "filename", None)
+        if number is None or (other and not str(other).startswith(str(temporary))):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes left of :func:`atomic` and :func:`atomic_folder` in ``folders``.
+
+    What a process that lives is writing stays, and for a day also what one of another machine may be.
+    """
+    for folder in folders:
+        for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")):
+            host, _, process = path.name.split(".")[-2].partition("-")
+            if path.suffix == ".tmp" and (_lives(process) if host == _host() else _young(path)):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lives(process: str) -> bool:
+    """Whether a process of this machine is there and more than the remains of one."""
+    if not Path("/proc/self/stat").exists():
+        return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _young(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < _ABANDONED
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -41,12 +113,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    sweep(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.{_own()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        publish(temporary, folder)
+        with _named(folder, temporary):
+            temporary.mkdir()
+            yield temporary
+            publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -128,9 +202,12 @@ def mark(folder: Path, made_from: str, **facts: Any) -> None:
     """Leave the marker that says ``folder`` is complete and which fingerprint it was made from.
 
     Written last, so its presence is the proof that everything before it is on disk.
+
+    Args:
+        facts: what is the same whenever and on however many processes the folder is made; how long it
+            took is noted by :mod:`mer_dist.times`.
     """
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(Path(folder) / MARK, {"made_from": made_from, "made_at": when, **facts})
+    write_json(Path(folder) / MARK, {"made_from": made_from, **facts})
 
 
 def marked(folder: Path, made_from: str | None = None) -> dict | None:

@@ -163,9 +163,13 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
     for name in copies(set_name, count):
         folder = run.features(name)
         features.description(folder)
-        if files.marked(folder) is None:
-            raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         paths = sorted(folder.glob("[0-9]*.safetensors"))
+        mark = files.marked(folder)
+        if mark is None:
+            raise UserError(f"{folder}: these features are incomplete; run extract or import again")
+        if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
+            raise UserError(f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
+                            "extract or import again")
         shards = [[path.name, features.shard_made_from(path)] for path in paths]
         facts.append([name, features.description(folder), shards])
     return files.fingerprint(facts)

@@ -15,7 +15,8 @@
       vote/                     the prior and the answer
       answer.csv                name,discrete
       report.html
-      logs/  status/  tracking/
+      logs/                     lines of every rank, and what its work took: times.<stage>.<rank>.jsonl
+      status/  tracking/
 """
 
 from __future__ import annotations
@@ -83,8 +84,17 @@ class Run:
     def log(self, stage: str, rank: int) -> Path:
         return self.folder / "logs" / f"{stage}.{rank}.log"
 
+    def times(self, stage: str, rank: int | str) -> Path:
+        """What the work of a rank took; see :mod:`mer_dist.times`."""
+        return self.folder / "logs" / f"times.{stage}.{rank}.jsonl"
+
     def status(self, stage: str) -> Path:
         return self.folder / "status" / f"{stage}.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that works in this folder; see :mod:`mer_dist.lock`."""
+        return self.folder / "status" / "lock"
 
     @property
     def tracking(self) -> Path:

@@ -51,12 +51,19 @@ class _Context(logging.Filter):
         return True
 
 
+class _File(logging.FileHandler):
+    """A full disk must not bury the line that says so, which the terminal has too, under tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
     """Send log lines of ``stage`` to standard error and, with ``log_file``, to it and a .jsonl.
 
     Ranks other than 0 are silent on the terminal below WARNING; their files are complete.
     """
-    logger.handlers.clear()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     plain = logging.Formatter("%(asctime)s %(levelname).1s %(stage)s[%(rank)d] %(message)s", "%H:%M:%S")
@@ -65,9 +72,9 @@ def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
     handlers: list[tuple[logging.Handler, logging.Formatter]] = [(terminal, plain)]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append((logging.FileHandler(log_file, encoding="utf-8"), plain))
-        jsonl = log_file.with_suffix(".jsonl")
-        handlers.append((logging.FileHandler(jsonl, encoding="utf-8"), _JsonLines()))
+        handlers.append((_File(log_file, encoding="utf-8"), plain))
+        handlers.append((_File(log_file.with_suffix(".jsonl"), encoding="utf-8"), _JsonLines()))
+    logger.handlers.clear()
     for handler, formatter in handlers:
         handler.setFormatter(formatter)
         handler.addFilter(_Context(stage, rank))

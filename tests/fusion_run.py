@@ -58,7 +58,7 @@ def write_set(run: Run, name: str, modality: str, clips: list[str], values: np.n
     shard = FeatureSet(modality=modality, names=clips, utterance=values.astype(np.float32))
     features.write_shard(store / "00000.safetensors", shard, made_from)
     features.describe(store, modality=modality, width=values.shape[1], **facts)
-    files.mark(store, made_from)
+    files.mark(store, made_from, shards=[0])
 
 
 def configure(folder: Path, epochs: int = 3, rounds: int = 1, overrides: tuple[str, ...] = ()) -> Config:

@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
-     "metrics", "prefetch"},
+     "metrics", "prefetch", "times", "lock"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
      "probe", "selection", "lineage", "dist", "corpus"},
     {"stages", "report"},

@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import fusion_run
 import pytest
 
 from mer_dist.cli import main
 from mer_dist.dist import env
+from mer_dist.layout import Run
+from mer_dist.lock import held
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess:
@@ -64,3 +67,18 @@ def test_every_command_explains_itself():
     for name in ("shard", "finetune", "extract", "fuse", "run", "verify", "report"):
         assert name in top.stdout
         assert call(name, "--help").returncode == 0
+
+
+def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
+    made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    before = Run(made.run.folder).config.read_bytes()
+    assert main(["fuse", str(tmp_path / "job.yaml"), "fuse.sets=[voice, nowhere]"]) == 2
+    assert Run(made.run.folder).config.read_bytes() == before
+
+
+def test_a_second_command_in_a_run_folder_is_refused(tmp_path, capsys):
+    made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    with held(Run(made.run.folder).lock, "extract"):
+        assert main(["fuse", str(tmp_path / "job.yaml")]) == 2
+    assert "mer-dist extract" in capsys.readouterr().err
+    assert not Run(made.run.folder).probes.exists()

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from mer_dist import files
+from mer_dist.errors import mending
 
 WRITE_AND_HANG = """
 import sys, time
@@ -120,3 +122,39 @@ def test_a_folder_fingerprint_sees_every_changed_file(tmp_path):
 def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.digest(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_stays(tmp_path):
+    for kind, name in (("folder", "b"), ("file", "a.txt")):
+        (tmp_path / kind).mkdir()
+        kill_in_the_middle(tmp_path / name, tmp_path / kind, kind)
+    retired = tmp_path / ".b.old"
+    retired.mkdir()
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    with files.atomic(tmp_path / "c.txt") as temporary:
+        temporary.write_text("whole")
+        elsewhere = tmp_path / ".d.txt.0badcafe-1.tmp"
+        elsewhere.touch()
+        files.sweep(tmp_path)
+        assert temporary.exists() and elsewhere.exists() and not retired.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere.name, "c.txt", "file", "folder"]
+    os.utime(elsewhere, (0, 0))
+    files.sweep(tmp_path)
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+])
+def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(tmp_path, error):
+    with pytest.raises(OSError) as told, files.atomic(tmp_path / "a.json"):
+        raise error
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path / "a.json"))
+    assert mending(told.value).startswith(f"{tmp_path}/a.json: No space left on device; free some space")
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as told, files.atomic(tmp_path / "a.json"):
+        (tmp_path / "clip.mp4").read_bytes()
+    assert told.value.filename == str(tmp_path / "clip.mp4")

@@ -39,8 +39,6 @@ ALONE = "alone.pt"
 class Progress:
     """Where a training stands; all that a resumed one needs besides tensors."""
 
-    #: seconds of training, over all starts.
-    seconds: float = 0.0
     #: optimizer steps taken.
     step: int = 0
     #: the epoch under way, from 1, and how many of its global batches are done.

@@ -72,11 +72,16 @@ class Trainer:
         self.checkpoints = checkpoints
         resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
         self.progress = resumed or Progress()
-        self.started = time.monotonic() - self.progress.seconds
 
-    def run(self, keep: Callable[[nn.Module, int], None]) -> dict:
-        """Train the epochs that are left; ``keep`` is called, with the model and the number of the
-        epoch, whenever the held-out WAF is best.
+    def run(
+        self, keep: Callable[[nn.Module, int], None],
+        note: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
+    ) -> dict:
+        """Train the epochs that are left.
+
+        Args:
+            keep: called with the model and the number of the epoch whenever the held-out WAF is best.
+            note: called with the number of every epoch, and the seconds and clips of this start.
 
         Returns:
             The learning curves: ``{"epochs": [...], "best_epoch": n}``.
@@ -86,40 +91,41 @@ class Trainer:
         """
         progress = self.progress
         while progress.epoch <= self.config.epochs:
-            row = {"epoch": progress.epoch, **self.train_epoch(), **self.evaluate()}
+            started = time.monotonic()
+            loss, clips = self.train_epoch()
+            rate = clips / (time.monotonic() - started)
+            row = {"epoch": progress.epoch, "train_loss": loss, **self.evaluate()}
             progress.epochs.append(row)
-            self._tell(row)
+            self._tell(row, rate)
+            note(progress.epoch, time.monotonic() - started, clips)
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
                 keep(self.joined.unwrap_model(self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
-        progress.seconds = time.monotonic() - self.started
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch}
 
-    def train_epoch(self) -> dict[str, float]:
-        """The rest of the epoch under way."""
+    def train_epoch(self) -> tuple[float, int]:
+        """The rest of the epoch under way; returns the mean loss of the whole epoch, and the clips that
+        it saw now."""
         self.model.train()
-        started, progress = time.monotonic(), self.progress
+        progress = self.progress
         order = epoch_order(len(self.task.train), self.seed, progress.epoch)
         batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
         for batch, mine in self._loaded(batches):
             self._save_or_stop_together()
             progress.loss += self._optimizer_step(batch, mine)
             progress.batch += 1
-        seconds = time.monotonic() - started
         clips = sum(int((batch != NOBODY).sum()) for batch in batches)
-        return {
-            "train_loss": progress.loss / len(self.task.train), "seconds": seconds,
-            "clips_per_second": clips / seconds,
-        }
+        return progress.loss / len(self.task.train), clips
 
-    def _tell(self, row: dict) -> None:
+    def _tell(self, row: dict, rate: float) -> None:
         logger.info(
             "%s epoch %d/%d: loss %.3f, held-out WAF %.3f (%.1f clips/s)", self.task.name, row["epoch"],
-            self.config.epochs, row["train_loss"], row["validation_waf"], row["clips_per_second"],
+            self.config.epochs, row["train_loss"], row["validation_waf"], rate,
         )
-        curves = {f"{self.task.name}/{key}": value for key, value in row.items()}
+        told = {**row, "clips_per_second": rate}
+        curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
         self.joined.log(curves, self.progress.step)
 
     def _optimizer_step(self, batch: np.ndarray, mine: list[MicroBatch]) -> float:
@@ -204,7 +210,6 @@ class Trainer:
         wishes = torch.tensor([float(preempt.asked()), float(due)], device=self.joined.device)
         stop, save = (self.joined.reduce(wishes, "sum") > 0).tolist()
         if self.checkpoints is not None and (stop or save) and self.progress.step:
-            self.progress.seconds = time.monotonic() - self.started
             self.checkpoints.save(self.model, self.optimizer, self.progress)
         if stop:
             raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")

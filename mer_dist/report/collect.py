@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mer_dist import config as configuration
-from mer_dist import metrics, predictions, quarantine
+from mer_dist import metrics, predictions, quarantine, times
 from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
@@ -100,7 +100,7 @@ def collect(run_folder: Path) -> Facts:
         scores=_scores(reader, tables, truth),
         confusion=_confusion(tables, truth),
         prior=_prior(reader, tables, truth),
-        timings=_timings(run, adapters),
+        timings=_timings(reader),
         answers=reader.read(run.answer, _rows_of_csv),
         notes=reader.notes,
     )
@@ -149,12 +149,10 @@ def _adapter(path: Path) -> Adapter:
     def curve(key: str) -> Curve:
         return [_number(epoch.get(key)) for epoch in epochs]
 
-    seconds = [value for value in curve("seconds") if value is not None]
     return Adapter(
         extractor=path.parent.parent.name, part=path.parent.name,
         train_loss=curve("train_loss"), validation_loss=curve("validation_loss"),
         validation_waf=curve("validation_waf"), best_epoch=history.get("best_epoch"),
-        seconds=sum(seconds) if seconds else None,
     )
 
 
@@ -296,9 +294,10 @@ def _shares(values: list[float]) -> list[float]:
     return [value / total if total else 0.0 for value in values]
 
 
-def _timings(run: Run, adapters: list[Adapter]) -> list[Timing]:
-    """One row for each marked folder, in the order of the stages."""
-    trained = {(adapter.extractor, adapter.part): adapter.seconds for adapter in adapters}
+def _timings(reader: _Reader) -> list[Timing]:
+    """One row for each marked folder, in the order of the stages: the work of all starts."""
+    run, none = reader.run, times.Total(seconds=0.0, clips=0, ended="")
+    spent = reader.read(run.times("", 0).parent, lambda _: times.by_part(run)) or {}
     places = [("shard", "shards"), ("finetune", "adapters/*/*"), ("extract", "features/*"),
               ("fuse", "probes"), ("fuse", "rounds/*"), ("vote", "vote")]
     rows = []
@@ -309,12 +308,11 @@ def _timings(run: Run, adapters: list[Adapter]) -> list[Timing]:
             if facts is None:
                 continue
             parts = path.parent.relative_to(run.folder).parts
-            seconds, clips = _number(facts.get("seconds")), _number(facts.get("clips"))
-            if seconds is None and stage == "finetune":
-                seconds = trained.get((parts[1], parts[2]))
+            own = spent.get("/".join(parts), none)
+            seconds, clips = own.seconds or None, own.clips or _number(facts.get("clips"))
             rows.append(Timing(
                 stage=stage, part=" / ".join(parts[1:]), seconds=seconds,
                 clips=None if clips is None else int(clips),
-                made_at=str(facts.get("made_at", "")), made_from=str(facts.get("made_from", "")),
+                made_at=own.ended, made_from=str(facts.get("made_from", "")),
             ))
     return rows

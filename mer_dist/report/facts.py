@@ -42,7 +42,6 @@ class Adapter:
     validation_loss: Curve
     validation_waf: Curve
     best_epoch: int | None
-    seconds: float | None
 
 
 @dataclass(kw_only=True)

@@ -328,7 +328,8 @@ def times(facts: Facts) -> Html:
     ]
     body.append(tag("tr", cell("sum"), cell(""), cell(duration(total), "n"), cell(""), cell(""),
                     cell(""), class_="total"))
-    caption = "Each finished part of the run: how long it took, and clips per second."
+    caption = ("Each finished part of the run, over all starts: how long it was worked on, clips that went "
+               "through, and clips per second.")
     head = ["stage", "part", "time", "clips", "clips/s", ""]
     return section("times", "Times", caption, table(head, body, numbers=range(2, 5)))
 

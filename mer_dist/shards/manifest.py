@@ -70,8 +70,6 @@ class Facts:
     problems: list[Problem]
     #: Clips with video in which no face was found.
     faceless: int
-    #: How long it took to make.
-    seconds: float
 
 
 def checksum(members: Iterable[tuple[str, bytes]]) -> str:

@@ -34,8 +34,7 @@ def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[
 
 
 def write(
-    folder: Path, number: int, batch: list[Encoded], *, made_from: str, sources: dict[str, str],
-    seconds: float,
+    folder: Path, number: int, batch: list[Encoded], *, made_from: str, sources: dict[str, str]
 ) -> list[Row]:
     """Write shard ``number``: the tar, then its rows and facts. Equal batches give equal bytes.
 
@@ -51,7 +50,7 @@ def write(
             rows = _write_tar(temporary, number, stored)
             sha256, size = digest(temporary), temporary.stat().st_size
     facts = manifest.Facts(
-        sha256=sha256, bytes=size, made_from=made_from, seconds=round(seconds, 3),
+        sha256=sha256, bytes=size, made_from=made_from,
         clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
         problems=[problem for clip in batch for problem in clip.problems],
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),

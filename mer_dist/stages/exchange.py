@@ -52,7 +52,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
         features.describe(store, modality=modality, width=width, imported=True, part="imported",
                           trained_without=None)
         made_from = files.fingerprint([files.stamp(path) for path in paths])
-        files.mark(store, made_from, clips=len(paths))
+        files.mark(store, made_from, clips=len(paths), shards=[*range(len(chunks))])
     _quarantine(run, set_name, modality, bad)
     logger.info("imported %s: %d clips of width %d, %d not usable", set_name, len(paths) - len(bad),
                 width, len(bad))

@@ -7,6 +7,7 @@ made. Batches never cross a shard, so the number of ranks cannot change a bit of
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mer_dist import copies, features, files, folds, quarantine
-from mer_dist.config import Config, as_dict
+from mer_dist import copies, features, files, folds, quarantine, times
+from mer_dist.config import Config, as_dict, save
 from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
@@ -90,11 +91,15 @@ def extract(config: Config) -> None:
         if work.missing():
             # All of them before the first is computed, which may take hours.
             check_files(work.extractor, work.adapter)
+    run = Run(config.run.folder)
+    if place().rank == 0:
+        save(config, run.config)
+    files.sweep(run.folder, *(work.folder for work in works))
     for work in works:
         _extract_set(work, config)
     # Whichever rank ends last finds everything there and closes the stage.
     if not any(work.missing() for work in works):
-        _close(works, Run(config.run.folder))
+        _close(works, run)
 
 
 def unfinished(config: Config) -> list[Work]:
@@ -129,10 +134,10 @@ def planned(config: Config) -> list[Work]:
 
 
 def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
-    """Unlabelled clips that every copy sees."""
-    names = sorted(row.name for row in rows if row.split == UNLABELED)
-    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
-    return {names[position] for position in chosen}
+    """Unlabelled clips that every copy sees: those with the smallest hashes of seed and name, so that
+    a clip which is added takes the place of one of them at most."""
+    names = [row.name for row in rows if row.split == UNLABELED]
+    return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count])
 
 
 def _work(
@@ -143,8 +148,8 @@ def _work(
         raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
-        settings, files.folder_fingerprint(Path(extractor.path)), copy and copy.made_from,
-        config.extract.frame_level, config.extract.storage, config.run.threads,
+        settings, _batch_rule(extractor), files.folder_fingerprint(Path(extractor.path)),
+        copy and copy.made_from, config.extract.frame_level, config.extract.storage, config.run.threads,
     ]
     shards: dict[int, list[manifest.Row]] = {}
     for row in rows:
@@ -161,6 +166,18 @@ def _work(
     )
 
 
+def _batch_rule(extractor: ExtractorConfig) -> list:
+    """What decides which clips share a forward pass: the last bits of a feature follow from it.
+
+    A shard that is made on a CPU and one that is made on a GPU differ in these bits anyway, so the
+    rule for both stands here and a run may be moved.
+    """
+    from mer_dist.models.classifier import FAMILIES
+    from mer_dist.models.extractor import PASS
+
+    return [extractor.budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
+
+
 def _extract_set(work: Work, config: Config) -> None:
     """Do this rank's missing shards of one set."""
     from mer_dist.models.classifier import load_extractor
@@ -171,33 +188,30 @@ def _extract_set(work: Work, config: Config) -> None:
     mine = [shard for shard in shares(sizes, here.world)[here.rank] if shard in missing]
     if not mine:
         return
-    started = time.monotonic()
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
+    run, started = Run(config.run.folder), time.monotonic()
     extractor = load_extractor(work.extractor, work.adapter).to(_device())
+    times.note(run, "extract", run.features(work.set_name), seconds=time.monotonic() - started, clips=0,
+               piece="load", rank=here.rank)
     features.describe(
         work.folder, modality=extractor.modality, width=extractor.width, family=work.extractor.family,
         part=work.set_name.partition("@")[2] or "frozen", trained_without=work.trained_without,
     )
-    reader = Reader(Run(config.run.folder).shards)
+    reader = Reader(run.shards)
     total = sum(sizes[shard] for shard in mine)
     done = _each_shard(extractor, reader, work, mine, config)
     for _ in progress(done, total, work.set_name):
         pass
     if note := extractor.note():
         logger.warning("%s: %s", work.set_name, note)
-    own = {"clips": total, "seconds": time.monotonic() - started}
-    files.write_json(work.folder / f"rank-{here.rank}.json", own)
     if not work.missing():
         _mark(work)
 
 
 def _mark(work: Work) -> None:
-    """Mark a complete set with what its ranks did side by side."""
-    ranks = [files.read_json(path) for path in work.folder.glob("rank-*.json")]
-    clips = sum(rank["clips"] for rank in ranks)
-    seconds = max((rank["seconds"] for rank in ranks), default=0.0)
-    files.mark(work.folder, work.whole, clips=clips, seconds=seconds)
+    clips = sum(map(len, work.shards.values()))
+    files.mark(work.folder, work.whole, clips=clips, shards=sorted(work.shards))
 
 
 def _device():
@@ -209,7 +223,11 @@ def _device():
 
 
 def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
-    """Write the features of each shard, behind the computing; yields a name for every clip dealt with."""
+    """Write the features of each shard, behind the computing; yields a name for every clip dealt with.
+
+    A kill costs the shard that is being written and what was computed of the next one meanwhile.
+    """
+    started = time.monotonic()
     left = {shard: len(work.shards[shard]) for shard in shards}
     found: dict[str, np.ndarray] = {}
     missing: dict[str, str] = {}
@@ -221,7 +239,8 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
             if left[shard] == 0:
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(_write, extractor, work, shard, found, missing, config)
+                seconds, started = time.monotonic() - started, time.monotonic()
+                writing = writer.submit(_write, extractor, work, shard, found, missing, config, seconds)
                 found, missing = {}, {}
             if preempt.asked():
                 raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
@@ -303,7 +322,10 @@ def _computed(extractor: Extractor, clips: dict[str, list], device) -> dict[str,
     return {name: np.concatenate([next(own) for _ in clip]) for name, clip in clips.items()}
 
 
-def _write(extractor, work: Work, shard: int, found, missing, config: Config) -> None:
+def _write(extractor, work: Work, shard: int, found, missing, config: Config, seconds: float) -> None:
+    run = Run(config.run.folder)
+    times.note(run, "extract", run.features(work.set_name), seconds=seconds, clips=len(work.shards[shard]),
+               piece=f"{shard:05d}", rank=place().rank)
     order = [row.name for row in work.shards[shard] if row.name in found]
     pack = _pack(extractor, order, found, missing, config)
     features.write_shard(work.file(shard), pack, work.made_from[shard])

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 
-from mer_dist import copies, files
+from mer_dist import copies, files, times
 from mer_dist.config import Config
 from mer_dist.copies import Copy
 from mer_dist.dist import preempt
@@ -73,7 +73,8 @@ def train(joined, copy: Copy, config: Config) -> None:
     from mer_dist.dist.training import Trainer
     from mer_dist.models.classifier import save, trainable_classifier
 
-    underway = Run(config.run.folder).checkpoints(copy.name, copy.part)
+    run = Run(config.run.folder)
+    underway = run.checkpoints(copy.name, copy.part)
     classifier = trainable_classifier(
         copy.extractor, len(config.corpus.labels), config.run.seed, zero_stage(joined) > 0
     )
@@ -94,7 +95,11 @@ def train(joined, copy: Copy, config: Config) -> None:
             checkpoints.forget_best_but(epoch)
         joined.wait_for_everyone()
 
-    history = trainer.run(keep)
+    def note(epoch: int, seconds: float, clips: int) -> None:
+        if joined.is_main_process:
+            times.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
+
+    history = trainer.run(keep, note)
     if note := classifier.extractor.note():
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
@@ -104,10 +109,9 @@ def train(joined, copy: Copy, config: Config) -> None:
             best = checkpoints.best(history["best_epoch"])
             shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
             files.write_json(folder / "history.json", history)
-            seen = len(task.train) * copy.extractor.finetune.epochs
             files.mark(
-                folder, copy.made_from, seconds=trainer.progress.seconds, clips=seen,
-                processes=joined.num_processes, trained_without=copy.without, zero_stage=zero_stage(joined),
+                folder, copy.made_from, processes=joined.num_processes, trained_without=copy.without,
+                zero_stage=zero_stage(joined),
             )
         shutil.rmtree(underway)
     joined.wait_for_everyone()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mer_dist import files, joined, predictions, quarantine
-from mer_dist.config import Config
+from mer_dist import files, joined, predictions, quarantine, times
+from mer_dist.config import Config, save
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.joined import Clips
@@ -92,10 +92,12 @@ def fuse(config: Config) -> None:
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems)
-    sets.note()
     check_names(config, clips, run)
     fused = joined.fused_sets(config)
     parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
+    save(config, run.config)
+    files.sweep(run.folder, run.probes, run.round(0).parent)
+    sets.note()
     probes = _probe_all(config, sets)
     last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
     voting = [*fused, *([ALL_SETS] if ALL_SETS in probes else [])]
@@ -178,18 +180,15 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started = time.monotonic()
         _probe(config, sets, name, parts[name])
-        done[name] = {"made_from": wanted[name], "seconds": time.monotonic() - started}
+        done[name] = {"made_from": wanted[name]}
         there = {name: done[name] for name in wanted if name in done}
-        _mark_probes(run, there, len(sets.clips.names))
+        clips = len(sets.clips.names)
+        times.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
+        files.mark(run.probes, files.fingerprint(there), sets=there, clips=clips)
     for path in (*run.probes.glob("*.parquet"), *run.probes.glob("*.safetensors")):
         if path.stem not in wanted:
             path.unlink()
     return wanted
-
-
-def _mark_probes(run: Run, done: dict[str, dict], clips: int) -> None:
-    seconds = sum(facts["seconds"] for facts in done.values())
-    files.mark(run.probes, files.fingerprint(done), sets=done, seconds=seconds, clips=clips)
 
 
 def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:

@@ -98,6 +98,8 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
         code = files.read_json(status)["code"]
     except (OSError, ValueError, KeyError):
         code = FAILED
+        # Where the ranks could not write theirs, neither can this, and it says why.
+        files.write_json(status, {"code": code})
     if preempt.asked():
         return REQUEUE
     return FAILED if failed and code in (DONE, QUARANTINED) else code

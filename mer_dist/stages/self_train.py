@@ -24,7 +24,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from mer_dist import files, lineage, metrics, predictions, prior, selection
+from mer_dist import files, lineage, metrics, predictions, prior, selection, times
 from mer_dist.config import Config, as_dict
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped, UserError
@@ -169,6 +169,9 @@ class _Round:
                         "present": self.present.astype(np.uint8)}
         told, labeled = self._predictions(every), self.clips.labeled
         waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
+        seconds = time.monotonic() - started
+        times.note(self.out, "fuse", self.out.round(self.number), seconds=seconds,
+                   clips=len(self.clips.names))
         with files.atomic_folder(self.out.round(self.number)) as folder:
             predictions.write(folder / "predictions.parquet", told)
             save_file(kept, folder / BY_FOLD)
@@ -176,8 +179,7 @@ class _Round:
             self._write_curves(folder, losses.numpy())
             if chosen:
                 self._write_lineage(folder, chosen)
-            seconds = time.monotonic() - started
-            files.mark(folder, made_from, seconds=seconds, clips=len(self.clips.names), oof_waf=waf)
+            files.mark(folder, made_from, clips=len(self.clips.names), oof_waf=waf)
         logger.info("%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons),
                     100 * waf, seconds)
         return files.marked(self.out.round(self.number))
@@ -260,9 +262,10 @@ class _Round:
 
         A dropout, temperature, threshold or weight of the vote fitted on plain out-of-fold
         predictions would carry the labels of fold k into its own models, pseudo-labels or
-        answers, since the models of all other folds know them. One model per pair of folds, and not one per seed, will do. They are trained in
-        round 0 alone: those of later rounds would need pseudo-labels from models without three
-        folds, and so on. Later rounds are surer than the temperature knows.
+        answers, since the models of all other folds know them. One model per pair of folds, and
+        not one per seed, will do. They are trained in round 0 alone: those of later rounds would
+        need pseudo-labels from models without three folds, and so on. Later rounds are surer than
+        the temperature knows.
         """
         clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
         pairs = [pair for pair in combinations(range(clips.folds), 2)

@@ -1,4 +1,12 @@
-"""Raw clips become shards: list, decode in worker processes, write tars one after the other."""
+"""Raw clips become shards: list, decode in worker processes, write tars one after the other.
+
+Clips are cut into shards in the order of split and name, so a corpus that is sharded from nothing
+always gives the same bytes, kills or not. A shard whose clips are all as they were is never cut anew:
+clips that are added fill new shards after it, and a shard that lost or changed a clip is cut from what
+is left of it. So a corpus that grew has other shards than the same corpus sharded at once; the same
+clips are in both. What follows holds for it, too: the same kept shards and the same corpus give the
+same bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +19,8 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from mer_dist import corpus, files, quarantine
-from mer_dist.config import Config
+from mer_dist import corpus, files, quarantine, times
+from mer_dist.config import Config, save
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
@@ -38,6 +46,8 @@ def shard(config: Config) -> None:
     clips, unlisted = corpus.clips(config.corpus)
     if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
         raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
+    save(config, run.config)
+    files.sweep(run.folder)
     made_from = _settings(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     whole = files.fingerprint([made_from, sources, [asdict(problem) for problem in unlisted]])
@@ -126,9 +136,10 @@ def _write(
     encoded = _until_asked(progress(encoded, len(remaining), "shard"))
     started = time.monotonic()
     for batch in writer.batches(encoded, config.clips, config.mebibytes):
-        writer.write(run.shards, next(numbers), batch, made_from=made_from, sources=sources,
-                     seconds=time.monotonic() - started)
-        started = time.monotonic()
+        number, now = next(numbers), time.monotonic()
+        times.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")
+        started = now
+        writer.write(run.shards, number, batch, made_from=made_from, sources=sources)
 
 
 def _until_asked(encoded: Iterator) -> Iterator:
@@ -179,15 +190,13 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
         raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
     manifest.write_rows(run.shards / manifest.MANIFEST, rows)
     files.write_json(run.shards / STATS, stats)
-    files.mark(run.shards, whole, seconds=stats["seconds"], clips=stats["clips"])
+    files.mark(run.shards, whole, clips=stats["clips"])
     logger.info("%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
                 stats["clips"], stats["shards"], stats["bytes"] / 2**20, _counts(stats["missing"]),
                 _counts(stats["quarantined"]), stats["faceless"])
 
 
 def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:
-    seconds = sum(facts.seconds for facts in shards)
-    tried = sum(len(facts.clips) for facts in shards)
     return {
         "clips": len(rows),
         "splits": Counter(row.split for row in rows),
@@ -198,8 +207,6 @@ def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dic
         "shards": sum(bool(facts.sha256) for facts in shards),
         "bytes": sum(facts.bytes for facts in shards),
         "duration": round(sum(row.duration for row in rows), 3),
-        "seconds": round(seconds, 3),
-        "clips_per_second": round(tried / seconds, 2) if seconds else 0.0,
     }
 
 

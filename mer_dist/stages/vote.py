@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import decisions, files, metrics, predictions, prior, quarantine
+from mer_dist import decisions, files, metrics, predictions, prior, quarantine, times
 from mer_dist.config import Config, as_dict
 from mer_dist.corpus import table
 from mer_dist.errors import UserError
@@ -71,11 +71,12 @@ def vote(
         probability=pooled, answer=answer,
     )
     common = clips.labels[int(np.argmax(told["used"]))]
+    times.note(run, "fuse", run.vote, seconds=time.monotonic() - started, clips=len(clips.names))
     with files.atomic_folder(run.vote) as folder:
         _write_answer(folder / run.answer.name, made, names, lost, common)
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
-        files.mark(folder, made_from, seconds=time.monotonic() - started, clips=len(clips.names))
+        files.mark(folder, made_from, clips=len(clips.names))
     logger.info("vote: prior correction %s: %s", "applied" if told["applied"] else "not applied",
                 told["reason"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist import config, files, metrics, predictions, quarantine
+from mer_dist import config, files, metrics, predictions, quarantine, times
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.records import LABELED, UNLABELED, Problem
@@ -84,7 +84,8 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
     quarantine.replace(run.quarantine, "extract", [
         Problem(stage="extract", name="sample_00200", lost="audio", reason="398 samples"),
     ])
-    files.mark(run.shards, "5d41402abc4b2a76", seconds=41.3, clips=len(names))
+    files.mark(run.shards, "5d41402abc4b2a76", clips=len(names))
+    times.note(run, "shard", run.shards, seconds=41.3, clips=len(names))
     return names, truth
 
 
@@ -99,17 +100,17 @@ def write_training(run: Run) -> None:
                     "validation_loss": 1.2 * np.exp(-gain * epoch) + 0.55 + 0.03 * epoch
                     + random.normal(0, 0.03),
                     "validation_waf": 0.74 - 0.5 * np.exp(-gain * epoch) + random.normal(0, 0.015),
-                    "seconds": 4.2, "clips_per_second": 38.0,
                 }
                 for epoch in range(1, 7)
             ]
             best = max(epochs, key=lambda epoch: epoch["validation_waf"])["epoch"]
             folder = run.adapter(extractor, part)
             files.write_json(folder / "history.json", {"epochs": epochs, "best_epoch": best})
-            facts = {} if part == "all" else {"seconds": 27.5, "clips": 160}
-            files.mark(folder, "7d793037a0760186", **facts)
+            files.mark(folder, "7d793037a0760186")
+            times.note(run, "finetune", folder, seconds=27.5, clips=160)
     for number, name in enumerate(("face", "face-tuned", "line", "line-tuned", "voice")):
-        files.mark(run.features(name), "9b74c9897bac770f", seconds=3.5 + 2 * number, clips=640)
+        files.mark(run.features(name), "9b74c9897bac770f", clips=640)
+        times.note(run, "extract", run.features(name), seconds=3.5 + 2 * number, clips=640)
 
 
 def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
@@ -144,7 +145,8 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             rows = pa.table({"name": [*taken, *taken, names[-1]],
                              "selected": [True] * 2 * len(taken) + [False]})
             pq.write_table(rows, run.round(number) / "selection.parquet")
-        files.mark(run.round(number), "1f3870be274f6c49", seconds=21.0 + number, clips=240)
+        files.mark(run.round(number), "1f3870be274f6c49", clips=240)
+        times.note(run, "fuse", run.round(number), seconds=21.0 + number, clips=240)
     files.write_json(run.vote / "prior.json", {
         "labels": LABELS, "labeled": LABELED_SHARE,
         "estimated": {"em": [0.34, 0.13, 0.24, 0.11, 0.12, 0.06],
@@ -152,7 +154,8 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
         "intervals": {"em": [[0.29, 0.1, 0.2, 0.08, 0.09, 0.03], [0.39, 0.16, 0.28, 0.14, 0.15, 0.09]]},
         "used": "em", "applied": True, "reason": "EM and BBSE agree within 0.02",
     })
-    files.mark(run.vote, "e4d909c290d0fb1c", seconds=0.4, clips=640)
+    files.mark(run.vote, "e4d909c290d0fb1c", clips=640)
+    times.note(run, "fuse", run.vote, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))
     files.write_text(run.answer, f"name,discrete\n{rows}")
 

@@ -27,7 +27,7 @@ def lost(name: str) -> Encoded:
 
 def write(folder, batch, number=0):
     sources = {clip.clip.name: "s" for clip in batch}
-    return writer.write(folder, number, batch, made_from="m", sources=sources, seconds=1.0)
+    return writer.write(folder, number, batch, made_from="m", sources=sources)
 
 
 NAMES = ["a", "with blank", "名前" * 30, "x" * 150, "_b", "__c__"]

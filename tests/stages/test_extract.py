@@ -10,10 +10,11 @@ import pytest
 import small_job
 import soundfile
 
-from mer_dist import features, quarantine
+from mer_dist import copies, features, files, quarantine
 from mer_dist.config import load
 from mer_dist.files import digest
 from mer_dist.layout import Run
+from mer_dist.models.clip import ClipExtractor
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.extract import extract, planned
@@ -105,6 +106,59 @@ def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_pat
     missing = {work.set_name: len(work.missing()) for work in works}
     assert missing["clip"] == missing["baichuan"] == 0 and missing["hubert"] == len(works[0].shards)
     assert hashes(run) == before
+
+
+def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
+    """set -> shard -> what its features are made from, fine-tuned copies included."""
+    config = load(job, overrides)
+    for copy in copies.planned(config):
+        files.mark(copy.folder, copy.made_from)
+    return {work.set_name: work.made_from for work in planned(config)}
+
+
+def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]]) -> dict[str, set[int]]:
+    """set -> shards whose features are made again."""
+    return {name: {shard for shard, made_from in own.items() if before[name].get(shard) != made_from}
+            for name, own in after.items()}
+
+
+@pytest.mark.parametrize(("override", "own"), [
+    ("extractors.hubert.window=5.0", {"hubert"}), ("extractors.clip.frames=2", {"clip", "clip@"}),
+    ("extractors.baichuan.finetune.epochs=3", {"baichuan@"}), ("extractors.baichuan.budget=64",
+                                                               {"baichuan", "baichuan@"}),
+    ("run.threads=2", {"clip", "clip@", "hubert", "baichuan", "baichuan@"}),
+])
+def test_a_changed_setting_makes_only_the_features_again_that_it_decides(job, override, own):
+    again = changed(fingerprints(job), fingerprints(job, override))
+    assert {name[: name.find("@") + 1] or name for name, shards in again.items() if shards} == own
+
+
+def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
+    before = fingerprints(job)
+    monkeypatch.setattr(ClipExtractor, "budgets", (9, 256))
+    again = changed(before, fingerprints(job))
+    assert {name for name, shards in again.items() if shards} == {
+        "clip", "clip@fold-0", "clip@fold-1", "clip@all"}
+    monkeypatch.setattr("mer_dist.stages.extract.PASSES_OF_A_CHUNK", 9)
+    assert all(changed(before, fingerprints(job)).values())
+
+
+def test_a_clip_that_is_added_costs_its_own_shard(tmp_path):
+    """An unlabelled one: a labelled one changes the folds, and what is fine-tuned with them."""
+    job = small_job.make(tmp_path)
+    shard(load(job))
+    before = fingerprints(job)
+    videos = tmp_path / "corpus" / "video-unlabeled-with-test2noise"
+    shutil.copy(videos / "u000.mp4", videos / "aaa.mp4")
+    shard(load(job))
+    again = changed(before, fingerprints(job))
+    rows = manifest.read(run_of(job).shards)
+    (own,) = {row.shard for row in rows if row.name == "aaa"}
+    assert own == max(row.shard for row in rows)
+    assert all(again[name] == {own} for name in ("clip", "hubert", "baichuan", "clip@all", "baichuan@all"))
+    # It may take the place of one anchor of the copies that leave a fold out, and of no more.
+    for name in ("clip@fold-0", "clip@fold-1"):
+        assert len(again[name] - {own}) <= 1
 
 
 def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 import small_job
-import torch
 from conftest import ROOT
 from long_suite import cases, record_folder
 from processes import alive, descendants, kill, ranks, seconds_until
@@ -40,7 +39,8 @@ extractors:
   baichuan:
     family: baichuan
     path: {folder}/models/baichuan
-    finetune: {{cross_fit: false, epochs: 12, batch: 12, micro_batch: 2, precision: fp32, lora: {{rank: 2, dropout: 0.2}}}}
+    finetune:
+      {{cross_fit: false, epochs: 12, batch: 12, micro_batch: 2, precision: fp32, lora: {{rank: 2, dropout: 0.2}}}}
 """
 pytestmark = pytest.mark.processes
 
@@ -86,7 +86,8 @@ def start(job: Path, folder: Path, processes: int) -> subprocess.Popen:
 def announced(folder: Path) -> list[int]:
     """Steps of the checkpoints that the log has told of."""
     log = Run(folder).log("finetune", 0)
-    return [int(step) for step in re.findall(r"checkpoint at step (\d+)", log.read_text())] if log.exists() else []
+    told = log.read_text() if log.exists() else ""
+    return [int(step) for step in re.findall(r"checkpoint at step (\d+)", told)]
 
 
 def disturb(job: Path, folder: Path, chance: random.Random) -> dict | None:

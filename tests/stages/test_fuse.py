@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mer_dist import features, files, joined, metrics, predictions, quarantine
+from mer_dist import features, files, joined, metrics, predictions, quarantine, times
 from mer_dist.config import load
 from mer_dist.errors import Stopped, UserError
 from mer_dist.features import FeatureSet
@@ -39,7 +39,10 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
                        if name >= "clip_0090"}
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
     marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
-    assert all(mark["seconds"] >= 0 and mark["clips"] == 290 for mark in marks)
+    assert all(mark["clips"] == 290 for mark in marks)
+    spent = times.by_part(run)
+    assert spent.keys() == {"probes", "rounds/00", "rounds/01", "vote"}
+    assert spent["probes"].clips == 4 * 290 and spent["rounds/01"].clips == 290
 
 
 def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(tmp_path):

@@ -1,0 +1,44 @@
+"""One command at a time in a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mer_dist.errors import UserError
+from mer_dist.log import logger
+
+
+@contextmanager
+def held(path: Path, command: str) -> Iterator[None]:
+    """Hold the lock of a run folder while a command works there.
+
+    The system gives the lock back when the process ends, however it ends, so none is ever left
+    behind. Ranks of a launcher must not take it: there are many of them, and the command that started
+    them may hold it.
+
+    Raises:
+        UserError: another command holds it; says which, where, and what to do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "another command"
+            raise UserError(f"{path}: {who} is at work in this run folder; wait for its end or stop it, or "
+                            "set run.folder to another place") from None
+        except OSError as error:
+            # Some network file systems know no locks.
+            logger.warning("%s: no lock can be had here (%s); see to it that no other command works in this "
+                           "run folder", path, error.strerror)
+        else:
+            file.truncate(0)
+            file.write(f"mer-dist {command} (process {os.getpid()} on {socket.gethostname()})")
+            file.flush()
+        yield
