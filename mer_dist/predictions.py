@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist.errors import UserError
+from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
@@ -61,13 +61,21 @@ def write(path: Path, predictions: Predictions) -> None:
 
 
 def read(path: Path) -> Predictions:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+    """The predictions of one file.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    with reading(path, "delete its folder and run fuse"):
+        return _understood(pq.read_table(path))
+
+
+def _understood(table: pa.Table) -> Predictions:
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     labels = json.loads(facts["labels"])
     index = {label: row for row, label in enumerate(labels)}
+    if any(column.null_count for column in table.columns):
+        raise ValueError("fields are empty")
     return Predictions(
         title=facts["title"],
         labels=labels,

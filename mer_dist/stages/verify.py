@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import copies, corpus, features, files, joined, predictions, quarantine
+from mer_dist import copies, corpus, features, files, folds, joined, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -74,10 +74,7 @@ class _State:
     def folds(self) -> dict[str, int]:
         if not self.run.folds.exists():
             return {}
-        try:
-            return files.read_json(self.run.folds)["folds"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.run.folds}: not a fold file; delete it and run again") from None
+        return folds.read(self.run.folds)
 
     @cached_property
     def labels(self) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import ROOT, cases
+
 from fuzz import whole_run
 from fuzz.sandbox import Broken
 
