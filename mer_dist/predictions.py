@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 from mer_dist.errors import reading
-from mer_dist.files import atomic
+from mer_dist.files import atomic, read_parquet
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 
 #: The probe of all fused sets side by side; no feature set has such a name.
 ALL_SETS = "@all"
+_AGAIN = "delete its folder and run fuse"
 
 
 @dataclass(kw_only=True)
@@ -66,8 +68,8 @@ def read(path: Path) -> Predictions:
     Raises:
         UserError: it is not readable.
     """
-    with reading(path, "delete its folder and run fuse"):
-        return _understood(pq.read_table(path))
+    with reading(path, _AGAIN):
+        return _understood(read_parquet(path))
 
 
 def _understood(table: pa.Table) -> Predictions:
@@ -85,6 +87,16 @@ def _understood(table: pa.Table) -> Predictions:
         probability=np.stack([table[f"p_{label}"].to_numpy() for label in labels], 1),
         answer=np.array([index[label] for label in table["answer"].to_pylist()]),
     )
+
+
+def array(path: Path, name: str) -> np.ndarray:
+    """One of the arrays that lie beside predictions, in safetensors.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    with reading(path, _AGAIN):
+        return load_file(path)[name]
 
 
 def all_of(run: Run) -> list[Path]:

@@ -148,8 +148,11 @@ def _shards(state: _State) -> None:
 
 
 def _agrees(row: Row, members: dict[str, bytes]) -> bool:
-    told = json.loads(members["json"])
-    same = all(told[part] == getattr(row, part)
+    try:
+        told = dict(json.loads(members.get("json", b"{}")))
+    except (ValueError, TypeError):
+        return False
+    same = all(told.get(part) == getattr(row, part)
                for part in ("name", "split", "label", "transcript", "missing", "frames", "samples"))
     frames = sum(suffix.endswith(".jpg") for suffix in members)
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
@@ -209,7 +212,7 @@ def _feature_set(state: _State, folder: Path) -> None:
 
 def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
     """Names, reasons of the missing, modality, and a fault; frame vectors are not loaded."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
@@ -228,8 +231,8 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
                 elif (np.diff(offsets) < 1).any():
                     fault = "it has clips without frames"
             return names, missing, told["modality"], fault
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        return [], {}, "", f"not a whole feature file ({error})"
+    except Exception as error:  # On damaged content the parser may raise anything at all.
+        return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _served(state: _State, set_name: str) -> set[str]:
@@ -257,8 +260,8 @@ def _predictions(state: _State) -> None:
         what = f"predictions {path.relative_to(state.run.folder)}:"
         try:
             told = predictions.read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            state.findings.append(f"{what} not readable ({error}); delete it and run fuse")
+        except UserError as error:
+            state.findings.append(str(error))
             continue
         _prediction_file(state, what, told)
 
