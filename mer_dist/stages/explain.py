@@ -45,7 +45,7 @@ def explain(folder: Path, name: str) -> dict:
         "predictions": [
             {key: row[key] for key in ("title", "probability", "answer")} for row in told
         ],
-        "rounds": _rounds(run, name), "vote": _vote(run), "answer": _answer(run, name),
+        "rounds": _rounds(run, name), "vote": _vote(run, first["fold"]), "answer": _answer(run, name),
     }
 
 
@@ -118,11 +118,21 @@ def _rounds(run: Run, name: str) -> list[dict]:
     return found
 
 
-def _vote(run: Run) -> dict:
-    """What the vote decided for all clips."""
+def _vote(run: Run, fold: int) -> dict:
+    """What the vote decided for all clips, those of ``fold`` among them."""
     path = run.vote / "prior.json"
+    if not path.exists():
+        return {}
     with reading(path, AGAIN):
-        return files.read_json(path) if path.exists() else {}
+        vote = files.read_json(path)
+        shares = [vote[key] for key in ("labeled", "tried") if key in vote]
+        weights = [vote.get("weights", {}), *vote.get("weights_of_folds", [])]
+        figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise ValueError("its shares or weights are no numbers")
+        if any(len(own) != len(vote["labels"]) for own in shares) or len(weights) <= fold + 1:
+            raise ValueError("its shares or weights are not of these labels and folds")
+        return vote
 
 
 def _answer(run: Run, name: str) -> str | None:
