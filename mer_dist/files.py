@@ -10,14 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from typing import Any
 
 MARK = "made.json"
-#: That a table of a run may unpack to: thousands for each clip of MER2024.
-MOST_BYTES = 1 << 30
 
 
 @contextmanager
@@ -98,27 +93,6 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def read_parquet(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """A table, in the types of ``schema`` if one is given.
-
-    Raises:
-        ValueError: it is no such table, or unpacks to more than ``MOST_BYTES``.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    batches, size = [], 0
-    with pq.ParquetFile(path) as file:
-        # In small steps: a page of a few bytes can stand for a long text in every row.
-        for batch in file.iter_batches(1024):
-            size += batch.nbytes
-            if size > MOST_BYTES:
-                raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow)
-    return table if schema is None else table.select(schema.names).cast(schema)
 
 
 def digest(path: Path) -> str:

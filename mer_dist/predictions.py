@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 from mer_dist.errors import reading
-from mer_dist.files import atomic, read_parquet
+from mer_dist.files import atomic
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 
@@ -69,7 +69,7 @@ def read(path: Path) -> Predictions:
         UserError: it is not readable.
     """
     with reading(path, _AGAIN):
-        return _understood(read_parquet(path))
+        return _understood(pq.read_table(path))
 
 
 def _understood(table: pa.Table) -> Predictions:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer_dist.errors import reading
-from mer_dist.files import atomic, read_parquet
+from mer_dist.files import atomic
 from mer_dist.records import Problem
 
 SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason")])
@@ -21,7 +21,7 @@ def read(path: Path) -> list[Problem]:
     if not Path(path).exists():
         return []
     with reading(path, "delete it and run again"):
-        table = read_parquet(path, SCHEMA)
+        table = pq.read_table(path, schema=SCHEMA)
         if any(column.null_count for column in table.columns):
             raise ValueError("fields are empty")
         return [Problem(**row) for row in table.to_pylist()]

@@ -14,7 +14,7 @@ OUTCOMES = ("message", "quarantine", "made again", "harmless")
 _COUNTS = pytest.StashKey[dict]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sandbox():
     made = Sandbox()
     yield made
