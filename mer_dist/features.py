@@ -22,11 +22,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mer_dist.errors import UserError
+from mer_dist.errors import UserError, reading
 from mer_dist.files import atomic, read_json, write_json
 
 DESCRIPTION = "set.json"
 _FACTS = "mer_dist"
+_AGAIN = "delete it and run extract, or import again"
 #: The types of tensors, as safetensors calls them, that a feature file can hold.
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
@@ -137,7 +138,11 @@ class StoredShard:
 
     @classmethod
     def open(cls, path: Path, frames: bool = True) -> StoredShard:
-        try:
+        """
+        Raises:
+            UserError: it is not a whole feature file.
+        """
+        with reading(path, _AGAIN):
             with safe_open(path, "numpy") as file:  # refuses a file that is not whole
                 facts = shard_facts(file)
                 wanted = set(file.keys()) if frames else {"utterance"}
@@ -148,13 +153,23 @@ class StoredShard:
                 name: (_DTYPES[told["dtype"]], told["shape"], 8 + size + told["data_offsets"][0])
                 for name, told in header.items() if name in wanted
             }
-            if not tensors.keys() >= {"utterance"}:
-                raise ValueError("it has no utterance vectors")
-            return cls(path=path, modality=facts["modality"], names=facts["names"],
-                       missing=facts["missing"], tensors=tensors)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            what = f"{path}: not a whole feature file ({error}); delete it and run extract"
-            raise UserError(what) from None
+            shard = cls(path=path, modality=facts["modality"], names=facts["names"],
+                        missing=facts["missing"], tensors=tensors)
+            shard._check()
+            return shard
+
+    def _check(self) -> None:
+        """Refuse tensors that are not those of the names; damage of a header can leave it readable."""
+        kind, shape, _ = self.tensors["utterance"]
+        if len(shape) != 2 or kind.kind != "f" or shape[0] != len(self.names):
+            raise ValueError(f"vectors of shape {shape} for {len(self.names)} clips")
+        if self.has_frames:
+            offsets = self.offsets
+            frames = self.tensors["frame"][1]
+            if offsets.shape != (len(self.names) + 1,) or offsets.dtype.kind != "i" or len(frames) != 2:
+                raise ValueError("its offsets do not fit its clips")
+            if offsets[0] != 0 or offsets[-1] != frames[0] or (np.diff(offsets) < 0).any():
+                raise ValueError("its offsets do not fit its frames")
 
     @property
     def width(self) -> int:
@@ -283,7 +298,11 @@ def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
 
 def shard_facts(file: safe_open) -> dict:
     """What an open feature file says of itself: modality, names, missing, made_from."""
-    return json.loads((file.metadata() or {})[_FACTS])
+    facts = json.loads((file.metadata() or {})[_FACTS])
+    texts = [facts["modality"], facts["made_from"], *facts["names"], *facts["missing"].values()]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts["names"], list):
+        raise ValueError("its names or reasons are no texts")
+    return facts
 
 
 def shard_made_from(path: Path) -> str | None:
@@ -291,15 +310,19 @@ def shard_made_from(path: Path) -> str | None:
     try:
         with safe_open(path, "numpy") as file:
             return shard_facts(file)["made_from"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
 
 def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
-    """Modality of a shard's features, and which clips have none and why, without reading vectors."""
-    with safe_open(path, "numpy") as file:
+    """Modality of a shard's features, and which clips have none and why, without reading vectors.
+
+    Raises:
+        UserError: it is not a whole feature file.
+    """
+    with reading(path, _AGAIN), safe_open(path, "numpy") as file:
         facts = shard_facts(file)
-    return facts["modality"], facts["missing"]
+        return facts["modality"], facts["missing"]
 
 
 def read_shard(path: Path, frames: bool = True) -> FeatureSet:
@@ -317,10 +340,19 @@ def describe(folder: Path, **facts) -> None:
 
 
 def description(folder: Path) -> dict:
-    try:
-        return read_json(Path(folder) / DESCRIPTION)
-    except (OSError, ValueError):
-        raise UserError(f"{folder}: no feature set there; run extract or import first") from None
+    """What ``set.json`` says.
+
+    Raises:
+        UserError: there is no set, or this is not whole.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.exists():
+        raise UserError(f"{folder}: no feature set there; run extract or import first")
+    with reading(path, "delete its folder and run extract, or import again"):
+        facts = read_json(path)
+        if not isinstance(facts, dict) or not isinstance(facts["modality"], str):
+            raise ValueError("no description of a feature set")
+        return facts
 
 
 def load(folder: Path, frames: bool = True, order: list[str] | None = None) -> FeatureSet:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from mer_dist.config import Config
-from mer_dist.errors import UserError
+from mer_dist.errors import UserError, reading
 from mer_dist.files import fingerprint, read_json, write_json
 from mer_dist.layout import Run
 from mer_dist.settings import FoldConfig
@@ -59,8 +59,10 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict
     try:
         saved = read_json(path)
         if saved["made_from"] == made_from:
-            return saved["folds"]
-    except (OSError, ValueError, KeyError, TypeError):
+            folds = _checked(saved["folds"])
+            if folds.keys() == labels.keys():
+                return folds
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     folds = make(labels, config)
     write_json(path, {"made_from": made_from, "folds": folds})
@@ -93,7 +95,11 @@ def read(path: Path) -> dict[str, int]:
     Raises:
         UserError: there are none, or the file is not whole.
     """
-    try:
-        return read_json(path)["folds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no readable folds ({error}); run finetune or fuse first") from None
+    with reading(path, "delete it and run finetune or fuse"):
+        return _checked(read_json(path)["folds"])
+
+
+def _checked(folds: dict[str, int]) -> dict[str, int]:
+    if not all(type(fold) is int and fold >= 0 for fold in folds.values()):
+        raise ValueError("a fold is no whole number")
+    return folds

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mer_dist.errors import reading
 from mer_dist.selection import REASONS, Selection
 
 FILE = "selection.parquet"
@@ -58,5 +59,10 @@ def write(path: Path, names: list[str], labels: list[str], chosen: list[Selectio
 
 
 def of_clip(path: Path, name: str) -> list[dict]:
-    """The rows of one clip, by fold; none for a labelled clip."""
-    return pq.read_table(path, filters=[("name", "==", name)]).to_pylist()
+    """The rows of one clip, by fold; none for a labelled clip.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    with reading(path, "delete its folder and run fuse"):
+        return pq.read_table(path, filters=[("name", "==", name)]).to_pylist()

@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
-from mer_dist.errors import UserError
+from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 
 #: The probe of all fused sets side by side; no feature set has such a name.
 ALL_SETS = "@all"
+_AGAIN = "delete its folder and run fuse"
 
 
 @dataclass(kw_only=True)
@@ -61,13 +63,21 @@ def write(path: Path, predictions: Predictions) -> None:
 
 
 def read(path: Path) -> Predictions:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+    """The predictions of one file.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    with reading(path, _AGAIN):
+        return _understood(pq.read_table(path))
+
+
+def _understood(table: pa.Table) -> Predictions:
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     labels = json.loads(facts["labels"])
     index = {label: row for row, label in enumerate(labels)}
+    if any(column.null_count for column in table.columns):
+        raise ValueError("fields are empty")
     return Predictions(
         title=facts["title"],
         labels=labels,
@@ -77,6 +87,16 @@ def read(path: Path) -> Predictions:
         probability=np.stack([table[f"p_{label}"].to_numpy() for label in labels], 1),
         answer=np.array([index[label] for label in table["answer"].to_pylist()]),
     )
+
+
+def array(path: Path, name: str) -> np.ndarray:
+    """One of the arrays that lie beside predictions, in safetensors.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    with reading(path, _AGAIN):
+        return load_file(path)[name]
 
 
 def all_of(run: Run) -> list[Path]:

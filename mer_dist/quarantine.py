@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist.errors import UserError
+from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.records import Problem
 
@@ -20,10 +20,11 @@ def read(path: Path) -> list[Problem]:
     """All rows, or none if there is no such file yet."""
     if not Path(path).exists():
         return []
-    try:
-        return [Problem(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); delete it and run again") from None
+    with reading(path, "delete it and run again"):
+        table = pq.read_table(path, schema=SCHEMA)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("fields are empty")
+        return [Problem(**row) for row in table.to_pylist()]
 
 
 def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:

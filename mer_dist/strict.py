@@ -16,7 +16,6 @@ import yaml
 
 from mer_dist.errors import UserError
 
-
 #: Letters of a wrong value that an error shows.
 LONGEST = 400
 

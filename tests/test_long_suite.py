@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -46,10 +47,13 @@ def test_without_the_option_only_the_short_cases_run(call):
 
 
 def test_a_slice_stops_in_time_and_the_next_call_does_only_what_is_left(call):
-    code, output = call("--long", "--long-minutes", "0.01", PAUSE="0.4")
-    assert code == LEFT and "2 passed" in output and "1 tests are left; call again" in output
+    code, output = call("--long", "--long-minutes", "0.05", PAUSE="2")
+    # How many fit depends on the machine; that all three are accounted for does not.
+    left = int(re.search(r"(\d+) tests are left; call again", output)[1])
+    assert code == LEFT and left > 0 and ("passed" not in output or f"{3 - left} passed" in output)
     code, output = call("--long")
-    assert code == 0 and "1 passed" in output and "2 tests had passed before" in output
+    assert code == 0 and f"{left} passed" in output and "nothing is left" in output
+    assert left == 3 or f"{3 - left} tests had passed before" in output
     code, output = call("--long")
     assert code == 0 and "passed before" in output and "nothing is left" in output
 

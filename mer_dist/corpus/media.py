@@ -97,7 +97,7 @@ def read_sound(path: Path) -> Sound:
             parts += own
             samples += sum(map(len, own))
             if samples > MOST_SECONDS * RATE:
-                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s, too long for a clip")
+                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
     # The resampler holds the last few milliseconds back until it is told that no more will come.
     if parts:
         parts += [part.to_ndarray()[0] for part in resampler.resample(None)]

@@ -31,6 +31,11 @@ def unsafe(name: str) -> str | None:
     return None
 
 
+def shown(text: str) -> str:
+    """``text`` quoted for an error: printable, and no longer than a name can be."""
+    return repr(text if len(text) <= LONGEST_BYTES else f"{text[:40]}…")
+
+
 def check(places: Iterable[tuple[str, str]]) -> None:
     """Refuse a corpus whose clip names are unsafe or not unique.
 
@@ -45,9 +50,9 @@ def check(places: Iterable[tuple[str, str]]) -> None:
     for name, place in places:
         why = unsafe(name)
         if why:
-            faults.append(f"{name!r} ({place}): {why}")
+            faults.append(f"{shown(name)} ({place}): {why}")
         elif name in first:
-            faults.append(f"{name!r} occurs twice: {first[name]} and {place}")
+            faults.append(f"{shown(name)} occurs twice: {first[name]} and {place}")
         else:
             first[name] = place
     if faults:

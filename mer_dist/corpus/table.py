@@ -47,8 +47,8 @@ def read(path: Path, columns: tuple[str, ...]) -> Table:
     header = [column.strip() for column in header]
     absent = [column for column in columns if column not in header]
     if absent:
-        raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; "
-                        f"it has: {', '.join(header) or 'nothing'}")
+        has = ", ".join(map(names.shown, header[:20])) or "nothing"
+        raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {has}")
     table = Table(file=path.name)
     places, broken = [], []
     for line, fields, why in records:

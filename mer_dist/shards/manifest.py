@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist.errors import UserError
+from mer_dist.errors import UserError, reading
 from mer_dist.files import atomic
 from mer_dist.records import Problem
 
@@ -94,10 +94,19 @@ def read(shards_folder: Path) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    try:
-        table = pq.read_table(path, schema=SCHEMA)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); delete it and run shard") from None
+    """The rows of a manifest, or of the file beside a tar.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    with reading(path, "delete it and run shard"):
+        return _rows(pq.read_table(path, schema=SCHEMA))
+
+
+def _rows(table: pa.Table) -> list[Row]:
+    empty = [name for name in SCHEMA.names if table[name].null_count]
+    if set(empty) - {"label", "transcript"}:
+        raise ValueError(f"fields of {', '.join(empty)} are empty")
     columns = {name: table[name].to_pylist() for name in SCHEMA.names}
     places = zip(columns.pop("suffixes"), columns.pop("offsets"), columns.pop("sizes"), strict=True)
     columns["members"] = [
@@ -136,7 +145,7 @@ def read_facts(path: Path) -> Facts | None:
         facts = json.loads(pq.read_metadata(path).metadata[_FACTS])
         facts["problems"] = [Problem(**problem) for problem in facts["problems"]]
         return Facts(**facts)
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+    except Exception:  # On damaged content the parser may raise anything at all; the tar is made again.
         return None
 
 

@@ -54,7 +54,8 @@ class Sample:
             chosen = [chosen[int((row + 0.5) * len(chosen) / count)] for row in range(count)]
         try:
             images = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in chosen]
-            return np.stack([image[..., ::-1] for image in images]) if images else np.zeros((0, 0, 0, 3), np.uint8)
+            found = [image[..., ::-1] for image in images]
+            return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)
         except (cv2.error, TypeError, ValueError):  # what does not decode is None
             raise self._damaged("pictures") from None
 
@@ -77,7 +78,8 @@ class Sample:
         return wave
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"{self.place}: its {what} do not decode, so the tar is damaged; delete it and run shard")
+        return UserError(f"{self.place}: its {what} cannot be decoded, so the tar is damaged; delete it and "
+                         "run shard")
 
 
 class Reader:

@@ -128,13 +128,15 @@ def export_npy(run: Run, set_name: str, folder: Path, level: str) -> None:
         level: ``UTT``, one vector a clip, or ``FRA``, one row a frame or token.
 
     Raises:
-        UserError: no such set or level, or the set has no frames.
+        UserError: no such set or level, the set has no frames, or a clip has an unsafe name.
     """
     if level not in mertools.LEVELS:
         raise UserError(f"level {level!r} must be one of: {', '.join(mertools.LEVELS)}")
     found = features.load(run.features(set_name), frames=level == "FRA")
     if level == "FRA" and found.frame is None:
         raise UserError(f"features {set_name} have no frame level; extract with frame_level: true")
+    # The set may come from elsewhere, and a name such as ../../x would lead out of the folder.
+    names.check((name, str(run.features(set_name))) for name in found.names)
     with files.atomic_folder(mertools.feature_folder(folder, set_name, level)) as target:
         for row, name in enumerate(progress(found.names, len(found.names), f"export {set_name}")):
             span = slice(*found.offsets[row : row + 2]) if level == "FRA" else row

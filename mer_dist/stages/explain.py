@@ -5,21 +5,22 @@ It reads what the stages left and runs nothing.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from mer_dist import config as configuration
 from mer_dist import features, files, joined, lineage, predictions, quarantine
 from mer_dist.config import Config
-from mer_dist.errors import UserError
+from mer_dist.corpus import table
+from mer_dist.errors import UserError, reading
 from mer_dist.layout import Run
 from mer_dist.records import UNLABELED
+
+AGAIN = "delete its folder and run fuse"
 
 
 def explain(folder: Path, name: str) -> dict:
@@ -44,28 +45,30 @@ def explain(folder: Path, name: str) -> dict:
         "predictions": [
             {key: row[key] for key in ("title", "probability", "answer")} for row in told
         ],
-        "rounds": _rounds(run, name), "vote": _vote(run), "answer": _answer(run, name),
+        "rounds": _rounds(run, name), "vote": _vote(run, first["fold"]), "answer": _answer(run, name),
     }
 
 
 def _told(path: Path, name: str) -> dict | None:
     """What one prediction file says of the clip."""
-    try:
+    with reading(path, AGAIN):
         rows = pq.read_table(path, filters=[("name", "==", name)]).to_pylist()
         facts = pq.read_schema(path).metadata
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
-    if not rows:
-        return None
-    labels = json.loads(facts[b"labels"])
-    return {"title": facts[b"title"].decode(), "split": rows[0]["split"], "fold": rows[0]["fold"],
-            "probability": [rows[0][f"p_{label}"] for label in labels], "answer": rows[0]["answer"]}
+        if not rows:
+            return None
+        labels = json.loads(facts[b"labels"])
+        told = {"title": facts[b"title"].decode(), "split": rows[0]["split"], "fold": rows[0]["fold"],
+                "probability": [rows[0][f"p_{label}"] for label in labels], "answer": rows[0]["answer"]}
+        if None in (*told.values(), *told["probability"]):
+            raise ValueError("fields are empty")
+        return told
 
 
 def _unknown(run: Run, paths: list[Path], name: str) -> str:
     if not paths:
         return f"{run.folder}: there are no predictions yet; run fuse first"
-    known = pq.read_table(paths[-1], columns=["name"])["name"].to_pylist()
+    with reading(paths[-1], AGAIN):
+        known = pq.read_table(paths[-1], columns=["name"])["name"].to_pylist()
     near = difflib.get_close_matches(name, known, 3, 0.5)
     known = f"near names: {', '.join(near)}" if near else f"its names look like {known[0]}"
     return f"{run.folder}: no clip {name!r} there; {known}"
@@ -98,11 +101,8 @@ def _stored(folder: Path, name: str) -> tuple[str, str | None]:
     """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
     reason = "not in this feature set"
     for path in sorted(folder.glob("[0-9]*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                facts = features.shard_facts(file)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{path}: not a whole feature file ({error}); run extract again") from None
+        with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
+            facts = features.shard_facts(file)
         if name in facts["names"]:
             return features.description(folder)["modality"], None
         reason = facts["missing"].get(name, reason)
@@ -113,30 +113,33 @@ def _rounds(run: Run, name: str) -> list[dict]:
     """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
     found = []
     for path in sorted((run.folder / "rounds").glob(f"[0-9]*/{lineage.FILE}")):
-        try:
-            rows = lineage.of_clip(path, name)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
-        if rows:
+        if rows := lineage.of_clip(path, name):
             found.append({"round": int(path.parent.name), "folds": rows})
     return found
 
 
-def _vote(run: Run) -> dict:
-    """What the vote decided for all clips."""
+def _vote(run: Run, fold: int) -> dict:
+    """What the vote decided for all clips, those of ``fold`` among them."""
     path = run.vote / "prior.json"
-    try:
-        return files.read_json(path) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); delete its folder and run fuse") from None
+    if not path.exists():
+        return {}
+    with reading(path, AGAIN):
+        vote = files.read_json(path)
+        shares = [vote[key] for key in ("labeled", "tried") if key in vote]
+        weights = [vote.get("weights", {}), *vote.get("weights_of_folds", [])]
+        figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise ValueError("its shares or weights are no numbers")
+        if any(len(own) != len(vote["labels"]) for own in shares) or len(weights) <= fold + 1:
+            raise ValueError("its shares or weights are not of these labels and folds")
+        return vote
 
 
 def _answer(run: Run, name: str) -> str | None:
     """The label in answer.csv."""
     if not run.answer.exists():
         return None
-    with open(run.answer, newline="", encoding="utf-8") as file:
-        return next((row["discrete"] for row in csv.DictReader(file) if row["name"] == name), None)
+    return table.read(run.answer, ("name", "discrete")).rows.get(name, {}).get("discrete")
 
 
 def text(told: dict) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from mer_dist import files, joined, predictions, quarantine, times
 from mer_dist.config import Config, save
@@ -110,7 +110,7 @@ def fuse(config: Config) -> None:
         members = [predictions.read(path) for path in paths]
         # Later rounds have no models without two folds: round 0 speaks for them all.
         judged = [*[held_out(run)] * len(rounds),
-                  *(load_file(_held_out_path(run, name))["held_out"] for name in voting)]
+                  *(predictions.array(_held_out_path(run, name), "held_out") for name in voting)]
         vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), made_from)
     publish(run)
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from mer_dist import files, lineage, metrics, predictions, prior, selection, times
 from mer_dist.config import Config, as_dict
 from mer_dist.dist import preempt
-from mer_dist.errors import Stopped, UserError
+from mer_dist.errors import Stopped, UserError, reading
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -112,12 +112,12 @@ def title(number: int, model: str = "agt") -> str:
 
 def by_fold(run: Run, number: int) -> np.ndarray:
     """(K, U, C): probabilities of the unlabelled clips by the models of each fold."""
-    return load_file(run.round(number) / BY_FOLD)["probability"]
+    return predictions.array(run.round(number) / BY_FOLD, "probability")
 
 
 def present(run: Run) -> np.ndarray:
     """(N,) bool: clips that have any of the fused modalities."""
-    return load_file(run.round(0) / BY_FOLD)["present"].astype(bool)
+    return predictions.array(run.round(0) / BY_FOLD, "present").astype(bool)
 
 
 def held_out(run: Run) -> np.ndarray:
@@ -126,12 +126,12 @@ def held_out(run: Run) -> np.ndarray:
     NaN for the clips of fold k itself, those without any modality, and all where K is 2. Used by
     whatever is fitted for fold k: temperature, thresholds, and the weights of the vote.
     """
-    return load_file(run.round(0) / BY_FOLD)["held_out"]
+    return predictions.array(run.round(0) / BY_FOLD, "held_out")
 
 
 def chosen_dropout(run: Run) -> np.ndarray:
     """(K,): what round 0 found best for the models of each fold."""
-    return load_file(run.round(0) / BY_FOLD)["dropout"]
+    return predictions.array(run.round(0) / BY_FOLD, "dropout")
 
 
 def _members(folds: int, seeds: int) -> list[str]:
@@ -219,7 +219,9 @@ class _Round:
         if self.number == 0 or self.config.self_train.start == "scratch":
             return None
         device = str(self.inputs.values[0].device)
-        return safetensors.torch.load_file(self.out.round(self.number - 1) / MODELS, device)
+        path = self.out.round(self.number - 1) / MODELS
+        with reading(path, "delete its folder and run fuse"):
+            return safetensors.torch.load_file(path, device)
 
     def _lesson(
         self, without: list[int], seed: int, dropout: float, chosen: Selection | None = None

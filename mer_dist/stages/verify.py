@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import copies, corpus, features, files, joined, predictions, quarantine
+from mer_dist import copies, corpus, features, files, folds, joined, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -74,10 +74,7 @@ class _State:
     def folds(self) -> dict[str, int]:
         if not self.run.folds.exists():
             return {}
-        try:
-            return files.read_json(self.run.folds)["folds"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.run.folds}: not a fold file; delete it and run again") from None
+        return folds.read(self.run.folds)
 
     @cached_property
     def labels(self) -> dict[str, str | None]:
@@ -151,8 +148,11 @@ def _shards(state: _State) -> None:
 
 
 def _agrees(row: Row, members: dict[str, bytes]) -> bool:
-    told = json.loads(members["json"])
-    same = all(told[part] == getattr(row, part)
+    try:
+        told = dict(json.loads(members.get("json", b"{}")))
+    except (ValueError, TypeError):
+        return False
+    same = all(told.get(part) == getattr(row, part)
                for part in ("name", "split", "label", "transcript", "missing", "frames", "samples"))
     frames = sum(suffix.endswith(".jpg") for suffix in members)
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
@@ -212,7 +212,7 @@ def _feature_set(state: _State, folder: Path) -> None:
 
 def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
     """Names, reasons of the missing, modality, and a fault; frame vectors are not loaded."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
@@ -231,8 +231,8 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
                 elif (np.diff(offsets) < 1).any():
                     fault = "it has clips without frames"
             return names, missing, told["modality"], fault
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        return [], {}, "", f"not a whole feature file ({error})"
+    except Exception as error:  # On damaged content the parser may raise anything at all.
+        return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _served(state: _State, set_name: str) -> set[str]:
@@ -260,8 +260,8 @@ def _predictions(state: _State) -> None:
         what = f"predictions {path.relative_to(state.run.folder)}:"
         try:
             told = predictions.read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            state.findings.append(f"{what} not readable ({error}); delete it and run fuse")
+        except UserError as error:
+            state.findings.append(str(error))
             continue
         _prediction_file(state, what, told)
 

@@ -7,13 +7,14 @@ from collections import Counter
 
 import long_suite
 import pytest
+
 from fuzz.sandbox import Sandbox
 
 OUTCOMES = ("message", "quarantine", "made again", "harmless")
 _COUNTS = pytest.StashKey[dict]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sandbox():
     made = Sandbox()
     yield made
@@ -48,7 +49,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         table.setdefault(kind, Counter()).update(outcomes)
     table["all"] = sum(table.values(), Counter())
     terminalreporter.section("mutations tried on these sources")
-    terminalreporter.write_line("".join(["format".ljust(14), *(one.rjust(12) for one in (*OUTCOMES, "total"))]))
+    head = ["format".ljust(14), *(one.rjust(12) for one in (*OUTCOMES, "total"))]
+    terminalreporter.write_line("".join(head))
     for kind, counts in table.items():
         figures = [*(counts[one] for one in OUTCOMES), counts.total()]
         terminalreporter.write_line("".join([kind.ljust(14), *(str(one).rjust(12) for one in figures)]))

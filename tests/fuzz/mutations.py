@@ -8,9 +8,11 @@ from random import Random
 
 #: What begins like these is another format, whatever the file is called.
 FOREIGN = {
-    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0", "zip": b"PK\x03\x04" + bytes(60),
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0",
+    "zip": b"PK\x03\x04" + bytes(60),
     "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n", "gzip": b"\x1f\x8b\x08" + bytes(40),
-    "pickle": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.", "parquet": b"PAR1" + bytes(30) + b"PAR1",
+    "pickle": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
+    "parquet": b"PAR1" + bytes(30) + b"PAR1",
     "json": b'{"a": [1, 2, {"b": null}]}', "utf16": "name,label\r\n".encode("utf-16"), "tar": bytes(10240),
     "wav": b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0", "playlist": b"#EXTM3U\n#EXTINF:9,\nhttp://localhost:9/a.ts\n",
     "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n",
@@ -19,6 +21,10 @@ FOREIGN = {
 EXTREMES = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 #: What may stand in the place of a value in JSON, YAML or CSV.
 VALUES = [None, True, -1, 0, 2**70, 1e308, "", "x", "../../x", "a\nb", [], {}, [[]], {"a": 1}, [None, "x"]]
+
+
+WORDS = [b'"', b"\0", b",,", b"'", b": ", b"&a *a", b"!!python/object/apply:os.system [true]", b"9" * 5000,
+         b"\xff\xfe", b"\r", b"[" * 2000, b"${run.folder}", b"${a", b"../../x", b"- ", b"\t"]
 
 
 def truncated(content: bytes, random: Random) -> bytes:
@@ -70,7 +76,8 @@ def lying(content: bytes, random: Random) -> bytes:
     if random.random() < 0.3:
         place = max(0, len(content) - width - place)
     number = random.choice(EXTREMES) % 2 ** (8 * width)
-    return content[:place] + number.to_bytes(width, random.choice(["little", "big"])) + content[place + width :]
+    written = number.to_bytes(width, random.choice(["little", "big"]))
+    return content[:place] + written + content[place + width :]
 
 
 def _span(content: bytes, random: Random) -> tuple[int, int]:
@@ -118,9 +125,7 @@ def other_line(content: bytes, random: Random) -> bytes:
     elif action == 2:
         lines.insert(random.randrange(len(lines)), lines.pop(row))
     else:
-        word = random.choice([json.dumps(random.choice(VALUES)).encode(), b'"', b"\0", b",,", b"'", b": ", b"&a *a",
-                              b"!!python/object/apply:os.system [true]", b"9" * 5000, b"\xff\xfe", b"\r", b"[" * 2000,
-                              b"${run.folder}", b"${a", b"../../x", b"- ", b"\t"])
+        word = random.choice([json.dumps(random.choice(VALUES)).encode(), *WORDS])
         start = random.randrange(len(line) + 1)
         lines[row] = line[:start] + word + line[start + random.choice([0, 3]) :]
     return b"\n".join(lines)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import cases
-from fuzz.mutations import mutate
 from media_files import ramp, tone, write_csv, write_mp4
 
+from fuzz.mutations import mutate
 from mer_dist import config as configuration
 from mer_dist import quarantine
 from mer_dist.config import Config
@@ -34,7 +34,8 @@ def originals(folder: Path) -> dict[str, list[Path]]:
         "mp4": [write_mp4(folder / "a.mp4", ramp(12), tone(440, 0.4)),
                 write_mp4(folder / "b.mp4", ramp(12), tone(440, 0.4), faststart=True),
                 write_mp4(folder / "c.mp4", ramp(12), tone(440, 0.4), codec="mpeg4")],
-        "wav": [_sound(folder / "a.wav", "WAV"), _sound(folder / "b.flac", "FLAC"), _sound(folder / "c.ogg", "OGG")],
+        "wav": [_sound(folder / "a.wav", "WAV"), _sound(folder / "b.flac", "FLAC"),
+                _sound(folder / "c.ogg", "OGG")],
         "jpg": [_picture(folder / f"a{suffix}") for suffix in (".jpg", ".png", ".bmp")],
     }
 
@@ -74,7 +75,8 @@ def attack(folder: Path, seed: int) -> dict[str, list[str]]:
     config = Config(
         run=RunConfig(folder=str(folder / "run")),
         corpus=CorpusConfig(path=str(write_csv(folder / "all.csv", rows)), format="manifest"),
-        shard=ShardConfig(frames=4, image_size=32, faces="openface", openface=str(folder / "faces"), workers=1))
+        shard=ShardConfig(frames=4, image_size=32, faces="openface", openface=str(folder / "faces"),
+                          workers=1))
     run = Run(config.run.folder)
     configuration.save(config, run.config)
     shard(config)

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 from conftest import ROOT, cases
+
 from fuzz import whole_run
 from fuzz.sandbox import Broken
 
 #: Mutations of one test, read by verify, score, explain and report; every so many times by the stages, too.
-EACH, STAGES_EVERY = 10, 5
+EACH, STAGES_EVERY = 5, 5
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from random import Random
 
-from fuzz.mutations import mutate
 from stages import small_job
 
+from fuzz.mutations import mutate
 from mer_dist import config as configuration
 from mer_dist import files, quarantine
 from mer_dist.config import Config

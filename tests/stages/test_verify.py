@@ -179,7 +179,7 @@ def test_faults_inside_feature_files_are_found(run):
     finding(run, "text@fold-1", "offsets do not fit")
     path = run.features("text@fold-1") / "00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    finding(run, "text@fold-1", "not a whole feature file")
+    finding(run, "text@fold-1", "not readable")
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "stranger"], "text"))
     finding(run, "text@fold-1", "not in the shards", "stranger")
     write_features(run, "text@fold-1", feature_set(["a002", "a004"], "text", missing=["a004"]))
@@ -200,7 +200,7 @@ def test_an_imported_set_is_only_read(run):
     files.write_json(run.features("other") / "set.json", {**description, "imported": True})
     assert verify(run.folder) == []
     (run.features("other") / "00000.safetensors").write_bytes(b"nothing")
-    finding(run, "other", "not a whole feature file")
+    finding(run, "other", "not readable")
 
 
 @pytest.mark.parametrize("place", ["probes/hubert", "rounds/00/predictions", "vote/predictions"])
