@@ -1,9 +1,8 @@
 """The ways a command ends early, and the exit codes of the outer command."""
 
-import errno
-
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -20,7 +20,6 @@ from mer_dist.models import ensemble, fusion
 from mer_dist.models.fusion import Inputs
 from mer_dist.stages.self_train import _Round, by_fold, chosen_dropout, held_out, self_train
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
