@@ -15,6 +15,7 @@
       vote/                     the prior and the answer
       answer.csv                name,discrete
       report.html
+      slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
       logs/  status/  tracking/
 """
 
@@ -85,6 +86,10 @@ class Run:
 
     def status(self, stage: str) -> Path:
         return self.folder / "status" / f"{stage}.json"
+
+    @property
+    def slurm(self) -> Path:
+        return self.folder / "slurm"
 
     @property
     def tracking(self) -> Path:
