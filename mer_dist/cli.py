@@ -128,7 +128,7 @@ def _commands_on_a_cluster(command: Callable) -> None:
 
     graph = with_config("slurm", "submit the whole job to Slurm, one job a stage", slurm)
     graph.add_argument("--dry-run", action="store_true", help="print the batch scripts, submit nothing")
-    with_config("slurm-options", "what sbatch is to be asked for, for the files in slurm/", slurm_options, True)
+    with_config("slurm-options", "what sbatch is to be asked for a stage", slurm_options, True)
     with_config("slurm-task", "one process of a stage; what srun starts in a batch job", slurm_task, True)
     for name, text, act in (
         ("slurm-status", "the submitted jobs of a run", slurm_status),

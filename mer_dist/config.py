@@ -1,7 +1,7 @@
 """What a run is told: the whole configuration, ``load`` and ``save``.
 
-The sections and their keys are in :mod:`mer_dist.settings` and :mod:`mer_dist.slurm_settings`. Reading is strict: see
-:mod:`mer_dist.strict`.
+The sections and their keys are in :mod:`mer_dist.settings` and :mod:`mer_dist.slurm_settings`.
+Reading is strict: see :mod:`mer_dist.strict`.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
     """
     run = Run(config.run.folder)
     if _known_jobs(run) and (queued := active(run)):
-        raise UserError(f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, or "
-                        f"end them with mer-dist slurm-cancel {run.folder}")
+        raise UserError(f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, "
+                        f"or end them with mer-dist slurm-cancel {run.folder}")
     _private_folder(run.slurm)
     jobs: list[Job] = []
     for stage in stages(config):
@@ -157,7 +157,10 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
         command = ["slurm-task", stage, *arguments]
         tasks = config.slurm.extract_tasks if stage == "extract" else 1
         try:
-            made = executor.map_array(entry, [command] * tasks) if tasks > 1 else [executor.submit(entry, command)]
+            if tasks > 1:
+                made = executor.map_array(entry, [command] * tasks)
+            else:
+                made = [executor.submit(entry, command)]
         except Exception as error:
             for job in jobs:
                 subprocess.run(["scancel", job.id], check=False)
@@ -190,8 +193,8 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
     try:
         executor = (Printing if dry else submitit.SlurmExecutor)(folder=folder, python=python(config))
     except RuntimeError:
-        raise UserError("srun is not here; submit from a login node of a Slurm cluster, or look at the scripts "
-                        "with --dry-run") from None
+        raise UserError("srun is not here; submit from a login node of a Slurm cluster, or look at the "
+                        "scripts with --dry-run") from None
     asked = options(config, stage)
     # What submitit itself counts with; the rest goes through as it is.
     own = {"nodes": int(asked.pop("nodes")), "ntasks_per_node": int(asked.pop("ntasks-per-node"))}
@@ -254,7 +257,7 @@ def _known_jobs(run: Run) -> list[Job]:
 def _submitted(run: Run) -> list[Job]:
     if jobs := _known_jobs(run):
         return jobs
-    raise UserError(f"{run.folder}: nothing was submitted from this run folder; mer-dist slurm CONFIG does it")
+    raise UserError(f"{run.folder}: nothing was submitted from here; mer-dist slurm CONFIG does it")
 
 
 def _states() -> dict[str, str]:
@@ -289,7 +292,8 @@ def status(run: Run) -> list[dict]:
         notes = [_told(run, job.stage, index, number) for index, number in enumerate(ids)]
         done = sum(note.get("code") in ENDED_WELL for note in notes)
         found = sorted({states[number] for number in ids if number in states})
-        forgotten = "COMPLETED" if done == len(ids) else "FAILED" if any("code" in note for note in notes) else "NEVER RAN"
+        forgotten = "FAILED" if any(notes) else "NEVER RAN"
+        forgotten = "COMPLETED" if done == len(ids) else forgotten
         rows.append({
             "stage": job.stage, "job": job.id, "state": ", ".join(found) or forgotten,
             "done": f"{done}/{len(ids)}", "requeues": sum(note.get("restarts", 0) for note in notes),

@@ -116,7 +116,7 @@ down() {
   # Jobs end first: their slurmstepd outlive slurmd.
   if [ -e "$folder/slurmctld.pid" ]; then
     SLURM_CONF=$folder/slurm.conf timeout 20 bash -c '
-      scancel --signal=KILL --full --state=RUNNING 2>/dev/null; scancel --user=root 2>/dev/null
+      scancel --signal=KILL --full --user=root --state=RUNNING 2>/dev/null; scancel --user=root 2>/dev/null
       for _ in $(seq 40); do [ -n "$(squeue -h 2>/dev/null)" ] || exit 0; sleep 0.25; done' || true
   fi
   for file in "$folder"/slurmd-*.pid; do end "$file" slurmd; done

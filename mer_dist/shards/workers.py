@@ -86,11 +86,13 @@ def _start(workers: int) -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """Of a worker: one thread, no reaction to Ctrl-C, and an end when the parent ends."""
+    """Of a worker: one thread, an end when the parent ends, and no reaction to what is said to the parent:
+    Ctrl-C, and the signals with which Slurm warns every process of a job."""
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
