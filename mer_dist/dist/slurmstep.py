@@ -61,8 +61,8 @@ def become_rank(array: int, launch_file: str) -> Step:
         rank, world, local = int(slurm["SLURM_ARRAY_TASK_ID"]), array, 0
         step = Step(f"{slurm['SLURM_ARRAY_JOB_ID']}_{rank}", restarts, rank, True)
         if rank >= world:
-            raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit it "
-                            f"with --array=0-{array - 1} or fewer")
+            raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
+                            f"it with --array=0-{array - 1} or fewer")
     # Whatever launched the shell that submitted the job means nothing here.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
@@ -93,8 +93,8 @@ def _deepspeed(launch_file: str) -> dict[str, str]:
     told = {key: value for key, value in told.items() if key != "deepspeed_multinode_launcher"}
     unknown = told.keys() - DEEPSPEED.keys()
     if unknown:
-        raise UserError(f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm these "
-                        f"are read: {', '.join(DEEPSPEED)}; the rest goes into a deepspeed_config_file")
+        raise UserError(f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm only "
+                        f"these are read: {', '.join(DEEPSPEED)}; the rest goes into a deepspeed_config_file")
     return {DEEPSPEED[key]: str(value).lower() if isinstance(value, bool) else str(value)
             for key, value in told.items()}
 

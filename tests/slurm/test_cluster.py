@@ -76,20 +76,20 @@ def result(future: Future) -> SimpleNamespace:
     return future.result(timeout=1200)
 
 
-def training(work, name: str, nodes: str = "n1,n2", slurm: str = "warning: 30") -> Path:
+def training(work, name: str, nodes: str = "n1,n2", slurm: str = "warning: 30", epochs: int = EPOCHS) -> Path:
     """A folder of its own on these nodes, and its YAML file."""
     folder = work.folder / name
     folder.mkdir()
     job = folder / "job.yaml"
     others = ",".join(sorted({"n1", "n2", "n3", "n4"} - set(nodes.split(","))))
     slurm = f"{slurm}, options: {{exclude: '{others}'}}"
-    job.write_text(TRAINING.format(folder=folder, work=work.folder, epochs=EPOCHS, slurm=slurm), "utf-8")
+    job.write_text(TRAINING.format(folder=folder, work=work.folder, epochs=epochs, slurm=slurm), "utf-8")
     return job
 
 
-def sharded(work, *how: str) -> Path:
+def sharded(work, name: str, **how) -> Path:
     """A training whose shards are there already."""
-    job = training(work, *how)
+    job = training(work, name, **how)
     assert work.cluster("mer-dist", "shard", job).returncode == QUARANTINED
     return job
 
@@ -113,10 +113,8 @@ def under_way(work, job: Path, epoch: int) -> None:
 def stops(job: Path) -> list[tuple[int, int]]:
     """(step of the checkpoint that a stop left, step that the next start went on from), in order."""
     text = Run(job.parent / "run").log("finetune", 0).read_text("utf-8")
-    found = re.findall(r"asked to stop at step (\d+)|going on from \S*step-(\d+)", text)
-    saved = [int(step) for step, _ in found if step]
-    went_on = [int(step) for _, step in found if step]
-    return list(zip(saved, went_on, strict=True))
+    return [(int(saved), int(went_on)) for saved, went_on in
+            re.findall(r"asked to stop at step (\d+)[^§]*?going on from \S*step-(\d+)", text)]
 
 
 def undisturbed(work) -> SimpleNamespace:
@@ -150,7 +148,7 @@ def requeued(work) -> SimpleNamespace:
 
 
 def node_down(work) -> SimpleNamespace:
-    job = sharded(work, "node-down", "n3,n4")
+    job = sharded(work, "node-down", nodes="n3,n4")
     number = work.cluster.sbatch("finetune", job)
     under_way(work, job, 5)
     work.cluster.told("scontrol", "update", "nodename=n4", "state=down", "reason=tried")
@@ -160,18 +158,23 @@ def node_down(work) -> SimpleNamespace:
 
 
 def time_limit(work) -> SimpleNamespace:
-    """The limit comes near once the training is under way; its next start gets a longer one."""
+    """The limit comes near once a long training is under way; its next start gets a longer one, and once
+    it has gone on, its user ends it."""
     cluster = work.cluster
-    job = sharded(work, "time-limit", "n1,n2", "time: '02:00:00', warning: 120")
+    job = sharded(work, "time-limit", slurm="time: '02:00:00', warning: 120", epochs=100_000)
     number = cluster.sbatch("finetune", job)
     under_way(work, job, 5)
     # Limits count in minutes, and the warning comes up to a minute early.
     cluster.told("scontrol", "update", f"jobid={number}", f"timelimit={elapsed_minutes(cluster, number) + 2}")
     cluster.wait(lambda: cluster.restarts(number) == 1, 120, "requeued by itself")
     cluster.told("scontrol", "update", f"jobid={number}", "timelimit=120")
+    log = Run(job.parent / "run").log("finetune", 0)
+    gone_on = re.compile(r"going on from(.*\n)+.* epoch ")
+    cluster.wait(lambda: bool(gone_on.search(log.read_text("utf-8"))), PATIENCE, "another epoch")
+    cluster.told("scancel", number)
     state = cluster.ended(number, PATIENCE)
-    return SimpleNamespace(state=state, restarts=work.cluster.restarts(number), trained=trained(job),
-                           stops=stops(job))
+    epochs = [int(epoch) for epoch in re.findall(r"clip/all epoch (\d+)/", log.read_text("utf-8"))]
+    return SimpleNamespace(state=state, restarts=cluster.restarts(number), epochs=epochs, stops=stops(job))
 
 
 def elapsed_minutes(cluster, number: str) -> int:
@@ -233,11 +236,15 @@ def test_a_training_whose_node_goes_down_starts_again_by_itself_and_learns_the_s
     assert seen.trained == result(cases["undisturbed"]).trained
 
 
-def test_a_training_longer_than_its_limit_is_warned_saves_and_goes_on_until_it_is_done(cases):
+def test_a_training_is_warned_of_its_limit_saves_queues_itself_again_and_goes_on(cases):
     seen = result(cases["time_limit"])
-    assert seen.state == "COMPLETED" and seen.restarts == 1
     assert len(seen.stops) == 1 and all(saved == went_on for saved, went_on in seen.stops)
-    assert seen.trained == result(cases["undisturbed"]).trained
+    assert seen.epochs == list(range(1, len(seen.epochs) + 1)), "no epoch twice, none left out"
+
+
+def test_a_cancelled_training_does_not_queue_itself_again(cases):
+    seen = result(cases["time_limit"])
+    assert seen.state == "CANCELLED" and seen.restarts == 1
 
 
 def test_an_array_task_that_fails_ends_the_graph_and_the_next_submission_does_what_is_missing(cases):
