@@ -119,7 +119,8 @@ down() {
       scancel --signal=KILL --full --user=root --state=RUNNING 2>/dev/null; scancel --user=root 2>/dev/null
       for _ in $(seq 40); do [ -n "$(squeue -h 2>/dev/null)" ] || exit 0; sleep 0.25; done' || true
   fi
-  for file in "$folder"/slurmd-*.pid; do end "$file" slurmd; done
+  for file in "$folder"/slurmd-*.pid; do end "$file" slurmd & done
+  wait
   end "$folder/slurmctld.pid" slurmctld
   end "$folder/munged.pid" munged
 }

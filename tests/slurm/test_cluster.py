@@ -57,7 +57,7 @@ def cases(tmp_path_factory):
         work = SimpleNamespace(cluster=cluster, folder=folder, job=job)
         with ThreadPoolExecutor(2) as pool:
             yield {case.__name__: pool.submit(timed, case, work) for case in (
-                undisturbed, graph, requeued, node_down, time_limit,
+                undisturbed, requeued, node_down, time_limit, graph,
             )}
             pool.shutdown(cancel_futures=True)
     finally:
