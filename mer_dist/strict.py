@@ -17,10 +17,22 @@ import yaml
 from mer_dist.errors import UserError
 
 
+#: Letters of a wrong value that an error shows.
+LONGEST = 400
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML with the 1.2 meaning of plain words: only true/false are booleans, 0123 is text."""
 
     yaml_implicit_resolvers: dict = {}
+
+    def compose_node(self, parent, index):
+        # Aliases of aliases grow without bound, and ${section.key} says the same.
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read; write the value out, or as ${section.key}",
+                self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -54,8 +66,10 @@ def parse(text: str, where: str) -> Any:
     """Plain values of a YAML text; ``where`` names it in errors."""
     try:
         return yaml.load(text, _StrictLoader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # Beside its own errors, what a number of 5000 digits or a tag on the wrong value leads to.
+        why = " ".join(str(error).split())
+        raise UserError(f"{where}: not readable as YAML: {why[:LONGEST]}") from None
 
 
 def _check(value: Any, kind: Any, where: str, key: str) -> None:
@@ -91,7 +105,9 @@ def _check(value: Any, kind: Any, where: str, key: str) -> None:
 
 
 def _wrong(value: Any, wanted: str, where: str, key: str) -> UserError:
-    return UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be {wanted}")
+    shown = repr(value)
+    shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} …"
+    return UserError(f"{where}: {key} is {shown} ({type(value).__name__}); it must be {wanted}")
 
 
 def check_section(value: Any, schema: type, where: str, key: str) -> None:

@@ -7,9 +7,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import long_suite
 import pytest
+from long_suite import cases  # noqa: F401  (for the tests)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    long_suite.addoption(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long"):
+        config.pluginmanager.register(long_suite.Slice(config), "slice")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long_suite.select(config, items)
 
 
 def skip(reason: str) -> None:

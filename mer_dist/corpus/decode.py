@@ -43,7 +43,7 @@ def decode(clip: Clip, config: ShardConfig) -> Decoded:
         except media.MediaError as error:
             decoded.note(modality, str(error))
         except Exception as error:  # On damaged input a decoder may raise anything at all.
-            decoded.note(modality, f"{type(error).__name__}: {error}")
+            decoded.note(modality, f"{type(error).__name__}: {' '.join(str(error).split())}")
     return _judged(decoded)
 
 

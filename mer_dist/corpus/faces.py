@@ -50,9 +50,16 @@ def openface(root: Path, name: str, count: int, size: int) -> list[np.ndarray]:
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if len(files) > count:
         files = [files[int((row + 0.5) * len(files) / count)] for row in range(count)]
-    images = (cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-              for path in files if path.stat().st_size)
+    images = (_picture(path) for path in files if path.stat().st_size)
     return [whole(image[..., ::-1], size) for image in images if image is not None]
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """(H, W, 3) uint8 BGR; None if it does not decode or is larger than OpenCV may read."""
+    try:
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
 
 
 @functools.cache

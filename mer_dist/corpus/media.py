@@ -14,6 +14,10 @@ import numpy as np
 RATE = 16_000
 #: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
+#: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
+MOST_PIXELS = 8192 * 4320
+#: Of sound. A clip is one utterance, and an hour of silence takes next to no bytes.
+MOST_SECONDS = 3600
 
 
 class MediaError(Exception):
@@ -79,16 +83,21 @@ def read_sound(path: Path) -> Sound:
     """
     faults: list[str] = []
     parts: list[np.ndarray] = []
+    samples = 0
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     with _opened(path) as container:
         stream = _stream(container, "audio", path)
         for frame in _decoded(container, stream, faults):
             try:
-                parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+                own = [part.to_ndarray()[0] for part in resampler.resample(frame)]
             except ValueError as error:
                 # The stream changed its format midway; what came before is whole.
                 faults.append(str(error))
                 break
+            parts += own
+            samples += sum(map(len, own))
+            if samples > MOST_SECONDS * RATE:
+                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s, too long for a clip")
     # The resampler holds the last few milliseconds back until it is told that no more will come.
     if parts:
         parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
@@ -121,8 +130,17 @@ def _stream(container, kind: str, path: Path):
             if stream.codec_context is None:
                 raise MediaError(f"{path.name}: its {kind} has an unknown codec")
             stream.codec_context.thread_count = 1
+            if kind == "video":
+                _bound(stream.codec_context, path)
             return stream
     raise MediaError(f"{path.name}: no {kind} stream")
+
+
+def _bound(codec, path: Path) -> None:
+    """Refuse frames too large to decode, by the header now and by the stream itself later."""
+    if codec.width * codec.height > MOST_PIXELS:
+        raise MediaError(f"{path.name}: its frames of {codec.width} x {codec.height} pixels are too large")
+    codec.options = {"max_pixels": str(MOST_PIXELS)}
 
 
 def _extent(container, stream, path: Path) -> tuple[float, float, str]:

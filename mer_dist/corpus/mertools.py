@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 from mer_dist.errors import UserError
 
 LEVELS = ("UTT", "FRA")
+#: Bytes that a label file may unpack to: about a thousand for each clip of MER2024.
+MOST_BYTES = 1 << 27
 
 
 def feature_folder(folder: Path, set_name: str, level: str) -> Path:
@@ -33,9 +36,10 @@ def read_feature(path: Path) -> np.ndarray:
         ValueError: why the file cannot be used.
     """
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"not readable as a .npy array: {error}") from None
+        # Mapped, so that no memory is taken for what the header claims and the file does not hold.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # On a damaged header numpy may raise anything at all.
+        raise ValueError(f"not readable as a .npy array: {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"holds {getattr(array, 'dtype', 'an archive')}, not numbers")
     if array.ndim not in (1, 2) or 0 in array.shape:
@@ -44,7 +48,7 @@ def read_feature(path: Path) -> np.ndarray:
         raise ValueError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
     if not array.any():
         raise ValueError("all zeros: the baseline's mark of a clip without this modality")
-    return array.astype(np.float32) if array.dtype.kind in "iu" else array
+    return array.astype(np.float32) if array.dtype.kind in "iu" else np.array(array)
 
 
 def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -56,13 +60,13 @@ def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {
-                name.removesuffix(".npy"): _plain(archive.read(name))
-                for name in archive.namelist() if name.endswith("_corpus.npy")
-            }
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError, EOFError, KeyError,
-            IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a label file of plain values: {error}") from None
+            wanted = [entry for entry in archive.infolist() if entry.filename.endswith("_corpus.npy")]
+            if sum(entry.file_size for entry in wanted) > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+            return {entry.filename.removesuffix(".npy"): _plain(archive.read(entry)) for entry in wanted}
+    except Exception as error:  # On damaged content zip, numpy and pickle may raise anything at all.
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a label file of plain values: {why[:300]}") from None
 
 
 def _plain(content: bytes) -> Any:
@@ -74,6 +78,12 @@ def _plain(content: bytes) -> Any:
     shape, _, dtype = read[version](stream)
     if shape != () or not dtype.hasobject:
         raise ValueError(f"an array of {dtype} with shape {shape}, not one dictionary")
+    start = stream.tell()
+    for opcode, argument, _ in pickletools.genops(stream):
+        # The unpickler makes room for as many objects as the highest number that one is kept under.
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(content):
+            raise pickle.UnpicklingError(f"object number {argument} of {len(content)} bytes")
+    stream.seek(start)
     array = _PlainUnpickler(stream).load()
     return array.state[4][0]
 

@@ -38,25 +38,46 @@ class Sample:
     duration: float
     jpegs: list[bytes]
     flac: bytes | None
+    #: Tar and clip, for errors.
+    place: str = ""
 
     def images(self, count: int = 0) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many of them, evenly."""
+        """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many of them, evenly.
+
+        Raises:
+            UserError: one does not decode; names shard and clip.
+        """
         import cv2
 
         chosen = self.jpegs
         if 0 < count < len(chosen):
             chosen = [chosen[int((row + 0.5) * len(chosen) / count)] for row in range(count)]
-        images = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-                  for content in chosen]
-        return np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)
+        try:
+            images = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in chosen]
+            return np.stack([image[..., ::-1] for image in images]) if images else np.zeros((0, 0, 0, 3), np.uint8)
+        except (cv2.error, TypeError, ValueError):  # what does not decode is None
+            raise self._damaged("pictures") from None
 
     def waveform(self) -> np.ndarray:
-        """(S,) float32 in [-1, 1], 16 kHz mono; empty if the audio is missing."""
+        """(S,) float32 in [-1, 1], 16 kHz mono; empty if the audio is missing.
+
+        Raises:
+            UserError: it does not decode; names shard and clip.
+        """
         import soundfile
 
         if self.flac is None:
             return np.zeros(0, np.float32)
-        return soundfile.read(io.BytesIO(self.flac), dtype="float32")[0]
+        try:
+            wave = soundfile.read(io.BytesIO(self.flac), dtype="float32")[0]
+        except (soundfile.SoundFileError, MemoryError):
+            raise self._damaged("sound") from None
+        if wave.ndim != 1:
+            raise self._damaged("sound")
+        return wave
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.place}: its {what} do not decode, so the tar is damaged; delete it and run shard")
 
 
 class Reader:
@@ -79,10 +100,11 @@ class Reader:
             UserError: the tar is missing or too short; names shard and clip.
         """
         members = self.members(row, PARTS[modality])
+        place = self._place(row)
         jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
         return Sample(
             name=row.name, label=row.label, split=row.split, transcript=row.transcript,
-            missing=row.missing, duration=row.duration, jpegs=jpegs, flac=members.get("flac"),
+            missing=row.missing, duration=row.duration, jpegs=jpegs, flac=members.get("flac"), place=place,
         )
 
     def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
@@ -93,15 +115,20 @@ class Reader:
             return {}
         start = min(offset for offset, _ in wanted.values())
         end = max(offset + size for offset, size in wanted.values())
-        where = f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"
         try:
-            content = os.pread(self._tar(row.shard), end - start, start)
+            tar = self._tar(row.shard)
+            # Memory for what is asked is taken before it is known to be there.
+            there = 0 <= start <= end <= os.fstat(tar).st_size
+            content = os.pread(tar, end - start, start) if there else b""
         except OSError as error:
-            raise UserError(f"{where}: cannot be read ({error.strerror}); run shard") from None
-        if len(content) < end - start:
-            raise UserError(f"{where}: the tar ends too early; delete it and run shard")
+            raise UserError(f"{self._place(row)}: cannot be read ({error.strerror}); run shard") from None
+        if not there or len(content) < end - start:
+            raise UserError(f"{self._place(row)}: the tar ends too early; delete it and run shard")
         return {suffix: content[offset - start : offset - start + size]
                 for suffix, (offset, size) in wanted.items()}
+
+    def _place(self, row: Row) -> str:
+        return f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"
 
     def close(self) -> None:
         while self._tars:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections import deque
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 AHEAD = 4
 #: A decoder that takes longer over one clip hangs.
 SECONDS = 600
+#: Bytes that decoding one clip may take. A file of a few kilobytes can ask for any amount.
+MEMORY = 4 << 30
 
 
 def in_order(
@@ -86,10 +89,12 @@ def _start(workers: int) -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """Of a worker: one thread, an end when the parent ends, and no reaction to what is said to the parent:
-    Ctrl-C, and the signals with which Slurm warns every process of a job."""
+    """Of a worker: one thread, bounded memory, an end when the parent ends, and no reaction to what is said
+    to the parent: Ctrl-C, and the signals with which Slurm warns every process of a job."""
     import cv2
 
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(MEMORY, most), most))
     cv2.setNumThreads(1)
     for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
