@@ -29,6 +29,7 @@ from mer_dist.errors import (
 from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.log import logger, setup
+from mer_dist.slurm_settings import STAGES as SLURM_STAGES
 
 STAGES = {
     "shard": "clips to WebDataset shards",
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
             before.add_argument("--clips", type=int, help="number of clips, where the corpus is not here")
             before.add_argument("--json", action="store_true", help="every figure, in bytes")
     _commands_on_a_run(command)
+    _commands_on_a_cluster(command)
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
@@ -128,9 +130,36 @@ def _commands_on_a_run(command: Callable) -> None:
     explain_command.add_argument("--json", action="store_true", help="every value, unrounded")
 
 
+def _commands_on_a_cluster(command: Callable) -> None:
+    def with_config(name: str, text: str, act: Callable, stage: bool = False) -> argparse.ArgumentParser:
+        added = command(name, text, act)
+        if stage:
+            added.add_argument("stage", choices=SLURM_STAGES)
+        added.add_argument("config", help="YAML file")
+        added.add_argument("overrides", nargs="*", metavar="key=value")
+        return added
+
+    graph = with_config("slurm", "submit the whole job to Slurm, one job a stage", slurm)
+    graph.add_argument("--dry-run", action="store_true", help="print the batch scripts, submit nothing")
+    with_config("slurm-options", "what sbatch is to be asked for a stage", slurm_options, True)
+    with_config("slurm-task", "one process of a stage; what srun starts in a batch job", slurm_task, True)
+    for name, text, act in (
+        ("slurm-status", "the submitted jobs of a run", slurm_status),
+        ("slurm-cancel", "end the submitted jobs of a run", slurm_cancel),
+    ):
+        command(name, text, act).add_argument("run", type=Path, help="run folder")
+
+
 def run_stage(parsed: argparse.Namespace) -> int:
     """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
     status.json and the process ends with 0 unless it broke."""
+    code = _stage_code(parsed)
+    if place().launched:
+        return FAILED if code == FAILED else DONE
+    return code
+
+
+def _stage_code(parsed: argparse.Namespace) -> int:
     here = place()
     config = None
     try:
@@ -150,12 +179,10 @@ def run_stage(parsed: argparse.Namespace) -> int:
         told = mending(error) if isinstance(error, OSError) else None
         code = USAGE if told else FAILED
         logger.error("%s", told or lost(error) or f"broke down:\n{traceback.format_exc()}")
-    if not here.launched:
-        return code
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
-    if config is not None and (here.rank == 0 or code != DONE):
+    if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = _leave(Run(config.run.folder).status(parsed.command), code)
-    return FAILED if code == FAILED else DONE
+    return code
 
 
 def _leave(path: Path, code: int) -> int:
@@ -185,6 +212,11 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
         from mer_dist.stages.run import run as act
 
         return act(config, parsed.config, parsed.overrides)
+    if parsed.command == "report":
+        from mer_dist.report.page import report as write
+
+        write(run.folder)
+        return DONE
     getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(config)
     return quarantined(run, parsed.command)
 
@@ -195,6 +227,61 @@ def quarantined(run: Run, *stages: str) -> int:
     if count:
         logger.warning("%d problems in quarantine: %s", count, run.quarantine)
     return QUARANTINED if count else DONE
+
+
+def slurm(parsed: argparse.Namespace) -> int:
+    from mer_dist.slurm import scripts, submit
+
+    config = load(parsed.config, parsed.overrides)
+    if parsed.dry_run:
+        for stage, text in scripts(config).items():
+            print(f"### {stage}\n{text}")
+        return DONE
+    for job in submit(config, submitted, [parsed.config, *parsed.overrides]):
+        print(f"{job.stage}: job {job.id}, log {job.log}")
+    return DONE
+
+
+def submitted(arguments: list[str]) -> None:
+    """A command line in a batch job; submitit calls this on the node."""
+    if code := main(arguments):
+        raise SystemExit(code)
+
+
+def slurm_options(parsed: argparse.Namespace) -> int:
+    from mer_dist.slurm import command_line
+
+    print(command_line(load(parsed.config, parsed.overrides), parsed.stage))
+    return DONE
+
+
+def slurm_task(parsed: argparse.Namespace) -> int:
+    from mer_dist.dist import preempt, slurmstep
+    from mer_dist.slurm import ended, started
+
+    preempt.install()
+    config = load(parsed.config, parsed.overrides)
+    run = Run(config.run.folder)
+    step = slurmstep.become_rank(config.slurm.extract_tasks, config.run.accelerate)
+    if step.speaks:
+        started(run, parsed.stage, step)
+    parsed.command = parsed.stage
+    return ended(run, parsed.stage, step, _stage_code(parsed))
+
+
+def slurm_status(parsed: argparse.Namespace) -> int:
+    from mer_dist.slurm import status as rows
+    from mer_dist.slurm import table
+
+    print(table(rows(Run(parsed.run))))
+    return DONE
+
+
+def slurm_cancel(parsed: argparse.Namespace) -> int:
+    from mer_dist.slurm import cancel
+
+    print("cancelled: " + (", ".join(cancel(Run(parsed.run))) or "nothing was left"))
+    return DONE
 
 
 def plan(parsed: argparse.Namespace) -> int:

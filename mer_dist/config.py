@@ -1,7 +1,7 @@
 """What a run is told: the whole configuration, ``load`` and ``save``.
 
-The sections and their keys are in :mod:`mer_dist.settings`. Reading is strict: see
-:mod:`mer_dist.strict`.
+The sections and their keys are in :mod:`mer_dist.settings` and :mod:`mer_dist.slurm_settings`.
+Reading is strict: see :mod:`mer_dist.strict`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mer_dist.settings import (
     ShardConfig,
     VoteConfig,
 )
+from mer_dist.slurm_settings import SlurmConfig
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,7 @@ class Config:
     fuse: FuseConfig = field(default_factory=FuseConfig)
     self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
     vote: VoteConfig = field(default_factory=VoteConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate trackers of fine-tuning: tensorboard, wandb."""
 

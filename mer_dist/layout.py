@@ -15,6 +15,7 @@
       vote/                     the prior and the answer
       answer.csv                name,discrete
       report.html
+      slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
       logs/                     lines of every rank, and what its work took: times.<stage>.<rank>.jsonl
       status/  tracking/
 """
@@ -95,6 +96,10 @@ class Run:
     def lock(self) -> Path:
         """Held by the command that works in this folder; see :mod:`mer_dist.lock`."""
         return self.folder / "status" / "lock"
+
+    @property
+    def slurm(self) -> Path:
+        return self.folder / "slurm"
 
     @property
     def tracking(self) -> Path:

@@ -10,10 +10,10 @@ from conftest import ROOT
 PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
-     "metrics", "prefetch", "times", "lock"},
+     "metrics", "prefetch", "times", "lock", "slurm_settings"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
      "probe", "selection", "lineage", "dist", "corpus"},
-    {"stages", "report"},
+    {"stages", "report", "slurm"},
     {"cli", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

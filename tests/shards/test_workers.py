@@ -57,6 +57,17 @@ def test_no_more_items_are_taken_than_the_workers_need():
     results.close()
 
 
+def test_workers_outlive_the_signals_with_which_slurm_warns_every_process_of_a_job():
+    results = in_order(_slow_first, range(20), 2, crashed=None)
+    seen = [next(results) for _ in range(3)]
+    for _, process in seen:
+        os.kill(process, signal.SIGUSR2)
+        os.kill(process, signal.SIGUSR1)
+    rest = list(results)
+    assert [item for item, _ in seen + rest] == list(range(20))
+    assert {process for _, process in seen} <= {process for _, process in rest}, "no worker was replaced"
+
+
 def test_a_killed_worker_costs_only_the_clip_that_killed_it():
     results = list(in_order(_kills_itself_on_five, range(12), 2, crashed=lambda item: -item))
     assert results == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9, 10, 11]

@@ -1,0 +1,105 @@
+"""A process that srun started becomes a rank: Slurm's variables in the words that launchers use.
+
+No launcher stands between srun and the ranks. Slurm sends its signals to every process of a step, and
+launchers die of the ones that ranks are to save on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mer_dist.dist.env import _has_gpu
+from mer_dist.errors import UserError
+from mer_dist.strict import parse
+
+#: Below the ports that Linux gives to outgoing connections, 32768 and up.
+PORTS = range(20000, 32000)
+#: Keys of ``deepspeed_config`` in an Accelerate launch file, and the variable that carries each.
+DEEPSPEED = {
+    "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "zero3_init_flag": "ACCELERATE_DEEPSPEED_ZERO3_INIT",
+    "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "deepspeed_config_file": "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+}
+#: The batch script looks for the file that this variable names once its ranks have ended.
+STOPPED = "MER_DIST_STOPPED"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where this process stands in the cluster."""
+
+    job: str
+    """As squeue shows it: 12, or 12_3 in an array."""
+    restarts: int
+    index: int
+    """Of an array's task; else 0."""
+    speaks: bool
+    """Whether this process leaves word for the job: its first, and so every task of an array."""
+
+
+def become_rank(array: int, launch_file: str) -> Step:
+    """Set RANK, WORLD_SIZE and what else a launcher would set, and say which job this is.
+
+    Args:
+        array: number of tasks that the work of a job array is split over.
+        launch_file: Accelerate's, for its DeepSpeed settings; empty: ZeRO-3.
+
+    Raises:
+        UserError: no srun started this process, or the array is larger than ``array``.
+    """
+    slurm = {key: value for key, value in os.environ.items() if key.startswith("SLURM_")}
+    if "SLURM_PROCID" not in slurm:
+        raise UserError("slurm-task is what srun starts in a batch job; to submit one: mer-dist slurm CONFIG")
+    number, restarts = int(slurm["SLURM_JOB_ID"]), int(slurm.get("SLURM_RESTART_COUNT", 0))
+    rank, world, local = (int(slurm[key]) for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+    step = Step(str(number), restarts, 0, rank == 0)
+    if "SLURM_ARRAY_TASK_ID" in slurm:
+        rank, world, local = int(slurm["SLURM_ARRAY_TASK_ID"]), array, 0
+        step = Step(f"{slurm['SLURM_ARRAY_JOB_ID']}_{rank}", restarts, rank, True)
+        if rank >= world:
+            raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
+                            f"it with --array=0-{array - 1} or fewer")
+    # Whatever launched the shell that submitted the job means nothing here.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    if not _has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if world > 1:
+        # Where srun was called: the first node, which has rank 0.
+        os.environ.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local),
+            MASTER_PORT=str(port(number, restarts)), ACCELERATE_USE_DEEPSPEED="true",
+            **_deepspeed(launch_file),
+        )
+    return step
+
+
+def port(job: int, restarts: int) -> int:
+    """Another one for every job, and for every restart: the old one may still be taken."""
+    return PORTS[(31 * job + restarts) % len(PORTS)]
+
+
+def _deepspeed(launch_file: str) -> dict[str, str]:
+    told = {"zero_stage": 3, "zero3_init_flag": True}
+    if launch_file:
+        text = Path(launch_file).read_text(encoding="utf-8")
+        told = (parse(text, launch_file) or {}).get("deepspeed_config") or told
+    # How launchers of several nodes find each other says nothing here.
+    told = {key: value for key, value in told.items() if key != "deepspeed_multinode_launcher"}
+    unknown = told.keys() - DEEPSPEED.keys()
+    if unknown:
+        raise UserError(f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm only "
+                        f"these are read: {', '.join(DEEPSPEED)}; the rest goes into a deepspeed_config_file")
+    return {DEEPSPEED[key]: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in told.items()}
+
+
+def tell_batch_script() -> None:
+    """Ask the batch script of this job to queue it again."""
+    if path := os.environ.get(STOPPED):
+        Path(path).touch()

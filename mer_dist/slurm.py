@@ -1,0 +1,327 @@
+"""The whole job as a graph of Slurm jobs: shard, finetune, extract (an array), fuse, report.
+
+submitit writes the batch scripts, submits them and starts the command line in them; what is submitted
+is the line ``mer-dist slurm-task STAGE CONFIG`` that the files in slurm/ give to srun. Every stage skips
+what is done, so a job that starts again, and a second submission, go on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mer_dist import files
+from mer_dist.config import Config
+from mer_dist.dist import slurmstep
+from mer_dist.errors import DONE, QUARANTINED, REQUEUE, UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger
+from mer_dist.slurm_settings import STAGES
+
+WITH_GPU = ("finetune", "extract", "fuse")
+#: A path in a batch script: no quote, no line end, and no % of which Slurm makes a job's number.
+PATH = re.compile(r"[\w./@+=:,~ -]+")
+ENDED_WELL = (DONE, QUARANTINED)
+#: Before srun: bash outlives the signals and so sees how its ranks end; bounded threads; freed memory
+#: goes back to the system; no notes of the libraries' to each other.
+BEFORE = (
+    "trap : TERM USR1 USR2",
+    "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false",
+    "export MALLOC_MMAP_THRESHOLD_=131072 PYTHONWARNINGS=ignore::FutureWarning",
+)
+#: After srun. Only a job that still runs queues itself again: whether one that is being cancelled or
+#: requeued starts again has been decided. The number alone would name every task of an array.
+AFTER = (
+    "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+    "job=${job:-$SLURM_JOB_ID}",
+    'if [ -e "$MER_DIST_STOPPED" ]; then',
+    '  rm -f "$MER_DIST_STOPPED"',
+    "  code=75",
+    '  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job"; fi',
+    "fi",
+    'exit "$code"',
+)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A submitted job: one row of ``jobs.json``."""
+
+    stage: str
+    id: str
+    """As sbatch printed it; the tasks of an array are id_0, id_1, ..."""
+    tasks: int
+    log: str
+
+
+def stages(config: Config) -> list[str]:
+    """The jobs that a configuration needs, in order."""
+    left_out = set()
+    if not config.extractors:
+        left_out |= {"shard", "finetune", "extract"}
+    if not any(extractor.finetune for extractor in config.extractors.values()):
+        left_out |= {"finetune"}
+    return [stage for stage in STAGES if stage not in left_out]
+
+
+def options(config: Config, stage: str) -> dict[str, str]:
+    """What sbatch is asked for, option: value; an empty value is a flag."""
+    asked = config.slurm
+    gpus = (asked.gpus_per_node if stage == "finetune" else min(asked.gpus_per_node, 1)) * (stage in WITH_GPU)
+    fine = stage == "finetune"
+    cpus = max(asked.cpus_per_task, config.shard.workers) if stage == "shard" else asked.cpus_per_task
+    wanted = {
+        "job-name": f"mer-{stage}",
+        "partition": asked.partition if gpus else asked.cpu_partition or asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "nodes": str(asked.nodes if fine else 1),
+        "ntasks-per-node": str(asked.tasks_per_node or max(asked.gpus_per_node, 1)) if fine else "1",
+        "gpus-per-node": str(gpus or ""),
+        "cpus-per-task": str(cpus or ""),
+        "mem": asked.memory,
+        "time": asked.times.get(stage, asked.time),
+        "signal": f"USR2@{asked.warning}",
+    }
+    if stage == "extract":
+        at_once = asked.extract_at_once or asked.extract_tasks
+        wanted["array"] = f"0-{asked.extract_tasks - 1}%{at_once}"
+    return {name: value for name, value in wanted.items() if value} | {"requeue": ""} | asked.options
+
+
+def command_line(config: Config, stage: str) -> str:
+    """The options as one line for ``sbatch $(mer-dist slurm-options STAGE CONFIG) FILE``."""
+    return " ".join(f"--{name}={value}" if value else f"--{name}" for name, value in
+                    options(config, stage).items())
+
+
+def srun_options(config: Config) -> list[str]:
+    """What srun is given beside the command; since Slurm 22.05 it no longer takes CPUs from sbatch."""
+    asked = config.slurm
+    given = ["--kill-on-bad-exit=1"]
+    if asked.container and asked.container_by == "pyxis":
+        given += [f"--container-image={asked.container}", f"--container-workdir={Path.cwd()}"]
+        if asked.container_mounts:
+            given += [f"--container-mounts={','.join(asked.container_mounts)}"]
+    return given
+
+
+def python(config: Config) -> str:
+    """The interpreter as a shell word or, inside apptainer, several."""
+    asked = config.slurm
+    words = [asked.python or sys.executable]
+    if asked.container and asked.container_by == "apptainer":
+        mounts = [part for mount in asked.container_mounts for part in ("--bind", mount)]
+        nvidia = ["--nv"] if asked.gpus_per_node else []
+        words = ["apptainer", "exec", *nvidia, *mounts, asked.container, *words]
+    return shlex.join(words)
+
+
+def scripts(config: Config) -> dict[str, str]:
+    """The batch script of each stage as it would be submitted; a dependency is named by its stage."""
+    made, before = {}, None
+    for stage in stages(config):
+        executor = _executor(config, stage, before and f"<{before}>", dry=True)
+        if stage == "extract" and config.slurm.extract_tasks > 1:
+            executor.parameters["map_count"] = config.slurm.extract_tasks
+        made[stage] = executor._make_submission_file_text(executor._submitit_command_str, "")
+        before = stage
+    return made
+
+
+def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[str]) -> list[Job]:
+    """Submit every stage, each to start once the one before it has ended well.
+
+    Args:
+        entry: runs a command line of mer-dist; in the batch job submitit calls it.
+        arguments: the configuration file and overrides.
+
+    Raises:
+        UserError: Slurm is not here or refuses a job, or jobs of this run are still queued.
+    """
+    run = Run(config.run.folder)
+    if _known_jobs(run) and (queued := active(run)):
+        raise UserError(f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, "
+                        f"or end them with mer-dist slurm-cancel {run.folder}")
+    _private_folder(run.slurm)
+    jobs: list[Job] = []
+    for stage in stages(config):
+        executor = _executor(config, stage, jobs[-1].id if jobs else None)
+        command = ["slurm-task", stage, *arguments]
+        tasks = config.slurm.extract_tasks if stage == "extract" else 1
+        try:
+            if tasks > 1:
+                made = executor.map_array(entry, [command] * tasks)
+            else:
+                made = [executor.submit(entry, command)]
+        except Exception as error:
+            for job in jobs:
+                subprocess.run(["scancel", job.id], check=False)
+            reason = " ".join(str(error).split())
+            raise UserError(f"Slurm refuses the job {stage}: {reason}; nothing stays queued") from error
+        number = made[0].job_id.partition("_")[0]
+        log = run.slurm / f"{number}{'_*' if tasks > 1 else ''}_0_log.out"
+        jobs.append(Job(stage=stage, id=number, tasks=tasks, log=str(log)))
+        # After each: an interrupted submission can still be seen and cancelled.
+        files.write_json(run.slurm / "jobs.json", {
+            "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "jobs": [vars(job) for job in jobs],
+        })
+    return jobs
+
+
+def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
+    import submitit
+
+    class Printing(submitit.SlurmExecutor):
+        """Makes scripts where there is no Slurm, too."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    folder = Run(config.run.folder).slurm.absolute()
+    if not PATH.fullmatch(str(folder)):
+        raise UserError(f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
+                        "spaces and . / _ @ + = : , ~ -")
+    try:
+        executor = (Printing if dry else submitit.SlurmExecutor)(folder=folder, python=python(config))
+    except RuntimeError:
+        raise UserError("srun is not here; submit from a login node of a Slurm cluster, or look at the "
+                        "scripts with --dry-run") from None
+    asked = options(config, stage)
+    # What submitit itself counts with; the rest goes through as it is.
+    own = {"nodes": int(asked.pop("nodes")), "ntasks_per_node": int(asked.pop("ntasks-per-node"))}
+    asked.pop("signal")
+    asked.pop("array", None)
+    cpus = [f"--cpus-per-task={asked['cpus-per-task']}"] if "cpus-per-task" in asked else []
+    if after:
+        # Jobs that can no longer start leave the queue instead of waiting for ever.
+        asked |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    stopped = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
+    executor.update_parameters(
+        **own, job_name=asked.pop("job-name"), signal_delay_s=config.slurm.warning,
+        array_parallelism=config.slurm.extract_at_once or config.slurm.extract_tasks,
+        # submitit's own defaults would be a limit of 5 minutes and a key of its own.
+        time=None, wckey=None, stderr_to_stdout=True,
+        srun_args=[*srun_options(config), *cpus], setup=[stopped, *BEFORE], teardown=["code=$?", *AFTER],
+        additional_parameters={name: value or True for name, value in asked.items()},
+    )
+    return executor
+
+
+def _private_folder(folder: Path) -> None:
+    """submitit pickles its jobs here and unpickles them on the nodes, so nobody else may write here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to someone else; jobs are submitted from a run folder of your own")
+    folder.chmod(0o700)
+
+
+def started(run: Run, stage: str, step: slurmstep.Step) -> None:
+    _note(run, stage, step, None)
+
+
+def ended(run: Run, stage: str, step: slurmstep.Step, code: int) -> int:
+    """Leave word of how a process of a job ended, and return its exit code.
+
+    Returns:
+        0 for done, done with quarantine, which ``afterok`` would take for a failure, and stopped, which the
+        batch script is told of: a code would have srun kill ranks that are still saving.
+    """
+    if step.speaks:
+        _note(run, stage, step, code)
+    if code == REQUEUE:
+        slurmstep.tell_batch_script()
+    return DONE if code in (*ENDED_WELL, REQUEUE) else code
+
+
+def _note(run: Run, stage: str, step: slurmstep.Step, code: int | None) -> None:
+    told = {"job": step.job, "restarts": step.restarts, "code": code}
+    files.write_json(run.slurm / "tasks" / f"{stage}-{step.index}.json", told)
+
+
+def _known_jobs(run: Run) -> list[Job]:
+    try:
+        return [Job(**row) for row in files.read_json(run.slurm / "jobs.json")["jobs"]]
+    except FileNotFoundError:
+        return []
+
+
+def _submitted(run: Run) -> list[Job]:
+    if jobs := _known_jobs(run):
+        return jobs
+    raise UserError(f"{run.folder}: nothing was submitted from here; mer-dist slurm CONFIG does it")
+
+
+def _states() -> dict[str, str]:
+    """State of every job of this user that Slurm still knows, by the id that squeue shows."""
+    try:
+        told = subprocess.run(
+            ["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r"],
+            capture_output=True, text=True, check=True, timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", "") or error
+        raise UserError(f"squeue does not answer: {' '.join(str(reason).split())}") from None
+    rows = (line.split("|", 2) for line in told.stdout.splitlines())
+    return {number: f"{state} ({reason})" if state == "PENDING" else state for number, state, reason in rows}
+
+
+def active(run: Run) -> dict[str, str]:
+    """The run's jobs that may still do something, and their states."""
+    ours = {job.id for job in _submitted(run)}
+    alive = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
+    return {number: state for number, state in _states().items()
+            if number.partition("_")[0] in ours and state.startswith(alive)}
+
+
+def status(run: Run) -> list[dict]:
+    """One row a job: stage, id, state, tasks done, requeues, log. What Slurm has forgotten is told from
+    the notes that tasks leave."""
+    states = _states()
+    rows = []
+    for job in _submitted(run):
+        ids = [f"{job.id}_{index}" for index in range(job.tasks)] if job.tasks > 1 else [job.id]
+        notes = [_told(run, job.stage, index, number) for index, number in enumerate(ids)]
+        done = sum(note.get("code") in ENDED_WELL for note in notes)
+        found = sorted({states[number] for number in ids if number in states})
+        forgotten = "FAILED" if any(notes) else "NEVER RAN"
+        forgotten = "COMPLETED" if done == len(ids) else forgotten
+        rows.append({
+            "stage": job.stage, "job": job.id, "state": ", ".join(found) or forgotten,
+            "done": f"{done}/{len(ids)}", "requeues": sum(note.get("restarts", 0) for note in notes),
+            "log": job.log,
+        })
+    return rows
+
+
+def _told(run: Run, stage: str, index: int, number: str) -> dict:
+    try:
+        note = files.read_json(run.slurm / "tasks" / f"{stage}-{index}.json")
+    except (OSError, ValueError):
+        return {}
+    return note if note["job"] == number else {}
+
+
+def table(rows: list[dict]) -> str:
+    heads = list(rows[0])
+    lines = [heads, *([str(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def cancel(run: Run) -> list[str]:
+    """End the run's jobs; what they have finished stays. Returns the ids that were still there."""
+    numbers = sorted({number.partition("_")[0] for number in active(run)})
+    if numbers:
+        done = subprocess.run(["scancel", *numbers], capture_output=True, text=True, check=False)
+        if done.returncode:
+            logger.warning("scancel: %s", done.stderr.strip())
+    return numbers

@@ -1,0 +1,92 @@
+"""The keys of the section ``slurm``: what a cluster is asked for.
+
+These values reach the text of batch scripts and, unquoted, the command line of ``sbatch``. So each is
+held to a few characters of which a shell makes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from mer_dist.errors import UserError
+from mer_dist.settings import _at_least, _one_of
+
+STAGES = ("shard", "finetune", "extract", "fuse", "report")
+WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:/@+=#-]*")
+TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")
+MEMORY = re.compile(r"[0-9]+[KMGT]?")
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+#: ``wrap`` is a command; the others are what the other keys or the job graph decide.
+TAKEN = (
+    "account", "array", "chdir", "cpus-per-task", "dependency", "error", "export", "export-file",
+    "get-user-env", "gpus-per-node", "job-name", "mem", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "parsable", "partition", "qos", "requeue", "no-requeue", "signal", "test-only", "time", "wait",
+    "wrap",
+)
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """What is empty or 0 is not asked for, and the cluster's default holds."""
+
+    partition: str = ""
+    cpu_partition: str = ""
+    """Partition of the jobs without a GPU (shard, report); empty: ``partition``."""
+    account: str = ""
+    qos: str = ""
+    nodes: int = 1
+    """Nodes of finetune; every other job has one."""
+    gpus_per_node: int = 0
+    """GPUs of each node of finetune; extract and fuse then take one. 0: CPUs only."""
+    tasks_per_node: int = 0
+    """Processes of finetune on each node; 0: one per GPU, without GPUs one."""
+    cpus_per_task: int = 0
+    memory: str = ""
+    """Host memory of a node, as ``64G``; ``0`` is Slurm's word for all of it."""
+    time: str = ""
+    """Limit of every job in Slurm's form, as ``24:00:00`` or ``2-00:00:00``."""
+    times: dict[str, str] = field(default_factory=dict)
+    """stage: its own limit."""
+    warning: int = 300
+    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint takes."""
+    extract_tasks: int = 4
+    """Jobs of the extraction array; each takes its part of the shards."""
+    extract_at_once: int = 0
+    """How many of them may run at once; 0: all."""
+    container: str = ""
+    """Image in which every process runs."""
+    container_by: str = "pyxis"
+    """``pyxis``: the image goes to ``srun --container-image``; ``apptainer``: to ``apptainer exec``."""
+    container_mounts: list[str] = field(default_factory=list)
+    """``/path`` or ``/path:/inside``. The run folder, the corpus and the models must be among them."""
+    python: str = ""
+    """Interpreter on the nodes or in the image, where mer_dist is installed; empty: the one that submits."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch without their dashes, as ``constraint: a100``; an empty value: a flag."""
+
+    def __post_init__(self):
+        for key in ("partition", "cpu_partition", "account", "qos", "container", "python"):
+            _fits(key, getattr(self, key), WORD)
+        for mount in self.container_mounts:
+            _fits("container_mounts", mount, WORD)
+        _fits("memory", self.memory, MEMORY)
+        _fits("time", self.time, TIME)
+        for stage, limit in self.times.items():
+            _one_of("slurm.times", "a stage", stage, STAGES)
+            _fits(f"times.{stage}", limit, TIME)
+        for key in ("nodes", "warning", "extract_tasks"):
+            _at_least("slurm", key, getattr(self, key), 1)
+        for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
+            _at_least("slurm", key, getattr(self, key), 0)
+        _one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
+        for name, value in self.options.items():
+            if not OPTION.fullmatch(name) or name in TAKEN:
+                raise UserError(f"slurm.options.{name}: not an option that can be given here; another key of "
+                                "slurm may say it, or the job graph decides it")
+            _fits(f"options.{name}", value, WORD)
+
+
+def _fits(key: str, value: str, pattern: re.Pattern) -> None:
+    if value and not pattern.fullmatch(value):
+        raise UserError(f"slurm.{key} is {value!r}; it must match {pattern.pattern}")

@@ -1,0 +1,88 @@
+"""A real Slurm of four nodes on this machine, and small jobs for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ROOT, skip
+
+SCRIPT = ROOT / "slurm" / "local-cluster.sh"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+
+
+def needed() -> None:
+    """Skip where there can be no such cluster."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing or os.getuid() != 0:
+        skip("a local Slurm needs root and the packages munge, slurmctld, slurmd and slurm-client; missing: "
+             f"{', '.join(missing) or 'root'}")
+
+
+class Cluster:
+    """Commands as a user of the cluster gives them."""
+
+    def __init__(self, folder: Path, nodes: int):
+        needed()
+        self.folder = folder
+        self._script("up", NODES=str(nodes))
+        links = folder / "bin"
+        links.mkdir()
+        # The sbatch files call mer-dist, as an activated environment has it.
+        command = links / "mer-dist"
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mer_dist "$@"\n')
+        command.chmod(0o755)
+        self.variables = {
+            **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "PATH": f"{links}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def _script(self, action: str, **variables: str) -> None:
+        done = subprocess.run(["bash", SCRIPT, action, self.folder], env=os.environ | variables, text=True,
+                              capture_output=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def down(self) -> None:
+        self._script("down")
+
+    def __call__(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run([str(word) for word in command], env=self.variables, cwd=cwd, text=True,
+                              capture_output=True, timeout=120, check=False)
+
+    def told(self, *command: str | Path, cwd: Path | None = None) -> str:
+        done = self(*command, cwd=cwd)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def sbatch(self, stage: str, job: Path) -> str:
+        """Submit one of the files in slurm/ as the README says; returns the job's id."""
+        options = self.told("mer-dist", "slurm-options", stage, job).split()
+        file = ROOT / "slurm" / f"{stage}.sbatch"
+        return self.told("sbatch", "--parsable", *options, file, job, cwd=job.parent).strip()
+
+    def state(self, job: str) -> str:
+        """RUNNING, COMPLETED, ...; of an array that of all its tasks."""
+        rows = self.told("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
+        return ",".join(sorted(set(rows)))
+
+    def restarts(self, job: str) -> int:
+        (field,) = [word for word in self.told("scontrol", "show", "job", job).split() if "Restarts=" in word]
+        return int(field.partition("=")[2])
+
+    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.told('squeue')}"
+            time.sleep(0.3)
+
+    def ended(self, job: str, seconds: float = 300) -> str:
+        """The final state of a job, after it has left the queue for good."""
+        self.wait(lambda: not self.told("squeue", "-h", "-j", job), seconds, f"job {job}")
+        return self.state(job)
