@@ -43,6 +43,7 @@ MODEL_VARIANTS = {
     "no shortcut": ("fuse.shortcut=false",),
     "no modality dropout": ("fuse.modality_dropout=0",),
     "frame level": ("fuse.level=frame",),
+    **{f"batch: {size}": (f"fuse.batch={size}",) for size in (16, 128)},
     **{f"model: {name}": changes for name, changes in MODELS.items() if changes},
 }
 #: What is learned from unlabelled clips.

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,11 @@ def test_a_planted_long_file_and_function_are_found(tmp_path):
     assert length_faults(tmp_path) == ["a.py: f has 61 lines", "b.py: 401 lines"]
     (tmp_path / "c.py").write_text("import os\nos.environ['SLURM_PROCID']\n")
     assert launcher_faults(tmp_path) == ["c.py:2: SLURM_PROCID"]
+
+
+def test_no_folder_of_tests_is_left_out_without_a_word(pytestconfig):
+    passed_over = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    names = {part for folder in folders for part in folder.relative_to(ROOT).parts}
+    assert {"dist", "stages"} <= names
+    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in passed_over)]
