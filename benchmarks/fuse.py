@@ -4,7 +4,8 @@ Everything in one run, the contestants in turns, medians over rounds; fuse_setti
 clips and the baseline are. Times are CPU seconds of this process, wall clock where there is a GPU. ::
 
     python benchmarks/fuse.py --out runs/fuse
-    python benchmarks/fuse.py --out runs/fuse --full   # the whole job through the stage; hours
+    python benchmarks/fuse.py --out runs/fuse --full                         # the whole job, at the defaults
+    python benchmarks/fuse.py --out runs/fuse --full --width 256 --batch 256  # and wide; hours
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--full", action="store_true", help="only run the whole job through the stage")
+    parser.add_argument("--width", type=int, default=FuseConfig().width, help="of the whole job's AGT")
+    parser.add_argument("--batch", type=int, default=FuseConfig().batch, help="of the whole job")
     parsed = parser.parse_args()
     setup("fuse")
     torch.set_num_threads(parsed.threads)
@@ -283,14 +286,15 @@ def _peak(inputs: Inputs) -> tuple[int, int]:
 def full(parsed: argparse.Namespace) -> None:
     quota = min(PSEUDO / max(parsed.unlabeled, 1), 1)
     config = setting.write_run(parsed.out / "full", parsed.unlabeled, (
-        f"run.threads={parsed.threads}", f"fuse.width={AGT.width}", f"fuse.batch={AGT.batch}",
+        f"run.threads={parsed.threads}", f"fuse.width={parsed.width}", f"fuse.batch={parsed.batch}",
         f"fuse.epochs={EPOCHS}", "fuse.seeds=1", f"self_train.rounds={ROUNDS}", "self_train.rule=quota",
         f"self_train.quota={quota}",
     ))
     started = time.monotonic()
     stage.fuse(config)
     minutes = (time.monotonic() - started) / 60
-    print(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs: {minutes:.1f} min")
+    print(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs, width {parsed.width}, batches of "
+          f"{parsed.batch}: {minutes:.1f} min")
 
 
 if __name__ == "__main__":
