@@ -1,4 +1,5 @@
-"""What the trainer costs: its step against a bare DeepSpeed loop on tensors in memory. ::
+"""What the trainer costs: its step against a bare DeepSpeed loop on tensors in memory, and what a
+checkpoint costs against the plain writing of as many bytes. ::
 
     python benchmarks/finetune.py --folder runs/benchmark --processes 2
 
@@ -9,6 +10,8 @@ trainer reads, decodes and prepares its clips from the shards, watches for signa
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,8 +96,48 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
             joined.wait_for_everyone()
             times[turn] = time.perf_counter() - started
         ratios.append(times["trainer"] / times["bare"])
+    report_checkpoint(joined, trainer, yaml.parent / "checkpoints")
     joined.free_memory()
     return ratios[1:]  # the first round warms up
+
+
+def report_checkpoint(joined, trainer, folder: Path) -> None:
+    """Seconds to save, to load, and to convert and load for another number of processes."""
+    from mer_dist.dist.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(joined, folder, "benchmark", keep=1, minutes=0)
+
+    def timed(call, *arguments) -> float:
+        joined.wait_for_everyone()
+        started = time.perf_counter()
+        call(*arguments)
+        joined.wait_for_everyone()
+        return time.perf_counter() - started
+
+    state = trainer.model, trainer.optimizer
+    save = [timed(checkpoints.save, *state, trainer.progress) for _ in range(ROUNDS)]
+    (saved,) = folder.glob("step-*")
+    load = [timed(checkpoints._load_as_written, saved, *state) for _ in range(ROUNDS)]
+    convert = [timed(checkpoints._load_converted, saved, *state, trainer.progress.step) for _ in range(ROUNDS)]
+    if joined.is_main_process:
+        size = sum(path.stat().st_size for path in saved.iterdir())
+        plain = statistics.median(written(folder / "plain", size) for _ in range(ROUNDS))
+        told = {"save": save, "load": load, "convert and load": convert}
+        print(f"checkpoint of {size / 2**20:.1f} MiB: plain write {plain:.2f} s, " + ", ".join(
+            f"{name} {statistics.median(seconds):.2f} s" for name, seconds in told.items()))
+        shutil.rmtree(folder)
+    joined.wait_for_everyone()
+
+
+def written(path: Path, size: int) -> float:
+    """Seconds to write so many bytes into one file and to make them durable."""
+    content = os.urandom(size)
+    started = time.perf_counter()
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
 
 
 class Bare:
@@ -118,7 +161,7 @@ class Bare:
 
         self.engine.train()
         for step in ready:
-            for micro, (positions, inputs) in enumerate(step):
+            for micro, (_, positions, inputs) in enumerate(step):
                 self.engine.set_gradient_accumulation_boundary(micro == len(step) - 1)
                 loss = F.cross_entropy(self.engine(**inputs), torch.tensor(self.targets[positions]))
                 self.engine.backward(loss)

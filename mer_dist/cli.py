@@ -178,7 +178,11 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     except Exception as error:
         told = mending(error) if isinstance(error, OSError) else None
         code = USAGE if told else FAILED
-        logger.error("%s", told or lost(error) or f"broke down:\n{traceback.format_exc()}")
+        if consequence := lost(error):
+            # What is left for the outer command is the cause, from the rank that knows it.
+            logger.error("%s", consequence)
+            return code
+        logger.error("%s", told or f"broke down:\n{traceback.format_exc()}")
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = _leave(Run(config.run.folder).status(parsed.command), code)

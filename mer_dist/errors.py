@@ -21,7 +21,7 @@ _MENDING = {
     errno.EROFS: "have it mounted for writing, or set run.folder to another place",
     errno.EACCES: "give yourself the right to it, or set run.folder to another place",
     errno.EPERM: "give yourself the right to it, or set run.folder to another place",
-    errno.ENOENT: "it was there before; bring it back, or run the stage that makes it",
+    errno.ENOENT: "check the name, or run the stage that makes it",
     errno.ESTALE: "the network file system lost it; see that it is mounted and steady",
     errno.EIO: "the disk cannot be read or written; have it looked after",
 }

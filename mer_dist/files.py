@@ -79,7 +79,7 @@ def sweep(*folders: Path) -> None:
     for folder in folders:
         for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")):
             host, _, process = path.name.split(".")[-2].partition("-")
-            if path.suffix == ".tmp" and (_lives(process) if host == _host() else _young(path)):
+            if path.suffix == ".tmp" and (lives(process) if host == _host() else _young(path)):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -87,7 +87,7 @@ def sweep(*folders: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _lives(process: str) -> bool:
+def lives(process: int | str) -> bool:
     """Whether a process of this machine is there and more than the remains of one."""
     if not Path("/proc/self/stat").exists():
         return True
@@ -129,14 +129,19 @@ def publish(temporary: Path, folder: Path) -> None:
     """Make ``temporary``, a folder beside ``folder``, durable and put it in its place."""
     retired = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
-    for path in sorted(temporary.rglob("*")):
-        _sync(path)
+    sync(temporary)
     if folder.exists():
         # Removed in place, a kill could leave half of it with its mark of completeness.
         os.replace(folder, retired)
     os.replace(temporary, folder)
     _sync(folder.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Make everything in ``folder`` durable."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

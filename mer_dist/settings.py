@@ -47,7 +47,7 @@ class RunConfig:
     """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
     keep_checkpoints: int = 1
     """Newest checkpoints that stay while a copy is trained; all go when it is complete."""
-    patience_minutes: float = 30.0
+    timeout_minutes: float = 30.0
     """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
     seed: int = 0
 
@@ -55,7 +55,7 @@ class RunConfig:
         for key in ("processes", "keep_checkpoints"):
             _at_least("run", key, getattr(self, key), 1)
         _at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
-        _at_least("run", "patience_minutes", self.patience_minutes, 0.1)
+        _at_least("run", "timeout_minutes", self.timeout_minutes, 0.1)
         _at_least("run", "threads", self.threads, 1)
         _at_least("run", "seed", self.seed, 0)
 

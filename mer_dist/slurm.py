@@ -30,24 +30,30 @@ WITH_GPU = ("finetune", "extract", "fuse")
 PATH = re.compile(r"[\w./@+=:,~ -]+")
 ENDED_WELL = (DONE, QUARANTINED)
 #: Before srun: bash outlives the signals and so sees how its ranks end; bounded threads; freed memory
-#: goes back to the system; no notes of the libraries' to each other.
+#: goes back to the system; none of the libraries' notes to each other.
 BEFORE = (
+    'rm -f "$MER_DIST_STOPPED"',
     "trap : TERM USR1 USR2",
     "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false",
     "export MALLOC_MMAP_THRESHOLD_=131072 PYTHONWARNINGS=ignore::FutureWarning",
 )
-#: After srun. Only a job that still runs queues itself again: whether one that is being cancelled or
+#: After srun. A rank that has died outweighs others that stopped. Only a job that still runs queues itself again: whether one that is being cancelled or
 #: requeued starts again has been decided. The number alone would name every task of an array.
 AFTER = (
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "job=${job:-$SLURM_JOB_ID}",
-    'if [ -e "$MER_DIST_STOPPED" ]; then',
+    'if [ "$code" -eq 0 ] && [ -e "$MER_DIST_STOPPED" ]; then',
     '  rm -f "$MER_DIST_STOPPED"',
     "  code=75",
     '  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job"; fi',
     "fi",
     'exit "$code"',
 )
+
+
+#: States in which Slurm does nothing more with a job; there are many others.
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+        "OUT_OF_MEMORY", "REVOKED")
 
 
 @dataclass(kw_only=True)
@@ -252,6 +258,9 @@ def _known_jobs(run: Run) -> list[Job]:
         return [Job(**row) for row in files.read_json(run.slurm / "jobs.json")["jobs"]]
     except FileNotFoundError:
         return []
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run.slurm}/jobs.json is not readable; see in squeue whether jobs of this run are "
+                        "left, and delete the file") from None
 
 
 def _submitted(run: Run) -> list[Job]:
@@ -277,9 +286,8 @@ def _states() -> dict[str, str]:
 def active(run: Run) -> dict[str, str]:
     """The run's jobs that may still do something, and their states."""
     ours = {job.id for job in _submitted(run)}
-    alive = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
     return {number: state for number, state in _states().items()
-            if number.partition("_")[0] in ours and state.startswith(alive)}
+            if number.partition("_")[0] in ours and not state.startswith(OVER)}
 
 
 def status(run: Run) -> list[dict]:

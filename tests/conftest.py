@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import long_suite
@@ -61,3 +62,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[..., None]]:
+    """A file system of its own at ``tmp_path/run``: call it with mount options, first of all its size."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        again = ["remount"] if os.path.ismount(folder) else []
+        told = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([*again, *options]), "tmpfs", folder],
+                              capture_output=True, text=True, check=False)
+        if told.returncode:
+            skip(f"a file system cannot be mounted here: {told.stderr.strip()}")
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", folder], check=True)

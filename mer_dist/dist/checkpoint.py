@@ -8,6 +8,7 @@ The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 #: Trainable weights and optimizer of a process that trains alone, without DeepSpeed.
 ALONE = "alone.pt"
+#: Bytes below which a disk on which writing failed is taken for full.
+FULL = 2**20
+#: A checkpoint on its way to another number of processes.
+CONVERTED = ".universal"
 
 
 @dataclass(kw_only=True)
@@ -86,14 +91,35 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def save(self, model: nn.Module, optimizer: Any, progress: Progress) -> None:
-        """Called by all ranks at the same step boundary."""
-        target = self.folder / f"step-{progress.step:08d}"
+        """Called by all ranks at the same step boundary; nothing is done if that step is saved.
+
+        Raises:
+            OSError: the disk is full; the part that was written is removed.
+        """
+        started, target = time.monotonic(), self.folder / f"step-{progress.step:08d}"
+        # A job that is stopped as soon as it goes on would put the same in its own place.
+        if agreed(self.joined, self.joined.is_main_process and target in self._usable()):
+            return
         temporary = target.with_name(f".{target.name}.tmp")
         if self.joined.is_main_process:
             for torn in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(torn)
             temporary.mkdir(parents=True)
         self.joined.wait_for_everyone()
+        with _full_disk_named(temporary, target):
+            self._write(temporary, model, optimizer)
+            # Each rank its own, which another node may hold in its memory.
+            files.sync(temporary)
+        self.joined.wait_for_everyone()
+        if self.joined.is_main_process:
+            size = self._publish(temporary, target, progress)
+            logger.info("checkpoint at step %d: %.1f MiB in %.1f s, in %s", progress.step, size / 2**20,
+                        time.monotonic() - started, target)
+        self.joined.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _write(self, temporary: Path, model: nn.Module, optimizer: Any) -> None:
+        """This rank's part."""
         if zero_stage(self.joined) == 0:
             trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
             torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
@@ -101,13 +127,9 @@ class Checkpoints:
             model.save_checkpoint(
                 str(self.folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True
             )
-        self.joined.wait_for_everyone()
-        if self.joined.is_main_process:
-            self._publish(temporary, target, progress)
-        self.joined.wait_for_everyone()
-        self.saved_at = time.monotonic()
 
-    def _publish(self, temporary: Path, target: Path, progress: Progress) -> None:
+    def _publish(self, temporary: Path, target: Path, progress: Progress) -> int:
+        """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
         files.mark(
             temporary, self.made_from, progress=asdict(progress), sizes=sizes,
@@ -118,16 +140,14 @@ class Checkpoints:
             shutil.rmtree(path)
         self.best_epoch = progress.best_epoch
         self.forget_best_but(self.best_epoch)
-        size = sum(sizes.values()) / 2**20
-        logger.info("checkpoint at step %d: %.1f MiB in %s", progress.step, size, target)
+        return sum(sizes.values())
 
     def load(self, model: nn.Module, optimizer: Any) -> Progress | None:
         """Continue from the newest checkpoint of this training; None if there is none to go on from."""
         # Rank 0 chooses for all: another rank might see the folder a moment later.
-        newest = agreed(self.joined, self._newest() if self.joined.is_main_process else None)
+        newest, facts = agreed(self.joined, self._newest() if self.joined.is_main_process else (None, None))
         if newest is None:
             return None
-        facts = files.marked(newest)
         progress = Progress(**facts["progress"])
         written = (facts["processes"], facts["zero_stage"])
         if written == (self.joined.num_processes, zero_stage(self.joined)):
@@ -154,9 +174,8 @@ class Checkpoints:
             raise UserError(f"{checkpoint} could not be read by DeepSpeed; delete it and start again")
 
     def _load_converted(self, checkpoint: Path, model: nn.Module, optimizer: Any, step: int) -> None:
-        converted = self.folder / ".universal"
+        converted = self.folder / CONVERTED
         if self.joined.is_main_process:
-            shutil.rmtree(converted, ignore_errors=True)
             _convert(checkpoint, converted, step)
         self.joined.wait_for_everyone()
         with tensors_only():
@@ -165,15 +184,30 @@ class Checkpoints:
         if self.joined.is_main_process:
             shutil.rmtree(converted)
 
-    def _newest(self) -> Path | None:
+    def _newest(self) -> tuple[Path | None, dict | None]:
+        """The checkpoint to go on from, and its mark."""
+        shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
         if not usable and (found := whole(self.folder)):
             logger.warning("%s is of another training; it is not used, and this copy starts again", found[-1])
-        return usable[-1] if usable else None
+        return (usable[-1], files.marked(usable[-1])) if usable else (None, None)
 
     def _usable(self) -> list[Path]:
         """The whole checkpoints of this training, oldest first."""
         return [path for path in whole(self.folder) if files.marked(path, self.made_from)]
+
+
+@contextmanager
+def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
+    """torch tells of a full disk as of a fault of its own."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        free = shutil.disk_usage(temporary.parent).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        if free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
 
 
 def _convert(checkpoint: Path, target: Path, step: int) -> None:
@@ -191,9 +225,10 @@ def whole(folder: Path) -> list[Path]:
     """The complete checkpoints in ``folder``, oldest first; a torn one is left out with a warning."""
     found = []
     for path in sorted(Path(folder).glob("step-*")):
-        facts = files.marked(path) or {"sizes": {}}
-        torn = [name for name, size in facts["sizes"].items() if _size(path / name) != size]
-        if torn or not facts["sizes"]:
+        sizes = (files.marked(path) or {}).get("sizes")
+        sizes = sizes if isinstance(sizes, dict) else {}
+        torn = [name for name, size in sizes.items() if _size(path / name) != size]
+        if torn or not sizes:
             logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "no mark")
         else:
             found.append(path)

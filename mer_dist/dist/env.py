@@ -1,4 +1,4 @@
-"""The only reader of the variables that launchers and Slurm set."""
+"""The only reader of the variables that launchers set; ``slurmstep.py`` reads those of Slurm."""
 
 from __future__ import annotations
 

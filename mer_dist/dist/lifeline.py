@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 
+from mer_dist import files
 from mer_dist.dist import env
 from mer_dist.errors import FAILED
 from mer_dist.log import logger
@@ -25,7 +25,7 @@ def end_with_launcher() -> None:
     launcher, outer = os.getppid(), env.outer()
 
     def watch() -> None:
-        while os.getppid() == launcher and (outer is None or _alive(outer)):
+        while os.getppid() == launcher and (outer is None or files.lives(outer)):
             time.sleep(LOOK)
         logger.error("the process that started this rank is gone, and so it ends; a relaunch goes on from "
                      "what is done")
@@ -34,25 +34,20 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
-def _alive(process: int) -> bool:
-    """Whether it runs: one that is dead may stay in the table until its parent has asked for it."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
-
-
 def lost(error: BaseException) -> str:
     """One line for an error that only means that another rank is gone or stuck; otherwise empty.
 
-    Its own log, or the launcher, says what became of the other rank.
+    The other rank's own log, or its launcher, says what became of it.
     """
-    told = str(error)
-    of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
-    if not (of_torch or "gloo" in told or "NCCL" in told):
+    told = (str(error).splitlines() or [""])[0]
+    words = told.lower()
+    if not any(word in words for word in ("gloo", "nccl", "tcpstore", "distributed", "peer")):
         return ""
-    late = any(word in told.lower() for word in ("timed out", "timeout"))
-    why = "did not answer in time (run.patience_minutes)" if late else "has ended"
-    return (f"another rank {why}, so this one ends, too; its log says more, and a relaunch goes on from the "
-            "newest checkpoint")
+    if any(word in words for word in ("timed out", "timeout")):
+        why = "does not answer (run.timeout_minutes)"
+    elif any(word in words for word in ("closed by peer", "reset by peer", "broken pipe", "remote process exited")):
+        why = "has ended"
+    else:
+        return ""
+    return (f"another rank {why}, so this one ends, too; the other's log says more, and a relaunch goes on "
+            f"from the newest checkpoint ({told})")

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def accelerator(
-    precision: str, trackers: list[str], tracking: Path, threads: int, patience: float = 30
+    precision: str, trackers: list[str], tracking: Path, threads: int, timeout: float = 30
 ) -> Accelerator:
     """Join the process group. Call once in a process, before any model is loaded.
 
     Args:
-        patience: minutes that ranks wait for one another; rank 0 alone makes a checkpoint durable
+        timeout: minutes that ranks wait for one another; rank 0 alone makes a checkpoint durable
             meanwhile.
 
     Raises:
@@ -49,7 +49,8 @@ def accelerator(
         if find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    group = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=patience))] if place().launched else []
+    limit = timedelta(minutes=timeout)
+    group = [InitProcessGroupKwargs(backend=backend, timeout=limit)] if place().launched else []
     joined = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
@@ -71,6 +72,13 @@ def agreed(joined: Accelerator, value):
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0] if joined.num_processes > 1 else value
+
+
+def anywhere(joined: Accelerator, here: bool) -> bool:
+    """Whether it is so on any rank; asked by all of them."""
+    import torch
+
+    return joined.reduce(torch.tensor(float(here), device=joined.device), "sum").item() > 0
 
 
 def zero_stage(joined: Accelerator) -> int:

@@ -70,8 +70,8 @@ def become_rank(array: int, launch_file: str) -> Step:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if world > 1:
         # Where srun was called: the first node, which has rank 0.
-        os.environ.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
         os.environ.update(
+            MASTER_ADDR=slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
             RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local),
             MASTER_PORT=str(port(number, restarts)), ACCELERATE_USE_DEEPSPEED="true",
             **_deepspeed(launch_file),

@@ -116,6 +116,8 @@ class Trainer:
             self._save_or_stop_together()
             progress.loss += self._optimizer_step(batch, mine)
             progress.batch += 1
+        # An evaluation may take longer than the time that is left.
+        self._save_or_stop_together()
         clips = sum(int((batch != NOBODY).sum()) for batch in batches)
         return progress.loss / len(self.task.train), clips
 

@@ -7,6 +7,7 @@ that the tar is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -145,8 +146,10 @@ def read_facts(path: Path) -> Facts | None:
         facts = json.loads(pq.read_metadata(path).metadata[_FACTS])
         facts["problems"] = [Problem(**problem) for problem in facts["problems"]]
         return Facts(**facts)
-    except Exception:  # On damaged content the parser may raise anything at all; the tar is made again.
-        return None
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
+            raise  # A disk that fails for a moment is no reason to make the tar again.
+        return None  # On damaged content the parser may raise anything at all; the tar is made again.
 
 
 def all_facts(shards_folder: Path) -> dict[int, Facts | None]:

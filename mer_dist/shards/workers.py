@@ -89,14 +89,15 @@ def _start(workers: int) -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """Of a worker: one thread, bounded memory, an end when the parent ends, and until then no reaction to
-    Ctrl-C or to the signals that ask a stage to stop, which may reach all processes of a job."""
+    """Of a worker: one thread, bounded memory, an end when the parent ends, and no reaction to what is said
+    to the parent: Ctrl-C, and the signals with which Slurm warns every process of a job. SIGTERM stays: the
+    pool ends the others with it when one has died."""
     import cv2
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most < 0 else min(MEMORY, most), most))
     cv2.setNumThreads(1)
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -36,7 +36,7 @@ def finetune(config: Config) -> None:
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import accelerator, agreed, zero_stage
+    from mer_dist.dist.runtime import accelerator, agreed, anywhere, zero_stage
     from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
 
@@ -46,7 +46,7 @@ def finetune(config: Config) -> None:
     preempt.install()
     joined = accelerator(
         planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
-        config.run.patience_minutes,
+        config.run.timeout_minutes,
     )
     check(joined.num_processes, zero_stage(joined))
     check_batches(config, joined.num_processes)
@@ -57,8 +57,14 @@ def finetune(config: Config) -> None:
     logger.info("%d copies to train on %d processes", len(names), joined.num_processes)
     try:
         for copy in planned:
-            if (copy.name, copy.part) in names:
-                train(joined, copy, config)
+            if (copy.name, copy.part) not in names:
+                # A kill after the copy was complete leaves what it was made with.
+                if joined.is_main_process:
+                    shutil.rmtree(run.checkpoints(copy.name, copy.part), ignore_errors=True)
+                continue
+            if anywhere(joined, preempt.asked()):
+                raise Stopped(f"asked to stop before {copy.name}/{copy.part}")
+            train(joined, copy, config)
     except Stopped:
         joined.end_training()
         raise

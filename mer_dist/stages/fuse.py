@@ -178,11 +178,13 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
             if _probe_path(run, name).exists() and _held_out_path(run, name).exists()}
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
-        started = time.monotonic()
+        started, clips = time.monotonic(), len(sets.clips.names)
+        if done.pop(name, None):
+            # What is about to be replaced must not pass for what it was.
+            files.mark(run.probes, files.fingerprint(done), sets=done, clips=clips)
         _probe(config, sets, name, parts[name])
         done[name] = {"made_from": wanted[name]}
         there = {name: done[name] for name in wanted if name in done}
-        clips = len(sets.clips.names)
         times.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
         files.mark(run.probes, files.fingerprint(there), sets=there, clips=clips)
     for path in (*run.probes.glob("*.parquet"), *run.probes.glob("*.safetensors")):

@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_dist import files, joined, quarantine
 from mer_dist.config import Config
 from mer_dist.dist import env, memory, preempt, support
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, Stopped, UserError
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.models import model_folder
@@ -102,7 +102,8 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
         files.write_json(status, {"code": code})
     if preempt.asked():
         return REQUEUE
-    return FAILED if failed and code in (DONE, QUARANTINED) else code
+    # Ranks whose neighbour has died are told to stop by the launcher, and do; that is no polite stop.
+    return FAILED if failed and code != USAGE else code
 
 
 def _launch_file(config: Config) -> str:

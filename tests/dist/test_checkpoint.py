@@ -102,6 +102,29 @@ def test_the_weights_of_the_best_epoch_stay_with_the_checkpoint_that_goes_back_t
     assert lying() == []
 
 
+def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
+    """A job that is stopped as soon as it goes on: a kill between two renames would lose both."""
+    model, optimizer = pair()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
+    checkpoints.save(model, optimizer, Progress(step=3))
+    before = (tmp_path / "step-00000003").stat()
+    checkpoints.save(model, optimizer, Progress(step=3))
+    assert (tmp_path / "step-00000003").stat() == before
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_stays(disk, tmp_path):
+    disk("size=3m")
+    folder = tmp_path / "run"
+    checkpoints = Checkpoints(Alone(), folder, "a", keep=2, minutes=0)
+    checkpoints.save(*pair(), Progress(step=1))
+    model = torch.nn.Linear(1000, 1000)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        checkpoints.save(model, torch.optim.AdamW(model.parameters()), Progress(step=2))
+    assert caught.value.filename == str(folder / "step-00000002")
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    assert checkpoints.load(*pair()).step == 1
+
+
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     model, optimizer = pair()
     (tmp_path / ".step-00000005.tmp").mkdir()

@@ -18,6 +18,14 @@ def _slow_first(item: int) -> tuple[int, int]:
     return item, os.getpid()
 
 
+MUCH = 2**20
+
+
+def _much_but_dies_on_five(item: int) -> bytes:
+    _kills_itself_on_five(item)
+    return bytes(MUCH)
+
+
 def _kills_itself_on_five(item: int) -> int:
     if item == 5:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -71,6 +79,12 @@ def test_workers_outlive_the_signals_with_which_slurm_warns_every_process_of_a_j
 def test_a_killed_worker_costs_only_the_clip_that_killed_it():
     results = list(in_order(_kills_itself_on_five, range(12), 2, crashed=lambda item: -item))
     assert results == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_killed_worker_is_got_over_while_others_are_handing_over_much():
+    """More than a pipe holds: nobody reads it any more when the pool ends the others."""
+    results = list(in_order(_much_but_dies_on_five, range(12), 2, crashed=lambda item: bytes(item)))
+    assert [len(result) for result in results] == [MUCH] * 5 + [5] + [MUCH] * 6
 
 
 def test_a_task_that_hangs_is_killed_after_its_time():

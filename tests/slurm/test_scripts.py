@@ -256,11 +256,15 @@ def test_a_failure_alone_ends_a_step_badly_and_a_stop_tells_the_script(of_slurm,
     assert note.exists() == (code == REQUEUE)
 
 
-BY_STATE = [("RUNNING", True, ["requeue 7_3"]), ("COMPLETING", True, []), ("RUNNING", False, [])]
+#: state of the job, whether ranks left word that they stopped, srun's code, what is asked of Slurm, code
+BY_STATE = [("RUNNING", True, 0, ["requeue 7_3"], 75), ("COMPLETING", True, 0, [], 75),
+            ("RUNNING", False, 0, [], 0), ("RUNNING", True, 137, [], 137)]
 
 
-@pytest.mark.parametrize(("state", "stopped", "asked"), BY_STATE)
-def test_a_job_queues_itself_again_if_it_stopped_and_nobody_ended_it(tmp_path, state, stopped, asked):
+@pytest.mark.parametrize(("state", "stopped", "code", "asked", "ends"), BY_STATE)
+def test_a_job_queues_itself_again_if_all_ranks_stopped_and_nobody_ended_it(
+    tmp_path, state, stopped, code, asked, ends
+):
     for name, text in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >> {tmp_path}/asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -269,11 +273,19 @@ def test_a_job_queues_itself_again_if_it_stopped_and_nobody_ended_it(tmp_path, s
         note.touch()
     variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MER_DIST_STOPPED": str(note), "SLURM_JOB_ID": "12",
                  "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    script = "\n".join(["(exit 1)", "code=$?", *slurm.AFTER])
+    script = "\n".join([f"(exit {code})", "code=$?", *slurm.AFTER])
     done = subprocess.run(["bash", "-c", script], env=variables, check=False)
     told = tmp_path / "asked"
     assert (told.read_text().splitlines() if told.exists() else []) == asked
-    assert done.returncode == (75 if stopped else 1) and not note.exists()
+    assert done.returncode == ends
+
+
+def test_word_that_an_earlier_start_left_is_forgotten(tmp_path):
+    note = tmp_path / "note"
+    note.touch()
+    variables = {"PATH": "/usr/bin:/bin", "MER_DIST_STOPPED": str(note)}
+    subprocess.run(["bash", "-c", "\n".join(slurm.BEFORE)], env=variables, check=True)
+    assert not note.exists()
 
 
 def test_a_run_that_was_never_submitted_has_no_status(tmp_path, capsys):

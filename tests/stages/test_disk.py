@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import killing
 import pytest
 import undisturbed
-from conftest import skip
 from undisturbed import Whole
 
 from mer_dist.cli import main
@@ -19,24 +17,6 @@ from mer_dist.errors import DONE, USAGE
 from mer_dist.log import logger
 
 base, shard, extract, fuse = undisturbed.base, undisturbed.shard, undisturbed.extract, undisturbed.fuse
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[..., None]]:
-    """A file system of its own at ``tmp_path/run``: call it with mount options, first of all its size."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-
-    def mount(*options: str) -> None:
-        again = ["remount"] if os.path.ismount(folder) else []
-        told = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([*again, *options]), "tmpfs", folder],
-                              capture_output=True, text=True, check=False)
-        if told.returncode:
-            skip(f"a file system cannot be mounted here: {told.stderr.strip()}")
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from mer_dist import config as configuration
 from mer_dist import files
 from mer_dist.dist import env
 from mer_dist.dist.checkpoint import whole
+from mer_dist.errors import FAILED
 from mer_dist.layout import Run
 from mer_dist.stages.shard import shard
 
@@ -31,7 +32,7 @@ KILLS = 3
 #: Seconds in which all ranks have ended after any kill, on a busy machine.
 BOUND = 20
 JOB = """
-run: {{folder: {folder}/run, keep_checkpoints: 2, checkpoint_minutes: 0.0001, patience_minutes: 0.25}}
+run: {{folder: {folder}/run, keep_checkpoints: 2, checkpoint_minutes: 0.0001, timeout_minutes: 0.25}}
 corpus: {{path: {folder}/corpus}}
 shard: {{workers: 1, clips: 9, frames: 2, image_size: 32, faces: none}}
 folds: {{count: 2}}
@@ -118,10 +119,11 @@ def disturb(job: Path, folder: Path, chance: random.Random) -> dict | None:
     return {"processes": processes, "whom": whom, "when": when, "seconds": round(seconds, 2), "step": newest}
 
 
-@pytest.mark.parametrize("number", cases(short=2, long=20))
+@pytest.mark.parametrize("number", cases(short=2, long=24))
 def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undisturbed, tmp_path, number):
     chance, folder = random.Random(number), fresh(job, tmp_path / "run")
     told = [found for _ in range(KILLS) if (found := disturb(job, folder, chance))]
+    assert told, "it was done before the first kill"
     last = chance.choice((1, 2, 3))
     assert start(job, folder, last).wait(500) == 0
     log = Run(folder).log("finetune", 0).read_text()
@@ -156,9 +158,39 @@ def test_a_stuck_rank_is_noticed_and_the_others_say_so_in_one_line(job, tmp_path
     stuck = ranks(started.pid)[1]
     stuck.suspend()
     try:
-        # patience_minutes is a quarter of a minute; the launcher needs its own time to end a stuck rank.
-        seconds_until(lambda: "did not answer in time" in Run(folder).log("finetune", 0).read_text(), 60)
+        # timeout_minutes is a quarter of a minute; the launcher needs its own time to end a stuck rank.
+        seconds_until(lambda: "does not answer" in Run(folder).log("finetune", 0).read_text(), 60)
     finally:
         kill(*every)
     lines = [line for line in Run(folder).log("finetune", 0).read_text().splitlines() if " E " in line]
-    assert len(lines) == 1 and "run.patience_minutes" in lines[0] and "Traceback" not in lines[0]
+    assert len(lines) == 1 and "run.timeout_minutes" in lines[0] and "Traceback" not in lines[0]
+
+
+def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
+    """Its launcher would train on, beside the next start, in the same folder."""
+    folder = fresh(job, tmp_path / "run")
+    started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
+                              "extractors.baichuan.finetune.cross_fit=true")
+    seconds_until(lambda: announced(folder), 300)
+    every = descendants(started.pid)
+    assert len(ranks(started.pid)) == 2
+    kill(psutil.Process(started.pid))
+    seconds_until(lambda: not any(map(alive, every)), BOUND)
+    assert "the process that started this rank is gone" in Run(folder).log("finetune", 1).read_text()
+    started.wait()
+
+
+def test_a_rank_of_extract_that_dies_fails_the_run_although_the_other_one_stops_politely(job, tmp_path):
+    folder = fresh(job, tmp_path / "run")
+    started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
+                              "extractors.baichuan.finetune=null")
+    seconds_until(lambda: len(ranks(started.pid)) == 2, 300)
+    own = ranks(started.pid)
+    for rank in own.values():
+        rank.suspend()
+    kill(own[1])
+    # The launcher asks the other one to stop, and waits for it.
+    seconds_until(lambda: not alive(own[1]), BOUND)
+    time.sleep(2)
+    own[0].resume()
+    assert started.wait(60) == FAILED
