@@ -49,7 +49,7 @@ class SlurmConfig:
     times: dict[str, str] = field(default_factory=dict)
     """stage: its own limit."""
     warning: int = 300
-    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint takes."""
+    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an evaluation."""
     extract_tasks: int = 4
     """Jobs of the extraction array; each takes its part of the shards."""
     extract_at_once: int = 0
