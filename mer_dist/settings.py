@@ -18,12 +18,12 @@ def _key(section: str, key: str) -> str:
     return f"{section}.{key}" if section else key
 
 
-def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{_key(section, key)} is {value!r}; it must be one of: {', '.join(allowed)}")
 
 
-def _at_least(section: str, key: str, value: float, least: float) -> None:
+def at_least(section: str, key: str, value: float, least: float) -> None:
     if value < least:
         raise UserError(f"{_key(section, key)} is {value}; it must be at least {least}")
 
@@ -53,11 +53,11 @@ class RunConfig:
 
     def __post_init__(self):
         for key in ("processes", "keep_checkpoints"):
-            _at_least("run", key, getattr(self, key), 1)
-        _at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
-        _at_least("run", "timeout_minutes", self.timeout_minutes, 0.1)
-        _at_least("run", "threads", self.threads, 1)
-        _at_least("run", "seed", self.seed, 0)
+            at_least("run", key, getattr(self, key), 1)
+        at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
+        at_least("run", "timeout_minutes", self.timeout_minutes, 0.1)
+        at_least("run", "threads", self.threads, 1)
+        at_least("run", "seed", self.seed, 0)
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class CorpusConfig:
     """The label set, in the order used by every file the run writes."""
 
     def __post_init__(self):
-        _one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        one_of("corpus", "format", self.format, ("mer2024", "manifest"))
         if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
             raise UserError("corpus.labels must name at least two labels, each once")
 
@@ -93,9 +93,9 @@ class ShardConfig:
 
     def __post_init__(self):
         for key in ("workers", "clips", "mebibytes", "frames"):
-            _at_least("shard", key, getattr(self, key), 1)
-        _at_least("shard", "image_size", self.image_size, 16)
-        _one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
+            at_least("shard", key, getattr(self, key), 1)
+        at_least("shard", "image_size", self.image_size, 16)
+        one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
         if self.faces == "openface" and not self.openface:
             raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
 
@@ -108,7 +108,7 @@ class FoldConfig:
     """A regular expression over clip names; clips whose first group is equal share a fold."""
 
     def __post_init__(self):
-        _at_least("folds", "count", self.count, 2)
+        at_least("folds", "count", self.count, 2)
         try:
             groups = re.compile(self.group).groups
         except re.error as error:
@@ -126,7 +126,7 @@ class LoraConfig:
     """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
 
     def __post_init__(self):
-        _at_least("finetune.lora", "rank", self.rank, 1)
+        at_least("finetune.lora", "rank", self.rank, 1)
         _fraction("finetune.lora", "dropout", self.dropout)
 
 
@@ -158,14 +158,14 @@ class FinetuneConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
-        _one_of("finetune", "method", self.method, ("lora", "full"))
-        _one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
-        _one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
+        one_of("finetune", "method", self.method, ("lora", "full"))
+        one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
+        one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
         for key in ("epochs", "batch", "micro_batch"):
-            _at_least("finetune", key, getattr(self, key), 1)
+            at_least("finetune", key, getattr(self, key), 1)
         for key in ("learning_rate", "weight_decay"):
-            _at_least("finetune", key, getattr(self, key), 0)
-        _at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
+            at_least("finetune", key, getattr(self, key), 0)
+        at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
         for key in ("warmup", "label_smoothing", "validation"):
             _fraction("finetune", key, getattr(self, key))
 
@@ -193,16 +193,16 @@ class ExtractorConfig:
     """Absent: the extractor stays frozen."""
 
     def __post_init__(self):
-        _one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
-        _one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
-        _one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
+        one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; "
                             "use finetune.method lora")
         for key in ("frames", "budget"):
-            _at_least("", key, getattr(self, key), 0)
-        _at_least("", "max_tokens", self.max_tokens, 1)
-        _at_least("", "window", self.window, 0.1)
+            at_least("", key, getattr(self, key), 0)
+        at_least("", "max_tokens", self.max_tokens, 1)
+        at_least("", "window", self.window, 0.1)
 
 
 @dataclass(kw_only=True)
@@ -217,8 +217,8 @@ class ExtractConfig:
     """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
 
     def __post_init__(self):
-        _one_of("extract", "storage", self.storage, ("fp32", "fp16"))
-        _at_least("extract", "anchors", self.anchors, 0)
+        one_of("extract", "storage", self.storage, ("fp32", "fp16"))
+        at_least("extract", "anchors", self.anchors, 0)
 
 
 @dataclass(kw_only=True)
@@ -259,18 +259,18 @@ class FuseConfig:
     label_smoothing: float = 0.05
 
     def __post_init__(self):
-        _one_of("fuse", "level", self.level, ("utterance", "frame"))
-        _one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
-        _one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
-        _one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
+        one_of("fuse", "level", self.level, ("utterance", "frame"))
+        one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
+        one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
+        one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
-            _at_least("fuse", key, getattr(self, key), 1)
+            at_least("fuse", key, getattr(self, key), 1)
         for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
             _fraction("fuse", key, getattr(self, key))
         if len(set(self.sets)) < len(self.sets):
             raise UserError(f"fuse.sets names a feature set twice: {', '.join(self.sets)}")
-        _at_least("fuse", "learning_rate", self.learning_rate, 1e-9)
-        _at_least("fuse", "weight_decay", self.weight_decay, 0)
+        at_least("fuse", "learning_rate", self.learning_rate, 1e-9)
+        at_least("fuse", "weight_decay", self.weight_decay, 0)
         for chance in self.dropout:
             _fraction("fuse", "dropout", chance)
         if not self.dropout:
@@ -304,9 +304,9 @@ class SelfTrainConfig:
 
     def __post_init__(self):
         for key in ("rounds", "patience"):
-            _at_least("self_train", key, getattr(self, key), 0)
-        _one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision"))
-        _one_of("self_train", "start", self.start, ("scratch", "warm"))
+            at_least("self_train", key, getattr(self, key), 0)
+        one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision"))
+        one_of("self_train", "start", self.start, ("scratch", "warm"))
         for key in ("quota", "weight"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
@@ -332,8 +332,8 @@ class VoteConfig:
     estimated for these clips. Empty: all unlabelled clips."""
 
     def __post_init__(self):
-        _one_of("vote", "kind", self.kind, ("soft", "hard"))
-        _one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
+        one_of("vote", "kind", self.kind, ("soft", "hard"))
+        one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
         for key, kind in (("given", "given"), ("probes", "probed")):
             if (self.prior == kind) != bool(getattr(self, key)):
                 raise UserError(f"vote.{key} belongs to vote.prior: {kind}, and is needed there")

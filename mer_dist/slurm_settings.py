@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from mer_dist.errors import UserError
-from mer_dist.settings import _at_least, _one_of
+from mer_dist.settings import at_least, one_of
 
 STAGES = ("shard", "finetune", "extract", "fuse", "report")
 WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:/@+=#-]*")
@@ -49,7 +49,8 @@ class SlurmConfig:
     times: dict[str, str] = field(default_factory=dict)
     """stage: its own limit."""
     warning: int = 300
-    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an evaluation."""
+    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an
+    evaluation take."""
     extract_tasks: int = 4
     """Jobs of the extraction array; each takes its part of the shards."""
     extract_at_once: int = 0
@@ -73,13 +74,13 @@ class SlurmConfig:
         _fits("memory", self.memory, MEMORY)
         _fits("time", self.time, TIME)
         for stage, limit in self.times.items():
-            _one_of("slurm.times", "a stage", stage, STAGES)
+            one_of("slurm.times", "a stage", stage, STAGES)
             _fits(f"times.{stage}", limit, TIME)
         for key in ("nodes", "warning", "extract_tasks"):
-            _at_least("slurm", key, getattr(self, key), 1)
+            at_least("slurm", key, getattr(self, key), 1)
         for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
-            _at_least("slurm", key, getattr(self, key), 0)
-        _one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
+            at_least("slurm", key, getattr(self, key), 0)
+        one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
         for name, value in self.options.items():
             if not OPTION.fullmatch(name) or name in TAKEN:
                 raise UserError(f"slurm.options.{name}: not an option that can be given here; another key of "

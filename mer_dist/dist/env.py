@@ -36,7 +36,7 @@ def for_children(threads: int) -> dict[str, str]:
     """The environment of processes that this one launches: bounded threads, no inherited rank."""
     of_this_rank = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     inherited = {key: value for key, value in os.environ.items() if key not in of_this_rank}
-    if not _has_gpu():
+    if not has_gpu():
         inherited.setdefault("DS_ACCELERATOR", "cpu")
     own = {
         "OMP_NUM_THREADS": str(threads),
@@ -75,7 +75,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()

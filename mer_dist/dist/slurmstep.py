@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer_dist.dist.env import _has_gpu
+from mer_dist.dist.env import has_gpu
 from mer_dist.errors import UserError
 from mer_dist.strict import parse
 
@@ -66,7 +66,7 @@ def become_rank(array: int, launch_file: str) -> Step:
     # Whatever launched the shell that submitted the job means nothing here.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
-    if not _has_gpu():
+    if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if world > 1:
         # Where srun was called: the first node, which has rank 0.

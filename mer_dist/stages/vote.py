@@ -63,8 +63,8 @@ def vote(
     if config.vote.prior != "none":
         # Expected WAF is that of the clips which are scored together. A fold's clips are answered
         # by themselves: what is said of the other folds comes from models that know their labels.
-        of_folds = (clips.fold == fold for fold in range(clips.folds))
-        for part in (*of_folds, asked, ~clips.labeled & ~asked):
+        each_fold = (clips.fold == fold for fold in range(clips.folds))
+        for part in (*each_fold, asked, ~clips.labeled & ~asked):
             answer[part] = decisions.decide(pooled[part])
     made = Predictions(
         title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
