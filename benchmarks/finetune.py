@@ -115,10 +115,12 @@ def report_checkpoint(joined, trainer, folder: Path) -> None:
         return time.perf_counter() - started
 
     state = trainer.model, trainer.optimizer
-    save = [timed(checkpoints.save, *state, trainer.progress) for _ in range(ROUNDS)]
+    # A step of its own each: what is saved is not saved again.
+    steps = [replace(trainer.progress, step=number) for number in range(1, ROUNDS + 1)]
+    save = [timed(checkpoints.save, *state, progress) for progress in steps]
     (saved,) = folder.glob("step-*")
     load = [timed(checkpoints._load_as_written, saved, *state) for _ in range(ROUNDS)]
-    convert = [timed(checkpoints._load_converted, saved, *state, trainer.progress.step) for _ in range(ROUNDS)]
+    convert = [timed(checkpoints._load_converted, saved, *state, ROUNDS) for _ in range(ROUNDS)]
     if joined.is_main_process:
         size = sum(path.stat().st_size for path in saved.iterdir())
         plain = statistics.median(written(folder / "plain", size) for _ in range(ROUNDS))

@@ -30,6 +30,7 @@ WAYS = {
     "full": {"method": "full"},
     "lora": {},
     "nf4": {"quantize": "nf4"},
+    "int8": {"quantize": "int8"},
     # Many groups of weights that DeepSpeed updates together, and none that every rank keeps whole.
     "split": {"method": "full", "zero": {"stage3_param_persistence_threshold": 0, "sub_group_size": 20000}},
 }

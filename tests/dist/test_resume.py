@@ -21,7 +21,8 @@ from mer_dist.dist.checkpoint import trained_weights, whole
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 FAULTS = ("position", "random", "mode", "order", "rate", "moments")
-WAYS = ("full", "lora", "split")
+WAYS = ("full", "lora", "nf4", "int8", "split")
+HALF = ("full", "lora", "nf4")
 STOP = 6
 
 pytestmark = pytest.mark.processes
@@ -76,6 +77,13 @@ def zero2(models, here) -> Path:  # noqa: F811
     return train(models, here / "zero2", 2, 2, "full+until", "lora+until")
 
 
+@pytest.fixture(scope="module")
+def half(models, here) -> Path:  # noqa: F811
+    """Two ranks under ZeRO-3 in bf16, undisturbed and stopped."""
+    cases = [f"{way}+{mode}" for way in HALF for mode in ("through", "until")]
+    return train(models, here / "half", 2, 3, *cases, precision="bf16")
+
+
 #: title -> who was stopped, how many processes go on, and at which ZeRO stage (0: without DeepSpeed)
 MOVES = {
     "2 to 2": ("two", 2, 3), "2 to 1": ("two", 1, 0), "2 to 3": ("two", 3, 3), "1 to 2": ("one", 2, 3),
@@ -103,6 +111,16 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
             assert apart == 0 and told["losses"] == whole_run["losses"][STOP:]
         assert apart < 1e-3, f"{way}: {apart}"
         assert not list((folder / way).glob(".*")), "the converted checkpoint was left behind"
+
+
+@pytest.mark.parametrize("processes, stage", [(1, 0), (3, 3)])
+def test_it_does_so_in_half_precision(models, here, half, processes, stage):  # noqa: F811
+    """Sums in another order end in another bf16 number, and a process alone keeps float32 weights."""
+    folder = moved(half, here / f"half-{processes}")
+    train(models, folder, processes, stage, *(f"{way}+onward" for way in HALF), precision="bf16")
+    for way in HALF:
+        told, whole_run = losses(folder / f"{way}+onward.json"), losses(half / f"{way}+through.json")
+        assert np.abs(told - whole_run[STOP:]).max() < 0.005 * whole_run[0]
 
 
 def losses(path: Path) -> np.ndarray:
