@@ -188,7 +188,7 @@ def has_frames(config: Config) -> bool:
 
 def slug(title: str) -> str:
     """The title as the name of a folder."""
-    return "-".join(re.findall("[a-z]+", title.lower()))
+    return "-".join(re.findall("[a-z0-9]+", title.lower()))
 
 
 def table(rows: list[dict]) -> str:
