@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import small_job
+import torch
 from conftest import ROOT
 from long_suite import cases, record_folder
 from processes import alive, descendants, kill, ranks, seconds_until
@@ -22,8 +23,8 @@ from safetensors.torch import load_file
 from mer_dist import config as configuration
 from mer_dist import files
 from mer_dist.dist import env
-from mer_dist.dist.checkpoint import whole
-from mer_dist.errors import FAILED
+from mer_dist.dist.checkpoint import trained_weights, whole
+from mer_dist.errors import FAILED, UserError
 from mer_dist.layout import Run
 from mer_dist.stages.shard import shard
 
@@ -148,6 +149,29 @@ def note(request, rows: list[dict]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, undisturbed, tmp_path):
+    folder = fresh(job, tmp_path / "run")
+    checkpoints = Run(folder).checkpoints("baichuan", "all")
+    started = start(job, folder, 2)
+    seconds_until(lambda: len(announced(folder)) > 3, 300)
+    kill(psutil.Process(started.pid), *descendants(started.pid))
+    started.wait()
+    older, newest = whole(checkpoints)[-2:]
+    part = sorted(newest.glob("*pp_rank_1_*optim_states.pt"))[0]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(UserError, match=f"{newest.name} is damaged \\({part.name} holds other bytes"):
+        trained_weights(newest, torch.float32)
+    assert start(job, folder, 2).wait(500) == 0
+    log = Run(folder).log("finetune", 0).read_text()
+    assert log.count(f"{newest} is damaged ({part.name} holds other bytes") == 1
+    for rank in (0, 1):
+        assert f"going on from {older}" in Run(folder).log("finetune", rank).read_text()
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (adapter(folder) / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_stuck_rank_is_noticed_and_the_others_say_so_in_one_line(job, tmp_path):
