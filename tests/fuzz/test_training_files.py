@@ -1,4 +1,4 @@
-"""Damaged checkpoints and fine-tuned copies: another one or a line that names them, and never another result."""
+"""Damaged checkpoints and fine-tuned copies: passed over or named, and never another result."""
 
 from __future__ import annotations
 
