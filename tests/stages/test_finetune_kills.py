@@ -32,7 +32,7 @@ from mer_dist.stages.shard import shard
 KILLS = 3
 #: Seconds in which all ranks have ended after any kill, on a busy machine.
 BOUND = 20
-#: Seconds that torch's launcher gives a rank, which does not see SIGTERM while it is stuck, until SIGKILL.
+#: Seconds from the failure of one rank to the SIGKILL with which torch's launcher ends one that is stuck.
 PATIENCE = 30
 JOB = """
 run: {{folder: {folder}/run, keep_checkpoints: 2, checkpoint_minutes: 0.0001, timeout_minutes: 0.25}}
@@ -181,11 +181,12 @@ def test_a_stuck_rank_is_noticed_told_of_in_one_line_and_ended_with_the_others(j
     started = start(job, folder, 2)
     seconds_until(lambda: announced(folder), 300)
     every = [psutil.Process(started.pid), *descendants(started.pid)]
-    stuck = ranks(started.pid)[1]
+    other, stuck = ranks(started.pid)[0], ranks(started.pid)[1]
     stuck.suspend()
     try:
         # timeout_minutes is a quarter of a minute.
         seconds_until(lambda: "does not answer" in Run(folder).log("finetune", 0).read_text(), 15 + BOUND)
+        seconds_until(lambda: not alive(other), BOUND)
         seconds_until(lambda: started.poll() is not None and not any(map(alive, every)), PATIENCE + BOUND)
     finally:
         kill(*every)
