@@ -35,10 +35,11 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
             size, rows = size + batch.nbytes, rows + len(batch)
             _check(size, rows)
             batches.append(batch)
-        empty = file.schema_arrow.empty_table()
-        table = pa.Table.from_batches(batches) if batches else empty
+        table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
         table = table.select(names) if names else table
-        return table.cast(schema) if schema is not None else table.replace_schema_metadata(empty.schema.metadata)
+        if schema is not None:
+            return table.cast(schema)
+        return table.replace_schema_metadata(file.schema_arrow.metadata)
 
 
 def _check(size: int, rows: int) -> None:

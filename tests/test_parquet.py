@@ -24,7 +24,8 @@ def test_a_table_comes_back_with_its_types_and_metadata_over_many_batches(tmp_pa
     assert made.to_pydict() == TABLE.to_pydict() and made.schema.metadata == {b"title": b"fused"}
     assert made["label"].type == TABLE["label"].type
     two = parquet.read(tmp_path / "a", ["p", "suffixes"])
-    assert two.column_names == ["p", "suffixes"] and two.to_pydict() == TABLE.select(["p", "suffixes"]).to_pydict()
+    assert two.column_names == ["p", "suffixes"]
+    assert two.to_pydict() == TABLE.select(["p", "suffixes"]).to_pydict()
     pq.write_table(TABLE[:0], tmp_path / "b")
     none = parquet.read(tmp_path / "b")
     assert len(none) == 0 and none.schema == made.schema and none.schema.metadata == made.schema.metadata

@@ -24,7 +24,6 @@ from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
 
-
 #: The learning curves of a finished copy.
 HISTORY = "history.json"
 
@@ -119,7 +118,8 @@ def train(joined, copy: Copy, config: Config) -> None:
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
     if joined.is_main_process:
-        _finish(copy, checkpoints.best(history["best_epoch"]), history, joined.num_processes, zero_stage(joined))
+        best = checkpoints.best(history["best_epoch"])
+        _finish(copy, best, history, joined.num_processes, zero_stage(joined))
         shutil.rmtree(underway)
     joined.wait_for_everyone()
     joined.free_memory()

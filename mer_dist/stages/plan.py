@@ -225,7 +225,8 @@ def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> di
             parts = len(copies.parts(config, name))
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
             # The best epochs that the checkpoints go back to lie beside the finished copies.
-            saved += (parts + config.run.keep_checkpoints) * sized.trainable * _held(extractor, sized, layout).element
+            folders = parts + config.run.keep_checkpoints
+            saved += folders * sized.trainable * _held(extractor, sized, layout).element
             trained.append(sized.trainable)
         sets[name] = seen * _vector_bytes(config, name, sized.width)
     return {
