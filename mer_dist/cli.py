@@ -361,8 +361,10 @@ def demo(parsed: argparse.Namespace) -> int:
 def import_features(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.exchange import import_npy
 
-    import_npy(Run(parsed.run), parsed.set, parsed.modality, parsed.folder)
-    return quarantined(Run(parsed.run), "import")
+    run = Run(parsed.run)
+    with held(run.lock, parsed.command):
+        import_npy(run, parsed.set, parsed.modality, parsed.folder)
+        return quarantined(run, "import")
 
 
 def export_model(parsed: argparse.Namespace) -> int:

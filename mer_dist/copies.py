@@ -23,6 +23,17 @@ def part_name(without: int | None) -> str:
     return "all" if without is None else f"fold-{without}"
 
 
+def check_whole(folder: Path) -> None:
+    """Read every file of a finished copy, and compare it with what was written.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    told = (files.marked(folder) or {}).get("content", {})
+    if faults := files.damaged(folder, told):
+        raise UserError(f"{folder}: {faults[0]}; delete this folder and run finetune")
+
+
 @dataclass(kw_only=True)
 class Copy:
     """One copy of an extractor to be trained."""

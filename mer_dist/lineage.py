@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mer_dist import parquet
 from mer_dist.errors import reading
 from mer_dist.selection import REASONS, Selection
 
@@ -65,4 +67,4 @@ def of_clip(path: Path, name: str) -> list[dict]:
         UserError: the file is not readable.
     """
     with reading(path, "delete its folder and run fuse"):
-        return pq.read_table(path, filters=[("name", "==", name)]).to_pylist()
+        return parquet.read(path).filter(pc.field("name") == name).to_pylist()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
+from mer_dist import parquet
 from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.layout import Run
@@ -69,7 +70,7 @@ def read(path: Path) -> Predictions:
         UserError: it is not readable.
     """
     with reading(path, _AGAIN):
-        return _understood(pq.read_table(path))
+        return _understood(parquet.read(path))
 
 
 def _understood(table: pa.Table) -> Predictions:

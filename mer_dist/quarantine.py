@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mer_dist import parquet
 from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.records import Problem
@@ -21,7 +22,7 @@ def read(path: Path) -> list[Problem]:
     if not Path(path).exists():
         return []
     with reading(path, "delete it and run again"):
-        table = pq.read_table(path, schema=SCHEMA)
+        table = parquet.read(path, schema=SCHEMA)
         if any(column.null_count for column in table.columns):
             raise ValueError("fields are empty")
         return [Problem(**row) for row in table.to_pylist()]

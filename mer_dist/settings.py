@@ -46,7 +46,8 @@ class RunConfig:
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
     keep_checkpoints: int = 1
-    """Newest checkpoints that stay while a copy is trained; all go when it is complete."""
+    """Newest checkpoints that stay while a copy is trained; all go when it is complete. With 2, one that a
+    disk has damaged costs the steps since the one before; with 1, the whole training of the copy."""
     timeout_minutes: float = 30.0
     """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
     seed: int = 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import fusion_run
+import numpy as np
 import pytest
 
 from mer_dist.cli import main
@@ -82,3 +83,16 @@ def test_a_second_command_in_a_run_folder_is_refused(tmp_path, capsys):
         assert main(["fuse", str(tmp_path / "job.yaml")]) == 2
     assert "mer-dist extract" in capsys.readouterr().err
     assert not Run(made.run.folder).probes.exists()
+
+
+def test_an_import_takes_the_lock_of_the_run_folder_and_gives_it_back(tmp_path, capsys):
+    run, folder = Run(tmp_path / "run"), tmp_path / "npy"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.ones(3))
+    arguments = ["import-features", str(run.folder), "face", str(folder), "--modality", "video"]
+    with held(run.lock, "fuse"):
+        assert main(arguments) == 2
+    assert "mer-dist fuse" in capsys.readouterr().err
+    assert not run.features("face").exists()
+    assert main(arguments) == 0
+    assert "mer-dist import-features" in run.lock.read_text() and run.features("face").exists()

@@ -158,3 +158,30 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as told, files.atomic(tmp_path / "a.json"):
         (tmp_path / "clip.mp4").read_bytes()
     assert told.value.filename == str(tmp_path / "clip.mp4")
+
+
+def test_a_mark_that_was_changed_is_none_and_one_without_a_seal_is_of_an_older_version(tmp_path):
+    files.mark(tmp_path, "a", numbers={3: 0.1, 12: (1, None)})
+    facts = {"made_from": "a", "numbers": {"3": 0.1, "12": [1, None]}}
+    assert files.marked(tmp_path) == files.marked(tmp_path, "a") == facts
+    path = tmp_path / files.MARK
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    assert files.marked(tmp_path) is None
+    files.write_json(path, facts)
+    assert files.marked(tmp_path) == facts
+
+
+def test_files_are_compared_with_what_was_written_byte_for_byte(tmp_path):
+    paths = [tmp_path / name for name in "abcd"]
+    for path in paths:
+        path.write_bytes(bytes(3 << 20))
+    told = files.contents(paths)
+    assert files.damaged(tmp_path, told) == []
+    with open(paths[0], "r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"\1")
+    paths[1].write_bytes(b"short")
+    paths[2].unlink()
+    assert files.damaged(tmp_path, told) == [
+        "a holds other bytes than were written", f"b has 5 bytes instead of {3 << 20}", "c is gone",
+    ]

@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -24,7 +25,7 @@ import torch
 
 from mer_dist import files
 from mer_dist.dist import universal
-from mer_dist.dist.runtime import agreed, zero_stage
+from mer_dist.dist.runtime import agreed, from_all, zero_stage
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 ALONE = "alone.pt"
 #: Bytes below which a disk on which writing failed is taken for full.
 FULL = 2**20
+#: Which rank has written a file, as DeepSpeed names it; others are rank 0's.
+_WRITER = re.compile(r"pp_rank_(\d+)_")
 #: A checkpoint on its way to another number of processes.
 CONVERTED = ".universal"
 
@@ -73,8 +76,8 @@ class Checkpoints:
         self.joined, self.folder, self.made_from = joined, Path(folder), made_from
         self.keep, self.seconds = keep, 60 * minutes
         self.saved_at = time.monotonic()
-        #: what the newest checkpoint calls the best epoch; 0: none, or there is no checkpoint.
-        self.best_epoch = 0
+        #: damaged ones; they go with the next that is saved.
+        self.passed_over: set[Path] = set()
 
     def due(self) -> bool:
         """By this rank's clock; ranks must agree before any of them saves."""
@@ -85,10 +88,10 @@ class Checkpoints:
         return self.folder / f"best-{epoch:04d}"
 
     def forget_best_but(self, epoch: int) -> None:
-        """Remove the weights of other epochs, except those that the newest checkpoint goes back to."""
-        for path in self.folder.glob("best-*"):
-            if path not in (self.best(epoch), self.best(self.best_epoch)):
-                shutil.rmtree(path)
+        """Remove the weights of other epochs, except those that a checkpoint goes back to."""
+        epochs = {epoch, *(files.marked(path)["progress"]["best_epoch"] for path in self._usable())}
+        for path in set(self.folder.glob("best-*")) - set(map(self.best, epochs)):
+            shutil.rmtree(path)
 
     def save(self, model: nn.Module, optimizer: Any, progress: Progress) -> None:
         """Called by all ranks at the same step boundary; nothing is done if that step is saved.
@@ -109,10 +112,11 @@ class Checkpoints:
         with _full_disk_named(temporary, target):
             self._write(temporary, model, optimizer)
             # Each rank its own, which another node may hold in its memory.
+            own = files.contents(temporary / name for name in self._own(os.listdir(temporary)))
             files.sync(temporary)
-        self.joined.wait_for_everyone()
+        contents = from_all(self.joined, own)
         if self.joined.is_main_process:
-            size = self._publish(temporary, target, progress)
+            size = self._publish(temporary, target, progress, contents)
             logger.info("checkpoint at step %d: %.1f MiB in %.1f s, in %s", progress.step, size / 2**20,
                         time.monotonic() - started, target)
         self.joined.wait_for_everyone()
@@ -128,24 +132,30 @@ class Checkpoints:
                 str(self.folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True
             )
 
-    def _publish(self, temporary: Path, target: Path, progress: Progress) -> int:
+    def _own(self, names: Iterable[str]) -> list[str]:
+        """Of the files of a checkpoint those that this rank has written, or, where as many ranks have not
+        written it, its share of them."""
+        here, world = self.joined.process_index, self.joined.num_processes
+        writers = ((name, _WRITER.search(name)) for name in names)
+        return [name for name, writer in writers if (int(writer[1]) if writer else 0) % world == here]
+
+    def _publish(self, temporary: Path, target: Path, progress: Progress, contents: list[dict]) -> int:
         """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
-        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        content = {name: facts for own in contents for name, facts in own.items()}
         files.mark(
-            temporary, self.made_from, progress=asdict(progress), sizes=sizes,
+            temporary, self.made_from, progress=asdict(progress), content=content,
             processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
         )
         files.publish(temporary, target)
+        self.passed_over.discard(target)
         for path in set(self.folder.glob("step-*")) - set(self._usable()[-self.keep :]):
             shutil.rmtree(path)
-        self.best_epoch = progress.best_epoch
-        self.forget_best_but(self.best_epoch)
-        return sum(sizes.values())
+        self.forget_best_but(progress.best_epoch)
+        return sum(size for size, _ in content.values())
 
     def load(self, model: nn.Module, optimizer: Any) -> Progress | None:
         """Continue from the newest checkpoint of this training; None if there is none to go on from."""
-        # Rank 0 chooses for all: another rank might see the folder a moment later.
-        newest, facts = agreed(self.joined, self._newest() if self.joined.is_main_process else (None, None))
+        newest, facts = self._newest()
         if newest is None:
             return None
         progress = Progress(**facts["progress"])
@@ -155,7 +165,6 @@ class Checkpoints:
         else:
             logger.info("%s was written by %d processes at ZeRO stage %d; it is converted", newest, *written)
             self._load_converted(newest, model, optimizer, progress.step)
-        self.best_epoch = progress.best_epoch
         logger.info("going on from %s", newest)
         return progress
 
@@ -185,16 +194,32 @@ class Checkpoints:
             shutil.rmtree(converted)
 
     def _newest(self) -> tuple[Path | None, dict | None]:
-        """The checkpoint to go on from, and its mark."""
+        """The checkpoint to go on from, and its mark. Every rank reads its part of it once, to see whether
+        it is damaged; older ones are read only if it is."""
+        # Rank 0 chooses for all: another rank might see the folder a moment later.
+        candidates = agreed(self.joined, self._candidates() if self.joined.is_main_process else [])
+        for path, facts in candidates:
+            own = {name: facts["content"][name] for name in self._own(facts["content"])}
+            faults = [fault for rank in from_all(self.joined, files.damaged(path, own)) for fault in rank]
+            if not faults:
+                return path, facts
+            self.passed_over.add(path)
+            if self.joined.is_main_process:
+                logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
+        return None, None
+
+    def _candidates(self) -> list[tuple[Path, dict]]:
+        """What may be gone on from, newest first, with its mark."""
         shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
         if not usable and (found := whole(self.folder)):
             logger.warning("%s is of another training; it is not used, and this copy starts again", found[-1])
-        return (usable[-1], files.marked(usable[-1])) if usable else (None, None)
+        return [(path, files.marked(path)) for path in reversed(usable)]
 
     def _usable(self) -> list[Path]:
         """The whole checkpoints of this training, oldest first."""
-        return [path for path in whole(self.folder) if files.marked(path, self.made_from)]
+        found = set(whole(self.folder)) - self.passed_over
+        return [path for path in sorted(found) if files.marked(path, self.made_from)]
 
 
 @contextmanager
@@ -222,13 +247,15 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
 
 
 def whole(folder: Path) -> list[Path]:
-    """The complete checkpoints in ``folder``, oldest first; a torn one is left out with a warning."""
+    """The complete checkpoints in ``folder``, oldest first; a torn one is left out with a warning.
+
+    Sizes are compared, not what the files hold, which takes as long as reading them.
+    """
     found = []
     for path in sorted(Path(folder).glob("step-*")):
-        sizes = (files.marked(path) or {}).get("sizes")
-        sizes = sizes if isinstance(sizes, dict) else {}
-        torn = [name for name, size in sizes.items() if _size(path / name) != size]
-        if torn or not sizes:
+        content = (files.marked(path) or {}).get("content", {})
+        torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
+        if torn or not content:
             logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "no mark")
         else:
             found.append(path)
@@ -244,11 +271,14 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
     masters to ``dtype``. Needs no process group, and one tensor's worth of memory besides.
 
     Raises:
-        UserError: the checkpoint is not whole.
+        UserError: the checkpoint is not whole, or damaged.
     """
     if checkpoint not in whole(checkpoint.parent):
         raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
-    if files.marked(checkpoint)["zero_stage"] == 0:
+    facts = files.marked(checkpoint)
+    if faults := files.damaged(checkpoint, facts["content"]):
+        raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
+    if facts["zero_stage"] == 0:
         parts = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)["weights"]
     else:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

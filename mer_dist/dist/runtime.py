@@ -74,6 +74,13 @@ def agreed(joined: Accelerator, value):
     return broadcast_object_list([value])[0] if joined.num_processes > 1 else value
 
 
+def from_all(joined: Accelerator, value) -> list:
+    """The ``value`` of every rank, in the order of ranks, on all of them."""
+    from accelerate.utils import gather_object
+
+    return gather_object([value]) if joined.num_processes > 1 else [value]
+
+
 def anywhere(joined: Accelerator, here: bool) -> bool:
     """Whether it is so on any rank; asked by all of them."""
     import torch

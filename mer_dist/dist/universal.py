@@ -130,8 +130,7 @@ def _load_alone(folder: Path, model: nn.Module, optimizer: Optimizer, step: int)
 
 
 def _tensor(folder: Path, name: str, key: str) -> Tensor:
-    value = torch.load(folder / TENSORS / name / f"{key}.pt", map_location="cpu", weights_only=True)
-    return value["param"] if isinstance(value, dict) else value
+    return torch.load(folder / TENSORS / name / f"{key}.pt", map_location="cpu", weights_only=True)["param"]
 
 
 def _counter(step: int) -> Tensor:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mer_dist import config as configuration
-from mer_dist import metrics, predictions, quarantine, times
+from mer_dist import metrics, parquet, predictions, quarantine, times
 from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
@@ -107,7 +106,7 @@ def collect(run_folder: Path) -> Facts:
 
 
 def _corpus(path: Path, order: list[str]) -> Corpus:
-    rows = pq.read_table(path).to_pylist()
+    rows = parquet.read(path).to_pylist()
     counts: dict[str, Counter[str]] = {}
     missing: dict[str, Counter[str]] = {}
     for row in rows:
@@ -172,7 +171,7 @@ def _round(folder: Path) -> Round:
 
 def _lent(path: Path) -> int:
     """Unlabelled clips that the models of at least one fold learned from."""
-    columns = pq.read_table(path, columns=["name", "selected"]).to_pydict()
+    columns = parquet.read(path, ["name", "selected"]).to_pydict()
     return len({name for name, taken in zip(columns["name"], columns["selected"], strict=True) if taken})
 
 

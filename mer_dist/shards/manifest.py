@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mer_dist import parquet
 from mer_dist.errors import UserError, reading
 from mer_dist.files import atomic
 from mer_dist.records import Problem
@@ -101,7 +102,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: it is not readable.
     """
     with reading(path, "delete it and run shard"):
-        return _rows(pq.read_table(path, schema=SCHEMA))
+        return _rows(parquet.read(path, schema=SCHEMA))
 
 
 def _rows(table: pa.Table) -> list[Row]:

@@ -9,11 +9,11 @@ import difflib
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from safetensors import safe_open
 
 from mer_dist import config as configuration
-from mer_dist import features, files, joined, lineage, predictions, quarantine
+from mer_dist import features, files, joined, lineage, parquet, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.corpus import table
 from mer_dist.errors import UserError, reading
@@ -52,8 +52,8 @@ def explain(folder: Path, name: str) -> dict:
 def _told(path: Path, name: str) -> dict | None:
     """What one prediction file says of the clip."""
     with reading(path, AGAIN):
-        rows = pq.read_table(path, filters=[("name", "==", name)]).to_pylist()
-        facts = pq.read_schema(path).metadata
+        table = parquet.read(path)
+        rows, facts = table.filter(pc.field("name") == name).to_pylist(), table.schema.metadata
         if not rows:
             return None
         labels = json.loads(facts[b"labels"])
@@ -68,7 +68,7 @@ def _unknown(run: Run, paths: list[Path], name: str) -> str:
     if not paths:
         return f"{run.folder}: there are no predictions yet; run fuse first"
     with reading(paths[-1], AGAIN):
-        known = pq.read_table(paths[-1], columns=["name"])["name"].to_pylist()
+        known = parquet.read(paths[-1], ["name"])["name"].to_pylist()
     near = difflib.get_close_matches(name, known, 3, 0.5)
     known = f"near names: {', '.join(near)}" if near else f"its names look like {known[0]}"
     return f"{run.folder}: no clip {name!r} there; {known}"

@@ -36,6 +36,7 @@ def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adap
     finished = step is None and files.marked(copy.folder, copy.made_from)
     if finished:
         # Here and not in the new folder, so that a fault names the file that has it.
+        copies.check_whole(copy.folder)
         check_files(copy.extractor, copy.folder)
     with files.atomic_folder(folder) as target:
         if not finished:

@@ -90,6 +90,8 @@ def extract(config: Config) -> None:
     for work in works:
         if work.missing():
             # All of them before the first is computed, which may take hours.
+            if work.adapter is not None:
+                copies.check_whole(work.adapter)
             check_files(work.extractor, work.adapter)
     run = Run(config.run.folder)
     if place().rank == 0:

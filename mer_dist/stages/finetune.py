@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import NOBODY
-from mer_dist.errors import Stopped
+from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
+
+#: The learning curves of a finished copy.
+HISTORY = "history.json"
 
 
 def unfinished(config: Config) -> list[Copy]:
@@ -92,12 +96,15 @@ def train(joined, copy: Copy, config: Config) -> None:
         joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints
     )
 
+    _check_best(joined, checkpoints, trainer.progress.best_epoch)
+
     def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         weights = gathered(joined, trainable)
         if joined.is_main_process:
             with files.atomic_folder(checkpoints.best(epoch)) as folder:
                 save(model, weights, folder)
+                files.mark(folder, copy.made_from, content=files.contents(folder.iterdir()))
             checkpoints.forget_best_but(epoch)
         joined.wait_for_everyone()
 
@@ -106,22 +113,43 @@ def train(joined, copy: Copy, config: Config) -> None:
             times.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
 
     history = trainer.run(keep, note)
+    _check_best(joined, checkpoints, history["best_epoch"])
     if note := classifier.extractor.note():
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
     if joined.is_main_process:
-        with files.atomic_folder(copy.folder) as folder:
-            # Links, so that the best weights are still there if this is cut short.
-            best = checkpoints.best(history["best_epoch"])
-            shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
-            files.write_json(folder / "history.json", history)
-            files.mark(
-                folder, copy.made_from, processes=joined.num_processes, trained_without=copy.without,
-                zero_stage=zero_stage(joined),
-            )
+        best = checkpoints.best(history["best_epoch"])
+        _finish(copy, best, history, joined.num_processes, zero_stage(joined))
         shutil.rmtree(underway)
     joined.wait_for_everyone()
     joined.free_memory()
+
+
+def _check_best(joined, checkpoints, epoch: int) -> None:
+    """Refuse to go on towards weights of the best epoch that are damaged or gone: they cannot be had
+    again without its checkpoint, which may be gone, too."""
+    from mer_dist.dist.runtime import agreed
+
+    best, faults = checkpoints.best(epoch), []
+    if epoch and joined.is_main_process:
+        told = files.marked(best, checkpoints.made_from)
+        faults = files.damaged(best, told["content"]) if told else ["is gone, or its mark is"]
+    if faults := agreed(joined, faults):
+        raise UserError(f"{best}: the weights of the best epoch are damaged: {faults[0]}; to train this copy "
+                        f"again from the start, delete {checkpoints.folder} and run finetune")
+
+
+def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: int) -> None:
+    """Make the weights of the best epoch, just found to be whole, the finished copy."""
+    with files.atomic_folder(copy.folder) as folder:
+        # Links, so that the best weights are still there if this is cut short.
+        shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
+        files.write_json(folder / HISTORY, history)
+        content = files.marked(best)["content"] | files.contents([folder / HISTORY])
+        files.mark(
+            folder, copy.made_from, processes=processes, trained_without=copy.without,
+            zero_stage=zero_stage, content=content,
+        )
 
 
 def _task(copy: Copy, config: Config, extractor):

@@ -224,8 +224,9 @@ def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> di
             # Each clip by one copy; the anchors by every copy.
             parts = len(copies.parts(config, name))
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
-            # The best epoch so far lies beside the finished copies.
-            saved += (parts + 1) * sized.trainable * _held(extractor, sized, layout).element
+            # The best epochs that the checkpoints go back to lie beside the finished copies.
+            folders = parts + config.run.keep_checkpoints
+            saved += folders * sized.trainable * _held(extractor, sized, layout).element
             trained.append(sized.trainable)
         sets[name] = seen * _vector_bytes(config, name, sized.width)
     return {

@@ -20,7 +20,7 @@ class Alone(SimpleNamespace):
 
     def __init__(self, processes: int = 1):
         state = SimpleNamespace(deepspeed_plugin=None)
-        super().__init__(is_main_process=True, num_processes=processes, state=state)
+        super().__init__(is_main_process=True, process_index=0, num_processes=processes, state=state)
 
     def wait_for_everyone(self) -> None:
         pass
@@ -63,6 +63,59 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         trained_weights(torn.parent, torch.float32)
 
 
+def damage(path, how: str) -> None:
+    """Change what a file holds and not its size."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if how == "a flipped bit":
+        content[middle] ^= 0x40
+    else:
+        content[middle : middle + 512] = bytes(512)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "a zeroed block"])
+def test_a_damaged_checkpoint_of_the_right_size_is_passed_over_for_the_one_before(tmp_path, caplog, how):
+    model = torch.nn.Linear(100, 100)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 100)).sum().backward()
+    optimizer.step()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    for step in (1, 2):
+        checkpoints.save(model, optimizer, Progress(step=step))
+    newest = tmp_path / "step-00000002"
+    damage(newest / ALONE, how)
+    logger.propagate = True
+    again = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    assert again.load(model, optimizer).step == 1
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert f"{newest} is damaged ({ALONE} holds other bytes" in line and "\n" not in line
+    with pytest.raises(UserError, match=f"step-00000002 is damaged \\({ALONE} holds other bytes"):
+        trained_weights(newest, torch.float32)
+    # It neither counts as saved nor as one of those that are kept.
+    again.save(model, optimizer, Progress(step=2))
+    assert Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0).load(model, optimizer).step == 2
+    assert [path.name for path in whole(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_torch_itself_reads_a_flipped_bit_without_a_word(tmp_path):
+    """Its files hold checksums, which it does not compare; if it does one day, ours can go."""
+    path, value = tmp_path / "value.pt", torch.zeros(1000)
+    torch.save(value, path)
+    damage(path, "a flipped bit")
+    assert (torch.load(path, weights_only=True) != value).sum() == 1
+
+
+def test_a_position_that_was_changed_is_not_gone_on_from(tmp_path):
+    model, optimizer = pair()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    for step in (1, 2):
+        checkpoints.save(model, optimizer, Progress(step=step, epoch=3))
+    mark = tmp_path / "step-00000002/made.json"
+    mark.write_text(mark.read_text().replace('"epoch": 3', '"epoch": 2'))
+    assert checkpoints.load(model, optimizer).step == 1
+
+
 def test_only_the_newest_stay_and_those_of_another_training_go(tmp_path, caplog):
     model, optimizer = pair()
     Checkpoints(Alone(), tmp_path, "other", keep=2, minutes=0).save(model, optimizer, Progress(step=9))
@@ -100,6 +153,17 @@ def test_the_weights_of_the_best_epoch_stay_with_the_checkpoint_that_goes_back_t
     assert lying() == ["best-0002"]
     checkpoints.save(model, optimizer, Progress(step=2, epoch=5, best_epoch=4))
     assert lying() == []
+
+
+def test_the_weights_of_the_best_epoch_of_every_checkpoint_that_is_kept_stay(tmp_path):
+    """The newest may prove to be damaged; without them, the one before would lead to nothing."""
+    model, optimizer = pair()
+    checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
+    for epoch in (1, 2, 3):
+        checkpoints.best(epoch).mkdir()
+        checkpoints.forget_best_but(epoch)
+        checkpoints.save(model, optimizer, Progress(step=epoch, epoch=epoch, best_epoch=epoch))
+    assert [path.name for path in sorted(tmp_path.glob("best-*"))] == ["best-0002", "best-0003"]
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import small_job
+import torch
 from conftest import ROOT
 from long_suite import cases, record_folder
 from processes import alive, descendants, kill, ranks, seconds_until
@@ -22,8 +23,8 @@ from safetensors.torch import load_file
 from mer_dist import config as configuration
 from mer_dist import files
 from mer_dist.dist import env
-from mer_dist.dist.checkpoint import whole
-from mer_dist.errors import FAILED
+from mer_dist.dist.checkpoint import trained_weights, whole
+from mer_dist.errors import FAILED, UserError
 from mer_dist.layout import Run
 from mer_dist.stages.shard import shard
 
@@ -31,6 +32,8 @@ from mer_dist.stages.shard import shard
 KILLS = 3
 #: Seconds in which all ranks have ended after any kill, on a busy machine.
 BOUND = 20
+#: Seconds from the failure of one rank to the SIGKILL with which torch's launcher ends one that is stuck.
+PATIENCE = 30
 JOB = """
 run: {{folder: {folder}/run, keep_checkpoints: 2, checkpoint_minutes: 0.0001, timeout_minutes: 0.25}}
 corpus: {{path: {folder}/corpus}}
@@ -150,18 +153,44 @@ def note(request, rows: list[dict]) -> None:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def test_a_stuck_rank_is_noticed_and_the_others_say_so_in_one_line(job, tmp_path):
+def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, undisturbed, tmp_path):
+    folder = fresh(job, tmp_path / "run")
+    checkpoints = Run(folder).checkpoints("baichuan", "all")
+    started = start(job, folder, 2)
+    seconds_until(lambda: len(announced(folder)) > 3, 300)
+    kill(psutil.Process(started.pid), *descendants(started.pid))
+    started.wait()
+    older, newest = whole(checkpoints)[-2:]
+    part = sorted(newest.glob("*pp_rank_1_*optim_states.pt"))[0]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(UserError, match=f"{newest.name} is damaged \\({part.name} holds other bytes"):
+        trained_weights(newest, torch.float32)
+    assert start(job, folder, 2).wait(500) == 0
+    log = Run(folder).log("finetune", 0).read_text()
+    assert log.count(f"{newest} is damaged ({part.name} holds other bytes") == 1
+    for rank in (0, 1):
+        assert f"going on from {older}" in Run(folder).log("finetune", rank).read_text()
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (adapter(folder) / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_stuck_rank_is_noticed_told_of_in_one_line_and_ended_with_the_others(job, tmp_path):
     folder = fresh(job, tmp_path / "run")
     started = start(job, folder, 2)
     seconds_until(lambda: announced(folder), 300)
     every = [psutil.Process(started.pid), *descendants(started.pid)]
-    stuck = ranks(started.pid)[1]
+    other, stuck = ranks(started.pid)[0], ranks(started.pid)[1]
     stuck.suspend()
     try:
-        # timeout_minutes is a quarter of a minute; the launcher needs its own time to end a stuck rank.
-        seconds_until(lambda: "does not answer" in Run(folder).log("finetune", 0).read_text(), 60)
+        # timeout_minutes is a quarter of a minute.
+        seconds_until(lambda: "does not answer" in Run(folder).log("finetune", 0).read_text(), 15 + BOUND)
+        seconds_until(lambda: not alive(other), BOUND)
+        seconds_until(lambda: started.poll() is not None and not any(map(alive, every)), PATIENCE + BOUND)
     finally:
         kill(*every)
+    assert started.wait() == 1
     lines = [line for line in Run(folder).log("finetune", 0).read_text().splitlines() if " E " in line]
     assert len(lines) == 1 and "run.timeout_minutes" in lines[0] and "Traceback" not in lines[0]
 

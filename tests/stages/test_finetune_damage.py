@@ -1,0 +1,151 @@
+"""What lies there when a training goes on, and is damaged or gone: another is taken, or one line says why."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stages import underway
+
+from mer_dist import config as configuration
+from mer_dist import copies, files
+from mer_dist.cli import main
+from mer_dist.dist.checkpoint import whole
+from mer_dist.errors import DONE, USAGE, UserError
+from mer_dist.layout import Run
+from mer_dist.log import logger
+from mer_dist.stages import finetune
+from mer_dist.stages.export import export
+from mer_dist.stages.extract import extract
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    return underway.make(tmp_path_factory.mktemp("underway"))
+
+
+@pytest.fixture
+def run(job, tmp_path) -> Run:
+    """A copy of the run folder in which the training stopped."""
+    shutil.copytree(Run(underway.load(job).run.folder).folder, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory) -> Run:
+    """The same training, gone on with to its end."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(Run(underway.load(job).run.folder).folder, folder)
+    finetune.finetune(underway.load(job, f"run.folder={folder}"))
+    return Run(folder)
+
+
+@pytest.fixture
+def call(job, run, capsys) -> Iterator[Callable[[], tuple[int, list[str]]]]:
+    """``mer-dist finetune``: exit code, and the lines of errors."""
+
+    def act() -> tuple[int, list[str]]:
+        code = main(["finetune", str(job), *underway.OPTIONS, f"run.folder={run.folder}"])
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return code, [line for line in said.splitlines() if " E " in line]
+
+    yield act
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers.clear()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # it may be a link
+    path.write_bytes(content)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    names = ("adapter_model.safetensors", "head.safetensors", "history.json")
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_a_damaged_checkpoint_costs_a_step_and_not_a_bit_of_the_result(call, run, undisturbed):
+    older, newest = whole(underway.checkpoints(run))
+    flip(newest / "alone.pt")
+    assert call() == (DONE, [])
+    log = run.log("finetune", 0).read_text()
+    assert f"{newest} is damaged (alone.pt holds other bytes" in log and f"going on from {older}" in log
+    assert same_weights(underway.adapter(run), underway.adapter(undisturbed))
+
+
+@pytest.mark.parametrize("how", ["flipped", "gone", "without its mark"])
+def test_weights_of_the_best_epoch_that_are_damaged_or_gone_end_it_in_one_line(call, run, how):
+    (best,) = underway.checkpoints(run).glob("best-*")
+    if how == "flipped":
+        flip(best / "head.safetensors")
+    elif how == "gone":
+        shutil.rmtree(best)
+    else:
+        (best / files.MARK).unlink()
+    code, (line,) = call()
+    assert code == USAGE and str(best) in line and f"delete {underway.checkpoints(run)} and run" in line
+    shutil.rmtree(underway.checkpoints(run))
+    assert call() == (DONE, [])
+
+
+def test_weights_of_the_best_epoch_that_are_damaged_during_the_training_are_not_kept(job, run, monkeypatch):
+    (best,) = underway.checkpoints(run).glob("best-*")
+    check, seen = finetune._check_best, []
+
+    def spoiling(*told):
+        if seen:
+            flip(sorted(best.parent.glob("best-*"))[-1] / "head.safetensors")
+        seen.append(told)
+        check(*told)
+
+    monkeypatch.setattr(finetune, "_check_best", spoiling)
+    with pytest.raises(UserError, match="head.safetensors holds other bytes"):
+        finetune.finetune(underway.load(job, f"run.folder={run.folder}"))
+    assert not underway.adapter(run).exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors", "adapter_config.json"])
+def test_a_flipped_bit_in_a_finished_copy_is_seen_before_it_makes_features(job, undisturbed, tmp_path, name):
+    shutil.copytree(undisturbed.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    config = underway.load(job, f"run.folder={run.folder}")
+    configuration.save(config, run.config)
+    flip(underway.adapter(run) / name)
+    wanted = f"clip/all: {name} holds other bytes than were written; delete this folder and run finetune"
+    with pytest.raises(UserError, match=wanted):
+        extract(config)
+    with pytest.raises(UserError, match=wanted):
+        export(run, "clip@all", tmp_path / "model")
+    assert not (tmp_path / "model").exists() and not run.features("clip@all").exists()
+
+
+def test_the_mark_of_a_finished_copy_tells_of_every_file(undisturbed):
+    folder = underway.adapter(undisturbed)
+    names = {path.name for path in folder.iterdir()} - {files.MARK}
+    assert files.marked(folder)["content"].keys() == names and "history.json" in names
+    copies.check_whole(folder)
+
+
+@pytest.mark.parametrize("how", ["gone", "cut short", "no file"])
+def test_a_shard_that_is_lost_between_two_starts_is_named_and_the_checkpoint_stays(call, run, how):
+    tar = run.shards / "00000.tar"
+    content = tar.read_bytes()
+    tar.unlink()
+    if how == "cut short":
+        tar.write_bytes(content[: len(content) // 3])
+    elif how == "no file":
+        tar.mkdir()
+    before = whole(underway.checkpoints(run))
+    code, (line,) = call()
+    assert code == USAGE and str(tar) in line and "run shard" in line
+    assert whole(underway.checkpoints(run)) == before and not underway.adapter(run).exists()
+    if how == "no file":
+        tar.rmdir()
+    tar.write_bytes(content)
+    assert call()[0] == DONE
