@@ -76,11 +76,11 @@ class Cluster:
         (field,) = [word for word in self.told("scontrol", "show", "job", job).split() if "Restarts=" in word]
         return int(field.partition("=")[2])
 
-    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float, what: str, every: float = 0.3) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.told('squeue')}"
-            time.sleep(0.3)
+            time.sleep(every)
 
     def ended(self, job: str, seconds: float = 300) -> str:
         """The final state of a job, after it has left the queue for good."""
