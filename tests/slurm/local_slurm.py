@@ -52,12 +52,14 @@ class Cluster:
     def down(self) -> None:
         self._script("down")
 
-    def __call__(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    def __call__(
+        self, *command: str | Path, cwd: Path | None = None, seconds: float = 120
+    ) -> subprocess.CompletedProcess:
         return subprocess.run([str(word) for word in command], env=self.variables, cwd=cwd, text=True,
-                              capture_output=True, timeout=120, check=False)
+                              capture_output=True, timeout=seconds, check=False)
 
-    def told(self, *command: str | Path, cwd: Path | None = None) -> str:
-        done = self(*command, cwd=cwd)
+    def told(self, *command: str | Path, cwd: Path | None = None, seconds: float = 120) -> str:
+        done = self(*command, cwd=cwd, seconds=seconds)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
