@@ -37,8 +37,9 @@ BEFORE = (
     "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false",
     "export MALLOC_MMAP_THRESHOLD_=131072 PYTHONWARNINGS=ignore::FutureWarning",
 )
-#: After srun. A rank that has died outweighs others that stopped. Only a job that still runs queues itself again: whether one that is being cancelled or
-#: requeued starts again has been decided. The number alone would name every task of an array.
+#: After srun. A rank that has died outweighs others that stopped. Only a job that still runs queues itself
+#: again: whether one that is being cancelled or requeued starts again has been decided. The number alone
+#: would name every task of an array.
 AFTER = (
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "job=${job:-$SLURM_JOB_ID}",
