@@ -18,6 +18,8 @@ TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,9}){0,2}|[0-9]{1,9}-[0-9]{1,9}(:[0-9]{1,
 #: Seconds by which Slurm may send a job's warning early.
 EARLY = 60
 MEMORY = re.compile(r"[0-9]+[KMGT]?")
+#: Far beyond the arrays that clusters allow, 1001 tasks unless they say otherwise.
+MOST_TASKS = 100_000
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 #: ``wrap`` is a command; the others are what the other keys or the job graph decide.
 TAKEN = (
@@ -80,6 +82,8 @@ class SlurmConfig:
             _fits(f"times.{stage}", limit, TIME)
         for key in ("nodes", "warning", "extract_tasks"):
             at_least("slurm", key, getattr(self, key), 1)
+        if self.extract_tasks > MOST_TASKS:
+            raise UserError(f"slurm.extract_tasks is {self.extract_tasks}; it must be at most {MOST_TASKS}")
         for stage in STAGES:
             self._check_warning(stage)
         for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
