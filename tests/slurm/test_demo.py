@@ -43,7 +43,7 @@ def demo(tmp_path_factory):
         jobs = ",".join(row["id"] for row in files.read_json(run.slurm / "jobs.json")["jobs"])
         cluster.ended(jobs, PATIENCE)
         print(status := cluster.told("mer-dist", "slurm-status", run.folder))
-        verified = cluster("mer-dist", "verify", run.folder)
+        verified = cluster("mer-dist", "verify", run.folder, cwd=folder)
         print(cluster.told("mer-dist", "score", run.folder, "demo-data/truth.csv", cwd=folder))
         yield SimpleNamespace(run=run, status=[line.split() for line in status.splitlines()[1:]],
                               verified=verified, scores=files.read_json(run.scores))
