@@ -11,21 +11,12 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
-from mer_dist import __version__, files, quarantine
+from mer_dist import __version__, quarantine
+from mer_dist import status as left
 from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
-from mer_dist.errors import (
-    DONE,
-    FAILED,
-    GRAVITY,
-    QUARANTINED,
-    REQUEUE,
-    USAGE,
-    Stopped,
-    UserError,
-    mending,
-)
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
 from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.log import logger, setup
@@ -46,18 +37,29 @@ def main(arguments: list[str] | None = None) -> int:
     setup(parsed.command)
     try:
         return parsed.act(parsed)
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        return ended(error)
+
+
+def ended(error: BaseException) -> int:
+    """Say why a command ended early, in one line wherever that is enough; its exit code."""
+    if isinstance(error, UserError):
         logger.error("%s", error)
         return USAGE
-    except OSError as error:
-        logger.error("%s", mending(error) or error)
-        return USAGE if mending(error) else FAILED
-    except Stopped as error:
+    if isinstance(error, Stopped):
         logger.warning("stopped: %s", error)
         return REQUEUE
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         logger.warning("interrupted; what was finished is kept")
         return FAILED
+    if consequence := lost(error):
+        logger.error("%s", consequence)
+        return FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        logger.error("%s", mending(error) or error)
+        return USAGE if mending(error) else FAILED
+    logger.error("broke down:\n%s", "".join(traceback.format_exception(error)))
+    return FAILED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,38 +171,14 @@ def _stage_code(parsed: argparse.Namespace) -> int:
             end_with_launcher()
         with nullcontext() if here.launched else held(Run(config.run.folder).lock, parsed.command):
             code = _stage(parsed, config)
-    except UserError as error:
-        code = USAGE
-        logger.error("%s", error)
-    except Stopped as error:
-        code = REQUEUE
-        logger.warning("stopped: %s", error)
     except Exception as error:
-        told = mending(error) if isinstance(error, OSError) else None
-        code = USAGE if told else FAILED
-        if consequence := lost(error):
+        code = ended(error)
+        if code == FAILED and lost(error):
             # What is left for the outer command is the cause, from the rank that knows it.
-            logger.error("%s", consequence)
             return code
-        logger.error("%s", told or f"broke down:\n{traceback.format_exc()}")
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
-        code = _leave(Run(config.run.folder).status(parsed.command), code)
-    return code
-
-
-def _leave(path: Path, code: int) -> int:
-    """Leave the code for the outer command, unless another rank has left a worse one; returns
-    :data:`FAILED` where that cannot be written."""
-    try:
-        codes = (code, files.read_json(path)["code"])
-    except (OSError, ValueError, KeyError):
-        codes = (code,)
-    try:
-        files.write_json(path, {"code": max(codes, key=GRAVITY.index)})
-    except OSError as error:
-        logger.error("%s", mending(error) or error)
-        return FAILED
+        code = left.leave(Run(config.run.folder).status(parsed.command), code)
     return code
 
 
@@ -318,11 +296,11 @@ def verify(parsed: argparse.Namespace) -> int:
 
 def status(parsed: argparse.Namespace) -> int:
     path = Run(parsed.run).status(parsed.stage)
-    try:
-        return files.read_json(path)["code"]
-    except (OSError, ValueError, KeyError):
-        logger.error("%s: the stage left no status; look at the logs beside it", path)
+    code = left.read(path)
+    if code is None:
+        logger.error("%s: the stage left no status; look at the logs of the run", path)
         return FAILED
+    return code
 
 
 def report(parsed: argparse.Namespace) -> int:

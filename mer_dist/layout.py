@@ -102,5 +102,18 @@ class Run:
         return self.folder / "slurm"
 
     @property
+    def slurm_jobs(self) -> Path:
+        """What was submitted."""
+        return self.slurm / "jobs.json"
+
+    def slurm_note(self, stage: str, task: int) -> Path:
+        """How a task of a job started and ended."""
+        return self.slurm / "tasks" / f"{stage}-{task}.json"
+
+    def slurm_stopped(self, job: str) -> Path:
+        """Left by ranks that were told to stop, for the batch script of their job."""
+        return self.slurm / f"stopped-{job}"
+
+    @property
     def tracking(self) -> Path:
         return self.folder / "tracking"

@@ -45,9 +45,9 @@ class RunConfig:
     """CPU threads of torch in each process; two busy processes with several threads stall."""
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
-    keep_checkpoints: int = 1
-    """Newest checkpoints that stay while a copy is trained; all go when it is complete. With 2, one that a
-    disk has damaged costs the steps since the one before; with 1, the whole training of the copy."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay while a copy is trained; all go when it is complete. One that a disk has
+    damaged costs the steps since the one before; with 1 there is none before."""
     timeout_minutes: float = 30.0
     """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
     seed: int = 0

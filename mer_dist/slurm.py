@@ -20,10 +20,10 @@ from pathlib import Path
 from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.dist import slurmstep
-from mer_dist.errors import DONE, QUARANTINED, REQUEUE, UserError
+from mer_dist.errors import DONE, GRAVITY, QUARANTINED, REQUEUE, UserError, reading
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.slurm_settings import STAGES
+from mer_dist.slurm_settings import MOST_TASKS, STAGES
 
 WITH_GPU = ("finetune", "extract", "fuse")
 #: A path in a batch script: no quote, no line end, and no % of which Slurm makes a job's number.
@@ -37,8 +37,9 @@ BEFORE = (
     "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false",
     "export MALLOC_MMAP_THRESHOLD_=131072 PYTHONWARNINGS=ignore::FutureWarning",
 )
-#: After srun. A rank that has died outweighs others that stopped. Only a job that still runs queues itself again: whether one that is being cancelled or
-#: requeued starts again has been decided. The number alone would name every task of an array.
+#: After srun. A rank that has died outweighs others that stopped. Only a job that still runs queues itself
+#: again: whether one that is being cancelled or requeued starts again has been decided. The number alone
+#: would name every task of an array.
 AFTER = (
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "job=${job:-$SLURM_JOB_ID}",
@@ -56,6 +57,11 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
         "OUT_OF_MEMORY", "REVOKED")
 
 
+#: What sbatch prints for a job.
+NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+TASKS = range(1, MOST_TASKS + 1)
+
+
 @dataclass(kw_only=True)
 class Job:
     """A submitted job: one row of ``jobs.json``."""
@@ -65,6 +71,30 @@ class Job:
     """As sbatch printed it; the tasks of an array are id_0, id_1, ..."""
     tasks: int
     log: str
+
+    def __post_init__(self):
+        # The id reaches the command line of scancel, the log somebody's terminal.
+        whole = isinstance(self.id, str) and NUMBER.fullmatch(self.id) and type(self.tasks) is int
+        if not whole or self.tasks not in TASKS or self.stage not in STAGES:
+            raise ValueError(f"no job: {self.stage!r}, id {self.id!r}, {self.tasks!r} tasks")
+        if not isinstance(self.log, str) or not self.log.isprintable():
+            raise ValueError(f"no path of a log: {self.log!r}")
+
+
+@dataclass(kw_only=True)
+class Note:
+    """What a task of a job leaves in the run folder; it outlives what Slurm remembers."""
+
+    job: str
+    """As squeue shows it: 12, or 12_3 in an array."""
+    restarts: int
+    code: int | None
+    """None: not ended, or killed."""
+
+    def __post_init__(self):
+        whole = isinstance(self.job, str) and type(self.restarts) is int and self.restarts >= 0
+        if not whole or type(self.code) not in (int, type(None)) or self.code not in (None, *GRAVITY):
+            raise ValueError(f"job {self.job!r}, restarts {self.restarts!r}, code {self.code!r}")
 
 
 def stages(config: Config) -> list[str]:
@@ -77,6 +107,10 @@ def stages(config: Config) -> list[str]:
     return [stage for stage in STAGES if stage not in left_out]
 
 
+def _name(stage: str) -> str:
+    return f"mer-{stage}"
+
+
 def options(config: Config, stage: str) -> dict[str, str]:
     """What sbatch is asked for, option: value; an empty value is a flag."""
     asked = config.slurm
@@ -84,7 +118,7 @@ def options(config: Config, stage: str) -> dict[str, str]:
     fine = stage == "finetune"
     cpus = max(asked.cpus_per_task, config.shard.workers) if stage == "shard" else asked.cpus_per_task
     wanted = {
-        "job-name": f"mer-{stage}",
+        "job-name": _name(stage),
         "partition": asked.partition if gpus else asked.cpu_partition or asked.partition,
         "account": asked.account,
         "qos": asked.qos,
@@ -176,7 +210,7 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
         log = run.slurm / f"{number}{'_*' if tasks > 1 else ''}_0_log.out"
         jobs.append(Job(stage=stage, id=number, tasks=tasks, log=str(log)))
         # After each: an interrupted submission can still be seen and cancelled.
-        files.write_json(run.slurm / "jobs.json", {
+        files.write_json(run.slurm_jobs, {
             "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "jobs": [vars(job) for job in jobs],
         })
     return jobs
@@ -192,7 +226,8 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
         def affinity(cls) -> int:
             return 1
 
-    folder = Run(config.run.folder).slurm.absolute()
+    run = Run(Path(config.run.folder).absolute())
+    folder, stopped = run.slurm, run.slurm_stopped("$SLURM_JOB_ID")
     if not PATH.fullmatch(str(folder)):
         raise UserError(f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
                         "spaces and . / _ @ + = : , ~ -")
@@ -210,13 +245,13 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
     if after:
         # Jobs that can no longer start leave the queue instead of waiting for ever.
         asked |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    stopped = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
+    told = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/{stopped.name}"
     executor.update_parameters(
         **own, job_name=asked.pop("job-name"), signal_delay_s=config.slurm.warning,
         array_parallelism=config.slurm.extract_at_once or config.slurm.extract_tasks,
         # submitit's own defaults would be a limit of 5 minutes and a key of its own.
         time=None, wckey=None, stderr_to_stdout=True,
-        srun_args=[*srun_options(config), *cpus], setup=[stopped, *BEFORE], teardown=["code=$?", *AFTER],
+        srun_args=[*srun_options(config), *cpus], setup=[told, *BEFORE], teardown=["code=$?", *AFTER],
         additional_parameters={name: value or True for name, value in asked.items()},
     )
     return executor
@@ -249,18 +284,20 @@ def ended(run: Run, stage: str, step: slurmstep.Step, code: int) -> int:
 
 
 def _note(run: Run, stage: str, step: slurmstep.Step, code: int | None) -> None:
-    told = {"job": step.job, "restarts": step.restarts, "code": code}
-    files.write_json(run.slurm / "tasks" / f"{stage}-{step.index}.json", told)
+    note = Note(job=step.job, restarts=step.restarts, code=code)
+    files.write_json(run.slurm_note(stage, step.index), vars(note))
 
 
 def _known_jobs(run: Run) -> list[Job]:
-    try:
-        return [Job(**row) for row in files.read_json(run.slurm / "jobs.json")["jobs"]]
-    except FileNotFoundError:
+    if not run.slurm_jobs.exists():
         return []
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{run.slurm}/jobs.json is not readable; see in squeue whether jobs of this run are "
-                        "left, and delete the file") from None
+    remedy = "see in squeue whether jobs of this run are left, and delete the file"
+    with reading(run.slurm_jobs, remedy):
+        jobs = [Job(**row) for row in files.read_json(run.slurm_jobs)["jobs"]]
+        if not jobs:
+            # It is written when the first of them is there.
+            raise ValueError("no jobs")
+        return jobs
 
 
 def _submitted(run: Run) -> list[Job]:
@@ -269,53 +306,63 @@ def _submitted(run: Run) -> list[Job]:
     raise UserError(f"{run.folder}: nothing was submitted from here; mer-dist slurm CONFIG does it")
 
 
-def _states() -> dict[str, str]:
-    """State of every job of this user that Slurm still knows, by the id that squeue shows."""
+def _states(jobs: list[Job]) -> dict[str, str]:
+    """State of every one of these jobs that Slurm still knows, by the id that squeue shows.
+
+    Slurm counts anew after a while, so another job may have come to the id: the name has to fit, too.
+    """
     try:
         told = subprocess.run(
-            ["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r"],
+            ["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j"],
             capture_output=True, text=True, check=True, timeout=60,
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or error
         raise UserError(f"squeue does not answer: {' '.join(str(reason).split())}") from None
-    rows = (line.split("|", 2) for line in told.stdout.splitlines())
-    return {number: f"{state} ({reason})" if state == "PENDING" else state for number, state, reason in rows}
+    ours = {(job.id, _name(job.stage)) for job in jobs}
+    rows = (line.split("|", 3) for line in told.stdout.splitlines())
+    return {number: f"{state} ({reason})" if state == "PENDING" else state
+            for number, state, reason, name in rows if (number.partition("_")[0], name) in ours}
 
 
 def active(run: Run) -> dict[str, str]:
     """The run's jobs that may still do something, and their states."""
-    ours = {job.id for job in _submitted(run)}
-    return {number: state for number, state in _states().items()
-            if number.partition("_")[0] in ours and not state.startswith(OVER)}
+    return {number: state for number, state in _states(_submitted(run)).items()
+            if not state.startswith(OVER)}
 
 
 def status(run: Run) -> list[dict]:
     """One row a job: stage, id, state, tasks done, requeues, log. What Slurm has forgotten is told from
-    the notes that tasks leave."""
-    states = _states()
+    the notes that tasks leave.
+
+    Raises:
+        UserError: nothing was submitted, squeue does not answer, or ``jobs.json`` or a note is damaged.
+    """
+    jobs = _submitted(run)
+    states = _states(jobs)
     rows = []
-    for job in _submitted(run):
+    for job in jobs:
         ids = [f"{job.id}_{index}" for index in range(job.tasks)] if job.tasks > 1 else [job.id]
-        notes = [_told(run, job.stage, index, number) for index, number in enumerate(ids)]
-        done = sum(note.get("code") in ENDED_WELL for note in notes)
+        notes = [note for index, number in enumerate(ids) if (note := _told(run, job.stage, index, number))]
+        done = sum(note.code in ENDED_WELL for note in notes)
         found = sorted({states[number] for number in ids if number in states})
-        forgotten = "FAILED" if any(notes) else "NEVER RAN"
+        forgotten = "FAILED" if notes else "NEVER RAN"
         forgotten = "COMPLETED" if done == len(ids) else forgotten
         rows.append({
             "stage": job.stage, "job": job.id, "state": ", ".join(found) or forgotten,
-            "done": f"{done}/{len(ids)}", "requeues": sum(note.get("restarts", 0) for note in notes),
-            "log": job.log,
+            "done": f"{done}/{len(ids)}", "requeues": sum(note.restarts for note in notes), "log": job.log,
         })
     return rows
 
 
-def _told(run: Run, stage: str, index: int, number: str) -> dict:
-    try:
-        note = files.read_json(run.slurm / "tasks" / f"{stage}-{index}.json")
-    except (OSError, ValueError):
-        return {}
-    return note if note["job"] == number else {}
+def _told(run: Run, stage: str, index: int, number: str) -> Note | None:
+    """The note of a task; None if it left none, or that of an earlier job is still there."""
+    path = run.slurm_note(stage, index)
+    if not path.exists():
+        return None
+    with reading(path, "how this task ended is in its log; delete the file to see the rest of the table"):
+        note = Note(**files.read_json(path))
+    return note if note.job == number else None
 
 
 def table(rows: list[dict]) -> str:

@@ -14,8 +14,12 @@ from mer_dist.settings import at_least, one_of
 
 STAGES = ("shard", "finetune", "extract", "fuse", "report")
 WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:/@+=#-]*")
-TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")
+TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,9}){0,2}|[0-9]{1,9}-[0-9]{1,9}(:[0-9]{1,9}){0,2}")
+#: Seconds by which Slurm may send a job's warning early.
+EARLY = 60
 MEMORY = re.compile(r"[0-9]+[KMGT]?")
+#: Far beyond the arrays that clusters allow, 1001 tasks unless they say otherwise.
+MOST_TASKS = 100_000
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 #: ``wrap`` is a command; the others are what the other keys or the job graph decide.
 TAKEN = (
@@ -50,7 +54,7 @@ class SlurmConfig:
     """stage: its own limit."""
     warning: int = 300
     """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an
-    evaluation take."""
+    evaluation take, and more than a minute shorter than the limit."""
     extract_tasks: int = 4
     """Jobs of the extraction array; each takes its part of the shards."""
     extract_at_once: int = 0
@@ -78,6 +82,10 @@ class SlurmConfig:
             _fits(f"times.{stage}", limit, TIME)
         for key in ("nodes", "warning", "extract_tasks"):
             at_least("slurm", key, getattr(self, key), 1)
+        if self.extract_tasks > MOST_TASKS:
+            raise UserError(f"slurm.extract_tasks is {self.extract_tasks}; it must be at most {MOST_TASKS}")
+        for stage in STAGES:
+            self._check_warning(stage)
         for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
             at_least("slurm", key, getattr(self, key), 0)
         one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
@@ -86,6 +94,26 @@ class SlurmConfig:
                 raise UserError(f"slurm.options.{name}: not an option that can be given here; another key of "
                                 "slurm may say it, or the job graph decides it")
             _fits(f"options.{name}", value, WORD)
+
+    def _check_warning(self, stage: str) -> None:
+        """A job that is warned as soon as it starts would queue itself again for ever."""
+        key, limit = f"times.{stage}", self.times.get(stage)
+        if limit is None:
+            key, limit = "time", self.time
+        allowed = seconds(limit) if limit else 0
+        if allowed and allowed <= self.warning + EARLY:
+            raise UserError(
+                f"slurm.{key} is {limit!r}, {allowed} s, and slurm.warning is {self.warning} s: Slurm may "
+                f"warn {EARLY} s early, and {stage} would stop as soon as it starts; raise the one or lower "
+                "the other")
+
+
+def seconds(limit: str) -> int:
+    """A time in Slurm's forms, M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; 0 is no limit."""
+    days, dash, clock = limit.rpartition("-")
+    units = (3600, 60, 1) if dash or clock.count(":") == 2 else (60, 1)
+    return 86400 * int(days or 0) + sum(
+        unit * int(part) for unit, part in zip(units, clock.split(":"), strict=False))
 
 
 def _fits(key: str, value: str, pattern: re.Pattern) -> None:

@@ -7,6 +7,7 @@ launchers die of the ones that ranks are to save on.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,12 @@ def become_rank(array: int, launch_file: str) -> Step:
     slurm = {key: value for key, value in os.environ.items() if key.startswith("SLURM_")}
     if "SLURM_PROCID" not in slurm:
         raise UserError("slurm-task is what srun starts in a batch job; to submit one: mer-dist slurm CONFIG")
-    number, restarts = int(slurm["SLURM_JOB_ID"]), int(slurm.get("SLURM_RESTART_COUNT", 0))
-    rank, world, local = (int(slurm[key]) for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+    number, restarts = _number(slurm, "SLURM_JOB_ID"), _number(slurm, "SLURM_RESTART_COUNT", "0")
+    rank, world, local = (_number(slurm, f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID"))
     step = Step(str(number), restarts, 0, rank == 0)
     if "SLURM_ARRAY_TASK_ID" in slurm:
-        rank, world, local = int(slurm["SLURM_ARRAY_TASK_ID"]), array, 0
-        step = Step(f"{slurm['SLURM_ARRAY_JOB_ID']}_{rank}", restarts, rank, True)
+        rank, world, local = _number(slurm, "SLURM_ARRAY_TASK_ID"), array, 0
+        step = Step(f"{_number(slurm, 'SLURM_ARRAY_JOB_ID')}_{rank}", restarts, rank, True)
         if rank >= world:
             raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
                             f"it with --array=0-{array - 1} or fewer")
@@ -77,6 +78,14 @@ def become_rank(array: int, launch_file: str) -> Step:
             **_deepspeed(launch_file),
         )
     return step
+
+
+def _number(slurm: dict[str, str], name: str, default: str = "") -> int:
+    value = slurm.get(name, default)
+    if not re.fullmatch("[0-9]{1,10}", value):
+        raise UserError(f"{name} is {value!r}, and srun sets it to a number; start the task by sbatch or by "
+                        "mer-dist slurm CONFIG")
+    return int(value)
 
 
 def port(job: int, restarts: int) -> int:

@@ -52,12 +52,14 @@ class Cluster:
     def down(self) -> None:
         self._script("down")
 
-    def __call__(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    def __call__(
+        self, *command: str | Path, cwd: Path | None = None, seconds: float = 120
+    ) -> subprocess.CompletedProcess:
         return subprocess.run([str(word) for word in command], env=self.variables, cwd=cwd, text=True,
-                              capture_output=True, timeout=120, check=False)
+                              capture_output=True, timeout=seconds, check=False)
 
-    def told(self, *command: str | Path, cwd: Path | None = None) -> str:
-        done = self(*command, cwd=cwd)
+    def told(self, *command: str | Path, cwd: Path | None = None, seconds: float = 120) -> str:
+        done = self(*command, cwd=cwd, seconds=seconds)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
@@ -76,11 +78,11 @@ class Cluster:
         (field,) = [word for word in self.told("scontrol", "show", "job", job).split() if "Restarts=" in word]
         return int(field.partition("=")[2])
 
-    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float, what: str, every: float = 0.3) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.told('squeue')}"
-            time.sleep(0.3)
+            time.sleep(every)
 
     def ended(self, job: str, seconds: float = 300) -> str:
         """The final state of a job, after it has left the queue for good."""

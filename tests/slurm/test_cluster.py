@@ -5,22 +5,29 @@ Each case is a user at work; two of them work side by side, and the tests look a
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import media_files
+import numpy as np
 import pytest
+import small_models
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "stages")]
+import killing  # noqa: E402
 import local_slurm  # noqa: E402
 import small_job  # noqa: E402
+import undisturbed as alone  # noqa: E402
 
 from mer_dist import files, quarantine  # noqa: E402
-from mer_dist.errors import QUARANTINED  # noqa: E402
+from mer_dist.errors import DONE, QUARANTINED  # noqa: E402
 from mer_dist.layout import Run  # noqa: E402
 
 pytestmark = pytest.mark.processes
@@ -66,7 +73,7 @@ def cases(request, tmp_path_factory):
         with ThreadPoolExecutor(2) as pool:
             needed = {name for item in request.session.items for name in getattr(item.function, "cases", ())}
             yield {case.__name__: pool.submit(timed, case, work) for case in (
-                graph, undisturbed, requeued, node_down, time_limit,
+                graph, undisturbed, requeued, node_down, time_limit, every_stage_requeued,
             ) if case.__name__ in needed}
             pool.shutdown(cancel_futures=True)
     finally:
@@ -138,7 +145,7 @@ def requeued(work) -> SimpleNamespace:
     run = job.parent / "run"
     work.cluster.told("mer-dist", "slurm", job)
     again = work.cluster("mer-dist", "slurm", job)
-    jobs = {row["stage"]: row["id"] for row in files.read_json(run / "slurm" / "jobs.json")["jobs"]}
+    jobs = ids(Run(run))
     number = jobs["finetune"]
     work.cluster.told("scontrol", "hold", jobs["extract"])
     under_way(work, job, 5)
@@ -201,23 +208,81 @@ def graph(work) -> SimpleNamespace:
         file.write("slurm: {nodes: 2, extract_tasks: 3, extract_at_once: 2, options: {exclude: 'n3,n4'}}\n")
     obstacle = run.features("hubert") / "00001.safetensors"
     (obstacle / "in-the-way").mkdir(parents=True)
-    first = submitted(cluster, work.job, run)
+    cluster.told("mer-dist", "slurm", work.job)
+    first = ended(cluster, run)
     before = {path: path.stat().st_mtime_ns for path in run.folder.glob("[fa][ed]*/*/*") if path.is_file()}
     before |= {path: path.stat().st_mtime_ns for path in run.folder.glob("adapters/*/*/*")}
     shutil.rmtree(obstacle)
-    second = submitted(cluster, work.job, run)
+    cluster.told("mer-dist", "slurm", work.job)
+    second = ended(cluster, run)
     kept = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
     return SimpleNamespace(run=run, first=first, second=second, before=set(before), kept=kept,
                            verified=cluster("mer-dist", "verify", run.folder))
 
 
-def submitted(cluster, job: Path, run: Run) -> dict[str, list[str]]:
-    """Submit, wait until nothing of it is queued, and give the rows of the status table by stage."""
-    cluster.told("mer-dist", "slurm", job)
-    jobs = [row["id"] for row in files.read_json(run.slurm / "jobs.json")["jobs"]]
-    cluster.wait(lambda: not cluster.told("squeue", "-h", "-j", ",".join(jobs)), PATIENCE, "the graph")
+def ids(run: Run) -> dict[str, str]:
+    return {row["stage"]: row["id"] for row in files.read_json(run.slurm / "jobs.json")["jobs"]}
+
+
+def ended(cluster, run: Run) -> dict[str, list[str]]:
+    """The rows of the status table by stage, once nothing of the graph is queued."""
+    jobs = ",".join(ids(run).values())
+    cluster.wait(lambda: not cluster.told("squeue", "-h", "-j", jobs), PATIENCE, "the graph")
     rows = cluster.told("mer-dist", "slurm-status", run.folder).splitlines()
     return {row.split()[0]: row.split() for row in rows}
+
+
+#: What each stage finishes piece by piece, and never touches again.
+PIECES = {"shard": "shards/0*.parquet", "extract": "features/*/0*.safetensors", "fuse": "rounds/0*/*"}
+
+
+def every_stage_requeued(work) -> SimpleNamespace:
+    """Submitted as a graph, of which shard, a task of extract, and fuse are requeued one after the other;
+    meanwhile the same job runs in another folder without Slurm."""
+    cluster, folder = work.cluster, work.folder / "every-stage"
+    job, run, other = small_job.make(folder), Run(folder / "run"), Run(folder / "alone")
+    slower(folder)
+    settings = "slurm: {warning: 30, extract_tasks: 2, options: {exclude: 'n3,n4'}}\n"
+    job.write_text(job.read_text("utf-8") + settings, "utf-8")
+    options = [*alone.FROZEN, "shard.clips=4", "fuse.epochs=150", "self_train.rounds=4"]
+    process = small_job.start("run", job, *options, f"run.folder={other.folder}")
+    cluster.told("mer-dist", "slurm", job, *options)
+    jobs, computed = ids(run), run.times("extract", 1)
+    whole = {
+        "shard": interrupted(cluster, run, "shard", jobs["shard"], lambda: pieces(run, "shard")),
+        "extract": interrupted(cluster, run, "extract", f"{jobs['extract']}_1",
+                               lambda: computed.exists() and '"0' in computed.read_text("utf-8")),
+        "fuse": interrupted(cluster, run, "fuse", jobs["fuse"], lambda: pieces(run, "fuse")),
+    }
+    rows = ended(cluster, run)
+    assert process.wait(PATIENCE) == DONE
+    return SimpleNamespace(run=run, other=other, rows=rows, whole=whole)
+
+
+def slower(folder: Path) -> None:
+    """Clips of the six emotions, and a model, that take so long that a signal meets their stage at work."""
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 255, (60, 256, 256, 3), dtype=np.uint8)
+    kinds = [media_files.write_mp4(folder / f"{kind}.mp4", frames + kind,
+                                   media_files.tone(300 + 50 * kind, 5)) for kind in range(6)]
+    for row, clip in enumerate(sorted((folder / "corpus").glob("video-*/*.mp4"))):
+        clip.unlink()
+        os.link(kinds[row % 6], clip)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12}
+    small_models.make_hubert(folder / "models" / "hubert", {**small_models.SIZES, **sizes})
+
+
+def pieces(run: Run, stage: str) -> dict[Path, int]:
+    """What a stage has finished: path -> when it was written."""
+    return {path: path.stat().st_mtime_ns for path in run.folder.glob(PIECES[stage])}
+
+
+def interrupted(cluster, run: Run, stage: str, number: str, under_way: Callable) -> dict[Path, int]:
+    """Requeue a job in the middle of its work; returns what was finished then."""
+    cluster.wait(under_way, PATIENCE, f"{stage} under way", every=0.05)
+    cluster.told("scontrol", "requeue", number)
+    cluster.wait(lambda: cluster.restarts(number) == 1, 60, f"{stage} requeued")
+    return pieces(run, stage)
 
 
 @needs("undisturbed")
@@ -282,3 +347,26 @@ def test_an_array_task_that_fails_ends_the_graph_and_the_next_submission_does_wh
 def test_what_submitit_pickles_is_for_the_owner_alone(cases):
     folder = result(cases["graph"]).run.slurm
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@needs("every_stage_requeued")
+def test_a_graph_whose_every_stage_is_requeued_goes_on_by_itself_to_the_same_bytes(cases):
+    seen = result(cases["every_stage_requeued"])
+    for stage, tasks in (("shard", "1/1"), ("extract", "2/2"), ("fuse", "1/1")):
+        assert seen.rows[stage][2:5] == ["COMPLETED", tasks, "1"]
+        told = seen.run.log(stage, int(stage == "extract")).read_text("utf-8")
+        assert told.count("asked to stop") == 1, f"{stage} was not met at work"
+    assert seen.rows["report"][2:4] == ["COMPLETED", "1/1"] and seen.run.report.exists()
+    there, expected = (killing.outputs(run.folder) for run in (seen.run, seen.other))
+    differ = {path for path in there.keys() | expected.keys() if there.get(path) != expected.get(path)}
+    assert {path for path in differ if not path.startswith("slurm/")} == {"config.yaml"}
+    assert "answer.csv" in expected
+
+
+@needs("every_stage_requeued")
+def test_no_shard_set_of_features_or_round_that_was_finished_is_made_again(cases):
+    seen = result(cases["every_stage_requeued"])
+    for stage, whole in seen.whole.items():
+        now = pieces(seen.run, stage)
+        assert whole and len(whole) < len(now), f"{stage} was not met in the middle"
+        assert whole.items() <= now.items()

@@ -17,7 +17,7 @@ from mer_dist.dist import slurmstep
 from mer_dist.dist.env import place
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
 from mer_dist.layout import Run
-from mer_dist.slurm_settings import STAGES, TAKEN, SlurmConfig
+from mer_dist.slurm_settings import STAGES, TAKEN, SlurmConfig, seconds
 
 FULL = """
 run: {folder: runs/mine}
@@ -75,6 +75,32 @@ def test_an_option_that_is_a_command_or_belongs_to_the_graph_is_refused(tmp_path
     path.write_text("run: {folder: r}\nslurm: {options: {wrap: reboot}}\n", encoding="utf-8")
     with pytest.raises(UserError, match="slurm.options.wrap"):
         load(path)
+
+
+TIMES = [("7", 420), ("7:30", 450), ("01:02:03", 3723), ("2-3", 183_600), ("2-03:04", 183_840),
+         ("2-03:04:05", 183_845), ("0", 0)]
+
+
+@pytest.mark.parametrize(("limit", "expected"), TIMES)
+def test_times_are_read_as_slurm_reads_them(limit, expected):
+    assert seconds(limit) == expected
+    if expected:
+        # Slurm may send the warning a minute early.
+        kept = SlurmConfig(time=limit, warning=expected - 61)
+        assert (kept.time, kept.warning) == (limit, expected - 61)
+        with pytest.raises(UserError, match=f"slurm.time is '{limit}'.* slurm.warning is {expected - 60} s"):
+            SlurmConfig(time=limit, warning=expected - 60)
+
+
+def test_a_warning_that_leaves_a_stage_no_time_is_refused_by_both_keys(config, tmp_path):
+    with pytest.raises(UserError, match="slurm.times.fuse is '00:05:00'.* slurm.warning is 600 s") as refused:
+        config("slurm.times={fuse: '00:05:00'}")
+    assert "\n" not in str(refused.value)
+    assert cli.main(["slurm", str(tmp_path / "job.yaml"), "slurm.warning=3600", "--dry-run"]) == 2
+    # No limit is asked for, or none of this length holds for any stage.
+    SlurmConfig(warning=3600)
+    SlurmConfig(warning=3600, time="0")
+    SlurmConfig(warning=3600, time="10", times=dict.fromkeys(STAGES, "1-0"))
 
 
 FOLDERS = ("runs/a'b", "runs/a\nreboot", "runs/%j", "runs/$HOME", "runs/`x`", "runs/a;b")

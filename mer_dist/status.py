@@ -1,0 +1,47 @@
+"""The code that a launched stage leaves for the command that started it, ``status/<stage>.json``.
+
+Launchers turn every non-zero code of a rank into 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mer_dist import files
+from mer_dist.errors import FAILED, GRAVITY, UserError, mending
+from mer_dist.log import logger
+
+
+def read(path: Path) -> int | None:
+    """One of the exit codes; None if none was left.
+
+    Raises:
+        UserError: something else is in the file.
+    """
+    try:
+        told = files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        told = None
+    code = told.get("code") if isinstance(told, dict) else None
+    # True is no code, though it equals 1.
+    if type(code) is not int or code not in GRAVITY:
+        raise UserError(f"{path}: it does not say how the stage ended; see the logs of the run, and start "
+                        "the stage again")
+    return code
+
+
+def leave(path: Path, code: int) -> int:
+    """Leave the code, unless another rank has left a worse one; returns :data:`FAILED` where that
+    cannot be written."""
+    try:
+        other = read(path)
+    except UserError:
+        other = None
+    try:
+        files.write_json(path, {"code": max((code, code if other is None else other), key=GRAVITY.index)})
+    except OSError as error:
+        logger.error("%s", mending(error) or error)
+        return FAILED
+    return code

@@ -1,0 +1,62 @@
+"""The code that a stage leaves: the worst of its ranks, and one line where something else is in its file."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import cases
+from fuzz.mutations import mutate
+
+from mer_dist import cli, files, status
+from mer_dist.errors import DONE, FAILED, GRAVITY, QUARANTINED, REQUEUE, USAGE, UserError
+from mer_dist.layout import Run
+
+#: No code of a stage, whatever it looks like.
+DAMAGED = (
+    "", "{", "[]", "0", "null", "{}", '{"code": "0"}', '{"code": true}', '{"code": 0.0}', '{"code": 64}',
+    '{"code": -1}', '{"code": [0]}', '{"code": null}', '{"code": "--all"}', "[" * 9000, "\0", "\ud800",
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = Run(tmp_path).status("finetune")
+    path.parent.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_status_is_one_line_and_code_2_and_no_hindrance_to_the_next_code(path, capsys, text):
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert cli.main(["status", str(path.parent.parent), "finetune"]) == USAGE
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and str(path) in said.err
+    assert status.leave(path, QUARANTINED) == QUARANTINED
+    assert files.read_json(path) == {"code": QUARANTINED}
+
+
+@pytest.mark.parametrize("seed", cases(short=4, long=40))
+def test_a_status_with_any_damage_gives_a_code_or_one_line(path, seed):
+    files.write_json(path, {"code": REQUEUE})
+    whole, outcomes = path.read_bytes(), []
+    for number in range(25):
+        _, content = mutate(whole, ".json", f"{seed} {number}")
+        path.write_bytes(content)
+        try:
+            code = status.read(path)
+            assert code in GRAVITY
+            outcomes.append("harmless")
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            outcomes.append("message")
+    assert outcomes.count("message") > 12
+
+
+def test_a_stage_that_left_no_status_has_failed(path):
+    assert status.read(path) is None
+    assert cli.main(["status", str(path.parent.parent), "finetune"]) == FAILED
+
+
+def test_of_the_codes_of_several_ranks_the_worst_stays(path):
+    for code in (DONE, REQUEUE, QUARANTINED):
+        assert status.leave(path, code) == code
+    assert cli.main(["status", str(path.parent.parent), "finetune"]) == REQUEUE
