@@ -8,6 +8,8 @@ The scale of the random weights decides both; it was chosen on the demo corpus.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 #: Frames are square of this side; configs/demo.yaml stores them at this size.
 IMAGE_SIZE = 64
 VOCABULARY = 600
+
+#: Of torch, whatever the machine has: another number sums in another order, and the last bits of the
+#: weights decide the first digits of a fusion that is trained on what they give.
+THREADS = 2
 
 #: Mean and standard deviation of pixels, as published with CLIP.
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -48,10 +54,20 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
     for number, (name, write) in enumerate(
         (("clip", _write_clip), ("hubert", _write_hubert), ("baichuan", _write_baichuan))
     ):
-        with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng():
+        with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng(), _threads(THREADS):
             torch.manual_seed(1000 * seed + number)
             write(temporary, lines)
     files.mark(folder, made_from)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_clip(folder: Path, lines: list[str]) -> None:

@@ -81,11 +81,15 @@ def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(fold
         assert files.digest(folder / weights) != files.digest(tmp_path / weights)
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(folder, tmp_path):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_same_seed_gives_the_same_weights_whatever_the_threads_and_what_was_drawn(folder, tmp_path, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     torch.rand(7)
     state = torch.get_rng_state()
     tiny.make(tmp_path)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    torch.set_num_threads(before)
     for name in ("clip", "hubert", "baichuan"):
         weights = f"{name}/model.safetensors"
         assert files.digest(folder / weights) == files.digest(tmp_path / weights)
