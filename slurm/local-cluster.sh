@@ -30,6 +30,8 @@ configure() {
   read -r ctld ports <<<"$(free_ports $((nodes + 1)))"
   cat >"$folder/slurm.conf" <<CONF
 ClusterName=local
+# Ports of trainings follow from job numbers, and another such cluster may run here.
+FirstJobId=$((RANDOM % 30000 + 1))
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
