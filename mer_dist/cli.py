@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mer_dist import __version__, quarantine
-from mer_dist import status as left
+from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
@@ -38,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return parsed.act(parsed)
     except (Exception, KeyboardInterrupt) as error:
-        return ended(error)
+        return exit_code(error)
 
 
-def ended(error: BaseException) -> int:
-    """Say why a command ended early, in one line wherever that is enough; its exit code."""
+def exit_code(error: BaseException) -> int:
+    """Of a command that ended early; it says why, in one line wherever that is enough."""
     if isinstance(error, UserError):
         logger.error("%s", error)
         return USAGE
@@ -52,13 +52,11 @@ def ended(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         logger.warning("interrupted; what was finished is kept")
         return FAILED
-    if consequence := lost(error):
-        logger.error("%s", consequence)
-        return FAILED
-    if isinstance(error, OSError) and error.filename is not None:
-        logger.error("%s", mending(error) or error)
-        return USAGE if mending(error) else FAILED
-    logger.error("broke down:\n%s", "".join(traceback.format_exception(error)))
+    if isinstance(error, OSError) and (told := mending(error)):
+        logger.error("%s", told)
+        return USAGE
+    told = lost(error) if place().launched else ""
+    logger.error("%s", told or "broke down:\n" + "".join(traceback.format_exception(error)))
     return FAILED
 
 
@@ -172,13 +170,13 @@ def _stage_code(parsed: argparse.Namespace) -> int:
         with nullcontext() if here.launched else held(Run(config.run.folder).lock, parsed.command):
             code = _stage(parsed, config)
     except Exception as error:
-        code = ended(error)
-        if code == FAILED and lost(error):
+        code = exit_code(error)
+        if code == FAILED and here.launched and lost(error):
             # What is left for the outer command is the cause, from the rank that knows it.
             return code
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
-        code = left.leave(Run(config.run.folder).status(parsed.command), code)
+        code = stage_status.leave(Run(config.run.folder).status(parsed.command), code)
     return code
 
 
@@ -296,7 +294,7 @@ def verify(parsed: argparse.Namespace) -> int:
 
 def status(parsed: argparse.Namespace) -> int:
     path = Run(parsed.run).status(parsed.stage)
-    code = left.read(path)
+    code = stage_status.read(path)
     if code is None:
         logger.error("%s: the stage left no status; look at the logs of the run", path)
         return FAILED

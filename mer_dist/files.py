@@ -202,7 +202,11 @@ def _crc32(path: Path) -> int:
 
 
 def damaged(folder: Path, told: dict[str, list[int]]) -> list[str]:
-    """The files in ``folder`` that are not what :func:`contents` told of them, each with what is wrong."""
+    """The files in ``folder`` that are not what :func:`contents` told of them, each with what is wrong.
+
+    Raises:
+        OSError: one cannot be read now; that says nothing about what it holds.
+    """
     found = ((name, _fault(Path(folder) / name, *facts)) for name, facts in told.items())
     return [f"{name} {fault}" for name, fault in found if fault]
 
@@ -212,10 +216,8 @@ def _fault(path: Path, size: int, crc: int) -> str:
         if path.stat().st_size != size:
             return f"has {path.stat().st_size} bytes instead of {size}"
         return "" if _crc32(path) == crc else "holds other bytes than were written"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "is gone"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
 
 
 def fingerprint(value: Any) -> str:
@@ -267,12 +269,13 @@ def marked(folder: Path, made_from: str | None = None) -> dict | None:
     """The marker of ``folder``, or None if absent, unreadable, changed since, or of another fingerprint."""
     try:
         facts = read_json(Path(folder) / MARK)
+        seal = facts.pop(_SEAL, None) if isinstance(facts, dict) else ""
+        whole = seal in (None, fingerprint(facts))
     except (OSError, ValueError):
         return None
-    if not isinstance(facts, dict):
+    if not whole or made_from not in (None, facts.get("made_from")):
         return None
-    # Those of the first version have no seal.
-    seal = facts.pop(_SEAL, None)
-    if seal not in (None, fingerprint(facts)) or made_from not in (None, facts.get("made_from")):
-        return None
+    if seal is None:
+        # One of the first version, which told of no checksums.
+        facts.pop("content", None)
     return facts

@@ -110,10 +110,6 @@ class Run:
         """How a task of a job started and ended."""
         return self.slurm / "tasks" / f"{stage}-{task}.json"
 
-    def slurm_stopped(self, job: str) -> Path:
-        """Left by ranks that were told to stop, for the batch script of their job."""
-        return self.slurm / f"stopped-{job}"
-
     @property
     def tracking(self) -> Path:
         return self.folder / "tracking"

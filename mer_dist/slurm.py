@@ -52,6 +52,7 @@ AFTER = (
 )
 
 
+NAMED = ", named"
 #: States in which Slurm does nothing more with a job; there are many others.
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
         "OUT_OF_MEMORY", "REVOKED")
@@ -191,6 +192,8 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
         raise UserError(f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, "
                         f"or end them with mer-dist slurm-cancel {run.folder}")
     _private_folder(run.slurm)
+    # It would go before the name in the script, by which the job is known again.
+    os.environ.pop("SBATCH_JOB_NAME", None)
     jobs: list[Job] = []
     for stage in stages(config):
         executor = _executor(config, stage, jobs[-1].id if jobs else None)
@@ -227,7 +230,7 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
             return 1
 
     run = Run(Path(config.run.folder).absolute())
-    folder, stopped = run.slurm, run.slurm_stopped("$SLURM_JOB_ID")
+    folder = run.slurm
     if not PATH.fullmatch(str(folder)):
         raise UserError(f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
                         "spaces and . / _ @ + = : , ~ -")
@@ -245,7 +248,7 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
     if after:
         # Jobs that can no longer start leave the queue instead of waiting for ever.
         asked |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    told = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/{stopped.name}"
+    told = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
     executor.update_parameters(
         **own, job_name=asked.pop("job-name"), signal_delay_s=config.slurm.warning,
         array_parallelism=config.slurm.extract_at_once or config.slurm.extract_tasks,
@@ -309,7 +312,8 @@ def _submitted(run: Run) -> list[Job]:
 def _states(jobs: list[Job]) -> dict[str, str]:
     """State of every one of these jobs that Slurm still knows, by the id that squeue shows.
 
-    Slurm counts anew after a while, so another job may have come to the id: the name has to fit, too.
+    Slurm counts anew after a while, so another job may have come to the id; of one with another name, the
+    name stands behind the state.
     """
     try:
         told = subprocess.run(
@@ -319,16 +323,30 @@ def _states(jobs: list[Job]) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or error
         raise UserError(f"squeue does not answer: {' '.join(str(reason).split())}") from None
-    ours = {(job.id, _name(job.stage)) for job in jobs}
-    rows = (line.split("|", 3) for line in told.stdout.splitlines())
-    return {number: f"{state} ({reason})" if state == "PENDING" else state
-            for number, state, reason, name in rows if (number.partition("_")[0], name) in ours}
+    names = {job.id: _name(job.stage) for job in jobs}
+    states = {}
+    for number, state, reason, name in (line.split("|", 3) for line in told.stdout.splitlines()):
+        if wanted := names.get(number.partition("_")[0]):
+            states[number] = f"{state} ({reason})" if state == "PENDING" else state
+            if name != wanted:
+                states[number] += f"{NAMED} {name!r}"
+    return states
 
 
 def active(run: Run) -> dict[str, str]:
-    """The run's jobs that may still do something, and their states."""
-    return {number: state for number, state in _states(_submitted(run)).items()
-            if not state.startswith(OVER)}
+    """The run's jobs that may still do something, and their states.
+
+    Raises:
+        UserError: one of them has another name: somebody has renamed it, or it is not of this run.
+    """
+    found = {number: state for number, state in _states(_submitted(run)).items()
+             if not state.startswith(OVER)}
+    for number, state in found.items():
+        if NAMED in state:
+            raise UserError(f"job {number} is {state}: it was renamed, or Slurm has given the number of a job "
+                            f"of this run to another one; look at it with scontrol show job {number}, end it "
+                            f"by scancel if it is yours, or else delete {run.slurm_jobs}")
+    return found
 
 
 def status(run: Run) -> list[dict]:
@@ -345,7 +363,7 @@ def status(run: Run) -> list[dict]:
         ids = [f"{job.id}_{index}" for index in range(job.tasks)] if job.tasks > 1 else [job.id]
         notes = [note for index, number in enumerate(ids) if (note := _told(run, job.stage, index, number))]
         done = sum(note.code in ENDED_WELL for note in notes)
-        found = sorted({states[number] for number in ids if number in states})
+        found = sorted({states[number] for number in {job.id, *ids} & states.keys()})
         forgotten = "FAILED" if notes else "NEVER RAN"
         forgotten = "COMPLETED" if done == len(ids) else forgotten
         rows.append({

@@ -17,12 +17,13 @@ def read(path: Path) -> int | None:
 
     Raises:
         UserError: something else is in the file.
+        OSError: it cannot be read.
     """
     try:
         told = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except ValueError:
         told = None
     code = told.get("code") if isinstance(told, dict) else None
     # True is no code, though it equals 1.
@@ -37,7 +38,7 @@ def leave(path: Path, code: int) -> int:
     cannot be written."""
     try:
         other = read(path)
-    except UserError:
+    except (UserError, OSError):
         other = None
     try:
         files.write_json(path, {"code": max((code, code if other is None else other), key=GRAVITY.index)})

@@ -55,11 +55,27 @@ def test_rows_that_take_no_room_in_the_file_are_counted(tmp_path):
         parquet.read(tmp_path / "a")
 
 
+def test_one_row_with_many_numbers_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """Equal numbers take no room in the file."""
+    monkeypatch.setattr(parquet, "BYTES", 20 << 20)
+    pq.write_table(pa.table({"p": [np.zeros(4 << 20)]}), tmp_path / "a", compression="zstd")
+    assert (tmp_path / "a").stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="unpacks to more"):
+        parquet.read(tmp_path / "a")
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
 def test_one_long_text_again_and_again_is_refused_while_it_is_unpacked(tmp_path, monkeypatch):
     """The footer counts the text once."""
     monkeypatch.setattr(parquet, "BYTES", 20 << 20)
-    pq.write_table(pa.table({"name": ["x" * 10_000] * 5_000}), tmp_path / "a")
+    pq.write_table(pa.table({"name": ["x" * 200_000] * 1_000}), tmp_path / "a")
     metadata = pq.read_metadata(tmp_path / "a")
     assert sum(metadata.row_group(row).total_byte_size for row in range(metadata.num_row_groups)) < 1 << 20
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
     with pytest.raises(ValueError, match="unpacks to more"):
         parquet.read(tmp_path / "a")
+    pa.set_memory_pool(before)
+    assert pool.max_memory() < 4 * parquet.BYTES

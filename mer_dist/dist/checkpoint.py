@@ -1,9 +1,9 @@
 """Checkpoints of a training in progress: DeepSpeed's partitions, whole or absent.
 
 A checkpoint is a folder ``step-<n>``. Every rank writes its part of the weights, the fp32 masters
-and the moments into a temporary folder; then rank 0 makes it durable, leaves the mark with the
-position in the data, and renames it. Frozen weights are not in it: they come from the base model.
-The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
+and the moments into a temporary folder; then rank 0 leaves the mark with the position in the data
+and the checksums, makes all of it durable, and renames it. Frozen weights are not in it: they come
+from the base model. The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
 """
 
 from __future__ import annotations
@@ -87,6 +87,15 @@ class Checkpoints:
         """Where the weights of an epoch lie while it is the best."""
         return self.folder / f"best-{epoch:04d}"
 
+    def faults_of_best(self, epoch: int) -> list[str]:
+        """What is wrong with the weights of an epoch that was the best; of 0, none yet, nothing is."""
+        if not epoch:
+            return []
+        folder = self.best(epoch)
+        told = files.marked(folder, self.made_from)
+        faults = files.damaged(folder, told["content"]) if told else ["is gone, or its mark is"]
+        return [f"{folder.name}: {fault}" for fault in faults]
+
     def forget_best_but(self, epoch: int) -> None:
         """Remove the weights of other epochs, except those that a checkpoint goes back to."""
         epochs = {epoch, *(files.marked(path)["progress"]["best_epoch"] for path in self._usable())}
@@ -148,7 +157,7 @@ class Checkpoints:
         )
         files.publish(temporary, target)
         self.passed_over.discard(target)
-        for path in set(self.folder.glob("step-*")) - set(self._usable()[-self.keep :]):
+        for path in set(self.folder.glob("step-*")) - {target, *self._usable()[-self.keep :]}:
             shutil.rmtree(path)
         self.forget_best_but(progress.best_epoch)
         return sum(size for size, _ in content.values())
@@ -195,17 +204,22 @@ class Checkpoints:
 
     def _newest(self) -> tuple[Path | None, dict | None]:
         """The checkpoint to go on from, and its mark. Every rank reads its part of it once, to see whether
-        it is damaged; older ones are read only if it is."""
+        it is damaged, and rank 0 the weights of the best epoch, which cannot be had again without an older
+        one; older ones are read only if it is."""
         # Rank 0 chooses for all: another rank might see the folder a moment later.
         candidates = agreed(self.joined, self._candidates() if self.joined.is_main_process else [])
         for path, facts in candidates:
-            own = {name: facts["content"][name] for name in self._own(facts["content"])}
-            faults = [fault for rank in from_all(self.joined, files.damaged(path, own)) for fault in rank]
+            own = files.damaged(path, {name: facts["content"][name] for name in self._own(facts["content"])})
+            if self.joined.is_main_process:
+                own += self.faults_of_best(facts["progress"]["best_epoch"])
+            faults = [fault for rank in from_all(self.joined, own) for fault in rank]
             if not faults:
                 return path, facts
             self.passed_over.add(path)
             if self.joined.is_main_process:
                 logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
+        if self.joined.is_main_process and any(self.folder.glob("step-*")):
+            logger.warning("none of the checkpoints in %s can be used; this copy starts again", self.folder)
         return None, None
 
     def _candidates(self) -> list[tuple[Path, dict]]:
@@ -213,7 +227,7 @@ class Checkpoints:
         shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
         if not usable and (found := whole(self.folder)):
-            logger.warning("%s is of another training; it is not used, and this copy starts again", found[-1])
+            logger.warning("%s is of another training; it is not used", found[-1])
         return [(path, files.marked(path)) for path in reversed(usable)]
 
     def _usable(self) -> list[Path]:
@@ -256,7 +270,7 @@ def whole(folder: Path) -> list[Path]:
         content = (files.marked(path) or {}).get("content", {})
         torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
         if torn or not content:
-            logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "no mark")
+            logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "its mark is gone, damaged or of an older version")
         else:
             found.append(path)
     return found

@@ -94,6 +94,14 @@ def zero_stage(joined: Accelerator) -> int:
     return 0 if plugin is None else plugin.zero_stage
 
 
+def offloaded_to(joined: Accelerator) -> set[str]:
+    """Where DeepSpeed keeps what it takes off the device: ``cpu``, ``nvme``; empty if it keeps all there."""
+    plugin = joined.state.deepspeed_plugin
+    settings = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
+    parts = (settings.get(f"offload_{part}") or {} for part in ("optimizer", "param"))
+    return {part["device"] for part in parts if part.get("device", "none") != "none"}
+
+
 def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optimizer: Optimizer):
     """``Accelerator.prepare`` of the two, with batch sizes and, under DeepSpeed, a buffer for gradients that
     suit the model. What the user's own DeepSpeed file sets stays.

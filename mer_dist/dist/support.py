@@ -7,18 +7,21 @@ before anything is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 
 ZERO_STAGES = (2, 3)
 
 
-def check(processes: int, zero_stage: int) -> None:
+def check(processes: int, zero_stage: int, offloaded_to: Iterable[str] = ()) -> None:
     """Refuse a way of launching that was never tried. Weights in 4 or 8 bits that are to be trained
     in full are refused before, by the configuration.
 
     Args:
         zero_stage: 0 without DeepSpeed.
+        offloaded_to: devices on which DeepSpeed keeps parameters or optimizer.
 
     Raises:
         UserError: it says what to use instead.
@@ -26,6 +29,10 @@ def check(processes: int, zero_stage: int) -> None:
     if zero_stage not in (0, *ZERO_STAGES):
         raise UserError(f"ZeRO stage {zero_stage} is not supported; set zero_stage to 2 or 3 in the "
                         "accelerate launch file")
+    if "nvme" in offloaded_to:
+        raise UserError("offloading to NVMe is not supported, its checkpoints are not the ones kept here; set "
+                        "offload_optimizer_device and offload_param_device to cpu or none in the accelerate "
+                        "launch file")
     if processes > 1 and zero_stage == 0:
         raise UserError(
             f"{processes} processes without DeepSpeed are not supported; start them with a launch file "

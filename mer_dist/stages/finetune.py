@@ -40,7 +40,7 @@ def finetune(config: Config) -> None:
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import accelerator, agreed, anywhere, zero_stage
+    from mer_dist.dist.runtime import accelerator, agreed, anywhere, offloaded_to, zero_stage
     from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
 
@@ -52,7 +52,7 @@ def finetune(config: Config) -> None:
         planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
         config.run.timeout_minutes,
     )
-    check(joined.num_processes, zero_stage(joined))
+    check(joined.num_processes, zero_stage(joined), offloaded_to(joined))
     check_batches(config, joined.num_processes)
     if joined.is_main_process:
         joined.init_trackers("finetune")
@@ -96,8 +96,6 @@ def train(joined, copy: Copy, config: Config) -> None:
         joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints
     )
 
-    _check_best(joined, checkpoints, trainer.progress.best_epoch)
-
     def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         weights = gathered(joined, trainable)
@@ -113,30 +111,18 @@ def train(joined, copy: Copy, config: Config) -> None:
             times.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
 
     history = trainer.run(keep, note)
-    _check_best(joined, checkpoints, history["best_epoch"])
     if note := classifier.extractor.note():
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
     if joined.is_main_process:
         best = checkpoints.best(history["best_epoch"])
+        if faults := checkpoints.faults_of_best(history["best_epoch"]):
+            raise UserError(f"{underway}: the weights of the best epoch are damaged ({'; '.join(faults)}); "
+                            "start again, and training goes on from a checkpoint before them")
         _finish(copy, best, history, joined.num_processes, zero_stage(joined))
         shutil.rmtree(underway)
     joined.wait_for_everyone()
     joined.free_memory()
-
-
-def _check_best(joined, checkpoints, epoch: int) -> None:
-    """Refuse to go on towards weights of the best epoch that are damaged or gone: they cannot be had
-    again without its checkpoint, which may be gone, too."""
-    from mer_dist.dist.runtime import agreed
-
-    best, faults = checkpoints.best(epoch), []
-    if epoch and joined.is_main_process:
-        told = files.marked(best, checkpoints.made_from)
-        faults = files.damaged(best, told["content"]) if told else ["is gone, or its mark is"]
-    if faults := agreed(joined, faults):
-        raise UserError(f"{best}: the weights of the best epoch are damaged: {faults[0]}; to train this copy "
-                        f"again from the start, delete {checkpoints.folder} and run finetune")
 
 
 def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: int) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mer_dist import files, joined, quarantine
-from mer_dist import status as left
+from mer_dist import status as stage_status
 from mer_dist.config import Config
 from mer_dist.dist import env, memory, preempt, support
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
@@ -95,7 +95,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     logger.info("starting %s with %d processes", stage, config.run.processes)
     launcher = subprocess.Popen(command, env=env.for_children(config.run.threads))
     failed = preempt.wait(launcher)
-    code = left.read(status)
+    code = stage_status.read(status)
     if code is None:
         code = FAILED
         # Where the ranks could not write theirs, neither can this, and it says why.

@@ -10,6 +10,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+from mer_dist import files
 from mer_dist.dist.checkpoint import ALONE, Checkpoints, Progress, tensors_only, trained_weights, whole
 from mer_dist.errors import UserError
 from mer_dist.log import logger
@@ -38,6 +39,8 @@ def pair():
 def test_weights_moments_and_position_come_back(tmp_path):
     model, optimizer = pair()
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
+    checkpoints.best(1).mkdir(parents=True)
+    files.mark(checkpoints.best(1), "a", content={})
     told = Progress(step=7, epoch=2, batch=3, loss=1.5, epochs=[{"epoch": 1}], best=(0.5, -1.0), best_epoch=1)
     checkpoints.save(model, optimizer, told)
     other = torch.nn.Linear(3, 2)
@@ -137,6 +140,7 @@ def test_the_weights_of_the_best_epoch_stay_with_the_checkpoint_that_goes_back_t
 
     def kept(epoch):
         checkpoints.best(epoch).mkdir()
+        files.mark(checkpoints.best(epoch), "a", content={})
         checkpoints.forget_best_but(epoch)
 
     def lying():

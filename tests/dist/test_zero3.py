@@ -205,5 +205,7 @@ def test_a_way_of_launching_that_was_never_tried_is_refused():
         check(processes, stage)
     with pytest.raises(UserError, match="ZeRO stage 1"):
         check(2, 1)
+    with pytest.raises(UserError, match="NVMe"):
+        check(2, 3, {"nvme"})
     with pytest.raises(UserError, match="2 processes without DeepSpeed"):
         check(2, 0)

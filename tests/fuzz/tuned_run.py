@@ -48,7 +48,7 @@ def go_on(base: Path, folder: Path, kind: str, seed: str) -> tuple[str, str]:
         assert str(victim.parent) in message, f"{what}: {message}"
         return what, "message"
     same(what, underway.adapter(run), underway.adapter(Run(base / "run")))
-    return what, "made again" if kind == "pt" else "harmless"
+    return what, "harmless" if kind == "mark" else "made again"
 
 
 def use(base: Path, folder: Path, seed: str) -> tuple[str, str]:

@@ -82,7 +82,7 @@ def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(fold
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_same_seed_gives_the_same_weights_whatever_the_threads_and_what_was_drawn(folder, tmp_path, threads):
+def test_the_same_seed_gives_the_same_weights_with_any_threads_and_random_state(folder, tmp_path, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.rand(7)

@@ -78,8 +78,11 @@ def test_the_jobs_of_a_run_are_shown_and_cancelled_and_no_others(run, capsys):
 
 def test_a_job_that_has_come_to_an_old_id_is_not_cancelled(run, capsys):
     write(run, id="9")
-    assert cli.main(["slurm-cancel", str(run.folder)]) == DONE
-    assert "nothing was left" in capsys.readouterr().out and cancelled(run) == []
+    assert cli.main(["slurm-cancel", str(run.folder)]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "job 9 is RUNNING, named 'other'" in line and cancelled(run) == []
+    assert cli.main(["slurm-status", str(run.folder)]) == DONE
+    assert "RUNNING, named 'other'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", HOSTILE, ids=lambda value: repr(value)[:20])

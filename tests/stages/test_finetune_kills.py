@@ -30,6 +30,8 @@ from mer_dist.stages.shard import shard
 
 #: Kills in each case; the last start is left alone.
 KILLS = 3
+#: Of the whole training, each with its checkpoint.
+STEPS = 24
 #: Seconds in which all ranks have ended after any kill, on a busy machine.
 BOUND = 20
 #: Seconds from the failure of one rank to the SIGKILL with which torch's launcher ends one that is stuck.
@@ -100,9 +102,10 @@ def disturb(job: Path, folder: Path, chance: random.Random) -> dict | None:
     whom, when = chance.choice(("rank", "rank", "all", "launcher")), chance.choice(("time", "save"))
     checkpoints, before = Run(folder).checkpoints("baichuan", "all"), len(announced(folder))
     started = start(job, folder, processes)
-    # The first checkpoint of this start, then a while; or the middle of the next save.
-    seconds_until(lambda: len(announced(folder)) > before or started.poll() is not None, 300)
-    time.sleep(chance.uniform(0, 2))
+    # Some checkpoints of this start, on machines of any speed, then a moment; or the middle of the next save.
+    ready = before + chance.randint(1, STEPS // KILLS - 2)
+    seconds_until(lambda: len(announced(folder)) >= ready or started.poll() is not None, 300)
+    time.sleep(chance.uniform(0, 0.2))
     if when == "save":
         seconds_until(lambda: list(checkpoints.glob(".step-*")) or started.poll() is not None, 300)
     if started.poll() is not None:
