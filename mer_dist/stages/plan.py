@@ -215,7 +215,7 @@ def _shards(config: Config, layout: Layout, found: dict | None) -> dict:
 def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> dict:
     """Bytes below the run folder; those that grow with the clips are per clip if none are known."""
     count = found["all"] if found else 1
-    sets, saved, trained = {}, 0, [0]
+    sets, saved, underway, kept = {}, 0, [0], config.run.keep_checkpoints
     for name, sized in sizes.items():
         extractor, seen = config.extractors[name], 0
         if extractor.finetune is None or config.extract.frozen:
@@ -224,16 +224,16 @@ def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> di
             # Each clip by one copy; the anchors by every copy.
             parts = len(copies.parts(config, name))
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
-            # The best epochs that the checkpoints go back to lie beside the finished copies.
-            folders = parts + config.run.keep_checkpoints
-            saved += folders * sized.trainable * _held(extractor, sized, layout).element
-            trained.append(sized.trainable)
+            copy = sized.trainable * _held(extractor, sized, layout).element
+            saved += parts * copy
+            # With the best epochs that they go back to.
+            underway.append(kept * copy + (kept + 1) * 16 * sized.trainable)
         sets[name] = seen * _vector_bytes(config, name, sized.width)
     return {
         "per_clip": found is None, "shards": _shards(config, layout, found)["clip_bytes"] * count,
         "features": sets, "adapters": saved,
         # Weights, masters and moments of the copy under way: those kept, and the one being saved.
-        "checkpoints": (config.run.keep_checkpoints + 1) * 16 * max(trained),
+        "checkpoints": max(underway),
     }
 
 
