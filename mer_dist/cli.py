@@ -7,14 +7,14 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
 from mer_dist import __version__, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
-from mer_dist.dist.env import place
+from mer_dist.dist.env import outer, place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
 from mer_dist.layout import Run
@@ -22,6 +22,8 @@ from mer_dist.lock import held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
 
+#: Seconds that a launched stage waits for another to leave the run folder.
+PATIENCE = 60.0
 STAGES = {
     "shard": "clips to WebDataset shards",
     "finetune": "fine-tune extractors, alone or under accelerate launch",
@@ -33,7 +35,12 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (see the README for what each means)."""
-    parsed = parser().parse_args(arguments)
+    parsed, rest = parser().parse_known_args(arguments)
+    # Overrides that follow an option.
+    if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
+        parser().parse_args(arguments)
+    else:
+        parsed.overrides += rest
     setup(parsed.command)
     try:
         return parsed.act(parsed)
@@ -167,7 +174,7 @@ def _stage_code(parsed: argparse.Namespace) -> int:
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
             end_with_launcher()
-        with nullcontext() if here.launched else held(Run(config.run.folder).lock, parsed.command):
+        with _alone(config, parsed.command):
             code = _stage(parsed, config)
     except Exception as error:
         code = exit_code(error)
@@ -178,6 +185,17 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = stage_status.leave(Run(config.run.folder).status(parsed.command), code)
     return code
+
+
+def _alone(config: Config, command: str) -> AbstractContextManager:
+    """The lock of the run folder, taken once for all ranks."""
+    here, lock = place(), Run(config.run.folder).lock
+    if not here.launched:
+        return held(lock, command)
+    if here.rank == 0 and outer() is None:
+        # A job that Slurm starts again may meet the last of its ranks of before.
+        return held(lock, command, patience=PATIENCE)
+    return nullcontext()
 
 
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
@@ -217,7 +235,9 @@ def slurm(parsed: argparse.Namespace) -> int:
         for stage, text in scripts(config).items():
             print(f"### {stage}\n{text}")
         return DONE
-    for job in submit(config, submitted, [parsed.config, *parsed.overrides]):
+    with held(Run(config.run.folder).lock, parsed.command):
+        jobs = submit(config, submitted, [parsed.config, *parsed.overrides])
+    for job in jobs:
         print(f"{job.stage}: job {job.id}, log {job.log}")
     return DONE
 

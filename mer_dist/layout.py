@@ -106,9 +106,9 @@ class Run:
         """What was submitted."""
         return self.slurm / "jobs.json"
 
-    def slurm_note(self, stage: str, task: int) -> Path:
-        """How a task of a job started and ended."""
-        return self.slurm / "tasks" / f"{stage}-{task}.json"
+    def slurm_note(self, stage: str, job: str) -> Path:
+        """How a job, or the task of an array, started and ended; ``job`` as squeue shows it."""
+        return self.slurm / "tasks" / f"{stage}-{job}.json"
 
     @property
     def tracking(self) -> Path:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 
 
 @contextmanager
-def held(path: Path, command: str) -> Iterator[None]:
+def held(path: Path, command: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a run folder while a command works there.
 
     The system gives the lock back when the process ends, however it ends, so none is ever left
-    behind. Ranks of a launcher must not take it: there are many of them, and the command that started
-    them may hold it.
+    behind. Of the ranks of a launcher only rank 0 takes it, and none where ``mer-dist run`` holds it.
+
+    Args:
+        patience: seconds to wait for it.
 
     Raises:
         UserError: another command holds it; says which, where, and what to do.
@@ -27,7 +31,7 @@ def held(path: Path, command: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, patience)
         except BlockingIOError:
             file.seek(0)
             who = file.read().strip() or "another command"
@@ -42,3 +46,14 @@ def held(path: Path, command: str) -> Iterator[None]:
             file.write(f"mer-dist {command} (process {os.getpid()} on {socket.gethostname()})")
             file.flush()
         yield
+
+
+def _lock(file: TextIO, patience: float) -> None:
+    ends = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= ends:
+                raise
+            time.sleep(0.5)

@@ -20,6 +20,7 @@ from pathlib import Path
 from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.dist import slurmstep
+from mer_dist.dist.support import check_batches
 from mer_dist.errors import DONE, GRAVITY, QUARANTINED, REQUEUE, UserError, reading
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -56,11 +57,8 @@ NAMED = ", named"
 #: States in which Slurm does nothing more with a job; there are many others.
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
         "OUT_OF_MEMORY", "REVOKED")
-
-
 #: What sbatch prints for a job.
 NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-TASKS = range(1, MOST_TASKS + 1)
 
 
 @dataclass(kw_only=True)
@@ -76,7 +74,7 @@ class Job:
     def __post_init__(self):
         # The id reaches the command line of scancel, the log somebody's terminal.
         whole = isinstance(self.id, str) and NUMBER.fullmatch(self.id) and type(self.tasks) is int
-        if not whole or self.tasks not in TASKS or self.stage not in STAGES:
+        if not whole or not 0 < self.tasks <= MOST_TASKS or self.stage not in STAGES:
             raise ValueError(f"no job: {self.stage!r}, id {self.id!r}, {self.tasks!r} tasks")
         if not isinstance(self.log, str) or not self.log.isprintable():
             raise ValueError(f"no path of a log: {self.log!r}")
@@ -86,16 +84,14 @@ class Job:
 class Note:
     """What a task of a job leaves in the run folder; it outlives what Slurm remembers."""
 
-    job: str
-    """As squeue shows it: 12, or 12_3 in an array."""
     restarts: int
     code: int | None
     """None: not ended, or killed."""
 
     def __post_init__(self):
-        whole = isinstance(self.job, str) and type(self.restarts) is int and self.restarts >= 0
-        if not whole or type(self.code) not in (int, type(None)) or self.code not in (None, *GRAVITY):
-            raise ValueError(f"job {self.job!r}, restarts {self.restarts!r}, code {self.code!r}")
+        whole = type(self.restarts) is int and type(self.code) in (int, type(None))
+        if not whole or self.restarts < 0 or self.code not in (None, *GRAVITY):
+            raise ValueError(f"restarts {self.restarts!r}, code {self.code!r}")
 
 
 def stages(config: Config) -> list[str]:
@@ -113,8 +109,14 @@ def _name(stage: str) -> str:
 
 
 def options(config: Config, stage: str) -> dict[str, str]:
-    """What sbatch is asked for, option: value; an empty value is a flag."""
+    """What sbatch is asked for, option: value; an empty value is a flag.
+
+    Raises:
+        UserError: so many processes cannot share the batches of finetune.
+    """
     asked = config.slurm
+    if stage == "finetune":
+        check_batches(config, asked.nodes * (asked.tasks_per_node or max(asked.gpus_per_node, 1)))
     gpus = (asked.gpus_per_node if stage == "finetune" else min(asked.gpus_per_node, 1)) * (stage in WITH_GPU)
     fine = stage == "finetune"
     cpus = max(asked.cpus_per_task, config.shard.workers) if stage == "shard" else asked.cpus_per_task
@@ -139,8 +141,7 @@ def options(config: Config, stage: str) -> dict[str, str]:
 
 def command_line(config: Config, stage: str) -> str:
     """The options as one line for ``sbatch $(mer-dist slurm-options STAGE CONFIG) FILE``."""
-    return " ".join(f"--{name}={value}" if value else f"--{name}" for name, value in
-                    options(config, stage).items())
+    return " ".join(f"--{name}" + f"={value}" * bool(value) for name, value in options(config, stage).items())
 
 
 def srun_options(config: Config) -> list[str]:
@@ -287,8 +288,7 @@ def ended(run: Run, stage: str, step: slurmstep.Step, code: int) -> int:
 
 
 def _note(run: Run, stage: str, step: slurmstep.Step, code: int | None) -> None:
-    note = Note(job=step.job, restarts=step.restarts, code=code)
-    files.write_json(run.slurm_note(stage, step.index), vars(note))
+    files.write_json(run.slurm_note(stage, step.job), vars(Note(restarts=step.restarts, code=code)))
 
 
 def _known_jobs(run: Run) -> list[Job]:
@@ -361,7 +361,7 @@ def status(run: Run) -> list[dict]:
     rows = []
     for job in jobs:
         ids = [f"{job.id}_{index}" for index in range(job.tasks)] if job.tasks > 1 else [job.id]
-        notes = [note for index, number in enumerate(ids) if (note := _told(run, job.stage, index, number))]
+        notes = [note for number in ids if (note := _told(run, job.stage, number))]
         done = sum(note.code in ENDED_WELL for note in notes)
         found = sorted({states[number] for number in {job.id, *ids} & states.keys()})
         forgotten = "FAILED" if notes else "NEVER RAN"
@@ -373,14 +373,13 @@ def status(run: Run) -> list[dict]:
     return rows
 
 
-def _told(run: Run, stage: str, index: int, number: str) -> Note | None:
-    """The note of a task; None if it left none, or that of an earlier job is still there."""
-    path = run.slurm_note(stage, index)
+def _told(run: Run, stage: str, number: str) -> Note | None:
+    """The note of a job or a task; None if it left none."""
+    path = run.slurm_note(stage, number)
     if not path.exists():
         return None
     with reading(path, "how this task ended is in its log; delete the file to see the rest of the table"):
-        note = Note(**files.read_json(path))
-    return note if note.job == number else None
+        return Note(**files.read_json(path))
 
 
 def table(rows: list[dict]) -> str:

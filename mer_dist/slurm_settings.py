@@ -72,14 +72,14 @@ class SlurmConfig:
 
     def __post_init__(self):
         for key in ("partition", "cpu_partition", "account", "qos", "container", "python"):
-            _fits(key, getattr(self, key), WORD)
+            _fits(key, getattr(self, key), WORD, "as a word of letters, digits and _ . , : / @ + = # -")
         for mount in self.container_mounts:
-            _fits("container_mounts", mount, WORD)
-        _fits("memory", self.memory, MEMORY)
-        _fits("time", self.time, TIME)
+            _fits("container_mounts", mount, WORD, "as /data or /data:/inside, without spaces")
+        _fits("memory", self.memory, MEMORY, "as 64G, or 0 for all")
+        _fits("time", self.time, TIME, "as 24:00:00 or 2-00:00:00")
         for stage, limit in self.times.items():
             one_of("slurm.times", "a stage", stage, STAGES)
-            _fits(f"times.{stage}", limit, TIME)
+            _fits(f"times.{stage}", limit, TIME, "as 24:00:00 or 2-00:00:00")
         for key in ("nodes", "warning", "extract_tasks"):
             at_least("slurm", key, getattr(self, key), 1)
         if self.extract_tasks > MOST_TASKS:
@@ -94,7 +94,7 @@ class SlurmConfig:
             if not OPTION.fullmatch(name) or name in TAKEN:
                 raise UserError(f"slurm.options.{name}: not an option that can be given here; another key of "
                                 "slurm may say it, or the job graph decides it")
-            _fits(f"options.{name}", value, WORD)
+            _fits(f"options.{name}", value, WORD, "as a word of letters, digits and _ . , : / @ + = # -")
 
     def _check_warning(self, stage: str) -> None:
         """A job that is warned as soon as it starts would queue itself again for ever."""
@@ -117,6 +117,6 @@ def seconds(limit: str) -> int:
         unit * int(part) for unit, part in zip(units, clock.split(":"), strict=False))
 
 
-def _fits(key: str, value: str, pattern: re.Pattern) -> None:
+def _fits(key: str, value: str, pattern: re.Pattern, example: str) -> None:
     if value and not pattern.fullmatch(value):
-        raise UserError(f"slurm.{key} is {value!r}; it must match {pattern.pattern}")
+        raise UserError(f"slurm.{key} is {value!r}; write it {example}")

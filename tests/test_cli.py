@@ -9,6 +9,7 @@ import fusion_run
 import numpy as np
 import pytest
 
+from mer_dist import cli, status
 from mer_dist.cli import main
 from mer_dist.dist import env
 from mer_dist.layout import Run
@@ -77,12 +78,32 @@ def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
     assert Run(made.run.folder).config.read_bytes() == before
 
 
-def test_a_second_command_in_a_run_folder_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, capsys, launched):
+    """Also if a launcher or Slurm has started it, where rank 0 looks for all."""
     made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    monkeypatch.setattr(cli, "PATIENCE", 0.1)
+    if launched:
+        monkeypatch.setattr(cli, "end_with_launcher", lambda: None)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
     with held(Run(made.run.folder).lock, "extract"):
-        assert main(["fuse", str(tmp_path / "job.yaml")]) == 2
+        # To its launcher a rank says only whether it broke down.
+        assert main(["fuse", str(tmp_path / "job.yaml")]) == (0 if launched else 2)
     assert "mer-dist extract" in capsys.readouterr().err
     assert not Run(made.run.folder).probes.exists()
+    assert not launched or status.read(Run(made.run.folder).status("fuse")) == 2
+
+
+def test_overrides_may_follow_an_option_and_nothing_else_may(tmp_path, capsys):
+    job = tmp_path / "job.yaml"
+    job.write_text("corpus: {path: nowhere}\n", encoding="utf-8")
+    assert main(["plan", str(job), "--json", "run.processes=none"]) == 2
+    assert "run.processes" in capsys.readouterr().err
+    for wrong in (["plan", str(job), "--jsn"], ["explain", "run", "name", "more"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_an_import_takes_the_lock_of_the_run_folder_and_gives_it_back(tmp_path, capsys):

@@ -226,8 +226,8 @@ class Checkpoints:
         """What may be gone on from, newest first, with its mark."""
         shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
-        if not usable and (found := whole(self.folder)):
-            logger.warning("%s is of another training; it is not used", found[-1])
+        for path in sorted(set(self.folder.glob("step-*")) - set(usable)):
+            logger.warning("%s is passed over (%s)", path, _torn(path) or "it is of another training")
         return [(path, files.marked(path)) for path in reversed(usable)]
 
     def _usable(self) -> list[Path]:
@@ -261,19 +261,20 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
 
 
 def whole(folder: Path) -> list[Path]:
-    """The complete checkpoints in ``folder``, oldest first; a torn one is left out with a warning.
+    """The complete checkpoints in ``folder``, oldest first.
 
     Sizes are compared, not what the files hold, which takes as long as reading them.
     """
-    found = []
-    for path in sorted(Path(folder).glob("step-*")):
-        content = (files.marked(path) or {}).get("content", {})
-        torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
-        if torn or not content:
-            logger.warning("%s is not whole (%s); it is not used", path, ", ".join(torn) or "its mark is gone, damaged or of an older version")
-        else:
-            found.append(path)
-    return found
+    return [path for path in sorted(Path(folder).glob("step-*")) if not _torn(path)]
+
+
+def _torn(path: Path) -> str:
+    """Why a checkpoint is not complete; empty if it is."""
+    content = (files.marked(path) or {}).get("content", {})
+    torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
+    if torn:
+        return f"torn: {', '.join(torn)}"
+    return "" if content else "its mark is gone, damaged or of an older version"
 
 
 def _size(path: Path) -> int:

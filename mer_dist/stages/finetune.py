@@ -46,6 +46,9 @@ def finetune(config: Config) -> None:
 
     for copy in missing:
         check_files(copy.extractor)
+        if place().rank == 0 and files.marked(copy.folder):
+            logger.warning("%s/%s was made with other settings, models or clips; it is trained again",
+                           copy.name, copy.part)
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(
@@ -171,7 +174,8 @@ def _hold_out(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
     classes = Counter(targets.tolist())
     wanted = round(share * len(targets))
     if wanted < len(classes) or min(classes.values()) < 2:
-        logger.warning("too few clips to hold some out; the last epochs are judged on training clips")
+        logger.warning("too few clips to hold some out; epochs are judged on the clips that they train on, "
+                       "and WAF is theirs")
         return positions, positions
     train, held_out = train_test_split(
         positions, test_size=wanted, stratify=targets, random_state=seed

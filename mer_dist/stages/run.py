@@ -48,7 +48,8 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
         if code == REQUEUE:
             raise Stopped(f"{stage} was asked to; the next run goes on from there")
         if code not in (DONE, QUARANTINED):
-            logger.error("%s ended with code %d; see %s", stage, code, folder.log(stage, 0).parent)
+            logger.error("%s ended with code %d; see %s; a rank that was killed from outside, as for want of "
+                         "memory, is named by the launcher above", stage, code, folder.log(stage, 0).parent)
             return code
     from mer_dist.report.page import report
 
@@ -93,7 +94,8 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     command += ["--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
-    launcher = subprocess.Popen(command, env=env.for_children(config.run.threads))
+    # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.
+    launcher = subprocess.Popen(command, env=env.for_children(config.run.threads), start_new_session=True)
     failed = preempt.wait(launcher)
     code = stage_status.read(status)
     if code is None:

@@ -136,7 +136,7 @@ def _shards(state: _State) -> None:
             state.findings.append(str(error))
             continue
         if manifest.checksum(members.items()) != row.checksum:
-            damaged.append(row.name)
+            damaged.append(f"{row.name} in {row.shard:05d}.tar")
         elif not _agrees(row, members):
             different.append(row.name)
     reader.close()

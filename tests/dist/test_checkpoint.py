@@ -128,7 +128,7 @@ def test_only_the_newest_stay_and_those_of_another_training_go(tmp_path, monkeyp
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
     monkeypatch.setattr(logger, "propagate", True)
     assert checkpoints.load(model, optimizer) is None
-    assert "step-00000009 is of another training" in caplog.text
+    assert "step-00000009 is passed over (it is of another training)" in caplog.text
     for step in (1, 2, 3):
         checkpoints.save(model, optimizer, Progress(step=step))
     assert [path.name for path in whole(tmp_path)] == ["step-00000002", "step-00000003"]

@@ -85,6 +85,12 @@ def test_a_job_that_has_come_to_an_old_id_is_not_cancelled(run, capsys):
     assert "RUNNING, named 'other'" in capsys.readouterr().out
 
 
+def test_a_stage_that_is_submitted_by_hand_besides_does_not_change_what_is_told_of_the_graph(run, capsys):
+    slurm.started(run, "extract", Step("12_0", 0, 0, True))
+    assert cli.main(["slurm-status", str(run.folder)]) == DONE
+    assert "3/3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", HOSTILE, ids=lambda value: repr(value)[:20])
 def test_an_id_that_slurm_never_gave_is_refused(run, capsys, number):
     write(run, id=number)
@@ -105,14 +111,12 @@ def test_a_list_of_jobs_that_is_damaged_as_a_whole_is_refused(run, capsys, text)
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "7", "{}", '{"job": "7_1", "restarts": "1", "code": 0}',
-    '{"job": "7_1", "code": 0}', '{"job": 7, "restarts": 1, "code": 0}',
-    '{"job": "7_1", "restarts": -1, "code": 0}',
-    '{"job": "7_1", "restarts": 1, "code": true}', '{"job": "7_1", "restarts": 1, "code": [0]}',
-    '{"job": "7_1", "restarts": 1, "code": 64}', '{"job": "7_1", "restarts": 1, "code": 0, "other": 1}',
+    "", "{", "[]", "null", "7", "{}", '{"restarts": "1", "code": 0}', '{"code": 0}',
+    '{"restarts": -1, "code": 0}', '{"restarts": 1, "code": true}', '{"restarts": 1, "code": [0]}',
+    '{"restarts": 1, "code": 64}', '{"restarts": 1, "code": 0, "other": 1}',
 ])
 def test_a_damaged_note_of_a_task_is_named(run, capsys, text):
-    note = run.slurm_note("extract", 1)
+    note = run.slurm_note("extract", "7_1")
     note.write_text(text)
     refused(run, note, capsys, "slurm-status")
     note.unlink()
@@ -124,7 +128,7 @@ def test_a_damaged_note_of_a_task_is_named(run, capsys, text):
 @pytest.mark.parametrize("seed", cases(short=2, long=20))
 def test_whatever_happens_to_these_files_there_is_a_table_or_one_line(run, capsys, seed):
     lines = 0
-    victims = [run.slurm_jobs, run.slurm_note("extract", 0)]
+    victims = [run.slurm_jobs, run.slurm_note("extract", "7_0")]
     whole = {path: path.read_bytes() for path in victims}
     for number in range(25):
         for path, before in whole.items():
@@ -156,9 +160,9 @@ def test_a_task_refuses_what_no_srun_tells_it_and_writes_its_note_over_a_damaged
     for name, value in (("SLURM_JOB_ID", "7; true"), ("SLURM_RESTART_COUNT", "x"), ("SLURM_NTASKS", "")):
         code, said = task(run, "shard", str(job), **{name: value})
         assert code == USAGE and len(said) == 1 and name in said[0]
-    note = run.slurm_note("shard", 0)
+    note = run.slurm_note("shard", "7")
     note.write_text("[")
     code, said = task(run, "shard", str(job))
     assert code == USAGE and len(said) == 1 and "nowhere" in said[0]
-    assert files.read_json(note) == {"job": "7", "restarts": 0, "code": USAGE}
+    assert files.read_json(note) == {"restarts": 0, "code": USAGE}
     assert not re.search("Traceback", "\n".join(said))

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from mer_dist import config as configuration
 from mer_dist import files
 from mer_dist.dist import env
 from mer_dist.dist.checkpoint import trained_weights, whole
-from mer_dist.errors import FAILED, UserError
+from mer_dist.errors import FAILED, REQUEUE, UserError
 from mer_dist.layout import Run
 from mer_dist.stages.shard import shard
 
@@ -79,12 +80,12 @@ def adapter(folder: Path) -> Path:
     return Run(folder).adapter("baichuan", "all")
 
 
-def start(job: Path, folder: Path, processes: int) -> subprocess.Popen:
+def start(job: Path, folder: Path, processes: int, *options: str) -> subprocess.Popen:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--config_file",
                     str(ROOT / "launch/zero3-cpu.yaml"), "--main_process_port", str(env.free_port())]
-    command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}"]
+    command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}", *options]
     return subprocess.Popen(command, env=env.for_children(1), stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL)
 
@@ -196,6 +197,27 @@ def test_a_stuck_rank_is_noticed_told_of_in_one_line_and_ended_with_the_others(j
     assert started.wait() == 1
     lines = [line for line in Run(folder).log("finetune", 0).read_text().splitlines() if " E " in line]
     assert len(lines) == 1 and "run.timeout_minutes" in lines[0] and "Traceback" not in lines[0]
+
+
+@pytest.mark.parametrize("by", ["launcher", "run"])
+def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
+    """A terminal sends it to the launcher, which hands it on, and to its ranks besides."""
+    folder = fresh(job, tmp_path / "run")
+    options = (f"run.folder={folder}", "run.checkpoint_minutes=10", "extractors.baichuan.finetune.epochs=500")
+    log = Run(folder).log("finetune", 0)
+    if by == "run":
+        started = small_job.start("run", job, *options, "run.processes=2",
+                                  "extractors.baichuan.finetune.cross_fit=true")
+    else:
+        started = start(job, folder, 2, *options[1:])
+    seconds_until(lambda: log.exists() and "epoch 3/" in log.read_text(), 300)
+    every = [psutil.Process(started.pid), *(ranks(started.pid).values() if by == "launcher" else ())]
+    for one in every:
+        one.send_signal(signal.SIGINT)
+    code = started.wait(60)
+    assert code == REQUEUE if by == "run" else code != 0
+    (stopped,) = re.findall(r"asked to stop at step (\d+)", log.read_text())
+    assert announced(folder) == [int(stopped)]
 
 
 def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
