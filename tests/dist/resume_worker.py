@@ -81,7 +81,8 @@ def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str
         zero3_worker.stop_before(trainer, STOP)
     try:
         with faulty(fault):
-            history = trainer.run(lambda *_: None)
+            keep = zero3_worker.keep_best(joined, checkpoints) if checkpoints else lambda *_: None
+            history = trainer.run(keep)
     except Stopped:
         preempt._asked = False
     else:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mer_dist import files
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints
 from mer_dist.dist.runtime import accelerator, gathered, zero_stage
@@ -159,7 +160,7 @@ def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
             if stop_at and start == 0:
                 stop_before(trainer, stop_at)
             try:
-                history = trainer.run(lambda *_: None)
+                history = trainer.run(keep_best(joined, checkpoints))
             except Stopped:
                 preempt._asked = False
             else:
@@ -171,6 +172,18 @@ def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
     if joined.is_main_process:
         (out / "facts.json").write_text(json.dumps(facts))
     joined.wait_for_everyone()
+
+
+def keep_best(joined, checkpoints: Checkpoints):
+    """Leave the folder of each best epoch, without which its checkpoint is passed over; nothing looks at
+    the weights in it here."""
+    def keep(model: torch.nn.Module, epoch: int) -> None:
+        if joined.is_main_process:
+            checkpoints.best(epoch).mkdir(parents=True, exist_ok=True)
+            files.mark(checkpoints.best(epoch), "test", content={})
+        joined.wait_for_everyone()
+
+    return keep
 
 
 def stop_before(trainer: Trainer, step: int) -> None:

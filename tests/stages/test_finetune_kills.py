@@ -47,7 +47,8 @@ extractors:
     family: baichuan
     path: {folder}/models/baichuan
     finetune:
-      {{cross_fit: false, epochs: 12, batch: 12, micro_batch: 2, precision: fp32, lora: {{rank: 2, dropout: 0.2}}}}
+      {{cross_fit: false, epochs: 12, batch: 12, micro_batch: 2, precision: fp32,
+       lora: {{rank: 2, dropout: 0.2}}}}
 """
 pytestmark = pytest.mark.processes
 
