@@ -92,8 +92,8 @@ class Checkpoints:
         if not epoch:
             return []
         folder = self.best(epoch)
-        told = files.marked(folder, self.made_from)
-        faults = files.damaged(folder, told["content"]) if told else ["is gone, or its mark is"]
+        content = (files.marked(folder, self.made_from) or {}).get("content")
+        faults = ["is gone, or its mark is"] if content is None else files.damaged(folder, content)
         return [f"{folder.name}: {fault}" for fault in faults]
 
     def forget_best_but(self, epoch: int) -> None:
