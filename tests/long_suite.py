@@ -8,6 +8,8 @@ marked tests are deselected.
 from __future__ import annotations
 
 import hashlib
+import json
+import statistics
 import time
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: Exit code of a call that ran out of its slice: nothing failed, call again.
 LEFT = 75
+#: Beside what passed: every kill of a fine-tuning, written by its test.
+KILLS = "finetune-kills.jsonl"
 MINUTES = 25
 
 
@@ -101,3 +105,17 @@ class Slice:
             say(f"long suite: {len(self.left)} tests are left; call again (exit code {LEFT})")
         elif not self.faults:
             say("long suite: nothing is left")
+        for line in kill_figures(self.record.with_name(KILLS)):
+            say(line)
+
+
+def kill_figures(path: Path) -> list[str]:
+    """By whom a fine-tuning was killed: how often, and in how many seconds all others had ended."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault("alone" if row["processes"] == 1 else row["whom"], []).append(row["seconds"])
+    total = [f"finetune: {len(rows)} kills survived"] if rows else []
+    return total + [
+        f"  {whom}: {len(seconds)} kills, others ended within {statistics.median(seconds):.2f} s in the "
+        f"median, {max(seconds):.2f} s at most" for whom, seconds in sorted(found.items())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from long_suite import LEFT
+from long_suite import KILLS, LEFT, kill_figures
 
 TEXT = """
 import os, time, pytest
@@ -63,3 +64,14 @@ def test_a_test_that_failed_is_run_again_and_fails_the_call(call):
     assert code == 1 and "1 failed, 2 passed" in output and "nothing is left" not in output
     code, output = call("--long")
     assert code == 0 and "1 passed" in output
+
+
+def test_kills_are_told_by_whom_they_hit(tmp_path):
+    rows = [("rank", 2, 1.0), ("rank", 3, 3.0), ("rank", 2, 8.0), ("all", 1, 0.5)]
+    path = tmp_path / KILLS
+    path.write_text("".join(json.dumps({"whom": whom, "processes": count, "seconds": seconds}) + "\n"
+                            for whom, count, seconds in rows))
+    total, alone, rank = kill_figures(path)
+    assert total == "finetune: 4 kills survived" and "alone: 1 kills" in alone
+    assert "rank: 3 kills" in rank and "3.00 s in the median, 8.00 s at most" in rank
+    assert kill_figures(tmp_path / "none") == []

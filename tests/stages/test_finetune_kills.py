@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import long_suite
 import psutil
 import pytest
 import small_job
@@ -152,7 +153,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undistu
 def note(request, rows: list[dict]) -> None:
     """In the long suite, figures for docs/reliability.md."""
     if request.config.getoption("--long"):
-        path = record_folder(request.config) / "finetune-kills.jsonl"
+        path = record_folder(request.config) / long_suite.KILLS
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
