@@ -88,7 +88,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+        why = getattr(error, "strerror", error)
+        raise UserError(f"configuration {path}: cannot be read: {why}") from None
     values = strict.parse(text, str(path))
     layers = [(str(path), {} if values is None else values)]
     layers += [(f"override {item!r}", _override(item)) for item in overrides]

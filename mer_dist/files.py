@@ -42,7 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_own()}.tmp")
     try:
-        with _named(path, temporary):
+        with named(path, temporary):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -61,8 +61,13 @@ def _host() -> str:
 
 
 @contextmanager
-def _named(path: Path, temporary: Path) -> Iterator[None]:
-    """Errors of the system as OSErrors that name ``path`` where they would name nothing of use."""
+def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the system as OSErrors that name ``path`` where they would name nothing, as those of a
+    write to an open file do, or only ``temporary``.
+
+    Raises:
+        OSError: with the number of the error and ``path``.
+    """
     try:
         yield
     except UserError:
@@ -71,7 +76,7 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
         told = _NUMBER.search(str(error))
         number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
         other = getattr(error, "filename", None)
-        if number is None or (other and not str(other).startswith(str(temporary))):
+        if number is None or (other and not (temporary and str(other).startswith(str(temporary)))):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
@@ -122,7 +127,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.{_own()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _named(folder, temporary):
+        with named(folder, temporary):
             temporary.mkdir()
             yield temporary
             publish(temporary, folder)

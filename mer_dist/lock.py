@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -43,8 +43,10 @@ def held(path: Path, command: str, patience: float = 0.0) -> Iterator[None]:
                            "run folder", path, error.strerror)
         else:
             file.truncate(0)
-            file.write(f"mer-dist {command} (process {os.getpid()} on {socket.gethostname()})")
-            file.flush()
+            # Past the buffer, which on a full disk would be tried again at the end, when all is done.
+            with suppress(OSError):
+                os.write(file.fileno(), f"mer-dist {command} (process {os.getpid()} on "
+                                        f"{socket.gethostname()})".encode())
         yield
 
 

@@ -343,9 +343,9 @@ def active(run: Run) -> dict[str, str]:
              if not state.startswith(OVER)}
     for number, state in found.items():
         if NAMED in state:
-            raise UserError(f"job {number} is {state}: it was renamed, or Slurm has given the number of a job "
-                            f"of this run to another one; look at it with scontrol show job {number}, end it "
-                            f"by scancel if it is yours, or else delete {run.slurm_jobs}")
+            raise UserError(f"job {number} is {state}: it was renamed, or Slurm has given the number of a "
+                            f"job of this run to another one; look at it with scontrol show job {number}, "
+                            f"end it by scancel if it is yours, or else delete {run.slurm_jobs}")
     return found
 
 

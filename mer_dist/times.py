@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mer_dist.files import named
 from mer_dist.layout import Run
 
 
@@ -49,13 +50,17 @@ def note(
     run: Run, stage: str, folder: Path, *, seconds: float, clips: int, piece: str = "", rank: int = 0
 ) -> None:
     """Note a piece of ``folder`` that took the last ``seconds``. Call it before the piece is put in its
-    place: what is there has been noted, and work that a kill makes vain is noted too."""
+    place: what is there has been noted, and work that a kill makes vain is noted too.
+
+    Raises:
+        OSError: the disk is full; names the file.
+    """
     part = Path(folder).relative_to(run.folder).as_posix()
     spent = Spent(stage=stage, part=part, piece=piece, rank=rank, ended=round(time.time(), 3),
                   seconds=round(seconds, 3), clips=clips)
     path = run.times(stage, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with named(path), open(path, "a", encoding="utf-8") as file:
         # The line break comes first: it ends a line that a kill left torn.
         file.write("\n" + json.dumps(asdict(spent), ensure_ascii=False, sort_keys=True))
 

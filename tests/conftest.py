@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import long_suite
@@ -80,3 +81,14 @@ def disk(tmp_path) -> Iterator[Callable[..., None]]:
     yield mount
     if os.path.ismount(folder):
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def full(disk, tmp_path) -> Path:
+    """``tmp_path/run`` on a file system in which not a byte is left."""
+    disk("size=64k")
+    # Without a buffer, so that every block is taken that there is.
+    with suppress(OSError), open(tmp_path / "run" / "filling", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return tmp_path / "run"

@@ -42,7 +42,8 @@ def fold_of() -> dict[str, int]:
 def clips_of(count: int = LABELED) -> joined.Clips:
     """Labelled clips only."""
     return joined.Clips(
-        labels=fusion_run.LABELS, names=fusion_run.names(count), truth=np.random.default_rng(1).integers(0, 3, count),
+        labels=fusion_run.LABELS, names=fusion_run.names(count),
+        truth=np.random.default_rng(1).integers(0, 3, count),
         fold=np.arange(count) % FOLDS, folds=FOLDS,
     )
 

@@ -33,6 +33,12 @@ def test_a_second_command_is_told_who_is_at_work_and_a_kill_frees_the_folder(tmp
         assert "mer-dist shard" in path.read_text() and "fuse" not in path.read_text()
 
 
+def test_a_full_disk_keeps_no_command_from_its_lock(full):
+    with lock.held(full / "lock", "shard"), pytest.raises(UserError, match="another command is at work"):
+        with lock.held(full / "lock", "fuse"):
+            raise AssertionError("the lock is held above")
+
+
 def test_where_there_are_no_locks_a_warning_takes_their_place(tmp_path, monkeypatch, caplog):
     def refuse(file, how):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -3,6 +3,7 @@
 import pytest
 
 from mer_dist import times
+from mer_dist.errors import mending
 from mer_dist.layout import Run
 
 
@@ -25,6 +26,13 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
         file.write('\n{"stage": "fuse", "par')
     times.note(run, "fuse", run.vote, seconds=2, clips=5)
     assert [spent.seconds for spent in times.read(run)] == [1, 2]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(full):
+    run = Run(full)
+    with pytest.raises(OSError) as told:
+        times.note(run, "extract", run.features("clip"), seconds=1, clips=5)
+    assert f"{run.times('extract', 0)}: No space left on device" in mending(told.value)
 
 
 def test_a_run_of_which_nothing_was_noted_has_no_times(tmp_path):

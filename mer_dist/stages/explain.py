@@ -130,9 +130,10 @@ def _vote(run: Run, fold: int) -> dict:
         figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
         if not all(type(figure) in (int, float) for figure in figures):
             raise ValueError("its shares or weights are no numbers")
-        if not isinstance(vote["labels"], list) or not all(isinstance(label, str) for label in vote["labels"]):
+        labels = vote["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("its labels are no words")
-        if any(len(own) != len(vote["labels"]) for own in shares) or len(weights) <= fold + 1:
+        if any(len(own) != len(labels) for own in shares) or len(weights) <= fold + 1:
             raise ValueError("its shares or weights are not of these labels and folds")
         return vote
 
