@@ -48,8 +48,7 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
         if code == REQUEUE:
             raise Stopped(f"{stage} was asked to; the next run goes on from there")
         if code not in (DONE, QUARANTINED):
-            logger.error("%s ended with code %d; see %s; a rank that was killed from outside, as for want of "
-                         "memory, is named by the launcher above", stage, code, folder.log(stage, 0).parent)
+            logger.error("%s ended with code %d; see %s", stage, code, folder.log(stage, 0).parent)
             return code
     from mer_dist.report.page import report
 
@@ -90,8 +89,8 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     status = folder.status(stage)
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", _launch_file(config)]
-    command += ["--num_processes", str(config.run.processes)]
+    command = [sys.executable, "-m", "mer_dist.dist.launcher", str(folder.log("run", 0))]
+    command += ["--config_file", _launch_file(config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
     # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -58,10 +59,12 @@ def mer_dist(*arguments: str | Path, processes: int = 1, timeout: int = 500) -> 
     )
 
 
-def start(*arguments: str | Path) -> subprocess.Popen:
-    """The command in the background; its process alone gets the signals that a test sends."""
+def start(*arguments: str | Path, said: str | Path = os.devnull) -> subprocess.Popen:
+    """The command in the background, which writes to ``said`` what a user would see; its process alone
+    gets the signals that a test sends."""
     command = [sys.executable, "-m", "mer_dist", *map(str, arguments)]
-    return subprocess.Popen(command, env=env.for_children(1), stderr=subprocess.DEVNULL)
+    with open(said, "wb") as file:
+        return subprocess.Popen(command, env=env.for_children(1), stderr=file)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

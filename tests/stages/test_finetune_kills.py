@@ -209,7 +209,7 @@ def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
     log = Run(folder).log("finetune", 0)
     if by == "run":
         started = small_job.start("run", job, *options, "run.processes=2",
-                                  "extractors.baichuan.finetune.cross_fit=true")
+                                  "extractors.baichuan.finetune.cross_fit=true", said=tmp_path / "said")
     else:
         started = start(job, folder, 2, *options[1:])
     seconds_until(lambda: log.exists() and "epoch 3/" in log.read_text(), 300)
@@ -218,6 +218,8 @@ def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
         one.send_signal(signal.SIGINT)
     code = started.wait(60)
     assert code == REQUEUE if by == "run" else code != 0
+    if by == "run":
+        assert "Traceback" not in (tmp_path / "said").read_text()
     (stopped,) = re.findall(r"asked to stop at step (\d+)", log.read_text())
     assert announced(folder) == [int(stopped)]
 
@@ -239,7 +241,7 @@ def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
 def test_a_rank_of_extract_that_dies_fails_the_run_although_the_other_one_stops_politely(job, tmp_path):
     folder = fresh(job, tmp_path / "run")
     started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
-                              "extractors.baichuan.finetune=null")
+                              "extractors.baichuan.finetune=null", said=tmp_path / "said")
     seconds_until(lambda: len(ranks(started.pid)) == 2, 300)
     own = ranks(started.pid)
     for rank in own.values():
@@ -250,3 +252,8 @@ def test_a_rank_of_extract_that_dies_fails_the_run_although_the_other_one_stops_
     time.sleep(2)
     own[0].resume()
     assert started.wait(60) == FAILED
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said
+    for text in (said, Run(folder).log("run", 0).read_text()):
+        (line,) = [line for line in text.splitlines() if "SIGKILL" in line]
+        assert "rank 1 ended by SIGKILL" in line and "want of memory" in line
