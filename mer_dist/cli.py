@@ -359,8 +359,10 @@ def import_features(parsed: argparse.Namespace) -> int:
 
     run = Run(parsed.run)
     with held(run.lock, parsed.command):
-        import_npy(run, parsed.set, parsed.modality, parsed.folder)
-        return quarantined(run, "import")
+        unusable = import_npy(run, parsed.set, parsed.modality, parsed.folder)
+    if unusable:
+        logger.warning("why stands in quarantine: %s", run.quarantine)
+    return QUARANTINED if unusable else DONE
 
 
 def export_model(parsed: argparse.Namespace) -> int:

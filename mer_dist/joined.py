@@ -200,8 +200,8 @@ def read_set(
         )
     if strange := len(set(found.names) - known):
         logger.warning("features %s: %d of its clips are not among the clips of this run and are left "
-                       "out; in fuse.labels, a clip to be answered is a row with an empty label",
-                       set_name, strange)
+                       "out; of fuse.labels, those are the rows that can be used, with an empty label where "
+                       "a clip is to be answered", set_name, strange)
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:

@@ -106,7 +106,9 @@ def _check(value: Any, kind: Any, where: str, key: str) -> None:
 def _wrong(value: Any, wanted: str, where: str, key: str) -> UserError:
     shown = repr(value)
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} …"
-    return UserError(f"{where}: {key} is {shown} ({type(value).__name__}); it must be {wanted}")
+    # {calm:0.3} is the one word "calm:0.3" without a value.
+    hint = "; a space has to follow its colon" if value is None and ":" in key else ""
+    return UserError(f"{where}: {key} is {shown} ({type(value).__name__}); it must be {wanted}{hint}")
 
 
 def check_section(value: Any, schema: type, where: str, key: str) -> None:

@@ -117,3 +117,16 @@ def test_an_import_takes_the_lock_of_the_run_folder_and_gives_it_back(tmp_path, 
     assert not run.features("face").exists()
     assert main(arguments) == 0
     assert "mer-dist import-features" in run.lock.read_text() and run.features("face").exists()
+
+
+def test_an_import_ends_with_3_for_its_own_files_alone(tmp_path, capsys):
+    run, bad, good = tmp_path / "run", tmp_path / "bad", tmp_path / "good"
+    for folder in (bad, good):
+        folder.mkdir()
+        np.save(folder / "a.npy", np.ones(3))
+    (bad / "b.npy").write_bytes(b"no array")
+    assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 3
+    assert "quarantine.parquet" in capsys.readouterr().err
+    assert main(["import-features", str(run), "line", str(good), "--modality", "text"]) == 0
+    assert main(["import-features", str(run), "line", str(tmp_path / "gone"), "--modality", "text"]) == 2
+    assert "no such folder" in capsys.readouterr().err

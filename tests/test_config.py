@@ -74,6 +74,7 @@ def test_an_unknown_key_is_refused_with_file_key_and_the_valid_ones(write):
         ("fuse.sets=[a, 1]", "fuse.sets[1] is 1"),
         ("fuse=3", "it must be a section of keys"),
         ("vote.given={1: 0.5}", "it must be text"),
+        ("vote.given={joy:0.5}", "a space has to follow its colon"),
         ("extractors.face.finetune.epochs='3'", "it must be a whole number"),
     ],
 )

@@ -57,4 +57,4 @@ def check(places: Iterable[tuple[str, str]]) -> None:
             first[name] = place
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError(f"clip names to be changed: {'; '.join(faults[:SHOWN])}{more}")
+        raise UserError(f"clip names must be safe and stand once: {'; '.join(faults[:SHOWN])}{more}")

@@ -6,10 +6,10 @@ Called as ``python -m mer_dist.dist.launcher LOG [option of accelerate launch ..
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from signal import SIGABRT, SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING
 
 from mer_dist.errors import DONE, FAILED
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
     log, *options = arguments
     setup("run", Path(log))
-    # What these say of signals and failures is in the lines below and in those of the ranks.
+    # Of signals and failures the lines below tell, and those of the ranks.
     for module in (agent, processes):
         module.logger.setLevel(logging.CRITICAL)
     try:
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         logger.error("%s", cause(error.failures))
         return FAILED
     except SignalException as error:
-        logger.info("the ranks were asked to stop (%s), and have ended", signal.Signals(error.sigval).name)
+        logger.info("the ranks were asked to stop (%s), and have ended", Signals(error.sigval).name)
         return FAILED
     return DONE
 
@@ -49,22 +49,24 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
     """One line on ranks that failed: those that were killed, or else those that broke down.
 
     Args:
-        failures: rank -> how it ended, also of those that ended because they had lost another, or that
-            the launcher ended after the first.
+        failures: rank -> how it ended, in the order in which it was noticed; also of those that ended
+            because they had lost another, or that the launcher ended after the first.
     """
     first = min(failure.timestamp for failure in failures.values())
     codes = {rank: failure.exitcode for rank, failure in failures.items()
              if failure.timestamp - first < TOGETHER}
-    # The launcher ends with SIGTERM those that are left.
-    killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    # With SIGTERM the launcher ends those that are left; NCCL aborts those that have lost another.
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and code not in (-SIGTERM, -SIGABRT)}
+    broken = [rank for rank, code in codes.items() if code > 0 or code == -SIGABRT]
     if killed:
-        names = ", ".join(sorted({_name(number) for number in killed.values()}))
-        memory = " (if nobody did so: for want of memory)" if signal.SIGKILL in killed.values() else ""
-        return f"{_ranks(killed)} ended by {names}{memory}, and so the others were ended"
-    broken = [rank for rank, code in codes.items() if code > 0]
-    if broken:
-        return f"{_ranks(broken)} broke down, and so the others were ended; the log of each says more"
-    return f"{_ranks(codes)} ended by SIGTERM, which the launcher was not sent"
+        told = ", ".join(f"rank {rank} ended by {_name(killed[rank])}" for rank in sorted(killed))
+        told += " (if nobody did so: for want of memory)" if SIGKILL in killed.values() else ""
+    elif broken:
+        told = f"{_ranks(broken)} broke down, and the log of each says more"
+    else:
+        told = f"rank {next(iter(codes))} ended by SIGTERM, which the launcher was not sent"
+    stuck = failures.keys() - codes.keys()
+    return f"{told}; those left were ended" + (f", {_ranks(stuck)} by force" if stuck else "")
 
 
 def _ranks(ranks: Iterable[int]) -> str:
@@ -74,7 +76,7 @@ def _ranks(ranks: Iterable[int]) -> str:
 
 def _name(number: int) -> str:
     try:
-        return signal.Signals(number).name
+        return Signals(number).name
     except ValueError:
         return f"signal {number}"
 

@@ -21,11 +21,14 @@ STAGE = "import"
 CLIPS_PER_SHARD = 5000
 
 
-def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
+def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     """Take ``folder/<name>.npy`` as the feature set ``set_name``.
 
     A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
     Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level.
+
+    Returns:
+        How many files cannot be used.
 
     Raises:
         UserError: the set's name or modality cannot be used, or no file can.
@@ -37,6 +40,8 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
     made_here = run.features(set_name) / features.DESCRIPTION
     if made_here.exists() and not features.description(made_here.parent).get("imported"):
         raise UserError(f"feature set {set_name} was extracted in this run; import under another name")
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
     paths = sorted(Path(folder).glob("*.npy"))
     width, bad = _survey(paths)
     if width is None:
@@ -56,6 +61,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> None:
     _quarantine(run, set_name, modality, bad)
     logger.info("imported %s: %d clips of width %d, %d not usable", set_name, len(paths) - len(bad),
                 width, len(bad))
+    return len(bad)
 
 
 def _survey(paths: list[Path]) -> tuple[int | None, dict[str, str]]:

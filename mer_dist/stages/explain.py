@@ -30,6 +30,8 @@ def explain(folder: Path, name: str) -> dict:
         UserError: there are no predictions yet, or none of a clip of this name.
     """
     run = Run(folder)
+    if not run.config.exists():
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}, which fuse writes")
     config = configuration.load(run.config)
     paths = predictions.all_of(run)
     lost = [row for row in quarantine.read(run.quarantine) if row.name == name]

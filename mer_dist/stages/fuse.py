@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from mer_dist import files, joined, predictions, quarantine, times
 from mer_dist.config import Config, save
+from mer_dist.dist import preempt
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.joined import Clips
@@ -86,9 +87,13 @@ def fuse(config: Config) -> None:
     from mer_dist.stages.vote import check_names, publish, vote
     from mer_dist.stages.vote import made_from as vote_made_from
 
+    preempt.install()
     torch.set_num_threads(config.run.threads)
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
+    if problems:
+        logger.warning("%s: %d rows cannot be used and are left out; the first: %s", config.fuse.labels,
+                       len(problems), problems[0].reason)
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems)

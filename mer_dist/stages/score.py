@@ -44,7 +44,7 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         row |= _judge(told, labeled, told.labeled, "oof_waf", "oof_interval")
         row |= _judge(told, truth, ~told.labeled, "waf", "interval")
         rows.append(row)
-    if truth and not any("waf" in row for row in rows):
+    if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
     _compare(rows)
     files.write_json(run.scores, rows)
@@ -57,8 +57,8 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     unknown = sorted({label for label in truth.values() if label not in labels})
     if unknown:
         shown = ", ".join(map(repr, unknown[:5]))
-        raise UserError(f"{path}: labels outside corpus.labels: {shown}; it needs the columns name "
-                        "and discrete")
+        raise UserError(f"{path}: labels outside corpus.labels: {shown}; they stand in its column discrete "
+                        "or label")
     return truth
 
 

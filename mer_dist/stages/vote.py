@@ -27,7 +27,7 @@ from mer_dist.predictions import Predictions
 
 TITLE = "prior-aware vote"
 #: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 3
+_VERSION = 4
 SHOWN = 3
 
 
@@ -51,7 +51,7 @@ def vote(
     names, lost = _asked(config, clips, run)
     asked = ~clips.labeled & np.isin(clips.names, names)
     probability = np.stack([member.probability for member in members])
-    pooled, weights = pool(probability, held_out, clips, config.vote.kind)
+    pooled, weights = pool(probability, held_out, clips, present, config.vote.kind)
     told = _prior(config, clips, members[0], by_fold, pooled, asked, present)
     titles = [member.title for member in members]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
@@ -82,17 +82,19 @@ def vote(
 
 
 def pool(
-    probability: np.ndarray, held_out: np.ndarray, clips: Clips, kind: str = "soft"
+    probability: np.ndarray, held_out: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the members say together, weighted and calibrated: ``(N, C)``, and the weights.
 
     With ``hard`` the calibration has no bias, so that the largest probability is still the largest
-    vote. Where there is nothing to fit on, the members have equal weights.
+    vote. Where there is nothing to fit on, the members have equal weights. Of a clip without any
+    modality the members know the label shares alone, which need no calibration.
 
     Args:
         probability: (M, N, C), out of fold for labelled clips.
         held_out: (M, K, L, C), what models without fold k and their own say of the L labelled
             clips; NaN where there are none. Weights and calibration for fold k come from these.
+        present: (N,) bool, False for clips without any modality.
 
     Returns:
         (N, C), and (K + 1, M): the weights for the clips of each fold and for unlabelled ones.
@@ -110,7 +112,8 @@ def pool(
         else:
             own = decisions.vote_weights(judged, truth)
             judged, told = (decisions.ballot(part, own) for part in (judged, probability[:, rows]))
-        pooled[rows] = prior.calibrate(judged, truth, bias=kind == "soft")(told)
+        calibrated = prior.calibrate(judged, truth, bias=kind == "soft")(told)
+        pooled[rows] = np.where(present[rows, None], calibrated, probability[:, rows].mean(0))
         weights.append(own / own.sum())
     return pooled, np.stack(weights)
 

@@ -67,7 +67,7 @@ def test_a_clip_in_two_folders_is_refused_with_both_places(folder):
 @pytest.mark.parametrize("name", ["a.b", "-a", ".a", "a\nb"])
 def test_a_file_name_that_is_unsafe_in_a_tar_is_refused_with_its_place(folder, name):
     (folder / "video-labeled" / f"{name}.mp4").touch()
-    with pytest.raises(UserError, match=r"clip names to be changed: .*video-labeled/"):
+    with pytest.raises(UserError, match=r"clip names must be safe and stand once: .*video-labeled/"):
         mer2024.clips(folder, LABELS)
 
 

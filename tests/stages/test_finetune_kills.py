@@ -219,7 +219,8 @@ def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
     code = started.wait(60)
     assert code == REQUEUE if by == "run" else code != 0
     if by == "run":
-        assert "Traceback" not in (tmp_path / "said").read_text()
+        said = (tmp_path / "said").read_text()
+        assert "Traceback" not in said and "the ranks were asked to stop" in said
     (stopped,) = re.findall(r"asked to stop at step (\d+)", log.read_text())
     assert announced(folder) == [int(stopped)]
 

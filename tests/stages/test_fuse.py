@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
 import sys
+import time
 
 import fusion_run
 import numpy as np
@@ -12,7 +15,7 @@ from conftest import ROOT
 
 from mer_dist import features, files, joined, metrics, predictions, quarantine, times
 from mer_dist.config import load
-from mer_dist.errors import Stopped, UserError
+from mer_dist.errors import REQUEUE, Stopped, UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
 from mer_dist.stages.fuse import fuse
@@ -111,6 +114,30 @@ def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
             fuse(config)
     fuse(config)
     assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
+
+
+def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp_path, caplog, monkeypatch):
+    config, _ = fusion_run.make(tmp_path)
+    path = tmp_path / "labels.csv"
+    path.write_text(path.read_text().replace("angry", "Angry", 2))
+    monkeypatch.setattr(joined.logger, "propagate", True)
+    fuse(config)
+    assert "2 rows cannot be used and are left out" in caplog.text and "line 3: label 'Angry'" in caplog.text
+    assert len(quarantine.read(Run(config.run.folder).quarantine)) == 2
+
+
+def test_ctrl_c_ends_it_before_the_next_round_and_the_next_call_goes_on(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=30)
+    run = Run(config.run.folder)
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen([sys.executable, "-m", "mer_dist", "fuse", run.config], stderr=said)
+    while "probes:" not in (tmp_path / "said").read_text() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(100) == REQUEUE and "stopped: asked to stop before" in (tmp_path / "said").read_text()
+    assert not run.answer.exists()
+    fuse(config)
+    assert run.answer.exists()
 
 
 def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):

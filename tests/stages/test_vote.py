@@ -140,9 +140,9 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, mo
 def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
 
-    def leaky(probability, held_out, clips, kind):
+    def leaky(probability, held_out, clips, present, kind):
         plain = np.stack([honest(clips, member) for member in probability])
-        return pool(probability, plain, clips, kind)
+        return pool(probability, plain, clips, present, kind)
 
     monkeypatch.setattr("mer_dist.stages.vote.pool", leaky)
     before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
@@ -325,6 +325,19 @@ def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
     of_happy = [voted(tmp_path, clips, [member], present=counted)[1]["estimated"]["bbse"][2]
                 for counted in (present, np.ones_like(present))]
     assert 0.65 < of_happy[0] < 0.85 and of_happy[1] < of_happy[0] - 0.05
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_clip_without_any_modality_gets_the_label_shares_as_they_are(tmp_path, kind):
+    clips, member, _ = case(SHIFTED, sharp=2.0)
+    present = np.arange(len(clips.names)) % 5 > 0
+    shares = [0.5, 0.3, 0.2]
+    member.probability[~present] = shares
+    made, told = voted(tmp_path, clips, [member], (f"vote.kind={kind}",), present)
+    assert np.allclose(made.probability[clips.labeled & ~present], shares)
+    assert told["applied"] == (kind == "soft")
+    corrected = np.array(shares) * (np.divide(told["used"], told["labeled"]) if told["applied"] else 1)
+    assert np.allclose(made.probability[~clips.labeled & ~present], corrected / corrected.sum(), atol=1e-6)
 
 
 def test_an_answer_that_was_cut_short_is_put_in_its_place_again(tmp_path):
