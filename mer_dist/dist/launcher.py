@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> str:
-    """One line on ranks that failed: those that were killed, or else those that broke down.
+    """One line on ranks that failed: those that were killed, or else those that ended with an error.
 
     Args:
         failures: rank -> how it ended, in the order in which it was noticed; also of those that ended
@@ -62,7 +62,7 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
         told = ", ".join(f"rank {rank} ended by {_name(killed[rank])}" for rank in sorted(killed))
         told += " (if nobody did so: for want of memory)" if SIGKILL in killed.values() else ""
     elif broken:
-        told = f"{_ranks(broken)} broke down, and the log of each says more"
+        told = f"{_ranks(broken)} ended with an error, and the log of each says more"
     else:
         told = f"rank {next(iter(codes))} ended by SIGTERM, which the launcher was not sent"
     stuck = failures.keys() - codes.keys()
