@@ -65,7 +65,7 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
         told = f"{_ranks(broken)} ended with an error, and the log of each says more"
     else:
         told = f"rank {next(iter(codes))} ended by SIGTERM, which the launcher was not sent"
-    stuck = failures.keys() - codes.keys()
+    stuck = [rank for rank in failures.keys() - codes.keys() if failures[rank].exitcode == -SIGKILL]
     return f"{told}; those left were ended" + (f", {_ranks(stuck)} by force" if stuck else "")
 
 
