@@ -14,6 +14,7 @@ Tensors of a file, for N clips with vectors of size D and F frames (or tokens) i
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,7 @@ class FeatureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredShard:
-    """A shard's features where they lie: each tensor is mapped when it is asked for, and only then."""
+    """A shard's features where they lie: each tensor is read when it is asked for, and only then."""
 
     path: Path
     modality: str
@@ -185,21 +186,21 @@ class StoredShard:
 
     @property
     def utterance(self) -> np.ndarray:
-        return self._mapped("utterance")
+        return self._read("utterance")
 
     @property
     def frame(self) -> np.ndarray:
-        return self._mapped("frame")
+        return self._read("frame")
 
     @property
     def offsets(self) -> np.ndarray:
-        return self._mapped("offsets")
+        return self._read("offsets")
 
-    def _mapped(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         dtype, shape, start = self.tensors[name]
-        if not all(shape):  # nothing to map
-            return np.zeros(shape, dtype)
-        return np.memmap(self.path, dtype, "r", start, tuple(shape)).view(np.ndarray)
+        # Not mapped: reading into memory that the last shard has freed costs no page faults.
+        with reading(self.path, _AGAIN):
+            return np.fromfile(self.path, dtype, math.prod(shape), offset=start).reshape(shape)
 
 
 def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -165,6 +165,15 @@ def test_a_truncated_file_is_named_with_what_to_do(tmp_path, keep):
     assert features.shard_made_from(path) is None
 
 
+def test_a_file_that_is_cut_short_while_it_is_read_is_named_too(tmp_path):
+    path = tmp_path / "00000.safetensors"
+    features.write_shard(path, make(["a", "b"], lengths=[2, 5]))
+    opened = features.StoredShard.open(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="00000.safetensors: not readable"):
+        _ = opened.utterance
+
+
 def test_a_folder_without_a_set_is_refused(tmp_path):
     with pytest.raises(UserError, match="no feature set there"):
         features.load(tmp_path)
