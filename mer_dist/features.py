@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mer_dist.errors import UserError, reading
 from mer_dist.files import atomic, read_json, write_json
@@ -294,7 +294,8 @@ def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
     # One entry only: safetensors writes several in an order that changes from call to call.
     metadata = {_FACTS: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # Its save_file has a temporary file of its own, which would stay where a kill falls into it.
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def shard_facts(file: safe_open) -> dict:

@@ -1,7 +1,11 @@
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from mer_dist import features
+from mer_dist import features, files
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 
@@ -163,6 +167,22 @@ def test_a_truncated_file_is_named_with_what_to_do(tmp_path, keep):
     with pytest.raises(UserError, match="00000.safetensors: not readable"):
         features.read_shard(path)
     assert features.shard_made_from(path) is None
+
+
+def test_a_kill_while_a_shard_is_written_leaves_nothing_that_is_not_swept(tmp_path):
+    """The system ends the process in the middle of the write, at the limit of a file's size."""
+    script = (
+        "import pathlib, resource, signal, sys; import numpy as np; from mer_dist import features\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "shard = features.FeatureSet(modality='text', names=['a'], utterance=np.ones((1, 999), np.float32))\n"
+        "features.write_shard(pathlib.Path(sys.argv[1]), shard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "00000.safetensors"], check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    assert len(list(tmp_path.iterdir())) == 1
+    files.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_named_too(tmp_path):

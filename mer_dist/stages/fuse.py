@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import safetensors.numpy
 
 from mer_dist import files, joined, predictions, quarantine, times
 from mer_dist.config import Config, save
@@ -204,7 +204,7 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     told = probe(list(values), list(valid), clips)
     with files.atomic(_held_out_path(sets.run, name)) as temporary:
-        save_file({"held_out": told.held_out}, temporary)
+        temporary.write_bytes(safetensors.numpy.save({"held_out": told.held_out}))
     predictions.write(_probe_path(sets.run, name), Predictions(
         title=_probe_title(config, name, found[0]), labels=clips.labels, names=clips.names,
         labeled=clips.labeled, fold=clips.fold, probability=told.probability,
