@@ -64,6 +64,11 @@ class Gate:
     def opens(self) -> bool:
         return self.gain > max(DOUBT * self.noise, _TINY)
 
+    @property
+    def warns(self) -> bool:
+        """Whether a loss is expected."""
+        return self.gain < -max(DOUBT * self.noise, _TINY)
+
 
 def gate(
     held_out: np.ndarray, truth: np.ndarray, new: np.ndarray, plausible: np.ndarray, seed: int,

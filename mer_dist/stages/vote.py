@@ -27,7 +27,7 @@ from mer_dist.predictions import Predictions
 
 TITLE = "prior-aware vote"
 #: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 4
+_VERSION = 5
 SHOWN = 3
 
 
@@ -133,24 +133,49 @@ def _prior(
     if not asked.any():
         return told | {"reason": "there are no unlabelled clips that have features"}
     truth, groups = clips.truth[rows], _groups(config, clips.names)
+    others = by_fold[:, asked[~clips.labeled]]
+    found = estimate(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
+    told["estimated"] = {"em": found.em.tolist(), "bbse": found.bbse.tolist()}
+    told["intervals"] = {name: edges.tolist() for name, edges in found.intervals.items()}
+    told["trust"] = found.trust
     if config.vote.prior == "estimate":
-        others = by_fold[:, asked[~clips.labeled]]
-        found = estimate(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
-        told["estimated"] = {"em": found.em.tolist(), "bbse": found.bbse.tolist()}
-        told["intervals"] = {name: edges.tolist() for name, edges in found.intervals.items()}
-        told["trust"] = found.trust
-        new, plausible = found.used, found.plausible
+        new, contradicted = found.used, False
+        gate = decisions.gate(pooled[rows], truth, new, found.plausible, seed, groups[rows])
     else:
         new = _told(config, clips.labels)
-        plausible = new[None]
-    gate = decisions.gate(pooled[rows], truth, new, plausible, seed, groups[rows])
+        gate, contradicted = judge_told(new, found, pooled[rows], truth, seed, groups[rows])
+    applied = gate.opens and not contradicted
     reason = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
               f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
+    if contradicted:
+        reason = f"EM and BBSE find other label shares, under which it would lose; {reason}"
+        logger.warning("vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
+                       "probes" if config.vote.prior == "probed" else "given", reason)
     return told | {
-        "applied": gate.opens, "tried": new.tolist(), "reason": reason, "gain": gate.gain,
-        "used": (new if gate.opens else own).tolist(), "gain_deviation": gate.noise,
+        "applied": applied, "tried": new.tolist(), "reason": reason, "gain": gate.gain,
+        "used": (new if applied else own).tolist(), "gain_deviation": gate.noise,
         "oof_waf_before": gate.before, "oof_waf_after": gate.after,
     }
+
+
+def judge_told(
+    new: np.ndarray, found: prior.Estimate, held_out: np.ndarray, truth: np.ndarray, seed: int,
+    groups: np.ndarray,
+) -> tuple[decisions.Gate, bool]:
+    """The gate for shares that were told, and whether the unlabelled clips speak against them.
+
+    Nearly any shares gain if they are true, so they are judged a second time by the shares that both
+    estimators find: told ones are contradicted where a loss is expected under these. An estimate in
+    doubt spreads wide and contradicts little.
+
+    Args:
+        new: (C,), told.
+        found: what is estimated of the unlabelled clips.
+        held_out, truth, groups: of labelled clips; see :func:`mer_dist.decisions.gate`.
+    """
+    gate, by_estimate = (decisions.gate(held_out, truth, new, plausible, seed, groups)
+                         for plausible in (new[None], found.draws.reshape(-1, len(new))))
+    return gate, by_estimate.warns
 
 
 def estimate(

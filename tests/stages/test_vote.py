@@ -204,7 +204,29 @@ def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, c
         configuration.load(tmp_path / "job.yaml", [probes])
 
 
-def test_a_prior_told_wrongly_stays_outside_the_gate(tmp_path):
+@pytest.mark.parametrize("now", [EVEN, SHIFTED])
+def test_a_prior_told_wrongly_stays_outside_the_gate(tmp_path, caplog, now):
+    """Labelled clips weighed to it gain by it, whatever it is; the unlabelled ones contradict it."""
+    clips, member, truth = case(now)
+    given = "vote.given={neutral: 0.8, angry: 0.1, happy: 0.1}"
+    made, told = voted(tmp_path, clips, [member], ("vote.prior=given", given))
+    assert told["gain"] > 0.03 and told["tried"] == pytest.approx([0.8, 0.1, 0.1])
+    assert not told["applied"] and told["used"] == told["labeled"]
+    assert "vote.given does not fit the unlabelled clips" in caplog.text
+    assert told["reason"].startswith("EM and BBSE find other label shares")
+    assert told["estimated"].keys() == told["intervals"].keys() == {"em", "bbse"}
+
+
+def test_a_prior_told_rightly_passes_the_gate(tmp_path, caplog):
+    for seed in range(4):
+        clips, member, _ = case(SHIFTED, seed=seed)
+        given = "vote.given={neutral: 0.1, angry: 0.1, happy: 0.8}"
+        _, told = voted(tmp_path, clips, [member], ("vote.prior=given", given))
+        assert told["applied"] and told["used"] == pytest.approx([0.1, 0.1, 0.8])
+    assert "does not fit" not in caplog.text
+
+
+def test_a_prior_that_changes_nothing_is_not_applied(tmp_path):
     clips, member, _ = case(EVEN)
     member.probability[:] = np.random.default_rng(1).dirichlet([1, 1, 1], len(clips.names))
     given = "vote.given={neutral: 0.34, angry: 0.33, happy: 0.33}"
