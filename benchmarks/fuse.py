@@ -238,7 +238,7 @@ def extrapolate(
     """Minutes of the whole job, from a measured step and prediction."""
     step = stepping(inputs, lessons, config, max(640 // config.batch, 4), parsed.rounds) / len(lessons)
     model, _ = train(inputs, lessons, config, 1)
-    some = torch.arange(2048)
+    some = torch.arange(min(LABELED + parsed.few, 2048))
     told = in_turns(parsed.rounds, lambda: predict(model, inputs, some))[0] / len(some) / len(lessons)
     taught = LABELED * (FOLDS - 1) // FOLDS + PSEUDO
     steps = ROUNDS * FOLDS * EPOCHS * -(-taught // config.batch)

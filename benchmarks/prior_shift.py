@@ -162,7 +162,7 @@ class Trial:
                       names=[str(row) for row in range(count)], folds=FOLDS,
                       truth=np.append(truth, nobody), fold=np.append(self.fold, nobody))
         members = np.concatenate([held_out, by_fold.mean(0)])[None]
-        pooled, _ = pool(members, self.without_pairs[None], clips)
+        pooled, _ = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool))
         found = estimate(held_out, truth, by_fold, self.seed, groups)
         gate = decisions.gate(pooled[: len(truth)], truth, found.used, found.plausible, self.seed,
                               groups[0])
