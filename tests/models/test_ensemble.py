@@ -13,6 +13,8 @@ from mer_dist.settings import FuseConfig
 
 SMALL = {"width": 16, "heads": 2, "batch": 16, "dropout": [0.2], "feature_dropout": 0.3,
          "modality_dropout": 0.25, "learning_rate": 1e-2}
+#: Over a few large batches the training clips are learned by heart.
+CERTAIN = {"feature_dropout": 0.0, "modality_dropout": 0.0, "batch": 60}
 CLIPS, CLASSES, FOLDS, SEEDS = 60, 3, 3, 2
 EVERY = torch.arange(CLIPS)
 
@@ -142,6 +144,32 @@ def test_a_weight_counts_against_the_others_of_its_lesson_and_not_by_its_size():
         same = Lesson(lesson.rows, lesson.targets, factor * lesson.weights, lesson.seed)
         told.append(predict(train(inputs, [same], config)[0], inputs, EVERY))
     assert torch.equal(*told)
+
+
+def test_of_two_contradictory_labels_of_a_clip_the_heavy_one_is_predicted():
+    inputs, truth = inputs_of(), EVERY % CLASSES
+    twice, labels = EVERY.repeat(2), torch.cat([truth, (truth + 1) % CLASSES])
+    light = torch.cat([torch.ones(CLIPS), torch.full((CLIPS,), 0.01)])
+    targets = torch.eye(CLASSES)[labels]
+    lessons = [Lesson(twice, targets, weights, 0, 0.0) for weights in (light, light.flip(0))]
+    config = FuseConfig(**SMALL | CERTAIN, epochs=40)
+    told = predict(train(inputs, lessons, config)[0], inputs, EVERY)
+    right = (told.argmax(-1) == torch.stack([truth, (truth + 1) % CLASSES])).float().mean(1)
+    assert right.min() > 0.95
+    # As sure as the weights are apart: 1 to 0.01, or about 99 %.
+    assert (told.exp().amax(-1).mean(1) > 0.9).all()
+
+
+def test_label_smoothing_keeps_a_training_from_full_certainty():
+    inputs, lesson = inputs_of(), lessons_of()[0]
+    lesson.dropout, sure = 0.0, {}
+    for smooth in (0.0, 0.3):
+        config = FuseConfig(**SMALL | CERTAIN, epochs=60, label_smoothing=smooth)
+        told = predict(train(inputs, [lesson], config)[0], inputs, lesson.rows)[0].exp()
+        assert torch.equal(told.argmax(1), lesson.targets.argmax(1))
+        sure[smooth] = told.amax(1).mean()
+    # 0.3 spread evenly over three classes leaves 0.7 + 0.1 where the label is.
+    assert sure[0.0] > 0.97 and abs(sure[0.3] - 0.8) < 0.03
 
 
 def test_training_goes_on_from_a_given_state():
