@@ -11,6 +11,7 @@ import hashlib
 import json
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: Exit code of a call that ran out of its slice: nothing failed, call again.
 LEFT = 75
-#: Beside what passed: every kill of a fine-tuning, written by its test.
-KILLS = "finetune-kills.jsonl"
+#: Beside what passed, written by the tests themselves: every kill, and what the mutations of files came to.
+KILLS, MUTATIONS = "kills.jsonl", "mutations.jsonl"
+#: What the whole suite must have on record.
+WANTED = {"finetune": 50, "extract": 50, "mutations": 1000}
 MINUTES = 25
 
 
@@ -47,6 +50,24 @@ def record_folder(config: pytest.Config) -> Path:
     return config.getoption("--long-record") / digest.hexdigest()[:16]
 
 
+def note_kills(request: pytest.FixtureRequest, stage: str, kills: list[dict]) -> None:
+    """What a test of the long suite has survived, one dictionary a kill."""
+    if request.config.getoption("--long"):
+        note(record_folder(request.config) / KILLS, test=request.node.nodeid, stage=stage, kills=kills)
+
+
+def note(path: Path, **facts) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def noted(path: Path, *key: str) -> list[dict]:
+    """What was noted, of each key the last: a test that ran twice did the same twice."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return list({tuple(row[name] for name in key): row for row in rows}.values())
+
+
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests of the other suite; with ``--long`` those that have passed, too."""
     wanted = config.getoption("--long")
@@ -64,6 +85,9 @@ class Slice:
 
     def __init__(self, config: pytest.Config):
         self.record = record_folder(config) / "passed.txt"
+        # A part of the suite has a part of the figures.
+        asked = config.args_source == pytest.Config.ArgsSource.ARGS
+        self.whole = not (asked or config.option.keyword or config.option.markexpr)
         self.ends = time.monotonic() + 60 * config.getoption("--long-minutes")
         self.before: list[str] = []
         self.left: list[str] = []
@@ -96,6 +120,14 @@ class Slice:
             session.exitstatus = LEFT
         elif nothing_ran and self.before:
             session.exitstatus = pytest.ExitCode.OK
+        if session.exitstatus == pytest.ExitCode.OK and self.missed():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def missed(self) -> list[str]:
+        """Where the whole suite has passed with less than is wanted of it."""
+        if not self.whole or self.left or self.faults:
+            return []
+        return short_of_what_is_wanted(self.record.parent)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         say = terminalreporter.write_line
@@ -105,17 +137,37 @@ class Slice:
             say(f"long suite: {len(self.left)} tests are left; call again (exit code {LEFT})")
         elif not self.faults:
             say("long suite: nothing is left")
-        for line in kill_figures(self.record.with_name(KILLS)):
+        for line in [*kill_figures(self.record.with_name(KILLS)), *self.missed()]:
             say(line)
 
 
+def short_of_what_is_wanted(folder: Path) -> list[str]:
+    found = Counter(mutations=sum(sum(row["outcomes"].values()) for row in mutations(folder)))
+    for row in noted(folder / KILLS, "test", "stage"):
+        found[row["stage"]] += len(row["kills"])
+    names = {"finetune": "kills of finetune", "extract": "kills of extract"}
+    return [f"long suite: {found[kind]} {names.get(kind, kind)} on record, {wanted} are wanted; it starts "
+            f"again when {folder} is deleted" for kind, wanted in WANTED.items() if found[kind] < wanted]
+
+
+def mutations(folder: Path) -> list[dict]:
+    return noted(folder / MUTATIONS, "test", "format")
+
+
 def kill_figures(path: Path) -> list[str]:
-    """By whom a fine-tuning was killed: how often, and in how many seconds all others had ended."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault("alone" if row["processes"] == 1 else row["whom"], []).append(row["seconds"])
-    total = [f"finetune: {len(rows)} kills survived"] if rows else []
-    return total + [
-        f"  {whom}: {len(seconds)} kills, others ended within {statistics.median(seconds):.2f} s in the "
-        f"median, {max(seconds):.2f} s at most" for whom, seconds in sorted(found.items())]
+    """How often each stage was killed; where it is known, by whom, and in how many seconds all others had
+    ended."""
+    stages: dict[str, list[dict]] = {}
+    for row in noted(path, "test", "stage"):
+        stages.setdefault(row["stage"], []).extend(row["kills"])
+    lines = []
+    for stage, kills in sorted(stages.items()):
+        lines.append(f"{stage}: {len(kills)} kills survived")
+        found: dict[str, list[float]] = {}
+        for one in kills:
+            if "seconds" in one:
+                found.setdefault("alone" if one["processes"] == 1 else one["whom"], []).append(one["seconds"])
+        lines += [
+            f"  {whom}: {len(seconds)} kills, others ended within {statistics.median(seconds):.2f} s in the "
+            f"median, {max(seconds):.2f} s at most" for whom, seconds in sorted(found.items())]
+    return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -10,16 +9,20 @@ import sys
 
 import pytest
 from conftest import ROOT
-from long_suite import KILLS, LEFT, kill_figures
+from long_suite import KILLS, LEFT, MUTATIONS, kill_figures, note, short_of_what_is_wanted
 
 TEXT = """
 import os, time, pytest
-from conftest import cases
+from long_suite import MUTATIONS, cases, note, note_kills, record_folder
 
 @pytest.mark.parametrize("case", cases(short=1, long=4))
-def test_case(case):
+def test_case(request, case):
     time.sleep(float(os.environ.get("PAUSE", 0)))
     assert str(case) != os.environ.get("BAD")
+    for stage in ("finetune", "extract"):
+        note_kills(request, stage, [{}] * int(os.environ.get(stage, 0)))
+    tried = {"message": int(os.environ.get("mutations", 0))}
+    note(record_folder(request.config) / MUTATIONS, test=request.node.nodeid, format="csv", outcomes=tried)
 """
 
 
@@ -30,11 +33,11 @@ def call(tmp_path):
     (tmp_path / "conftest.py").symlink_to(ROOT / "tests" / "conftest.py")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = long: .\n")
 
-    def run(*options, **environment):
+    def run(*options, whole=False, **environment):
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--long-record",
-             str(tmp_path / "record"), *options, str(tmp_path)],
+             str(tmp_path / "record"), *options, *([] if whole else [str(tmp_path)])],
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
             env={**os.environ, "PYTHONPATH": path, **environment})
         return done.returncode, done.stdout
@@ -66,12 +69,42 @@ def test_a_test_that_failed_is_run_again_and_fails_the_call(call):
     assert code == 0 and "1 passed" in output
 
 
+def test_the_whole_suite_fails_if_it_has_survived_too_little_although_every_test_passed(call):
+    enough = {"finetune": "17", "extract": "17", "mutations": "334"}
+    code, output = call("--long", whole=True, **enough | {"extract": "16"})
+    assert code == 1 and "3 passed" in output and "nothing is left" in output
+    assert "48 kills of extract on record, 50 are wanted" in output and output.count("are wanted") == 1
+    # All of it has passed, and still it is too little; a part of the suite is not judged.
+    assert call("--long", whole=True)[0] == 1
+    assert call("--long")[0] == call("--long", "-k", "case", whole=True)[0] == 0
+
+
+def test_the_whole_suite_passes_with_what_is_wanted_of_all_its_slices_together(call):
+    enough = {"finetune": "17", "extract": "17", "mutations": "334", "BAD": "3"}
+    code, output = call("--long", whole=True, **enough)
+    assert code == 1 and "1 failed" in output and "are wanted" not in output
+    code, output = call("--long", whole=True, **enough | {"BAD": ""})
+    assert code == 0 and "finetune: 51 kills survived" in output and "are wanted" not in output
+
+
+def test_what_a_test_did_twice_counts_once(tmp_path):
+    for _ in range(2):
+        for stage in ("finetune", "extract"):
+            note(tmp_path / KILLS, test=stage, stage=stage, kills=[{}] * 30)
+        note(tmp_path / MUTATIONS, test="a", format="csv", outcomes={"message": 500, "harmless": 499})
+    told = short_of_what_is_wanted(tmp_path)
+    assert [line.split()[2] for line in told] == ["30", "30", "999"]
+
+
 def test_kills_are_told_by_whom_they_hit(tmp_path):
     rows = [("rank", 2, 1.0), ("rank", 3, 3.0), ("rank", 2, 8.0), ("all", 1, 0.5)]
     path = tmp_path / KILLS
-    path.write_text("".join(json.dumps({"whom": whom, "processes": count, "seconds": seconds}) + "\n"
-                            for whom, count, seconds in rows))
-    total, alone, rank = kill_figures(path)
+    told = [{"whom": whom, "processes": count, "seconds": seconds} for whom, count, seconds in rows]
+    note(path, test="a", stage="finetune", kills=told[:1])
+    note(path, test="b", stage="finetune", kills=told[1:])
+    note(path, test="c", stage="extract", kills=[{"when": "time"}] * 3)
+    extract, total, alone, rank = kill_figures(path)
+    assert extract == "extract: 3 kills survived"
     assert total == "finetune: 4 kills survived" and "alone: 1 kills" in alone
     assert "rank: 3 kills" in rank and "3.00 s in the median, 8.00 s at most" in rank
     assert kill_figures(tmp_path / "none") == []

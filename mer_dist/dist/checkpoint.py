@@ -179,11 +179,12 @@ class Checkpoints:
 
     def _load_as_written(self, checkpoint: Path, model: nn.Module, optimizer: Any) -> None:
         if zero_stage(self.joined) == 0:
-            state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+            with tensors_only(checkpoint):
+                state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
             model.load_state_dict(state["weights"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             return
-        with tensors_only():
+        with tensors_only(checkpoint):
             read, _ = model.load_checkpoint(
                 str(self.folder), tag=checkpoint.name, load_module_strict=False,
                 load_lr_scheduler_states=False,
@@ -196,7 +197,7 @@ class Checkpoints:
         if self.joined.is_main_process:
             _convert(checkpoint, converted, step)
         self.joined.wait_for_everyone()
-        with tensors_only():
+        with tensors_only(checkpoint):
             universal.load(converted, model, optimizer, step, zero_stage(self.joined))
         self.joined.wait_for_everyone()
         if self.joined.is_main_process:
@@ -251,10 +252,11 @@ def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
 
 def _convert(checkpoint: Path, target: Path, step: int) -> None:
     if files.marked(checkpoint)["zero_stage"]:
-        with tensors_only():
+        with tensors_only(checkpoint):
             universal.convert(checkpoint, target, step)
         return
-    told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+    with tensors_only(checkpoint):
+        told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
     weights, optimizer = told["weights"], told["optimizer"]
     moments = dict(zip(weights, optimizer["state"].values(), strict=True))
     universal.write(weights, moments, len(optimizer["param_groups"]), step, target)
@@ -294,11 +296,12 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
     if faults := files.damaged(checkpoint, facts["content"]):
         raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
     if facts["zero_stage"] == 0:
-        parts = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)["weights"]
+        with tensors_only(checkpoint):
+            parts = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)["weights"]
     else:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        with tensors_only(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        with tensors_only(checkpoint), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             parts = get_fp32_state_dict_from_zero_checkpoint(
                 str(checkpoint.parent), checkpoint.name, exclude_frozen_parameters=True, lazy_mode=True
             )
@@ -306,9 +309,13 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
 
 
 @contextmanager
-def tensors_only() -> Iterator[None]:
+def tensors_only(checkpoint: Path) -> Iterator[None]:
     """DeepSpeed reads its files as pickles of anything; within this, torch refuses all but tensors
-    and the few types that DeepSpeed itself writes."""
+    and the few types that DeepSpeed itself writes.
+
+    Raises:
+        UserError: ``checkpoint`` holds something else.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -326,5 +333,8 @@ def tensors_only() -> Iterator[None]:
     try:
         with torch.serialization.safe_globals(allowed):
             yield
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{checkpoint} holds what is no tensor, and nothing of it is run; no training writes "
+                        "that: delete it, and training goes on from the one before") from error
     finally:
         os.environ.pop(key) if before is None else os.environ.update({key: before})

@@ -3,16 +3,20 @@
 Arguments: folder of the models, output folder, precision, then cases: ``lora+through`` trains
 undisturbed, ``lora+until`` is asked to stop before step 6 and leaves its checkpoint in ``out/lora``,
 ``lora+onward`` goes on from what lies there, ``lora+onward-random`` with that fault of :data:`FAULTS`.
-``groups`` saves or loads an optimizer with two groups.
+``lora+deferred`` is sent a signal inside step 6, ``lora+midway`` saves there all the same, and both go
+on. ``groups`` saves or loads an optimizer with two groups. Of each case every rank leaves which clips it
+has trained on in each epoch.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 import zero3_worker
 from safetensors.torch import save_file
@@ -64,7 +68,8 @@ def faulty(fault: str):
     setattr(owner, name, kept)
 
 
-def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str) -> None:
+def made(joined, models: str, precision: str, folder: Path, way: str, mode: str):
+    """A trainer, its classifier, every position that its task will have read, and its checkpoints."""
     settings = zero3_worker.config(models, precision, **WAYS[way])
     # Twelve can be shared by one, two and three; dropout would show other random numbers.
     settings.finetune.batch, settings.finetune.lora.dropout = 12, 0.3
@@ -72,29 +77,100 @@ def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str
     work, read = zero3_worker.task(classifier.extractor), []
     load = work.load
     work.load = lambda positions: read.extend(positions.tolist()) or load(positions)
-    checkpoints = None if mode == "through" else Checkpoints(joined, out / way, "test", keep=2, minutes=0)
-    with faulty(fault := mode.partition("-")[2]):
+    checkpoints = None if mode == "through" else Checkpoints(joined, folder, "test", keep=2, minutes=0)
+    with faulty(mode.partition("-")[2]):
         trainer = Trainer(joined, classifier, work, settings.finetune, 0, checkpoints)
-    start, losses, step = trainer.progress.step, [], trainer._optimizer_step
-    trainer._optimizer_step = lambda *batch: losses.append(step(*batch)) or losses[-1]
+    return trainer, classifier, read, checkpoints
+
+
+def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str) -> None:
+    inside = INSIDE.get(mode)
+    folder = out / (f"{way}-{mode}" if inside else way)
+    trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
+    if inside:
+        with pytest.raises(Stopped), interrupted(trainer, inside):
+            trainer.run(zero3_worker.keep_best(joined, checkpoints))
+        preempt._asked = False
+        # As a process that starts.
+        joined.step = 0
+        joined.free_memory()
+        trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
+        if mode == "midway":
+            skip_what_was_done(trainer)
+    start, losses, trained, step = trainer.progress.step, [], {}, trainer._optimizer_step
+
+    def noted(batch, mine) -> float:
+        here = trained.setdefault(trainer.progress.epoch, [])
+        here += [position for _, positions, _ in mine for position in positions.tolist()]
+        losses.append(step(batch, mine))
+        return losses[-1]
+
+    trainer._optimizer_step = noted
     if mode == "until":
         zero3_worker.stop_before(trainer, STOP)
     try:
-        with faulty(fault):
+        with faulty(mode.partition("-")[2]):
             keep = zero3_worker.keep_best(joined, checkpoints) if checkpoints else lambda *_: None
             history = trainer.run(keep)
     except Stopped:
         preempt._asked = False
     else:
-        trained = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
-        weights = gathered(joined, trained)
+        tuned = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+        weights = gathered(joined, tuned)
         if joined.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
             save_file(weights, out / f"{way}+{mode}.safetensors")
             facts = {"losses": losses, "started_at": start, "epochs": history["epochs"], "read": len(read)}
             (out / f"{way}+{mode}.json").write_text(json.dumps(facts))
+    (out / f"{way}+{mode}.rank-{joined.process_index}.json").write_text(json.dumps(trained))
     joined.wait_for_everyone()
     joined.free_memory()
+
+
+def _ask(trainer: Trainer) -> None:
+    """The last rank alone is sent a signal, which it takes as any training does."""
+    if trainer.joined.is_last_process:
+        preempt.install()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _save_and_stop(trainer: Trainer) -> None:
+    trainer.checkpoints.save(trainer.model, trainer.optimizer, trainer.progress)
+    raise Stopped
+
+
+#: mode -> what happens after the first micro-batch of step 6.
+INSIDE = {"deferred": _ask, "midway": _save_and_stop}
+
+
+@contextmanager
+def interrupted(trainer: Trainer, act):
+    """``act`` once the first micro-batch of the step is computed, of whose gradients nothing is seen yet."""
+    joined, left = trainer.joined, [act]
+    backward = joined.backward
+
+    def spied(loss) -> None:
+        backward(loss)
+        if trainer.progress.step == STOP and left:
+            assert not joined.sync_gradients
+            left.pop()(trainer)
+
+    joined.backward = spied
+    try:
+        yield
+    finally:
+        del joined.backward
+    assert not left
+
+
+def skip_what_was_done(trainer: Trainer) -> None:
+    """Go on with the second micro-batch of a step, as its checkpoint says; nothing can say what the first
+    one had added to the gradients."""
+    joined = trainer.joined
+
+    def rest(loss) -> None:
+        del joined.backward
+
+    joined.backward = rest
 
 
 @contextmanager
@@ -138,6 +214,7 @@ def run_groups(joined, out: Path) -> None:
 
 def main(models: str, out: str, precision: str, cases: list[str]) -> None:
     joined = accelerator(precision, [], Path(out), threads=1)
+    Path(out).mkdir(parents=True, exist_ok=True)
     for case in cases:
         way, _, mode = case.partition("+")
         zero = {"sub_group_size": 5000} if case == "groups" else WAYS[way].get("zero")

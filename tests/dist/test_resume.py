@@ -4,6 +4,7 @@ sums in another order allow."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from test_zero3 import models  # noqa: F401  the same small models
 
+from mer_dist import files
 from mer_dist.dist import env
-from mer_dist.dist.checkpoint import trained_weights, whole
+from mer_dist.dist.checkpoint import _convert, tensors_only, trained_weights, whole
+from mer_dist.dist.partition import NOBODY
+from mer_dist.errors import UserError
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 FAULTS = ("position", "random", "mode", "order", "rate", "moments")
@@ -60,7 +64,7 @@ def here(tmp_path_factory):
 def two(models, here) -> Path:  # noqa: F811
     """Two ranks under ZeRO-3, undisturbed and stopped."""
     cases = [f"{way}+{mode}" for way in WAYS for mode in ("through", "until")]
-    return train(models, here / "two", 2, 3, *cases, "groups")
+    return train(models, here / "two", 2, 3, *cases, "lora+deferred", "groups")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def one(models, here) -> Path:  # noqa: F811
     """One process without DeepSpeed, stopped; by LoRA undisturbed, too, and gone on with each fault."""
     faults = [f"lora+onward-{fault}" for fault in FAULTS]
     return train(models, here / "one", 1, 0, *(f"{way}+until" for way in WAYS), "lora+through",
-                 "lora+onward", *faults)
+                 "lora+onward", "lora+deferred", "lora+midway", *faults)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,7 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
             assert apart == 0 and told["losses"] == whole_run["losses"][STOP:]
         assert apart < 1e-3, f"{way}: {apart}"
         assert not list((folder / way).glob(".*")), "the converted checkpoint was left behind"
+        every_clip_once_an_epoch(trained(source, f"{way}+until"), trained(folder, f"{way}+onward"))
 
 
 @pytest.mark.parametrize("processes, stage", [(1, 0), (3, 3)])
@@ -132,6 +137,45 @@ def test_what_was_done_of_an_epoch_is_not_read_again(one):
     second epoch the first two batches were done."""
     read = {mode: json.loads((one / f"lora+{mode}.json").read_text())["read"] for mode in ("through", "onward")}
     assert read == {"through": 3 * (48 + 12), "onward": 24 + 12 + 48 + 12}
+
+
+def trained(folder: Path, case: str) -> dict[str, list[int]]:
+    """epoch -> positions of the clips that a step was taken on, of all ranks together."""
+    found: dict[str, list[int]] = {}
+    for path in folder.glob(f"{case}.rank-*.json"):
+        for epoch, positions in json.loads(path.read_text()).items():
+            found.setdefault(epoch, []).extend(position for position in positions if position != NOBODY)
+    return found
+
+
+def every_clip_once_an_epoch(*parts: dict[str, list[int]]) -> None:
+    for epoch in ("1", "2", "3"):
+        assert sorted(sum((part.get(epoch, []) for part in parts), [])) == list(range(39))
+
+
+@pytest.mark.parametrize("launch, ranks", [("one", 1), ("two", 2)])
+def test_the_ranks_together_train_on_every_clip_once_an_epoch(request, launch, ranks):
+    folder = request.getfixturevalue(launch)
+    every_clip_once_an_epoch(trained(folder, "lora+through"))
+    assert len(list(folder.glob("lora+through.rank-*.json"))) == ranks
+
+
+@pytest.mark.parametrize("launch", ["one", "two"])
+def test_a_request_to_stop_inside_a_step_waits_for_its_end(request, launch):
+    """Before it, a part of the gradients would be lost."""
+    folder = request.getfixturevalue(launch)
+    told, undisturbed = (json.loads((folder / f"lora+{mode}.json").read_text())
+                         for mode in ("deferred", "through"))
+    assert told["started_at"] == STOP + 1
+    assert told["losses"] == undisturbed["losses"][STOP + 1 :] and told["epochs"] == undisturbed["epochs"]
+    weights, wanted = ((folder / f"lora+{mode}.safetensors").read_bytes() for mode in ("deferred", "through"))
+    assert weights == wanted
+
+
+def test_a_checkpoint_inside_a_step_would_lose_gradients_without_an_error(one):
+    told, wanted = losses(one / "lora+midway.json"), losses(one / "lora+through.json")[STOP:]
+    assert len(told) == len(wanted) and told[0] == wanted[0]
+    assert np.abs(told - wanted).max() > 1e-3
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -158,3 +202,49 @@ def test_a_checkpoint_of_another_number_of_processes_holds_the_same_tensors(two,
     weights, same = (trained_weights(path, torch.float32) for path in (of_two, of_one))
     assert weights.keys() == same.keys()
     assert max((weights[name] - same[name]).abs().max().item() for name in weights) < 1e-3
+
+
+class Planted:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def hostile(two, tmp_path) -> tuple[Path, Path]:
+    """A checkpoint of two ranks in which one file runs code, with a mark and checksums as if it belonged
+    there; and the folder that shows that it ran."""
+    (checkpoint,) = whole(moved(two, tmp_path / "moved") / "full")
+    part, sign = sorted(checkpoint.glob("*_optim_states.pt"))[-1], tmp_path / "sign"
+    with tensors_only(checkpoint):
+        content = torch.load(part, weights_only=False)
+    content["optimizer_state_dict"]["planted"] = Planted(sign)
+    torch.save(content, part)
+    facts = files.marked(checkpoint)
+    facts["content"] |= files.contents([part])
+    files.mark(checkpoint, **facts)
+    assert not files.damaged(checkpoint, facts["content"])
+    torch.load(part, weights_only=False)
+    sign.rmdir()
+    return checkpoint, sign
+
+
+def test_code_in_a_checkpoint_is_neither_run_nor_converted(hostile, tmp_path):
+    checkpoint, sign = hostile
+    for read in (lambda: trained_weights(checkpoint, torch.float32),
+                 lambda: _convert(checkpoint, tmp_path / "converted", STOP)):
+        with pytest.raises(UserError, match=f"{checkpoint} .*no tensor.*nothing of it is run"):
+            read()
+        assert not sign.exists()
+
+
+@pytest.mark.parametrize("processes, stage", [(2, 3), (1, 0)])
+def test_no_rank_goes_on_from_a_checkpoint_with_code(models, hostile, processes, stage):  # noqa: F811
+    checkpoint, sign = hostile
+    with pytest.raises(AssertionError, match="nothing of it is run"):
+        train(models, checkpoint.parent.parent, processes, stage, "full+onward")
+    assert not sign.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import long_suite
@@ -27,26 +26,20 @@ def count(request):
 
     def note(kind: str, outcomes: list[str]) -> None:
         assert set(outcomes) <= set(OUTCOMES), outcomes
-        path = long_suite.record_folder(request.config) / "mutations.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        line = {"test": request.node.nodeid, "format": kind, "outcomes": Counter(outcomes)}
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = long_suite.record_folder(request.config) / long_suite.MUTATIONS
+        long_suite.note(path, test=request.node.nodeid, format=kind, outcomes=Counter(outcomes))
 
     return note
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     """The table of all mutations on these sources, of earlier slices, too."""
-    path = long_suite.record_folder(config) / "mutations.jsonl"
-    if not path.exists():
+    rows = long_suite.mutations(long_suite.record_folder(config))
+    if not rows:
         return
-    # A test that ran twice tried the same mutations twice.
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    rows = {(line["test"], line["format"]): line["outcomes"] for line in lines}
     table: dict[str, Counter] = {}
-    for (_, kind), outcomes in rows.items():
-        table.setdefault(kind, Counter()).update(outcomes)
+    for row in rows:
+        table.setdefault(row["format"], Counter()).update(row["outcomes"])
     table["all"] = sum(table.values(), Counter())
     terminalreporter.section("mutations tried on these sources")
     head = ["format".ljust(14), *(one.rjust(12) for one in (*OUTCOMES, "total"))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -12,13 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import long_suite
 import psutil
 import pytest
 import small_job
 import torch
 from conftest import ROOT
-from long_suite import cases, record_folder
+from long_suite import cases, note_kills
 from processes import alive, descendants, kill, ranks, seconds_until
 from safetensors.torch import load_file
 
@@ -160,16 +158,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undistu
         apart = max((made[key] - wanted[key]).abs().max().item() for key in wanted)
         assert apart == 0 if same else apart < 1e-3
     assert not Run(folder).checkpoints("baichuan", "all").exists()
-    note(request, [{"case": number, "same": same, **one} for one in told])
-
-
-def note(request, rows: list[dict]) -> None:
-    """In the long suite, figures for docs/reliability.md."""
-    if request.config.getoption("--long"):
-        path = record_folder(request.config) / long_suite.KILLS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    note_kills(request, "finetune", [{"same": same, **one} for one in told])
 
 
 def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, undisturbed, tmp_path):
@@ -258,8 +247,10 @@ def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
 
 def test_a_rank_of_extract_that_dies_fails_the_run_although_the_other_one_stops_politely(job, tmp_path):
     folder = fresh(job, tmp_path / "run")
+    more = [f"extractors.{name}={{family: {name}, path: {job.parent}/models/{name}}}"
+            for name in ("clip", "hubert")]
     started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
-                              "extractors.baichuan.finetune=null", said=tmp_path / "said")
+                              "extractors.baichuan.finetune=null", *more, said=tmp_path / "said")
     seconds_until(lambda: len(ranks(started.pid)) == 2, 300)
     own, log = ranks(started.pid), Run(folder).log("extract", 0)
     own[1].suspend()
