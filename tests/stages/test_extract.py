@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,30 @@ def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_pat
     works = planned(load(job, [*FROZEN, f"extractors.hubert.path={other}", "extractors.hubert.window=5.0"]))
     missing = {work.set_name: len(work.missing()) for work in works}
     assert missing["clip"] == missing["baichuan"] == 0 and missing["hubert"] == len(works[0].shards)
+    assert hashes(run) == before
+
+
+def test_one_changed_byte_of_the_weights_makes_its_own_features_again_and_no_others(job):
+    run, config = run_of(job), load(job, FROZEN)
+    before, weights = hashes(run), Path(config.extractors["hubert"].path) / "model.safetensors"
+    content, times = weights.read_bytes(), weights.stat()
+    try:
+        with open(weights, "r+b") as file:
+            file.seek(len(content) // 2)
+            file.write(bytes([content[len(content) // 2] ^ 1]))
+        assert weights.stat().st_size == len(content)
+        missing = {work.set_name: work.missing() for work in planned(config)}
+        shards = sorted({row.shard for row in manifest.read(run.shards)})
+        assert missing == {"clip": [], "hubert": shards, "baichuan": []}
+        extract(config)
+        # In place: what was made of the other weights is gone, and nothing else was touched.
+        after = hashes(run)
+        assert {path.split("/")[1] for path in before if before[path] != after[path]} == {"hubert"}
+        assert not any(work.missing() for work in planned(config))
+    finally:
+        weights.write_bytes(content)
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    extract(config)
     assert hashes(run) == before
 
 
