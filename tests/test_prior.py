@@ -12,11 +12,16 @@ NEW = np.array([0.1, 0.2, 0.1, 0.6])
 CENTERS = np.array([[0, 0], [2.2, 0], [0, 2.2], [2.2, 2.2]])
 
 
-def draw(count: int, shares: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """True posteriors under ``OLD`` of points drawn under ``shares``, and their labels."""
+def draw(count: int, shares: np.ndarray, seed: int, apart: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """True posteriors under ``OLD`` of points drawn under ``shares``, and their labels.
+
+    With ``apart`` other than 1 the labels' centres are so many times as far from each other as the
+    posteriors believe, and p(features | label) is not that of ``OLD`` any more.
+    """
     random = np.random.default_rng(seed)
     truth = random.choice(4, count, p=shares)
-    points = CENTERS[truth] + random.normal(size=(count, 2))
+    middle = CENTERS.mean(0)
+    points = (middle + apart * (CENTERS - middle))[truth] + random.normal(size=(count, 2))
     odds = -((points[:, None] - CENTERS) ** 2).sum(2) / 2 + np.log(OLD)
     return prior.softmax(odds), truth
 
@@ -52,15 +57,34 @@ def test_both_estimators_find_the_shares_of_the_unlabelled_clips():
 
 
 def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
-    trusts = []
+    trusts, used, middle = [], [], []
     for seed in range(8):
         held_out, truth = draw(240, OLD, seed)
         unlabeled, _ = draw(400, OLD, 100 + seed)
         found = prior.estimate(unlabeled, held_out, truth, seed, draws=20)
         trusts.append(found.trust)
-        assert np.abs(found.used - found.labeled).sum() <= np.abs(
-            (found.em + found.bbse) / 2 - found.labeled).sum()
+        for ways, estimated in ((used, found.used), (middle, (found.em + found.bbse) / 2)):
+            ways.append([np.abs(estimated - found.labeled).sum(), np.abs(estimated - OLD).sum()])
     assert np.mean(trusts) < 0.5
+    (kept, error), (moved, error_unshrunk) = np.mean(used, 0), np.mean(middle, 0)
+    assert kept < 0.6 * moved and error < 0.9 * error_unshrunk
+
+
+def test_where_more_than_the_shares_differs_the_estimators_disagree_and_the_estimate_is_shrunk():
+    new = np.array([0.3, 0.3, 0.1, 0.3])
+    for seed in range(2):
+        held_out, truth = draw(3000, OLD, seed)
+        honest, violated = (
+            prior.estimate(draw(3000, new, 100 + seed, apart)[0], held_out, truth, seed, draws=10)
+            for apart in (1, 4)
+        )
+        assert np.abs(honest.em - honest.bbse).sum() < 0.05 < 0.25 < np.abs(violated.em - violated.bbse).sum()
+        assert violated.trust < 0.87 < 0.93 < honest.trust
+        between = (violated.em + violated.bbse) / 2
+        way, whole = violated.used - violated.labeled, between - violated.labeled
+        # On the way from the labelled shares to the estimates, and short of them by what is not trusted.
+        assert way @ whole == pytest.approx(np.linalg.norm(way) * np.linalg.norm(whole))
+        assert np.linalg.norm(way) < 0.87 * np.linalg.norm(whole)
 
 
 def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips():
