@@ -6,7 +6,7 @@ import fusion_run
 import numpy as np
 import pytest
 
-from mer_dist import features, joined
+from mer_dist import features, files, joined
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.probe import probe
@@ -119,6 +119,32 @@ def test_vectors_that_are_no_numbers_become_missing_and_are_named(run):
     assert {names[3], names[5]}.isdisjoint(found.names) and len(found.names) == LABELED - 2
     assert sorted((row.name, row.lost) for row in problems) == [(names[3], "audio"), (names[5], "audio")]
     assert "features voice:" in problems[0].reason
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e12])
+def test_a_clip_one_of_whose_frames_is_broken_becomes_missing_alone_and_is_named(run, bad):
+    clips, random = clips_of(), np.random.default_rng(0)
+    lengths = np.arange(LABELED) % 4  # every fourth clip has no frame
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    frame = random.normal(size=(offsets[-1], 4)).astype(np.float32)
+    # The last frame of clip 2 and the first of clip 5: the ends of what is theirs.
+    frame[offsets[3] - 1, 1] = frame[offsets[5], 0] = bad
+    shard = features.FeatureSet(modality="audio", names=clips.names, offsets=offsets, frame=frame,
+                                utterance=random.normal(size=(LABELED, 4)).astype(np.float32))
+    store = run.features("voice")
+    features.write_shard(store / "00000.safetensors", shard, "1")
+    features.describe(store, modality="audio", width=4)
+    files.mark(store, "1", shards=[0])
+    broken = {clips.names[2], clips.names[5]}
+    found, problems = joined.read_set(run, "voice", clips, frames=True)
+    assert {(row.name, row.lost) for row in problems} == {(name, "audio") for name in broken}
+    assert len(problems) == 2 and "features voice:" in problems[0].reason
+    assert set(found.names) == set(clips.names) - broken and np.isfinite(found.frame).all()
+    tokens, there = found.tokens(clips.names, 3)
+    assert there.sum(1).tolist() == [0 if row in (2, 5) else most for row, most in enumerate(lengths)]
+    assert np.abs(tokens[there]).max() < 10
+    # Whoever fuses utterance vectors has no use for the frames and loses nothing.
+    assert len(joined.read_set(run, "voice", clips)[0].names) == LABELED
 
 
 def test_a_vector_of_another_order_of_size_becomes_missing_and_is_named(run):
