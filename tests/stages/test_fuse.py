@@ -18,6 +18,7 @@ from mer_dist.config import load
 from mer_dist.errors import REQUEUE, Stopped, UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
+from mer_dist.stages import fuse as stage
 from mer_dist.stages.fuse import fuse
 
 
@@ -181,8 +182,8 @@ def test_without_unlabelled_clips_there_are_predictions_and_an_empty_answer(tmp_
     assert Run(config.run.folder).answer.read_text() == "name,discrete\n"
 
 
-def test_frames_are_fused_as_tokens(tmp_path):
-    config, truth = fusion_run.make(tmp_path, epochs=2, rounds=0)
+def give_frames(config) -> None:
+    """One to eight frames a clip, each the clip's own vector, of which four tokens are fused."""
     run, names, random = Run(config.run.folder), fusion_run.names(210), np.random.default_rng(0)
     lengths = random.integers(1, 9, len(names))
     for name in config.fuse.sets:
@@ -192,7 +193,30 @@ def test_frames_are_fused_as_tokens(tmp_path):
                            offsets=np.concatenate([[0], np.cumsum(lengths)]))
         features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     config.fuse.level, config.fuse.tokens = "frame", 4
+
+
+def test_frames_are_fused_as_tokens(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=2, rounds=0)
+    give_frames(config)
     assert np.isfinite(fused(config)["AGT"].probability).all()
+
+
+@pytest.mark.parametrize("level", ["utterance", "frame"])
+def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(tmp_path, monkeypatch, level):
+    inputs, told = {}, {}
+    for kind, bytes_of_large in (("single", 2**40), ("half", 0)):
+        config, _ = fusion_run.make(tmp_path / kind, epochs=3, rounds=0)
+        if level == "frame":
+            give_frames(config)
+        monkeypatch.setattr(stage, "LARGE", bytes_of_large)
+        clips, _ = joined.read_clips(config, Run(config.run.folder))
+        sets = stage._Sets(config, Run(config.run.folder), clips, [])
+        inputs[kind] = stage._inputs(config, sets, joined.fused_sets(config))
+        told[kind] = fused(config)["AGT"].probability
+    for single, half in zip(inputs["single"].values, inputs["half"].values, strict=True):
+        assert (str(single.dtype), str(half.dtype)) == ("torch.float32", "torch.float16")
+        assert single.shape == half.shape and 0 < (single - half.float()).abs().max() < 2e-3
+    assert 0 < np.abs(told["single"] - told["half"]).max() < 0.01
 
 
 def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
