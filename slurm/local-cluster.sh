@@ -61,7 +61,7 @@ JobAcctGatherFrequency=0
 SchedulerType=sched/backfill
 # The main scheduler looks once a minute by default, which is how long a requeued job would wait.
 SchedulerParameters=sched_interval=1,sched_min_interval=200000,batch_sched_delay=0,bf_interval=2
-KillWait=${KILL_WAIT:-15}
+KillWait=${KILL_WAIT:-60}
 SlurmctldPort=$ctld
 PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP
 CONF

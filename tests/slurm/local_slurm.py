@@ -63,11 +63,13 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def sbatch(self, stage: str, job: Path) -> str:
+    def sbatch(self, name: str, job: Path, *overrides: str, dependency: str = "") -> str:
         """Submit one of the files in slurm/ as the README says; returns the job's id."""
-        options = self.told("mer-dist", "slurm-options", stage, job).split()
-        file = ROOT / "slurm" / f"{stage}.sbatch"
-        return self.told("sbatch", "--parsable", *options, file, job, cwd=job.parent).strip()
+        stage = "finetune" if name == "run" else name
+        options = self.told("mer-dist", "slurm-options", stage, job, *overrides).split()
+        options += [f"--dependency={dependency}"] * bool(dependency)
+        file = ROOT / "slurm" / f"{name}.sbatch"
+        return self.told("sbatch", "--parsable", *options, file, job, *overrides, cwd=job.parent).strip()
 
     def state(self, job: str) -> str:
         """RUNNING, COMPLETED, ...; of an array that of all its tasks."""
@@ -77,6 +79,27 @@ class Cluster:
     def restarts(self, job: str) -> int:
         (field,) = [word for word in self.told("scontrol", "show", "job", job).split() if "Restarts=" in word]
         return int(field.partition("=")[2])
+
+    def nodes(self, job: str) -> list[str]:
+        """The nodes that began a part of the job's steps, one for each part."""
+        began = f"launch task StepId={job}."
+        return [log.stem.removeprefix("slurmd-") for log in sorted(self.folder.glob("slurmd-n*.log"))
+                for line in log.read_text("utf-8").splitlines() if began in line]
+
+    @staticmethod
+    def ranks(job: str) -> dict[int, str]:
+        """Processes that srun has started for the job and that live, and the node of each."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                entries = (process / "environ").read_text(errors="replace").split("\0")
+            except OSError:
+                continue
+            variables = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+            if command[1:4] == [b"-m", b"mer_dist", b"slurm-task"] and variables.get("SLURM_JOB_ID") == job:
+                found[int(process.name)] = variables["SLURMD_NODENAME"]
+        return found
 
     def wait(self, condition: Callable[[], bool], seconds: float, what: str, every: float = 0.3) -> None:
         deadline = time.monotonic() + seconds
