@@ -153,6 +153,9 @@ def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path)
     own = {
         name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
     }
+    for adapter in getattr(backbone, "peft_config", {}).values():
+        # A set, which every process would write in an order of its own.
+        adapter.target_modules = sorted(adapter.target_modules)
     backbone.save_pretrained(folder, state_dict=own)
     head = {name: value.float() for name, value in weights.items() if name.startswith("head.")}
     save_file(head, folder / "head.safetensors")
