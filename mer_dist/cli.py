@@ -21,6 +21,7 @@ from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
+from mer_dist.slurm_settings import srun_words
 
 #: Seconds that a launched stage waits for another to leave the run folder.
 PATIENCE = 60.0
@@ -149,6 +150,7 @@ def _commands_on_a_cluster(command: Callable) -> None:
     graph = with_config("slurm", "submit the whole job to Slurm, one job a stage", slurm)
     graph.add_argument("--dry-run", action="store_true", help="print the batch scripts, submit nothing")
     with_config("slurm-options", "what sbatch is to be asked for a stage", slurm_options, True)
+    with_config("slurm-srun", "how srun is to start mer-dist, one word a line", slurm_srun)
     with_config("slurm-task", "one process of a stage; what srun starts in a batch job", slurm_task, True)
     for name, text, act in (
         ("slurm-status", "the submitted jobs of a run", slurm_status),
@@ -252,6 +254,11 @@ def slurm_options(parsed: argparse.Namespace) -> int:
     from mer_dist.slurm import command_line
 
     print(command_line(load(parsed.config, parsed.overrides), parsed.stage))
+    return DONE
+
+
+def slurm_srun(parsed: argparse.Namespace) -> int:
+    print("\n".join(srun_words(load(parsed.config, parsed.overrides).slurm)))
     return DONE
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from mer_dist.dist.support import check_batches
 from mer_dist.errors import DONE, GRAVITY, QUARANTINED, REQUEUE, UserError, reading
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.slurm_settings import MOST_TASKS, STAGES
+from mer_dist.slurm_settings import MOST_TASKS, STAGES, interpreter, srun_options
 
 WITH_GPU = ("finetune", "extract", "fuse")
 #: A path in a batch script: no quote, no line end, and no % of which Slurm makes a job's number.
@@ -144,28 +143,6 @@ def command_line(config: Config, stage: str) -> str:
     return " ".join(f"--{name}" + f"={value}" * bool(value) for name, value in options(config, stage).items())
 
 
-def srun_options(config: Config) -> list[str]:
-    """What srun is given beside the command; since Slurm 22.05 it no longer takes CPUs from sbatch."""
-    asked = config.slurm
-    given = ["--kill-on-bad-exit=1"]
-    if asked.container and asked.container_by == "pyxis":
-        given += [f"--container-image={asked.container}", f"--container-workdir={Path.cwd()}"]
-        if asked.container_mounts:
-            given += [f"--container-mounts={','.join(asked.container_mounts)}"]
-    return given
-
-
-def python(config: Config) -> str:
-    """The interpreter as a shell word or, inside apptainer, several."""
-    asked = config.slurm
-    words = [asked.python or sys.executable]
-    if asked.container and asked.container_by == "apptainer":
-        mounts = [part for mount in asked.container_mounts for part in ("--bind", mount)]
-        nvidia = ["--nv"] if asked.gpus_per_node else []
-        words = ["apptainer", "exec", *nvidia, *mounts, asked.container, *words]
-    return shlex.join(words)
-
-
 def scripts(config: Config) -> dict[str, str]:
     """The batch script of each stage as it would be submitted; a dependency is named by its stage."""
     made, before = {}, None
@@ -236,7 +213,8 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
         raise UserError(f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
                         "spaces and . / _ @ + = : , ~ -")
     try:
-        executor = (Printing if dry else submitit.SlurmExecutor)(folder=folder, python=python(config))
+        executor = (Printing if dry else submitit.SlurmExecutor)(
+            folder=folder, python=shlex.join(interpreter(config.slurm)))
     except RuntimeError:
         raise UserError("srun is not here; submit from a login node of a Slurm cluster, or look at the "
                         "scripts with --dry-run") from None
@@ -255,7 +233,7 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
         array_parallelism=config.slurm.extract_at_once or config.slurm.extract_tasks,
         # submitit's own defaults would be a limit of 5 minutes and a key of its own.
         time=None, wckey=None, stderr_to_stdout=True,
-        srun_args=[*srun_options(config), *cpus], setup=[told, *BEFORE], teardown=["code=$?", *AFTER],
+        srun_args=[*srun_options(config.slurm), *cpus], setup=[told, *BEFORE], teardown=["code=$?", *AFTER],
         additional_parameters={name: value or True for name, value in asked.items()},
     )
     return executor

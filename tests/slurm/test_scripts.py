@@ -176,7 +176,56 @@ def test_a_container_goes_to_srun_or_around_the_interpreter(config):
     assert " apptainer exec --nv --bind /data docker://team/mer:1 python3 -u -m submitit" in srun
 
 
-@pytest.mark.parametrize("name", ["finetune", "extract", "fuse", "run"])
+FILES = ("finetune", "extract", "fuse", "run")
+#: value of slurm.container_by, the words between srun's own options and the stage
+CONTAINERS = [
+    ("pyxis", ["--kill-on-bad-exit=1", "--container-image=docker://team/mer:1", "--container-workdir={cwd}",
+               "--container-mounts=/data,/runs:/r", "python3", "-m", "mer_dist"]),
+    ("apptainer", ["--kill-on-bad-exit=1", "apptainer", "exec", "--nv", "--bind", "/data", "--bind",
+                   "/runs:/r", "docker://team/mer:1", "python3", "-m", "mer_dist"]),
+]
+
+
+def sruns(folder: Path, name: str, *arguments: str) -> tuple[int, list[list[str]]]:
+    """Run an sbatch file where srun only writes down what it is given: the file's exit code, and that."""
+    programs = {"srun": f"printf '%s\\n' \"$@\" '' >> '{folder}/given'",
+                "mer-dist": f"exec {shlex.quote(sys.executable)} -m mer_dist \"$@\""}
+    for program, text in programs.items():
+        (folder / program).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / program).chmod(0o755)
+    variables = {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_SUBMIT_DIR": str(folder),
+                 "SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "12"}
+    done = subprocess.run(["bash", ROOT / "slurm" / f"{name}.sbatch", *arguments], env=variables, cwd=folder,
+                          capture_output=True, check=False)
+    given = folder / "given"
+    calls = given.read_text("utf-8").split("\n\n")[:-1] if given.exists() else []
+    return done.returncode, [call.splitlines() for call in calls]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("by", "expected"), CONTAINERS)
+def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_path, by, expected, name):
+    config()
+    folder = tmp_path / "sub mitted"
+    folder.mkdir()
+    image = ("slurm.container=docker://team/mer:1", "slurm.python=python3", f"slurm.container_by={by}",
+             "slurm.container_mounts=[/data, '/runs:/r']")
+    code, calls = sruns(folder, name, "../job.yaml", *image)
+    assert code == 0 and len(calls) == (len(STAGES) if name == "run" else 1)
+    words = [word.format(cwd=folder) for word in expected]
+    for call, stage in zip(calls, STAGES if name == "run" else [name], strict=True):
+        own = ["--nodes=1", f"--ntasks={8 if stage in ('finetune', 'extract') else 1}"] * (name == "run")
+        assert call == [*own, "--cpus-per-task=12", *words, "slurm-task", stage, "../job.yaml", *image]
+
+
+def test_an_sbatch_file_whose_configuration_is_refused_starts_nothing(config, tmp_path):
+    config()
+    assert sruns(tmp_path, "fuse", "job.yaml", "slurm.container=a b") == (2, [])
+    code, (call,) = sruns(tmp_path, "fuse", "job.yaml")
+    assert code == 0 and call[1:5] == ["--kill-on-bad-exit=1", sys.executable, "-m", "mer_dist"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_the_sbatch_files_and_the_graph_end_a_job_in_the_same_way(name):
     text = (ROOT / "slurm" / f"{name}.sbatch").read_text("utf-8")
     assert "\n".join(slurm.BEFORE) in text and text.endswith("\n".join(slurm.AFTER) + "\n")
