@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -225,30 +224,24 @@ def _device():
 
 
 def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
-    """Write the features of each shard, behind the computing; yields a name for every clip dealt with.
+    """Write the features of each shard; yields a name for every clip dealt with.
 
-    A kill costs the shard that is being written and what was computed of the next one meanwhile.
+    Nothing is computed while a shard is written, so that a kill costs a rank one shard at most; the
+    next clips are read and prepared meanwhile.
     """
     started = time.monotonic()
     left = {shard: len(work.shards[shard]) for shard in shards}
     found: dict[str, np.ndarray] = {}
     missing: dict[str, str] = {}
-    with ThreadPoolExecutor(1) as writer:
-        writing: Future | None = None
-        for shard, name, result in clip_vectors(extractor, reader, {s: work.shards[s] for s in shards}):
-            (missing if isinstance(result, str) else found)[name] = result
-            left[shard] -= 1
-            if left[shard] == 0:
-                if writing is not None:
-                    writing.result()
-                seconds, started = time.monotonic() - started, time.monotonic()
-                writing = writer.submit(_write, extractor, work, shard, found, missing, config, seconds)
-                found, missing = {}, {}
-            if preempt.asked():
-                raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
-            yield name
-        if writing is not None:
-            writing.result()
+    for shard, name, result in clip_vectors(extractor, reader, {s: work.shards[s] for s in shards}):
+        (missing if isinstance(result, str) else found)[name] = result
+        left[shard] -= 1
+        if left[shard] == 0:
+            _write(extractor, work, shard, found, missing, config, time.monotonic() - started)
+            started, found, missing = time.monotonic(), {}, {}
+        if preempt.asked():
+            raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
+        yield name
 
 
 def clip_vectors(
