@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from mer_dist import decisions, folds, metrics, prior
 from mer_dist.joined import Clips
 from mer_dist.settings import FoldConfig
-from mer_dist.stages.vote import estimate, pool
+from mer_dist.stages.vote import estimate, judge_told, pool
 
 FOLDS = 5
 #: Inverse ridge strengths that the inner cross-validation chooses from.
@@ -168,7 +168,8 @@ class Trial:
                               groups[0])
         now = prior.shares(others.truth, self.classes)
         told = pooled[len(truth) :]
-        return self._figures(found, now, gate.opens) | self._waf(told, others.truth, found, now, gate)
+        return (self._figures(found, now, gate.opens) | self._waf(told, others.truth, found, now, gate)
+                | self._told(told, others.truth, found, now, pooled[: len(truth)]))
 
     def _figures(self, found: prior.Estimate, now: np.ndarray, opens: bool) -> dict:
         shown = int(np.abs(now - found.labeled).argmax()) if self.classes > 2 else 1
@@ -190,6 +191,19 @@ class Trial:
         scored["right"] = scored["gate"] >= max(scored["always"], scored["decided"])
         return scored
 
+    def _told(self, told, truth, found, now, held_out) -> dict:
+        """The shares told by hand: as they are, and with the labels' places changed."""
+        plain = metrics.waf(truth, decisions.decide(told))
+        row = {}
+        for name, new in (("right", now), ("wrong", np.roll(now, 1))):
+            gate, contradicted = judge_told(new, found, held_out, self.labeled.truth, self.seed,
+                                            self.labeled.group)
+            applied = metrics.waf(truth, decisions.decide(prior.adapt(told, found.labeled, new))) - plain
+            passed = gate.opens and not contradicted
+            row |= {f"told_{name}": passed, f"told_{name}_change": applied * passed,
+                    f"trusted_{name}_change": applied * gate.opens}
+        return row
+
 
 HEAD = (
     f"{'':14}{'estimated prior, in %':>24}  {'mean error':>18}  {'covered':>12}{'WAF':>7}"
@@ -199,12 +213,20 @@ HEAD = (
 )
 
 
+HEAD_TOLD = (
+    f"{'':14}{'shares told rightly':>31}{'told with the places of the labels changed':>45}\n"
+    f"{'prior':14}" + 2 * f"{'applied':>14}{'change':>8}{'if trusted':>12}"
+)
+
+
 def table(judged: Iterator[tuple[str, dict]]) -> None:
     """Means over the seeds; changes in points of WAF, with their standard error for the gate.
 
     *decide*: by expected WAF, without a correction; *gate*: what the vote does; *always* and *true*:
     corrected without asking the gate, to the used and to the true shares. The gate is right where
-    neither of what it chooses between would have scored higher.
+    neither of what it chooses between would have scored higher. Below, shares that were told: how
+    often they pass, their change against *decide*, and what it would be without asking the
+    unlabelled clips.
     """
     rows: dict[str, list[dict]] = {}
     for title, figures in judged:
@@ -221,6 +243,12 @@ def table(judged: Iterator[tuple[str, dict]]) -> None:
               + f"{mean['argmax']:7.2f}{change['decided']:+8.2f}{change['gate']:+7.2f} ±{error:4.2f}"
               + f"{change['always']:+7.2f}{change['oracle']:+7.2f}"
               + f"{mean['opens']:5.0f}{mean['right']:6.0f}")
+    print("\n" + HEAD_TOLD)
+    for title, figures in rows.items():
+        mean = {key: 100 * np.mean([row[key] for row in figures]) for key in figures[0]}
+        print(f"{title:14}" + "".join(
+            f"{mean['told_' + name]:12.0f} %{mean[f'told_{name}_change']:+8.2f}"
+            f"{mean[f'trusted_{name}_change']:+12.2f}" for name in ("right", "wrong")))
 
 
 if __name__ == "__main__":
