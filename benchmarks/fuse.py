@@ -80,6 +80,8 @@ def main() -> None:
     inputs, truth = setting.inputs_of(parsed.few)
     for config in (ATTENTION, FuseConfig(epochs=1), AGT):
         one_by_one(table, inputs, setting.lessons_of(truth, SEEDS), config, parsed.rounds)
+        equality(table, config, torch.float)
+    equality(table, ATTENTION, torch.double)
     of_peak(table, inputs, setting.lessons_of(truth, SEEDS), parsed.rounds)
     where(table, inputs, setting.lessons_of(truth, SEEDS))
     for config in (AGT, FuseConfig(epochs=1)):
@@ -188,6 +190,21 @@ def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, 
     title = f"{config.model} {size}, {len(lessons)} at once: a step of one"
     table.add(title, f"{each:.1f} ms")
     table.add("  times faster than one by one", f"{gain:.2f}", 5 if device == "cuda" else 1, gain)
+
+
+def equality(table: Table, config: FuseConfig, dtype: torch.dtype) -> None:
+    """How far the members' answers to their held-out clips differ by being trained alone."""
+    inputs, truth = setting.inputs_of(1)
+    inputs.values[:] = [values.to(dtype) for values in inputs.values]
+    lessons, rows, config = setting.lessons_of(truth, 1), torch.arange(LABELED), replace(config, epochs=3)
+    lessons = [replace(lesson, targets=lesson.targets.to(dtype), weights=lesson.weights.to(dtype))
+               for lesson in lessons]
+    told = predict(train(inputs, lessons, config)[0], inputs, rows)
+    alone = (predict(train(inputs, [lesson], config)[0], inputs, rows)[0] for lesson in lessons)
+    apart = max((whole - own)[rows % FOLDS == fold].abs().max().item()
+                for fold, (whole, own) in enumerate(zip(told, alone, strict=True)))
+    name = f"{config.model} width {config.width}, batch {config.batch}, {str(dtype).removeprefix('torch.')}"
+    table.add(f"{name}: {FOLDS} at once and one by one, 3 epochs, log probabilities", f"{apart:.1e} apart")
 
 
 def _to(lesson: Lesson, device: str) -> Lesson:
