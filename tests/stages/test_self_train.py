@@ -84,8 +84,20 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
     assert 0 < taken_in(config, 2)[1] < 120, "the way through the pseudo-labels was not tried"
 
 
-def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", sorted(fusion.KINDS.keys() - {"agt"}))
+def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
+    config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
+    config.fuse.model = model
+    told = own_predictions_with_other_labels(config, fold=1)
+    assert len(told) == 2
+    assert all(np.array_equal(before, after) for before, after in told)
+    assert 0 < taken_in(config, 1)[1] < 120, "the way through the pseudo-labels was not tried"
+
+
+@pytest.mark.parametrize("model", fusion.KINDS)
+def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
+    config.fuse.model = model
     monkeypatch.setattr(Clips, "outside", lambda clips, *folds: np.flatnonzero(clips.labeled))
     told = own_predictions_with_other_labels(config, fold=1)
     assert not any(np.array_equal(before, after) for before, after in told)
