@@ -51,7 +51,9 @@ def fuse(monkeypatch):
 def test_the_fusion_benchmark_prints_a_figure_for_every_part(fuse, call, tmp_path):
     said = call(fuse, "--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
     for row in ("the same until tensors are ready, standardised", "attention, 200 unlabelled",
-                "attention, 300 unlabelled", "  times faster than one by one", "  of the rate of torch.mm",
+                "attention, 300 unlabelled", "  times faster than one by one",
+                "attention width 8, batch 16, float64: 5 at once and one by one",
+                "  of the rate of torch.mm",
                 "AGT step: matrix products", "AGT step: the rest", "extrapolated, width 8, batch 16",
                 "peak memory of loading, 200", "peak memory of training AGT, 300"):
         assert any(line.startswith(row) for line in said), row
@@ -80,5 +82,5 @@ def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(call, tmp_path,
         monkeypatch.setattr(prior_shift, name, value)
     said = call(prior_shift, str(tmp_path), "--labeled", "100", "--seeds", "2")
     for shift in ("as labelled", *prior_shift.POSITIVE, *prior_shift.SIX):
-        (row,) = (line for line in said if line.startswith(f"{shift:14} "))
-        assert len(row.split()) > 15 and "nan" not in row
+        row, told = (line for line in said if line.startswith(f"{shift:14} "))
+        assert len(row.split()) > 15 and told.removeprefix(shift).count("%") == 2 and "nan" not in row + told
