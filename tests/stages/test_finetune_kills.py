@@ -110,6 +110,9 @@ def disturb(job: Path, folder: Path, chance: random.Random, processes: int) -> d
     time.sleep(chance.uniform(0, 0.2))
     if when == "save":
         seconds_until(lambda: list(checkpoints.glob(".step-*")) or started.poll() is not None, 300)
+    if started.poll() is not None:
+        assert started.returncode == 0
+        return None
     every = [psutil.Process(started.pid), *descendants(started.pid)]
     own = ranks(started.pid) if processes > 1 else {0: every[0]}
     hit = {chance.choice(list(own))} if whom == "rank" and own else set(own)
