@@ -1,7 +1,8 @@
 """How fast fusion is on features of the challenge's size, against how its baseline trains.
 
 Everything in one run, the contestants in turns, medians over rounds; fuse_setting.py says what the
-clips and the baseline are. Times are CPU seconds of this process, wall clock where there is a GPU. ::
+clips and the baseline are. Times are CPU seconds of this process and those that it started and has
+seen end, wall clock where there is a GPU. ::
 
     python benchmarks/fuse.py --out runs/fuse
     python benchmarks/fuse.py --out runs/fuse --full                         # the whole job, at the defaults
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,9 +24,9 @@ from statistics import median
 
 import fuse_setting as setting
 import torch
-from fuse_setting import FOLDS, LABELED
+from fuse_setting import DEVICE, FOLDS, LABELED
 
-from mer_dist import joined
+from mer_dist import joined, times
 from mer_dist.config import Config
 from mer_dist.layout import Run
 from mer_dist.log import setup
@@ -90,21 +93,29 @@ def main() -> None:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    if not torch.cuda.is_available():
-        started = time.process_time()
+    if DEVICE == "cpu":
+        started = _cpu()
         call()
-        return time.process_time() - started
+        return _cpu() - started
     torch.cuda.synchronize()
+    return _wall(lambda: (call(), torch.cuda.synchronize()))
+
+
+def _wall(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
-    torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def _cpu() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def in_turns(rounds: int, *calls: Callable[[], object]) -> list[float]:
     """Median seconds of each call; every round times all of them."""
-    times = [[seconds(call) for call in calls] for _ in range(rounds)]
-    return [median(own) for own in zip(*times, strict=True)]
+    taken = [[seconds(call) for call in calls] for _ in range(rounds)]
+    return [median(own) for own in zip(*taken, strict=True)]
 
 
 def stepping(inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int, rounds: int) -> float:
@@ -124,17 +135,22 @@ def loading(table: Table, parsed: argparse.Namespace) -> None:
     clips, _ = joined.read_clips(config, Run(config.run.folder))
     setting.read_files(parsed.out / "files", count)
     ways = (
+        lambda: setting.hand_over_files(parsed.out / "files", count),
         lambda: setting.read_files(parsed.out / "files", count),
         lambda: [joined.read_set(Run(config.run.folder), name, clips) for name in setting.WIDTHS],
         lambda: load(config, clips),
     )
     in_turns(1, *ways)  # a virtual machine gets its memory when it is first touched
-    slow, read, ready = in_turns(parsed.rounds, *ways)
-    table.add(f"one file per clip and modality, {count} clips", f"{slow:.2f} s")
-    table.add("feature sets in the order of the clips, checked for NaN", f"{read:.2f} s")
-    table.add("  times faster", f"{slow / read:.1f}", 20, slow / read)
-    table.add("the same until tensors are ready, standardised", f"{ready:.2f} s")
-    table.add("  times faster", f"{slow / ready:.1f}", 20, slow / ready)
+    slow, plain, read, ready = in_turns(parsed.rounds, *ways)
+    table.add(f"one file per clip and modality, {count} clips: the baseline's way", f"{slow:.2f} s")
+    table.add("  one file after the other in one process", f"{plain:.2f} s")
+    for what, own in (("feature sets in the order of the clips, checked for NaN", read),
+                      ("the same until tensors are ready, standardised", ready)):
+        table.add(what, f"{own:.2f} s")
+        table.add("  times faster than the baseline's way", f"{slow / own:.1f}", 20, slow / own)
+        table.add("  times faster than file after file in one process", f"{plain / own:.1f}")
+    walls = ", ".join(f"{_wall(way):.2f}" for way in ways)
+    table.add("the four in wall clock, once", f"{walls} s")
 
 
 def load(config: Config, clips: joined.Clips) -> Inputs:
@@ -145,12 +161,11 @@ def load(config: Config, clips: joined.Clips) -> Inputs:
 def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace) -> None:
     """CPU seconds of a fold's epoch, prediction included."""
     inputs, truth = setting.inputs_of(unlabeled)
-    # Rows of one array: at least as fast to collate as arrays of their own.
-    vectors = {modality: list(values[:, 0].float().numpy())
+    vectors = {modality: [row.copy() for row in values[:, 0].float().cpu().numpy()]
                for modality, values in zip(inputs.modality, inputs.values, strict=True)}
     fold, lessons = setting.BaselineFold(vectors, truth), setting.lessons_of(truth, 1)
     models, _ = train(inputs, lessons, ATTENTION, 1)
-    some = torch.arange(min(len(truth), FEW))
+    some = torch.arange(min(len(truth), FEW), device=DEVICE)
     slow_train, slow_predict, ours, larger, told = in_turns(
         parsed.rounds, fold.train, fold.predict, lambda: train(inputs, lessons, ATTENTION),
         lambda: train(inputs, lessons, LARGER), lambda: predict(models, inputs, some),
@@ -176,8 +191,6 @@ def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, 
         for lesson in lessons:
             train(inputs, [lesson], config, steps)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    inputs, lessons = inputs.to(device), [_to(lesson, device) for lesson in lessons]
     steps = max(640 // config.batch, 4)
     train(inputs, lessons, config, 1)
     first, whole, own_first, own_whole = in_turns(
@@ -189,27 +202,23 @@ def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, 
     size = f"width {config.width}, batch {config.batch}"
     title = f"{config.model} {size}, {len(lessons)} at once: a step of one"
     table.add(title, f"{each:.1f} ms")
-    table.add("  times faster than one by one", f"{gain:.2f}", 5 if device == "cuda" else 1, gain)
+    table.add("  times faster than one by one", f"{gain:.2f}", 5 if DEVICE == "cuda" else 1, gain)
 
 
 def equality(table: Table, config: FuseConfig, dtype: torch.dtype) -> None:
     """How far the members' answers to their held-out clips differ by being trained alone."""
     inputs, truth = setting.inputs_of(1)
     inputs.values[:] = [values.to(dtype) for values in inputs.values]
-    lessons, rows, config = setting.lessons_of(truth, 1), torch.arange(LABELED), replace(config, epochs=3)
+    lessons, config = setting.lessons_of(truth, 1), replace(config, epochs=3)
+    rows = torch.arange(LABELED, device=DEVICE)
     lessons = [replace(lesson, targets=lesson.targets.to(dtype), weights=lesson.weights.to(dtype))
                for lesson in lessons]
     told = predict(train(inputs, lessons, config)[0], inputs, rows)
     alone = (predict(train(inputs, [lesson], config)[0], inputs, rows)[0] for lesson in lessons)
-    apart = max((whole - own)[rows % FOLDS == fold].abs().max().item()
+    apart = max((whole - own)[fold::FOLDS].abs().max().item()
                 for fold, (whole, own) in enumerate(zip(told, alone, strict=True)))
     name = f"{config.model} width {config.width}, batch {config.batch}, {str(dtype).removeprefix('torch.')}"
     table.add(f"{name}: {FOLDS} at once and one by one, 3 epochs, log probabilities", f"{apart:.1e} apart")
-
-
-def _to(lesson: Lesson, device: str) -> Lesson:
-    parts = ("rows", "targets", "weights")
-    return replace(lesson, **{part: getattr(lesson, part).to(device) for part in parts})
 
 
 def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) -> None:
@@ -218,7 +227,7 @@ def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) ->
 
     with FlopCounterMode(display=False) as counter:
         train(inputs, lessons, AGT, 1)
-    square = torch.randn(SQUARE, SQUARE)
+    square = torch.randn(SQUARE, SQUARE, device=DEVICE)
     before, = in_turns(rounds, lambda: torch.mm(square, square))
     step = stepping(inputs, lessons, AGT, 4, rounds)
     after, = in_turns(rounds, lambda: torch.mm(square, square))
@@ -232,13 +241,17 @@ def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) ->
 
 def where(table: Table, inputs: Inputs, lessons: list[Lesson], steps: int = 3) -> None:
     """Where the time of AGT steps goes, by operator."""
-    from torch.profiler import ProfilerActivity, profile
+    from torch.autograd import DeviceType
+    from torch.profiler import profile
 
     found = []
+    own_time = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     for count in (1, 1 + steps):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile() as profiler:  # of every kind of device there is
             train(inputs, lessons, AGT, count)
-        found.append({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+        # A GPU's kernels stand there beside the operators that launched them.
+        found.append({event.key: getattr(event, own_time) for event in profiler.key_averages()
+                      if event.device_type == DeviceType.CPU})
     took = {key: time - found[0].get(key, 0) for key, time in found[1].items()}
     whole, left = sum(took.values()), dict(took)
     for group, starts in GROUPS.items():
@@ -255,7 +268,7 @@ def extrapolate(
     """Minutes of the whole job, from a measured step and prediction."""
     step = stepping(inputs, lessons, config, max(640 // config.batch, 4), parsed.rounds) / len(lessons)
     model, _ = train(inputs, lessons, config, 1)
-    some = torch.arange(min(LABELED + parsed.few, 2048))
+    some = torch.arange(min(LABELED + parsed.few, 2048), device=DEVICE)
     told = in_turns(parsed.rounds, lambda: predict(model, inputs, some))[0] / len(some) / len(lessons)
     taught = LABELED * (FOLDS - 1) // FOLDS + PSEUDO
     steps = ROUNDS * FOLDS * EPOCHS * -(-taught // config.batch)
@@ -268,11 +281,15 @@ def memory(table: Table, parsed: argparse.Namespace) -> None:
     """Peaks of processes of their own."""
     jobs = ("loading", _load_alone, parsed.few), ("training AGT", _train_alone, parsed.unlabeled)
     for what, call, count in jobs:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            size, peak = pool.submit(call, parsed.out, count).result()
+        size, peak = _alone(call, parsed.out, count)
         table.add(f"peak memory of {what}, {count} unlabelled; the tensors alone",
                   f"{peak / 2**30:.1f}; {size / 2**30:.1f} GiB")
+
+
+def _alone(call: Callable, *arguments):
+    """The call's result, from a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 def _load_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
@@ -280,38 +297,52 @@ def _load_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
 
     config = configuration.load(folder / "job.yaml")
     clips, _ = joined.read_clips(config, Run(config.run.folder))
-    return _peak(load(config, clips))
+    return _bytes(load(config, clips)), _peak()
 
 
 def _train_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
     inputs, truth = setting.inputs_of(unlabeled)
     model, _ = train(inputs, setting.lessons_of(truth, SEEDS), AGT, 3)
-    predict(model, inputs, torch.arange(4 * AGT.batch))
-    return _peak(inputs)
+    predict(model, inputs, torch.arange(4 * AGT.batch, device=DEVICE))
+    return _bytes(inputs), _peak()
 
 
-def _peak(inputs: Inputs) -> tuple[int, int]:
-    """Bytes of the tensors, and the most that the process ever held.
+def _bytes(inputs: Inputs) -> int:
+    return sum(values.nbytes for values in inputs.values)
+
+
+def _peak() -> int:
+    """Bytes: the most that the process ever held.
 
     Not from ``getrusage``, which also counts the process that this one was forked from.
     """
     told = Path("/proc/self/status").read_text("utf-8")
-    peak = 1024 * int(told.partition("VmHWM:")[2].split()[0])
-    return sum(values.nbytes for values in inputs.values), peak
+    return 1024 * int(told.partition("VmHWM:")[2].split()[0])
 
 
 def full(parsed: argparse.Namespace) -> None:
+    """The whole job through the stage, from features to the answer file."""
+    shutil.rmtree(parsed.out / "full", ignore_errors=True)  # a run that is there would only be resumed
     quota = min(PSEUDO / max(parsed.unlabeled, 1), 1)
     config = setting.write_run(parsed.out / "full", parsed.unlabeled, (
         f"run.threads={parsed.threads}", f"fuse.width={parsed.width}", f"fuse.batch={parsed.batch}",
         f"fuse.epochs={EPOCHS}", "fuse.seeds=1", f"self_train.rounds={ROUNDS}", "self_train.rule=quota",
         f"self_train.quota={quota}",
     ))
+    took, peak = _alone(_fuse_alone, config)
+    table = Table()
+    table.add(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs, width {parsed.width}, batches of "
+              f"{parsed.batch}", f"{took / 60:.1f} min")
+    for part, spent in times.by_part(Run(config.run.folder)).items():
+        table.add(f"  of which {part}", f"{spent.seconds / 60:.1f} min")
+    table.add("peak memory", f"{peak / 2**30:.1f} GiB")
+
+
+def _fuse_alone(config: Config) -> tuple[float, int]:
+    setup("fuse")
     started = time.monotonic()
     stage.fuse(config)
-    minutes = (time.monotonic() - started) / 60
-    print(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs, width {parsed.width}, batches of "
-          f"{parsed.batch}: {minutes:.1f} min")
+    return time.monotonic() - started, _peak()
 
 
 if __name__ == "__main__":

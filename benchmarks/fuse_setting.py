@@ -2,12 +2,13 @@
 
 Generated features of the challenge's size, as mer_dist stores them and as one file per clip; and a
 plain re-implementation of the way the challenge baseline (MERTools, MER2024) trains its
-``attention`` model: small files, small batches through a loader, every clip to be answered
-predicted again in every epoch.
+``attention`` model: small files that processes hand over one at a time, small batches through a
+loader, every clip to be answered predicted again in every epoch.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,14 @@ from mer_dist.models.fusion import Inputs
 from mer_dist.records import EMOTIONS
 from mer_dist.stages.fuse import LARGE
 
+#: Both contestants compute here.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELED, FOLDS = 5030, 5
 WIDTHS = {"audio": 1024, "video": 768, "text": 5120}
 #: Deviations between the centres of two emotions, in one dimension.
 SIGNAL = 0.1
 #: As in the baseline.
-BATCH, HIDDEN, DROPOUT = 32, 256, 0.3
+BATCH, HIDDEN, DROPOUT, READERS = 32, 256, 0.3, 8
 YAML = """
 run: {{folder: {folder}/run}}
 fuse: {{labels: {folder}/labels.csv, sets: [audio, video, text]}}
@@ -57,7 +60,7 @@ def fill(values: Tensor, truth: np.ndarray, seed: int) -> Tensor:
 
 
 def inputs_of(unlabeled: int) -> tuple[Inputs, np.ndarray]:
-    """What the stage holds in memory of so many clips, and their emotions."""
+    """What the stage holds on the device of so many clips, and their emotions."""
     truth = truth_of(LABELED + unlabeled)
     values = []
     for seed, width in enumerate(WIDTHS.values()):
@@ -65,16 +68,17 @@ def inputs_of(unlabeled: int) -> tuple[Inputs, np.ndarray]:
         whole = torch.empty(len(truth), width, dtype=torch.half if half else torch.float)
         values.append(fill(whole, truth, seed)[:, None])
     mask = torch.ones(len(truth), 1, dtype=torch.bool)
-    return Inputs(list(WIDTHS), values, [mask] * len(values)), truth
+    return Inputs(list(WIDTHS), values, [mask] * len(values)).to(DEVICE), truth
 
 
 def lessons_of(truth: np.ndarray, seeds: int, folds: int = FOLDS) -> list[Lesson]:
     """What the models of each fold and seed learn from."""
-    rows, targets = torch.arange(LABELED), torch.eye(len(EMOTIONS))[torch.from_numpy(truth[:LABELED])]
+    rows = torch.arange(LABELED, device=DEVICE)
+    targets = torch.eye(len(EMOTIONS))[torch.from_numpy(truth[:LABELED])].to(DEVICE)
     lessons = []
     for fold in range(folds):
         own = rows[rows % FOLDS != fold]
-        lessons += [Lesson(own, targets[own], torch.ones(len(own)), 100 * fold + seed)
+        lessons += [Lesson(own, targets[own], torch.ones(len(own), device=DEVICE), 100 * fold + seed)
                     for seed in range(seeds)]
     return lessons
 
@@ -114,11 +118,29 @@ def write_files(folder: Path, unlabeled: int) -> None:
 
 
 def read_files(folder: Path, count: int) -> dict[str, list[np.ndarray]]:
-    """As the baseline loads: file by file, into one list per modality."""
-    return {
-        modality: [np.load(folder / modality / f"{name}.npy") for name in names_of(count)]
-        for modality in WIDTHS
-    }
+    """File by file, into one list per modality."""
+    return {modality: [np.load(path) for path in paths] for modality, paths in _files(folder, count)}
+
+
+def hand_over_files(folder: Path, count: int) -> dict[str, list[np.ndarray]]:
+    """As the baseline loads: other processes read the files and hand over one clip at a time."""
+    found = {}
+    for modality, paths in _files(folder, count):
+        with multiprocessing.get_context("fork").Pool(READERS) as pool:
+            found[modality] = [frames.mean(0) for frames in pool.imap(_frames, paths)]
+            pool.close()  # without these two its processes would be killed, between any two steps
+            pool.join()
+    return found
+
+
+def _files(folder: Path, count: int) -> list[tuple[str, list[Path]]]:
+    return [(modality, [folder / modality / f"{name}.npy" for name in names_of(count)])
+            for modality in WIDTHS]
+
+
+def _frames(path: Path) -> np.ndarray:
+    """(T, D): a vector is one frame."""
+    return np.atleast_2d(np.load(path))
 
 
 class Clips(Dataset):
@@ -176,14 +198,14 @@ class BaselineFold:
         others = [row for row in range(LABELED) if row % FOLDS != fold]
         self.teach = loader(vectors, truth, others, shuffle=True)
         self.answer = [loader(vectors, truth, rows) for rows in (own, range(LABELED, len(truth)))]
-        self.model = Baseline()
+        self.model = Baseline().to(DEVICE)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, weight_decay=1e-5)
 
     def train(self) -> None:
         self.model.train()
         for batch, label, _ in self.teach:
             self.optimizer.zero_grad()
-            F.cross_entropy(self.model(batch), label).backward()
+            F.cross_entropy(self._tell(batch), label.to(DEVICE)).backward()
             self.optimizer.step()
 
     def predict(self) -> tuple[np.ndarray, list[str]]:
@@ -195,8 +217,11 @@ class BaselineFold:
         logits, losses, names = [], [], []
         for some in self.answer:
             for batch, label, of_batch in some:
-                told = self.model(batch)
-                losses.append(F.cross_entropy(told, label).item())
-                logits.append(told.detach().numpy())
+                told = self._tell(batch)
+                losses.append(F.cross_entropy(told, label.to(DEVICE)).item())
+                logits.append(told.detach().cpu().numpy())
                 names += of_batch
         return np.concatenate(logits), names
+
+    def _tell(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model({modality: values.to(DEVICE) for modality, values in batch.items()})

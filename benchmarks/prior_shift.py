@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from mer_dist import decisions, folds, metrics, prior
 from mer_dist.joined import Clips
 from mer_dist.settings import FoldConfig
-from mer_dist.stages.vote import estimate, judge_told, pool
+from mer_dist.stages.vote import estimate, judge_given, pool
 
 FOLDS = 5
 #: Inverse ridge strengths that the inner cross-validation chooses from.
@@ -169,7 +169,7 @@ class Trial:
         now = prior.shares(others.truth, self.classes)
         told = pooled[len(truth) :]
         return (self._figures(found, now, gate.opens) | self._waf(told, others.truth, found, now, gate)
-                | self._told(told, others.truth, found, now, pooled[: len(truth)]))
+                | self._given(told, others.truth, found, now, pooled[: len(truth)]))
 
     def _figures(self, found: prior.Estimate, now: np.ndarray, opens: bool) -> dict:
         shown = int(np.abs(now - found.labeled).argmax()) if self.classes > 2 else 1
@@ -191,12 +191,12 @@ class Trial:
         scored["right"] = scored["gate"] >= max(scored["always"], scored["decided"])
         return scored
 
-    def _told(self, told, truth, found, now, held_out) -> dict:
+    def _given(self, told, truth, found, now, held_out) -> dict:
         """The shares told by hand: as they are, and with the labels' places changed."""
         plain = metrics.waf(truth, decisions.decide(told))
         row = {}
         for name, new in (("right", now), ("wrong", np.roll(now, 1))):
-            gate, contradicted = judge_told(new, found, held_out, self.labeled.truth, self.seed,
+            gate, contradicted = judge_given(new, found, held_out, self.labeled.truth, self.seed,
                                             self.labeled.group)
             applied = metrics.waf(truth, decisions.decide(prior.adapt(told, found.labeled, new))) - plain
             passed = gate.opens and not contradicted

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mer_dist import files
 
-WIDTHS = {"audio": 8, "video": 6, "text": 10}
-
-pytestmark = pytest.mark.usefixtures("benchmarks", "one_thread")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Calls a benchmark's command line; gives the lines that it printed."""
-
-    def run(program, *words: str) -> list[str]:
-        monkeypatch.setattr(sys, "argv", [program.__name__, *words])
-        program.main()
-        return capsys.readouterr().out.splitlines()
-
-    return run
+SMALL_FUSE = Path(__file__).parent / "small_fuse.py"
+MODALITIES = ("audio", "video", "text")
 
 
-@pytest.fixture
-def fuse(monkeypatch):
-    """The fusion benchmark with few labelled clips and small models."""
-    import fuse
-    import fuse_setting
-
-    for module in (fuse, fuse_setting):
-        monkeypatch.setattr(module, "LABELED", 60)
-    monkeypatch.setattr(fuse_setting, "WIDTHS", WIDTHS)
-    small = {"width": 8, "heads": 2, "batch": 16}
-    for name in ("ATTENTION", "LARGER", "AGT"):
-        monkeypatch.setattr(fuse, name, replace(getattr(fuse, name), **small))
-    for name, value in {"SQUARE": 64, "SEEDS": 1, "EPOCHS": 1, "ROUNDS": 1}.items():
-        monkeypatch.setattr(fuse, name, value)
-    # A process that starts afresh would measure the memory of the whole size.
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(fuse.multiprocessing, "get_context", lambda _: fork)
-    return fuse
+def call_fuse(*words: str) -> list[str]:
+    """The lines that the fusion benchmark prints."""
+    done = subprocess.run([sys.executable, SMALL_FUSE, *words], capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr
+    return done.stdout.splitlines()
 
 
-def test_the_fusion_benchmark_prints_a_figure_for_every_part(fuse, call, tmp_path):
-    said = call(fuse, "--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
+def test_the_fusion_benchmark_prints_a_figure_for_every_part(tmp_path):
+    said = call_fuse("--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
     for row in ("the same until tensors are ready, standardised", "attention, 200 unlabelled",
                 "attention, 300 unlabelled", "  times faster than one by one",
                 "attention width 8, batch 16, float64: 5 at once and one by one",
@@ -60,17 +34,21 @@ def test_the_fusion_benchmark_prints_a_figure_for_every_part(fuse, call, tmp_pat
     assert sum("aim 4:" in line for line in said) == sum("aim 11:" in line for line in said) == 2
 
 
-def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(fuse, call, tmp_path):
-    said = call(fuse, "--out", str(tmp_path), "--full", "--unlabeled", "100", "--width", "8", "--batch", "32")
-    assert said[-1].startswith("5 folds, 1 seed, 1 rounds of 1 epochs, width 8, batches of 32: ")
+def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(tmp_path):
+    said = call_fuse("--out", str(tmp_path), "--full", "--unlabeled", "100", "--width", "8", "--batch", "32")
+    rows = ["5 folds, 1 seed, 1 rounds of 1 epochs, width 8, batches of 32 ", "  of which probes ",
+            "  of which rounds/00 ", "  of which rounds/01 ", "  of which vote ", "peak memory "]
+    for row, line in zip(rows, said[-len(rows):], strict=True):
+        assert line.startswith(row)
     assert (tmp_path / "full" / "run" / "answer.csv").read_text("utf-8").count("\n") == 101
 
 
-def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(call, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("benchmarks", "one_thread")
+def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(tmp_path, monkeypatch, capsys):
     import prior_shift
 
     random, truth = np.random.default_rng(0), np.arange(240) % 2
-    for modality in WIDTHS:
+    for modality in MODALITIES:
         values = random.normal(size=(240, 3)) + truth[:, None]
         rows = [",".join([*map(str, row), str(own)]) for row, own in zip(values, truth, strict=True)]
         files.write_text(tmp_path / f"{modality}_test.csv", "\n".join([*rows, ""]))
@@ -80,7 +58,9 @@ def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(call, tmp_path,
     few["SIX"] = {shift: prior_shift.SIX[shift] for shift in ("no shift", "reversed")}
     for name, value in few.items():
         monkeypatch.setattr(prior_shift, name, value)
-    said = call(prior_shift, str(tmp_path), "--labeled", "100", "--seeds", "2")
+    monkeypatch.setattr(sys, "argv", ["prior_shift", str(tmp_path), "--labeled", "100", "--seeds", "2"])
+    prior_shift.main()
+    said = capsys.readouterr().out.splitlines()
     for shift in ("as labelled", *prior_shift.POSITIVE, *prior_shift.SIX):
         row, told = (line for line in said if line.startswith(f"{shift:14} "))
         assert len(row.split()) > 15 and told.removeprefix(shift).count("%") == 2 and "nan" not in row + told
