@@ -21,7 +21,6 @@ from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
-from mer_dist.slurm_settings import srun_words
 
 #: Seconds that a launched stage waits for another to leave the run folder.
 PATIENCE = 60.0
@@ -258,6 +257,8 @@ def slurm_options(parsed: argparse.Namespace) -> int:
 
 
 def slurm_srun(parsed: argparse.Namespace) -> int:
+    from mer_dist.slurm_command import srun_words
+
     print("\n".join(srun_words(load(parsed.config, parsed.overrides).slurm)))
     return DONE
 

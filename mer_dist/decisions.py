@@ -65,7 +65,7 @@ class Gate:
         return self.gain > max(DOUBT * self.noise, _TINY)
 
     @property
-    def warns(self) -> bool:
+    def loses(self) -> bool:
         """Whether a loss is expected."""
         return self.gain < -max(DOUBT * self.noise, _TINY)
 

@@ -24,7 +24,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from mer_dist.errors import UserError, reading
-from mer_dist.files import atomic, read_json, write_json
+from mer_dist.files import read_json, write_bytes, write_json
 
 DESCRIPTION = "set.json"
 _FACTS = "mer_dist"
@@ -198,7 +198,7 @@ class StoredShard:
 
     def _read(self, name: str) -> np.ndarray:
         dtype, shape, start = self.tensors[name]
-        # Not mapped: reading into memory that the last shard has freed costs no page faults.
+        # Not mapped: a file that becomes shorter would end the process with SIGBUS.
         with reading(self.path, _AGAIN):
             return np.fromfile(self.path, dtype, math.prod(shape), offset=start).reshape(shape)
 
@@ -293,9 +293,7 @@ def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
     }
     # One entry only: safetensors writes several in an order that changes from call to call.
     metadata = {_FACTS: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
-    with atomic(path) as temporary:
-        # Its save_file has a temporary file of its own, which would stay where a kill falls into it.
-        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
+    write_bytes(path, safetensors.numpy.save(tensors, metadata))
 
 
 def shard_facts(file: safe_open) -> dict:

@@ -23,7 +23,8 @@ from mer_dist.dist.support import check_batches
 from mer_dist.errors import DONE, GRAVITY, QUARANTINED, REQUEUE, UserError, reading
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.slurm_settings import MOST_TASKS, STAGES, interpreter, srun_options
+from mer_dist.slurm_command import interpreter, srun_options
+from mer_dist.slurm_settings import MOST_TASKS, STAGES
 
 WITH_GPU = ("finetune", "extract", "fuse")
 #: A path in a batch script: no quote, no line end, and no % of which Slurm makes a job's number.

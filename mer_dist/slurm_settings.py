@@ -7,9 +7,7 @@ held to a few characters of which a shell makes nothing.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mer_dist.errors import UserError
 from mer_dist.settings import at_least, one_of
@@ -109,31 +107,6 @@ class SlurmConfig:
                 f"slurm.{key} is {limit!r}, {allowed} s, and slurm.warning is {self.warning} s: Slurm may "
                 f"warn {EARLY} s early, and {stage} would stop as soon as it starts; raise the one or lower "
                 "the other")
-
-
-def srun_options(asked: SlurmConfig) -> list[str]:
-    """What srun is given beside the command, whatever the stage."""
-    given = ["--kill-on-bad-exit=1"]
-    if asked.container and asked.container_by == "pyxis":
-        given += [f"--container-image={asked.container}", f"--container-workdir={Path.cwd()}"]
-        if asked.container_mounts:
-            given += [f"--container-mounts={','.join(asked.container_mounts)}"]
-    return given
-
-
-def interpreter(asked: SlurmConfig) -> list[str]:
-    """The words that start Python on a node, inside apptainer where that is asked for."""
-    words = [asked.python or sys.executable]
-    if asked.container and asked.container_by == "apptainer":
-        mounts = [part for mount in asked.container_mounts for part in ("--bind", mount)]
-        nvidia = ["--nv"] if asked.gpus_per_node else []
-        words = ["apptainer", "exec", *nvidia, *mounts, asked.container, *words]
-    return words
-
-
-def srun_words(asked: SlurmConfig) -> list[str]:
-    """What follows ``srun`` in the files in slurm/; the command of mer-dist comes behind it."""
-    return [*srun_options(asked), *interpreter(asked), "-m", "mer_dist"]
 
 
 def seconds(limit: str) -> int:

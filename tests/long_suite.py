@@ -86,8 +86,9 @@ class Slice:
     def __init__(self, config: pytest.Config):
         self.record = record_folder(config) / "passed.txt"
         # A part of the suite has a part of the figures.
-        asked = config.args_source == pytest.Config.ArgsSource.ARGS
-        self.whole = not (asked or config.option.keyword or config.option.markexpr)
+        options = ("keyword", "markexpr", "ignore", "ignore_glob", "deselect", "lf")
+        self.whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not any(
+            config.getoption(option, None) for option in options)
         self.ends = time.monotonic() + 60 * config.getoption("--long-minutes")
         self.before: list[str] = []
         self.left: list[str] = []

@@ -11,7 +11,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "mer_dist"
 LAYERS = (
     {"__init__", "config", "settings", "strict", "records", "errors", "files", "layout", "log", "quarantine",
-     "parquet", "metrics", "prefetch", "times", "lock", "slurm_settings", "status"},
+     "parquet", "metrics", "prefetch", "times", "lock", "slurm_settings", "slurm_command",
+     "status"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
      "probe", "selection", "lineage", "dist", "corpus"},
     {"stages", "report", "slurm"},

@@ -31,7 +31,7 @@ def call(tmp_path):
     """pytest on a small test file that has the suite's own conftest; exit code and output."""
     (tmp_path / "test_small.py").write_text(TEXT)
     (tmp_path / "conftest.py").symlink_to(ROOT / "tests" / "conftest.py")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = long: .\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = long: .\ntestpaths = .\n")
 
     def run(*options, whole=False, **environment):
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])

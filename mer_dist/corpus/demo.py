@@ -235,8 +235,7 @@ def _film(sketch: Sketch, corpus: Path) -> None:
     if damage == "the mp4 ends early":
         # The index of an mp4 stands at its end, so nothing of this one can be decoded.
         content = content[: len(content) * 2 // 3]
-    with files.atomic(corpus / sketch.video) as temporary:
-        temporary.write_bytes(content)
+    files.write_bytes(corpus / sketch.video, content)
 
 
 def encode(images: np.ndarray | None, sound: np.ndarray | None) -> bytes:

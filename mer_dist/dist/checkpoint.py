@@ -334,7 +334,9 @@ def tensors_only(checkpoint: Path) -> Iterator[None]:
         with torch.serialization.safe_globals(allowed):
             yield
     except pickle.UnpicklingError as error:
-        raise UserError(f"{checkpoint} holds what is no tensor, and nothing of it is run; no training writes "
-                        "that: delete it, and training goes on from the one before") from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        found = refused[1] if refused else "something that torch cannot read as tensors"
+        raise UserError(f"{checkpoint}: refused, and nothing of it is run: it holds {found}; if no other torch "
+                        "or DeepSpeed wrote it, delete it, and training goes on from the one before") from error
     finally:
         os.environ.pop(key) if before is None else os.environ.update({key: before})

@@ -10,7 +10,7 @@ import sentencepiece
 import torch
 
 from mer_dist.errors import UserError
-from mer_dist.files import atomic, write_json
+from mer_dist.files import write_bytes, write_json
 
 #: Written in a text, these stand for themselves; plain sentencepiece would spell them out.
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -48,8 +48,7 @@ class BaichuanTokenizer:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``tokenizer.model`` and the two json files of the published layout."""
         folder = Path(folder)
-        with atomic(folder / "tokenizer.model") as temporary:
-            temporary.write_bytes(self.model_proto)
+        write_bytes(folder / "tokenizer.model", self.model_proto)
         names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
         write_json(folder / "special_tokens_map.json", names)
         settings = {"tokenizer_class": "BaichuanTokenizer", "add_bos_token": False,

@@ -273,7 +273,7 @@ def _saved_prior(path: Path) -> Prior:
         for name, edges in (saved.get("intervals") or {}).items()
     }
     remarks = []
-    for key in ("origin", "used", "applied", "reason"):
+    for key in ("origin", "tried", "applied", "reason"):
         value = saved.get(key)
         if isinstance(value, list):
             series.append((key, value))

@@ -258,12 +258,13 @@ PRIOR_TERMS = (
     ("BBSE", "black-box shift estimation: on labelled clips it is known how much probability the model "
              "gives each label when another one is true; the shares are those that, by this, explain "
              "the mean probabilities of the unlabelled clips."),
-    ("used", "the shares that the answers assume: the mean of both estimates, drawn towards the "
-             "labelled clips' shares the less the estimates can be told from noise; the labelled "
-             "shares themselves if no correction is applied."),
-    ("applied", "whether each unlabelled clip's probabilities were multiplied by used share over "
+    ("tried", "the shares that a correction would assume: the mean of both estimates, drawn towards the "
+              "labelled clips' shares the less the estimates can be told from noise; or those that were "
+              "given by hand or probed."),
+    ("applied", "whether each unlabelled clip's probabilities were multiplied by tried share over "
                 "labelled share before it was answered. It is done only if it is expected to raise WAF "
-                "on labelled clips weighed to have such shares."),
+                "on labelled clips weighed to have such shares; given or probed shares must not be "
+                "expected to lower it under what EM and BBSE find."),
 )
 
 

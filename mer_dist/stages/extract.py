@@ -237,8 +237,10 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
         (missing if isinstance(result, str) else found)[name] = result
         left[shard] -= 1
         if left[shard] == 0:
-            _write(extractor, work, shard, found, missing, config, time.monotonic() - started)
-            started, found, missing = time.monotonic(), {}, {}
+            # The writing of a shard counts for the next one: its own time is noted before it is in place.
+            seconds, started = time.monotonic() - started, time.monotonic()
+            _write(extractor, work, shard, found, missing, config, seconds)
+            found, missing = {}, {}
         if preempt.asked():
             raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
         yield name

@@ -203,8 +203,8 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     told = probe(list(values), list(valid), clips)
-    with files.atomic(_held_out_path(sets.run, name)) as temporary:
-        temporary.write_bytes(safetensors.numpy.save({"held_out": told.held_out}))
+    held_out = safetensors.numpy.save({"held_out": told.held_out})
+    files.write_bytes(_held_out_path(sets.run, name), held_out)
     predictions.write(_probe_path(sets.run, name), Predictions(
         title=_probe_title(config, name, found[0]), labels=clips.labels, names=clips.names,
         labeled=clips.labeled, fold=clips.fold, probability=told.probability,

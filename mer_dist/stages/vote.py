@@ -4,7 +4,8 @@ What an unlabelled clip needs is fitted on out-of-fold predictions of all labell
 labelled clip of fold k needs, on what models without fold k and one more fold say of that other
 one, so that its own label has no part in its answer. An unlabelled clip is answered under the
 prior of the unlabelled clips, but only if that correction is expected to pay where it can be tried:
-on labelled clips weighed to that prior.
+on labelled clips weighed to that prior. A prior that was given by hand or probed must besides not lose
+under what is estimated of the unlabelled clips.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def _prior(
         new, contradicted = found.used, False
         gate = decisions.gate(pooled[rows], truth, new, found.plausible, seed, groups[rows])
     else:
-        new = _told(config, clips.labels)
-        gate, contradicted = judge_told(new, found, pooled[rows], truth, seed, groups[rows])
+        new = _given(config, clips.labels)
+        gate, contradicted = judge_given(new, found, pooled[rows], truth, seed, groups[rows])
     applied = gate.opens and not contradicted
     reason = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
               f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
@@ -158,24 +159,27 @@ def _prior(
     }
 
 
-def judge_told(
+def judge_given(
     new: np.ndarray, found: prior.Estimate, held_out: np.ndarray, truth: np.ndarray, seed: int,
     groups: np.ndarray,
 ) -> tuple[decisions.Gate, bool]:
-    """The gate for shares that were told, and whether the unlabelled clips speak against them.
+    """Judge shares that were given by hand or probed.
 
-    Nearly any shares gain if they are true, so they are judged a second time by the shares that both
-    estimators find: told ones are contradicted where a loss is expected under these. An estimate in
-    doubt spreads wide and contradicts little.
+    Nearly any shares gain if they are true, so they are judged a second time by the draws of both
+    estimators, before these are shrunk to the labelled shares: given ones are contradicted where a loss
+    is expected under them. An estimate in doubt spreads wide and contradicts little.
 
     Args:
-        new: (C,), told.
+        new: (C,), given.
         found: what is estimated of the unlabelled clips.
         held_out, truth, groups: of labelled clips; see :func:`mer_dist.decisions.gate`.
+
+    Returns:
+        The gate, and whether the unlabelled clips speak against the given shares.
     """
     gate, by_estimate = (decisions.gate(held_out, truth, new, plausible, seed, groups)
                          for plausible in (new[None], found.draws.reshape(-1, len(new))))
-    return gate, by_estimate.warns
+    return gate, by_estimate.loses
 
 
 def estimate(
@@ -208,7 +212,7 @@ def _groups(config: Config, names: list[str]) -> np.ndarray:
                      for match, name in zip(found, names, strict=True)])
 
 
-def _told(config: Config, labels: list[str]) -> np.ndarray:
+def _given(config: Config, labels: list[str]) -> np.ndarray:
     """Shares that were told and not estimated."""
     if config.vote.prior == "given":
         logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
@@ -276,8 +280,7 @@ def publish(run: Run) -> None:
     """Put the answer of the vote in its place, unless it is there as it should be."""
     answer = (run.vote / run.answer.name).read_bytes()
     if not run.answer.exists() or run.answer.read_bytes() != answer:
-        with files.atomic(run.answer) as temporary:
-            temporary.write_bytes(answer)
+        files.write_bytes(run.answer, answer)
 
 
 def _write_answer(

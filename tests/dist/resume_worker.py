@@ -88,15 +88,14 @@ def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str
     folder = out / (f"{way}-{mode}" if inside else way)
     trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
     if inside:
-        with pytest.raises(Stopped), interrupted(trainer, inside):
+        with interrupted(trainer, inside) as left, pytest.raises(Stopped):
             trainer.run(zero3_worker.keep_best(joined, checkpoints))
+        assert not left
         preempt._asked = False
         # As a process that starts.
         joined.step = 0
         joined.free_memory()
         trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
-        if mode == "midway":
-            skip_what_was_done(trainer)
     start, losses, trained, step = trainer.progress.step, [], {}, trainer._optimizer_step
 
     def noted(batch, mine) -> float:
@@ -156,21 +155,9 @@ def interrupted(trainer: Trainer, act):
 
     joined.backward = spied
     try:
-        yield
+        yield left
     finally:
         del joined.backward
-    assert not left
-
-
-def skip_what_was_done(trainer: Trainer) -> None:
-    """Go on with the second micro-batch of a step, as its checkpoint says; nothing can say what the first
-    one had added to the gradients."""
-    joined = trainer.joined
-
-    def rest(loss) -> None:
-        del joined.backward
-
-    joined.backward = rest
 
 
 @contextmanager

@@ -217,8 +217,9 @@ class Attribute:
 def test_nothing_but_tensors_is_read_from_a_checkpoint(tmp_path, planted):
     path = tmp_path / "planted.pt"
     torch.save({"weights": planted}, path)
-    with pytest.raises(UserError, match=f"{path} holds what is no tensor") as refused, tensors_only(path):
-        torch.load(path, weights_only=False)
+    with pytest.raises(UserError, match=f"{path}: refused, and nothing of it is run") as refused:
+        with tensors_only(path):
+            torch.load(path, weights_only=False)
     assert isinstance(refused.value.__cause__, pickle.UnpicklingError)
 
 

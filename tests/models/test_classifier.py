@@ -65,6 +65,19 @@ def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp
         assert (again(**batch) - base).abs().max() > 0.05 * trained.abs().max()
 
 
+def test_the_adapters_config_is_the_same_from_every_process(folders, tmp_path):
+    """The library holds the modules as a set, whose order follows from a process's own hashes."""
+    classifier = trainable_classifier(extractor(folders, "clip"), 3, 0, sharded=False)
+    (adapter,) = classifier.extractor.backbone.peft_config.values()
+    weights = {name: value.detach() for name, value in classifier.named_parameters() if value.requires_grad}
+    written = []
+    for modules in (sorted(adapter.target_modules), sorted(adapter.target_modules, reverse=True)):
+        adapter.target_modules = modules
+        save(classifier, weights, tmp_path)
+        written.append((tmp_path / "adapter_config.json").read_bytes())
+    assert len(modules) > 1 and written[0] == written[1]
+
+
 def test_only_adapters_and_head_train_under_lora_and_everything_under_full(folders):
     lora = trainable_classifier(extractor(folders), 3, 0, sharded=False)
     names = {name for name, value in lora.named_parameters() if value.requires_grad}

@@ -152,7 +152,8 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
         "estimated": {"em": [0.34, 0.13, 0.24, 0.11, 0.12, 0.06],
                       "bbse": [0.36, 0.11, 0.26, 0.09, 0.13, 0.05]},
         "intervals": {"em": [[0.29, 0.1, 0.2, 0.08, 0.09, 0.03], [0.39, 0.16, 0.28, 0.14, 0.15, 0.09]]},
-        "used": "em", "applied": True, "reason": "EM and BBSE agree within 0.02",
+        "origin": "estimate", "tried": [0.35, 0.12, 0.25, 0.1, 0.12, 0.06], "applied": True,
+        "reason": "EM and BBSE agree within 0.02",
     })
     files.mark(run.vote, "e4d909c290d0fb1c", clips=640)
     times.note(run, "fuse", run.vote, seconds=0.4, clips=640)

@@ -156,14 +156,15 @@ def test_times_rates_curves_and_the_prior_arrive(run):
     assert [row.pseudo_labeled for row in facts.rounds] == [None, 100, 200]
     assert len(facts.rounds[2].train_loss) == 3 and len(facts.adapters) == 8
     assert [name for name, _ in facts.prior.series] == [
-        "labelled clips", "estimate, EM", "estimate, BBSE", "answers, unlabelled clips (vote)"]
+        "labelled clips", "estimate, EM", "estimate, BBSE", "tried",
+        "answers, unlabelled clips (vote)"]
     assert all(sum(shares) == pytest.approx(1) for _, shares in facts.prior.series)
     assert facts.prior.intervals == {"estimate, EM": [
         (0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]}
     text = text_of(written(run))
     for term, _ in sections.PRIOR_TERMS:
         assert f"{term}:" in text
-    assert "used: em · applied: yes · reason: EM and BBSE agree within 0.02" in text
+    assert "origin: estimate · applied: yes · reason: EM and BBSE agree within 0.02" in text
     assert "41.3 s" in text and "15.5" in text
 
 

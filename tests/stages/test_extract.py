@@ -18,7 +18,7 @@ from mer_dist.layout import Run
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
-from mer_dist.stages.extract import extract, planned
+from mer_dist.stages.extract import clip_vectors, extract, planned
 from mer_dist.stages.shard import shard
 
 FROZEN = ("extractors.clip.finetune=null", "extractors.baichuan.finetune=null")
@@ -109,14 +109,17 @@ def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_pat
     assert hashes(run) == before
 
 
-def test_one_changed_byte_of_the_weights_makes_its_own_features_again_and_no_others(job):
+def test_weights_written_later_make_their_own_features_again_and_no_others(job):
+    """Of the same size, so the time alone tells."""
     run, config = run_of(job), load(job, FROZEN)
     before, weights = hashes(run), Path(config.extractors["hubert"].path) / "model.safetensors"
+    told = features.load(run.features("hubert")).utterance
     content, times = weights.read_bytes(), weights.stat()
     try:
         with open(weights, "r+b") as file:
-            file.seek(len(content) // 2)
-            file.write(bytes([content[len(content) // 2] ^ 1]))
+            middle = len(content) // 8 * 4 + 3  # a number's highest byte, whose lowest bit is of the exponent
+            file.seek(middle)
+            file.write(bytes([content[middle] ^ 1]))
         assert weights.stat().st_size == len(content)
         missing = {work.set_name: work.missing() for work in planned(config)}
         shards = sorted({row.shard for row in manifest.read(run.shards)})
@@ -125,12 +128,32 @@ def test_one_changed_byte_of_the_weights_makes_its_own_features_again_and_no_oth
         # In place: what was made of the other weights is gone, and nothing else was touched.
         after = hashes(run)
         assert {path.split("/")[1] for path in before if before[path] != after[path]} == {"hubert"}
+        assert not np.array_equal(features.load(run.features("hubert")).utterance, told)
         assert not any(work.missing() for work in planned(config))
     finally:
         weights.write_bytes(content)
         os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     extract(config)
     assert hashes(run) == before
+
+
+def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
+    """So a kill costs a rank no more than one."""
+    config = load(job, FROZEN)
+    seen = []
+
+    def spied(extractor, reader, shards):
+        for shard_, name, result in clip_vectors(extractor, reader, shards):
+            seen.append(shard_)
+            assert all(work.file(done).exists() for done in shards if done in seen and done != shard_)
+            yield shard_, name, result
+
+    work = next(work for work in planned(config) if work.set_name == "baichuan")
+    for path in work.folder.glob("*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr("mer_dist.stages.extract.clip_vectors", spied)
+    extract(config)
+    assert sorted(set(seen)) == sorted(work.shards) and len(work.shards) > 1
 
 
 def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:

@@ -115,9 +115,12 @@ def disturb(job: Path, folder: Path, chance: random.Random, processes: int) -> d
         return None
     every = [psutil.Process(started.pid), *descendants(started.pid)]
     own = ranks(started.pid) if processes > 1 else {0: every[0]}
-    hit = {chance.choice(list(own))} if whom == "rank" and own else set(own)
-    if started.poll() is None and own:
-        kill(*(every if whom == "all" else [every[0]] if whom == "launcher" else [own[rank] for rank in hit]))
+    if not own:
+        assert started.wait(BOUND) == 0, "it ended badly, and nobody had killed it"
+        return None
+    # Without their launcher no rank is hit, and all of them say why they end.
+    hit = {"rank": {chance.choice(list(own))}, "all": set(own), "launcher": set()}[whom]
+    kill(*{"rank": [own[rank] for rank in hit], "all": every, "launcher": every[:1]}[whom])
     seconds = seconds_until(lambda: started.poll() is not None and not any(map(alive, every)), BOUND)
     if started.returncode == 0:
         return None
@@ -125,7 +128,7 @@ def disturb(job: Path, folder: Path, chance: random.Random, processes: int) -> d
     finished = files.marked(adapter(folder)) is not None
     assert finished or newest >= announced(folder)[-1], "an announced checkpoint is lost"
     if processes > 1 and whom != "all" and not finished:
-        tell_why_they_ended(folder, set(own) - hit if whom == "rank" else set(own))
+        tell_why_they_ended(folder, set(own) - hit)
     return {"processes": processes, "whom": whom, "when": when, "seconds": round(seconds, 2), "step": newest,
             "finished": finished}
 
@@ -161,7 +164,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undistu
         apart = max((made[key] - wanted[key]).abs().max().item() for key in wanted)
         assert apart == 0 if same else apart < 1e-3
     assert not Run(folder).checkpoints("baichuan", "all").exists()
-    note_kills(request, "finetune", [{"same": same, **one} for one in told])
+    note_kills(request, "finetune", [{"same": same, **one} for one in told if not one["finished"]])
 
 
 def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, undisturbed, tmp_path):
