@@ -28,6 +28,36 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
+    together(items)
+
+
+#: Files whose tests one worker runs, in this order: they share what is dear to make, or one Slurm.
+#: What takes longest comes first, so that no worker is left with it at the end.
+TOGETHER = (
+    ("slurm", ("tests/slurm/",)),
+    ("resume", ("tests/dist/test_resume.py",)),
+    ("zero3", ("tests/dist/test_zero3.py",)),
+    ("kills", ("tests/stages/test_finetune_kills.py",)),
+    ("undisturbed", ("tests/stages/test_kills.py", "tests/stages/test_disk.py")),
+    ("finetune", ("tests/stages/test_finetune.py",)),
+    ("export", ("tests/stages/test_export.py",)),
+    ("whole job", ("tests/test_whole_job.py",)),
+)
+
+
+def together(items: list[pytest.Item]) -> None:
+    """With ``-n`` every worker takes whole groups: those of :data:`TOGETHER` first, else a file each."""
+    def group(item: pytest.Item) -> tuple[int, str]:
+        file = item.nodeid.partition("::")[0]
+        for position, (name, starts) in enumerate(TOGETHER):
+            if file.startswith(starts):
+                return position, name
+        return len(TOGETHER), file
+
+    groups = {item: group(item) for item in items}
+    items.sort(key=lambda item: groups[item][0])
+    for item, (_, name) in groups.items():
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def skip(reason: str) -> None:

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import psutil
+
+
+def run(
+    command: Sequence[str | Path], variables: Mapping[str, str], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; after ``seconds`` it is killed with all that it started, and the test fails.
+
+    Killed alone, a launcher leaves its ranks behind, which go on computing beside the next test.
+    """
+    started = subprocess.Popen(
+        [str(word) for word in command], env=dict(variables), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, error = started.communicate(timeout=seconds)
+    except BaseException:
+        kill(psutil.Process(started.pid), *descendants(started.pid))
+        started.communicate()
+        raise
+    return subprocess.CompletedProcess(command, started.returncode, out, error)
 
 
 def descendants(process: int) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import run
 from safetensors.torch import load_file
 from test_zero3 import models  # noqa: F401  the same small models
 
@@ -49,8 +50,7 @@ def launch(
             "--main_process_port", str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
-    return subprocess.run(command, env=env.for_children(1), capture_output=True, text=True, timeout=400,
-                          check=False)
+    return run(command, env.for_children(1), 400)
 
 
 def moved(source: Path, target: Path) -> Path:

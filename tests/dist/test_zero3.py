@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import small_models
 import torch
@@ -62,9 +62,7 @@ def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_
             "--zero_stage", str(zero_stage), "--main_process_port", str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
-    done = subprocess.run(
-        command, env=env.for_children(1), capture_output=True, text=True, timeout=400, check=False
-    )
+    done = processes.run(command, env.for_children(1), 400)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

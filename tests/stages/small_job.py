@@ -12,6 +12,7 @@ from pathlib import Path
 import media_files
 import small_models
 from conftest import ROOT
+from processes import run
 
 from mer_dist.dist import env
 
@@ -53,10 +54,7 @@ def mer_dist(*arguments: str | Path, processes: int = 1, timeout: int = 500) -> 
                 "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
                 "--main_process_port", str(env.free_port())]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "mer_dist"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], env=env.for_children(1), capture_output=True, text=True,
-        timeout=timeout, check=False,
-    )
+    return run([*command, *arguments], env.for_children(1), timeout)
 
 
 def start(*arguments: str | Path, said: str | Path = os.devnull) -> subprocess.Popen:
