@@ -14,6 +14,7 @@ from pathlib import Path
 from mer_dist import __version__, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
+from mer_dist.corpus import names
 from mer_dist.dist.env import outer, place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
@@ -35,7 +36,9 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (see the README for what each means)."""
-    arguments = _names_last(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["explain"]:
+        arguments = names.last(arguments, ("-h", "--help", "--json"))
     parsed, rest = parser().parse_known_args(arguments)
     # Overrides that follow an option.
     if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
@@ -47,14 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         return parsed.act(parsed)
     except (Exception, KeyboardInterrupt) as error:
         return exit_code(error)
-
-
-def _names_last(arguments: list[str]) -> list[str]:
-    """A clip's name may begin with a hyphen: what is no option of ``explain`` is one."""
-    words = [word for word in arguments if word[:1] == "-" and word not in ("-h", "--help", "--json")]
-    if arguments[:1] != ["explain"] or "--" in arguments or not words:
-        return arguments
-    return [*(word for word in arguments if word not in words), "--", *words]
 
 
 def exit_code(error: BaseException) -> int:
@@ -353,11 +348,10 @@ def score(parsed: argparse.Namespace) -> int:
 
 
 def explain(parsed: argparse.Namespace) -> int:
-    from mer_dist.corpus.names import clean
     from mer_dist.stages.explain import explain as act
     from mer_dist.stages.explain import text
 
-    told = act(parsed.run, clean(parsed.name))
+    told = act(parsed.run, names.clean(parsed.name))
     print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
     return DONE
 

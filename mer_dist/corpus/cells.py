@@ -87,7 +87,10 @@ class Files:
 
     def __init__(self, table: Path):
         self.table = Path(table)
-        self._listings: dict[Path, dict[str, list[str]]] = {}
+        #: Folder -> its names, read once: a corpus may have a hundred thousand files.
+        self._names: dict[str, set[str]] = {}
+        #: Folder -> plain form -> names, of folders in which a name was not found.
+        self._alike: dict[str, dict[str, list[str]]] = {}
         self._understood: list[tuple[str, Path]] = []
 
     def find(self, cell: str) -> Path | None:
@@ -96,10 +99,11 @@ class Files:
         if not cell:
             return None
         literal = self.table.parent / cell
-        if self._spelled(literal) == literal:
+        folder, name = os.path.split(literal)
+        if name in self._listed(folder):
             return literal
-        for text in _readings(cell):
-            path = self._spelled(self.table.parent / text)
+        for reading in _readings(cell):
+            path = self._spelled(self.table.parent / reading)
             if path is not None:
                 self._understood.append((cell, path))
                 return path
@@ -107,23 +111,24 @@ class Files:
 
     def _spelled(self, path: Path) -> Path | None:
         """``path`` as the disk spells its last part, or None if there is no such file, or two."""
-        names = self._listing(path.parent)
-        alike = names.get(_plain(path.name), [])
-        if path.name in alike:
-            return path
-        return path.parent / alike[0] if len(alike) == 1 else None
+        folder, name = os.path.split(path)
+        listed = self._listed(folder)
+        if not listed or name in listed:
+            return path if listed else None
+        if folder not in self._alike:
+            alike = self._alike[folder] = {}
+            for other in listed:
+                alike.setdefault(_plain(other), []).append(other)
+        found = self._alike[folder].get(_plain(name), [])
+        return path.with_name(found[0]) if len(found) == 1 else None
 
-    def _listing(self, folder: Path) -> dict[str, list[str]]:
-        """The names in a folder by their plain form, read once: a corpus may have a hundred thousand."""
-        if folder not in self._listings:
-            found: dict[str, list[str]] = {}
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
             try:
-                for name in os.listdir(folder):
-                    found.setdefault(_plain(name), []).append(name)
+                self._names[folder] = set(os.listdir(folder))
             except (OSError, ValueError):
-                found = {}
-            self._listings[folder] = found
-        return self._listings[folder]
+                self._names[folder] = set()
+        return self._names[folder]
 
     def tell(self) -> None:
         """Say which paths were not taken literally."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable
 
@@ -10,8 +11,11 @@ from mer_dist.errors import UserError
 LONGEST_BYTES = 200
 SHOWN = 5
 #: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
-SUFFIXES = (".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
-            ".wav", ".mp3", ".m4a", ".flac", ".ogg", ".opus", ".aac")
+#: (.264 is none of these: it may as well be the number of an utterance.)
+SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .divx .wmv .asf .flv .f4v .mpg .mpeg .m2v .vob .ts .mts "
+    ".m2ts .ogv .mxf .rm .rmvb .dv .h264 .h265 .hevc .wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff".split()
+)
 
 
 def clean(text: str) -> str:
@@ -21,10 +25,16 @@ def clean(text: str) -> str:
     are in NFC (Unicode Standard Annex 15). A suffix of a media file is taken off.
     """
     name = unicodedata.normalize("NFC", text)
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in SUFFIXES else name
+
+
+def last(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """A command line with the words that begin with a hyphen and are no options, and so names, at its end."""
+    words = [word for word in arguments if word[:1] == "-" and word not in options]
+    if not words or "--" in words:
+        return arguments
+    return [*(word for word in arguments if word not in words), "--", *words]
 
 
 def unsafe(name: str) -> str | None:
