@@ -14,6 +14,7 @@ from pathlib import Path
 from mer_dist import __version__, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
+from mer_dist.corpus import names
 from mer_dist.dist.env import outer, place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
@@ -35,6 +36,9 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (see the README for what each means)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["explain"]:
+        arguments = names.last(arguments, ("-h", "--help", "--json"))
     parsed, rest = parser().parse_known_args(arguments)
     # Overrides that follow an option.
     if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
@@ -98,18 +102,17 @@ def parser() -> argparse.ArgumentParser:
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
-    for name, text, act in (
-        ("import-features", "take features from MERTools' layout, FOLDER/<name>.npy", import_features),
-        ("export-features", "write features in MERTools' layout", export_features),
-    ):
-        exchange = command(name, text, act)
-        exchange.add_argument("run", type=Path, help="run folder")
-        exchange.add_argument("set", help="name of the feature set")
-        exchange.add_argument("folder", type=Path)
-        if name == "import-features":
-            exchange.add_argument("--modality", required=True, choices=("audio", "video", "text"))
-        else:
-            exchange.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
+    taken = command("import-features", "take features from MERTools' layout", import_features)
+    taken.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
+    taken.add_argument("run", type=Path, help="run folder")
+    taken.add_argument("source", nargs="+", help="the set's name and its folder, or a folder of several sets")
+    taken.add_argument("--modality", required=True, action="append",
+                       help="audio, video or text; of several sets once for each, as SET=audio")
+    given = command("export-features", "write features in MERTools' layout", export_features)
+    given.add_argument("run", type=Path, help="run folder")
+    given.add_argument("set", help="name of the feature set")
+    given.add_argument("folder", type=Path)
+    given.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
     model = command("export", "a fine-tuned copy as a model folder, LoRA merged", export_model)
     model.add_argument("run", type=Path, help="run folder")
     model.add_argument("copy", help="as baichuan@all or clip@fold-0")
@@ -348,7 +351,7 @@ def explain(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.explain import explain as act
     from mer_dist.stages.explain import text
 
-    told = act(parsed.run, parsed.name)
+    told = act(parsed.run, names.clean(parsed.name))
     print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
     return DONE
 
@@ -363,14 +366,12 @@ def demo(parsed: argparse.Namespace) -> int:
 
 
 def import_features(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.exchange import import_npy
+    from mer_dist.stages.exchange import import_sets
 
     run = Run(parsed.run)
     with held(run.lock, parsed.command):
-        unusable = import_npy(run, parsed.set, parsed.modality, parsed.folder)
-    if unusable:
-        logger.warning("why stands in quarantine: %s", run.quarantine)
-    return QUARANTINED if unusable else DONE
+        import_sets(run, parsed.source, parsed.modality)
+    return DONE
 
 
 def export_model(parsed: argparse.Namespace) -> int:

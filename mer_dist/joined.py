@@ -9,12 +9,13 @@ import numpy as np
 
 from mer_dist import features, files, folds
 from mer_dist.config import Config
-from mer_dist.corpus import table
+from mer_dist.corpus import cells, mertools, table
+from mer_dist.corpus.encoding import UTF8
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.records import UNLABELED, Problem
 from mer_dist.shards import manifest
 
 TUNED = "@tuned"
@@ -63,7 +64,8 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     labeled = {name: label for name, label in label_of.items() if label is not None}
     if not labeled:
         place = config.fuse.labels or str(run.shards)
-        raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}")
+        first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
+        raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
     index = {label: row for row, label in enumerate(config.corpus.labels)}
@@ -80,32 +82,44 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
 def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label, or None if unlabelled, of every clip that is fused."""
     if config.fuse.labels:
-        return read_labels(Path(config.fuse.labels), config.corpus.labels)
+        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
     return {row.name: row.label for row in manifest.read(run.shards)}, []
 
 
-def read_labels(path: Path, labels: list[str]) -> tuple[dict[str, str | None], list[Problem]]:
-    """name -> label (None: unlabelled) of a CSV ``name,label[,split]``, and the unusable rows.
+def read_labels(
+    path: Path, labels: list[str], encoding: str = UTF8
+) -> tuple[dict[str, str | None], list[Problem]]:
+    """name -> label (None: unlabelled) of a label file, and the unusable rows.
 
-    A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
+    It is a CSV ``name,label[,split]``, in which ``discrete`` may stand for ``label``, or the baseline's
+    ``.npz``. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
     latter is not looked at. A label outside ``labels`` costs its clip, not the run.
 
     Raises:
         UserError: no such file or column, or a name is unsafe or occurs twice.
     """
-    rows = table.read(path, ("name", "label"))
+    if mertools.is_label_file(path):
+        rows = mertools.label_table(path)
+    else:
+        rows = table.read(path, ("name",), encoding)
+    named = {"label", "discrete"}.intersection(rows.columns)
+    if len(named) != 1:
+        has = ", ".join(map(repr, rows.columns[:20]))
+        raise UserError(f"{path}: its first line needs a column label, or discrete, and not both; it has: "
+                        f"{has}")
+    (column,) = named
     found: dict[str, str | None] = {}
-    bad = dict(rows.bad)
+    bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
     for name, row in rows.rows.items():
-        label = row["label"].strip()
-        split = row.get("split", "").strip() or (LABELED if label else UNLABELED)
-        if split not in (LABELED, UNLABELED):
-            bad[name] = f"{rows.place(name)}: split {split!r} is neither {LABELED} nor {UNLABELED}"
-        elif split == LABELED and label not in labels:
-            known = ", ".join(labels)
-            bad[name] = f"{rows.place(name)}: label {label!r} is not in corpus.labels: {known}"
+        split, why = cells.split(row.get("split", ""), row[column])
+        label = None
+        if not why and split != UNLABELED:
+            label, why = known.read(row[column])
+        if why:
+            bad[name] = f"{rows.place(name)}: {why}"
         else:
-            found[name] = label if split == LABELED else None
+            found[name] = label
+    known.tell()
     return found, [
         Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()
     ]

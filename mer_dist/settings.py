@@ -67,11 +67,19 @@ class CorpusConfig:
     """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
     path: str = ""
     """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    encoding: str = "utf-8"
+    """Of the tables of the corpus and of ``fuse.labels``, by its Python name: gb18030 (which GBK is part
+    of), big5, shift_jis, euc_kr, cp1252 … A mark at the beginning of a file (UTF-16, UTF-8) goes before."""
     labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
     """The label set, in the order used by every file the run writes."""
 
     def __post_init__(self):
         one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        try:
+            "name".encode(self.encoding)
+        except (LookupError, UnicodeError):
+            raise UserError(f"corpus.encoding is {self.encoding!r}, which is no encoding of text; valid are "
+                            "utf-8, gb18030, big5, shift_jis, euc_kr, cp1252 and others of Python") from None
         if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
             raise UserError("corpus.labels must name at least two labels, each once")
 
@@ -225,7 +233,8 @@ class ExtractConfig:
 @dataclass(kw_only=True)
 class FuseConfig:
     labels: str = ""
-    """CSV ``name,label[,split]`` to use instead of the shards' manifest (imported features)."""
+    """CSV ``name,label[,split]`` or ``name,discrete``, or the baseline's ``label-6way.npz``, whose
+    ``train_corpus`` is labelled; to use instead of the shards' manifest (imported features)."""
     sets: list[str] = field(default_factory=list)
     """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
     level: str = "utterance"

@@ -119,14 +119,32 @@ def test_an_import_takes_the_lock_of_the_run_folder_and_gives_it_back(tmp_path, 
     assert "mer-dist import-features" in run.lock.read_text() and run.features("face").exists()
 
 
-def test_an_import_ends_with_3_for_its_own_files_alone(tmp_path, capsys):
+def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path, capsys):
     run, bad, good = tmp_path / "run", tmp_path / "bad", tmp_path / "good"
     for folder in (bad, good):
         folder.mkdir()
         np.save(folder / "a.npy", np.ones(3))
     (bad / "b.npy").write_bytes(b"no array")
-    assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 3
-    assert "quarantine.parquet" in capsys.readouterr().err
+    np.save(bad / "c.npy", np.zeros(3))
+    np.save(bad / "d.npy", np.zeros(3))
+    assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 0
+    told = capsys.readouterr().err
+    assert "face: 3 clips cannot be used and are masked: 2 times all zeros" in told
+    assert "1 times not readable as a .npy array" in told and "quarantine.parquet" in told
     assert main(["import-features", str(run), "line", str(good), "--modality", "text"]) == 0
     assert main(["import-features", str(run), "line", str(tmp_path / "gone"), "--modality", "text"]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [
+    ["RUN", "-x07"], ["RUN", "-x07", "--json"], ["--json", "RUN", "-x07"], ["RUN", "--", "-x07"], ["RUN", "-1"],
+    ["RUN", "--x07"], ["RUN", "cafe\u0301.mp4"],
+])
+def test_explain_takes_a_name_that_begins_with_a_hyphen(monkeypatch, capsys, words):
+    asked = []
+    monkeypatch.setattr("mer_dist.stages.explain.explain", lambda run, name: asked.append((str(run), name)) or {})
+    monkeypatch.setattr("mer_dist.stages.explain.text", lambda told: "told")
+    assert main(["explain", *words]) == 0
+    (name,) = {*words} - {"RUN", "--", "--json"}
+    assert asked == [("RUN", {"cafe\u0301.mp4": "caf\u00e9"}.get(name, name))]
+    assert capsys.readouterr().out == ("{}\n" if "--json" in words else "told\n")

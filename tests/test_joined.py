@@ -178,3 +178,44 @@ def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):
     fusion_run.write_set(run, "clip@fold-2", "video", names, np.ones((len(names), WIDTH)), "2",
                          part="fold-2", trained_without=2)
     assert joined.set_made_from(run, "clip@tuned", FOLDS) != before
+
+
+def test_the_label_file_may_say_discrete_as_the_truth_of_score_does(tmp_path):
+    path = tmp_path / "labels.csv"
+    first, second = fusion_run.LABELS[:2]
+    path.write_text(f"Name;Discrete;Valence\na;{first.upper()};1\nb.mp4; {second};0\nc;;\n")
+    assert joined.read_labels(path, fusion_run.LABELS) == ({"a": first, "b": second, "c": None}, [])
+    for header in ("name,discrete,label", "name,emotion"):
+        path.write_text(f"{header}\n{'a' + ',x' * header.count(',')}\n")
+        with pytest.raises(UserError, match="needs a column label, or discrete, and not both; it has: 'name'"):
+            joined.read_labels(path, fusion_run.LABELS)
+
+
+def test_the_label_file_of_the_baseline_is_taken_with_its_train_corpus_labelled(tmp_path):
+    first, second = fusion_run.LABELS[:2]
+    path = tmp_path / "label-6way.npz"
+    train = {"ep01.s03": {"emo": first, "val": 1.0}, "-x07": {"emo": second, "val": 0.0},
+             "c": {"emo": "bored", "val": 0.0}, "cafe\u0301": {"emo": first}}
+    # The baseline's unlabelled clips carry a label that nobody gave.
+    np.savez(path, train_corpus=train, test1_corpus={"d": {"emo": first, "val": -10}})
+    found, problems = joined.read_labels(path, fusion_run.LABELS)
+    assert found == {"ep01.s03": first, "-x07": second, "caf\u00e9": first, "d": None}
+    (problem,) = problems
+    assert (problem.name, problem.lost) == ("c", "clip")
+    assert problem.reason.startswith("label-6way.npz: label 'bored' is not in corpus.labels: ")
+    np.savez(path, train_corpus={"a": {"emo": first}}, test1_corpus={"a.mp4": {"emo": first}})
+    with pytest.raises(UserError, match="'a' occurs twice: label-6way.npz, train_corpus and .* test1_corpus"):
+        joined.read_labels(path, fusion_run.LABELS)
+    np.savez(path, test1_corpus={"a": {"emo": first}})
+    with pytest.raises(UserError, match="has no train_corpus.* it has: test1_corpus"):
+        joined.read_labels(path, fusion_run.LABELS)
+
+
+def test_numbered_labels_of_a_published_file_are_read_by_their_numbers_or_told_of(shared):
+    path = shared / "data" / "meld" / "label.npz"
+    found, problems = joined.read_labels(path, [str(number) for number in range(7)])
+    assert problems == [] and len(found) == 13_708
+    assert sum(label is None for label in found.values()) == 1109 + 2610
+    found, problems = joined.read_labels(path, fusion_run.LABELS)
+    assert len(problems) == 9989 and set(found.values()) == {None}
+    assert "numbers can be labels, too: name them there" in problems[0].reason

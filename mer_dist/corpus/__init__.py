@@ -18,4 +18,4 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
     if not config.path:
         raise UserError("corpus.path is not set: the MER2024 folder, or the CSV of a manifest")
     listing = {"mer2024": mer2024.clips, "manifest": manifest.clips}[config.format]
-    return listing(config.path, config.labels)
+    return listing(config.path, config.labels, config.encoding)

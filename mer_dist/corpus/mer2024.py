@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mer_dist.corpus import names, table
+from mer_dist.corpus import cells, names, table
+from mer_dist.corpus.encoding import UTF8
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
@@ -22,16 +23,19 @@ LABELS = "label-disdim.csv"
 TRANSCRIPTS = "label-transcription.csv"
 
 
-def clips(folder: str | Path, labels: list[str]) -> tuple[list[Clip], list[Problem]]:
+def clips(
+    folder: str | Path, labels: list[str], encoding: str = UTF8
+) -> tuple[list[Clip], list[Problem]]:
     """Every clip that may be used, by split and name, and the reasons for the others.
 
     Raises:
         UserError: the layout is not there, or a name is unsafe or occurs twice.
     """
     folder = Path(folder)
-    videos = _videos(folder)
-    emotions = table.read(folder / LABELS, ("name", "discrete"))
-    spoken = _transcripts(folder)
+    videos = _cleaned(folder, _videos(folder))
+    emotions = table.read(folder / LABELS, ("name", "discrete"), encoding)
+    spoken = _transcripts(folder, encoding)
+    known = cells.Labels(labels, emotions.file)
     found, problems = [], []
 
     def lose(name: str, lost: str, reason: str) -> None:
@@ -40,7 +44,7 @@ def clips(folder: str | Path, labels: list[str]) -> tuple[list[Clip], list[Probl
     for name, (split, path) in videos.items():
         label = None
         if split == LABELED:
-            label, why = _label(name, emotions, labels)
+            label, why = _label(name, emotions, known)
             if why:
                 lose(name, "clip", why)
                 continue
@@ -50,6 +54,7 @@ def clips(folder: str | Path, labels: list[str]) -> tuple[list[Clip], list[Probl
         found.append(Clip(name=name, video=path, audio=None, transcript=transcript,
                           label=label, split=split))
     _report_rows_without_clip(videos, emotions, spoken, lose)
+    known.tell()
     found.sort(key=lambda clip: (clip.split, clip.name))
     return found, problems
 
@@ -76,24 +81,27 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     return {name: (split, path) for name, split, path in entries}
 
 
-def _transcripts(folder: Path) -> table.Table:
+def _cleaned(folder: Path, videos: dict[str, tuple[str, Path]]) -> dict[str, tuple[str, Path]]:
+    """With the names that tables would give these files: a disk may spell an accent otherwise."""
+    names.check((names.clean(name), str(path.relative_to(folder))) for name, (_, path) in videos.items())
+    return {names.clean(name): place for name, place in videos.items()}
+
+
+def _transcripts(folder: Path, encoding: str) -> table.Table:
     if (folder / TRANSCRIPTS).exists():
-        return table.read(folder / TRANSCRIPTS, ("name", "chinese"))
+        return table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding)
     logger.warning("%s: no %s, so every clip lacks its transcript", folder, TRANSCRIPTS)
     return table.Table(file=TRANSCRIPTS)
 
 
-def _label(name: str, emotions: table.Table, labels: list[str]) -> tuple[str | None, str]:
+def _label(name: str, emotions: table.Table, known: cells.Labels) -> tuple[str | None, str]:
     """The label, or why there is none."""
     if name in emotions.bad:
         return None, emotions.bad[name]
     if name not in emotions.rows:
         return None, f"it is in video-labeled, but {emotions.file} has no row for it"
-    label = emotions.rows[name]["discrete"].strip()
-    if label not in labels:
-        return None, (f"{emotions.place(name)}: label {label!r} is not in corpus.labels: "
-                      f"{', '.join(labels)}")
-    return label, ""
+    label, why = known.read(emotions.rows[name]["discrete"])
+    return label, why and f"{emotions.place(name)}: {why}"
 
 
 def _report_rows_without_clip(

@@ -1,7 +1,8 @@
 """Formats of MERTools, the challenge baseline: feature folders and label files.
 
 Features lie in ``<set>-UTT/<name>.npy``, one vector ``(D,)`` a clip, or ``<set>-FRA/<name>.npy``,
-one row a frame or token ``(T, D)``. Where the baseline could not make a feature it wrote zeros.
+one row a frame or token ``(T, D)``, or ``<set>-FRA/<name>/<frame>.npy``, one vector a frame. Where the
+baseline could not make a feature it wrote zeros.
 Label files are ``.npz`` archives of pickled dictionaries; pickles can run code when they are
 loaded, so they are read by :func:`read_labels` alone, which builds nothing but plain values.
 """
@@ -13,12 +14,17 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mer_dist.corpus import names
+from mer_dist.corpus.table import Table
 from mer_dist.errors import UserError
+from mer_dist.log import logger
+from mer_dist.records import LABELED, UNLABELED
 
 LEVELS = ("UTT", "FRA")
 #: Bytes that a label file may unpack to: about a thousand for each clip of MER2024.
@@ -32,6 +38,9 @@ def feature_folder(folder: Path, set_name: str, level: str) -> Path:
 def read_feature(path: Path) -> np.ndarray:
     """One feature file as float vectors: ``(D,)`` or ``(T, D)``. Pickled content is refused.
 
+    Of an array of more dimensions those of length 1 are dropped, the first ones first, as ``(1, T, D)`` is
+    what a model gives for a batch of one.
+
     Raises:
         ValueError: why the file cannot be used.
     """
@@ -42,8 +51,12 @@ def read_feature(path: Path) -> np.ndarray:
         raise ValueError(f"not readable as a .npy array: {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"holds {getattr(array, 'dtype', 'an archive')}, not numbers")
-    if array.ndim not in (1, 2) or 0 in array.shape:
+    shape = list(array.shape)
+    while len(shape) > 2 and 1 in shape:
+        shape.remove(1)
+    if len(shape) not in (1, 2) or 0 in shape:
         raise ValueError(f"has shape {array.shape}, not (D,) or (T, D)")
+    array = array.reshape(shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
     if not array.any():
@@ -67,6 +80,73 @@ def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     except Exception as error:  # On damaged content zip, numpy and pickle may raise anything at all.
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a label file of plain values: {why[:300]}") from None
+
+
+def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """A folder of one file a frame, in the order of their numbers, as ``(T, D)``, and what of it is left out.
+
+    Raises:
+        ValueError: why nothing of the folder can be used.
+    """
+    frames, faults = [], []
+    for path in sorted(Path(folder).glob("[!.]*.npy"), key=_natural):
+        try:
+            array = read_feature(path)
+        except ValueError as error:
+            faults.append(f"{path.name}: {error}")
+            continue
+        frames.append(array.reshape(1, -1) if 1 in array.shape else np.atleast_2d(array))
+    if not frames:
+        raise ValueError(f"no frame of its folder can be used; {faults[0]}" if faults else
+                         "its folder holds no .npy file")
+    widths = Counter(array.shape[1] for array in frames)
+    (width, _), *others = widths.most_common()
+    if others:
+        faults.append(f"{sum(count for _, count in others)} frames are not of width {width} as most are")
+    return np.concatenate([array for array in frames if array.shape[1] == width]), faults
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Frame 2 comes before frame 10, with or without zeros before it."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
+
+
+def is_label_file(path: Path) -> bool:
+    return zipfile.is_zipfile(path) and Path(path).suffix.lower() == ".npz"
+
+
+def label_table(path: Path) -> Table:
+    """A label file as a table ``name,label,split``: ``train_corpus`` is labelled, every other corpus is to
+    be answered, for its clips carry labels that nobody gave, or that are kept to score with.
+
+    Raises:
+        UserError: as :func:`read_labels`; it has no ``train_corpus``, or a name is unsafe or occurs twice.
+    """
+    corpora = read_labels(path)
+    if "train_corpus" not in corpora:
+        has = ", ".join(corpora) or "no array whose name ends so"
+        raise UserError(f"{path}: it has no train_corpus, the labelled clips of a label file; it has: {has}")
+    table = Table(file=Path(path).name, columns=["name", "label", "split"])
+    places = []
+    for corpus, entries in corpora.items():
+        if not isinstance(entries, dict):
+            raise UserError(f"{path}: its {corpus} is no dictionary of clips")
+        for name, entry in entries.items():
+            emotion = entry.get("emo", "") if isinstance(entry, dict) else ""
+            name = names.clean(str(name).strip())
+            places.append((name, f"{table.file}, {corpus}"))
+            table.rows[name] = {"name": name, "label": _word(emotion),
+                                "split": LABELED if corpus == "train_corpus" else UNLABELED}
+    names.check(places)
+    logger.info("%s: %s", path, "; ".join(
+        f"{len(entries)} clips of {corpus} {'are labelled' if corpus == 'train_corpus' else 'to be answered'}"
+        for corpus, entries in corpora.items()))
+    return table
+
+
+def _word(emotion: Any) -> str:
+    """A label as text; the baseline's numbers are written without a point."""
+    return str(int(emotion)) if isinstance(emotion, float) and emotion.is_integer() else str(emotion)
 
 
 def _plain(content: bytes) -> Any:

@@ -1,15 +1,30 @@
-"""CSV files of people: UTF-8 with or without BOM, text kept as written, a bad row costs itself."""
+"""CSV files of people: any encoding that is told, text kept as written, a bad row costs itself."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mer_dist.corpus import encoding as encodings
 from mer_dist.corpus import names
 from mer_dist.errors import UserError
+from mer_dist.log import logger
+
+#: What may stand between two fields, the usual one first.
+DELIMITERS = (",", ";", "\t", "|")
+#: How other kinds of files begin, and what to do with one.
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive, as Excel workbooks (.xlsx) and .npz files are"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)"), (b"PAR1", "a Parquet file"),
+    (b"\x1f\x8b", "compressed with gzip"), (b"\x89HDF", "an HDF5 file"), (b"SQLite", "a database"),
+)
+
+#: Line, fields and, where it is not readable, why.
+_Record = tuple[int, list[str], str]
 
 
 @dataclass(kw_only=True)
@@ -17,56 +32,122 @@ class Table:
     """The rows of a CSV file by clip name."""
 
     file: str
-    #: name -> column -> text.
+    #: name -> column, in small letters -> text.
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     #: name -> line on which its row begins.
     lines: dict[str, int] = field(default_factory=dict)
     #: name, or ``file:line`` where the row does not tell it -> why the row cannot be read.
     bad: dict[str, str] = field(default_factory=dict)
+    #: The columns of its header, in small letters.
+    columns: list[str] = field(default_factory=list)
 
     def place(self, name: str) -> str:
-        return f"{self.file} line {self.lines[name]}"
+        return f"{self.file} line {self.lines[name]}" if name in self.lines else self.file
 
 
-def read(path: Path, columns: tuple[str, ...]) -> Table:
+def read(path: Path, columns: tuple[str, ...], encoding: str | None = None) -> Table:
     """Read a CSV file whose header has at least ``columns``, one of them ``name``.
 
-    A ``name`` may carry the suffix ``.mp4``. Nothing but an empty field is empty: ``null`` and
-    ``NA`` are text.
+    The header may be in capitals, its fields between commas, semicolons or tabs. A ``name`` may carry the
+    suffix of a media file; it comes in NFC. Nothing but an empty field is empty: ``null`` and ``NA`` are
+    text.
+
+    Args:
+        encoding: what ``corpus.encoding`` says; None: UTF-8, for files of which it does not speak. A mark
+            at the beginning of the file goes before either.
 
     Raises:
-        UserError: no such file, no such column, or a name that occurs twice.
+        UserError: no such file, no table, another encoding, no such column, or a name that occurs twice.
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    records = _records(list(io.StringIO(text, newline="")))
-    _, header, _ = next(records, (0, [], ""))
-    header = [column.strip() for column in header]
-    absent = [column for column in columns if column not in header]
-    if absent:
-        has = ", ".join(map(names.shown, header[:20])) or "nothing"
-        raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {has}")
-    table = Table(file=path.name)
+    text, used = encodings.decode(content, encoding or encodings.UTF8, path)
+    lines = list(io.StringIO(text, newline=""))
+    if _unreadable(path, content, lines):
+        encodings.refuse(path, content, used, encoding is not None)
+    header, records = _header(path, lines, columns)
+    foreign = [encodings.is_text(fields) for _, fields, _ in records if not "".join(fields).isascii()]
+    broken = foreign.count(False)
+    # Rows may be damaged, or added by another program; where next to all are broken, it is the encoding.
+    most = broken > 10 * foreign.count(True) and not encodings.marked(content)
+    if broken and (broken == len(records) or (most and broken > 1)):
+        encodings.refuse(path, content, used, encoding is not None)
+    return _by_name(Table(file=path.name, columns=header), records, used)
+
+
+def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
+    """Whether the first line is text of another encoding.
+
+    Raises:
+        UserError: the file is no text.
+    """
+    kind = next((kind for magic, kind in _OTHERS if content.startswith(magic)), None)
+    first = next((line for line in lines if line.strip()), "")[:1000]
+    if kind is None and re.search(r"[\x00-\x08\x0e-\x1f]", first):
+        if (encodings.likely(content) or "").startswith("utf-16"):
+            return True
+        kind = "not text"
+    if kind:
+        raise UserError(f"{path}: it is {kind}, and no CSV table; save it as CSV in UTF-8")
+    return False
+
+
+def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[list[str], list[_Record]]:
+    """The columns in small letters and the records, by the delimiter that gives most of ``columns``.
+
+    Raises:
+        UserError: the file lacks a column or has one twice.
+    """
+    start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    # By such a line Excel is told how to read the rest.
+    told = re.fullmatch(r'"?sep=([^\w"])"?[\r\n]*', "".join(lines[start : start + 1]), re.IGNORECASE)
+    readings = []
+    for delimiter in told[1] if told else DELIMITERS:
+        records = _records(lines, start + bool(told), delimiter)
+        _, fields, _ = next(records, (0, [], ""))
+        readings.append(([column.strip().casefold() for column in fields], records, delimiter))
+
+    def found(reading: tuple) -> tuple[int, int]:
+        count = sum(column in reading[0] for column in columns)
+        return count, 0 if count else len(reading[0])
+
+    header, records, delimiter = max(readings, key=found)
+    shown = ", ".join(map(names.shown, header[:20])) or "nothing"
+    if absent := [column for column in columns if column not in header]:
+        raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
+    if twice := sorted({column for column in header if column and header.count(column) > 1}):
+        raise UserError(f"{path}: its first line has the column {', '.join(map(names.shown, twice))} twice; "
+                        "take one out")
+    if delimiter != ",":
+        logger.info("%s: read with %r between its fields", path, delimiter)
+    return header, list(records)
+
+
+def _by_name(table: Table, records: list[_Record], used: str) -> Table:
+    """``table`` with the records as its rows, or with why they cannot be read."""
     places, broken = [], []
+    count = len(table.columns)
     for line, fields, why in records:
-        if not why and len(fields) != len(header):
-            why = f"{len(fields)} fields instead of {len(header)}"
-        row = dict(zip(header, fields, strict=False))
-        name = row.get("name", "").strip()
-        name = name[:-4] if name.lower().endswith(".mp4") else name
+        if not why and not encodings.is_text(fields):
+            why = f"not {used.upper()}; save the table in that encoding, or mend the row"
+        if not why and len(fields) != count:
+            more = "; put a field that holds a delimiter between quotes" * (len(fields) > count)
+            why = f"{len(fields)} fields instead of {count}{more}"
+        row = dict(zip(table.columns, fields, strict=False))
+        name = names.clean(row.get("name", "").strip())
         if why:
             broken.append((line, name, why))
             continue
-        places.append((name, f"{path.name} line {line}"))
+        places.append((name, f"{table.file} line {line}"))
         table.rows[name] = row
         table.lines[name] = line
     names.check(places)
     for line, name, why in broken:
         known = name not in table.rows and not names.unsafe(name)
-        table.bad[name if known else f"{path.name}:{line}"] = f"{path.name} line {line}: {why}"
+        table.bad[name if known else f"{table.file}:{line}"] = f"{table.file} line {line}: {why}"
     return table
 
 
@@ -78,8 +159,8 @@ def text_or_none(field: str | None) -> str | None:
 class _Lines:
     """An iterator that can be set back to a line."""
 
-    def __init__(self, lines: list[str]):
-        self.lines, self.position = lines, 0
+    def __init__(self, lines: list[str], position: int):
+        self.lines, self.position = lines, position
 
     def __iter__(self) -> _Lines:
         return self
@@ -91,29 +172,22 @@ class _Lines:
         return self.lines[self.position - 1]
 
 
-def _records(lines: list[str]) -> Iterator[tuple[int, list[str], str]]:
-    """Line, fields and, where the record is not readable, why.
+def _records(lines: list[str], start: int, delimiter: str) -> Iterator[_Record]:
+    """The records from line ``start`` on.
 
     After a quote that is never closed, reading goes on at the next line: it costs one row, not
     the rest of the file.
     """
-    cursor = _Lines(lines)
+    cursor = _Lines(lines, start)
     while cursor.position < len(lines):
         start = cursor.position
         try:
-            fields = next(csv.reader(cursor, strict=True))
+            fields = next(csv.reader(cursor, strict=True, delimiter=delimiter))
         except csv.Error as error:
             cursor.position = start + 1
-            yield start + 1, lines[start].strip().split(","), f"not readable as CSV: {error}"
+            why = f"not readable as CSV: {error}; close its quotes, or write each of them twice"
+            yield start + 1, lines[start].strip().split(delimiter), why
             continue
-        if not fields:
-            continue
-        yield start + 1, fields, "" if _is_text(fields) else "not UTF-8"
-
-
-def _is_text(fields: list[str]) -> bool:
-    try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        # A line of delimiters alone is what tables leave of rows that were emptied.
+        if any(map(str.strip, fields)):
+            yield start + 1, fields, ""

@@ -18,6 +18,7 @@ import numpy as np
 
 from mer_dist import config as configuration
 from mer_dist import metrics, parquet, predictions, quarantine, times
+from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
@@ -84,7 +85,7 @@ def collect(run_folder: Path) -> Facts:
     corpus = reader.read(run.shards / "manifest.parquet", lambda path: _corpus(path, order))
     truth = dict(corpus.truth) if corpus else {}
     if config is not None and config.fuse.labels:
-        truth.update(reader.read(Path(config.fuse.labels), _labels) or {})
+        truth.update(reader.read(Path(config.fuse.labels), lambda path: _labels(path, config)) or {})
     tables = [(path, reader.read(path, predictions.read)) for path in predictions.all_of(run)]
     tables = [(path, table) for path, table in tables if table is not None]
     adapters = reader.below("adapters/*/*/history.json", _adapter)
@@ -124,9 +125,11 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
     )
 
 
-def _labels(path: Path) -> dict[str, str]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return {row["name"]: row["label"] for row in csv.DictReader(file) if row["label"]}
+def _labels(path: Path, config: Config) -> dict[str, str]:
+    from mer_dist.joined import read_labels
+
+    found, _ = read_labels(path, config.corpus.labels, config.corpus.encoding)
+    return {name: label for name, label in found.items() if label is not None}
 
 
 def _rows_of_csv(path: Path) -> int:

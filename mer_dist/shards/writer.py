@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from re import sub
 from tarfile import BLOCKSIZE
 
 from webdataset import TarWriter
@@ -59,6 +60,21 @@ def write(
     return rows
 
 
+def key(name: str) -> str:
+    """The key of a clip's members: its name, with ``%2E`` for a dot.
+
+    Readers of WebDataset cut a key off at its first dot. A ``%`` that would read as the beginning of an
+    escape is ``%25``, so that no two names have one key and :func:`name_of` finds each again; any other
+    stays. The clip's JSON has the name as it is.
+    """
+    return sub(r"%(?=2E|25)", "%25", name).replace(".", "%2E")
+
+
+def name_of(key: str) -> str:
+    """The name of the clip whose members have this key."""
+    return sub(r"%(2E|25)", lambda found: {"2E": ".", "25": "%"}[found[1]], key)
+
+
 def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
     rows = []
     # Without a fixed time the same clips would give other bytes every second.
@@ -66,7 +82,7 @@ def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
         for clip in stored:
             members = {}
             for suffix, content in clip.members.items():
-                tar.write({"__key__": clip.clip.name, suffix: content})
+                tar.write({"__key__": key(clip.clip.name), suffix: content})
                 # Counted from the end, because a long or non-ASCII name has a header of its own.
                 members[suffix] = (tar.tarstream.offset - _padded(len(content)), len(content))
             rows.append(Row(

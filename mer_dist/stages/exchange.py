@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,54 @@ STAGE = "import"
 CLIPS_PER_SHARD = 5000
 
 
-def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
-    """Take ``folder/<name>.npy`` as the feature set ``set_name``.
+def import_sets(run: Run, source: list[str], told: list[str]) -> None:
+    """Take ``SET FOLDER`` as one feature set, or ``FOLDER`` as one of several, ``FOLDER/<set>``.
 
-    A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
-    Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level.
-
-    Returns:
-        How many files cannot be used.
+    Args:
+        source: the name of the set, where there is one, and the folder.
+        told: the modality; of several sets ``SET=MODALITY`` for each.
 
     Raises:
-        UserError: the set's name or modality cannot be used, or no file can.
+        UserError: a set's name, folder or modality cannot be used, or no file of it can.
     """
+    *name, folder = source
+    if len(name) > 1:
+        raise UserError(f"import-features takes SET FOLDER, or FOLDER alone, and not {' '.join(source)}")
+    if name:
+        if len(told) > 1:
+            raise UserError(f"one set has one modality, and not {', '.join(told)}")
+        chosen = {name[0]: told[0]}
+    else:
+        chosen = _chosen(Path(folder), told)
+    for set_name, modality in chosen.items():
+        _check(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+    for set_name, modality in chosen.items():
+        import_npy(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+
+
+def _chosen(folder: Path, told: list[str]) -> dict[str, str]:
+    """Set -> modality of the sets below ``folder`` that were told."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    there = _folders(folder)
+    pairs = [text.partition("=") for text in told]
+    chosen = {set_name: modality for set_name, equals, modality in pairs if equals}
+    if not there or len(chosen) < len(told) or not chosen.keys() <= {*there}:
+        has = f"sets: {', '.join(there[:20])}" if there else "no folder in it"
+        raise UserError(
+            f"{folder}: without a set's name before it this is a folder of sets, each taken by "
+            f"--modality SET=MODALITY, as --modality {(there or ['hubert-UTT'])[0]}=audio; it has {has}"
+        )
+    if left := [name for name in there if name not in chosen]:
+        logger.info("%s: not taken, as --modality does not name them: %s", folder, ", ".join(left))
+    return chosen
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", set_name):
         raise UserError(f"feature set {set_name!r}: a name is letters, digits, '.', '_' and '-'")
     if modality not in list(Modality):
@@ -40,53 +77,147 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     made_here = run.features(set_name) / features.DESCRIPTION
     if made_here.exists() and not features.description(made_here.parent).get("imported"):
         raise UserError(f"feature set {set_name} was extracted in this run; import under another name")
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    paths = sorted(Path(folder).glob("*.npy"))
-    width, bad = _survey(paths)
-    if width is None:
-        why = f"; the first: {next(iter(bad.items()))}" if bad else ""
+
+
+def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
+    """Take ``folder/<name>.npy``, or ``folder/<name>/<frame>.npy``, as the feature set ``set_name``.
+
+    A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
+    Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level.
+
+    Returns:
+        How many clips cannot be used.
+
+    Raises:
+        UserError: the set's name or modality cannot be used, two files are of one clip, or no file can be
+            used.
+    """
+    folder = Path(folder)
+    _check(run, set_name, modality, folder)
+    sources = _sources(folder)
+    found = _survey(sources)
+    if found.width is None:
+        why = f"; the first: {next(iter(found.bad.items()))}" if found.bad else ""
         raise UserError(f"{folder}: no .npy file there can be used{why}")
     with files.atomic_folder(run.features(set_name)) as store:
-        starts = range(0, len(paths), CLIPS_PER_SHARD)
-        chunks = [paths[start : start + CLIPS_PER_SHARD] for start in starts]
+        starts = range(0, len(sources), CLIPS_PER_SHARD)
+        chunks = [[*sources.items()][start : start + CLIPS_PER_SHARD] for start in starts]
         shown = progress(chunks, len(chunks), f"import {set_name}", "shards")
         for number, chunk in enumerate(shown):
-            shard = _shard(chunk, modality, width, bad)
+            shard = _shard(dict(chunk), modality, found)
             features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
-        features.describe(store, modality=modality, width=width, imported=True, part="imported",
+        features.describe(store, modality=modality, width=found.width, imported=True, part="imported",
                           trained_without=None)
-        made_from = files.fingerprint([files.stamp(path) for path in paths])
-        files.mark(store, made_from, clips=len(paths), shards=[*range(len(chunks))])
-    _quarantine(run, set_name, modality, bad)
-    logger.info("imported %s: %d clips of width %d, %d not usable", set_name, len(paths) - len(bad),
-                width, len(bad))
-    return len(bad)
+        made_from = files.fingerprint([files.stamp(path) for path in sources.values()])
+        files.mark(store, made_from, clips=len(sources), shards=[*range(len(chunks))])
+    _quarantine(run, set_name, modality, found)
+    usable = len(sources) - len(found.bad)
+    logger.info("imported %s: %d clips of width %d, %d not usable", set_name, usable, found.width,
+                len(found.bad))
+    for lost, what in ((found.bad, "cannot be used and are masked"), (found.partial, "lack some frames")):
+        if lost:
+            kinds = Counter(re.sub(r"\d+", "N", why) for why in lost.values()).most_common(3)
+            logger.warning("%s: %d clips %s: %s; each stands in %s", set_name, len(lost), what,
+                           "; ".join(f"{count} times {why}" for why, count in kinds), run.quarantine)
+    return len(found.bad)
 
 
-def _survey(paths: list[Path]) -> tuple[int | None, dict[str, str]]:
-    """The width that most files have, and name -> why of those that cannot be used."""
-    widths, bad = {}, {}
+def _sources(folder: Path) -> dict[str, Path]:
+    """Clip -> its file, or its folder of frames where there are no files.
+
+    Raises:
+        UserError: two belong to one clip, or these are several sets.
+    """
+    paths = sorted(folder.glob("*.npy"))
+    folders = [folder / name for name in _folders(folder)]
+    if paths and folders:
+        logger.warning("%s: folders beside the .npy files are not read: %s", folder,
+                       ", ".join(path.name for path in folders[:5]))
+    if not paths:
+        paths = folders
+        if sets := [path.name for path in paths if path.name.endswith(("-UTT", "-FRA"))]:
+            raise UserError(f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
+                            f"name out and give --modality {sets[0]}=MODALITY for each")
+    found, places = {}, []
     for path in paths:
-        unsafe = names.unsafe(path.stem)
+        name = names.clean(path.name if path.is_dir() else path.stem)
+        if names.unsafe(name):
+            name = path.name.removesuffix(".npy").encode("utf-8", "backslashreplace").decode()
+        else:
+            places.append((name, path.name))
+        found[name] = path
+    names.check(places)
+    return found
+
+
+@dataclass(kw_only=True)
+class _Survey:
+    """What the files of a set hold."""
+
+    #: That most files have; None if none can be used.
+    width: int | None = None
+    #: Clips whose array (D, 1) is a vector.
+    columns: set[str] = field(default_factory=set)
+    #: name -> why it cannot be used.
+    bad: dict[str, str] = field(default_factory=dict)
+    #: name -> what of its frames is left out.
+    partial: dict[str, str] = field(default_factory=dict)
+
+    def read(self, name: str, path: Path) -> np.ndarray:
+        """The clip as ``(D,)`` or ``(T, D)``."""
+        array = mertools.read_frames(path)[0] if path.is_dir() else mertools.read_feature(path)
+        return array.reshape(-1) if name in self.columns else array
+
+
+def _survey(sources: dict[str, Path]) -> _Survey:
+    shapes, found = {}, _Survey()
+    for name, path in sources.items():
+        unsafe = names.unsafe(names.clean(path.name if path.is_dir() else path.stem))
+        faults: list[str] = []
         try:
             if unsafe:
                 raise ValueError(f"not usable as a clip name: {unsafe}")
-            widths[path.stem] = mertools.read_feature(path).shape[-1]
+            if path.is_dir():
+                array, faults = mertools.read_frames(path)
+            else:
+                array = mertools.read_feature(path)
+            shapes[name] = array.shape
         except ValueError as error:
-            bad[path.stem] = str(error)
+            found.bad[name] = str(error)
+        if faults:
+            found.partial[name] = f"{len(faults)} faults in its frames, which are left out: {faults[0]}"
+    found.columns = _columns({name: shape for name, shape in shapes.items() if not sources[name].is_dir()})
+    widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
-        return None, bad
-    width = Counter(widths.values()).most_common(1)[0][0]
-    bad |= {
-        name: f"{own} values a vector, most files have {width}"
-        for name, own in widths.items() if own != width
+        return found
+    found.width = Counter(widths.values()).most_common(1)[0][0]
+    found.bad |= {
+        name: f"{own} values a vector, most files have {found.width}"
+        for name, own in widths.items() if own != found.width
     }
-    return width, bad
+    return found
 
 
-def _shard(paths: list[Path], modality: str, width: int, bad: dict[str, str]) -> FeatureSet:
-    arrays = {path.stem: mertools.read_feature(path) for path in paths if path.stem not in bad}
+def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:
+    """Clips whose array ``(D, 1)`` is a vector, as the baseline reads it.
+
+    Where such arrays are of many lengths they are sequences of one value a step, as a pitch is.
+    """
+    lengths = {name: shape[0] for name, shape in shapes.items() if len(shape) == 2 and shape[1] == 1}
+    if not lengths:
+        return set()
+    count = max(Counter(lengths.values()).values())
+    if 2 * count <= len(lengths):
+        logger.info("%d arrays (T, 1) of many lengths are sequences of one value a step", len(lengths))
+        return set()
+    logger.info("%d arrays (D, 1) are read as vectors of D values", len(lengths))
+    return {*lengths}
+
+
+def _shard(sources: dict[str, Path], modality: str, found: _Survey) -> FeatureSet:
+    arrays = {name: found.read(name, path) for name, path in sources.items() if name not in found.bad}
     ragged = [array for array in arrays.values() if array.ndim == 2]
     frame = offsets = None
     # All of one set have the same level: a vector among sequences is a sequence of one.
@@ -97,8 +228,8 @@ def _shard(paths: list[Path], modality: str, width: int, bad: dict[str, str]) ->
     vectors = [array.mean(0, np.float32) if array.ndim == 2 else array for array in arrays.values()]
     return FeatureSet(
         modality=modality, names=list(arrays), frame=frame, offsets=offsets,
-        utterance=np.stack(vectors) if vectors else np.zeros((0, width), np.float32),
-        missing={path.stem: bad[path.stem] for path in paths if path.stem in bad},
+        utterance=np.stack(vectors) if vectors else np.zeros((0, found.width), np.float32),
+        missing={name: found.bad[name] for name in sources if name in found.bad},
     )
 
 
@@ -111,7 +242,7 @@ def _content(shard: FeatureSet) -> str:
     return digest.hexdigest()[:16]
 
 
-def _quarantine(run: Run, set_name: str, modality: str, bad: dict[str, str]) -> None:
+def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     """Note this set's problems beside those of other imported sets."""
     about = f"features {set_name}:"
     others = [
@@ -119,8 +250,9 @@ def _quarantine(run: Run, set_name: str, modality: str, bad: dict[str, str]) -> 
         if problem.stage == STAGE and not problem.reason.startswith(about)
     ]
     own = [
-        Problem(stage=STAGE, name=name, lost=modality, reason=f"{about} {why}")
-        for name, why in bad.items()
+        Problem(stage=STAGE, name=name, lost=lost, reason=f"{about} {why}")
+        for lost, why_of in ((modality, found.bad), (f"part of {modality}", found.partial))
+        for name, why in why_of.items() if lost == modality or name not in found.bad
     ]
     quarantine.replace(run.quarantine, STAGE, [*others, *own])
 

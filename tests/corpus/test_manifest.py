@@ -5,6 +5,7 @@ from media_files import write_csv
 
 from mer_dist.corpus import manifest, table
 from mer_dist.errors import UserError
+from mer_dist.log import setup
 from mer_dist.records import EMOTIONS
 
 HEADER = ["name", "video", "audio", "transcript", "label", "split"]
@@ -52,7 +53,7 @@ lines",sad,labeled
     assert "line 4: 7 fields instead of 6" in reasons["long"]
     assert "'bored' is not in corpus.labels" in reasons["mood"]
     assert "'train'" in reasons["part"]
-    assert "line 8: not UTF-8" in reasons["bytes"]
+    assert "line 8: not UTF-8; save the table in that encoding" in reasons["bytes"]
     assert "line 9: not readable as CSV" in reasons["quote"]
 
 
@@ -64,7 +65,7 @@ def test_a_name_that_occurs_twice_is_refused_with_both_lines(tmp_path):
 
 
 @pytest.mark.parametrize("name", [
-    "a/b", "../a", ".a", "-a", "a.b", "a\x07b", "a\u202eb", "", " \u00a0", "x" * 201, "a\\b",
+    "a/b", "../a", ".a", "..", "a\x07b", "a\u202eb", "", " \u00a0", "x" * 201, "a\\b",
 ])
 def test_a_name_that_is_unsafe_in_a_tar_is_refused_with_its_line(tmp_path, name):
     path = write_csv(tmp_path / "all.csv", [HEADER, [name, "", "", "x", "", ""]])
@@ -73,8 +74,11 @@ def test_a_name_that_is_unsafe_in_a_tar_is_refused_with_its_line(tmp_path, name)
 
 
 def test_a_header_without_a_column_is_refused_with_the_columns_there_are(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [["name", "video"], ["a", "b"]])
-    with pytest.raises(UserError, match="lacks the columns audio, transcript, label, split"):
+    path = write_csv(tmp_path / "all.csv", [["clip", "video"], ["a", "b"]])
+    with pytest.raises(UserError, match="lacks the columns name; it has: 'clip', 'video'"):
+        manifest.clips(path, list(EMOTIONS))
+    path = write_csv(tmp_path / "all.csv", [["name", "label"], ["a", "sad"]])
+    with pytest.raises(UserError, match="none of the columns video, audio, transcript; it has: 'name', 'label'"):
         manifest.clips(path, list(EMOTIONS))
     with pytest.raises(UserError, match="nothing.csv: cannot be read"):
         manifest.clips(tmp_path / "nothing.csv", list(EMOTIONS))
@@ -84,3 +88,109 @@ def test_the_published_meld_transcripts_are_read_whole(shared):
     rows = table.read(shared / "data" / "meld" / "transcription.csv", ("name", "chinese"))
     assert len(rows.rows) == 13_708 and rows.bad == {}
     assert rows.rows["train_dia0_utt1"]["chinese"] == "你一定忙得不可开交。"
+
+
+def test_columns_in_which_nothing_would_stand_may_be_absent(tmp_path):
+    path = write_csv(tmp_path / "all.csv", [[" Name ", "TRANSCRIPT", "note"], ["a", "hello", "x"], ["b", "", "y"]])
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert problems == []
+    assert [(clip.name, clip.video, clip.transcript, clip.label, clip.split) for clip in clips] == [
+        ("a", None, "hello", None, "unlabeled"), ("b", None, None, None, "unlabeled")]
+
+
+@pytest.mark.parametrize(("header", "meant"), [
+    ("name,video,text", "transcript"), ("name,video,lable", "label"), ("name,transcript,emotion", "label"),
+    ("name,transcript,Video Path,vidoe", "video"), ("name,video,splits", "split"),
+])
+def test_a_column_under_another_name_is_asked_for_and_not_passed_over(tmp_path, header, meant):
+    (tmp_path / "all.csv").write_text(f"{header}\na{',x' * header.count(',')}\n")
+    with pytest.raises(UserError, match=f"all.csv: it has no column {meant}, but one '[a-z]+'; call it {meant}"):
+        manifest.clips(tmp_path / "all.csv", list(EMOTIONS))
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "all.csv").write_text("name,video,label,Label\na,v.mp4,sad,happy\n")
+    with pytest.raises(UserError, match="the column 'label' twice"):
+        manifest.clips(tmp_path / "all.csv", list(EMOTIONS))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+@pytest.mark.parametrize("before", ["", "\n", "sep={}\n", '"sep={}"\r\n'])
+def test_other_delimiters_are_known_by_the_header(tmp_path, delimiter, before):
+    rows = [HEADER, ["a", "v.mp4", "", "yes, of course", "sad", ""], ["", "", "", "", "", ""],
+            ["b", "", "", f'"says {delimiter} ""no"""', "", "unlabeled"]]
+    text = before.format(delimiter) + "".join(delimiter.join(row) + "\r\n" for row in rows)
+    (tmp_path / "all.csv").write_bytes(text.encode())
+    clips, problems = manifest.clips(tmp_path / "all.csv", list(EMOTIONS))
+    assert problems == []
+    assert [(clip.name, clip.transcript, clip.label) for clip in clips] == [
+        ("a", "yes, of course", "sad"), ("b", f'says {delimiter} "no"', None)]
+
+
+def test_a_header_over_two_lines_and_a_semicolon_in_a_comma_table_are_read_as_they_are(tmp_path):
+    (tmp_path / "all.csv").write_text('name,"note;\nor more",transcript\na,x,"one; two"\n')
+    ((clip,), problems) = manifest.clips(tmp_path / "all.csv", list(EMOTIONS))
+    assert clip.transcript == "one; two" and problems == []
+
+
+def test_labels_and_splits_are_understood_where_they_are_clear_and_hinted_at_where_not(tmp_path, capsys):
+    setup("test")
+    cells = {"a": ("Angry", ""), "b": (" ANGRY ", "Labelled"), "c": ("ａｎｇｒｙ", ""), "d": ("", "UNLABELED"),
+             "e": ("Ab", ""), "f": ("nan", ""), "g": ("angy", ""), "h": ("开心", ""), "i": ("angry", "train"),
+             "j": ("angry", "test"), "k": ("", "labeled"), "l": ("3", "")}
+    path = write_csv(tmp_path / "all.csv", [HEADER, *(
+        [name, "", "", "x", label, split] for name, (label, split) in cells.items())])
+    clips, problems = manifest.clips(path, ["angry", "AB", "ab"])
+    assert {clip.name: clip.label for clip in clips} == {"a": "angry", "b": "angry", "c": "angry", "d": None}
+    assert "3 labels in other letters were understood: 'Angry' as 'angry'" in capsys.readouterr().err
+    reasons = {problem.name: problem.reason for problem in problems}
+    assert reasons.keys() == set("efghijkl")
+    for name, words in {
+        "e": "line 6: label 'Ab' is not in corpus.labels: angry, AB, ab; is 'AB' or 'ab' meant?",
+        "f": "label 'nan' is not in corpus.labels: angry, AB, ab; leave label and split empty",
+        "g": "is 'angry' meant?", "h": "label '开心' is not in corpus.labels: angry, AB, ab; correct the cell",
+        "i": "split 'train' is neither labeled nor unlabeled; write labeled", "j": "write unlabeled",
+        "k": "leave label and split empty", "l": "numbers can be labels, too",
+    }.items():
+        assert words in reasons[name], reasons[name]
+
+
+def test_paths_of_other_systems_are_found_where_a_file_is_and_stay_as_they_stand_where_none_is(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    there = ["clips/a.mp4", "clips/my clip.mp4", "clips/100%.mp4", "clips/b%20.mp4", "home/h.mp4", "clips/A.MP4",
+             "clips/cafe\u0301.mp4", "clips/back\\slash.mp4", "clips/x.Mp4"]
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    cells = {
+        "clips/a.mp4": "clips/a.mp4", "clips\\a.mp4": "clips/a.mp4", "..\\{}\\clips\\a.mp4": "../{}/clips/a.mp4",
+        "clips/my%20clip.mp4": "clips/my clip.mp4", "clips/100%.mp4": "clips/100%.mp4",
+        "clips/b%20.mp4": "clips/b%20.mp4", "~/h.mp4": "home/h.mp4", "clips/X.MP4": "clips/x.Mp4",
+        "clips/caf\u00e9.mp4": "clips/cafe\u0301.mp4", "clips\\back\\slash.mp4": "clips\\back\\slash.mp4",
+        "clips/back\\slash.mp4": "clips/back\\slash.mp4", "clips/a.Mp4": "clips/a.Mp4",
+        "C:\\clips\\a.mp4": "C:\\clips\\a.mp4", f"{tmp_path}/clips/a.mp4": "clips/a.mp4",
+        f"file://{tmp_path}/clips/my%20clip.mp4": "clips/my clip.mp4", "gone/a.mp4": "gone/a.mp4",
+    }
+    rows = [[f"c{row:02d}", cell.format(tmp_path.name), "", "", "", ""] for row, cell in enumerate(cells)]
+    clips, problems = manifest.clips(write_csv(tmp_path / "all.csv", [HEADER, *rows]), list(EMOTIONS))
+    found = [clip.video for clip in clips]
+    assert problems == []
+    assert found == [tmp_path / place.format(tmp_path.name) for place in cells.values()]
+
+
+def test_names_of_media_files_with_dots_and_hyphens_are_kept(tmp_path):
+    path = write_csv(tmp_path / "all.csv", [HEADER, *(
+        [name, "", "", "x", "", ""] for name in ("ep01.s03.mp4", "-9YyBTjo1zo.WEBM", "a.b.wav", "v1.0", "c."))])
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert problems == [] and [clip.name for clip in clips] == ["-9YyBTjo1zo", "a.b", "c.", "ep01.s03", "v1.0"]
+
+
+def test_names_that_are_spelled_in_two_ways_are_one_name(tmp_path):
+    path = write_csv(tmp_path / "all.csv", [HEADER, ["cafe\u0301", "", "", "x", "", ""]])
+    assert [clip.name for clip in manifest.clips(path, list(EMOTIONS))[0]] == ["caf\u00e9"]
+    path = write_csv(tmp_path / "all.csv", [
+        HEADER, ["cafe\u0301", "", "", "x", "", ""], ["caf\u00e9.mp4", "", "", "x", "", ""]])
+    with pytest.raises(UserError, match="'caf\u00e9' occurs twice: all.csv line 2 and all.csv line 3"):
+        manifest.clips(path, list(EMOTIONS))

@@ -48,12 +48,14 @@ def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder
     assert clips[1].label is None
     assert {(row.name, row.lost): row.reason for row in problems} == {
         ("l2", "clip"): "label-disdim.csv line 3: label 'bored' is not in corpus.labels: "
-                        "neutral, angry, happy, sad, worried, surprise",
+                        "neutral, angry, happy, sad, worried, surprise; correct the cell, or add the label "
+                        "there",
         ("l3", "clip"): "label-disdim.csv line 4: 2 fields instead of 3",
         ("l4", "clip"): "it is in video-labeled, but label-disdim.csv has no row for it",
         ("ghost", "clip"): "label-disdim.csv line 5: video-labeled has no file ghost.mp4",
         ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
-        ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2",
+        ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2; put a field that holds "
+                        "a delimiter between quotes",
     }
 
 
@@ -64,7 +66,7 @@ def test_a_clip_in_two_folders_is_refused_with_both_places(folder):
         mer2024.clips(folder, LABELS)
 
 
-@pytest.mark.parametrize("name", ["a.b", "-a", ".a", "a\nb"])
+@pytest.mark.parametrize("name", [".a", "a\\b", "a\nb"])
 def test_a_file_name_that_is_unsafe_in_a_tar_is_refused_with_its_place(folder, name):
     (folder / "video-labeled" / f"{name}.mp4").touch()
     with pytest.raises(UserError, match=r"clip names must be safe and stand once: .*video-labeled/"):
@@ -89,3 +91,39 @@ def test_a_folder_that_is_no_mer2024_folder_is_refused(tmp_path):
 def test_a_link_that_leads_nowhere_is_still_a_clip(folder):
     (folder / "video-unlabeled" / "u3.mp4").symlink_to(folder / "gone.mp4")
     assert [clip.name for clip in mer2024.clips(folder, LABELS)[0]][-1] == "u3"
+
+
+def test_names_with_dots_and_hyphens_meet_their_rows(folder):
+    for name in ("ep01.s03", "-9YyBTjo1zo"):
+        (folder / "video-labeled" / f"{name}.mp4").touch()
+    with open(folder / "label-disdim.csv", "a") as file:
+        file.write("ep01.s03,happy,0\n-9YyBTjo1zo.mp4,sad,0\n")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == [] and [(clip.name, clip.label) for clip in clips][:2] == [
+        ("-9YyBTjo1zo", "sad"), ("ep01.s03", "happy")]
+
+
+def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(folder):
+    (folder / "video-labeled" / "cafe\u0301.mp4").touch()
+    with open(folder / "label-disdim.csv", "a", encoding="utf-8") as file:
+        file.write("caf\u00e9,angry,0\n")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == [] and ("caf\u00e9", "angry") in [(clip.name, clip.label) for clip in clips]
+    assert next(clip for clip in clips if clip.name == "caf\u00e9").video.name == "cafe\u0301.mp4"
+    (folder / "video-unlabeled" / "caf\u00e9.mp4").touch()
+    with pytest.raises(UserError, match="occurs twice: video-labeled/cafe\u0301.mp4 and video-unlabeled/caf\u00e9"):
+        mer2024.clips(folder, LABELS)
+
+
+def test_labels_in_capitals_are_understood_and_tables_of_another_encoding_are_read_when_told(folder):
+    (folder / "label-disdim.csv").write_text("Name;Discrete;valence\nl1;Happy;1\nl2; SAD ;0\nl3;NA;0\nl4;hapy;0\n")
+    (folder / "label-transcription.csv").write_bytes("name,chinese\nl1,你好\nu1,再见\n".encode("gbk"))
+    with pytest.raises(UserError, match="label-transcription.csv: it is not UTF-8, but probably GBK"):
+        mer2024.clips(folder, LABELS)
+    clips, problems = mer2024.clips(folder, LABELS, "gbk")
+    assert [(clip.name, clip.label, clip.transcript) for clip in clips] == [
+        ("l1", "happy", "你好"), ("l2", "sad", None), ("u1", None, "再见"), ("u2", None, None)]
+    reasons = {problem.name: problem.reason for problem in problems}
+    assert reasons.keys() == {"l3", "l4"}
+    assert "line 4: label 'NA'" in reasons["l3"] and "has no label" in reasons["l3"]
+    assert "is 'happy' meant?" in reasons["l4"]

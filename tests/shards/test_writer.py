@@ -1,6 +1,7 @@
 """Tars: what plain webdataset reads of them, and when a shard is full."""
 
 import io
+import itertools
 import json
 import tarfile
 
@@ -11,6 +12,7 @@ import webdataset
 from mer_dist.records import Clip, Problem
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import Encoded, encode
+from mer_dist.shards.reader import Reader
 
 
 def encoded(name: str, frames: int = 3, **facts) -> Encoded:
@@ -50,6 +52,31 @@ def test_the_offsets_are_those_that_tarfile_finds_also_behind_long_and_foreign_n
         found = {member.name: (member.offset_data, member.size) for member in tar}
     told = {f"{row.name}.{suffix}": place for row in rows for suffix, place in row.members.items()}
     assert told == found
+
+
+def test_names_with_dots_and_hyphens_are_read_by_plain_webdataset_and_stand_whole_in_its_json(tmp_path):
+    odd = {"ep01.s03": "ep01%2Es03", "-x07": "-x07", "a..b.": "a%2E%2Eb%2E", "100%": "100%", "a%20b": "a%20b",
+           "a%2Eb": "a%252Eb", "a.b": "a%2Eb", "%25": "%2525", "名.前": "名%2E前", "--help": "--help"}
+    rows = write(tmp_path, [encoded(name) for name in odd])
+    assert [row.name for row in rows] == [*odd]
+    samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [*odd.values()]
+    assert [json.loads(sample["json"])["name"] for sample in samples] == [*odd]
+    assert all({"00.jpg", "01.jpg", "02.jpg", "flac", "json"} <= sample.keys() for sample in samples)
+    manifest.write_rows(tmp_path / manifest.MANIFEST, rows)
+    reader = Reader(tmp_path)
+    for row in reader.rows:
+        assert json.loads(reader.members(row, "json")["json"])["name"] == reader.read(row).name == row.name
+
+
+def test_every_name_has_a_key_of_its_own_that_gives_it_back():
+    letters = ("%", ".", "2", "5", "E", "e", "a")
+    texts = ["".join(some) for length in range(1, 7) for some in itertools.product(letters, repeat=length)]
+    keys = [writer.key(text) for text in texts]
+    assert len(set(keys)) == len(texts) and not any("." in key for key in keys)
+    assert [writer.name_of(key) for key in keys] == texts
+    plain = [text for text in texts if "." not in text and "%2" not in text]
+    assert [writer.key(text) for text in plain] == plain, "ordinary names give the bytes they always gave"
 
 
 def test_equal_clips_give_equal_bytes_and_equal_fingerprints_at_any_time(tmp_path, monkeypatch):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mer_dist import features, quarantine
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
-from mer_dist.stages.exchange import export_npy, import_npy
+from mer_dist.log import setup
+from mer_dist.stages.exchange import export_npy, import_npy, import_sets
 
 
 @pytest.fixture
@@ -52,15 +56,20 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
     good = {f"c{row}": np.full(3, row + 1.0) for row in range(3)}
     folder = write(
         tmp_path / "in", **good, nan=np.array([1.0, np.nan, 2]), wide=np.ones(4),
-        zero=np.zeros(3), cube=np.ones((2, 2, 3)), none=np.ones((0, 3)),
+        zero=np.zeros(3), cube=np.ones((2, 2, 3)), point=np.float32(1), none=np.ones((0, 3)),
         thing=np.array([{"a": 1}], dtype=object), word=np.array(["a", "b", "c"]),
     )
     (folder / "torn.npy").write_bytes((folder / "c0.npy").read_bytes()[:90])
     (folder / "empty.npy").touch()
+    good["two.dots"], good["-x07"] = good["c0"], good["c1"]
     (folder / "two.dots.npy").write_bytes((folder / "c0.npy").read_bytes())
+    (folder / "-x07.mp4.npy").write_bytes((folder / "c1.npy").read_bytes())
+    (folder / ".hidden.npy").write_bytes((folder / "c1.npy").read_bytes())
+    Path(os.fsdecode(bytes(folder) + b"/no-\xff-text.npy")).write_bytes((folder / "c1.npy").read_bytes())
     import_npy(run, "line", "text", folder)
     why = {row.name: row.reason for row in quarantine.read(run.quarantine)}
-    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "torn", "empty", "two.dots"}
+    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "torn", "empty", "point",
+                          ".hidden", "no-\\udcff-text"}
     assert all((row.stage, row.lost) == ("import", "text") for row in quarantine.read(run.quarantine))
     assert "1 values are NaN" in why["nan"] and "most files have 3" in why["wide"]
     assert "all zeros" in why["zero"]
@@ -97,3 +106,98 @@ def test_a_folder_or_name_that_cannot_be_used_is_refused(run, tmp_path):
         import_npy(run, "x", "smell", tmp_path)
     with pytest.raises(UserError, match="UTT, FRA"):
         export_npy(run, "x", tmp_path, "ALL")
+
+
+def values(count: int, *shape: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {f"c{row}": random.normal(size=shape).astype(np.float32) for row in range(count)}
+
+
+def test_columns_are_the_vectors_that_the_baseline_reads(run, tmp_path):
+    columns = values(5, 16, 1)
+    import_npy(run, "x", "video", write(tmp_path / "in", **columns, row=np.ones(16, np.float32)))
+    found = features.load(run.features("x"))
+    assert found.width == 16 and found.frame is None
+    assert np.array_equal(found.utterances([*columns])[0], np.stack([*columns.values()])[..., 0])
+    # One that is of another length than most is a broken one.
+    import_npy(run, "y", "video", write(tmp_path / "other", **columns, short=np.ones((9, 1))))
+    assert features.load(run.features("y")).missing == {"short": "9 values a vector, most files have 16"}
+
+
+def test_columns_of_many_lengths_are_sequences_of_one_value(run, tmp_path):
+    pitch = {f"c{row}": np.arange(1, row + 9, dtype=np.float32)[:, None] for row in range(6)}
+    import_npy(run, "x", "audio", write(tmp_path / "in", **pitch))
+    found = features.load(run.features("x"))
+    assert found.width == 1 and not found.missing and np.diff(found.offsets).tolist() == [*range(8, 14)]
+
+
+@pytest.mark.parametrize(("shape", "frames"), [
+    ((1, 7, 4), 7), ((7, 1, 4), 7), ((1, 1, 4), 1), ((1, 7, 1, 4), 7), ((7, 4, 1), 7),
+])
+def test_dimensions_of_one_are_dropped(run, tmp_path, shape, frames):
+    arrays = values(3, *shape)
+    import_npy(run, "x", "text", write(tmp_path / "in", **arrays))
+    found = features.load(run.features("x"))
+    assert not found.missing and found.frame.shape == (3 * frames, 4)
+    assert np.array_equal(found.frame, np.concatenate([array.reshape(frames, 4) for array in arrays.values()]))
+
+
+def test_a_folder_of_one_file_a_frame_is_a_clip(run, tmp_path):
+    frames = values(12, 4)
+    for clip, count in (("one", 12), ("ep01.s03", 3), ("part", 4), ("none", 2), ("empty", 0)):
+        (tmp_path / "in" / clip).mkdir(parents=True, exist_ok=True)
+        # 10 comes after 2, as their numbers do.
+        write(tmp_path / "in" / clip, **{f"f{row}": frames[f"c{row}"].reshape(-1, *[1] * (row % 2))
+                                        for row in range(count)})
+    write(tmp_path / "in" / "part", f1=np.zeros(4), f2=np.full(4, np.nan))
+    write(tmp_path / "in" / "none", f0=np.zeros(4), f1=np.zeros(4))
+    assert import_npy(run, "x", "video", tmp_path / "in") == 2
+    found = features.load(run.features("x"))
+    assert set(found.names) == {"one", "ep01.s03", "part"}
+    own = {name: found.frame[slice(*found.offsets[row : row + 2])] for row, name in enumerate(found.names)}
+    assert np.array_equal(own["one"], np.stack([*frames.values()]))
+    assert np.array_equal(own["part"], np.stack([frames["c0"], frames["c3"]]))
+    assert {(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)} == {
+        ("none", "video"): "features x: no frame of its folder can be used; f0.npy: all zeros: the baseline's "
+                           "mark of a clip without this modality",
+        ("empty", "video"): "features x: its folder holds no .npy file",
+        ("part", "part of video"): "features x: 2 faults in its frames, which are left out: f1.npy: all zeros: "
+                                   "the baseline's mark of a clip without this modality"}
+
+
+def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
+    setup("test")
+    for set_name, width in (("hubert-UTT", 3), ("bert-UTT", 2), ("clip-FRA", 4)):
+        (tmp_path / "features" / set_name).mkdir(parents=True)
+        write(tmp_path / "features" / set_name, **values(4, *([5] if "FRA" in set_name else []), width))
+    folder = str(tmp_path / "features")
+    import_sets(run, [folder], ["hubert-UTT=audio", "clip-FRA=video"])
+    found = {path.name: features.load(path) for path in run.features("x").parent.iterdir()}
+    assert {name: (told.modality, told.width, len(told.names)) for name, told in found.items()} == {
+        "hubert-UTT": ("audio", 3, 4), "clip-FRA": ("video", 4, 4)}
+    assert "not taken, as --modality does not name them: bert-UTT" in capsys.readouterr().err
+    for told in (["audio"], ["nowhere=audio"], ["hubert-UTT=audio", "video"]):
+        with pytest.raises(UserError, match="--modality bert-UTT=audio; it has sets: bert-UTT, clip-FRA, hubert"):
+            import_sets(run, [folder], told)
+    with pytest.raises(UserError, match="it has no folder in it"):
+        import_sets(run, [f"{folder}/bert-UTT"], ["text"])
+    # With a name it would be one set, in which every set is a clip.
+    with pytest.raises(UserError, match="it holds whole sets, as bert-UTT, and not clips"):
+        import_sets(run, ["x", folder], ["audio"])
+    # All is looked at before anything is replaced.
+    with pytest.raises(UserError, match="must be one of: audio, video, text"):
+        import_sets(run, [folder], ["bert-UTT=text", "clip-FRA=picture"])
+    assert not run.features("bert-UTT").exists()
+    for source, told, words in ((["x", folder], ["audio", "text"], "one modality"),
+                                (["x", "y", folder], ["audio"], "SET FOLDER")):
+        with pytest.raises(UserError, match=words):
+            import_sets(run, source, told)
+
+
+def test_files_whose_names_are_one_clip_are_refused_with_both(run, tmp_path):
+    folder = write(tmp_path / "in", **{"cafe\u0301": np.ones(3), "caf\u00e9": np.ones(3)})
+    with pytest.raises(UserError, match="'caf\u00e9' occurs twice: cafe\u0301.npy and caf\u00e9.npy"):
+        import_npy(run, "x", "text", folder)
+    (folder / "caf\u00e9.npy").unlink()
+    import_npy(run, "x", "text", folder)
+    assert features.load(run.features("x")).names == ["caf\u00e9"]

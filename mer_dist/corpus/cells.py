@@ -1,0 +1,148 @@
+"""What the cells of people's tables mean: a label, a part of the corpus, a file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote
+
+from mer_dist.log import logger
+from mer_dist.records import LABELED, UNLABELED
+
+#: What people and programs write into a cell that holds nothing.
+NOTHING = {"na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "unknown", "unlabeled", "unlabelled"}
+_SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
+#: What others call these parts; which of them is to be learned from, only they know.
+_OTHER_SPLITS = {"train": LABELED, "training": LABELED, "val": LABELED, "valid": LABELED, "dev": LABELED,
+                 "validation": LABELED, "test": UNLABELED, "testing": UNLABELED, "eval": UNLABELED}
+#: How like a label a word must be, for difflib, before it is asked for.
+_ALIKE = 0.75
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+class Labels:
+    """The labels of one table: as ``corpus.labels`` has them, or why not."""
+
+    def __init__(self, labels: list[str], file: str):
+        self.labels, self.file = labels, file
+        self._understood: Counter[tuple[str, str]] = Counter()
+
+    def read(self, text: str) -> tuple[str | None, str]:
+        """The label, or why there is none; capitals do not matter where only one label fits."""
+        text = text.strip()
+        if text in self.labels:
+            return text, ""
+        alike = [label for label in self.labels if _plain(label) == _plain(text)]
+        if len(alike) == 1:
+            self._understood[text, alike[0]] += 1
+            return alike[0], ""
+        return None, (f"label {text!r} is not in corpus.labels: {', '.join(self.labels)}; "
+                      f"{self._remedy(text, alike)}")
+
+    def _remedy(self, text: str, alike: list[str]) -> str:
+        near = {_plain(label): label for label in self.labels}
+        found = alike or [near[one] for one in difflib.get_close_matches(_plain(text), near, 1, _ALIKE)]
+        if found:
+            return f"is {' or '.join(map(repr, found))} meant?"
+        if _plain(text) in NOTHING or not text:
+            return "leave label and split empty where a clip has no label"
+        if text.isdigit():
+            return "numbers can be labels, too: name them there, between quotes"
+        return "correct the cell, or add the label there"
+
+    def tell(self) -> None:
+        """Say which labels were not taken literally."""
+        if self._understood:
+            some = ", ".join(f"{text!r} as {label!r}" for text, label in [*self._understood][:5])
+            logger.info("%s: %d labels in other letters were understood: %s", self.file,
+                        self._understood.total(), some)
+
+
+def split(text: str, label: str) -> tuple[str, str]:
+    """``labeled`` or ``unlabeled``, and why it is neither; an empty cell follows the label's."""
+    text = text.strip()
+    if not text:
+        return LABELED if label.strip() else UNLABELED, ""
+    found = _SPLITS.get(text.casefold())
+    if found:
+        return found, ""
+    other = _OTHER_SPLITS.get(text.casefold())
+    remedy = f"write {other} if that is meant" if other else "or leave it empty"
+    return text, f"split {text!r} is neither {LABELED} nor {UNLABELED}; {remedy}"
+
+
+class Files:
+    """Files that one table names, relative to its folder.
+
+    Paths are taken as they stand where there is such a file. Where there is none, those of other systems
+    are understood: backslashes, ``~``, ``%20``, ``file://``, and names in other capitals or another
+    spelling of an accent, if only one file has such a name.
+    """
+
+    def __init__(self, table: Path):
+        self.table = Path(table)
+        #: Folder -> its names, read once: a corpus may have a hundred thousand files.
+        self._names: dict[str, set[str]] = {}
+        #: Folder -> plain form -> names, of folders in which a name was not found.
+        self._alike: dict[str, dict[str, list[str]]] = {}
+        self._understood: list[tuple[str, Path]] = []
+
+    def find(self, cell: str) -> Path | None:
+        """The file that a cell names, there or not; None for an empty cell."""
+        cell = cell.strip()
+        if not cell:
+            return None
+        literal = self.table.parent / cell
+        folder, name = os.path.split(literal)
+        if name in self._listed(folder):
+            return literal
+        for reading in _readings(cell):
+            path = self._spelled(self.table.parent / reading)
+            if path is not None:
+                self._understood.append((cell, path))
+                return path
+        return literal
+
+    def _spelled(self, path: Path) -> Path | None:
+        """``path`` as the disk spells its last part, or None if there is no such file, or two."""
+        folder, name = os.path.split(path)
+        listed = self._listed(folder)
+        if not listed or name in listed:
+            return path if listed else None
+        if folder not in self._alike:
+            alike = self._alike[folder] = {}
+            for other in listed:
+                alike.setdefault(_plain(other), []).append(other)
+        found = self._alike[folder].get(_plain(name), [])
+        return path.with_name(found[0]) if len(found) == 1 else None
+
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = set(os.listdir(folder))
+            except (OSError, ValueError):
+                self._names[folder] = set()
+        return self._names[folder]
+
+    def tell(self) -> None:
+        """Say which paths were not taken literally."""
+        if self._understood:
+            cell, path = self._understood[0]
+            logger.info("%s: %d paths in another spelling were understood, as %r for %s", self.table.name,
+                        len(self._understood), cell, path)
+
+
+def _readings(cell: str) -> list[str]:
+    """A path as other systems write it, in the ways it can be read here."""
+    text = cell[7:] if cell.startswith("file://") else cell
+    readings = [text, text.replace("\\", "/")]
+    readings += [unquote(reading) for reading in readings]
+    if text.startswith("~"):
+        readings += [os.path.expanduser(reading) for reading in readings]
+    return list(dict.fromkeys(readings))
