@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist.corpus import faces, media
+from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 
@@ -93,7 +94,7 @@ def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
     source = decoded.clip.audio or decoded.clip.video
     if source is None:
         raise media.MediaError("the corpus names no audio and no video to take it from")
-    sound = media.read_sound(source)
+    sound = read_sound(source)
     decoded.samples = sound.samples
     decoded.seconds = max(decoded.seconds, sound.seconds)
     if sound.damage:

@@ -1,4 +1,4 @@
-"""Frames and sound of a media file, as much of them as decodes."""
+"""What a media file holds, as much of it as decodes: opening it, its tracks, its frames."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-#: Samples per second of every stored waveform: what HuBERT was trained on.
-RATE = 16_000
 #: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
-#: Of sound. A clip is one utterance, and an hour of silence takes next to no bytes.
-MOST_SECONDS = 3600
 
 
 class MediaError(Exception):
@@ -34,14 +30,18 @@ class Video:
 
 
 @dataclass(kw_only=True)
-class Sound:
-    #: (S,) int16, mono, 16 kHz.
-    samples: np.ndarray
-    damage: str
+class Track:
+    """One stream of a file that is being decoded."""
+
+    kind: str
+    #: What decodes of it, in the order of the file.
+    frames: Iterator
+    #: The errors between them, so far.
+    faults: list[str]
 
     @property
-    def seconds(self) -> float:
-        return len(self.samples) / RATE
+    def damage(self) -> str:
+        return _summary(self.kind, self.faults)
 
 
 def read_video(path: Path, count: int) -> Video:
@@ -75,35 +75,17 @@ def video_seconds(path: Path) -> float:
     return end - start
 
 
-def read_sound(path: Path) -> Sound:
-    """The first audio stream as 16 kHz mono.
+@contextmanager
+def playing(path: Path, kind: str) -> Iterator[Track]:
+    """The stream of a kind, ``audio`` or ``video``, that a player takes.
 
     Raises:
-        MediaError: no such file, no audio stream, or nothing of it decodes.
+        MediaError: no such file, or no such stream.
     """
     faults: list[str] = []
-    parts: list[np.ndarray] = []
-    samples = 0
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     with _opened(path) as container:
-        stream = _stream(container, "audio", path)
-        for frame in _decoded(container, stream, faults):
-            try:
-                own = [part.to_ndarray()[0] for part in resampler.resample(frame)]
-            except ValueError as error:
-                # The stream changed its format midway; what came before is whole.
-                faults.append(str(error))
-                break
-            parts += own
-            samples += sum(map(len, own))
-            if samples > MOST_SECONDS * RATE:
-                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
-    # The resampler holds the last few milliseconds back until it is told that no more will come.
-    if parts:
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not sum(map(len, parts)):
-        raise MediaError(f"{path.name}: nothing of its sound decodes")
-    return Sound(samples=np.concatenate(parts), damage=_summary("audio", faults))
+        stream = _stream(container, kind, path)
+        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults)
 
 
 @contextmanager
