@@ -26,6 +26,9 @@ class Decoded:
     #: Modalities that the clip lacks, sorted.
     missing: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    #: What was found or done that loses nothing, in words that are the same for every clip of its
+    #: kind: they are counted by them.
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
