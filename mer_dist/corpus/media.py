@@ -1,4 +1,4 @@
-"""Frames and sound of a media file, as much of them as decodes."""
+"""What a media file holds, as much of it as decodes: opening it, its tracks, its frames."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-#: Samples per second of every stored waveform: what HuBERT was trained on.
-RATE = 16_000
 #: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
-#: Of sound. A clip is one utterance, and an hour of silence takes next to no bytes.
-MOST_SECONDS = 3600
+_FLAGS = av.stream.Disposition
+#: Of tracks that come beside the one that is meant: somebody talks over it, or its voices are taken out.
+_ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
+          | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
 
 
 class MediaError(Exception):
@@ -34,14 +34,21 @@ class Video:
 
 
 @dataclass(kw_only=True)
-class Sound:
-    #: (S,) int16, mono, 16 kHz.
-    samples: np.ndarray
-    damage: str
+class Track:
+    """One stream of a file that is being decoded."""
+
+    kind: str
+    #: What decodes of it, in the order of the file.
+    frames: Iterator
+    #: The errors between them, so far, and tracks that should have been taken before this one.
+    faults: list[str]
+    #: Tracks of this kind in the file, and those of them that have a decoder.
+    count: int
+    known: int
 
     @property
-    def seconds(self) -> float:
-        return len(self.samples) / RATE
+    def damage(self) -> str:
+        return _summary(self.kind, self.faults)
 
 
 def read_video(path: Path, count: int) -> Video:
@@ -75,35 +82,20 @@ def video_seconds(path: Path) -> float:
     return end - start
 
 
-def read_sound(path: Path) -> Sound:
-    """The first audio stream as 16 kHz mono.
+@contextmanager
+def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
+    """The stream of a kind, ``audio`` or ``video``, that a player takes, or the ``place``-th after it.
 
     Raises:
-        MediaError: no such file, no audio stream, or nothing of it decodes.
+        MediaError: no such file, or no such stream.
     """
-    faults: list[str] = []
-    parts: list[np.ndarray] = []
-    samples = 0
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     with _opened(path) as container:
-        stream = _stream(container, "audio", path)
-        for frame in _decoded(container, stream, faults):
-            try:
-                own = [part.to_ndarray()[0] for part in resampler.resample(frame)]
-            except ValueError as error:
-                # The stream changed its format midway; what came before is whole.
-                faults.append(str(error))
-                break
-            parts += own
-            samples += sum(map(len, own))
-            if samples > MOST_SECONDS * RATE:
-                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
-    # The resampler holds the last few milliseconds back until it is told that no more will come.
-    if parts:
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not sum(map(len, parts)):
-        raise MediaError(f"{path.name}: nothing of its sound decodes")
-    return Sound(samples=np.concatenate(parts), damage=_summary("audio", faults))
+        stream = _stream(container, kind, path, place)
+        tracks = _tracks(container, kind)
+        before = tracks[: [track.index for track in tracks].index(stream.index)]
+        faults = [f"nothing of stream {track.index}, which players take" for track in before]
+        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults,
+                    count=len(tracks), known=len(_decodable(tracks)))
 
 
 @contextmanager
@@ -122,18 +114,42 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def _stream(container, kind: str, path: Path):
-    """The first stream of a kind, decoded by one thread: the workers are the parallelism."""
-    for stream in container.streams:
-        # Cover art is a video stream of one picture that is no part of the clip.
-        if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise MediaError(f"{path.name}: its {kind} has an unknown codec")
-            stream.codec_context.thread_count = 1
-            if kind == "video":
-                _bound(stream.codec_context, path)
-            return stream
-    raise MediaError(f"{path.name}: no {kind} stream")
+def several_videos(path: Path) -> bool:
+    """Whether there is more than one video that a player could show, be it from another camera.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    with _opened(path) as container:
+        return len(_tracks(container, "video")) > 1
+
+
+def _stream(container, kind: str, path: Path, place: int = 0):
+    """Of the streams of a kind that have a decoder the one that a player takes first, or the ``place``-th
+    after it; decoded by one thread: the workers are the parallelism."""
+    tracks = _tracks(container, kind)
+    if not tracks:
+        raise MediaError(f"{path.name}: no {kind} stream")
+    if not _decodable(tracks):
+        raise MediaError(f"{path.name}: its {kind} has an unknown codec")
+    stream = _decodable(tracks)[place]
+    stream.codec_context.thread_count = 1
+    if kind == "video":
+        _bound(stream.codec_context, path)
+    return stream
+
+
+def _tracks(container, kind: str) -> list:
+    """The streams of a kind as players prefer them: flagged default, not beside another one, the first."""
+    # Cover art is a video stream of one picture that is no part of the clip.
+    tracks = [stream for stream in container.streams
+              if stream.type == kind and not stream.disposition & _FLAGS.attached_pic]
+    return sorted(tracks, key=lambda stream: (
+        not stream.disposition & _FLAGS.default, bool(stream.disposition & _ASIDE), stream.index))
+
+
+def _decodable(tracks: list) -> list:
+    return [stream for stream in tracks if stream.codec_context is not None]
 
 
 def _bound(codec, path: Path) -> None:
