@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
 from mer_dist.corpus import picture
+from mer_dist.corpus.picture import Shot
 
 #: Samples per second of every stored waveform: what HuBERT was trained on.
 RATE = 16_000
@@ -32,17 +32,6 @@ class Video:
     seconds: float
     #: What of the stream did not decode, or is not shown as it says; empty if all is well.
     damage: str
-
-
-@dataclass(kw_only=True)
-class Shot:
-    """A decoded frame, and what the file says of it."""
-
-    frame: av.VideoFrame
-    #: Seconds at which it comes on screen.
-    time: float
-    #: Width of its pixels divided by their height; None if unknown.
-    ratio: Fraction | None
 
 
 @dataclass(kw_only=True)
@@ -179,15 +168,24 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
         reason = "its edit list hides every frame" if hidden else "its video stream is empty"
         raise MediaError(f"{path.name}: {reason}")
     damage = "" if not corrupt and seen >= promised else f"{seen - corrupt} of {promised} frames are there"
-    known = [time for time in sent if time is not None]
     base = float(stream.time_base)
-    if None in times or known != sorted(known):
+    if None in times or _out_of_order(sent) or _only_sent(container, stream):
         start = min((time for time in times if time is not None), default=0) * base
         return *_counted(path, start), damage
     times.sort()
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
     return times[0] * base, (times[-1] + step) * base, damage
+
+
+def _out_of_order(times: list[int | None]) -> bool:
+    known = [time for time in times if time is not None]
+    return known != sorted(known)
+
+
+def _only_sent(container, stream) -> bool:
+    """Whether the file knows when frames are sent, but not, since there are B-frames, when they are shown."""
+    return "avi" in container.format.name and stream.codec_context.has_b_frames
 
 
 def _promised(container, stream, seen: int) -> int:
@@ -218,13 +216,13 @@ def _step(stream) -> float:
 def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]:
     """Every frame that decodes, each at its time: its own, or its packet's, or a step after the last.
 
-    Frames leave a decoder in the order in which they are shown, so a time that goes back is wrong. Frames
-    of raw streams have none, and B-frames in AVI have those of other frames; then the times at which
-    packets are sent are better, as in libavcodec's ``guess_correct_pts``. Both go back where recordings
-    were joined. The first frame of a stream without times is shown at ``start``.
+    Frames leave a decoder in the order in which they are shown, so a time that goes back is wrong. Then
+    the times at which packets are sent are better, as in libavcodec's ``guess_correct_pts``. Both go back
+    where recordings were joined, and raw streams have neither; their first frame is shown at ``start``.
     """
-    step, last, trusted = _step(stream), -np.inf, True
+    step, last, trusted = _step(stream), -np.inf, not _only_sent(container, stream)
     declared, first = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    matrix = None
     for frame in _decoded(container, stream, faults):
         own, sent = (
             None if stamp is None else float(stamp * stream.time_base) for stamp in (frame.pts, frame.dts)
@@ -234,7 +232,10 @@ def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]
         last = next(known, max(start, last + step))
         # The container's word on the shape of pixels stands; the codec's may change on the way.
         ratio = declared if declared != first else stream.codec_context.sample_aspect_ratio
-        yield Shot(frame=frame, time=last, ratio=ratio)
+        # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
+        told = picture.display_matrix(frame)
+        matrix = matrix if told is None else told
+        yield Shot(frame=frame, time=last, ratio=ratio, matrix=matrix)
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
@@ -262,12 +263,12 @@ def _shown_at(targets: np.ndarray, shots: Iterator[Shot], notes: list[str]) -> l
     frames, position, shown = [], 0, None
     for shot in shots:
         if shown is not None and targets[position] < shot.time:
-            frames.append(picture.shown(shown.frame, shown.ratio, notes))
+            frames.append(picture.shown(shown, notes))
             position = int(np.searchsorted(targets, shot.time))
         shown = shot
         if position == len(targets):
             return frames
-    return frames if shown is None else [*frames, picture.shown(shown.frame, shown.ratio, notes)]
+    return frames if shown is None else [*frames, picture.shown(shown, notes)]
 
 
 def _summary(kind: str, faults: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -18,21 +19,34 @@ TOLERANCE = 5
 UNLISTED = range(max(kind.value for kind in Type) + 1, max(kind.value for kind in Type) + 17)
 
 
-def shown(frame: av.VideoFrame, ratio: Fraction | None, notes: list[str]) -> np.ndarray:
+@dataclass(kw_only=True)
+class Shot:
+    """A decoded frame, and what the file says of it."""
+
+    frame: av.VideoFrame
+    #: Seconds at which it comes on screen.
+    time: float
+    #: The width of a pixel divided by its height; None or 0 if unknown.
+    ratio: Fraction | None
+    #: (3, 3) int32, how it is to be turned and mirrored; None if it is not.
+    matrix: np.ndarray | None
+
+
+def shown(shot: Shot, notes: list[str]) -> np.ndarray:
     """(H, W, 3) uint8 RGB: a frame with square pixels, then turned and mirrored as its matrix says.
 
-    Args:
-        ratio: the width of a pixel divided by its height; None or 0 where it is unknown, so 1.
-        notes: takes up, once each, what the file says of its picture and cannot be followed.
+    What the file says of its picture and cannot be followed goes to ``notes``, once each.
     """
-    wide = frame.width * float(_believable(ratio or Fraction(1), notes))
+    frame = shot.frame
+    wide = frame.width * float(_believable(shot.ratio or Fraction(1), notes))
     scale = min(1.0, LONGEST_SIDE / max(wide, frame.height))
     image = frame.to_ndarray(
         format="rgb24", interpolation="AREA",
         width=max(1, round(wide * scale)), height=max(1, round(frame.height * scale)),
     )
-    matrix = display_matrix(frame)
-    return image if matrix is None else np.ascontiguousarray(turned(image, orientation(matrix, notes)))
+    if shot.matrix is None:
+        return image
+    return np.ascontiguousarray(turned(image, orientation(shot.matrix, notes)))
 
 
 def _believable(ratio: Fraction, notes: list[str]) -> Fraction:

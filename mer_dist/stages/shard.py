@@ -32,7 +32,7 @@ from mer_dist.shards.manifest import Facts, Row
 
 STATS = "stats.json"
 #: Raised when the same input and settings come to give other members.
-FORMAT = 1
+FORMAT = 2
 
 
 def shard(config: Config) -> None:
