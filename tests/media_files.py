@@ -70,8 +70,9 @@ def laid_down(path: Path, steps: tuple[float, float, float, float]) -> Path:
 
 
 def edited(path: Path, *edits: tuple[float, float]) -> Path:
-    """An mp4, its header last, whose edit list becomes ``edits``: seconds long, from this second on; -1: nothing.
+    """An mp4, its header last, whose edit list becomes ``edits``: seconds long, from this second on.
 
+    From second -1 on nothing is shown.
     One edit takes the place of the one that is there, so that the header may come first.
     """
     content = bytearray(path.read_bytes())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist.corpus import faces, media
+from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 
@@ -25,6 +26,9 @@ class Decoded:
     #: Modalities that the clip lacks, sorted.
     missing: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    #: What was found or done that loses nothing, in words that are the same for every clip of its
+    #: kind: they are counted by them.
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
@@ -87,13 +91,14 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
         decoded.face = config.faces == "none"
     if video.damage:
         decoded.note("part of video", f"{clip.video.name}: {video.damage}")
+    decoded.remarks += video.remarks
 
 
 def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
     source = decoded.clip.audio or decoded.clip.video
     if source is None:
         raise media.MediaError("the corpus names no audio and no video to take it from")
-    sound = media.read_sound(source)
+    sound = read_sound(source)
     decoded.samples = sound.samples
     decoded.seconds = max(decoded.seconds, sound.seconds)
     if sound.damage:

@@ -1,4 +1,4 @@
-"""Frames and sound of a media file, as much of them as decodes."""
+"""What a media file holds, as much of it as decodes: opening it, its tracks, its frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ import numpy as np
 from mer_dist.corpus import picture
 from mer_dist.corpus.picture import Shot
 
-#: Samples per second of every stored waveform: what HuBERT was trained on.
-RATE = 16_000
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
-#: Of sound. A clip is one utterance, and an hour of silence takes next to no bytes.
-MOST_SECONDS = 3600
 
 
 class MediaError(Exception):
@@ -30,19 +26,25 @@ class Video:
     #: (H, W, 3) uint8 RGB each, in time order.
     frames: list[np.ndarray]
     seconds: float
-    #: What of the stream did not decode, or is not shown as it says; empty if all is well.
+    #: What of the stream did not decode; empty if it is whole.
     damage: str
+    #: Kinds of what the file says of its pictures and is not followed.
+    remarks: list[str]
 
 
 @dataclass(kw_only=True)
-class Sound:
-    #: (S,) int16, mono, 16 kHz.
-    samples: np.ndarray
-    damage: str
+class Track:
+    """One stream of a file that is being decoded."""
+
+    kind: str
+    #: What decodes of it, in the order of the file.
+    frames: Iterator
+    #: The errors between them, so far.
+    faults: list[str]
 
     @property
-    def seconds(self) -> float:
-        return len(self.samples) / RATE
+    def damage(self) -> str:
+        return _summary(self.kind, self.faults)
 
 
 def read_video(path: Path, count: int) -> Video:
@@ -59,14 +61,14 @@ def read_video(path: Path, count: int) -> Video:
         start, end, damage = _extent(container, _stream(container, "video", path), path)
     targets = start + (np.arange(count) + 0.5) * (end - start) / count
     faults: list[str] = []
-    notes: list[str] = []
+    remarks: set[str] = set()
     with _opened(path) as container:
         stream = _stream(container, "video", path)
-        frames = _shown_at(targets, _shots(container, stream, start, faults), notes)
+        frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
     if not frames:
         raise MediaError(f"{path.name}: no frame of its video decodes")
-    damage = "; ".join(filter(None, [damage or _summary("video", faults), *notes]))
-    return Video(frames=frames, seconds=end - start, damage=damage)
+    return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults),
+                 remarks=sorted(remarks))
 
 
 def video_seconds(path: Path) -> float:
@@ -79,35 +81,17 @@ def video_seconds(path: Path) -> float:
     return end - start
 
 
-def read_sound(path: Path) -> Sound:
-    """The first audio stream as 16 kHz mono.
+@contextmanager
+def playing(path: Path, kind: str) -> Iterator[Track]:
+    """The stream of a kind, ``audio`` or ``video``, that a player takes.
 
     Raises:
-        MediaError: no such file, no audio stream, or nothing of it decodes.
+        MediaError: no such file, or no such stream.
     """
     faults: list[str] = []
-    parts: list[np.ndarray] = []
-    samples = 0
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     with _opened(path) as container:
-        stream = _stream(container, "audio", path)
-        for frame in _decoded(container, stream, faults):
-            try:
-                own = [part.to_ndarray()[0] for part in resampler.resample(frame)]
-            except ValueError as error:
-                # The stream changed its format midway; what came before is whole.
-                faults.append(str(error))
-                break
-            parts += own
-            samples += sum(map(len, own))
-            if samples > MOST_SECONDS * RATE:
-                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
-    # The resampler holds the last few milliseconds back until it is told that no more will come.
-    if parts:
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not sum(map(len, parts)):
-        raise MediaError(f"{path.name}: nothing of its sound decodes")
-    return Sound(samples=np.concatenate(parts), damage=_summary("audio", faults))
+        stream = _stream(container, kind, path)
+        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults)
 
 
 @contextmanager
@@ -258,17 +242,17 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
         return
 
 
-def _shown_at(targets: np.ndarray, shots: Iterator[Shot], notes: list[str]) -> list[np.ndarray]:
+def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:
     """For each target time the frame on screen then, each frame at most once."""
     frames, position, shown = [], 0, None
     for shot in shots:
         if shown is not None and targets[position] < shot.time:
-            frames.append(picture.shown(shown, notes))
+            frames.append(picture.shown(shown, remarks))
             position = int(np.searchsorted(targets, shot.time))
         shown = shot
         if position == len(targets):
             return frames
-    return frames if shown is None else [*frames, picture.shown(shown, notes)]
+    return frames if shown is None else [*frames, picture.shown(shown, remarks)]
 
 
 def _summary(kind: str, faults: list[str]) -> str:

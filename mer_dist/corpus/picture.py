@@ -15,6 +15,8 @@ LONGEST_SIDE = 1280
 ODDEST_PIXEL = 4
 #: How far the sides of a frame may be from level and upright, in degrees, to count as that.
 TOLERANCE = 5
+ODD_PIXELS = f"pixels said to be over {ODDEST_PIXEL} times as long one way as the other, taken as square"
+ASKEW = "a display matrix that is no quarter turn or mirror image, so pictures are kept as they are stored"
 #: Kinds of data beside a frame that FFmpeg may know and PyAV not yet: the next numbers after its list.
 UNLISTED = range(max(kind.value for kind in Type) + 1, max(kind.value for kind in Type) + 17)
 
@@ -32,13 +34,13 @@ class Shot:
     matrix: np.ndarray | None
 
 
-def shown(shot: Shot, notes: list[str]) -> np.ndarray:
+def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
     """(H, W, 3) uint8 RGB: a frame with square pixels, then turned and mirrored as its matrix says.
 
-    What the file says of its picture and cannot be followed goes to ``notes``, once each.
+    What the file says of its picture and cannot be followed goes to ``remarks``.
     """
     frame = shot.frame
-    wide = frame.width * float(_believable(shot.ratio or Fraction(1), notes))
+    wide = frame.width * float(_believable(shot.ratio or Fraction(1), remarks))
     scale = min(1.0, LONGEST_SIDE / max(wide, frame.height))
     image = frame.to_ndarray(
         format="rgb24", interpolation="AREA",
@@ -46,13 +48,13 @@ def shown(shot: Shot, notes: list[str]) -> np.ndarray:
     )
     if shot.matrix is None:
         return image
-    return np.ascontiguousarray(turned(image, orientation(shot.matrix, notes)))
+    return np.ascontiguousarray(turned(image, orientation(shot.matrix, remarks)))
 
 
-def _believable(ratio: Fraction, notes: list[str]) -> Fraction:
+def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:
     if 1 <= ratio * ODDEST_PIXEL <= ODDEST_PIXEL**2:
         return ratio
-    _note(notes, f"its pixels are said to be {float(ratio):g} times as wide as high; they are taken as square")
+    remarks.add(ODD_PIXELS)
     return Fraction(1)
 
 
@@ -80,7 +82,7 @@ def _listed(frame: av.VideoFrame) -> av.VideoFrame:
     return graph.pull()
 
 
-def orientation(matrix: np.ndarray, notes: list[str]) -> np.ndarray:
+def orientation(matrix: np.ndarray, remarks: set[str]) -> np.ndarray:
     """(2, 2) int: where a step to the right, and one down, in the stored frame lead on the screen.
 
     It is one of the eight ways to lay a frame down. A matrix of zeros says nothing, and one that lays it
@@ -96,7 +98,7 @@ def orientation(matrix: np.ndarray, notes: list[str]) -> np.ndarray:
     steps /= np.maximum(np.hypot(*steps.T)[:, None], 1)
     nearest = np.rint(steps).astype(int)
     if abs(steps - nearest).max() > np.sin(np.radians(TOLERANCE)) or abs(round(np.linalg.det(nearest))) != 1:
-        _note(notes, "its display matrix is no quarter turn or mirror image; it is not followed")
+        remarks.add(ASKEW)
         return np.eye(2, dtype=int)
     return nearest
 
@@ -107,8 +109,3 @@ def turned(image: np.ndarray, steps: np.ndarray) -> np.ndarray:
         image = image.swapaxes(0, 1)
     across, down = steps.sum(axis=0)
     return image[::down, ::across]
-
-
-def _note(notes: list[str], text: str) -> None:
-    if text not in notes:
-        notes.append(text)

@@ -87,13 +87,15 @@ def collect(run_folder: Path) -> Facts:
         truth.update(reader.read(Path(config.fuse.labels), _labels) or {})
     tables = [(path, reader.read(path, predictions.read)) for path in predictions.all_of(run)]
     tables = [(path, table) for path, table in tables if table is not None]
+    stats, remarks = reader.read(run.shards / "stats.json", _statistics) or (None, {})
     adapters = reader.below("adapters/*/*/history.json", _adapter)
     return Facts(
         name=run.folder.resolve().name,
         config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),
         corpus=corpus,
-        stats=reader.read(run.shards / "stats.json", read_json),
+        stats=stats,
         problems=reader.read(run.quarantine, quarantine.read) or [],
+        remarks=remarks,
         adapters=adapters,
         rounds=reader.below("rounds/[0-9]*", _round),
         scores=_scores(reader, tables, truth),
@@ -122,6 +124,14 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
         truth={row["name"]: row["label"] for row in rows
                if row["split"] == LABELED and row["label"]},
     )
+
+
+def _statistics(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What the shards hold in counts, and, apart from it, every remark with the names of its clips."""
+    stats = dict(read_json(path))
+    # A run that was sharded before there were remarks has none.
+    found = stats.pop("remarks", {})
+    return stats, {str(kind): [str(name) for name in remark["names"]] for kind, remark in found.items()}
 
 
 def _labels(path: Path) -> dict[str, str]:

@@ -118,6 +118,8 @@ class Facts:
     corpus: Corpus | None
     stats: Any
     problems: list[Problem]
+    #: What sharding tells of clips though nothing of them was lost -> their names.
+    remarks: dict[str, list[str]]
     adapters: list[Adapter]
     rounds: list[Round]
     scores: list[Score]

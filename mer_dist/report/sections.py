@@ -17,6 +17,8 @@ from mer_dist.report.plot import COLOURS
 
 #: Rows of quarantine.parquet that the page lists; all of them are counted.
 LISTED_PROBLEMS = 200
+#: Clips that are named for each remark on the corpus.
+NAMED_CLIPS = 3
 _SPLITS = {LABELED: "labelled", UNLABELED: "unlabelled"}
 PACKAGES = (
     "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes", "webdataset",
@@ -177,7 +179,8 @@ def corpus(facts: Facts) -> Html:
         f"{plural(sum(map(data.clips, data.counts)), 'clip')} in {plural(data.shards, 'shard')}, "
         f"{duration(data.seconds)} of material."
     )
-    return section("corpus", "Corpus", caption, _label_table(data), _missing_table(data))
+    return section("corpus", "Corpus", caption, _label_table(data), _missing_table(data),
+                   _remark_table(facts.remarks))
 
 
 def _label_table(data: Corpus) -> Html:
@@ -211,6 +214,18 @@ def _missing_table(data: Corpus) -> Html:
     head = ["missing", *(_SPLITS.get(split, split) for split in splits)]
     return join(title, tag("p", note, class_="caption"),
                 table(head, rows, numbers=range(1, len(head))))
+
+
+def _remark_table(remarks: dict[str, list[str]]) -> Html | None:
+    if not remarks:
+        return None
+    rows = []
+    for kind, names in sorted(remarks.items(), key=lambda remark: -len(remark[1])):
+        shown = ", ".join(names[:NAMED_CLIPS]) + (", …" if len(names) > NAMED_CLIPS else "")
+        rows.append(tag("tr", cell(kind, "wrap"), cell(f"{len(names):,}", "n"), cell(shown, "wrap")))
+    note = "Found while the clips were decoded; none of it cost a clip. shards/stats.json names all of them."
+    return join(tag("h3", "Remarks"), tag("p", note, class_="caption"),
+                table(["remark", "clips", "such as"], rows, numbers=range(1, 2)))
 
 
 def quarantined(facts: Facts) -> Html:

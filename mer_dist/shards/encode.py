@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,11 +29,14 @@ class Encoded:
     #: Member suffix -> content, in tar order.
     members: dict[str, bytes] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    #: Kinds of what is worth telling though nothing was lost.
+    remarks: list[str] = field(default_factory=list)
 
 
 def encode(
     clip: Clip, *, frames: list[np.ndarray], samples: np.ndarray | None, seconds: float,
     face: bool, missing: list[str], problems: list[Problem],
+    remarks: Iterable[str] = (),
 ) -> Encoded:
     """JPEG, FLAC and JSON members of a clip.
 
@@ -53,7 +57,7 @@ def encode(
         members["flac"] = flac(samples)
     members["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
     return Encoded(clip=clip, duration=duration, missing=missing, frames=len(frames), samples=count,
-                   face=face, members=members, problems=problems)
+                   face=face, members=members, problems=problems, remarks=list(remarks))
 
 
 def jpeg(image: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +72,8 @@ class Facts:
     problems: list[Problem]
     #: Clips with video in which no face was found.
     faceless: int
+    #: What is worth telling though nothing was lost -> names of the clips.
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
 
 def checksum(members: Iterable[tuple[str, bytes]]) -> str:

@@ -54,9 +54,19 @@ def write(
         clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
         problems=[problem for clip in batch for problem in clip.problems],
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
+        remarks=_by_kind(stored),
     )
     manifest.write_rows(manifest.facts_path(folder, number), rows, facts)
     return rows
+
+
+def _by_kind(stored: list[Encoded]) -> dict[str, list[str]]:
+    """Each kind of remark -> the names of its clips."""
+    names: dict[str, list[str]] = {}
+    for clip in stored:
+        for remark in clip.remarks:
+            names.setdefault(remark, []).append(clip.clip.name)
+    return names
 
 
 def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:

@@ -33,6 +33,8 @@ from mer_dist.shards.manifest import Facts, Row
 STATS = "stats.json"
 #: Raised when the same input and settings come to give other members.
 FORMAT = 2
+#: Clips that a remark names in the log; stats.json names all of them.
+NAMED = 3
 
 
 def shard(config: Config) -> None:
@@ -172,7 +174,7 @@ def _encode(decoded):
         return Encoded(clip=decoded.clip, problems=decoded.problems)
     return encode(
         decoded.clip, frames=decoded.frames, samples=decoded.samples, seconds=decoded.seconds,
-        face=decoded.face, missing=decoded.missing, problems=decoded.problems,
+        face=decoded.face, missing=decoded.missing, problems=decoded.problems, remarks=decoded.remarks,
     )
 
 
@@ -194,6 +196,9 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
     logger.info("%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
                 stats["clips"], stats["shards"], stats["bytes"] / 2**20, _counts(stats["missing"]),
                 _counts(stats["quarantined"]), stats["faceless"])
+    for kind, found in stats["remarks"].items():
+        more = ", …" if found["clips"] > NAMED else ""
+        logger.info("%d clips: %s (%s%s)", found["clips"], kind, ", ".join(found["names"][:NAMED]), more)
 
 
 def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:
@@ -207,7 +212,18 @@ def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dic
         "shards": sum(bool(facts.sha256) for facts in shards),
         "bytes": sum(facts.bytes for facts in shards),
         "duration": round(sum(row.duration for row in rows), 3),
+        "remarks": _remarks(shards),
     }
+
+
+def _remarks(shards: list[Facts]) -> dict[str, dict]:
+    """Each kind of remark, the most frequent first: how many clips, and which."""
+    names: dict[str, list[str]] = {}
+    for facts in shards:
+        for kind, own in facts.remarks.items():
+            names.setdefault(kind, []).extend(own)
+    kinds = sorted(names, key=lambda kind: (-len(names[kind]), kind))
+    return {kind: {"clips": len(names[kind]), "names": sorted(names[kind])} for kind in kinds}
 
 
 def _counts(counts: dict[str, int]) -> str:

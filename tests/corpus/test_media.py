@@ -7,6 +7,7 @@ from media_files import ramp, tone, write_mp4
 
 from mer_dist.corpus import media
 from mer_dist.corpus.decode import decode
+from mer_dist.corpus.sound import RATE, read_sound
 from mer_dist.records import Clip
 from mer_dist.settings import ShardConfig
 
@@ -19,7 +20,7 @@ def brightness(frames) -> list[float]:
 
 def pitch(samples: np.ndarray) -> float:
     """The loudest frequency in hertz."""
-    return np.abs(np.fft.rfft(samples)).argmax() * media.RATE / len(samples)
+    return np.abs(np.fft.rfft(samples)).argmax() * RATE / len(samples)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_no_frame_is_ever_taken_twice(clip_file, count):
 
 
 def test_a_tone_of_440_hz_comes_back_as_440_hz_at_16_khz_with_its_length(clip_file):
-    sound = media.read_sound(clip_file)
+    sound = read_sound(clip_file)
     assert sound.samples.dtype == np.int16
     assert sound.seconds == pytest.approx(1.0, abs=0.03)
     assert pitch(sound.samples[1000:15000]) == pytest.approx(440, abs=2)
@@ -54,7 +55,7 @@ def test_a_tone_of_440_hz_comes_back_as_440_hz_at_16_khz_with_its_length(clip_fi
 def test_stereo_sound_of_another_rate_is_mixed_and_its_last_milliseconds_are_kept(tmp_path):
     left = tone(300, 0.5, 48_000)
     soundfile.write(tmp_path / "a.wav", np.stack([left, left], 1), 48_000)
-    sound = media.read_sound(tmp_path / "a.wav")
+    sound = read_sound(tmp_path / "a.wav")
     assert len(sound.samples) == 8000
     assert pitch(sound.samples) == pytest.approx(300, abs=2)
     assert np.abs(sound.samples[-80:]).max() > 8000
@@ -97,7 +98,7 @@ def test_a_truncated_file_gives_what_is_there_evenly_and_says_so(clip_file, tmp_
     content = clip_file.read_bytes()
     path = tmp_path / "a.mp4"
     path.write_bytes(content[: len(content) * 6 // 10])
-    video, sound = media.read_video(path, 4), media.read_sound(path)
+    video, sound = media.read_video(path, 4), read_sound(path)
     assert 0.3 < video.seconds < 0.7 and "of 25 frames are there" in video.damage
     assert len(video.frames) == 4 and (np.diff(brightness(video.frames)) > 10).all()
     assert 0.2 < sound.seconds < 0.8 and pitch(sound.samples) == pytest.approx(440, abs=5)
@@ -109,7 +110,7 @@ def test_noise_in_the_middle_of_a_file_costs_only_what_it_covers(clip_file, tmp_
     content[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    video, sound = media.read_video(path, 8), media.read_sound(path)
+    video, sound = media.read_video(path, 8), read_sound(path)
     assert 4 <= len(video.frames) <= 8 and (np.diff(brightness(video.frames)) > 0).all()
     assert "do not decode" in video.damage and "do not decode" in sound.damage
 
@@ -136,7 +137,7 @@ def bad_file(folder, kind):
 ])
 def test_a_file_of_which_nothing_decodes_says_why(tmp_path, kind, reason):
     path = bad_file(tmp_path, kind)
-    for read in (lambda: media.read_video(path, 4), lambda: media.read_sound(path)):
+    for read in (lambda: media.read_video(path, 4), lambda: read_sound(path)):
         with pytest.raises(media.MediaError, match=reason):
             read()
     clip = Clip(name="a", video=path, audio=None, transcript="x", label=None, split="unlabeled")

@@ -18,7 +18,10 @@ from conftest import skip
 from media_files import edited, laid_down, ramp, write_mp4
 
 from mer_dist.corpus import media
-from mer_dist.corpus.picture import LONGEST_SIDE
+from mer_dist.corpus.decode import decode
+from mer_dist.corpus.picture import ASKEW, LONGEST_SIDE, ODD_PIXELS
+from mer_dist.records import Clip
+from mer_dist.settings import ShardConfig
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 STORED = "red green blue white"
@@ -65,8 +68,8 @@ def greys(frames: list[np.ndarray]) -> list[float]:
 def played(path) -> list[np.ndarray]:
     """Every frame as the program ffmpeg shows it."""
     told = subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", path, "-an", "-vf", "scale=iw*sar:ih,setsar=1", "-fps_mode", "passthrough",
-         "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, check=True)
+        ["ffmpeg", "-v", "error", "-i", path, "-an", "-vf", "scale=iw*sar:ih,setsar=1",
+         "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, check=True)
     rest, frames = told.stdout, []
     while rest:
         _, size, _, rest = rest.split(b"\n", 3)
@@ -94,7 +97,7 @@ def assert_as_played(path) -> None:
 
 def both_ways(path, right: str) -> None:
     video = media.read_video(path, 1)
-    assert corners(video.frames[0]) == right and video.damage == ""
+    assert corners(video.frames[0]) == right and (video.damage, video.remarks) == ("", [])
     assert_as_played(path)
 
 
@@ -109,7 +112,7 @@ def test_a_matrix_turns_and_mirrors_a_picture_as_players_do(tmp_path, steps, rig
 def test_a_matrix_that_lays_a_picture_down_askew_or_flat_is_not_followed_and_that_is_told(tmp_path, steps):
     video = media.read_video(laid_down(write_mp4(tmp_path / "a.mp4", quadrants()), steps), 3)
     assert [corners(frame) for frame in video.frames] == [STORED] * 3
-    assert video.damage == "its display matrix is no quarter turn or mirror image; it is not followed"
+    assert video.remarks == [ASKEW] and video.damage == ""
 
 
 @pytest.mark.parametrize(("angle", "mirrored", "right"), [
@@ -131,7 +134,8 @@ def test_h264_says_itself_how_its_picture_is_to_be_turned(tmp_path):
     plain = write_mp4(tmp_path / "a.mp4", quadrants())
     with av.open(str(plain)) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        say = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90", source.streams.video[0])
+        say = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90",
+                                     source.streams.video[0])
         for packet in source.demux(video=0):
             for told in say.filter(packet) if packet.size else []:
                 told.stream = stream
@@ -194,7 +198,9 @@ def test_pixels_are_made_square_before_a_picture_is_turned_and_its_size_is_bound
 def test_pixels_of_a_shape_beyond_belief_are_taken_as_square_and_that_is_told(tmp_path, ratio):
     video = media.read_video(wide(write_mp4(tmp_path / "a.mp4", quadrants(), ratio=Fraction(2)), ratio), 3)
     assert video.frames[0].shape == (48, 64, 3)
-    assert video.damage.endswith("times as wide as high; they are taken as square")
+    assert video.remarks == [ODD_PIXELS] and video.damage == ""
+    clip = Clip(name="a", video=tmp_path / "a.mp4", audio=None, transcript="x", label=None, split="unlabeled")
+    assert decode(clip, ShardConfig(frames=1, image_size=32, faces="none")).remarks == [ODD_PIXELS]
 
 
 @pytest.mark.parametrize("ratio", [1, 2])

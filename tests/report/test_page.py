@@ -96,6 +96,20 @@ def test_corpus_missing_parts_and_quarantine_are_counted(run):
     assert facts.corpus.labels == fake_run.LABELS
 
 
+def test_remarks_on_the_corpus_are_counted_and_a_few_clips_of_each_named(run):
+    stats = files.read_json(run.shards / "stats.json")
+    names = [fake_run.HOSTILE, *(f"c{row:02d}" for row in range(11))]
+    stats["remarks"] = {"sound silent": {"clips": 12, "names": names},
+                        "several tracks": {"clips": 1, "names": ["only"]}}
+    files.write_json(run.shards / "stats.json", stats)
+    page = written(run)
+    text = text_of(page)
+    assert f"sound silent 12 {fake_run.HOSTILE}, c00, c01, … several tracks 1 only" in text
+    assert "<script" not in page and "c02" not in text
+    # Of the statistics below only the counts are shown, as before.
+    assert collect(run.folder).stats == {"clips": 640, "bytes": 123456789}
+
+
 def test_without_saved_scores_the_figures_are_computed_out_of_fold(run):
     files.write_json(run.scores, [])
     table = predictions.read(run.vote / "predictions.parquet")

@@ -3,8 +3,10 @@
 import io
 import json
 import tarfile
+from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -73,6 +75,18 @@ def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
     assert facts.clips == {"a": "s", "b": "s", "c": "s"} and facts.made_from == "m"
     assert [problem.name for problem in facts.problems] == ["b"]
     assert facts.bytes == (tmp_path / "00007.tar").stat().st_size
+
+
+def test_remarks_come_back_by_kind_and_shards_written_before_there_were_any_stay_readable(tmp_path):
+    write(tmp_path, [encoded("a", remarks=["silent", "tracks"]), encoded("b"), encoded("c", remarks=["silent"])])
+    path = manifest.facts_path(tmp_path, 0)
+    facts = manifest.read_facts(path)
+    assert facts.remarks == {"silent": ["a", "c"], "tracks": ["a"]}
+    before = {**asdict(facts), "problems": []}
+    del before["remarks"]
+    table = pq.read_table(path).replace_schema_metadata({b"mer_dist.shard": json.dumps(before)})
+    pq.write_table(table, path)
+    assert manifest.read_facts(path) == replace(facts, remarks={})
 
 
 def test_a_shard_is_closed_at_its_clips_or_its_size_whichever_comes_first():
