@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,16 +25,21 @@ def tone(hertz: float = 440.0, seconds: float = 1.0, rate: int = 44_100) -> np.n
 
 def write_mp4(path: Path, frames: np.ndarray | None = None, sound: np.ndarray | None = None,
               rate: int = 44_100, faststart: bool = False, **video) -> Path:
-    """Encode ``frames`` (T, H, W, 3) and a waveform; a part that is None becomes no stream."""
+    """Encode ``frames`` (T, H, W, 3) and a waveform; a part that is None becomes no stream.
+
+    ``video`` may name another ``format`` than the file's name does, ``codec``, ``pix_fmt``, the ``ratio`` of
+    a pixel's sides, and ``options`` of the encoder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"movflags": "faststart"} if faststart else {}
-    with av.open(str(path), "w", options=options) as container:
+    with av.open(str(path), "w", format=video.get("format"), options=options) as container:
         streams = []
         if frames is not None:
             stream = container.add_stream(video.get("codec", "libx264"), rate=RATE)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = video.get("pix_fmt", "yuv420p")
-            stream.options = {"crf": "10", "preset": "ultrafast", "g": "10"}
+            stream.options = {"crf": "10", "preset": "ultrafast", "g": "10", **video.get("options", {})}
+            stream.codec_context.sample_aspect_ratio = video.get("ratio", Fraction(1))
             stream.codec_context.thread_count = 1
             streams.append((stream, (av.VideoFrame.from_ndarray(frame) for frame in frames)))
         if sound is not None:
@@ -51,6 +57,39 @@ def _blocks(sound: np.ndarray, rate: int):
         block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], "fltp", "mono")
         block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
         yield block
+
+
+def laid_down(path: Path, steps: tuple[float, float, float, float]) -> Path:
+    """An mp4 whose track header gets the display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y."""
+    content = bytearray(path.read_bytes())
+    a, b, c, d = (round(step * (1 << 16)) for step in steps)
+    place = content.index(b"tkhd") + 4 + 40
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def edited(path: Path, *edits: tuple[float, float]) -> Path:
+    """An mp4, its header last, whose edit list becomes ``edits``: seconds long, from this second on.
+
+    From second -1 on nothing is shown.
+    One edit takes the place of the one that is there, so that the header may come first.
+    """
+    content = bytearray(path.read_bytes())
+    clock = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+    film = struct.unpack_from(">I", content, content.index(b"mvhd") + 16)[0]
+    place = content.index(b"elst") - 4
+    size = struct.unpack_from(">I", content, place)[0]
+    rows = [struct.pack(">iiI", round(length * film), -1 if start < 0 else round(start * clock), 1 << 16)
+            for length, start in edits]
+    body = b"elst" + struct.pack(">II", 0, len(rows)) + b"".join(rows)
+    content[place : place + size] = struct.pack(">I", len(body) + 4) + body
+    for box in (b"moov", b"trak", b"edts"):
+        start = content.index(box) - 4
+        whole = struct.unpack_from(">I", content, start)[0] + len(body) + 4 - size
+        struct.pack_into(">I", content, start, whole)
+    path.write_bytes(content)
+    return path
 
 
 def write_csv(path: Path, rows: list[list[str]]) -> Path:

@@ -99,6 +99,7 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
         decoded.face = config.faces == "none"
     if video.damage:
         decoded.note("part of video", f"{clip.video.name}: {video.damage}")
+    decoded.remarks += video.remarks
 
 
 def _add_audio(decoded: Decoded, config: ShardConfig) -> None:

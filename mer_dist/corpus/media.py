@@ -10,8 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-#: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
-LONGEST_SIDE = 1280
+from mer_dist.corpus import picture
+from mer_dist.corpus.picture import Shot
+
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
 _FLAGS = av.stream.Disposition
@@ -31,6 +32,8 @@ class Video:
     seconds: float
     #: What of the stream did not decode; empty if it is whole.
     damage: str
+    #: Kinds of what the file says of its pictures and is not followed.
+    remarks: list[str]
 
 
 @dataclass(kw_only=True)
@@ -52,10 +55,11 @@ class Track:
 
 
 def read_video(path: Path, count: int) -> Video:
-    """The frames shown at the middle of ``count`` equal stretches of the video.
+    """The frames shown at the middle of ``count`` equal stretches of the video, as a player shows them.
 
     A video of fewer frames gives each of them once. The stretches span the packets that are in
     the file, not the length that its header claims, so a truncated file is sampled evenly too.
+    What an edit list hides is no part of the video.
 
     Raises:
         MediaError: no such file, no video stream, or no frame decodes.
@@ -64,12 +68,14 @@ def read_video(path: Path, count: int) -> Video:
         start, end, damage = _extent(container, _stream(container, "video", path), path)
     targets = start + (np.arange(count) + 0.5) * (end - start) / count
     faults: list[str] = []
+    remarks: set[str] = set()
     with _opened(path) as container:
         stream = _stream(container, "video", path)
-        frames = _shown_at(targets, _decoded(container, stream, faults))
+        frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
     if not frames:
         raise MediaError(f"{path.name}: no frame of its video decodes")
-    return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults))
+    return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults),
+                 remarks=sorted(remarks))
 
 
 def video_seconds(path: Path) -> float:
@@ -160,30 +166,94 @@ def _bound(codec, path: Path) -> None:
 
 
 def _extent(container, stream, path: Path) -> tuple[float, float, str]:
-    """Start and end in seconds of the packets that are there, and what is missing of them."""
-    times, seen, longest, corrupt = [], 0, 0, 0
+    """Start and end in seconds of the packets that are shown, and what is missing of them."""
+    times, sent, seen, longest, corrupt = [], [], 0, 0, 0
     try:
         for packet in container.demux(stream):
-            time = packet.dts if packet.pts is None else packet.pts
-            seen += packet.size > 0
-            if time is None or not packet.size or packet.is_discard:
+            # What an edit list hides is in the file only so that the rest can be decoded.
+            if not packet.size or packet.is_discard:
                 continue
-            times.append(time)
-            longest = max(longest, packet.duration or 0)
+            seen += 1
             corrupt += packet.is_corrupt
+            longest = max(longest, packet.duration or 0)
+            sent.append(packet.dts)
+            times.append(packet.dts if packet.pts is None else packet.pts)
     except av.FFmpegError:
         corrupt += 1
-    if not times:
-        raise MediaError(f"{path.name}: its video stream is empty")
+    promised = _promised(container, stream, seen)
+    if not seen:
+        hidden = stream.frames and not promised
+        reason = "its edit list hides every frame" if hidden else "its video stream is empty"
+        raise MediaError(f"{path.name}: {reason}")
+    damage = "" if not corrupt and seen >= promised else f"{seen - corrupt} of {promised} frames are there"
+    base = float(stream.time_base)
+    if None in times or _out_of_order(sent) or _only_sent(container, stream):
+        start = min((time for time in times if time is not None), default=0) * base
+        return *_counted(path, start), damage
     times.sort()
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
-    # mp4 lists every frame in its header; in other containers the number is an estimate.
-    promised = stream.frames if "mp4" in container.format.name else seen
-    whole = not corrupt and seen >= promised
-    damage = "" if whole else f"{seen - corrupt} of {promised} frames are there"
-    base = float(stream.time_base)
     return times[0] * base, (times[-1] + step) * base, damage
+
+
+def _out_of_order(times: list[int | None]) -> bool:
+    known = [time for time in times if time is not None]
+    return known != sorted(known)
+
+
+def _only_sent(container, stream) -> bool:
+    """Whether the file knows when frames are sent, but not, since there are B-frames, when they are shown."""
+    return "avi" in container.format.name and stream.codec_context.has_b_frames
+
+
+def _promised(container, stream, seen: int) -> int:
+    """How many frames there are to show by the file's own word; ``seen`` where it gives none."""
+    if "mp4" not in container.format.name:
+        return seen
+    # mp4 lists every frame in its header; in other containers the number is an estimate. The demuxer
+    # has taken from the list what the edit list cuts away, and marked what it hides.
+    return sum(entry.size > 0 and not entry.is_discard for entry in stream.index_entries)
+
+
+def _counted(path: Path, start: float) -> tuple[float, float]:
+    """Start and end of a video whose packets do not say when they are shown: by decoding it all."""
+    with _opened(path) as container:
+        stream = _stream(container, "video", path)
+        step = _step(stream)
+        times = [shot.time for shot in _shots(container, stream, start, [])]
+    if not times:
+        raise MediaError(f"{path.name}: no frame of its video decodes")
+    return times[0], times[-1] + step
+
+
+def _step(stream) -> float:
+    """Seconds from frame to frame; FFmpeg, too, takes a stream that does not say it to have 25 a second."""
+    return float(1 / (stream.guessed_rate or 25))
+
+
+def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]:
+    """Every frame that decodes, each at its time: its own, or its packet's, or a step after the last.
+
+    Frames leave a decoder in the order in which they are shown, so a time that goes back is wrong. Then
+    the times at which packets are sent are better, as in libavcodec's ``guess_correct_pts``. Both go back
+    where recordings were joined, and raw streams have neither; their first frame is shown at ``start``.
+    """
+    step, last, trusted = _step(stream), -np.inf, not _only_sent(container, stream)
+    declared, first = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    matrix = None
+    for frame in _decoded(container, stream, faults):
+        own, sent = (
+            None if stamp is None else float(stamp * stream.time_base) for stamp in (frame.pts, frame.dts)
+        )
+        trusted = trusted and (own is None or own >= last)
+        known = (time for time in ((own, sent) if trusted else (sent,)) if time is not None and time >= last)
+        last = next(known, max(start, last + step))
+        # The container's word on the shape of pixels stands; the codec's may change on the way.
+        ratio = declared if declared != first else stream.codec_context.sample_aspect_ratio
+        # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
+        told = picture.display_matrix(frame)
+        matrix = matrix if told is None else told
+        yield Shot(frame=frame, time=last, ratio=ratio, matrix=matrix)
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
@@ -206,29 +276,17 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
         return
 
 
-def _shown_at(targets: np.ndarray, decoded: Iterator) -> list[np.ndarray]:
+def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:
     """For each target time the frame on screen then, each frame at most once."""
     frames, position, shown = [], 0, None
-    for frame in decoded:
-        if frame.time is None:
-            continue
-        if shown is not None and targets[position] < frame.time:
-            frames.append(_rgb(shown))
-            position = int(np.searchsorted(targets, frame.time))
-        shown = frame
+    for shot in shots:
+        if shown is not None and targets[position] < shot.time:
+            frames.append(picture.shown(shown, remarks))
+            position = int(np.searchsorted(targets, shot.time))
+        shown = shot
         if position == len(targets):
             return frames
-    return frames if shown is None else [*frames, _rgb(shown)]
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8, upright."""
-    scale = min(1.0, LONGEST_SIDE / max(frame.width, frame.height))
-    image = frame.to_ndarray(
-        format="rgb24", interpolation="AREA",
-        width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale)),
-    )
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+    return frames if shown is None else [*frames, picture.shown(shown, remarks)]
 
 
 def _summary(kind: str, faults: list[str]) -> str:
