@@ -44,8 +44,8 @@ def clips(folder: str | Path, labels: list[str]) -> tuple[list[Clip], list[Probl
             if why:
                 lose(name, "clip", why)
                 continue
-        if name in spoken.bad:
-            lose(name, Modality.TEXT, spoken.bad[name])
+        if why := _unspoken(name, spoken):
+            lose(name, Modality.TEXT, why)
         transcript = table.text_or_none(spoken.rows.get(name, {}).get("chinese"))
         found.append(Clip(name=name, video=path, audio=None, transcript=transcript,
                           label=label, split=split))
@@ -77,10 +77,22 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
 
 
 def _transcripts(folder: Path) -> table.Table:
+    found = table.Table(file=TRANSCRIPTS)
     if (folder / TRANSCRIPTS).exists():
-        return table.read(folder / TRANSCRIPTS, ("name", "chinese"))
-    logger.warning("%s: no %s, so every clip lacks its transcript", folder, TRANSCRIPTS)
-    return table.Table(file=TRANSCRIPTS)
+        found = table.read(folder / TRANSCRIPTS, ("name", "chinese"))
+    if not (found.rows or found.bad):
+        logger.warning("%s: no %s with a row in it, so every clip lacks its transcript", folder, TRANSCRIPTS)
+    return found
+
+
+def _unspoken(name: str, spoken: table.Table) -> str:
+    """Why a clip's transcript is lost; empty if it is there, or absent on purpose: an empty field is a clip
+    in which no word was heard, and without a table no clip has words. A table that is there has a row for
+    every clip, as the challenge's has."""
+    if name in spoken.bad:
+        return spoken.bad[name]
+    expected = name not in spoken.rows and (spoken.rows or spoken.bad)
+    return f"{spoken.file} has no row for it" if expected else ""
 
 
 def _label(name: str, emotions: table.Table, labels: list[str]) -> tuple[str | None, str]:
