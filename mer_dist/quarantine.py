@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", 
 TOLD, LONGEST = 8, 160
 #: A file at the head of a reason or of a part of it, as in ``a.mp4: no such file``.
 _FILE = re.compile(r"(?!features )(?:^|(?<=: )|(?<=; ))[^:;]*(\.\w{1,5})(?=: )")
+_SUFFIX = re.compile(r"\*\.\w+")
 _LINE, _NUMBER = re.compile(r" line \d+"), re.compile(r"(?<!\w)\d+(?:\.\d+)?(?!\w)")
 
 
@@ -30,7 +32,8 @@ class Kind:
 
     stage: str
     lost: str
-    #: With ``*`` for the clip's file, without lines of tables, and ``N`` for numbers that differ.
+    #: With ``*`` for the clip's file, also for suffixes that differ, ``N`` for numbers that differ, and
+    #: without lines of tables.
     reason: str
     #: Of the clips, sorted.
     names: list[str]
@@ -66,14 +69,30 @@ def kinds(problems: Iterable[Problem]) -> list[Kind]:
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for problem in problems:
         why = _plain(problem)
-        key = problem.stage, problem.lost, _NUMBER.sub("N", why)
+        key = problem.stage, problem.lost, _no_number(_no_suffix(why))
         groups.setdefault(key, []).append((why, problem.name))
     found = [
         Kind(stage=stage, lost=lost, names=sorted(name for _, name in rows),
-             reason=rows[0][0] if len({why for why, _ in rows}) == 1 else pattern)
-        for (stage, lost, pattern), rows in groups.items()
+             reason=_common([why for why, _ in rows]))
+        for (stage, lost, _), rows in groups.items()
     ]
     return sorted(found, key=lambda kind: (-len(kind.names), kind.stage, kind.lost, kind.reason))
+
+
+def _common(reasons: list[str]) -> str:
+    """What they all say, with as little left open as can be."""
+    for leave_open in (str, _no_number, _no_suffix):
+        if len(said := {leave_open(why) for why in reasons}) == 1:
+            return said.pop()
+    return _no_number(_no_suffix(reasons[0]))
+
+
+def _no_number(text: str) -> str:
+    return _NUMBER.sub("N", text)
+
+
+def _no_suffix(text: str) -> str:
+    return _SUFFIX.sub("*", text)
 
 
 def _plain(problem: Problem) -> str:
@@ -96,7 +115,7 @@ def tell(path: Path, *stages: str) -> int:
     if own:
         only = f" --stage {stages[0]}" if len(stages) == 1 else ""
         logger.warning("%d problems in quarantine; all of them: mer-dist quarantine %s%s", len(own),
-                       Path(path).parent, only)
+                       shlex.quote(str(Path(path).parent)), only)
     found = kinds(own)
     for kind in found[:TOLD]:
         logger.warning("  %s", kind)

@@ -34,7 +34,8 @@ class Stored:
 def stored(shards_folder: Path) -> dict[str, Stored]:
     """Every clip in the shards that are there, by name; also in those of an older version."""
     found: dict[str, Stored] = {}
-    for path in [*sorted(Path(shards_folder).glob("[0-9]*.parquet")), Path(shards_folder) / manifest.MANIFEST]:
+    folder = Path(shards_folder)
+    for path in [*sorted(folder.glob("[0-9]*.parquet")), folder / manifest.MANIFEST]:
         try:
             rows = parquet.read(path, ["name", "label", "missing"]).to_pylist()
             found |= {row["name"]: Stored(label=row["label"], parts=frozenset(Modality) - {*row["missing"]})
@@ -56,14 +57,15 @@ def taken(config: Config, clips: Iterable[Clip], unlisted: Iterable[Problem]) ->
         UserError: it is most of the clips, of the labels, or of one modality, and that was not asked for;
             with why, as far as it is known, and what was probably meant.
     """
-    before = stored(Run(config.run.folder).shards)
-    lost = _lost(config, before, {clip.name: clip for clip in clips})
+    before, now = stored(Run(config.run.folder).shards), {clip.name: clip for clip in clips}
+    lost = _lost(config, before, now)
     names = sorted({name for gone, _ in lost.values() for name in gone})
     if not names:
         return ""
     counts = [f"{len(gone):,} of {of:,} {what}" for what, (gone, of) in lost.items() if gone]
-    told = (f"{', '.join(counts)} in the shards of {config.run.folder} are no longer in {config.corpus.path} "
-            f"(for example {', '.join(names[:SHOWN])}{_why(unlisted, set(names))})")
+    some = ", ".join(names[:SHOWN]) + _why(unlisted, set(names))
+    told = (f"{', '.join(counts)} in the shards of {config.run.folder} are no longer in "
+            f"{config.corpus.path}, which offers {len(now):,} clips (for example {some})")
     if any(2 * len(gone) > of for gone, of in lost.values()) and not config.shard.remove:
         raise UserError(f"{told}. {MEANT}")
     return told

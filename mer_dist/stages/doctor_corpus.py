@@ -12,7 +12,7 @@ from mer_dist.config import Config
 from mer_dist.corpus import survey
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
-from mer_dist.records import LABELED, Clip, Modality, Problem
+from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 from mer_dist.shards import replaced, workers
 
@@ -51,7 +51,8 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
     wrong = f"{len(problems)} problems" + _kinds(problems)
     lost = sum(problem.lost == "clip" for problem in problems)
     if lost > len(clips):
-        raise UserError(f"{config.corpus.path}: {len(clips)} of its clips can be used, {lost} cannot; {wrong}")
+        told = f"{len(clips)} of its clips can be used, {lost} cannot; {wrong}"
+        raise UserError(f"{config.corpus.path}: {told}")
     if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
         raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
     told = replaced.taken(config, clips, problems)
@@ -91,11 +92,13 @@ def _media(clips: list[Clip], config: Config) -> str:
     among = f"{len(found)} clips" + (f", a sample of {of}," if of > len(found) else "")
     faults = [Problem(stage="doctor", name=name, lost="file", reason=why)
               for name, reasons in found.items() for why in reasons]
-    lacking = len({fault.name for fault in faults})
+    lacking = {fault.name for fault in faults}
     if not lacking:
         return f"the files of {among} are there"
-    told = f"{lacking} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
-    if lacking > MANY * len(found):
+    told = f"{len(lacking)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
+    parts = [{clip.name for clip in clips if clip.split == split} & found.keys()
+             for split in (LABELED, UNLABELED)]
+    if any(len(lacking & part) > MANY * len(part) for part in parts):
         raise UserError(f"{told}. Is the disk mounted, are the paths right (those of a table are relative to "
                         "its folder)?")
     return told
@@ -105,10 +108,13 @@ def _decoding(clips: list[Clip], config: Config) -> str:
     """What comes of three clips whose files are there."""
     faults = survey.look(clips, config.shard)
     sound = [clip for clip in survey.with_media(clips) if not faults.get(clip.name)]
-    tried = survey.evenly(sound, TRIED)
+    tried = survey.evenly(sound, TRIED)  # by split and name, the labelled ones first
     if not tried:
-        return "there is no file to decode"
-    results = list(workers.in_order(partial(_tried, config.shard), tried, 1, crashed=_crashed, seconds=SECONDS))
+        if faults:
+            raise UserError("none of the files that were looked for is there to be decoded")
+        return "no clip names a file"
+    results = list(workers.in_order(
+        partial(_tried, config.shard), tried, 1, crashed=_crashed, seconds=SECONDS))
     problems = [problem for *_, found in results for problem in found]
     dead = sum(not (frames or seconds) for frames, seconds, _ in results)
     if 2 * dead > len(tried):

@@ -48,7 +48,8 @@ def told(folder: Path, stage: str | None, lost: str | None, reason: str | None, 
     for key, wanted in (("stage", stage), ("lost", lost)):
         known = sorted({getattr(row, key) for row in rows})
         if wanted is not None and rows and wanted not in known:
-            raise UserError(f"--{key} {wanted}: nothing of that is in quarantine; there is: {', '.join(known)}")
+            there = ", ".join(known)
+            raise UserError(f"--{key} {wanted}: nothing of that is in quarantine; there is: {there}")
     if not rows and form is None:
         return "nothing is in quarantine"
     rows = [row for row in rows if stage in (None, row.stage) and lost in (None, row.lost)

@@ -167,37 +167,29 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterat
     if not remaining:
         return iter(())
     remaining = sorted(remaining, key=lambda clip: (clip.split, clip.name))
-    first = [] if config.shard.without_media else survey.evenly(
-        survey.with_media(remaining), survey.DECODED)
-    _check_there(config, clips, first)
+    first = [] if config.shard.without_media else survey.sample(remaining, survey.DECODED)
+    if first:
+        _check_there(config, clips)
     early = {clip.name for clip in first}
     order = [*first, *(clip for clip in remaining if clip.name not in early)]
     results = _until_asked(workers.in_order(
         partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up
     ))
     tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
-    _check_decoded(config, clips, remaining, list(tried.values()))
+    lost = {name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
+            for name, one in tried.items()}
+    survey.refuse(clips, lost, {clip.name for clip in clips} - {clip.name for clip in remaining},
+                  config.corpus.path)
     ordered = (tried.pop(clip.name) if clip.name in early else next(results) for clip in remaining)
     return progress(ordered, len(remaining), "shard")
 
 
-def _check_there(config: Config, clips: list[Clip], first: list[Clip]) -> None:
+def _check_there(config: Config, clips: list[Clip]) -> None:
     """Refuse a corpus next to none of whose media files are there."""
-    if first:
-        faults = survey.look(clips, config.shard)
-        named = {clip.name: clip for clip in clips}
-        lost = [name for name, why in faults.items() if len(why) == len(survey.files_of(named[name]))]
-        example = faults[lost[0]][0] if lost else ""
-        survey.refuse(len(faults) - len(lost), len(faults), example, config.corpus.path)
-
-
-def _check_decoded(config: Config, clips: list[Clip], remaining: list[Clip], first: list) -> None:
-    """Refuse a corpus of whose media next to none decode; clips that are kept count as read."""
-    lost = [clip for clip in first if not (clip.frames or clip.samples)]
-    if lost:
-        of, left = len(survey.with_media(clips)), len(survey.with_media(remaining))
-        why = f"clip {lost[0].clip.name}: {lost[0].problems[0].reason}"
-        survey.refuse(of - left * len(lost) / len(first), of, why, config.corpus.path)
+    named = {clip.name: len(survey.files_of(clip)) for clip in clips}
+    faults = survey.look(clips, config.shard)
+    lost = {name: why[0] if len(why) == named[name] else None for name, why in faults.items()}
+    survey.refuse(clips, lost, set(), config.corpus.path)
 
 
 def _write(

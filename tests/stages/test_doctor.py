@@ -55,7 +55,8 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
     assert all(line.startswith("ok ") for line in lines)
     named = {line.split(":")[0].removeprefix("ok").strip() for line in lines}
     assert {"python", "packages", "launch", "processors", "communication", "model clip", "model hubert",
-            "model baichuan", "corpus", "run folder", "disk", "port", "open files", "labels", "media", "decoding"} == named
+            "model baichuan", "corpus", "labels", "media", "decoding", "run folder", "disk", "port",
+            "open files"} == named
 
 
 def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):

@@ -60,9 +60,9 @@ def test_paths_that_lead_nowhere_are_found_and_one_of_many_is_told(corpus, tmp_p
     rows = [[f"c{row}", f"clips/c{row}.mp4", "", "x", "happy" if row % 2 else "sad", ""] for row in range(8)]
     told = found(config_of(write_csv(tmp_path / "all.csv", [HEADER, *rows])))
     fine, text = told["media"]
-    assert not fine and text.startswith("8 of 8 clips lack a file (8 x file: *.mp4: no such file); for example ")
+    assert not fine and text.startswith("8 of 8 clips lack a file (8 x file: *.mp4: no such file); for ex")
     assert f"{tmp_path}/clips/c0.mp4: no such file" in text and "relative to its folder" in text
-    assert told["corpus"][0] and told["decoding"] == (True, "there is no file to decode")
+    assert told["corpus"][0] and not told["decoding"][0]
     (corpus / "video-labeled" / "a003.mp4").write_bytes(b"")
     fine, text = found(config_of(corpus), "media")["media"]
     assert fine and text.startswith("1 of 13 clips lack a file (1 x file: *.mp4: the file is empty)")
@@ -89,18 +89,21 @@ def test_a_corpus_without_a_labelled_clip_or_with_too_few_is_never_fine(corpus, 
     assert told["corpus"] == (True, "2 clips, 0 of them labelled, 0 problems")
     assert not told["labels"][0] and "no clip has one of the labels neutral, angry" in told["labels"][1]
     assert told["media"] == (True, "no clip names a file; transcripts alone")
+    assert told["decoding"] == (True, "no clip names a file")
     few = config_of(corpus)
     few.folds.count = 3
     assert "folds.count is 3, but these labels have fewer clips" in found(few, "labels")["labels"][1]
     # As where corpus.labels are in another language than the table.
     few.corpus.labels = ["froh", "traurig"]
     fine, text = found(few, "corpus")["corpus"]
-    assert not fine and "1 of its clips can be used, 12 cannot" in text and "2 x clip: label-disdim.csv: label" in text
+    assert not fine and "1 of its clips can be used, 12 cannot" in text
+    assert "2 x clip: label-disdim.csv: label" in text
 
 
 def test_a_corpus_that_cannot_be_listed_is_one_line_and_a_label_file_is_counted_alone(tmp_path):
     told = found(config_of(tmp_path / "none"))
-    assert list(told) == ["corpus"] and not told["corpus"][0] and "no folder video-labeled" in told["corpus"][1]
+    assert list(told) == ["corpus"] and not told["corpus"][0]
+    assert "no folder video-labeled" in told["corpus"][1]
     labels = write_csv(tmp_path / "labels.csv", [
         ["name", "label"], *([f"a{row}", ("happy", "sad")[row % 2]] for row in range(4)), ["u", ""]])
     config = config_of("")

@@ -422,10 +422,12 @@ MISTAKES = {
     only_the_new_clips: "8 of 8 clips, 5 of 5 labels .* a run.folder of its own.*shard.remove=true",
     the_same_clips_under_other_names: r"8 of 8 clips.*for example a000, a001, a002",
     labelled_folder_under_another_name: r"^5 of 5 labels in the shards",
-    labels_in_another_language: r"3 of 8 clips, 3 of 5 labels.*1 x clip: label-disdim.csv: label 'froh' is not in",
+    labels_in_another_language: "3 of 8 clips, 3 of 5 labels.*"
+                                "1 x clip: label-disdim.csv: label 'froh' is not in",
     transcripts_left_behind: "^8 of 8 transcripts in the shards",
     disk_not_mounted: "no folder video-labeled",
-    links_to_a_disk_not_mounted: "0 of 8 clips; for example .*/a000.mp4: no such file.*shard.without_media=true",
+    links_to_a_disk_not_mounted: "8 of 8 clips that were looked at are not, for example .*/a000.mp4: "
+                                 "no such file.*shard.without_media=true",
 }
 
 
@@ -500,7 +502,7 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
         rows.append([f"a00{number}", f"v/x{number}.mp4", "", "text", "happy", ""])
     before = everything(run)
     config = manifest_of(run, tmp_path / "all.csv", rows, remove=True)
-    with pytest.raises(UserError, match="0 of 3 clips; for example clip a000: x0.mp4: not readable"):
+    with pytest.raises(UserError, match="3 of 3 clips that were looked at are not, for example clip a000: "):
         shard(config)
     assert everything(run) == before
     config.shard.without_media = True
@@ -510,7 +512,8 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
 
 
 def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(tmp_path, caplog):
-    rows = [["a", "", "", "你好", "calm", ""], ["b", "", "", "气死我了", "tense", ""], ["c", "", "", "走吧", "", ""]]
+    rows = [["a", "", "", "你好", "calm", ""], ["b", "", "", "气死我了", "tense", ""],
+            ["c", "", "", "走吧", "", ""]]
     config = manifest_of(tmp_path / "run", tmp_path / "all.csv", rows)
     config.corpus.labels = ["calm", "tense"]
     configuration.save(config, tmp_path / "job.yaml")
