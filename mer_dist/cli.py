@@ -22,6 +22,7 @@ from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
+from mer_dist.stages import problems
 
 #: Seconds that a launched stage waits for another to leave the run folder.
 PATIENCE = 60.0
@@ -134,6 +135,7 @@ def _commands_on_a_run(command: Callable) -> None:
     score_command = command("score", "the result table, scored against a truth file", score)
     score_command.add_argument("run", type=Path, help="run folder")
     score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
+    problems.arguments(command("quarantine", "what could not be used: the reasons by count", problems_of))
     explain_command = command("explain", "the way of one clip through the rounds to its answer", explain)
     explain_command.add_argument("run", type=Path, help="run folder")
     explain_command.add_argument("name", help="name of a clip")
@@ -225,10 +227,7 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
 
 def quarantined(run: Run, *stages: str) -> int:
     """The exit code of stages that ended well: 3 if they had to leave something out."""
-    count = sum(problem.stage in stages for problem in quarantine.read(run.quarantine))
-    if count:
-        logger.warning("%d problems in quarantine: %s", count, run.quarantine)
-    return QUARANTINED if count else DONE
+    return QUARANTINED if quarantine.tell(run.quarantine, *stages) else DONE
 
 
 def slurm(parsed: argparse.Namespace) -> int:
@@ -353,6 +352,11 @@ def explain(parsed: argparse.Namespace) -> int:
 
     told = act(parsed.run, names.clean(parsed.name))
     print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
+    return DONE
+
+
+def problems_of(parsed: argparse.Namespace) -> int:
+    problems.show(problems.told(parsed.run, parsed.stage, parsed.lost, parsed.reason, parsed.form))
     return DONE
 
 

@@ -249,7 +249,7 @@ def stamp(path: Path | None) -> list | None:
         return None
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return None
     return [status.st_size, status.st_mtime_ns]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +14,32 @@ import pyarrow.parquet as pq
 from mer_dist import parquet
 from mer_dist.errors import reading
 from mer_dist.files import atomic
+from mer_dist.log import logger
 from mer_dist.records import Problem
 
 SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason")])
+#: Kinds that a stage tells at its end, and letters of one.
+TOLD, LONGEST = 8, 160
+#: A file at the head of a reason or of a part of it, as in ``a.mp4: no such file``.
+_FILE = re.compile(r"(?!features )(?:^|(?<=: )|(?<=; ))[^:;]*(\.\w{1,5})(?=: )")
+_SUFFIX = re.compile(r"\*\.\w+")
+_LINE, _NUMBER = re.compile(r" line \d+"), re.compile(r"(?<!\w)\d+(?:\.\d+)?(?!\w)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Problems that differ in nothing but the clip."""
+
+    stage: str
+    lost: str
+    #: With ``*`` for the clip's file, also for suffixes that differ, ``N`` for numbers that differ, and
+    #: without lines of tables.
+    reason: str
+    #: Of the clips, sorted.
+    names: list[str]
+
+    def __str__(self) -> str:
+        return f"{len(self.names):,} x {self.lost}: {shortened(self.reason)}"
 
 
 def read(path: Path) -> list[Problem]:
@@ -37,3 +62,63 @@ def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
     rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost))
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), temporary)
+
+
+def kinds(problems: Iterable[Problem]) -> list[Kind]:
+    """The problems by stage, what was lost and why, the most frequent first."""
+    groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for problem in problems:
+        why = _plain(problem)
+        key = problem.stage, problem.lost, _no_number(_no_suffix(why))
+        groups.setdefault(key, []).append((why, problem.name))
+    found = [
+        Kind(stage=stage, lost=lost, names=sorted(name for _, name in rows),
+             reason=_common([why for why, _ in rows]))
+        for (stage, lost, _), rows in groups.items()
+    ]
+    return sorted(found, key=lambda kind: (-len(kind.names), kind.stage, kind.lost, kind.reason))
+
+
+def _common(reasons: list[str]) -> str:
+    """What they all say, with as little left open as can be."""
+    for leave_open in (str, _no_number, _no_suffix):
+        if len(said := {leave_open(why) for why in reasons}) == 1:
+            return said.pop()
+    return _no_number(_no_suffix(reasons[0]))
+
+
+def _no_number(text: str) -> str:
+    return _NUMBER.sub("N", text)
+
+
+def _no_suffix(text: str) -> str:
+    return _SUFFIX.sub("*", text)
+
+
+def _plain(problem: Problem) -> str:
+    """The reason without what is the clip's own: names of its files and lines of tables."""
+    own = re.compile(rf"(?:\S*/)?(?<![^\s/]){re.escape(problem.name)}(?=\.\w)")
+    return _LINE.sub("", _FILE.sub(r"*\1", own.sub("*", " ".join(problem.reason.split()))))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def tell(path: Path, *stages: str) -> int:
+    """Log the reasons of these stages' problems by count.
+
+    Returns:
+        How many problems they have.
+    """
+    own = [problem for problem in read(path) if problem.stage in stages]
+    if own:
+        only = f" --stage {stages[0]}" if len(stages) == 1 else ""
+        logger.warning("%d problems in quarantine; all of them: mer-dist quarantine %s%s", len(own),
+                       shlex.quote(str(Path(path).parent)), only)
+    found = kinds(own)
+    for kind in found[:TOLD]:
+        logger.warning("  %s", kind)
+    if len(found) > TOLD:
+        logger.warning("  and %d rarer reasons", len(found) - TOLD)
+    return len(own)

@@ -33,10 +33,17 @@ class Clip:
     #: ``labeled`` or ``unlabeled``.
     split: str
 
+    def names(self, modality: str) -> bool:
+        """Whether the corpus says that the clip has this part. One that it says nothing of is absent on
+        purpose: masked and counted, and no problem."""
+        if modality == Modality.TEXT:
+            return self.transcript is not None
+        return self.video is not None or (modality == Modality.AUDIO and self.audio is not None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Why a clip, or one of its modalities, could not be used: one row of quarantine.parquet."""
+    """Why a clip, or a part of it that the corpus names, could not be used: one row of quarantine.parquet."""
 
     stage: str
     name: str

@@ -99,6 +99,13 @@ class ShardConfig:
     """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
     openface: str = ""
     """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
+    remove: bool = False
+    """Clips that left the corpus leave the run, too, even if they are most of its clips, or of its labelled
+    ones. ``false``: ``shard`` refuses then, before it changes anything, since a list of only the new clips,
+    another corpus and a disk that is not mounted look the same."""
+    without_media: bool = False
+    """Go on where next to no video or audio that the corpus names can be read (less than a tenth of the
+    clips). ``false``: ``shard`` refuses then, before it changes anything."""
 
     def __post_init__(self):
         for key in ("workers", "clips", "mebibytes", "frames"):

@@ -60,19 +60,26 @@ def decode(clip: Clip, config: ShardConfig) -> Decoded:
 def text_only(clip: Clip, reason: str) -> Decoded:
     """A clip whose media files must not be touched again, for the reason given."""
     decoded = Decoded(clip=clip)
-    decoded.note(Modality.VIDEO, reason)
-    decoded.note(Modality.AUDIO, reason)
+    # Of a clip that names no file it was a picture of its face.
+    named = [part for part in (Modality.VIDEO, Modality.AUDIO) if clip.names(part)] or [Modality.VIDEO]
+    for modality in named:
+        decoded.note(modality, reason)
     return _judged(decoded)
 
 
 def _judged(decoded: Decoded) -> Decoded:
-    """With the missing modalities named, or the whole clip given up where none is left."""
-    if decoded.clip.transcript is None:
-        decoded.note(Modality.TEXT, "no transcript")
-    lost = {problem.lost for problem in decoded.problems}
-    decoded.missing = sorted(modality.value for modality in Modality if modality in lost)
+    """With the missing modalities named, or the whole clip given up where none is left.
+
+    A part that the corpus does not name is missing and no problem. Why a clip of a corpus of transcripts
+    has none is known where the tables are read.
+    """
+    there = {Modality.VIDEO: bool(decoded.frames), Modality.AUDIO: decoded.samples is not None,
+             Modality.TEXT: decoded.clip.transcript is not None}
+    decoded.missing = sorted(modality.value for modality, found in there.items() if not found)
     if not decoded.usable:
-        why = "; ".join(f"{problem.lost}: {problem.reason}" for problem in decoded.problems)
+        reasons = dict.fromkeys(there, "the corpus names none") | {Modality.TEXT: "no transcript"}
+        reasons |= {problem.lost: problem.reason for problem in decoded.problems}
+        why = "; ".join(f"{part}: {reason}" for part, reason in reasons.items())
         decoded.problems = []
         decoded.note("clip", f"nothing of it can be used: {why}")
     return decoded
@@ -86,8 +93,10 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
             decoded.frames = crops
             decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
             return
+        if clip.video is None and faces.openface_folder(Path(config.openface), clip.name).is_dir():
+            raise media.MediaError("its OpenFace folder holds no picture that can be read")
     if clip.video is None:
-        raise media.MediaError("the corpus names no video")
+        return
     video = media.read_video(clip.video, config.frames)
     decoded.seconds = video.seconds
     if media.several_videos(clip.video):
@@ -105,7 +114,7 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
 def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
     source = decoded.clip.audio or decoded.clip.video
     if source is None:
-        raise media.MediaError("the corpus names no audio and no video to take it from")
+        return
     sound = read_sound(source)
     decoded.samples = sound.samples
     decoded.remarks += sound.remarks + _length_remarks(sound.seconds, decoded.seconds)

@@ -48,8 +48,8 @@ def clips(
             if why:
                 lose(name, "clip", why)
                 continue
-        if name in spoken.bad:
-            lose(name, Modality.TEXT, spoken.bad[name])
+        if why := _unspoken(name, spoken):
+            lose(name, Modality.TEXT, why)
         transcript = table.text_or_none(spoken.rows.get(name, {}).get("chinese"))
         found.append(Clip(name=name, video=path, audio=None, transcript=transcript,
                           label=label, split=split))
@@ -88,10 +88,22 @@ def _cleaned(folder: Path, videos: dict[str, tuple[str, Path]]) -> dict[str, tup
 
 
 def _transcripts(folder: Path, encoding: str) -> table.Table:
+    found = table.Table(file=TRANSCRIPTS)
     if (folder / TRANSCRIPTS).exists():
-        return table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding)
-    logger.warning("%s: no %s, so every clip lacks its transcript", folder, TRANSCRIPTS)
-    return table.Table(file=TRANSCRIPTS)
+        found = table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding)
+    if not (found.rows or found.bad):
+        logger.warning("%s: no %s with a row in it, so every clip lacks its transcript", folder, TRANSCRIPTS)
+    return found
+
+
+def _unspoken(name: str, spoken: table.Table) -> str:
+    """Why a clip's transcript is lost; empty if it is there, or absent on purpose: an empty field is a clip
+    in which no word was heard, and without a table no clip has words. A table that is there has a row for
+    every clip, as the challenge's has."""
+    if name in spoken.bad:
+        return spoken.bad[name]
+    expected = name not in spoken.rows and (spoken.rows or spoken.bad)
+    return f"{spoken.file} has no row for it" if expected else ""
 
 
 def _label(name: str, emotions: table.Table, known: cells.Labels) -> tuple[str | None, str]:

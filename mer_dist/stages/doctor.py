@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mer_dist import corpus
 from mer_dist.config import Config
 from mer_dist.dist import memory, support
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
-from mer_dist.records import LABELED
-from mer_dist.stages import plan
+from mer_dist.stages import doctor_corpus, plan
 
 PYTHON = (3, 11)
 #: Sockets, libraries and loader files of a process, beside one tar per shard.
@@ -62,7 +60,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
         yield "bitsandbytes", _bitsandbytes
     for name in config.extractors:
         yield f"model {name}", lambda config, name=name: _model(config, name)
-    yield "corpus", _corpus
+    yield from doctor_corpus.checks(config)
     yield "run folder", _run_folder
     yield "disk", _disk
     yield "port", _port
@@ -178,16 +176,6 @@ def _model(config: Config, name: str) -> str:
     extractor = config.extractors[name]
     model_folder.check(Path(extractor.path), extractor.family)
     return f"{extractor.path} is whole"
-
-
-def _corpus(config: Config) -> str:
-    clips, problems = corpus.clips(config.corpus)
-    labeled = sum(clip.split == LABELED for clip in clips)
-    if not clips:
-        raise UserError(f"{config.corpus.path}: none of its clips can be used: {problems[0].reason}")
-    if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
-        raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
-    return f"{len(clips)} clips, {labeled} of them labelled, {len(problems)} problems"
 
 
 def _existing(path: Path) -> Path:

@@ -80,7 +80,10 @@ def _needs_launch(stage: str, config: Config) -> bool:
 
 
 def _here(stage: str, config: Config) -> int:
-    getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config)
+    # Fusion always follows here, and what it needs of the corpus is looked at before the first clip.
+    more = {"fused": True} if stage == "shard" else {}
+    getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, **more)
+    quarantine.tell(Run(config.run.folder).quarantine, stage)
     return DONE
 
 

@@ -19,15 +19,16 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from mer_dist import corpus, files, quarantine, times
+from mer_dist import corpus, files, folds, quarantine, times
 from mer_dist.config import Config, save
+from mer_dist.corpus import survey
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
 from mer_dist.records import Clip, Problem
 from mer_dist.settings import ShardConfig
-from mer_dist.shards import manifest
+from mer_dist.shards import manifest, replaced
 from mer_dist.shards.manifest import Facts, Row
 
 STATS = "stats.json"
@@ -37,19 +38,23 @@ FORMAT = 2
 NAMED = 3
 
 
-def shard(config: Config) -> None:
+def shard(config: Config, fused: bool = False) -> None:
     """Write the shards of a corpus; those whose clips are unchanged stay as they are.
 
+    Args:
+        fused: the run goes on to fusion, which needs folds of the labelled clips.
+
     Raises:
-        UserError: the corpus cannot be listed, or nothing of it can be used.
+        UserError: the corpus cannot be listed, nothing of it can be used, or it would take most clips of
+            the run away; in each case the shards that are there stay.
         Stopped: a signal asked for it.
     """
     run = Run(config.run.folder)
     clips, unlisted = corpus.clips(config.corpus)
     if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
         raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
-    save(config, run.config)
-    files.sweep(run.folder)
+    taken = replaced.taken(config, clips, unlisted)
+    _check_folds(config, clips, fused)
     made_from = _settings(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     whole = files.fingerprint([made_from, sources, [asdict(problem) for problem in unlisted]])
@@ -58,19 +63,48 @@ def shard(config: Config) -> None:
     remaining = [clip for clip in clips if clip.name not in tried]
     results = (run.shards / manifest.MANIFEST, run.shards / STATS, run.quarantine)
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
+        save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
         return
     preempt.install()
+    if made := list(run.shards.glob("[0-9]*.parquet")):
+        logger.info("%d shards are kept and %d cut anew; %d clips are to be done", len(kept),
+                    len(made) - len(kept), len(remaining))
+    started = time.monotonic()
+    encoded = _encoded(config, clips, remaining)
+    if taken:
+        logger.warning("%s: they are taken out", taken)
+    save(config, run.config)
+    files.sweep(run.folder)
     _clear(run, kept)
-    if kept:
-        logger.info("%d shards are kept; %d clips are to be done", len(kept), len(remaining))
-    _write(run, config.shard, remaining, kept, made_from, sources)
+    _write(run, config.shard, encoded, kept, made_from, sources, started)
     _finish(run, whole, unlisted)
 
 
+def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
+    """What the stages behind would refuse is known now, and not only after hours of decoding.
+
+    Raises:
+        UserError: there is fine-tuning or fusion to come, or there was, and no folds can be made.
+    """
+    labels = {clip.name: clip.label for clip in clips if clip.label is not None}
+    crossed = any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
+    needed = crossed or (not config.fuse.labels and (fused or Run(config.run.folder).folds.exists()))
+    try:
+        if not labels:
+            raise UserError(f"{config.corpus.path}: no clip has one of the labels "
+                            f"{', '.join(config.corpus.labels)}, so nothing can be learned from it")
+        folds.make(labels, config.folds)
+    except UserError as error:
+        if needed:
+            raise
+        logger.warning("finetune and fuse will refuse these labels: %s", error)
+
+
 def _settings(config: ShardConfig) -> str:
-    """Fingerprint of what decides the bytes of a shard: not the number of workers."""
-    settings = {key: value for key, value in asdict(config).items() if key != "workers"}
+    """Fingerprint of what decides the bytes of a shard: not the number of workers, or what is allowed."""
+    other = ("workers", "remove", "without_media")
+    settings = {key: value for key, value in asdict(config).items() if key not in other}
     return files.fingerprint([FORMAT, settings])
 
 
@@ -121,22 +155,53 @@ def _clear(run: Run, kept: dict[int, Facts]) -> None:
                 path.unlink()
 
 
-def _write(
-    run: Run, config: ShardConfig, remaining: list[Clip], kept: dict[int, Facts], made_from: str,
-    sources: dict[str, str],
-) -> None:
-    """Decode ``remaining`` and write it into the free shard numbers, in ascending order."""
-    from mer_dist.shards import workers, writer
+def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterator:
+    """``remaining`` decoded, by split and name.
+
+    Some of them, evenly over all, are decoded at once: nothing is replaced before it is known that the
+    media of the corpus can be read.
+
+    Raises:
+        UserError: next to none can, and that was not asked for.
+    """
+    from mer_dist.shards import workers
 
     if not remaining:
-        return
+        return iter(())
     remaining = sorted(remaining, key=lambda clip: (clip.split, clip.name))
+    first = [] if config.shard.without_media else survey.sample(remaining, survey.DECODED)
+    if first:
+        _check_there(config, clips)
+    early = {clip.name for clip in first}
+    order = [*first, *(clip for clip in remaining if clip.name not in early)]
+    results = _until_asked(workers.in_order(
+        partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up
+    ))
+    tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
+    lost = {name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
+            for name, one in tried.items()}
+    survey.refuse(clips, lost, {clip.name for clip in clips} - {clip.name for clip in remaining},
+                  config.corpus.path)
+    ordered = (tried.pop(clip.name) if clip.name in early else next(results) for clip in remaining)
+    return progress(ordered, len(remaining), "shard")
+
+
+def _check_there(config: Config, clips: list[Clip]) -> None:
+    """Refuse a corpus next to none of whose media files are there."""
+    named = {clip.name: len(survey.files_of(clip)) for clip in clips}
+    faults = survey.look(clips, config.shard)
+    lost = {name: why[0] if len(why) == named[name] else None for name, why in faults.items()}
+    survey.refuse(clips, lost, set(), config.corpus.path)
+
+
+def _write(
+    run: Run, config: ShardConfig, encoded: Iterator, kept: dict[int, Facts], made_from: str,
+    sources: dict[str, str], started: float,
+) -> None:
+    """Write what is decoded into the free shard numbers, in ascending order."""
+    from mer_dist.shards import writer
+
     numbers = (number for number in count() if number not in kept)
-    encoded = workers.in_order(
-        partial(_convert, config), remaining, config.workers, crashed=_give_up
-    )
-    encoded = _until_asked(progress(encoded, len(remaining), "shard"))
-    started = time.monotonic()
     for batch in writer.batches(encoded, config.clips, config.mebibytes):
         number, now = next(numbers), time.monotonic()
         times.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")
@@ -183,9 +248,7 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
     shards = manifest.all_facts(run.shards)
     rows = [row for number in shards for row in
             manifest.read_rows(manifest.facts_path(run.shards, number))]
-    # The listing knows better why a transcript is absent than the decoder, which only sees that.
-    found = [problem for facts in shards.values() for problem in facts.problems]
-    problems = list({(row.name, row.lost): row for row in found + unlisted}.values())
+    problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
     stats = _stats(rows, list(shards.values()), problems)
     quarantine.replace(run.quarantine, "shard", problems)
     if not rows:
@@ -200,6 +263,13 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
         plural, more = "s" * (found["clips"] != 1), ", …" * (found["clips"] > NAMED)
         such = ", ".join(found["names"][:NAMED]) + more
         logger.info("%d clip%s: %s (%s)", found["clips"], plural, kind, such)
+
+
+def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
+    """Of decoder and listing together, each once; of a clip that is lost whole that row alone."""
+    rows = {(row.name, row.lost): row for row in found + unlisted}
+    gone = {name for name, lost in rows if lost == "clip"}
+    return [row for (name, lost), row in rows.items() if lost == "clip" or name not in gone]
 
 
 def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:

@@ -102,11 +102,13 @@ def _corpus(state: _State) -> None:
         changed = [name for name in both
                    if getattr(rows[name], part) != getattr(offered[name], part)]
         state.find(changed, f"have another {part} in the corpus than in the shards; run shard")
-    state.find({problem.name for problem in unlisted if (problem.name, problem.lost) not in noted},
+    state.find({problem.name for problem in unlisted if (problem.name, problem.lost) not in noted}
+               - state.gone,
                "could not be listed and are not in quarantine; run shard")
     for modality in Modality:
-        state.find([row.name for row in rows.values()
-                    if modality in row.missing and (row.name, modality) not in noted],
+        # A part that the corpus does not name is absent on purpose.
+        state.find([name for name in both if modality in rows[name].missing
+                    and offered[name].names(modality) and (name, modality) not in noted],
                    f"lack their {modality} without a reason in quarantine")
     state.find({problem.name for problem in state.problems if not problem.reason.strip()},
                "are in quarantine without a reason")

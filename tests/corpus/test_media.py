@@ -6,7 +6,7 @@ import soundfile
 from media_files import ramp, tone, write_mp4
 
 from mer_dist.corpus import media
-from mer_dist.corpus.decode import decode
+from mer_dist.corpus.decode import decode, text_only
 from mer_dist.corpus.sound import RATE, read_sound
 from mer_dist.records import Clip
 from mer_dist.settings import ShardConfig
@@ -173,6 +173,27 @@ def test_a_clip_of_which_nothing_is_usable_is_lost_with_every_reason(tmp_path):
     assert problem.lost == "clip"
     for reason in ("a.mp4: no such file", "a.wav: no such file", "no transcript"):
         assert reason in problem.reason
+
+
+def test_a_part_that_the_corpus_does_not_name_is_missing_and_no_problem(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 16_000), 16_000)
+    nothing = {"name": "a", "video": None, "audio": None, "transcript": None, "label": None,
+               "split": "unlabeled"}
+    heard = decode(Clip(**nothing | {"audio": tmp_path / "a.wav"}), SMALL)
+    assert heard.missing == ["text", "video"] and heard.problems == [] and heard.samples is not None
+    read = decode(Clip(**nothing | {"transcript": "x"}), SMALL)
+    assert read.missing == ["audio", "video"] and read.problems == []
+    (problem,) = decode(Clip(**nothing), SMALL).problems
+    assert problem.lost == "clip" and "video: the corpus names none" in problem.reason
+    # A decoder cannot have crashed on what is not there.
+    crashed = text_only(Clip(**nothing | {"audio": tmp_path / "a.wav", "transcript": "x"}), "crashed")
+    assert [row.lost for row in crashed.problems] == ["audio"] and crashed.missing == ["audio", "video"]
+    # A folder of faces that holds no picture is named and cannot be read; one that is not there is not named.
+    (tmp_path / "faces" / "a" / "a_aligned").mkdir(parents=True)
+    for name, lost in (("a", ["video"]), ("b", [])):
+        clip = Clip(**nothing | {"name": name, "transcript": "x"})
+        decoded = decode(clip, ShardConfig(faces="openface", openface=str(tmp_path / "faces")))
+        assert [row.lost for row in decoded.problems] == lost and decoded.missing == ["audio", "video"]
 
 
 def test_a_separate_audio_file_is_used_instead_of_the_videos_sound(tmp_path):

@@ -30,7 +30,9 @@ def folder(tmp_path):
 
 def test_clips_are_listed_by_split_and_name_with_label_and_literal_transcript(folder):
     clips, problems = mer2024.clips(folder, LABELS)
-    assert problems == []
+    # An empty field, as of l3, is a clip without a word; a clip that the table forgets has lost its text.
+    assert {(row.name, row.lost): row.reason for row in problems} == dict.fromkeys(
+        (("l4", "text"), ("u2", "text")), "label-transcription.csv has no row for it")
     assert [(clip.name, clip.split, clip.label, clip.transcript) for clip in clips] == [
         ("l1", "labeled", "happy", "你好"), ("l2", "labeled", "sad", "null"),
         ("l3", "labeled", "neutral", None), ("l4", "labeled", "worried", None),
@@ -56,7 +58,18 @@ def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder
         ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
         ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2; put a field that holds "
                         "a delimiter between quotes",
+        ("u2", "text"): "label-transcription.csv has no row for it",
     }
+
+
+@pytest.mark.parametrize("content", [None, "name,chinese\n"])
+def test_without_any_transcript_no_clip_has_lost_its_own_and_a_warning_says_so(folder, content, caplog):
+    (folder / "label-transcription.csv").unlink()
+    if content:
+        (folder / "label-transcription.csv").write_text(content)
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == [] and {clip.transcript for clip in clips} == {None}
+    assert "every clip lacks its transcript" in caplog.text
 
 
 def test_a_clip_in_two_folders_is_refused_with_both_places(folder):

@@ -12,11 +12,19 @@ import small_job
 from mer_dist.cli import main
 from mer_dist.config import load
 from mer_dist.stages import doctor as stage
+from mer_dist.stages import doctor_corpus
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     return small_job.make(tmp_path_factory.mktemp("job"), processes=2)
+
+
+@pytest.fixture(autouse=True)
+def undecoded(request, monkeypatch):
+    """Clips are decoded where all is healthy, and in test_doctor_corpus.py; a process each time takes seconds."""
+    if "healthy" not in request.node.name:
+        monkeypatch.setattr(doctor_corpus, "_decoding", lambda clips, config: "not looked at")
 
 
 @pytest.fixture
@@ -55,7 +63,8 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
     assert all(line.startswith("ok ") for line in lines)
     named = {line.split(":")[0].removeprefix("ok").strip() for line in lines}
     assert {"python", "packages", "launch", "processors", "communication", "model clip", "model hubert",
-            "model baichuan", "corpus", "run folder", "disk", "port", "open files"} == named
+            "model baichuan", "corpus", "labels", "media", "decoding", "run folder", "disk", "port",
+            "open files"} == named
 
 
 def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):

@@ -14,14 +14,18 @@ import webdataset
 from media_files import ramp, tone, write_corpus, write_csv, write_mp4
 
 from mer_dist import config as configuration
+from mer_dist import corpus as listed
 from mer_dist import files, quarantine, times
+from mer_dist.cli import main
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
-from mer_dist.shards import manifest
+from mer_dist.shards import manifest, replaced
 from mer_dist.shards.reader import Reader
+from mer_dist.stages import shard as stage
 from mer_dist.stages.shard import shard
+from mer_dist.stages.verify import verify
 
 
 def config_of(run, corpus, **settings) -> Config:
@@ -271,8 +275,7 @@ EXPECTED = {
     ("nolabel", "clip"): "has no row for it",
     ("badrow", "clip"): "2 fields instead of 3",
     ("ghost", "clip"): "has no file ghost.mp4",
-    ("notext", "text"): "no transcript",
-    ("blank", "text"): "no transcript",
+    ("notext", "text"): "label-transcription.csv has no row for it",
 }
 
 
@@ -296,7 +299,7 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     stats = json.loads((tmp_path / "run" / "shards" / "stats.json").read_text())
     assert stats["missing"] == {"video": 3, "audio": 3, "text": 2}
     assert stats["quarantined"] == {
-        "video": 3, "audio": 3, "text": 2, "clip": 5, "part of video": 1, "part of audio": 1}
+        "video": 3, "audio": 3, "text": 1, "clip": 5, "part of video": 1, "part of audio": 1}
 
 
 def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):
@@ -319,7 +322,7 @@ def test_a_corpus_of_which_nothing_is_usable_ends_with_the_reason(tmp_path):
     (tmp_path / "c" / "video-labeled" / "a.mp4").touch()
     write_csv(tmp_path / "c" / "label-disdim.csv", [["name", "discrete"], ["a", "happy"]])
     with pytest.raises(UserError, match="nothing of the corpus can be used"):
-        shard(config_of(tmp_path / "run", tmp_path / "c"))
+        shard(config_of(tmp_path / "run", tmp_path / "c", without_media=True))
     assert ("a", "clip") in reasons(tmp_path / "run")
 
 
@@ -391,3 +394,169 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
         shard(config)
     assert written(tmp_path / "run")["00000.tar"] == first and path.read_text() == before
     assert caplog.messages[-2:] == told
+
+
+HEADER = ["name", "video", "audio", "transcript", "label", "split"]
+
+
+def manifest_of(run, path, rows, **settings) -> Config:
+    config = config_of(run, write_csv(path, [HEADER, *rows]), **settings)
+    config.corpus.format = "manifest"
+    return config
+
+
+def everything(run) -> dict[str, tuple[int, bytes]]:
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def only_the_new_clips(corpus):
+    shutil.rmtree(corpus)
+    return write_csv(corpus / "clips.csv", [HEADER, ["later0", "", "", "new", "happy", ""]])
+
+
+def the_same_clips_under_other_names(corpus):
+    for path in corpus.rglob("*.mp4"):
+        path.rename(path.with_name(f"other_{path.name}"))
+    for table in corpus.glob("*.csv"):
+        text = table.read_text().splitlines()
+        table.write_text("\n".join([text[0], *(f"other_{line}" for line in text[1:])]) + "\n")
+
+
+def labelled_folder_under_another_name(corpus):
+    (corpus / "video-labeled").rename(corpus / "video-unlabeled-1")
+    (corpus / "video-labeled").mkdir()
+
+
+def labels_in_another_language(corpus):
+    table = corpus / "label-disdim.csv"
+    table.write_text(table.read_text().replace("neutral", "ruhig").replace("angry", "wütend")
+                     .replace("happy", "froh"))
+
+
+def transcripts_left_behind(corpus):
+    (corpus / "label-transcription.csv").unlink()
+
+
+def disk_not_mounted(corpus):
+    shutil.rmtree(corpus)
+    corpus.mkdir()
+
+
+def links_to_a_disk_not_mounted(corpus):
+    for path in corpus.rglob("*.mp4"):
+        path.unlink()
+        path.symlink_to(f"/nowhere/{path.name}")
+
+
+MISTAKES = {
+    only_the_new_clips: "8 of 8 clips, 5 of 5 labels .* a run.folder of its own.*shard.remove=true",
+    the_same_clips_under_other_names: r"8 of 8 clips.*for example a000, a001, a002",
+    labelled_folder_under_another_name: r"^5 of 5 labels in the shards",
+    labels_in_another_language: "3 of 8 clips, 3 of 5 labels.*"
+                                "1 x clip: label-disdim.csv: label 'froh' is not in",
+    transcripts_left_behind: "^8 of 8 transcripts in the shards",
+    disk_not_mounted: "no folder video-labeled",
+    links_to_a_disk_not_mounted: "8 of 8 clips that were looked at are not, for example .*/a000.mp4: "
+                                 "no such file.*shard.without_media=true",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_corpus_that_would_take_most_of_a_run_away_is_refused_and_no_byte_changes(
+    run, own_corpus, mistake
+):
+    before = everything(run)
+    path = mistake(own_corpus) or own_corpus
+    config = config_of(run, path)
+    config.corpus.format = "manifest" if path.suffix else "mer2024"
+    with pytest.raises(UserError, match=MISTAKES[mistake]):
+        shard(config)
+    assert everything(run) == before
+
+
+def test_most_clips_go_if_asked_for_and_a_kill_midway_needs_not_be_asked_again(
+    run, own_corpus, monkeypatch, caplog
+):
+    for name in ("a003", "a004", "u000", "u001", "u002"):
+        (path,) = own_corpus.rglob(f"{name}.mp4")
+        path.unlink()
+    with pytest.raises(UserError, match="5 of 8 clips, 2 of 5 labels in the shards"):
+        shard(config_of(run, own_corpus))
+    before = written(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shard(config_of(run, own_corpus, remove=True))
+    assert "5 of 8 clips" in caplog.text and "they are taken out" in caplog.text
+    shard(config_of(run, own_corpus))
+    assert [row.name for row in manifest.read(run / "shards")] == ["a000", "a001", "a002"]
+    assert written(run)["00000.tar"] == before["00000.tar"]
+    # What is allowed is not what a shard is made from.
+    before = written(run)
+    shard(config_of(run, own_corpus, remove=True, without_media=True))
+    assert written(run) == before
+
+
+def test_a_few_clips_that_go_are_told_and_shards_of_another_version_count_too(run, own_corpus):
+    (own_corpus / "video-labeled" / "a004.mp4").unlink()
+    for path in (run / "shards").glob("[0-9]*.parquet"):
+        rows = manifest.read_rows(path)
+        manifest.write_rows(path, rows)  # without facts
+    assert set(manifest.all_facts(run / "shards").values()) == {None}
+    config = config_of(run, own_corpus)
+    clips, unlisted = listed.clips(config.corpus)
+    told = replaced.taken(config, clips, unlisted)
+    assert told.startswith("1 of 8 clips, 1 of 5 labels in the shards of") and "a004" in told
+    assert "1 x clip: label-disdim.csv: video-labeled has no file *.mp4" in told
+    assert replaced.taken(config_of(run / "none", own_corpus), clips, unlisted) == ""
+
+
+def test_folds_that_could_not_be_made_are_known_before_anything_is_replaced(run, own_corpus, tmp_path):
+    write_mp4(own_corpus / "video-unlabeled-with-test2noise" / "b000.mp4", ramp(6))
+    Run(run).folds.write_text("{}")
+    before = everything(run)
+    with pytest.raises(UserError, match="folds.count is 5, but these labels have fewer clips"):
+        shard(config_of(run, own_corpus))
+    assert everything(run) == before
+    with pytest.raises(UserError, match="folds.count is 5"):
+        shard(config_of(tmp_path / "fresh", own_corpus), fused=True)
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_path):
+    rows = []
+    for number in range(3):
+        path = tmp_path / "v" / f"x{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+        rows.append([f"a00{number}", f"v/x{number}.mp4", "", "text", "happy", ""])
+    before = everything(run)
+    config = manifest_of(run, tmp_path / "all.csv", rows, remove=True)
+    with pytest.raises(UserError, match="3 of 3 clips that were looked at are not, for example clip a000: "):
+        shard(config)
+    assert everything(run) == before
+    config.shard.without_media = True
+    shard(config)
+    assert {tuple(row.missing) for row in manifest.read(run / "shards")} == {("audio", "video")}
+    assert len(reasons(run)) == 6
+
+
+def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(tmp_path, caplog):
+    rows = [["a", "", "", "你好", "calm", ""], ["b", "", "", "气死我了", "tense", ""],
+            ["c", "", "", "走吧", "", ""]]
+    config = manifest_of(tmp_path / "run", tmp_path / "all.csv", rows)
+    config.corpus.labels = ["calm", "tense"]
+    configuration.save(config, tmp_path / "job.yaml")
+    job = ["shard", str(tmp_path / "job.yaml")]
+    assert main(job) == 0
+    assert quarantine.read(Run(tmp_path / "run").quarantine) == [] and verify(tmp_path / "run") == []
+    stats = json.loads((tmp_path / "run" / "shards" / "stats.json").read_text())
+    assert stats["clips"] == 3 and stats["missing"] == {"audio": 3, "video": 3}
+    assert stats["quarantined"] == {}
+    write_csv(tmp_path / "all.csv", [HEADER, *rows, ["d", "", "", " ", "", "unlabeled"]])
+    assert main(job) == 3
+    assert reasons(tmp_path / "run") == {("d", "clip"): (
+        "nothing of it can be used: video: the corpus names none; audio: the corpus names none; "
+        "text: no transcript")}
+    assert verify(tmp_path / "run") == []
