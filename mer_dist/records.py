@@ -47,7 +47,7 @@ class Problem:
 
     stage: str
     name: str
-    #: ``clip`` when nothing of it is used; the modality that is masked; ``part of video`` or
-    #: ``part of audio`` when the rest of it is used; ``label`` when only its label is not.
+    #: ``clip`` when nothing of it is used; the modality that is masked; ``part of`` a modality
+    #: when the rest of it is used; ``label`` when only its label is not.
     lost: str
     reason: str

@@ -75,10 +75,11 @@ def refuse(path: Path, content: bytes, used: str, by_key: bool) -> None:
     Raises:
         UserError: always; with the likely encoding, a sample of it, and how to convert the file.
     """
-    found = likely(content)
+    found = None if marked(content) else likely(content)
     why = f"{path}: it is not {used.upper()}"
     if found is None or found == used:
-        raise UserError(f"{why}, nor any usual encoding; is it a table, and whole? Save it as CSV in UTF-8")
+        other = "as its first bytes say" if marked(content) else "nor any usual encoding"
+        raise UserError(f"{why}, {other}; is it a table, and whole? Save it as CSV in UTF-8")
     lines = [line for line in content.decode(found, "replace").splitlines() if not line.isascii()]
     sample = f", by which it reads {lines[0][:40]!r}" if lines else ""
     key = f"set corpus.encoding: {found}, or " if by_key else ""

@@ -92,7 +92,7 @@ def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
         kind = "not text"
     if kind:
         raise UserError(f"{path}: it is {kind}, and no CSV table; save it as CSV in UTF-8")
-    return False
+    return not encodings.is_text([first])
 
 
 def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[list[str], list[_Record]]:

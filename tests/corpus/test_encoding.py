@@ -79,6 +79,15 @@ def test_a_few_broken_rows_cost_themselves_and_most_of_them_the_table(tmp_path):
             assert "line 5: not UTF-8; save the table" in found.bad["d0"]
 
 
+def test_a_header_in_another_encoding_is_refused_for_that_and_not_for_its_columns(tmp_path):
+    (tmp_path / "texts.csv").write_bytes("名字,文本\na,你好\n".encode("gbk"))
+    with pytest.raises(UserError, match="probably GBK, as Chinese Excel saves, by which it reads '名字,文本'"):
+        table.read(tmp_path / "texts.csv", ("name", "text"))
+    (tmp_path / "texts.csv").write_bytes("name,text\n".encode("utf-16") + b"a")
+    with pytest.raises(UserError, match="it is not UTF-16, as its first bytes say; is it a table, and whole"):
+        table.read(tmp_path / "texts.csv", ("name", "text"))
+
+
 def test_what_is_no_table_is_called_by_its_kind_and_not_printed(tmp_path):
     files = {"labels.npz": "a zip archive", "labels.xls": "an Excel workbook", "labels.csv.gz": "gzip",
              "labels.npy": "not text", "noise.csv": "not text"}

@@ -13,7 +13,8 @@ from mer_dist.report.collect import collect
 def test_the_report_reads_every_label_file_that_fuse_reads(tmp_path):
     config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
     label_of = {f"clip_{row:04d}": fusion_run.LABELS[row % 3] for row in range(12)}
-    np.savez(tmp_path / "label-6way.npz", train_corpus={name: {"emo": label} for name, label in label_of.items()})
+    train = {name: {"emo": label} for name, label in label_of.items()}
+    np.savez(tmp_path / "label-6way.npz", train_corpus=train)
     (tmp_path / "upper.csv").write_text(
         "Name;Discrete\n" + "".join(f"{name};{label.upper()}\n" for name, label in label_of.items()))
     for name in ("label-6way.npz", "upper.csv"):
