@@ -116,6 +116,8 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("folder", type=Path, help="a new folder")
     model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
+    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
+                       help="of the merged weights; left out, extractors.*.precision")
     return top
 
 
@@ -376,7 +378,7 @@ def import_features(parsed: argparse.Namespace) -> int:
 def export_model(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.export import export
 
-    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter)
+    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter, parsed.precision)
     return DONE
 
 
