@@ -17,7 +17,7 @@ import numpy as np
 from mer_dist import copies, files, times
 from mer_dist.config import Config
 from mer_dist.copies import Copy
-from mer_dist.dist import preempt
+from mer_dist.dist import caches, preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import NOBODY
 from mer_dist.errors import Stopped, UserError
@@ -51,6 +51,8 @@ def finetune(config: Config) -> None:
                            copy.name, copy.part)
     run = Run(config.run.folder)
     preempt.install()
+    if place().launched:
+        caches.settle(run.caches)
     joined = accelerator(
         planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
         config.run.timeout_minutes,
