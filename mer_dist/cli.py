@@ -14,6 +14,7 @@ from pathlib import Path
 from mer_dist import __version__, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
+from mer_dist.dist import preempt
 from mer_dist.dist.env import outer, place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
@@ -160,6 +161,7 @@ def _commands_on_a_cluster(command: Callable) -> None:
         command(name, text, act).add_argument("run", type=Path, help="run folder")
 
 
+@preempt.listening()
 def run_stage(parsed: argparse.Namespace) -> int:
     """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
     status.json and the process ends with 0 unless it broke."""
@@ -266,7 +268,7 @@ def slurm_srun(parsed: argparse.Namespace) -> int:
 
 
 def slurm_task(parsed: argparse.Namespace) -> int:
-    from mer_dist.dist import preempt, slurmstep
+    from mer_dist.dist import slurmstep
     from mer_dist.slurm import ended, started
 
     preempt.install()

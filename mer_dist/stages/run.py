@@ -29,6 +29,7 @@ dynamo_backend: "no"
 MANY_PROCESSES = ("finetune", "extract")
 
 
+@preempt.listening()
 def run(config: Config, path: str, overrides: list[str]) -> int:
     """Run every stage, skipping what is done, then write the report.
 
@@ -37,7 +38,6 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
     """
     folder = Run(config.run.folder)
     _check(config)
-    preempt.install()
     for stage in ORDER:
         if preempt.asked():
             raise Stopped(f"asked to stop before {stage}")

@@ -35,6 +35,7 @@ STATS = "stats.json"
 FORMAT = 1
 
 
+@preempt.listening()
 def shard(config: Config) -> None:
     """Write the shards of a corpus; those whose clips are unchanged stay as they are.
 
@@ -58,7 +59,6 @@ def shard(config: Config) -> None:
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
         return
-    preempt.install()
     _clear(run, kept)
     if kept:
         logger.info("%d shards are kept; %d clips are to be done", len(kept), len(remaining))
