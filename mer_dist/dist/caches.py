@@ -37,6 +37,15 @@ def settle(instead: Path) -> None:
         logger.warning("%s; what DeepSpeed compiles is kept in %s", unfit["TORCH_EXTENSIONS_DIR"], instead)
 
 
+def unlock(instead: Path) -> None:
+    """Remove the locks that a compiler left which was killed: torch would wait for it for ever.
+
+    Call while the run folder is locked and none of its ranks has started, so that nobody compiles there.
+    """
+    for lock in instead.glob("torch_extensions/*/lock"):
+        lock.unlink()
+
+
 def fault(folder: Path) -> str:
     """Why libraries cannot be compiled to a folder, which need not be there yet, and loaded from it; empty:
     they can."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
 
 from mer_dist.dist import caches
 
@@ -48,6 +49,18 @@ def test_in_the_place_of_a_home_that_cannot_be_written_a_folder_of_the_run_is_us
     assert compiled_to().is_relative_to(tmp_path / "run" / "caches") and compiled_to().is_dir()
     for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
         assert Path(os.environ[name]).parent == tmp_path / "run" / "caches"
+
+
+def test_the_lock_of_a_compiler_that_was_killed_is_taken_away_before_ranks_wait_for_it(monkeypatch, tmp_path):
+    no_home(monkeypatch, tmp_path)
+    instead = tmp_path / "run" / "caches"
+    caches.unlock(instead)
+    caches.settle(instead)
+    baton = FileBaton(str(compiled_to() / "lock"))
+    assert baton.try_acquire() and not baton.try_acquire()
+    (compiled_to() / "made.so").touch()
+    caches.unlock(instead)
+    assert baton.try_acquire() and (compiled_to() / "made.so").exists()
 
 
 def test_without_any_home_nothing_is_written_to_a_folder_called_tilde(monkeypatch, tmp_path):
