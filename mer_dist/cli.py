@@ -15,6 +15,7 @@ from mer_dist import __version__, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
 from mer_dist.corpus import names
+from mer_dist.dist import preempt
 from mer_dist.dist.env import outer, place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
@@ -120,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("folder", type=Path, help="a new folder")
     model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
+    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
+                       help="of the merged weights; left out, extractors.*.precision")
     return top
 
 
@@ -163,6 +166,7 @@ def _commands_on_a_cluster(command: Callable) -> None:
         command(name, text, act).add_argument("run", type=Path, help="run folder")
 
 
+@preempt.listening()
 def run_stage(parsed: argparse.Namespace) -> int:
     """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
     status.json and the process ends with 0 unless it broke."""
@@ -266,7 +270,7 @@ def slurm_srun(parsed: argparse.Namespace) -> int:
 
 
 def slurm_task(parsed: argparse.Namespace) -> int:
-    from mer_dist.dist import preempt, slurmstep
+    from mer_dist.dist import slurmstep
     from mer_dist.slurm import ended, started
 
     preempt.install()
@@ -381,7 +385,7 @@ def import_features(parsed: argparse.Namespace) -> int:
 def export_model(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.export import export
 
-    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter)
+    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter, parsed.precision)
     return DONE
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ _ABANDONED = 86_400
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success make it durable and rename it.
+    """Yield a temporary path beside ``path``, an empty file; on success make it durable and rename it.
 
     On an exception the temporary file is removed and ``path`` stays as it was.
 
@@ -43,7 +44,10 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{_own()}.tmp")
     try:
         with named(path, temporary):
+            temporary.touch()
+            rights = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
+            _share(temporary, rights)
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
@@ -139,6 +143,7 @@ def publish(temporary: Path, folder: Path) -> None:
     """Make ``temporary``, a folder beside ``folder``, durable and put it in its place."""
     retired = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
+    _share_as_usual(temporary)
     sync(temporary)
     if folder.exists():
         # Removed in place, a kill could leave half of it with its mark of completeness.
@@ -146,6 +151,28 @@ def publish(temporary: Path, folder: Path) -> None:
     os.replace(temporary, folder)
     _sync(folder.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _share_as_usual(folder: Path) -> None:
+    """Give all that is in a new ``folder`` the rights that its user gives to new files and folders.
+
+    Some libraries make files for their user alone, as ``save_file`` of safetensors; others copy the rights
+    of what they copy. Others of a group that shares a run could then not go on with it.
+    """
+    # Made to see: umask and default ACLs decide, and the umask cannot be asked for without changing it.
+    new = folder / f".new.{_own()}.tmp"
+    new.touch()
+    of_file, of_folder = (stat.S_IMODE(path.stat().st_mode) for path in (new, folder))
+    new.unlink()
+    for path in folder.rglob("*"):
+        _share(path, of_folder if path.is_dir() else of_file)
+
+
+def _share(path: Path, rights: int) -> None:
+    found = path.lstat()
+    # Those of another member of the group, to which links are made, are not ours to change.
+    if found.st_uid == os.geteuid() and not path.is_symlink() and stat.S_IMODE(found.st_mode) != rights:
+        path.chmod(rights)
 
 
 def sync(folder: Path) -> None:

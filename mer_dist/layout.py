@@ -17,6 +17,7 @@
       report.html
       slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
       logs/                     lines of every rank, and what its work took: times.<stage>.<rank>.jsonl
+      caches/                   what DeepSpeed compiles, where HOME cannot be written
       status/  tracking/
 """
 
@@ -109,6 +110,11 @@ class Run:
     def slurm_note(self, stage: str, job: str) -> Path:
         """How a job, or the task of an array, started and ended; ``job`` as squeue shows it."""
         return self.slurm / "tasks" / f"{stage}-{job}.json"
+
+    @property
+    def caches(self) -> Path:
+        """In the place of those below HOME; see :mod:`mer_dist.dist.caches`."""
+        return self.folder / "caches"
 
     @property
     def tracking(self) -> Path:

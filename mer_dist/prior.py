@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mer_dist.dist import preempt
+
 #: Clips beyond this many make an estimate slower, not better.
 ENOUGH = 20_000
 #: Bootstrap draws behind an interval.
@@ -205,6 +207,7 @@ def estimate(
     both = _both(unlabeled, held_out, truth, calibration)
     again = []
     for _ in range(draws):
+        preempt.stop_if_asked("in the vote")
         rows, drawn = draw_own(random), draw_others(random)
         fitted = calibrate(held_out[rows], truth[rows], start=calibration)
         again.append(_both(unlabeled[drawn], held_out[rows], truth[rows], fitted, both[0]))

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from mer_dist import prior
+from mer_dist.dist import preempt
 from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 
@@ -96,6 +97,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Pr
     strengths, held_out = _without_pairs(inputs, some, clips)
     every = np.empty((clips.folds, len(some), classes))
     for fold, rows in enumerate(trained):
+        preempt.stop_if_asked("in a probe")
         every[fold] = prior.shares(clips.truth[rows], classes)
         rows = rows[some[rows]]
         if len(np.unique(clips.truth[rows])) < 2:
@@ -142,6 +144,7 @@ def _without_pairs(
         fold, empty = clips.fold[labeled[judged]], ~some[labeled[judged]]
         model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
         for strength, of_strength in zip(STRENGTHS, told, strict=True):
+            preempt.stop_if_asked("in a probe")
             model.set_params(C=strength).fit(x_train, clips.truth[rows])
             p = _probability(model, x_judged @ model.coef_.T + model.intercept_, classes)
             p[empty] = prior.shares(clips.truth[known], classes)

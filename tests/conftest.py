@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,10 @@ import pytest
 from long_suite import cases  # noqa: F401  (for the tests)
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What may be said to the process of the tests.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+           signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+_ACTIONS = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +63,32 @@ def together(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: groups[item][0])
     for item, (_, name) in groups.items():
         item.add_marker(pytest.mark.xdist_group(name))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.stash[_ACTIONS] = {number: signal.getsignal(number) for number in SIGNALS}
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail the test that leaves the process another reaction to a signal, fixtures included: SIGTERM would
+    no longer end the suite, and what a later test sends to itself would be lost."""
+    result = yield
+    if left := taken_back(item.stash[_ACTIONS]):
+        pytest.fail(f"left in the process of the tests: {', '.join(left)}")
+    return result
+
+
+def taken_back(actions: dict[int, object]) -> list[str]:
+    """Give signals the actions that they had, and say which had others."""
+    left = []
+    for number, action in actions.items():
+        if (found := signal.getsignal(number)) is not action:
+            left.append(f"{signal.Signals(number).name} -> {found}")
+            signal.signal(number, action)
+    return left
 
 
 def skip(reason: str) -> None:

@@ -1,11 +1,15 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from modes import as_umask, rights
+from safetensors.numpy import save_file
 
 from mer_dist import files
 from mer_dist.errors import mending
@@ -79,6 +83,40 @@ def test_an_old_folder_is_never_removed_in_place(tmp_path, monkeypatch):
     with files.atomic_folder(folder) as temporary:
         (temporary / "x").touch()
     assert "made" not in removed and files.marked(folder) is None
+
+
+@pytest.mark.parametrize(("umask", "of_file", "of_folder"), [(0o002, 0o664, 0o775), (0o027, 0o640, 0o750),
+                                                               (0o077, 0o600, 0o700)])
+def test_files_of_libraries_that_make_theirs_private_are_shared_as_the_umask_says(
+        tmp_path, umask, of_file, of_folder):
+    own = tmp_path / "own"
+    with as_umask(umask):
+        with files.atomic_folder(tmp_path / "made") as folder:
+            save_file({"a": np.zeros(2)}, folder / "model.safetensors")
+            (folder / "inner").mkdir(mode=0o700)
+            save_file({"a": np.zeros(2)}, folder / "inner" / "b.safetensors")
+            shutil.copyfile(folder / "model.safetensors", own)
+            own.chmod(0o400)
+            shutil.copy2(own, folder / "copied")
+            (folder / "linked").symlink_to(own)
+            (folder / "plain").write_text("x")
+        with files.atomic(tmp_path / "alone") as temporary:
+            save_file({"a": np.zeros(2)}, temporary)
+        files.write_text(tmp_path / "text", "x")
+    assert rights(tmp_path / "made") == {
+        "model.safetensors": of_file, "inner": of_folder, "inner/b.safetensors": of_file, "copied": of_file,
+        "linked": 0o400, "plain": of_file,
+    }
+    assert {rights(tmp_path)[name] for name in ("alone", "text")} == {of_file}
+    assert rights(tmp_path)["made"] == of_folder and rights(tmp_path)["own"] == 0o400
+
+
+def test_files_of_somebody_else_keep_their_rights(tmp_path, monkeypatch):
+    """Whoever goes on with a run of another of the group may read them, and cannot change their rights."""
+    monkeypatch.setattr(files.os, "geteuid", lambda: os.getuid() + 1)
+    with as_umask(0o002), files.atomic_folder(tmp_path / "made") as folder:
+        save_file({"a": np.zeros(2)}, folder / "model.safetensors")
+    assert rights(tmp_path / "made") == {"model.safetensors": 0o600}
 
 
 def test_a_mark_counts_only_for_the_fingerprint_it_was_made_from(tmp_path):

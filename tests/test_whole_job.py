@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from modes import as_umask, others
 
 sys.path.insert(0, str(Path(__file__).with_name("stages")))
 import small_job  # noqa: E402
@@ -19,6 +20,8 @@ from mer_dist.records import UNLABELED  # noqa: E402
 from mer_dist.shards import manifest  # noqa: E402
 
 pytestmark = pytest.mark.processes
+#: Under which the job runs: a group may read what it makes.
+UMASK = 0o027
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,21 @@ def job(tmp_path_factory) -> Path:
     folder = path.parent / "corpus" / "video-unlabeled-with-test2noise"
     broken = sorted(folder.glob("*.mp4"))[0]
     broken.write_bytes(broken.read_bytes()[:200])
-    done = small_job.mer_dist("run", path)
+    with as_umask(UMASK):
+        done = small_job.mer_dist("run", path)
     assert done.returncode == QUARANTINED, done.stderr[-4000:]
     return path
 
 
 def run_of(job: Path) -> Run:
     return Run(load(job).run.folder)
+
+
+def test_a_group_may_read_every_file_of_the_run_as_the_umask_says(job):
+    folder = run_of(job).folder
+    assert others(folder, UMASK) == {}
+    kinds = {path.suffix for path in folder.rglob("*")}
+    assert {".safetensors", ".parquet", ".tar", ".json", ".jsonl", ".log", ".csv", ".html", ".yaml"} <= kinds
 
 
 def test_every_unlabelled_clip_has_one_answer_even_the_damaged_one(job):

@@ -61,6 +61,61 @@ def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extr
     return extractor.eval()
 
 
+def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[nn.Module, float]:
+    """The backbone as plain weights of ``dtype`` with the adapter added to them, on the CPU.
+
+    Weights of 4 or 8 bits are turned back first, a layer at a time: an adapter makes up for what they
+    lost, and belongs to no others. The sum is not rounded to as few bits again, which would lose it.
+
+    Returns:
+        The backbone, and how much of what the adapter adds is lost as the sums are rounded to ``dtype``:
+        the norm of what is lost over the norm of what is added.
+
+    Raises:
+        UserError: a file is missing, not whole, or belongs to another model.
+    """
+    check_files(config, adapter)
+    backbone = FAMILIES[config.family](config, Path(config.path), DTYPES[config.precision]).backbone
+    if config.quantize != "none":
+        _dequantize(backbone, dtype)
+    loaded = _with_adapter(backbone.to("cpu", dtype), adapter)
+    lost = _lost_to_rounding(loaded)
+    return loaded.merge_and_unload().eval(), lost
+
+
+def _dequantize(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """Put a plain layer of ``dtype`` on the CPU in the place of every quantised one."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    kinds = (Linear4bit, Linear8bitLt)
+    # Names, since a list of the layers would keep all of them in memory.
+    for name in [name for name, layer in backbone.named_modules() if isinstance(layer, kinds)]:
+        layer = backbone.get_submodule(name)
+        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+        plain.weight, plain.bias = nn.Parameter(weight.to("cpu", dtype)), layer.bias
+        backbone.set_submodule(name, plain)
+    backbone.hf_quantizer.remove_quantization_config(backbone)
+
+
+@torch.no_grad()
+def _lost_to_rounding(loaded: nn.Module) -> float:
+    from peft.tuners.lora import LoraLayer
+
+    lost = added = 0.0
+    for layer in loaded.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            if weight.dtype == torch.float32:
+                continue
+            delta = layer.get_delta_weight(layer.active_adapters[0])
+            exact = weight.float() + delta.float()
+            lost += float((exact.to(weight.dtype).float() - exact).square().sum())
+            added += float(delta.float().square().sum())
+    return (lost / added) ** 0.5 if added else 0.0
+
+
 def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
     """Compare the adapter's shapes with those that the config of its base model implies."""
     model_folder.read_settings(adapter, "adapter_config.json")

@@ -6,6 +6,7 @@ Shape suffixes: E members, B clips, C classes, N all clips.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ def train(
     config: FuseConfig,
     steps: int = 0,
     start: dict[str, Tensor] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[nn.Module, Tensor]:
     """Train one member per lesson, as many side by side as the device takes well.
 
@@ -60,6 +62,7 @@ def train(
         inputs: standardised.
         steps: optimizer steps in an epoch; 0: as many as show the longest lesson once.
         start: the state of a model with the same members to go on from; None: random weights.
+        between: called before each step; what it raises ends the training.
 
     Returns:
         The model, and its mean loss ``(E, epochs)``.
@@ -70,7 +73,7 @@ def train(
     for first in range(0, len(lessons), size):
         own = slice(first, first + size)
         begin = start and {name: value[own] for name, value in start.items()}
-        model, curves = _train(inputs, lessons[own], config, steps, begin)
+        model, curves = _train(inputs, lessons[own], config, steps, begin, between)
         states.append(model.state_dict())
         losses.append(curves)
     if len(states) > 1:
@@ -97,7 +100,7 @@ def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> nn.Modu
 
 def _train(
     inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int,
-    start: dict[str, Tensor] | None,
+    start: dict[str, Tensor] | None, between: Callable[[], None],
 ) -> tuple[nn.Module, Tensor]:
     """One group of members."""
     model = _build(inputs, lessons, config)
@@ -112,6 +115,7 @@ def _train(
         rows, targets, weights = _epoch(lessons, model.streams, steps * config.batch)
         losses = []
         for step in range(steps):
+            between()
             part = slice(step * config.batch, (step + 1) * config.batch)
             log_p = F.log_softmax(model(inputs[rows[:, part]]), -1)
             # A smoothed target spreads a little of its mass evenly over the classes.
@@ -149,12 +153,14 @@ def _warm_cosine(done: float, warm: float = 0.1) -> float:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Inputs, rows: Tensor) -> Tensor:
-    """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU."""
+def predict(
+    model: nn.Module, inputs: Inputs, rows: Tensor, between: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU; ``between`` as in :func:`train`."""
     members = len(model.streams.generators)
     at_once = (PREDICT_ROWS_GPU if rows.is_cuda else PREDICT_ROWS) // members
-    parts = [
-        F.log_softmax(model(inputs[part.expand(members, -1)]), -1).cpu()
-        for part in rows.split(max(at_once, 1))
-    ]
+    parts = []
+    for part in rows.split(max(at_once, 1)):
+        between()
+        parts.append(F.log_softmax(model(inputs[part.expand(members, -1)]), -1).cpu())
     return torch.cat(parts, 1)

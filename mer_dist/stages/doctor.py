@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mer_dist.config import Config
-from mer_dist.dist import memory, support
+from mer_dist.dist import caches, memory, support
+from mer_dist.dist.caches import existing
 from mer_dist.errors import UserError
+from mer_dist.layout import Run
 from mer_dist.models import model_folder
 from mer_dist.stages import doctor_corpus, plan
 
@@ -62,6 +64,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
         yield f"model {name}", lambda config, name=name: _model(config, name)
     yield from doctor_corpus.checks(config)
     yield "run folder", _run_folder
+    yield "home", _home
     yield "disk", _disk
     yield "port", _port
     yield "open files", _open_files
@@ -178,14 +181,8 @@ def _model(config: Config, name: str) -> str:
     return f"{extractor.path} is whole"
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
 def _run_folder(config: Config) -> str:
-    place = _existing(Path(config.run.folder))
+    place = existing(Path(config.run.folder))
     try:
         with tempfile.TemporaryFile(dir=place):
             return f"{place} can be written"
@@ -194,8 +191,21 @@ def _run_folder(config: Config) -> str:
                         "choose another run.folder") from None
 
 
+def _home(config: Config) -> str:
+    """Whether what DeepSpeed compiles can be kept below HOME, or else below the run folder."""
+    if memory.layout(config.run).processes == 1:
+        return "one process compiles nothing"
+    own, instead = caches.folders()["TORCH_EXTENSIONS_DIR"], Run(config.run.folder).caches
+    if not (why := caches.fault(own)):
+        return f"DeepSpeed compiles to {own}"
+    if other := caches.fault(instead):
+        raise UserError(f"DeepSpeed has no place to compile to: {why}; {other}; set HOME or "
+                        "TORCH_EXTENSIONS_DIR to a folder of yours from which programs can be run")
+    return f"{why}; what DeepSpeed compiles is kept in {instead}"
+
+
 def _disk(config: Config) -> str:
-    free = shutil.disk_usage(_existing(Path(config.run.folder))).free
+    free = shutil.disk_usage(existing(Path(config.run.folder))).free
     needed = plan.disk_needed(config)
     if needed is None:
         return f"{free / 1e9:.1f} GB free; what is needed is known once the corpus is there"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from mer_dist import config as configuration
@@ -15,15 +14,20 @@ from mer_dist.layout import Run
 from mer_dist.log import logger
 
 
-def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adapter: bool = False) -> None:
+def export(
+    run: Run, copy_name: str, folder: Path, step: int | None = None, adapter: bool = False,
+    precision: str | None = None,
+) -> None:
     """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
 
     The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
-    training: ZeRO's partitions are put together to whole tensors. LoRA is merged into its base model,
-    held at the extractor's ``precision``, unless ``adapter``. ``head.safetensors`` goes along.
+    training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter``,
+    into the weights that it was trained on: of a quantised model those that quantising has left, turned
+    back to numbers of ``precision``, without it the extractor's. ``head.safetensors`` goes along.
 
     Raises:
-        UserError: no such copy or checkpoint, or ``folder`` is not empty.
+        UserError: no such copy or checkpoint, ``folder`` is not empty, or nothing is merged that could
+            have a ``precision``.
     """
     from mer_dist.models.classifier import check_files
 
@@ -33,6 +37,10 @@ def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adap
     copy = _find(config, copy_name)
     if adapter and copy.extractor.finetune.method == "full":
         raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
+    merging = copy.extractor.finetune.method == "lora" and not adapter
+    if precision and not merging:
+        raise UserError(f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
+                        "written as it was saved")
     finished = step is None and files.marked(copy.folder, copy.made_from)
     if finished:
         # Here and not in the new folder, so that a fault names the file that has it.
@@ -43,13 +51,19 @@ def export(run: Run, copy_name: str, folder: Path, step: int | None = None, adap
             what = _from_checkpoint(config, copy, step, target)
         else:
             what = "as finished, at its best epoch"
-            shutil.copytree(copy.folder, target, dirs_exist_ok=True)
+            shutil.copytree(copy.folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
             (target / files.MARK).unlink()
         # The order of the head's rows.
         files.write_json(target / "labels.json", config.corpus.labels)
-        if copy.extractor.finetune.method == "lora" and not adapter:
-            _merge(copy, target)
+        note = ""
+        if merging:
+            note = _merge(copy, target, precision or copy.extractor.precision)
+        elif adapter and copy.extractor.quantize != "none":
+            note = (f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
+                    f"{copy.extractor.path} quantised in the same way")
     logger.info("%s, %s, is in %s", copy_name, what, folder)
+    if note:
+        logger.warning("%s: %s", copy_name, note)
 
 
 def _find(config: Config, name: str) -> Copy:
@@ -74,19 +88,34 @@ def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path)
     if files.marked(chosen, copy.made_from) is None:
         raise UserError(f"{chosen} was trained on other clips or settings than the run has now; "
                         "run finetune again")
-    weights = trained_weights(chosen, DTYPES[copy.extractor.finetune.precision])
-    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, True)
-    save(classifier, weights, target)
-    progress = files.marked(chosen)["progress"]
+    facts = files.marked(chosen)
+    # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
+    sharded = facts["zero_stage"] > 0
+    dtype = DTYPES[copy.extractor.finetune.precision if sharded else "fp32"]
+    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, sharded)
+    save(classifier, trained_weights(chosen, dtype), target)
+    progress = facts["progress"]
     return f"not finished, as it was at step {progress['step']} in epoch {progress['epoch']}"
 
 
-def _merge(copy: Copy, target: Path) -> None:
-    """Replace the adapter in ``target`` by its base model with the adapter added to its weights."""
-    from mer_dist.models.classifier import load_extractor
+def _merge(copy: Copy, target: Path, precision: str) -> str:
+    """Replace the adapter in ``target`` by its base model with the adapter added to its weights.
 
-    # Into weights of 4 or 8 bits the adapter would be rounded away.
-    extractor = load_extractor(replace(copy.extractor, quantize="none"), target)
+    Returns:
+        What of it is not as it was trained, and what to do, for the log; empty: nothing.
+    """
+    from mer_dist.models.classifier import merged
+    from mer_dist.models.extractor import DTYPES
+
+    backbone, lost = merged(copy.extractor, target, DTYPES[precision])
     for path in (*target.glob("adapter_*"), target / "README.md"):
         path.unlink(missing_ok=True)
-    extractor.backbone.save_pretrained(target)
+    backbone.save_pretrained(target)
+    notes = []
+    if lost:
+        notes.append(f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
+                     "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size")
+    if copy.extractor.quantize == "int8":
+        notes.append("int8 rounds what goes into a layer, too, which plain weights do not: features differ "
+                     "that much from those of the run")
+    return "; ".join(notes)

@@ -77,6 +77,7 @@ class Work:
         ]
 
 
+@preempt.listening()
 def extract(config: Config) -> None:
     """Extract every feature set that is incomplete. Runs alone or as one of many ranks."""
     import torch
@@ -84,7 +85,6 @@ def extract(config: Config) -> None:
     from mer_dist.models.classifier import check_files
 
     torch.set_num_threads(config.run.threads)
-    preempt.install()
     works = planned(config)
     for work in works:
         if work.missing():

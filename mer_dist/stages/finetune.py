@@ -17,7 +17,7 @@ import numpy as np
 from mer_dist import copies, files, times
 from mer_dist.config import Config
 from mer_dist.copies import Copy
-from mer_dist.dist import preempt
+from mer_dist.dist import caches, preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import NOBODY
 from mer_dist.errors import Stopped, UserError
@@ -33,6 +33,7 @@ def unfinished(config: Config) -> list[Copy]:
     return [copy for copy in copies.planned(config) if not files.marked(copy.folder, copy.made_from)]
 
 
+@preempt.listening()
 def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
     planned = copies.planned(config)
@@ -50,7 +51,8 @@ def finetune(config: Config) -> None:
             logger.warning("%s/%s was made with other settings, models or clips; it is trained again",
                            copy.name, copy.part)
     run = Run(config.run.folder)
-    preempt.install()
+    if place().launched:
+        caches.settle(run.caches)
     joined = accelerator(
         planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
         config.run.timeout_minutes,

@@ -50,6 +50,7 @@ class _Sets:
     def read(self, name: str) -> FeatureSet:
         if name in self.kept:
             return self.kept[name]
+        preempt.stop_if_asked(f"before reading {name}")
         fused = name in joined.fused_sets(self.config)
         frames = fused and self.config.fuse.level == "frame"
         found, self.problems[name] = joined.read_set(self.run, name, self.clips, frames)
@@ -75,6 +76,7 @@ class _Sets:
         return joined.set_made_from(self.run, name, self.clips.folds)
 
 
+@preempt.listening()
 def fuse(config: Config) -> None:
     """From features to ``answer.csv``, skipping every step that is done.
 
@@ -87,7 +89,6 @@ def fuse(config: Config) -> None:
     from mer_dist.stages.vote import check_names, publish, vote
     from mer_dist.stages.vote import made_from as vote_made_from
 
-    preempt.install()
     torch.set_num_threads(config.run.threads)
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)

@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_dist import files, joined, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config
-from mer_dist.dist import env, memory, preempt, support
+from mer_dist.dist import caches, env, memory, preempt, support
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -29,6 +29,7 @@ dynamo_backend: "no"
 MANY_PROCESSES = ("finetune", "extract")
 
 
+@preempt.listening()
 def run(config: Config, path: str, overrides: list[str]) -> int:
     """Run every stage, skipping what is done, then write the report.
 
@@ -37,7 +38,6 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
     """
     folder = Run(config.run.folder)
     _check(config)
-    preempt.install()
     for stage in ORDER:
         if preempt.asked():
             raise Stopped(f"asked to stop before {stage}")
@@ -92,6 +92,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     status = folder.status(stage)
     status.unlink(missing_ok=True)
+    caches.unlock(folder.caches)
     command = [sys.executable, "-m", "mer_dist.dist.launcher", str(folder.log("run", 0))]
     command += ["--config_file", _launch_file(config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]

@@ -27,7 +27,7 @@ from torch import Tensor
 from mer_dist import files, lineage, metrics, predictions, prior, selection, times
 from mer_dist.config import Config, as_dict
 from mer_dist.dist import preempt
-from mer_dist.errors import Stopped, UserError, reading
+from mer_dist.errors import UserError, reading
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -77,8 +77,7 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
         if done := files.marked(run.round(number), made_from):
             logger.info("%s: already there", title(number, config.fuse.model))
         else:
-            if preempt.asked():
-                raise Stopped(f"asked to stop before {title(number, config.fuse.model)}")
+            preempt.stop_if_asked(f"before {title(number, config.fuse.model)}")
             loaded = loaded or inputs()
             done = _Round(config, clips, loaded, number, part).run(made_from)
         wafs.append(done["oof_waf"])
@@ -162,7 +161,7 @@ class _Round:
             for seed in range(self.config.fuse.seeds)
         ]
         model, losses = ensemble.train(
-            self.inputs, lessons, self.config.fuse, self._steps(), self._start()
+            self.inputs, lessons, self.config.fuse, self._steps(), self._start(), self._between
         )
         every = self._predict(model)
         kept = facts | {"probability": np.ascontiguousarray(every[:, self.unlabeled], np.float32),
@@ -183,6 +182,10 @@ class _Round:
         logger.info("%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons),
                     100 * waf, seconds)
         return files.marked(self.out.round(self.number))
+
+    def _between(self) -> None:
+        """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
+        preempt.stop_if_asked(f"in {self.title}")
 
     def _pseudo_labels(self) -> list[Selection]:
         """Per fold the pseudo-labels that its own models of the round before give."""
@@ -256,7 +259,7 @@ class _Round:
 
     def _probability(self, model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
-        return np.exp(ensemble.predict(model, self.inputs, on_device).double().numpy())
+        return np.exp(ensemble.predict(model, self.inputs, on_device, self._between).double().numpy())
 
     def _without_pairs(self) -> dict[str, np.ndarray]:
         """What models without two folds tell: ``held_out``, see :func:`held_out`, and the ``dropout``
@@ -277,7 +280,7 @@ class _Round:
         if not pairs:
             return {"held_out": told[0], "dropout": usual}
         lessons = [self._lesson([*pair], 0, option) for option in options for pair in pairs]
-        model, _ = ensemble.train(self.inputs, lessons, self.config.fuse)
+        model, _ = ensemble.train(self.inputs, lessons, self.config.fuse, between=self._between)
         rows = np.flatnonzero(self.present[labeled])
         fold, every = clips.fold[labeled[rows]], self._probability(model, labeled[rows])
         for (option, pair), probability in zip(product(range(len(options)), pairs), every, strict=True):

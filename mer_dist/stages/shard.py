@@ -38,6 +38,7 @@ FORMAT = 2
 NAMED = 3
 
 
+@preempt.listening()
 def shard(config: Config, fused: bool = False) -> None:
     """Write the shards of a corpus; those whose clips are unchanged stay as they are.
 
@@ -66,7 +67,6 @@ def shard(config: Config, fused: bool = False) -> None:
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
         return
-    preempt.install()
     if made := list(run.shards.glob("[0-9]*.parquet")):
         logger.info("%d shards are kept and %d cut anew; %d clips are to be done", len(kept),
                     len(made) - len(kept), len(remaining))

@@ -11,6 +11,7 @@ import small_job
 
 from mer_dist.cli import main
 from mer_dist.config import load
+from mer_dist.errors import UserError
 from mer_dist.stages import doctor as stage
 from mer_dist.stages import doctor_corpus
 
@@ -63,7 +64,7 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
     assert all(line.startswith("ok ") for line in lines)
     named = {line.split(":")[0].removeprefix("ok").strip() for line in lines}
     assert {"python", "packages", "launch", "processors", "communication", "model clip", "model hubert",
-            "model baichuan", "corpus", "labels", "media", "decoding", "run folder", "disk", "port",
+            "model baichuan", "corpus", "labels", "media", "decoding", "run folder", "home", "disk", "port",
             "open files"} == named
 
 
@@ -113,6 +114,22 @@ def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp
 
 def test_more_processes_than_this_machine_has_processors_are_found(job):
     assert "set run.processes=" in faults(job, "run.processes=5000")["processors"]
+
+
+def test_a_home_that_cannot_be_written_is_told_and_found_where_the_run_folder_cannot_help(
+        job, tmp_path, monkeypatch):
+    def home(*overrides) -> str:
+        return stage._home(load(job, overrides))
+
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert "DeepSpeed compiles to" in home()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    assert f"is kept in {job.parent / 'run' / 'caches'}" in home()
+    with pytest.raises(UserError, match="set HOME or TORCH_EXTENSIONS_DIR"):
+        home(f"run.folder={tmp_path / 'file' / 'run'}")
+    assert home("run.processes=1") == "one process compiles nothing"
 
 
 def test_too_little_disk_is_found_before_the_run(job):

@@ -5,25 +5,30 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
+import small_adapters
 import small_job
 import torch
 from conftest import ROOT
+from modes import as_umask, others
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionModelWithProjection
 
 from mer_dist import config as configuration
-from mer_dist import files
+from mer_dist import copies, files
+from mer_dist.cli import main
 from mer_dist.config import load
 from mer_dist.dist import env
-from mer_dist.dist.checkpoint import trained_weights, whole
+from mer_dist.dist.checkpoint import ALONE, Progress, trained_weights, whole
 from mer_dist.errors import USAGE, UserError
 from mer_dist.layout import Run
-from mer_dist.models.classifier import load_extractor
+from mer_dist.models.classifier import load_extractor, trainable_classifier
+from mer_dist.settings import ExtractorConfig
 from mer_dist.stages.export import export
 from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
@@ -43,7 +48,8 @@ def job(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(job) -> Run:
     config = load(job, [*ONE_COPY, "extractors.baichuan.finetune=null"])
-    finetune(config)
+    with as_umask(0o002):
+        finetune(config)
     return Run(config.run.folder)
 
 
@@ -113,6 +119,14 @@ def test_a_checkpoint_of_two_ranks_that_were_killed_is_exported_and_gone_on_from
     assert run.adapter("baichuan", "all").exists() and not where.exists()
 
 
+def test_others_of_a_group_may_use_a_copy_and_what_is_exported(finished, tmp_path):
+    assert others(finished.adapter("clip", "all"), 0o002) == {}
+    with as_umask(0o002):
+        for name, adapter in (("merged", False), ("adapter", True)):
+            export(finished, "clip@all", tmp_path / name, adapter=adapter)
+            assert others(tmp_path / name, 0o002) == {}
+
+
 def test_what_is_not_there_is_refused_and_nothing_is_written(finished, job, tmp_path):
     with pytest.raises(UserError, match="clip@fold-7.* it has: clip@all"):
         export(finished, "clip@fold-7", tmp_path / "new")
@@ -123,3 +137,56 @@ def test_what_is_not_there_is_refused_and_nothing_is_written(finished, job, tmp_
     done = small_job.mer_dist("export", finished.folder, "clip@all", tmp_path / "full")
     assert done.returncode == USAGE and "not empty" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def four_bits(job, tmp_path) -> Run:
+    """A run whose only copy, of CLIP in four bits, is finished: an adapter that was drawn at random."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(Run(load(job).run.folder).shards, run.shards)
+    config = load(job, [*ONE_COPY, f"run.folder={run.folder}", "extractors.baichuan.finetune=null",
+                        "extractors.clip.quantize=nf4", "extractors.clip.finetune.precision=bf16"])
+    configuration.save(config, run.config)
+    (copy,) = copies.planned(config)
+    with files.atomic_folder(copy.folder) as folder:
+        small_adapters.trained(copy.extractor, folder)
+        files.mark(folder, copy.made_from, content=files.contents(folder.iterdir()))
+    return run
+
+
+def test_the_command_writes_what_the_run_has_and_says_what_rounding_costs(four_bits, tmp_path, capsys):
+    run, told = four_bits, capsys.readouterr
+    config = load(run.config).extractors["clip"]
+    of_run = small_adapters.vectors(load_extractor(config, run.adapter("clip", "all")).backbone, "clip")
+    assert main(["export", str(run.folder), "clip@all", str(tmp_path / "exact")]) == 0
+    exported = load_extractor(ExtractorConfig(family="clip", path=str(tmp_path / "exact"))).backbone
+    assert small_adapters.off(small_adapters.vectors(exported, "clip"), of_run) < 5e-6 and "loses" not in told().err
+    assert main(["export", str(run.folder), "clip@all", str(tmp_path / "half"), "--precision", "bf16"]) == 0
+    assert "% of what the adapter adds" in (said := told().err) and "--precision fp32 keeps it" in said
+    assert load_file(tmp_path / "half" / "model.safetensors")["visual_projection.weight"].dtype == torch.bfloat16
+    assert main(["export", str(run.folder), "clip@all", str(tmp_path / "alone"), "--adapter"]) == 0
+    assert "fits only" in (said := told().err) and "quantised to nf4" in said
+    shutil.rmtree(tmp_path / "alone")
+    assert main(["export", str(run.folder), "clip@all", str(tmp_path / "alone"), "--adapter",
+                 "--precision", "fp32"]) == USAGE and not (tmp_path / "alone").exists()
+
+
+def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weights(four_bits, tmp_path):
+    run = four_bits
+    config = load(run.config)
+    (copy,) = copies.planned(config)
+    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), 0, sharded=False)
+    adapter = load_file(copy.folder / "adapter_model.safetensors")
+    weights = {name: adapter.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
+               for name, value in classifier.named_parameters() if value.requires_grad}
+    step = run.checkpoints("clip", "all") / "step-00000001"
+    step.mkdir(parents=True)
+    torch.save({"weights": weights, "optimizer": {}}, step / ALONE)
+    files.mark(step, copy.made_from, progress=asdict(Progress(step=1)), zero_stage=0, processes=1,
+               content=files.contents([step / ALONE]))
+    for name, step_options in (("finished", []), ("underway", ["--step", "1"])):
+        assert main(["export", str(run.folder), "clip@all", str(tmp_path / name), *step_options]) == 0
+    finished, underway = (load_file(tmp_path / name / "model.safetensors") for name in ("finished", "underway"))
+    assert finished.keys() == underway.keys()
+    for name, value in finished.items():
+        assert torch.equal(value, underway[name]), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from mer_dist import copies, features, files
 from mer_dist.config import load
+from mer_dist.dist import runtime
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
@@ -75,6 +77,21 @@ def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
         copy = copies._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
         same = copy.made_from == before["clip", copy.part]
         assert same == (fold_of[row.name] == without)
+
+
+def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, tmp_path, monkeypatch):
+    def accelerator(*_):
+        raise KeyError(os.environ["TORCH_EXTENSIONS_DIR"])
+
+    monkeypatch.setattr(runtime, "accelerator", accelerator)
+    (tmp_path / "file").touch()
+    for name, value in {"HOME": str(tmp_path / "file" / "home"), "RANK": "0", "WORLD_SIZE": "1",
+                        "TORCH_EXTENSIONS_DIR": "", "TRITON_HOME": "", "TRITON_CACHE_DIR": "",
+                        "XDG_CACHE_HOME": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(KeyError, match=str(Run(load(job).run.folder).caches)):
+        finetune.finetune(load(job))
 
 
 @pytest.mark.processes

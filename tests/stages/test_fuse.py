@@ -127,16 +127,17 @@ def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp
     assert len(quarantine.read(Run(config.run.folder).quarantine)) == 2
 
 
-def test_ctrl_c_ends_it_before_the_next_round_and_the_next_call_goes_on(tmp_path):
-    config, _ = fusion_run.make(tmp_path, epochs=30)
+def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_path):
+    config, _ = fusion_run.make(tmp_path, epochs=1000)
     run = Run(config.run.folder)
     with open(tmp_path / "said", "wb") as said:
         process = subprocess.Popen([sys.executable, "-m", "mer_dist", "fuse", run.config], stderr=said)
     while "probes:" not in (tmp_path / "said").read_text() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(100) == REQUEUE and "stopped: asked to stop before" in (tmp_path / "said").read_text()
-    assert not run.answer.exists()
+    assert process.wait(100) == REQUEUE and "stopped: asked to stop in AGT" in (tmp_path / "said").read_text()
+    assert not run.answer.exists() and not run.round(0).exists()
+    config.fuse.epochs = 3
     fuse(config)
     assert run.answer.exists()
 
