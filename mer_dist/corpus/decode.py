@@ -12,6 +12,12 @@ from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 
+SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
+SHORT_SOUND = "sound far shorter than its video"
+LONG_SOUND = "sound far longer than its video"
+#: What is far: more than twice as long, and more than half a second. Streams of one file seldom end together.
+FAR, FAR_SECONDS = 2.0, 0.5
+
 
 @dataclass(kw_only=True)
 class Decoded:
@@ -84,6 +90,8 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
         raise media.MediaError("the corpus names no video")
     video = media.read_video(clip.video, config.frames)
     decoded.seconds = video.seconds
+    if media.several_videos(clip.video):
+        decoded.remarks.append(SEVERAL_VIDEOS)
     if config.faces == "cascade":
         decoded.frames, decoded.face = faces.cascade(video.frames, config.image_size)
     else:
@@ -100,6 +108,14 @@ def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
         raise media.MediaError("the corpus names no audio and no video to take it from")
     sound = read_sound(source)
     decoded.samples = sound.samples
+    decoded.remarks += sound.remarks + _length_remarks(sound.seconds, decoded.seconds)
     decoded.seconds = max(decoded.seconds, sound.seconds)
     if sound.damage:
         decoded.note("part of audio", f"{source.name}: {sound.damage}")
+
+
+def _length_remarks(sound: float, video: float) -> list[str]:
+    """Of a sound and a video of so many seconds; a clip without video has 0."""
+    if not video or abs(sound - video) <= FAR_SECONDS:
+        return []
+    return [SHORT_SOUND] * (sound * FAR < video) + [LONG_SOUND] * (sound > FAR * video)

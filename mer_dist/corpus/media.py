@@ -16,6 +16,10 @@ from mer_dist.corpus.picture import Shot
 
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
+_FLAGS = av.stream.Disposition
+#: Of tracks that come beside the one that is meant: somebody talks over it, or its voices are taken out.
+_ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
+          | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
 
 
 class MediaError(Exception):
@@ -40,8 +44,11 @@ class Track:
     kind: str
     #: What decodes of it, in the order of the file.
     frames: Iterator
-    #: The errors between them, so far.
+    #: The errors between them, so far, and tracks that should have been taken before this one.
     faults: list[str]
+    #: Tracks of this kind in the file, and those of them that have a decoder.
+    count: int
+    known: int
 
     @property
     def damage(self) -> str:
@@ -83,16 +90,19 @@ def video_seconds(path: Path) -> float:
 
 
 @contextmanager
-def playing(path: Path, kind: str) -> Iterator[Track]:
-    """The stream of a kind, ``audio`` or ``video``, that a player takes.
+def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
+    """The stream of a kind, ``audio`` or ``video``, that a player takes, or the ``place``-th after it.
 
     Raises:
         MediaError: no such file, or no such stream.
     """
-    faults: list[str] = []
     with _opened(path) as container:
-        stream = _stream(container, kind, path)
-        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults)
+        stream = _stream(container, kind, path, place)
+        tracks = _tracks(container, kind)
+        before = tracks[: [track.index for track in tracks].index(stream.index)]
+        faults = [f"nothing of stream {track.index}, which players take" for track in before]
+        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults,
+                    count=len(tracks), known=len(_decodable(tracks)))
 
 
 @contextmanager
@@ -111,18 +121,42 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def _stream(container, kind: str, path: Path):
-    """The first stream of a kind, decoded by one thread: the workers are the parallelism."""
-    for stream in container.streams:
-        # Cover art is a video stream of one picture that is no part of the clip.
-        if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise MediaError(f"{path.name}: its {kind} has an unknown codec")
-            stream.codec_context.thread_count = 1
-            if kind == "video":
-                _bound(stream.codec_context, path)
-            return stream
-    raise MediaError(f"{path.name}: no {kind} stream")
+def several_videos(path: Path) -> bool:
+    """Whether there is more than one video that a player could show, be it from another camera.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    with _opened(path) as container:
+        return len(_tracks(container, "video")) > 1
+
+
+def _stream(container, kind: str, path: Path, place: int = 0):
+    """Of the streams of a kind that have a decoder the one that a player takes first, or the ``place``-th
+    after it; decoded by one thread: the workers are the parallelism."""
+    tracks = _tracks(container, kind)
+    if not tracks:
+        raise MediaError(f"{path.name}: no {kind} stream")
+    if not _decodable(tracks):
+        raise MediaError(f"{path.name}: its {kind} has an unknown codec")
+    stream = _decodable(tracks)[place]
+    stream.codec_context.thread_count = 1
+    if kind == "video":
+        _bound(stream.codec_context, path)
+    return stream
+
+
+def _tracks(container, kind: str) -> list:
+    """The streams of a kind as players prefer them: flagged default, not beside another one, the first."""
+    # Cover art is a video stream of one picture that is no part of the clip.
+    tracks = [stream for stream in container.streams
+              if stream.type == kind and not stream.disposition & _FLAGS.attached_pic]
+    return sorted(tracks, key=lambda stream: (
+        not stream.disposition & _FLAGS.default, bool(stream.disposition & _ASIDE), stream.index))
+
+
+def _decodable(tracks: list) -> list:
+    return [stream for stream in tracks if stream.codec_context is not None]
 
 
 def _bound(codec, path: Path) -> None:

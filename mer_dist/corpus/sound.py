@@ -1,8 +1,15 @@
-"""The sound of a media file: 16 kHz, mono, 16 bit, as much of it as decodes."""
+"""The sound of a media file: 16 kHz, mono, 16 bit, as much of it as decodes.
+
+libswresample mixes, resamples and rounds. Beside it every channel is looked at before it is mixed and
+rounded: where channels cancel in the mix, or 16 bit cannot hold the level, the sound is made again in
+floating point with other weights or another level. Ordinary sound is what libswresample gives.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 
 import av
@@ -15,6 +22,33 @@ from mer_dist.corpus.media import MediaError
 RATE = 16_000
 #: A clip is one utterance, and an hour of silence takes next to no bytes.
 MOST_SECONDS = 3600
+#: Of the 16-bit samples that are stored, where full scale is 1.
+STEP = 2.0**-15
+#: Floating-point samples beyond this are no sound of any scale; 32-bit integers end at half of it.
+LARGEST = 2.0**32
+#: Channels cancel where their mix has less than this of the energy that it would have if they were
+#: independent: a correlation below -0.5 of two that are equally loud, which no recording of a room has.
+CANCEL = 0.5
+#: Channels are compared in stretches of so many samples, for they may turn opposite in the middle.
+STRETCH = RATE // 2
+#: Of the energy of a sound, what may lie in stretches whose channels cancel.
+MOST_CANCELLED = 0.2
+#: Channels that the mix leaves out are taken if they are as much louder, in energy, as this is below 1.
+HIDDEN = 1e-3
+#: Of the energy of a sound, what clipping may take (30 dB below it), and what rounding may add (20 dB).
+MOST_CLIPPED, MOST_ROUNDED = 1e-3, 1e-2
+#: Mean energy of what is taken for silence, 120 dB below full scale: nothing is heard by raising it.
+SILENCE = 1e-12
+
+#: PyAV reads beyond the end of an array of planes when there are more; interleaved samples have one.
+_MOST_PLANES = 8
+
+SEVERAL_TRACKS = "several sound tracks; the one that players take was used"
+CANCELLING = "channels cancel in the mono mix; the louder of those that do were used"
+LEFT_OUT = "sound only on a channel that the mono mix leaves out; it was used"
+TOO_LOUD = "sound beyond full scale, brought into range"
+TOO_QUIET = "sound too quiet for 16 bit, raised"
+SILENT = "sound silent throughout"
 
 
 @dataclass(kw_only=True)
@@ -22,6 +56,8 @@ class Sound:
     #: (S,) int16, mono, 16 kHz.
     samples: np.ndarray
     damage: str
+    #: Kinds of what is worth telling.
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -29,29 +65,273 @@ class Sound:
 
 
 def read_sound(path: Path) -> Sound:
-    """The first audio stream as 16 kHz mono.
+    """The track that a player takes, as 16 kHz mono; the next one if nothing of it decodes.
 
     Raises:
-        MediaError: no such file, no audio stream, or nothing of it decodes.
+        MediaError: no such file, no audio stream, nothing of it decodes, or its samples are no sound.
     """
-    parts: list[np.ndarray] = []
-    samples = 0
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-    with media.playing(path, "audio") as track:
-        for frame in track.frames:
+    place, heard = 0, _hear(path, 0)
+    while not heard.length and place + 1 < heard.known:
+        place += 1
+        heard = _hear(path, place)
+    if not heard.length:
+        raise MediaError(f"{path.name}: nothing of its sound decodes")
+    remarks = [SEVERAL_TRACKS] if heard.tracks > 1 else []
+    weights, changes = zip(*(run.safe_weights() for run in heard.runs), strict=True)
+    remarks += sorted(set(filter(None, changes)))
+    if any(changes) or not heard.mixed or heard.misfit:
+        samples, remark = _in_range(_mixed(path, place, weights), path)
+        remarks += filter(None, [remark])
+    else:
+        samples = np.concatenate([part for run in heard.runs for part in run.parts])
+    if int(samples.max()) - int(samples.min()) <= 2:
+        remarks.append(SILENT)
+    return Sound(samples=samples, damage=heard.damage, remarks=remarks)
+
+
+class _Run:
+    """A stretch of frames of one format: what libswresample makes of it, and what its channels are like."""
+
+    def __init__(self, frame: av.AudioFrame):
+        self.weights, self.mixes = _weights(frame.layout)
+        #: Whether its samples can say more than 16 bit can hold.
+        self.fine = frame.format.name.rstrip("p") not in ("u8", "s16")
+        #: (s,) int16 each, and how many samples there are in all, those that could not be mixed included.
+        self.parts: list[np.ndarray] = []
+        self.length = 0
+        #: (C, C) of each stretch: products of the channels, whose means are taken off, summed over samples.
+        self.covariances: list[np.ndarray] = []
+        #: Energy that the mix loses if it is clipped at full scale.
+        self.clipped = 0.0
+        self._mono = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        self._apart = av.AudioResampler(format="flt", rate=RATE)
+        self._held: list[np.ndarray] = []
+        self._samples_held = 0
+
+    def take(self, frame: av.AudioFrame | None) -> int:
+        """The next frame, or None at the end: the resamplers hold the last milliseconds back until then.
+        Returns how many samples came out."""
+        before = self.length
+        if self.mixes:
+            own = [part.to_ndarray()[0] for part in self._mono.resample(frame)]
+            self.parts += own
+            self.length += sum(map(len, own))
+        if self.fine or len(self.weights) > 1:
+            own = _channels(self._apart.resample(frame))
+            self._held += own
+            self._samples_held += sum(part.shape[1] for part in own)
+            if self._samples_held >= STRETCH or (frame is None and self._samples_held):
+                self._measure(np.concatenate(self._held, axis=1, dtype=float))
+                self._held, self._samples_held = [], 0
+        return self.length - before
+
+    def _measure(self, channels: np.ndarray) -> None:
+        """``channels`` (C, s), of one stretch."""
+        self.length += 0 if self.mixes else channels.shape[1]
+        self.clipped += _beyond(self.weights @ channels)
+        centred = channels - channels.mean(1, keepdims=True)
+        self.covariances.append(centred @ centred.T)
+
+    @property
+    def energy(self) -> float:
+        """Of the mix."""
+        return float(sum(self.weights @ own @ self.weights for own in self.covariances))
+
+    def safe_weights(self) -> tuple[np.ndarray, str]:
+        """(C,) with sum 1: the weights without the quieter of channels that cancel, and the remark."""
+        if len(self.weights) == 1 or not self.covariances:
+            return self.weights, ""
+        stretches = np.stack(self.covariances)
+        loudness = np.einsum("tcc->c", stretches)
+        if loudness @ self.weights**2 < HIDDEN * loudness.max() * self.weights.max() ** 2:
+            # All the sound is on channels that the mix leaves out, as it does with that for low frequencies.
+            return np.eye(len(loudness))[loudness.argmax()], LEFT_OUT
+        alone = np.einsum("tcc,c->t", stretches, self.weights**2)
+        mixed = np.einsum("c,tcd,d->t", self.weights, stretches, self.weights)
+        cancelled = mixed < CANCEL * alone
+        if alone[cancelled].sum() <= MOST_CANCELLED * alone.sum():
+            return self.weights, ""
+        return _without_opposites(stretches[cancelled].sum(0), self.weights), CANCELLING
+
+
+def _without_opposites(covariance: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights (C,) of channels none of which is opposite to another; of two that are the louder one stays."""
+    size = weights * np.sqrt(np.diag(covariance))
+    mixed = covariance * np.outer(weights, weights)
+    kept: list[int] = []
+    for channel in np.argsort(-size, kind="stable"):
+        if all(mixed[channel, other] >= -CANCEL * size[channel] * size[other] for other in kept):
+            kept.append(int(channel))
+    if mixed[np.ix_(kept, kept)].sum() < CANCEL * np.diag(mixed)[kept].sum():
+        kept = kept[:1]  # no two of them cancel, but several together
+    safe = np.zeros_like(weights)
+    safe[kept] = weights[kept]
+    return safe / safe.sum()
+
+
+@dataclass(kw_only=True)
+class _Heard:
+    """What was found out about one track in the first pass over it."""
+
+    runs: list[_Run]
+    damage: str
+    tracks: int
+    known: int
+
+    @property
+    def length(self) -> int:
+        return sum(run.length for run in self.runs)
+
+    @property
+    def mixed(self) -> bool:
+        return all(run.mixes for run in self.runs)
+
+    @property
+    def misfit(self) -> str:
+        fine = [run for run in self.runs if run.fine]
+        return _misfit(sum(run.energy for run in fine), sum(run.clipped for run in fine),
+                       sum(run.length for run in fine))
+
+
+def _hear(path: Path, place: int) -> _Heard:
+    runs: list[_Run] = []
+    length, gaps = 0, _Gaps()
+    with media.playing(path, "audio", place) as track:
+        for frames in _runs(track.frames, gaps):
+            first = next(frames)
+            runs.append(_Run(first))
             try:
-                own = [part.to_ndarray()[0] for part in resampler.resample(frame)]
-            except ValueError as error:
-                # The stream changed its format midway; what came before is whole.
+                for frame in chain([first], frames, [None]):
+                    length += runs[-1].take(frame)
+                    if length > MOST_SECONDS * RATE:
+                        raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
+            except ValueError as error:  # FFmpeg's refusals are such, too; what came before is whole.
                 track.faults.append(str(error))
                 break
-            parts += own
-            samples += sum(map(len, own))
-            if samples > MOST_SECONDS * RATE:
-                raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
-    # The resampler holds the last few milliseconds back until it is told that no more will come.
-    if parts:
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not sum(map(len, parts)):
-        raise MediaError(f"{path.name}: nothing of its sound decodes")
-    return Sound(samples=np.concatenate(parts), damage=track.damage)
+    if gaps.bad > gaps.samples / 2:
+        raise MediaError(f"{path.name}: most samples of its sound are no numbers")
+    damage = "; ".join(filter(None, (track.damage, gaps.told)))
+    return _Heard(runs=runs, damage=damage, tracks=track.count, known=track.known)
+
+
+def _mixed(path: Path, place: int, weights: Iterable[np.ndarray]) -> np.ndarray:
+    """(S,) float64 at 16 kHz, not bounded: the track once more, each run mixed with its weights (C,)."""
+    parts: list[np.ndarray] = []
+    with media.playing(path, "audio", place) as track:
+        for own, frames in zip(weights, _runs(track.frames, _Gaps()), strict=False):
+            resampler = av.AudioResampler(format="flt", rate=RATE)
+            for frame in chain(frames, [None]):
+                parts += [own @ channels for channels in _channels(resampler.resample(frame))]
+    return np.concatenate(parts)
+
+
+def _in_range(wave: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
+    """``wave`` (S,) as int16, its level changed where 16 bit would not hold it, and the remark on that.
+
+    Raises:
+        MediaError: a few samples are so large that nothing of the others would be left.
+    """
+    centred = wave - np.median(wave)
+    remark = _misfit(centred @ centred, _beyond(wave), len(wave))
+    if remark:
+        peak = np.abs(centred).max()
+        wave = centred * ((1 - STEP) / peak)
+        audible = np.abs(centred) >= 4 * STEP
+        if audible.any() and np.median(np.abs(wave[audible])) < STEP:
+            raise MediaError(f"{path.name}: a few samples of its sound are {peak:.0e} times full scale, "
+                             "beside which the rest would be lost")
+    return np.clip(np.rint(wave / STEP), -(2**15), 2**15 - 1).astype(np.int16), remark
+
+
+def _misfit(energy: float, clipped: float, length: int) -> str:
+    """The remark on a level that 16 bit cannot hold; empty if they can.
+
+    Args:
+        energy: sum of squares over ``length`` samples, the mean taken off.
+        clipped: sum of squares of what lies beyond full scale.
+    """
+    if clipped > MOST_CLIPPED * energy:
+        return TOO_LOUD
+    # Rounding to whole steps adds noise of a twelfth of a step squared to each sample.
+    if SILENCE * length < energy < length * STEP**2 / 12 / MOST_ROUNDED:
+        return TOO_QUIET
+    return ""
+
+
+def _beyond(wave: np.ndarray) -> float:
+    excess = np.maximum(np.abs(wave) - 1, 0)
+    return float(excess @ excess)
+
+
+def _channels(parts: list[av.AudioFrame]) -> list[np.ndarray]:
+    """(C, s) float32 of each frame of interleaved samples."""
+    return [part.to_ndarray().reshape(-1, part.layout.nb_channels).T for part in parts]
+
+
+def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
+    """(C,) with sum 1: how loud libswresample mixes each channel, asked of itself, and whether it can.
+
+    It cannot where nothing says what the channels are, as in recordings of more than eight microphones;
+    they count evenly.
+    """
+    count = layout.nb_channels
+    if count == 1:
+        return np.ones(1), True
+    # The first sample sounds on the first channel alone, the second on the second.
+    frame = av.AudioFrame.from_ndarray(np.eye(count, dtype=np.float32).reshape(1, -1), "flt", layout.name)
+    frame.sample_rate = RATE
+    try:
+        (mono,) = av.AudioResampler(format="s16", layout="mono", rate=RATE).resample(frame)
+    except (av.FFmpegError, ValueError):
+        return np.full(count, 1 / count), False
+    weights = mono.to_ndarray()[0].astype(float)
+    return (weights / weights.sum(), True) if weights.any() else (np.full(count, 1 / count), False)
+
+
+@dataclass(kw_only=True)
+class _Gaps:
+    """Samples that are no numbers, or beyond any scale."""
+
+    bad: int = 0
+    samples: int = 0
+
+    @property
+    def told(self) -> str:
+        return f"{self.bad} of its {self.samples} samples are no numbers" if self.bad else ""
+
+
+def _runs(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[Iterator[av.AudioFrame]]:
+    """Stretches of frames of one format; a broadcast may change its channels or rate in midstream."""
+    whole = _filled(frames, gaps)
+    for _, run in groupby(whole, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
+        yield run
+
+
+def _filled(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[av.AudioFrame]:
+    """The frames; samples that are no numbers are filled with a line between those beside them."""
+    for frame in frames:
+        if frame.format.name.rstrip("p") in ("flt", "dbl"):
+            if frame.format.is_planar and frame.layout.nb_channels > _MOST_PLANES:
+                (frame,) = av.AudioResampler(format=frame.format.name.rstrip("p")).resample(frame)
+            values = frame.to_ndarray()
+            good = np.abs(values) <= LARGEST
+            gaps.bad += int(values.size - good.sum())
+            gaps.samples += values.size
+            if not good.all():
+                frame = _with(frame, values, good)
+        yield frame
+
+
+def _with(frame: av.AudioFrame, values: np.ndarray, good: np.ndarray) -> av.AudioFrame:
+    channels = frame.layout.nb_channels
+    planar = values.shape[0] == channels
+    shape = values.shape if planar else (-1, channels)
+    rows, usable = (array.reshape(shape) if planar else array.reshape(shape).T for array in (values, good))
+    rows = np.array(rows)
+    places = np.arange(rows.shape[1])
+    for row, own in zip(rows, usable, strict=True):
+        row[~own] = np.interp(places[~own], places[own], row[own]) if own.any() else 0
+    filled = rows if planar else rows.T.reshape(1, -1)
+    made = av.AudioFrame.from_ndarray(np.ascontiguousarray(filled), frame.format.name, frame.layout.name)
+    made.sample_rate, made.pts, made.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return made

@@ -197,8 +197,9 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
                 stats["clips"], stats["shards"], stats["bytes"] / 2**20, _counts(stats["missing"]),
                 _counts(stats["quarantined"]), stats["faceless"])
     for kind, found in stats["remarks"].items():
-        more = ", …" if found["clips"] > NAMED else ""
-        logger.info("%d clips: %s (%s%s)", found["clips"], kind, ", ".join(found["names"][:NAMED]), more)
+        plural, more = "s" * (found["clips"] != 1), ", …" * (found["clips"] > NAMED)
+        such = ", ".join(found["names"][:NAMED]) + more
+        logger.info("%d clip%s: %s (%s)", found["clips"], plural, kind, such)
 
 
 def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:

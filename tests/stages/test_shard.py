@@ -360,3 +360,34 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     assert reasons(run)[("a000", "video")] == f"{path}: no such file"
     rows = {row.name: row for row in manifest.read(run / "shards")}
     assert rows["a000"].missing == ["audio", "video"]
+
+
+def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp_path, caplog, monkeypatch):
+    names = ["a", "b", "c", "d", "short", "fine"]
+    for name in names:
+        hum = tone(400, 0.3 if name == "short" else 1.0) * (len(name) > 1)
+        write_mp4(tmp_path / f"{name}.mp4", ramp(25), hum)
+    rows = [["name", "video", "audio", "transcript", "label", "split"],
+            *([name, f"{name}.mp4", "", "words", "", ""] for name in names)]
+    config = config_of(tmp_path / "run", write_csv(tmp_path / "all.csv", rows))
+    config.corpus.format = "manifest"
+    monkeypatch.setattr("mer_dist.stages.shard.logger.propagate", True)
+    with caplog.at_level("INFO", logger="mer_dist"):
+        shard(config)
+    told = ["4 clips: sound silent throughout (a, b, c, …)",
+            "1 clip: sound far shorter than its video (short)"]
+    assert [line for line in caplog.messages if " clip: " in line or " clips: " in line] == told
+    path = tmp_path / "run" / "shards" / "stats.json"
+    assert json.loads(path.read_text())["remarks"] == {
+        "sound silent throughout": {"clips": 4, "names": ["a", "b", "c", "d"]},
+        "sound far shorter than its video": {"clips": 1, "names": ["short"]}}
+    assert reasons(tmp_path / "run") == {}
+    # A start that finds the first shard does not decode its clips again, and still knows of them.
+    before, first = path.read_text(), written(tmp_path / "run")["00000.tar"]
+    for name in ("00001.tar", files.MARK, manifest.MANIFEST, "stats.json"):
+        (tmp_path / "run" / "shards" / name).unlink()
+    caplog.clear()
+    with caplog.at_level("INFO", logger="mer_dist"):
+        shard(config)
+    assert written(tmp_path / "run")["00000.tar"] == first and path.read_text() == before
+    assert caplog.messages[-2:] == told
