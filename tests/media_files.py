@@ -28,10 +28,10 @@ def write_mp4(path: Path, frames: np.ndarray | None = None, sound: np.ndarray | 
     """Encode ``frames`` (T, H, W, 3) and a waveform; a part that is None becomes no stream.
 
     ``video`` may name another ``format`` than the file's name does, ``codec``, ``pix_fmt``, the ``ratio`` of
-    a pixel's sides, and ``options`` of the encoder.
+    a pixel's sides, and options of the encoder (``options``) and of the container (``muxer``).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"movflags": "faststart"} if faststart else {}
+    options = {**video.get("muxer", {}), **({"movflags": "faststart"} if faststart else {})}
     with av.open(str(path), "w", format=video.get("format"), options=options) as container:
         streams = []
         if frames is not None:

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from mer_dist.corpus import picture
+from mer_dist.corpus.clock import Clock
 from mer_dist.corpus.picture import Shot
 
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
@@ -187,23 +188,13 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
         raise MediaError(f"{path.name}: {reason}")
     damage = "" if not corrupt and seen >= promised else f"{seen - corrupt} of {promised} frames are there"
     base = float(stream.time_base)
-    if None in times or _out_of_order(sent) or _only_sent(container, stream):
+    if not Clock(container, stream).tells(times, sent):
         start = min((time for time in times if time is not None), default=0) * base
         return *_counted(path, start), damage
     times.sort()
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
     return times[0] * base, (times[-1] + step) * base, damage
-
-
-def _out_of_order(times: list[int | None]) -> bool:
-    known = [time for time in times if time is not None]
-    return known != sorted(known)
-
-
-def _only_sent(container, stream) -> bool:
-    """Whether the file knows when frames are sent, but not, since there are B-frames, when they are shown."""
-    return "avi" in container.format.name and stream.codec_context.has_b_frames
 
 
 def _promised(container, stream, seen: int) -> int:
@@ -219,41 +210,24 @@ def _counted(path: Path, start: float) -> tuple[float, float]:
     """Start and end of a video whose packets do not say when they are shown: by decoding it all."""
     with _opened(path) as container:
         stream = _stream(container, "video", path)
-        step = _step(stream)
-        times = [shot.time for shot in _shots(container, stream, start, [])]
+        clock = Clock(container, stream, start)
+        times = [clock.time(frame) for frame in _decoded(container, stream, [])]
     if not times:
         raise MediaError(f"{path.name}: no frame of its video decodes")
-    return times[0], times[-1] + step
-
-
-def _step(stream) -> float:
-    """Seconds from frame to frame; FFmpeg, too, takes a stream that does not say it to have 25 a second."""
-    return float(1 / (stream.guessed_rate or 25))
+    return times[0], times[-1] + clock.step
 
 
 def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]:
-    """Every frame that decodes, each at its time: its own, or its packet's, or a step after the last.
-
-    Frames leave a decoder in the order in which they are shown, so a time that goes back is wrong. Then
-    the times at which packets are sent are better, as in libavcodec's ``guess_correct_pts``. Both go back
-    where recordings were joined, and raw streams have neither; their first frame is shown at ``start``.
-    """
-    step, last, trusted = _step(stream), -np.inf, not _only_sent(container, stream)
+    """Every frame that decodes with what the file says of it; the first at ``start`` if it says no times."""
+    clock, matrix = Clock(container, stream, start), None
     declared, first = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
-    matrix = None
     for frame in _decoded(container, stream, faults):
-        own, sent = (
-            None if stamp is None else float(stamp * stream.time_base) for stamp in (frame.pts, frame.dts)
-        )
-        trusted = trusted and (own is None or own >= last)
-        known = (time for time in ((own, sent) if trusted else (sent,)) if time is not None and time >= last)
-        last = next(known, max(start, last + step))
         # The container's word on the shape of pixels stands; the codec's may change on the way.
         ratio = declared if declared != first else stream.codec_context.sample_aspect_ratio
         # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
         told = picture.display_matrix(frame)
         matrix = matrix if told is None else told
-        yield Shot(frame=frame, time=last, ratio=ratio, matrix=matrix)
+        yield Shot(frame=frame, time=clock.time(frame), ratio=ratio, matrix=matrix)
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:

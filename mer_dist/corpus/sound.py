@@ -120,7 +120,7 @@ class _Run:
             own = _channels(self._apart.resample(frame))
             self._held += own
             self._samples_held += sum(part.shape[1] for part in own)
-            if self._samples_held >= STRETCH or frame is None and self._samples_held:
+            if self._samples_held >= STRETCH or (frame is None and self._samples_held):
                 self._measure(np.concatenate(self._held, axis=1, dtype=float))
                 self._held, self._samples_held = [], 0
         return self.length - before

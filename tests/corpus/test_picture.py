@@ -203,17 +203,18 @@ def test_pixels_of_a_shape_beyond_belief_are_taken_as_square_and_that_is_told(tm
     assert decode(clip, ShardConfig(frames=1, image_size=32, faces="none")).remarks == [ODD_PIXELS]
 
 
-@pytest.mark.parametrize("ratio", [1, 2])
-def test_of_recordings_joined_in_one_file_every_frame_comes_in_order_and_in_its_shape(tmp_path, ratio):
-    # The clock starts anew in the middle, and in the second case the pixels become twice as wide.
+@pytest.mark.parametrize(("ratio", "later"), [(1, 0), (1, 1000), (2, 0)])
+def test_of_recordings_joined_in_one_file_every_frame_comes_in_order_and_in_its_shape(tmp_path, ratio, later):
+    # In the middle the clock starts anew or leaps ahead, or pixels become twice as wide.
     parts = [write_mp4(tmp_path / "a.ts", ramp(25)[:13]),
-             write_mp4(tmp_path / "b.ts", ramp(25)[13:], ratio=Fraction(ratio))]
+             write_mp4(tmp_path / "b.ts", ramp(25)[13:], ratio=Fraction(ratio),
+                       muxer={"output_ts_offset": str(later)})]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     video = media.read_video(path, 1000)
     assert len(video.frames) == 25 and (np.diff(greys(video.frames)) > 4).all()
     assert [frame.shape[1] for frame in video.frames] == [64] * 13 + [64 * ratio] * 12
-    assert video.seconds == pytest.approx(1.0)
+    assert video.seconds == pytest.approx(1.0) and len(media.read_video(path, 10).frames) == 10
     # The filter that is to show the other shape is set up once, by the first frame.
     if ratio == 1:
         assert_as_played(path)
@@ -271,6 +272,8 @@ OPTIONS = {"bf": "2", "b_strategy": "0", "qmin": "1", "qmax": "2", "x265-params"
 @pytest.mark.parametrize(("name", "settings"), [
     ("a.h264", {"codec": "libx264"}), ("a.hevc", {"codec": "libx265"}), ("a.vob", {"codec": "mpeg2video"}),
     ("a.m4v", {"codec": "mpeg4", "format": "m4v"}), ("a.m2v", {"codec": "mpeg2video"}),
+    # It has times, but below zero.
+    ("a.mkv", {"codec": "libx264", "muxer": {"output_ts_offset": "-3", "avoid_negative_ts": "disabled"}}),
     ("a.mjpeg", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "options": {}}), ("a.avi", {"codec": "libx264"}),
 ])
 def test_a_stream_without_times_gives_its_frames_by_their_order(tmp_path, name, settings):

@@ -157,7 +157,11 @@ HISS = 0.002 * np.random.default_rng(9).normal(size=(2, RATE))
     # The music cancels, the voice in the middle does not: both stay.
     ([2 * MUSIC, -2 * MUSIC, VOICE, NONE, NONE, NONE], 2 * MUSIC + VOICE * 2**0.5),
     ([VOICE, OTHER, -(VOICE + OTHER), NONE], VOICE + OTHER),
-], ids=["opposite", "nearly", "with hiss", "from its middle", "over music", "5.1", "pair of 5.1", "three"])
+    # No two of them are opposite, all four together are; the front centre weighs more than left and right,
+    # and the back less.
+    ([1.1 * (VOICE + MUSIC + OTHER), VOICE - MUSIC - OTHER, (MUSIC - VOICE - OTHER) / 2**0.5,
+      (OTHER - VOICE - MUSIC) * 2**0.5], VOICE + MUSIC + OTHER),
+], ids=["opposite", "nearly", "with hiss", "from the middle", "over music", "5.1", "a pair", "of 3", "of 4"])
 def test_channels_that_cancel_leave_the_voice_and_it_is_told(tmp_path, channels, wanted):
     path = written(tmp_path / "a.wav", *channels)
     found = read_sound(path)
@@ -230,7 +234,8 @@ def test_ordinary_stereo_of_a_codec_is_what_libswresample_gives_to_the_last_bit(
 @pytest.mark.parametrize(("wave", "subtype", "remark"), [
     (10 * VOICE, "FLOAT", sound.TOO_LOUD), (2.0**15 * VOICE, "FLOAT", sound.TOO_LOUD),
     (2.0**31 * VOICE, "FLOAT", sound.TOO_LOUD), (100 * VOICE, "DOUBLE", sound.TOO_LOUD),
-    (VOICE + 2, "FLOAT", sound.TOO_LOUD), (1e-4 * VOICE, "PCM_24", sound.TOO_QUIET),
+    (VOICE + 2, "FLOAT", sound.TOO_LOUD), (0.003 * VOICE + 2, "FLOAT", sound.TOO_LOUD),
+    (1e-4 * VOICE, "PCM_24", sound.TOO_QUIET),
     (1e-4 * VOICE, "PCM_32", sound.TOO_QUIET), (1e-4 * VOICE, "FLOAT", sound.TOO_QUIET),
 ])
 def test_a_level_that_16_bit_cannot_hold_is_brought_into_range_and_told(tmp_path, wave, subtype, remark):
