@@ -127,7 +127,7 @@ def _decoding(clips: list[Clip], config: Config) -> str:
 def _tried(config: ShardConfig, clip: Clip) -> tuple[int, float, list[Problem]]:
     """In a worker: frames, seconds of sound, and what is wrong."""
     from mer_dist.corpus.decode import decode
-    from mer_dist.corpus.media import RATE
+    from mer_dist.corpus.sound import RATE
 
     decoded = decode(clip, config)
     heard = 0 if decoded.samples is None else len(decoded.samples)

@@ -111,15 +111,20 @@ def test_names_with_dots_and_hyphens_meet_their_rows(folder):
         (folder / "video-labeled" / f"{name}.mp4").touch()
     with open(folder / "label-disdim.csv", "a") as file:
         file.write("ep01.s03,happy,0\n-9YyBTjo1zo.mp4,sad,0\n")
+    with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
+        file.write("ep01.s03.mp4,你\n-9YyBTjo1zo,我\n")
     clips, problems = mer2024.clips(folder, LABELS)
     assert problems == [] and [(clip.name, clip.label) for clip in clips][:2] == [
         ("-9YyBTjo1zo", "sad"), ("ep01.s03", "happy")]
+    assert [clip.transcript for clip in clips][:2] == ["我", "你"]
 
 
 def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(folder):
     (folder / "video-labeled" / "cafe\u0301.mp4").touch()
     with open(folder / "label-disdim.csv", "a", encoding="utf-8") as file:
         file.write("caf\u00e9,angry,0\n")
+    with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
+        file.write("caf\u00e9,\n")
     clips, problems = mer2024.clips(folder, LABELS)
     assert problems == [] and ("caf\u00e9", "angry") in [(clip.name, clip.label) for clip in clips]
     assert next(clip for clip in clips if clip.name == "caf\u00e9").video.name == "cafe\u0301.mp4"
@@ -131,7 +136,7 @@ def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(f
 def test_labels_in_capitals_are_understood_and_tables_of_another_encoding_are_read_when_told(folder):
     (folder / "label-disdim.csv").write_text(
         "Name;Discrete;valence\nl1;Happy;1\nl2; SAD ;0\nl3;NA;0\nl4;hapy;0\n")
-    (folder / "label-transcription.csv").write_bytes("name,chinese\nl1,你好\nu1,再见\n".encode("gbk"))
+    (folder / "label-transcription.csv").write_bytes("name,chinese\nl1,你好\nl2,\nu1,再见\nu2,\n".encode("gbk"))
     with pytest.raises(UserError, match="label-transcription.csv: it is not UTF-8, but probably GBK"):
         mer2024.clips(folder, LABELS)
     clips, problems = mer2024.clips(folder, LABELS, "gbk")
