@@ -178,3 +178,17 @@ def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):
     fusion_run.write_set(run, "clip@fold-2", "video", names, np.ones((len(names), WIDTH)), "2",
                          part="fold-2", trained_without=2)
     assert joined.set_made_from(run, "clip@tuned", FOLDS) != before
+
+
+def test_a_label_that_models_never_see_is_told_with_fold_and_group(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(joined.logger, "propagate", True)
+    rows = [f"g{row // 12}_{row:02d},{'happy' if row < 12 else ('neutral', 'angry')[row % 2]}\n"
+            for row in range(60)]
+    files.write_text(tmp_path / "labels.csv", "name,label\n" + "".join(rows) + "u_0,\n")
+    config = fusion_run.configure(tmp_path, overrides=("folds.group='^([gu][0-9]*)_'",))
+    for _ in range(2):
+        caplog.clear()
+        clips, _ = joined.read_clips(config, Run(config.run.folder))
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        fold = clips.fold[clips.names.index("g0_00")]
+        assert f"all 12 clips labelled happy are in fold {fold} (group g0)" in line

@@ -22,7 +22,7 @@ from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED
+from mer_dist.records import LABELED, UNLABELED, Modality
 from mer_dist.report.facts import (
     Adapter,
     Confusion,
@@ -35,6 +35,7 @@ from mer_dist.report.facts import (
     Score,
     Timing,
 )
+from mer_dist.shards import manifest
 
 Value = TypeVar("Value")
 #: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
@@ -112,11 +113,16 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
     for row in rows:
         counts.setdefault(row["split"], Counter())[row["label"] or ""] += 1
         missing.setdefault(row["split"], Counter()).update(row.get("missing") or [])
+    unstored = Counter((manifest.unstored(path.parent) or {}).values())
+    if lost := unstored[UNLABELED]:
+        counts.setdefault(UNLABELED, Counter())[""] += lost
+        missing.setdefault(UNLABELED, Counter()).update(dict.fromkeys(Modality, lost))
     found = {label for per_label in counts.values() for label in per_label if label}
     return Corpus(
         labels=[label for label in order if label in found] + sorted(found - set(order)),
         counts=counts,
         missing=missing,
+        unstored=unstored,
         seconds=sum(row.get("duration") or 0.0 for row in rows),
         shards=len({row["shard"] for row in rows}),
         truth={row["name"]: row["label"] for row in rows
@@ -152,6 +158,7 @@ def _adapter(path: Path) -> Adapter:
         extractor=path.parent.parent.name, part=path.parent.name,
         train_loss=curve("train_loss"), validation_loss=curve("validation_loss"),
         validation_waf=curve("validation_waf"), best_epoch=history.get("best_epoch"),
+        held_out=history.get("held_out") != 0,
     )
 
 

@@ -49,6 +49,10 @@ def finetune(config: Config) -> None:
         if place().rank == 0 and files.marked(copy.folder):
             logger.warning("%s/%s was made with other settings, models or clips; it is trained again",
                            copy.name, copy.part)
+        known = {row.label for other in planned for row in other.rows if other.name == copy.name}
+        if place().rank == 0 and (absent := sorted(known - {row.label for row in copy.rows})):
+            logger.warning("%s/%s never sees a clip labelled %s: all that it could learn from are in fold "
+                           "%d, which it leaves out", copy.name, copy.part, " or ".join(absent), copy.without)
     run = Run(config.run.folder)
     preempt.install()
     joined = accelerator(

@@ -82,10 +82,51 @@ def test_a_folder_that_is_no_mer2024_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no folder video-labeled"):
         mer2024.clips(tmp_path, LABELS)
     (tmp_path / "video-labeled").mkdir()
-    with pytest.raises(UserError, match="no mp4 files"):
+    with pytest.raises(UserError, match="no video files"):
         mer2024.clips(tmp_path, LABELS)
 
 
 def test_a_link_that_leads_nowhere_is_still_a_clip(folder):
     (folder / "video-unlabeled" / "u3.mp4").symlink_to(folder / "gone.mp4")
     assert [clip.name for clip in mer2024.clips(folder, LABELS)[0]][-1] == "u3"
+
+
+def test_a_clip_may_lie_in_any_container_and_takes_its_name_without_it(folder):
+    for name in ("v1.webm", "v2.MKV", "v3.mov", "v4.avi", "v5.m2ts"):
+        (folder / "video-unlabeled" / name).touch()
+    (folder / "video-labeled" / "l1.mp4").rename(folder / "video-labeled" / "l1.mkv")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == []
+    assert [clip.name for clip in clips if clip.split == "unlabeled"] == [
+        "u1", "u2", "v1", "v2", "v3", "v4", "v5"]
+    assert (clips[0].name, clips[0].label, clips[0].video.name) == ("l1", "happy", "l1.mkv")
+
+
+@pytest.mark.parametrize("other", ["u1.webm", "u1.MP4"])
+def test_two_files_of_one_stem_are_one_error_that_names_both(folder, other):
+    (folder / "video-unlabeled" / other).touch()
+    with pytest.raises(UserError) as error:
+        mer2024.clips(folder, LABELS)
+    first, second = sorted(["u1.mp4", other])
+    assert f"'u1' occurs twice: video-unlabeled/{first} and video-unlabeled/{second}" in str(error.value)
+
+
+def test_what_is_no_clip_is_told_with_its_kind_and_number(folder, caplog):
+    part = folder / "video-unlabeled"
+    for name in ("u1.wav", "u9.wav", "notes", "._u1.mp4"):
+        (part / name).touch()
+    (part / "more").mkdir()
+    (part / "more.mp4").mkdir()
+    (folder / "video_test").mkdir()
+    clips, _ = mer2024.clips(folder, LABELS)
+    assert [clip.name for clip in clips if clip.split == "unlabeled"] == ["u1", "u2"]
+    assert ("video-unlabeled: 6 entries are not taken for clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
+            in caplog.text)
+    assert "not looked into: video_test" in caplog.text
+
+
+def test_a_folder_without_unlabelled_clips_says_that_nothing_will_be_answered(folder, caplog):
+    for part in ("video-unlabeled", "video-unlabeled-with-test2noise"):
+        (folder / part).rename(folder / part.replace("unlabeled", "unlabelled"))
+    assert len(mer2024.clips(folder, LABELS)[0]) == 4
+    assert "video-unlabeled*, of which there are 0; not looked into: video-unlabelled, " in caplog.text
