@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
             # A Mac leaves ._x.mp4, which holds no video, beside x.mp4 where it copies to a foreign disk.
             # A link that leads nowhere is a clip that cannot be read, not no clip.
             if suffix in SUFFIXES and not entry.name.startswith("._") and not entry.is_dir():
-                found.append((name, part / entry.name))
+                # A Mac writes é as two letters; names are compared as tables write them.
+                found.append((unicodedata.normalize("NFC", name), part / entry.name))
             else:
                 others.append((entry.name, "folder" if entry.is_dir() else suffix or "no suffix"))
     if others:

@@ -56,7 +56,8 @@ class _State:
     run: Run
     config: Config
     findings: list[str] = field(default_factory=list)
-    #: Unlabelled clips as the corpus names them, whatever the stages made of them.
+    #: Unlabelled clips as the corpus names them, whatever the stages made of them; with a label file,
+    #: that is the corpus.
     unlabeled: set[str] = field(default_factory=set)
 
     @property
@@ -107,7 +108,8 @@ class _State:
 def _corpus(state: _State) -> None:
     """Every clip that the corpus offers is in the shards as the corpus has it, or in quarantine."""
     clips, unlisted = corpus.clips(state.config.corpus)
-    state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
+    if not state.config.fuse.labels:
+        state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
     rows, offered = state.rows, {clip.name: clip for clip in clips}
     noted = {(problem.name, problem.lost) for problem in state.problems}
     state.find(offered.keys() - rows.keys() - state.gone,

@@ -305,7 +305,7 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
         (unlabeled.keys() - answered, f"unlabelled clips are not in vote.names {config.vote.names} and have "
                                       "no answer"),
         ({f"{name} ({why})" for name, why in unread.items()},
-         "entries of the corpus could not be taken for a clip and have no answer"),
+         "entries of the corpus are left out whole and have no answer"),
     ):
         if found:
             logger.warning("answer: %d %s; for example %s", len(found), what,

@@ -130,3 +130,14 @@ def test_a_folder_without_unlabelled_clips_says_that_nothing_will_be_answered(fo
         (folder / part).rename(folder / part.replace("unlabeled", "unlabelled"))
     assert len(mer2024.clips(folder, LABELS)[0]) == 4
     assert "video-unlabeled*, of which there are 0; not looked into: video-unlabelled, " in caplog.text
+
+
+def test_a_file_whose_accents_are_letters_of_their_own_is_the_clip_of_the_table(folder):
+    (folder / "video-labeled" / "l1.mp4").rename(folder / "video-labeled" / "le\u0301.mp4")
+    table = (folder / "label-disdim.csv").read_text(encoding="utf-8")
+    (folder / "label-disdim.csv").write_text(table.replace("l1,", "l\u00e9,"), encoding="utf-8")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert problems == [] and ("l\u00e9", "happy") in {(clip.name, clip.label) for clip in clips}
+    (folder / "video-unlabeled" / "l\u00e9.mp4").touch()
+    with pytest.raises(UserError, match="occurs twice"):
+        mer2024.clips(folder, LABELS)

@@ -103,7 +103,7 @@ def test_log_verify_and_page_tell_the_same_counts(made, caplog):
     assert caplog.text.count("answer: 20 of 20 unlabelled clips") == 2
     (line,) = [line for line in caplog.messages if "answer: 3 of these clips have no part" in line]
     assert all(name in line for name in SILENT)
-    (line,) = [line for line in caplog.messages if "answer: 1 entries of the corpus could not" in line]
+    (line,) = [line for line in caplog.messages if "answer: 1 entries of the corpus are left out" in line]
     assert f"{BROKEN} (clips.csv line 52: 7 fields" in line
     facts = collect(made / "run")
     assert (facts.answers, facts.corpus.clips("labeled"), facts.corpus.clips("unlabeled")) == (20, 30, 20)
