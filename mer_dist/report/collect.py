@@ -193,7 +193,7 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
         if len(true):
             rows.append(Score(
                 title=table.title, kind=kinds[table.title], oof=metrics.waf(true, answer),
-                oof_interval=metrics.waf_interval(true, answer),
+                oof_interval=metrics.waf_interval(true, answer), oof_clips=len(true),
             ))
     saved = reader.read(reader.run.scores, _saved_scores)
     if not saved:
@@ -220,6 +220,8 @@ def _saved_scores(path: Path) -> list[Score]:
             title=str(row["title"]),
             oof=_number(row.get("oof_waf")), oof_interval=interval(row.get("oof_interval")),
             test=_number(row.get("waf")), test_interval=interval(row.get("interval")),
+            **{own: None if (count := _number(row.get(key))) is None else int(count) for own, key in
+               (("oof_clips", "oof_clips"), ("test_clips", "clips"), ("unanswered", "unanswered"))},
         )
         for row in read_json(path)
     ]

@@ -70,6 +70,10 @@ class Score:
     #: On the unlabelled clips, where their truth is known.
     test: float | None = None
     test_interval: Interval = None
+    #: Clips that were scored; those of ``test`` without an answer count as wrong.
+    oof_clips: int | None = None
+    test_clips: int | None = None
+    unanswered: int | None = None
 
     def values(self) -> list[float]:
         edges = [*(self.oof_interval or ()), *(self.test_interval or ())]

@@ -121,6 +121,12 @@ def results(facts: Facts) -> Html:
     if not rows:
         reason = "There are no figures yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
+    last = rows[-1]
+    counts = [f"{count:,} {what}" for count, what in (
+        (last.oof_clips, "labelled clips"), (last.test_clips, "unlabelled ones"),
+        (last.unanswered, "of them without an answer, which count as wrong")) if count]
+    if counts:
+        caption += f" Of the last row: {', '.join(counts)}."
     tested = any(row.test is not None for row in rows)
     legend = key([("c0", "out of fold, labelled clips")]
                  + ([("c1", "unlabelled clips, against their truth")] if tested else []))

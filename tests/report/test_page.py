@@ -264,6 +264,14 @@ def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_ans
     assert "Of 1 labelled clip nothing" in text
 
 
+def test_the_page_says_of_how_many_clips_a_score_is(run):
+    rows = files.read_json(run.scores)
+    assert "Of the last row: " not in text_of(written(run))
+    files.write_json(run.scores, [row | {"oof_clips": 240, "clips": 1657, "unanswered": 54} for row in rows])
+    assert ("Of the last row: 240 labelled clips, 1,657 unlabelled ones, 54 of them without an answer, which "
+            "count as wrong.") in text_of(written(run))
+
+
 def test_no_such_folder_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         report(tmp_path / "nowhere")
