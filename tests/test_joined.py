@@ -189,6 +189,6 @@ def test_a_label_that_models_never_see_is_told_with_fold_and_group(tmp_path, cap
     for _ in range(2):
         caplog.clear()
         clips, _ = joined.read_clips(config, Run(config.run.folder))
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        (line,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
         fold = clips.fold[clips.names.index("g0_00")]
         assert f"all 12 clips labelled happy are in fold {fold} (group g0)" in line
