@@ -132,9 +132,9 @@ def _commands_on_a_run(command: Callable) -> None:
         ("report", "write report.html", report),
     ):
         command(name, text, act).add_argument("run", type=Path, help="run folder")
-    status_command = command("status", "end with the code that a launched stage left", status)
+    status_command = command("status", "end with the code that a stage left", status)
     status_command.add_argument("run", type=Path, help="run folder")
-    status_command.add_argument("stage", choices=("finetune", "extract"))
+    status_command.add_argument("stage", choices=tuple(STAGES))
     score_command = command("score", "the result table, scored against a truth file", score)
     score_command.add_argument("run", type=Path, help="run folder")
     score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
@@ -178,13 +178,14 @@ def run_stage(parsed: argparse.Namespace) -> int:
 
 def _stage_code(parsed: argparse.Namespace) -> int:
     here = place()
-    config = None
+    config, entered = None, False
     try:
         config = load(parsed.config, parsed.overrides)
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
             end_with_launcher()
         with _alone(config, parsed.command):
+            entered = True
             code = _stage(parsed, config)
     except Exception as error:
         code = exit_code(error)
@@ -194,6 +195,8 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = stage_status.leave(Run(config.run.folder).status(parsed.command), code)
+    elif entered and not here.launched:
+        stage_status.note(Run(config.run.folder).status(parsed.command), code)
     return code
 
 
@@ -211,7 +214,7 @@ def _alone(config: Config, command: str) -> AbstractContextManager:
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
     here = place()
-    if here.rank == 0 and here.launched:
+    if here.rank == 0:
         run.status(parsed.command).unlink(missing_ok=True)
     if here.rank == 0 and parsed.command == "finetune":
         # The others do it once they know that they can work; an export reads it while a copy is trained.
@@ -330,7 +333,8 @@ def status(parsed: argparse.Namespace) -> int:
     path = Run(parsed.run).status(parsed.stage)
     code = stage_status.read(path)
     if code is None:
-        logger.error("%s: the stage left no status; look at the logs of the run", path)
+        logger.error("%s: not there: %s was not started here yet, is still at work, or was killed; see the "
+                     "logs of the run", path, parsed.stage)
         return FAILED
     return code
 

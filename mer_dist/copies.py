@@ -60,8 +60,11 @@ def parts(config: Config, extractor: str) -> list[int | None]:
     return [None]
 
 
-def planned(config: Config) -> list[Copy]:
+def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]:
     """Every copy the configuration asks for, done or not.
+
+    Args:
+        fold_of: labelled clip -> fold, for a reader that must not make them; without it those of the run.
 
     Raises:
         UserError: a clip's label is not in the configuration, a label has too few clips for the
@@ -75,7 +78,8 @@ def planned(config: Config) -> list[Copy]:
     label_of = {row.name: row.label for row in labeled}
     folds.check_labels(config, label_of)
     crossed = any(item.finetune.cross_fit for item in tuned.values())
-    fold_of = folds.of_run(config, label_of) if crossed else {}
+    if fold_of is None:
+        fold_of = folds.of_run(config, label_of) if crossed else {}
     return [
         _copy(config, run, name, extractor, without, labeled, fold_of)
         for name, extractor in tuned.items()

@@ -57,3 +57,11 @@ def mending(error: OSError) -> str | None:
         return None
     how = _MENDING[error.errno]
     return f"{error.filename}: {error.strerror}; {how}, and start again: what was finished is kept"
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a command that this error ends."""
+    if isinstance(error, Stopped):
+        return REQUEUE
+    mended = isinstance(error, UserError) or (isinstance(error, OSError) and mending(error) is not None)
+    return USAGE if mended else FAILED

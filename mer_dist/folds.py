@@ -6,11 +6,15 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from mer_dist.config import Config
 from mer_dist.errors import UserError, reading
 from mer_dist.files import fingerprint, read_json, write_json
 from mer_dist.layout import Run
 from mer_dist.settings import FoldConfig
+
+SHOWN = 3
 
 
 def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
@@ -43,7 +47,72 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     else:
         splitter = StratifiedKFold(config.count, shuffle=True, random_state=config.seed)
         splits = splitter.split(names, targets)
-    return {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+    made = {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+    if not config.group:
+        return made
+    home = _spread({group: made[name] for name, group in zip(names, groups, strict=True)},
+                   Counter(zip(groups, targets, strict=True)), config.count)
+    return {name: home[group] for name, group in zip(names, groups, strict=True)}
+
+
+def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -> dict[str, int]:
+    """Folds of the groups, such that no label whose groups could be in several folds is in one alone.
+
+    scikit-learn places one group after the other and evens the shares of the folds, which now and then
+    puts all groups of a rare label together; models of the other folds would never see that label.
+    While such a label is left, the group moves that mends most and keeps the shares most even.
+
+    Args:
+        home: group -> fold.
+        clips: (group, label) -> clips.
+    """
+    groups, labels = sorted(home), sorted({label for _, label in clips})
+    have = np.array([[clips[group, label] for label in labels] for group in groups])
+    several = (have > 0).sum(0) > 1
+    fold = np.array([home[group] for group in groups])
+
+    def cost(fold: np.ndarray) -> tuple[int, float]:
+        held = np.stack([have[fold == number].sum(0) for number in range(count)])
+        together = several & ((held > 0).sum(0) == 1)
+        return int(together.sum() + (held.sum(1) == 0).sum()), float((held / have.sum(0)).std(0).sum())
+
+    now = cost(fold)
+    while now[0]:
+        moves = [np.where(np.arange(len(groups)) == row, number, fold)
+                 for row in range(len(groups)) for number in range(count)]
+        best = min(moves, key=cost)
+        if cost(best)[0] >= now[0]:
+            break
+        fold, now = best, cost(best)
+    return dict(zip(groups, fold.tolist(), strict=True))
+
+
+def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str) -> list[str]:
+    """One line for each label that models which left out a fold, or two, have never seen.
+
+    Args:
+        labels: labelled clip -> label.
+        pattern: ``folds.group``; without it there is no such label.
+    """
+    count, lines = len({*fold_of.values()}), []
+    for label in sorted({*labels.values()}):
+        names = [name for name, own in labels.items() if own == label]
+        within = sorted({fold_of[name] for name in names})
+        groups = sorted({_group(name, pattern) for name in names}) if pattern else []
+        of = f"group{'s' * (len(groups) > 1)} {', '.join(groups[:SHOWN])}{', …' * (len(groups) > SHOWN)}"
+        if len(within) == 1:
+            lines.append(
+                f"all {len(names)} clips labelled {label} are in fold {within[0]} ({of}): the models that "
+                "predict them have never seen this label and will answer every one wrong, which also bends "
+                "the out-of-fold WAF, the weights and the calibration; add clips of it from other groups, or "
+                "leave it out of corpus.labels"
+            )
+        elif len(within) == 2 < count:
+            lines.append(
+                f"clips labelled {label} are in the folds {within[0]} and {within[1]} alone ({of}): models "
+                "without both, which weights and calibration are fitted on, have never seen this label"
+            )
+    return lines
 
 
 def _group(name: str, pattern: str) -> str:

@@ -72,6 +72,12 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
+    for line in folds.unseen(labeled, fold_of, config.folds.group):
+        logger.warning("folds: %s", line)
+    if not config.fuse.labels and manifest.unstored(run.shards) is None:
+        logger.warning("%s: an earlier version made these shards and did not note of which unlabelled clips "
+                       "nothing could be stored, so that they get no answer; run shard, which keeps the "
+                       "shards and notes them", run.shards)
     return Clips(
         labels=list(config.corpus.labels), names=names,
         truth=np.array([index.get(label_of[name], -1) for name in names]),
@@ -80,10 +86,15 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
 
 
 def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
-    """name -> label, or None if unlabelled, of every clip that is fused."""
+    """name -> label, or None if unlabelled, of every clip that is fused.
+
+    Unlabelled clips of which nothing could be stored are among them: they, too, are to be answered.
+    """
     if config.fuse.labels:
         return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
-    return {row.name: row.label for row in manifest.read(run.shards)}, []
+    found = {row.name: row.label for row in manifest.read(run.shards)}
+    unstored = manifest.unstored(run.shards) or {}
+    return found | {name: None for name, split in unstored.items() if split == UNLABELED}, []
 
 
 def read_labels(

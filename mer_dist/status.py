@@ -1,10 +1,12 @@
-"""The code that a launched stage leaves for the command that started it, ``status/<stage>.json``.
+"""The code that a stage leaves for the command that started it, ``status/<stage>.json``.
 
-Launchers turn every non-zero code of a rank into 1.
+Launchers turn every non-zero code of a rank into 1. A stage that nobody launched leaves it, too, for whoever
+asks later how it ended.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from mer_dist import files
@@ -46,3 +48,9 @@ def leave(path: Path, code: int) -> int:
         logger.error("%s", mending(error) or error)
         return FAILED
     return code
+
+
+def note(path: Path, code: int) -> None:
+    """Leave the code of a stage that is one process, and ends with it; a full disk is told elsewhere."""
+    with suppress(OSError):
+        files.write_json(path, {"code": code})

@@ -77,3 +77,72 @@ def test_an_unreadable_fold_file_is_made_again(tmp_path):
         assert folds.load_or_make(path, LABELS, FoldConfig(count=5)) == folds.make(
             LABELS, FoldConfig(count=5)
         )
+
+
+def group_world(clips: dict[str, dict[str, int]]) -> dict[str, str]:
+    """Clip -> label, from group -> label -> number of clips; a clip's name begins with its group."""
+    return {f"{group}_{label}{row}": label for group, has in clips.items()
+            for label, count in has.items() for row in range(count)}
+
+
+BY_GROUP = FoldConfig(count=3, group="^(g[0-9]+)_")
+#: All of c are clips of one speaker.
+LONELY = group_world({"g0": {"c": 12}, **{f"g{row}": {"a": 6, "b": 6} for row in range(1, 5)}})
+
+
+def test_a_label_that_a_fold_has_alone_is_named_with_the_fold_and_its_group():
+    made = folds.make(LONELY, BY_GROUP)
+    (line,) = [line for line in folds.unseen(LONELY, made, BY_GROUP.group) if "labelled c" in line]
+    assert f"all 12 clips labelled c are in fold {made['g0_c0']} (group g0)" in line
+    assert "will answer every one wrong" in line
+    # As does a run on its labels, whoever made the folds.
+    assert folds.unseen(LABELS, folds.make(LABELS, FoldConfig(count=5)), "") == []
+
+
+def test_a_label_in_two_folds_is_unknown_to_models_without_both():
+    labels = {name.replace("g0_c", f"g{5 + row % 2}_c"): label
+              for row, (name, label) in enumerate(LONELY.items())}
+    made = folds.make(labels, BY_GROUP)
+    (line,) = [line for line in folds.unseen(labels, made, BY_GROUP.group) if "labelled c" in line]
+    assert "folds" in line and "alone (groups g5, g6)" in line and "models without both" in line
+    # With two folds there are no such models.
+    made = folds.make(labels, FoldConfig(count=2, group=BY_GROUP.group))
+    assert folds.unseen(labels, made, BY_GROUP.group) == []
+
+
+def test_groups_of_a_label_go_into_several_folds_where_they_can():
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = group_world({"g0": {"a": 2, "c": 1}, "g1": {"b": 3}, "g2": {"b": 1, "c": 1}})
+    names, config = sorted(labels), FoldConfig(count=2, group=BY_GROUP.group)
+    targets, groups = [labels[name] for name in names], [name[:2] for name in names]
+    splits = [*StratifiedGroupKFold(2, shuffle=True, random_state=0).split(names, targets, groups)]
+    together = {row for row, target in enumerate(targets) if target == "b"}
+    assert any(together <= set(rows.tolist()) for _, rows in splits), "this is what was to be mended"
+    made = folds.make(labels, config)
+    assert {made[name] for name in names if labels[name] == "b"} == {0, 1}
+    assert {made[name] for name in names if labels[name] == "c"} == {0, 1}
+    assert len({(name[:2], fold) for name, fold in made.items()}) == 3, "a group stays in one fold"
+    assert folds.make(dict(reversed(labels.items())), config) == made
+
+
+def test_groups_that_scikit_learn_spreads_stay_where_it_put_them():
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = {f"film{row // 4:02d}_{row}": SIX[row % 6] for row in range(80)}
+    names = sorted(labels)
+    targets, groups = [labels[name] for name in names], [name[:6] for name in names]
+    splits = StratifiedGroupKFold(4, shuffle=True, random_state=3).split(names, targets, groups)
+    assert folds.make(labels, FoldConfig(count=4, seed=3, group=r"^(film\d+)_")) == {
+        names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+
+
+def test_saved_folds_of_groups_are_kept_as_they_are(tmp_path):
+    path, config = tmp_path / "folds.json", FoldConfig(count=2, group=BY_GROUP.group)
+    labels = group_world({"g0": {"a": 2, "c": 1}, "g1": {"b": 3}, "g2": {"b": 1, "c": 1}})
+    folds.load_or_make(path, labels, config)
+    saved = read_json(path)
+    # As an earlier version made them: both groups of b together.
+    saved["folds"] = {name: int(name[:2] != "g0") for name in labels}
+    write_json(path, saved)
+    assert folds.load_or_make(path, labels, config) == saved["folds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fusion_run
 import pytest
 from conftest import cases
 from fuzz.mutations import mutate
@@ -9,6 +10,8 @@ from fuzz.mutations import mutate
 from mer_dist import cli, files, status
 from mer_dist.errors import DONE, FAILED, GRAVITY, QUARANTINED, REQUEUE, USAGE, UserError
 from mer_dist.layout import Run
+from mer_dist.lock import held
+from mer_dist.stages import run as whole
 
 #: No code of a stage, whatever it looks like.
 DAMAGED = (
@@ -60,3 +63,26 @@ def test_of_the_codes_of_several_ranks_the_worst_stays(path):
     for code in (DONE, REQUEUE, QUARANTINED):
         assert status.leave(path, code) == code
     assert cli.main(["status", str(path.parent.parent), "finetune"]) == REQUEUE
+
+
+def test_a_stage_that_nobody_launched_leaves_its_code_and_one_that_was_refused_does_not(tmp_path, capsys):
+    config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    job, run = str(tmp_path / "job.yaml"), str(tmp_path / "run")
+    assert cli.main(["finetune", job]) == cli.main(["status", run, "finetune"]) == DONE
+    assert cli.main(["finetune", job, "folds.count=2"]) == DONE
+    assert cli.main(["extract", job]) == cli.main(["status", run, "extract"]) == USAGE
+    with held(Run(run).lock, "extract"):
+        assert cli.main(["finetune", job]) == USAGE
+    assert cli.main(["status", run, "finetune"]) == DONE, "the code of the one that ran"
+    capsys.readouterr()
+    assert cli.main(["status", run, "shard"]) == FAILED
+    assert "shard was not started here yet" in capsys.readouterr().err
+
+
+def test_the_stages_of_a_run_leave_their_codes_too(tmp_path):
+    config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    assert whole._here("finetune", config) == DONE
+    assert status.read(Run(config.run.folder).status("finetune")) == DONE
+    with pytest.raises(UserError):
+        whole._here("shard", config)
+    assert status.read(Run(config.run.folder).status("shard")) == USAGE

@@ -2,7 +2,7 @@
 
 ::
 
-    video-labeled/*.mp4   video-unlabeled*/*.mp4
+    video-labeled/*.mp4   video-unlabeled*/*.mp4     (other containers will do: SUFFIXES)
     label-disdim.csv          name,discrete[,valence]
     label-transcription.csv   name,chinese[,english]
 """
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
 
 LABELS = "label-disdim.csv"
 TRANSCRIPTS = "label-transcription.csv"
+#: Containers of video: every file of such a name is a clip, whatever turns out to be in it.
+SUFFIXES = names.VIDEO_SUFFIXES | {".264", ".265"}
+SHOWN = 5
 
 
 def clips(
@@ -32,7 +36,7 @@ def clips(
         UserError: the layout is not there, or a name is unsafe or occurs twice.
     """
     folder = Path(folder)
-    videos = _cleaned(folder, _videos(folder))
+    videos = _videos(folder)
     emotions = table.read(folder / LABELS, ("name", "discrete"), encoding)
     spoken = _transcripts(folder, encoding)
     known = cells.Labels(labels, emotions.file)
@@ -64,27 +68,41 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     labeled = folder / "video-labeled"
     if not labeled.is_dir():
         raise UserError(f"{folder}: no folder video-labeled; corpus.path is the MER2024 folder")
-    others = sorted(part for part in folder.glob("video-unlabeled*") if part.is_dir())
-    parts = [(labeled, LABELED), *((part, UNLABELED) for part in others)]
-    entries = []
-    for part, split in parts:
-        with os.scandir(part) as listing:
-            entries += [
-                (entry.name[:-4], split, part / entry.name)
-                for entry in sorted(listing, key=lambda entry: entry.name)
-                # A link that leads nowhere is a clip that cannot be read, not no clip.
-                if entry.name.lower().endswith(".mp4") and not entry.is_dir()
-            ]
+    unlabeled = sorted(part for part in folder.glob("video-unlabeled*") if part.is_dir())
+    others = sorted({*(part for part in folder.glob("*video*") if part.is_dir())} - {labeled, *unlabeled})
+    if others or not unlabeled:
+        logger.warning("%s: clips to be answered lie in video-unlabeled*, of which there %s %d; not looked "
+                       "into: %s", folder, "is" if len(unlabeled) == 1 else "are", len(unlabeled),
+                       ", ".join(part.name for part in others[:SHOWN]) or "nothing else")
+    entries = [(name, LABELED, path) for name, path in _clips_in(labeled)]
+    entries += [(name, UNLABELED, path) for part in unlabeled for name, path in _clips_in(part)]
     if not entries:
-        raise UserError(f"{folder}: no mp4 files in video-labeled or video-unlabeled*")
+        raise UserError(f"{folder}: no video files in video-labeled or video-unlabeled*")
     names.check((name, str(path.relative_to(folder))) for name, _, path in entries)
     return {name: (split, path) for name, split, path in entries}
 
 
-def _cleaned(folder: Path, videos: dict[str, tuple[str, Path]]) -> dict[str, tuple[str, Path]]:
-    """With the names that tables would give these files: a disk may spell an accent otherwise."""
-    names.check((names.clean(name), str(path.relative_to(folder))) for name, (_, path) in videos.items())
-    return {names.clean(name): place for name, place in videos.items()}
+def _clips_in(part: Path) -> list[tuple[str, Path]]:
+    """Name and file of each clip, by file name; what else lies there is told, not passed over."""
+    found, others = [], []
+    with os.scandir(part) as listing:
+        for entry in sorted(listing, key=lambda entry: entry.name):
+            name, suffix = os.path.splitext(entry.name)
+            suffix = suffix.lower()
+            # A Mac leaves ._x.mp4, which holds no video, beside x.mp4 where it copies to a foreign disk.
+            # A link that leads nowhere is a clip that cannot be read, not no clip.
+            if suffix in SUFFIXES and not entry.name.startswith("._") and not entry.is_dir():
+                # Tables may spell it otherwise: a Mac writes é as two letters.
+                found.append((names.clean(name), part / entry.name))
+            else:
+                others.append((entry.name, "folder" if entry.is_dir() else suffix or "no suffix"))
+    if others:
+        counts = Counter(kind for _, kind in others)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+        some = ", ".join(names.shown(name) for name, _ in others[:SHOWN])
+        logger.warning("%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
+                       "that lies in this folder itself", part, len(others), kinds, some)
+    return found
 
 
 def _transcripts(folder: Path, encoding: str) -> table.Table:

@@ -10,12 +10,14 @@ from mer_dist.errors import UserError
 
 LONGEST_BYTES = 200
 SHOWN = 5
-#: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
-#: (.264 is none of these: it may as well be the number of an utterance.)
-SUFFIXES = frozenset(
+#: Of containers of video, and of video alone. (.264 is none of these: it may as well be the number of an
+#: utterance.)
+VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .divx .wmv .asf .flv .f4v .mpg .mpeg .m2v .vob .ts .mts "
-    ".m2ts .ogv .mxf .rm .rmvb .dv .h264 .h265 .hevc .wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff".split()
+    ".m2ts .ogv .mxf .rm .rmvb .dv .h264 .h265 .hevc".split()
 )
+#: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
+SUFFIXES = VIDEO_SUFFIXES | set(".wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff".split())
 
 
 def clean(text: str) -> str:

@@ -45,13 +45,19 @@ class Task:
     load: Callable[[np.ndarray], dict[str, torch.Tensor]]
     #: (N,) class indices.
     targets: np.ndarray
-    #: positions used for training, and those held out to choose the best epoch.
+    #: positions used for training, and those that choose the best epoch: held out, or all of them twice
+    #: where none can be spared.
     train: np.ndarray
     held_out: np.ndarray
     #: (C,) weight of each class in the loss.
     class_weights: np.ndarray
     #: prefix of what is sent to the trackers.
     name: str
+
+    @property
+    def spared(self) -> bool:
+        """Whether the epoch is chosen on clips that are not trained on."""
+        return not np.isin(self.held_out, self.train).any()
 
 
 class Trainer:
@@ -80,11 +86,12 @@ class Trainer:
         """Train the epochs that are left.
 
         Args:
-            keep: called with the model and the number of the epoch whenever the held-out WAF is best.
+            keep: called with the model and the number of the epoch whenever the WAF that chooses is best.
             note: called with the number of every epoch, and the seconds and clips of this start.
 
         Returns:
-            The learning curves: ``{"epochs": [...], "best_epoch": n}``.
+            The learning curves: ``{"epochs": [...], "best_epoch": n, "held_out": n}``, with 0 where nothing
+            was held out and ``validation_*`` are of the clips that it trained on.
 
         Raises:
             Stopped: a signal asked for it; all ranks stop at the same step, after a checkpoint.
@@ -103,7 +110,8 @@ class Trainer:
                 progress.best, progress.best_epoch = score, progress.epoch
                 keep(self.joined.unwrap_model(self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
-        return {"epochs": progress.epochs, "best_epoch": progress.best_epoch}
+        held_out = len(self.task.held_out) if self.task.spared else 0
+        return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
 
     def train_epoch(self) -> tuple[float, int]:
         """The rest of the epoch under way; returns the mean loss of the whole epoch, and the clips that
@@ -123,8 +131,9 @@ class Trainer:
 
     def _tell(self, row: dict, rate: float) -> None:
         logger.info(
-            "%s epoch %d/%d: loss %.3f, held-out WAF %.3f (%.1f clips/s)", self.task.name, row["epoch"],
-            self.config.epochs, row["train_loss"], row["validation_waf"], rate,
+            "%s epoch %d/%d: loss %.3f, %s WAF %.3f (%.1f clips/s)", self.task.name, row["epoch"],
+            self.config.epochs, row["train_loss"], "held-out" if self.task.spared else "training clips'",
+            row["validation_waf"], rate,
         )
         told = {**row, "clips_per_second": rate}
         curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
@@ -169,7 +178,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and WAF on the held-out clips, computed by all ranks together."""
+        """Loss and WAF on the clips that choose the epoch, computed by all ranks together."""
         self.model.eval()
         logits, positions = self._predict(self.task.held_out)
         settle(self.joined, self.model)

@@ -23,7 +23,7 @@ from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED
+from mer_dist.records import LABELED, UNLABELED, Modality
 from mer_dist.report.facts import (
     Adapter,
     Confusion,
@@ -36,6 +36,7 @@ from mer_dist.report.facts import (
     Score,
     Timing,
 )
+from mer_dist.shards import manifest
 
 Value = TypeVar("Value")
 #: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
@@ -115,11 +116,16 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
     for row in rows:
         counts.setdefault(row["split"], Counter())[row["label"] or ""] += 1
         missing.setdefault(row["split"], Counter()).update(row.get("missing") or [])
+    unstored = Counter((manifest.unstored(path.parent) or {}).values())
+    if lost := unstored[UNLABELED]:
+        counts.setdefault(UNLABELED, Counter())[""] += lost
+        missing.setdefault(UNLABELED, Counter()).update(dict.fromkeys(Modality, lost))
     found = {label for per_label in counts.values() for label in per_label if label}
     return Corpus(
         labels=[label for label in order if label in found] + sorted(found - set(order)),
         counts=counts,
         missing=missing,
+        unstored=unstored,
         seconds=sum(row.get("duration") or 0.0 for row in rows),
         shards=len({row["shard"] for row in rows}),
         truth={row["name"]: row["label"] for row in rows
@@ -165,6 +171,7 @@ def _adapter(path: Path) -> Adapter:
         extractor=path.parent.parent.name, part=path.parent.name,
         train_loss=curve("train_loss"), validation_loss=curve("validation_loss"),
         validation_waf=curve("validation_waf"), best_epoch=history.get("best_epoch"),
+        held_out=history.get("held_out") != 0,
     )
 
 
@@ -199,7 +206,7 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
         if len(true):
             rows.append(Score(
                 title=table.title, kind=kinds[table.title], oof=metrics.waf(true, answer),
-                oof_interval=metrics.waf_interval(true, answer),
+                oof_interval=metrics.waf_interval(true, answer), oof_clips=len(true),
             ))
     saved = reader.read(reader.run.scores, _saved_scores)
     if not saved:
@@ -226,6 +233,8 @@ def _saved_scores(path: Path) -> list[Score]:
             title=str(row["title"]),
             oof=_number(row.get("oof_waf")), oof_interval=interval(row.get("oof_interval")),
             test=_number(row.get("waf")), test_interval=interval(row.get("interval")),
+            **{own: None if (count := _number(row.get(key))) is None else int(count) for own, key in
+               (("oof_clips", "oof_clips"), ("test_clips", "clips"), ("unanswered", "unanswered"))},
         )
         for row in read_json(path)
     ]

@@ -21,6 +21,8 @@ class Corpus:
     counts: dict[str, Counter[str]]
     #: split -> modality -> clips without it.
     missing: dict[str, Counter[str]]
+    #: split -> clips of which nothing could be stored; the unlabelled ones count, since they are answered.
+    unstored: Counter[str]
     seconds: float
     shards: int
     #: Labelled clip -> label.
@@ -42,6 +44,8 @@ class Adapter:
     validation_loss: Curve
     validation_waf: Curve
     best_epoch: int | None
+    #: Whether validation is on clips that it was not trained on.
+    held_out: bool = True
 
 
 @dataclass(kw_only=True)
@@ -66,6 +70,10 @@ class Score:
     #: On the unlabelled clips, where their truth is known.
     test: float | None = None
     test_interval: Interval = None
+    #: Clips that were scored; those of ``test`` without an answer count as wrong.
+    oof_clips: int | None = None
+    test_clips: int | None = None
+    unanswered: int | None = None
 
     def values(self) -> list[float]:
         edges = [*(self.oof_interval or ()), *(self.test_interval or ())]

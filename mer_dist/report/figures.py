@@ -151,17 +151,19 @@ def _prior(data: Prior, width: int) -> Html:
 
 
 def adapter_curves(parts: list[Adapter]) -> Html:
-    """Loss and validation WAF of all copies of one extractor."""
+    """Loss and the WAF that chose the epoch, of all copies of one extractor."""
     loss, waf = [], []
     for part in parts:
         colour = 1 if part.part == "all" else 0
         best = part.best_epoch
         name = part.part
         loss.append(Line(name=f"{name}, train", values=part.train_loss, colour=colour))
-        loss.append(Line(name=f"{name}, validation", values=part.validation_loss, colour=colour,
+        judged = "validation" if part.held_out else "after the epoch"
+        loss.append(Line(name=f"{name}, {judged}", values=part.validation_loss, colour=colour,
                          look="dashed", best=best))
         waf.append(Line(name=name, values=part.validation_waf, colour=colour, best=best))
-    return _pair(("Loss", loss), ("Validation WAF, %", waf))
+    held_out = all(part.held_out for part in parts)
+    return _pair(("Loss", loss), ("Validation WAF, %" if held_out else "WAF, nothing held out, %", waf))
 
 
 def round_curves(rounds: list[Round]) -> Html:

@@ -123,6 +123,12 @@ def results(facts: Facts) -> Html:
     if not rows:
         reason = "There are no figures yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
+    last = rows[-1]
+    counts = [f"{count:,} {what}" for count, what in (
+        (last.oof_clips, "labelled clips"), (last.test_clips, "unlabelled ones"),
+        (last.unanswered, "of them without an answer, which count as wrong")) if count]
+    if counts:
+        caption += f" Of the last row: {', '.join(counts)}."
     tested = any(row.test is not None for row in rows)
     legend = key([("c0", "out of fold, labelled clips")]
                  + ([("c1", "unlabelled clips, against their truth")] if tested else []))
@@ -175,10 +181,16 @@ def corpus(facts: Facts) -> Html:
     if data is None:
         text = "There is no shard manifest: nothing was ingested, or the features were imported."
         return section("corpus", "Corpus", "", absent(text))
+    answered = data.unstored[UNLABELED]
+    stored = sum(map(data.clips, data.counts)) - answered
     caption = (
-        f"{plural(sum(map(data.clips, data.counts)), 'clip')} in {plural(data.shards, 'shard')}, "
-        f"{duration(data.seconds)} of material."
+        f"{plural(stored, 'clip')} in {plural(data.shards, 'shard')}, {duration(data.seconds)} of material."
     )
+    if answered:
+        caption += (f" Of {plural(answered, 'unlabelled clip')} more nothing could be stored: the tables "
+                    "count them, and they are answered with the most frequent label.")
+    if lost := data.unstored[LABELED]:
+        caption += f" Of {plural(lost, 'labelled clip')} nothing could be stored; the tables leave them out."
     return section("corpus", "Corpus", caption, _label_table(data), _missing_table(data),
                    _remark_table(facts.remarks))
 
@@ -232,11 +244,11 @@ def quarantined(facts: Facts) -> Html:
     problems = facts.problems
     if not problems:
         return section("quarantine", "Quarantine", "", absent("Nothing was quarantined."))
-    clips = sum(problem.lost == "clip" for problem in problems)
-    parts = len(problems) - clips
+    clips = len({problem.name for problem in problems if problem.lost == "clip"})
+    parts = sum(problem.lost != "clip" for problem in problems)
     caption = (
-        f"{plural(clips, 'clip')} could not be used at all; in {plural(parts, 'case')} "
-        "one modality was lost and the rest of the clip is used."
+        f"{plural(clips, 'clip')} could not be used at all; in {plural(parts, 'case')} a modality, a part of "
+        "one or a label was lost and the rest of the clip is used."
     )
     rows = [
         tag("tr", cell(problem.stage), cell(problem.name, "name"), cell(problem.lost),
@@ -306,9 +318,11 @@ def learning(facts: Facts) -> Html:
     if not extractors:
         content.append(absent("No extractor was fine-tuned yet."))
     else:
+        judged = "validation" if all(part.held_out for part in facts.adapters) else (
+            "validation, or, where nothing was held out, the clips it was trained on, after the epoch")
         content.append(key([
             ("c0", "copies that never saw one fold"), ("c1", "copy trained on all labelled clips"),
-            ("c5 dashed", "validation; the dot is the epoch that was kept"),
+            ("c5 dashed", f"{judged}; the dot is the epoch that was kept"),
         ]))
     for extractor in extractors:
         parts = [part for part in facts.adapters if part.extractor == extractor]

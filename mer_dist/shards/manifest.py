@@ -2,7 +2,7 @@
 
 ``manifest.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
 of that shard and, as metadata, :class:`Facts`: it is written after the tar, so it is the proof
-that the tar is whole.
+that the tar is whole. ``unstored.json`` names the clips of the corpus that are in no tar.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from mer_dist import parquet
 from mer_dist.errors import UserError, reading
-from mer_dist.files import atomic
-from mer_dist.records import Problem
+from mer_dist.files import atomic, read_json, write_json
+from mer_dist.records import LABELED, UNLABELED, Problem
 
 MANIFEST = "manifest.parquet"
+UNSTORED = "unstored.json"
 _FACTS = b"mer_dist.shard"
 SCHEMA = pa.schema([
     ("name", pa.string()), ("shard", pa.int32()), ("split", pa.string()), ("label", pa.string()),
@@ -133,6 +134,28 @@ def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
         table = table.replace_schema_metadata({_FACTS: text.encode()})
     with atomic(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def write_unstored(shards_folder: Path, splits: dict[str, str]) -> None:
+    """Note the clips of the corpus of which nothing could be stored: name -> split."""
+    write_json(Path(shards_folder) / UNSTORED, splits)
+
+
+def unstored(shards_folder: Path) -> dict[str, str] | None:
+    """name -> split of the clips of the corpus that are in no tar; None where an earlier version, which
+    did not note them, made the shards.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    path = Path(shards_folder) / UNSTORED
+    if not path.exists():
+        return None
+    with reading(path, "delete it and run shard"):
+        splits = read_json(path)
+        if not isinstance(splits, dict) or {*splits.values()} - {LABELED, UNLABELED}:
+            raise ValueError("it does not say of each clip whether it is labelled")
+        return splits
 
 
 def tar_path(shards_folder: Path, number: int) -> Path:

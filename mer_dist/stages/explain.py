@@ -47,7 +47,8 @@ def explain(folder: Path, name: str) -> dict:
         "predictions": [
             {key: row[key] for key in ("title", "probability", "answer")} for row in told
         ],
-        "rounds": _rounds(run, name), "vote": _vote(run, first["fold"]), "answer": _answer(run, name),
+        "rounds": _rounds(run, name), "vote": _vote(run, first["fold"]) if told else {},
+        "answer": _answer(run, name),
     }
 
 
@@ -163,8 +164,7 @@ def text(told: dict) -> str:
                  for one in told["predictions"]]
         parts.append("what each model says\n" + _columns(rows))
     parts += [_lent(one, labels) for one in told["rounds"]]
-    if told["vote"]:
-        parts.append(_vote_text(told))
+    parts.append("\n".join([*(_vote_lines(told) if told["vote"] else []), _answer_text(told)]))
     return "\n\n".join(parts)
 
 
@@ -194,27 +194,38 @@ def _lent(one: dict, labels: list[str]) -> str:
     return f"as a pseudo-label in round {one['round']}\n{_columns(rows)}"
 
 
-def _vote_text(told: dict) -> str:
-    vote, unlabeled = told["vote"], told["split"] == UNLABELED
-    weights, whose = vote.get("weights", {}), "for unlabelled clips"
-    if told["fold"] >= 0:
-        weights, whose = vote["weights_of_folds"][told["fold"]], f"for fold {told['fold']}"
-    lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
-    state = "applied" if vote.get("applied") else "not applied"
-    parts = [f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n" + _columns(lines),
-             f"prior correction {state}: {vote.get('reason', '')}"]
-    if unlabeled and "tried" in vote:
-        shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
-        rows = [[name, *_shares(own)] for name, own in shares.items()]
-        parts.append(_columns([["", *vote["labels"]], *rows]))
-    if told["answer"] is not None:
-        parts.append(f"answer: {told['answer']}")
-    elif told["split"] and not unlabeled:
-        final = told["predictions"][-1]["answer"]
-        parts.append(f"answer: {final}, not in answer.csv, since the clip is labelled")
+def _vote_lines(told: dict) -> list[str]:
+    """What of the vote concerns this clip: the prior is that of the unlabelled ones."""
+    vote, parts = told["vote"], []
+    if all(one["masked"] for one in told["features"]):
+        parts.append("no part of it can be used: it gets the label shares, whatever the members weigh")
     else:
-        parts.append("answer: not in answer.csv")
-    return "\n".join(parts)
+        weights, whose = vote.get("weights", {}), "for unlabelled clips"
+        if told["fold"] >= 0:
+            weights, whose = vote["weights_of_folds"][told["fold"]], f"for fold {told['fold']}"
+        lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
+        parts.append(f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n{_columns(lines)}")
+    if told["split"] == UNLABELED:
+        state = "applied" if vote.get("applied") else "not applied"
+        parts.append(f"prior correction {state}: {vote.get('reason', '')}")
+        if "tried" in vote:
+            shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
+            rows = [[name, *_shares(own)] for name, own in shares.items()]
+            parts.append(_columns([["", *vote["labels"]], *rows]))
+    return parts
+
+
+def _answer_text(told: dict) -> str:
+    if not told["split"]:
+        if told["answer"] is None:
+            return "answer: none, since it was left out"
+        return f"answer: {told['answer']}, the most frequent label, since vote.names asks for it"
+    if told["answer"] is not None:
+        return f"answer: {told['answer']}"
+    if told["split"] != UNLABELED and told["vote"]:
+        final = told["predictions"][-1]["answer"]
+        return f"answer: {final}, not in answer.csv, since the clip is labelled"
+    return "answer: not in answer.csv"
 
 
 def _columns(rows: list[list[str]]) -> str:

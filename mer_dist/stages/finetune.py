@@ -50,6 +50,9 @@ def finetune(config: Config) -> None:
         if place().rank == 0 and files.marked(copy.folder):
             logger.warning("%s/%s was made with other settings, models or clips; it is trained again",
                            copy.name, copy.part)
+        if place().rank == 0 and (absent := _never_seen(copy, planned)):
+            logger.warning("%s/%s never sees a clip labelled %s: all that it could learn from are in fold "
+                           "%d, which it leaves out", copy.name, copy.part, " or ".join(absent), copy.without)
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
@@ -79,6 +82,12 @@ def finetune(config: Config) -> None:
         raise
     # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
     joined.end_training()
+
+
+def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
+    """Labels that other copies of the extractor learn, and this one has no clip of."""
+    known = {row.label for other in planned for row in other.rows if other.name == copy.name}
+    return sorted(known - {row.label for row in copy.rows})
 
 
 def train(joined, copy: Copy, config: Config) -> None:

@@ -86,7 +86,7 @@ def fuse(config: Config) -> None:
     import torch
 
     from mer_dist.stages.self_train import by_fold, held_out, present, self_train
-    from mer_dist.stages.vote import check_names, publish, vote
+    from mer_dist.stages.vote import check_names, publish, tell, vote
     from mer_dist.stages.vote import made_from as vote_made_from
 
     torch.set_num_threads(config.run.threads)
@@ -119,6 +119,7 @@ def fuse(config: Config) -> None:
                   *(predictions.array(_held_out_path(run, name), "held_out") for name in voting)]
         vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), made_from)
     publish(run)
+    tell(config, clips, present(run), run)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):

@@ -11,7 +11,7 @@ from mer_dist import files, joined, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config
 from mer_dist.dist import caches, env, memory, preempt, support
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.models import model_folder
@@ -80,10 +80,18 @@ def _needs_launch(stage: str, config: Config) -> bool:
 
 
 def _here(stage: str, config: Config) -> int:
+    """Run ``stage`` in this process; it leaves its code as if it had been started by itself."""
+    folder = Run(config.run.folder)
+    folder.status(stage).unlink(missing_ok=True)
     # Fusion always follows here, and what it needs of the corpus is looked at before the first clip.
     more = {"fused": True} if stage == "shard" else {}
-    getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, **more)
-    quarantine.tell(Run(config.run.folder).quarantine, stage)
+    try:
+        getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, **more)
+    except Exception as error:
+        stage_status.note(folder.status(stage), code_of(error))
+        raise
+    lost = quarantine.tell(folder.quarantine, stage)
+    stage_status.note(folder.status(stage), QUARANTINED if lost else DONE)
     return DONE
 
 

@@ -12,15 +12,23 @@ from mer_dist.corpus import table as csv_table
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
+from mer_dist.predictions import Predictions
+from mer_dist.records import LABELED
+from mer_dist.shards import manifest
+
+SHOWN = 3
+#: Stands for the label of a clip that has no answer: no class, so it is wrong.
+NO_ANSWER = -1
 
 
 def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     """Score every prediction file of a run, write ``scores.json`` and return its rows.
 
-    A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the labelled clips, out of
-    fold), with a truth file also ``waf`` and ``interval`` (on the unlabelled clips that it
-    names), all in [0, 1], and ``helped``: whether it beats the step before it (None if there is
-    no such step).
+    A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the ``oof_clips`` labelled
+    clips, out of fold), with a truth file also ``waf`` and ``interval`` (on the ``clips`` that it names
+    and that are not labelled here; ``unanswered`` of them have no answer and count as wrong, as any
+    scorer counts them), all in [0, 1], and ``helped``: whether it beats the step before it (None if
+    there is no such step).
 
     Args:
         truth_csv: ``name,discrete`` or ``name,label``; without it only out-of-fold figures.
@@ -37,12 +45,16 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         raise UserError(f"{run.folder}: there are no predictions yet; run fuse first")
     labeled = {name: label for name, label in joined.labels_of(config, run)[0].items() if label}
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
+    asked = {name: label for name, label in truth.items() if name not in labeled | _lost_labeled(run)}
     rows = []
     for path in paths:
         told = predictions.read(path)
+        ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
         row = {"title": told.title, "file": str(path.relative_to(run.folder))}
-        row |= _judge(told, labeled, told.labeled, "oof_waf", "oof_interval")
-        row |= _judge(told, truth, ~told.labeled, "waf", "interval")
+        row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
+        if any(name in asked for name in others):
+            # With vote.names, answer.csv names clips that are not fused, too.
+            row |= _judge(told, others, asked, _published(run) if path.parent == run.vote else {}, "")
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
@@ -52,7 +64,11 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
 
 
 def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
-    rows = csv_table.read(path, ("name",)).rows
+    read = csv_table.read(path, ("name",))
+    if read.bad:
+        logger.warning("%s: %d rows cannot be read, and their clips are not scored; the first: %s", path,
+                       len(read.bad), next(iter(read.bad.values())))
+    rows = read.rows
     truth = {name: row.get("discrete", row.get("label", "")).strip() for name, row in rows.items()}
     unknown = sorted({label for label in truth.values() if label not in labels})
     if unknown:
@@ -62,17 +78,51 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     return truth
 
 
-def _judge(told, truth: dict[str, str], mask: np.ndarray, key: str, interval: str) -> dict:
-    """WAF and its interval on the clips in ``mask`` whose truth is known; empty if none is."""
-    index = {label: row for row, label in enumerate(told.labels)}
-    rows = [row for row in np.flatnonzero(mask) if told.names[row] in truth]
-    if not rows:
+def _lost_labeled(run: Run) -> dict[str, str]:
+    """Labelled clips of which nothing could be stored: neither out of fold nor to be answered."""
+    if not run.shards.exists():
         return {}
-    true = np.array([index[truth[told.names[row]]] for row in rows])
-    if len(rows) < mask.sum():
-        logger.info("%s: the truth of %d of %d clips is known", told.title, len(rows), mask.sum())
-    return {key: metrics.waf(true, told.answer[rows]),
-            interval: list(metrics.waf_interval(true, told.answer[rows]))}
+    splits = manifest.unstored(run.shards) or {}
+    return {name: split for name, split in splits.items() if split == LABELED}
+
+
+def _published(run: Run) -> dict[str, str]:
+    """name -> label of the vote's own ``answer.csv``."""
+    path = run.vote / run.answer.name
+    if not path.exists():
+        return {}
+    return {name: row["discrete"] for name, row in csv_table.read(path, ("name", "discrete")).rows.items()}
+
+
+def _judge(
+    told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str
+) -> dict:
+    """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
+
+    Args:
+        own: names of the predicted clips that ``truth`` is about.
+        more: answers to others.
+    """
+    index = {label: row for row, label in enumerate(told.labels)}
+    names = [name for name in own if name in truth]
+    if not truth:
+        return {}
+    if len(names) < len(own):
+        logger.info("%s: the truth of %d of %d clips is known", told.title, len(names), len(own))
+    known = set(names)
+    answers = more | {name: label for name, label in told.answers().items() if name in known}
+    names += sorted(truth.keys() - set(names))
+    without = [name for name in names if answers.get(name) not in index]
+    if without:
+        logger.warning("%s: %d of %d clips with a known truth have no answer and count as wrong; for example "
+                       "%s", told.title, len(without), len(names), ", ".join(without[:SHOWN]))
+    true = np.array([index[truth[name]] for name in names])
+    answer = np.array([index.get(answers.get(name), NO_ANSWER) for name in names])
+    return {
+        f"{key}waf": metrics.waf(true, answer),
+        f"{key}interval": list(metrics.waf_interval(true, answer)),
+        f"{key}clips": len(names), f"{key}unanswered": len(without),
+    }
 
 
 def _compare(rows: list[dict]) -> None:
@@ -100,16 +150,20 @@ def _figure(row: dict) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as aligned text, in percent, each figure with its 95 % interval."""
+    """The rows as aligned text, in percent, each figure with its 95 % interval, and of how many clips."""
     lines = [("", "out of fold", "unlabelled truth", "")]
     for row in rows:
-        note = "no gain" if row["helped"] is False else ""
+        notes = [f"{row['unanswered']} without an answer"] if row.get("unanswered") else []
+        notes += ["no gain"] if row["helped"] is False else []
         lines.append((row["title"], _cell(row, "oof_waf", "oof_interval"),
-                      _cell(row, "waf", "interval"), note))
+                      _cell(row, "waf", "interval"), ", ".join(notes)))
     columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = ["  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
              for line in lines]
-    return "\n".join(["WAF in %, 95 % bootstrap interval", *shown])
+    counts = [f"{what} n = {max(row[key] for row in rows if key in row)}"
+              for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
+              if any(key in row for row in rows)]
+    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), *shown])
 
 
 def _cell(row: dict, key: str, interval: str) -> str:

@@ -62,7 +62,7 @@ def shard(config: Config, fused: bool = False) -> None:
     kept = _kept(run, made_from, sources)
     tried = {name for facts in kept.values() for name in facts.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
-    results = (run.shards / manifest.MANIFEST, run.shards / STATS, run.quarantine)
+    results = (*(run.shards / name for name in (manifest.MANIFEST, manifest.UNSTORED, STATS)), run.quarantine)
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
@@ -78,7 +78,7 @@ def shard(config: Config, fused: bool = False) -> None:
     files.sweep(run.folder)
     _clear(run, kept)
     _write(run, config.shard, encoded, kept, made_from, sources, started)
-    _finish(run, whole, unlisted)
+    _finish(run, whole, clips, unlisted)
 
 
 def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
@@ -243,7 +243,7 @@ def _encode(decoded):
     )
 
 
-def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
+def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Everything that is known only at the end, from the files of the shards alone."""
     shards = manifest.all_facts(run.shards)
     rows = [row for number in shards for row in
@@ -253,6 +253,9 @@ def _finish(run: Run, whole: str, unlisted: list[Problem]) -> None:
     quarantine.replace(run.quarantine, "shard", problems)
     if not rows:
         raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
+    # Those that are unlabelled are answered all the same.
+    stored = {row.name for row in rows}
+    manifest.write_unstored(run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored})
     manifest.write_rows(run.shards / manifest.MANIFEST, rows)
     files.write_json(run.shards / STATS, stats)
     files.mark(run.shards, whole, clips=stats["clips"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.records import Modality, Problem
+from mer_dist.records import UNLABELED, Modality, Problem
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 from mer_dist.shards.reader import Reader
@@ -34,12 +35,14 @@ def verify(run_folder: Path) -> list[str]:
     run = Run(run_folder)
     if not run.config.exists():
         raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
-    state = _State(run=run, config=configuration.load(run.config))
-    checks = [_predictions, _answer]
-    if state.config.fuse.labels and not run.shards.exists():
-        logger.info("shards: none; the clips are those of %s", state.config.fuse.labels)
+    config = configuration.load(run.config)
+    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+    state = _State(run=run, config=config)
+    checks = [_features, _predictions, _answer]
+    if state.sharded:
+        checks = [_corpus, _shards, _adapters, *checks]
     else:
-        checks = [_corpus, _shards, _features, *checks]
+        logger.info("shards: none; the clips are those of %s", state.config.fuse.labels)
     for check in checks:
         try:
             check(state)
@@ -53,6 +56,19 @@ class _State:
     run: Run
     config: Config
     findings: list[str] = field(default_factory=list)
+    #: Unlabelled clips as the corpus names them, whatever the stages made of them; with a label file,
+    #: that is the corpus.
+    unlabeled: set[str] = field(default_factory=set)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the clips come from shards, and not from a label file alone."""
+        return not self.config.fuse.labels or self.run.shards.exists()
+
+    @cached_property
+    def answered(self) -> bool:
+        """Whether anything was predicted, for which features must have been there."""
+        return self.run.answer.exists() or bool(predictions.all_of(self.run))
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -92,6 +108,8 @@ class _State:
 def _corpus(state: _State) -> None:
     """Every clip that the corpus offers is in the shards as the corpus has it, or in quarantine."""
     clips, unlisted = corpus.clips(state.config.corpus)
+    if not state.config.fuse.labels:
+        state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
     rows, offered = state.rows, {clip.name: clip for clip in clips}
     noted = {(problem.name, problem.lost) for problem in state.problems}
     state.find(offered.keys() - rows.keys() - state.gone,
@@ -112,8 +130,15 @@ def _corpus(state: _State) -> None:
                    f"lack their {modality} without a reason in quarantine")
     state.find({problem.name for problem in state.problems if not problem.reason.strip()},
                "are in quarantine without a reason")
-    logger.info("corpus: %d usable clips, %d left out whole, %d rows in quarantine", len(clips),
-                len(state.gone), len(state.problems))
+    logger.info("corpus: %d clips (%s), of %d of which nothing could be stored; %d entries are no clips",
+                len(clips), _counts(clip.split for clip in clips), len(offered.keys() - rows.keys()),
+                len({problem.name for problem in unlisted if problem.lost == "clip"}))
+    lost = Counter(problem.lost for problem in state.problems)
+    logger.info("quarantine: %d rows (%s)", lost.total(), _counts(lost.elements()))
+
+
+def _counts(of: Iterable[str]) -> str:
+    return ", ".join(f"{what} {count}" for what, count in sorted(Counter(of).items())) or "none"
 
 
 def _shards(state: _State) -> None:
@@ -144,9 +169,8 @@ def _shards(state: _State) -> None:
     reader.close()
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
     state.find(different, "are described otherwise in the manifest than in the tar")
-    splits = Counter(row.split for row in reader.rows)
-    counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
-    logger.info("shards: %d clips (%s) in %d shards", len(reader.rows), counts, len(facts))
+    logger.info("shards: %d clips (%s) in %d shards", len(reader.rows),
+                _counts(row.split for row in reader.rows), len({row.shard for row in reader.rows}))
 
 
 def _agrees(row: Row, members: dict[str, bytes]) -> bool:
@@ -160,21 +184,65 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
 
 
+def _adapters(state: _State) -> None:
+    """Every fine-tuned copy is the one that its place asks for, byte for byte."""
+    found = [path for path in state.run.folder.glob("adapters/*/*") if not path.name.startswith(".")]
+    labeled = {name for name, row in state.rows.items() if row.label is not None}
+    if not found or not labeled <= state.folds.keys() | (labeled if _uncrossed(state.config) else set()):
+        return  # That clips have no fold is told with the predictions.
+    planned = copies.planned(state.config, state.folds)
+    there = {copy.name for copy in planned if copy.folder.exists()}
+    for copy in planned:
+        mark = files.marked(copy.folder)
+        if mark is None and copy.name in there:
+            state.findings.append(f"{copy.folder}: this copy is missing or not whole; run finetune")
+        if mark is None:
+            continue
+        if mark.get("trained_without") != copy.without:
+            other = copies.part_name(mark.get("trained_without"))
+            state.findings.append(f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
+                                  "and run finetune and extract")
+        elif Path(copy.extractor.path).exists() and mark["made_from"] != copy.made_from:
+            state.findings.append(f"{copy.folder}: trained with other settings, another model or other clips "
+                                  "than those of this run; run finetune and extract")
+        state.findings += [f"{copy.folder}: {fault}; delete this folder and run finetune"
+                           for fault in files.damaged(copy.folder, mark.get("content", {}))]
+    logger.info("adapters: %d of %d copies", sum(copy.folder.exists() for copy in planned), len(planned))
+
+
+def _uncrossed(config: Config) -> bool:
+    """Whether no copy leaves out a fold, so that there need not be any."""
+    return not any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
+
+
 def _features(state: _State) -> None:
     """Every clip that a feature set is to serve has a row in it, or a reason why not."""
     folders = sorted((state.run.folder / "features").glob("[!.]*"))
-    if folders:
-        absent = sorted(_expected_sets(state.config) - {folder.name for folder in folders})
-        state.findings.extend(f"features {name}: there are none; run extract" for name in absent)
+    needed = _expected_sets(state.config) if folders or state.answered else set()
+    if state.answered:
+        for name in joined.fused_sets(state.config):
+            needed.update(joined.copies(name, state.config.folds.count))
+    for name in sorted(needed - {folder.name for folder in folders}):
+        how = "extract" if name.partition("@")[0] in state.config.extractors else "import-features"
+        state.findings.append(f"features {name}: there are none; run {how}")
     for folder in folders:
         try:
-            if features.description(folder).get("imported"):
-                features.load(folder)
-                logger.info("features %s: imported, readable", folder.name)
-                continue
-            _feature_set(state, folder)
+            told = features.description(folder)
+            if told.get("imported") or not state.sharded:
+                _imported_set(state, folder)
+            else:
+                _feature_set(state, folder, told)
         except UserError as error:
             state.findings.append(str(error))
+
+
+def _imported_set(state: _State, folder: Path) -> None:
+    """Readable and whole; what it must hold, nobody but its maker knows."""
+    joined.set_made_from(state.run, folder.name, state.config.folds.count)
+    names = features.load(folder).names
+    fused = state.labels.keys()
+    logger.info("features %s: imported, %d of %d fused clips have a row", folder.name,
+                len(fused & set(names)), len(fused))
 
 
 def _expected_sets(config: Config) -> set[str]:
@@ -188,7 +256,12 @@ def _expected_sets(config: Config) -> set[str]:
     return names
 
 
-def _feature_set(state: _State, folder: Path) -> None:
+def _feature_set(state: _State, folder: Path, told: dict) -> None:
+    part = folder.name.partition("@")[2]
+    without = int(part.removeprefix("fold-")) if re.fullmatch(r"fold-\d+", part) else None
+    if part and (told.get("part") != part or told.get("trained_without") != without):
+        state.findings.append(f"{folder}: by its {features.DESCRIPTION} this is part {told.get('part')!r}, "
+                              f"trained without fold {told.get('trained_without')}; delete it, run extract")
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
     modality = ""
@@ -270,7 +343,7 @@ def _predictions(state: _State) -> None:
 
 def _prediction_file(state: _State, what: str, told: predictions.Predictions) -> None:
     labels, names = state.labels, Counter(told.names)
-    state.find(labels.keys() - names.keys() - state.gone, f"{what} have no row")
+    state.find(labels.keys() - names.keys(), f"{what} have no row")
     state.find(names.keys() - labels.keys(), f"{what} are not among the fused clips")
     state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
     rows = list(zip(told.names, told.labeled.tolist(), told.fold.tolist(), strict=True))
@@ -292,13 +365,19 @@ def _answer(state: _State) -> None:
             state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
         return
     answers = table.read(state.run.answer, ("name", "discrete"))
-    unlabelled = {name for name, label in state.labels.items() if label is None}
+    unlabeled = state.unlabeled | {name for name, label in state.labels.items() if label is None}
+    asked = unlabeled
     if state.config.vote.names:
-        unlabelled = set(table.read(Path(state.config.vote.names), ("name",)).rows)
-    state.find(unlabelled - answers.rows.keys() - state.gone, "of the unlabelled have no answer")
-    state.find(answers.rows.keys() - unlabelled, "of the answer are not among the unlabelled")
+        asked = set(table.read(Path(state.config.vote.names), ("name",)).rows)
+        logger.info("answer: vote.names leaves out %d of %d unlabelled clips", len(unlabeled - asked),
+                    len(unlabeled))
+    state.find(asked - answers.rows.keys(), "of the unlabelled have no answer; run shard and fuse")
+    state.find(answers.rows.keys() - asked, "of the answer are not among the unlabelled")
     state.find([name for name, row in answers.rows.items()
                 if row["discrete"] not in state.config.corpus.labels],
                "of the answer have a label outside corpus.labels")
     state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
-    logger.info("answer: %d of %d unlabelled clips", len(answers.rows), len(unlabelled))
+    voted = state.run.vote / state.run.answer.name
+    if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
+        state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}; run fuse")
+    logger.info("answer: %d of %d unlabelled clips", len(asked & answers.rows.keys()), len(asked))

@@ -25,10 +25,11 @@ from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.predictions import Predictions
+from mer_dist.shards import manifest
 
 TITLE = "prior-aware vote"
 #: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 5
+_VERSION = 6
 SHOWN = 3
 
 
@@ -67,6 +68,8 @@ def vote(
         each_fold = (clips.fold == fold for fold in range(clips.folds))
         for part in (*each_fold, asked, ~clips.labeled & ~asked):
             answer[part] = decisions.decide(pooled[part])
+    # Nothing is known of these but the shares, and trading one for another would be a guess.
+    answer[~present] = pooled[~present].argmax(1)
     made = Predictions(
         title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
         probability=pooled, answer=answer,
@@ -281,6 +284,32 @@ def publish(run: Run) -> None:
     answer = (run.vote / run.answer.name).read_bytes()
     if not run.answer.exists() or run.answer.read_bytes() != answer:
         files.write_bytes(run.answer, answer)
+
+
+def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
+    """Say which clips are answered, which of them by the label shares alone, and which are not.
+
+    Args:
+        present: (N,) bool, False for clips without any modality.
+    """
+    answered = table.read(run.answer, ("name", "discrete")).rows.keys()
+    unlabeled = {clips.names[row]: present[row] for row in np.flatnonzero(~clips.labeled)}
+    logger.info("answer: %d of %d unlabelled clips, in %s", len(answered & unlabeled.keys()), len(unlabeled),
+                run.answer)
+    labeled = set(clips.names) - unlabeled.keys() | (manifest.unstored(run.shards) or {}).keys()
+    lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
+    unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
+    for found, what in (
+        ({name for name, there in unlabeled.items() if name in answered and not there},
+         "of these clips have no part that can be used and get the most frequent label"),
+        (unlabeled.keys() - answered, f"unlabelled clips are not in vote.names {config.vote.names} and have "
+                                      "no answer"),
+        ({f"{name} ({why})" for name, why in unread.items()},
+         "entries of the corpus are left out whole and have no answer"),
+    ):
+        if found:
+            logger.warning("answer: %d %s; for example %s", len(found), what,
+                           ", ".join(sorted(found)[:SHOWN]))
 
 
 def _write_answer(

@@ -5,6 +5,7 @@ from media_files import write_csv
 
 from mer_dist.corpus import mer2024
 from mer_dist.errors import UserError
+from mer_dist.records import Problem
 from mer_dist.records import EMOTIONS
 
 LABELS = list(EMOTIONS)
@@ -26,6 +27,11 @@ def folder(tmp_path):
         ["name", "chinese", "english"], ["l1", "你好", "hello"], ["l2", "null", ""], ["l3", " ", "x"],
         ["u1", "再见", "bye"]])
     return tmp_path
+
+
+def without_text(problems: list[Problem]) -> list[Problem]:
+    """Not those of transcripts: the folder's table lacks rows."""
+    return [problem for problem in problems if problem.lost != "text"]
 
 
 def test_clips_are_listed_by_split_and_name_with_label_and_literal_transcript(folder):
@@ -97,7 +103,7 @@ def test_a_folder_that_is_no_mer2024_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no folder video-labeled"):
         mer2024.clips(tmp_path, LABELS)
     (tmp_path / "video-labeled").mkdir()
-    with pytest.raises(UserError, match="no mp4 files"):
+    with pytest.raises(UserError, match="no video files"):
         mer2024.clips(tmp_path, LABELS)
 
 
@@ -112,9 +118,9 @@ def test_names_with_dots_and_hyphens_meet_their_rows(folder):
     with open(folder / "label-disdim.csv", "a") as file:
         file.write("ep01.s03,happy,0\n-9YyBTjo1zo.mp4,sad,0\n")
     with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
-        file.write("ep01.s03.mp4,你\n-9YyBTjo1zo,我\n")
+        file.write("ep01.s03.mp4,你,\n-9YyBTjo1zo,我,\n")
     clips, problems = mer2024.clips(folder, LABELS)
-    assert problems == [] and [(clip.name, clip.label) for clip in clips][:2] == [
+    assert without_text(problems) == [] and [(clip.name, clip.label) for clip in clips][:2] == [
         ("-9YyBTjo1zo", "sad"), ("ep01.s03", "happy")]
     assert [clip.transcript for clip in clips][:2] == ["我", "你"]
 
@@ -124,9 +130,9 @@ def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(f
     with open(folder / "label-disdim.csv", "a", encoding="utf-8") as file:
         file.write("caf\u00e9,angry,0\n")
     with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
-        file.write("caf\u00e9,\n")
+        file.write("caf\u00e9,,\n")
     clips, problems = mer2024.clips(folder, LABELS)
-    assert problems == [] and ("caf\u00e9", "angry") in [(clip.name, clip.label) for clip in clips]
+    assert without_text(problems) == [] and ("caf\u00e9", "angry") in [(clip.name, clip.label) for clip in clips]
     assert next(clip for clip in clips if clip.name == "caf\u00e9").video.name == "cafe\u0301.mp4"
     (folder / "video-unlabeled" / "caf\u00e9.mp4").touch()
     with pytest.raises(UserError, match="twice: video-labeled/cafe\u0301.mp4 and video-unlabeled/caf\u00e9"):
@@ -146,3 +152,44 @@ def test_labels_in_capitals_are_understood_and_tables_of_another_encoding_are_re
     assert reasons.keys() == {"l3", "l4"}
     assert "line 4: label 'NA'" in reasons["l3"] and "has no label" in reasons["l3"]
     assert "is 'happy' meant?" in reasons["l4"]
+
+
+def test_a_clip_may_lie_in_any_container_and_takes_its_name_without_it(folder):
+    for name in ("v1.webm", "v2.MKV", "v3.mov", "v4.avi", "v5.m2ts"):
+        (folder / "video-unlabeled" / name).touch()
+    (folder / "video-labeled" / "l1.mp4").rename(folder / "video-labeled" / "l1.mkv")
+    clips, problems = mer2024.clips(folder, LABELS)
+    assert without_text(problems) == []
+    assert [clip.name for clip in clips if clip.split == "unlabeled"] == [
+        "u1", "u2", "v1", "v2", "v3", "v4", "v5"]
+    assert (clips[0].name, clips[0].label, clips[0].video.name) == ("l1", "happy", "l1.mkv")
+
+
+@pytest.mark.parametrize("other", ["u1.webm", "u1.MP4"])
+def test_two_files_of_one_stem_are_one_error_that_names_both(folder, other):
+    (folder / "video-unlabeled" / other).touch()
+    with pytest.raises(UserError) as error:
+        mer2024.clips(folder, LABELS)
+    first, second = sorted(["u1.mp4", other])
+    assert f"'u1' occurs twice: video-unlabeled/{first} and video-unlabeled/{second}" in str(error.value)
+
+
+def test_what_is_no_clip_is_told_with_its_kind_and_number(folder, caplog):
+    part = folder / "video-unlabeled"
+    for name in ("u1.wav", "u9.wav", "notes", "._u1.mp4"):
+        (part / name).touch()
+    (part / "more").mkdir()
+    (part / "more.mp4").mkdir()
+    (folder / "video_test").mkdir()
+    clips, _ = mer2024.clips(folder, LABELS)
+    assert [clip.name for clip in clips if clip.split == "unlabeled"] == ["u1", "u2"]
+    assert ("video-unlabeled: 6 entries are not taken for clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
+            in caplog.text)
+    assert "not looked into: video_test" in caplog.text
+
+
+def test_a_folder_without_unlabelled_clips_says_that_nothing_will_be_answered(folder, caplog):
+    for part in ("video-unlabeled", "video-unlabeled-with-test2noise"):
+        (folder / part).rename(folder / part.replace("unlabeled", "unlabelled"))
+    assert len(mer2024.clips(folder, LABELS)[0]) == 4
+    assert "video-unlabeled*, of which there are 0; not looked into: video-unlabelled, " in caplog.text

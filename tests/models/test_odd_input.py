@@ -17,6 +17,7 @@ from mer_dist.config import load
 from mer_dist.errors import QUARANTINED
 from mer_dist.files import read_json
 from mer_dist.layout import Run
+from mer_dist.log import logger
 from mer_dist.models.tokenizer import BaichuanTokenizer
 from mer_dist.settings import FinetuneConfig, LoraConfig
 from mer_dist.stages.finetune import finetune
@@ -103,16 +104,25 @@ def test_cut_transcripts_are_counted_in_the_log(extracted):
 
 
 @pytest.mark.parametrize("name", ["hubert", "baichuan", "clip"])
-def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(extracted, name):
+def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
+    extracted, name, caplog, monkeypatch
+):
     """Every clip is labelled; one that extraction refuses must not end a training either."""
     config = copy.deepcopy(extracted.config)
     config.extractors = {name: config.extractors[name]}
     config.extractors[name].finetune = FinetuneConfig(
-        cross_fit=False, epochs=1, batch=4, micro_batch=2, precision="fp32", lora=LoraConfig(rank=2)
+        cross_fit=False, epochs=1, batch=4, micro_batch=2, precision="fp32", lora=LoraConfig(rank=2),
+        validation=0.0,
     )
     (planned,) = copies.planned(config)
     lost = {clip for clip, modality in [*extracted.lost, *WORDLESS] if MODALITY[modality] == name}
     assert {row.name for row in planned.rows} == set(CLIPS) - lost
-    finetune(config)
-    (epoch,) = read_json(planned.folder / "history.json")["epochs"]
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level("INFO", logger="mer_dist"):
+        finetune(config)
+    history = read_json(planned.folder / "history.json")
+    (epoch,) = history["epochs"]
     assert np.isfinite(epoch["train_loss"])
+    # Nothing is held out, and nothing says that it was.
+    assert history["held_out"] == 0
+    assert "training clips' WAF" in caplog.text and "held-out" not in caplog.text

@@ -16,6 +16,7 @@ from mer_dist.layout import Run
 from mer_dist.report import sections
 from mer_dist.report.collect import collect
 from mer_dist.report.page import report
+from mer_dist.shards import manifest
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_corpus_missing_parts_and_quarantine_are_counted(run):
     text = text_of(written(run))
     assert "240 labelled clips" in text and "400 unlabelled clips" in text
     assert "640 clips in 7 shards" in text
-    assert "1 clip could not be used at all; in 4 cases one modality was lost" in text
+    assert "1 clip could not be used at all; in 4 cases a modality, a part of one or a label was lost" in text
     assert "5 clips with a part in quarantine" in text
     assert "无视频 (no video stream)" in text and "惊讶 surprise" in text
     facts = collect(run.folder)
@@ -253,6 +254,36 @@ def test_a_diverged_training_is_drawn_with_gaps(run):
     assert [value is None for value in next(
         part for part in collect(run.folder).adapters if part.part == "fold-0").train_loss
     ] == [False, False, True, True, False, False]
+
+
+def test_where_nothing_was_held_out_no_curve_is_called_validation(run):
+    assert "Validation WAF" in written(run) and "nothing held out" not in written(run)
+    for path in (run.folder / "adapters").glob("*/*/history.json"):
+        files.write_json(path, files.read_json(path) | {"held_out": 0})
+    page = written(run)
+    assert "Validation WAF" not in page and "WAF, nothing held out" in page and "after the epoch" in page
+
+
+def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_answered(run):
+    before = collect(run.folder).corpus
+    assert not before.unstored and "nothing could be stored" not in written(run)
+    manifest.write_unstored(run.shards, {"gone_1": "unlabeled", "gone_2": "unlabeled", "gone_3": "labeled"})
+    after = collect(run.folder).corpus
+    assert after.clips("unlabeled") == before.clips("unlabeled") + 2
+    assert after.clips("labeled") == before.clips("labeled")
+    assert all(after.missing["unlabeled"][part] == before.missing["unlabeled"][part] + 2
+               for part in ("audio", "video", "text"))
+    text = text_of(written(run))
+    assert "Of 2 unlabelled clips more nothing could be stored" in text
+    assert "Of 1 labelled clip nothing" in text
+
+
+def test_the_page_says_of_how_many_clips_a_score_is(run):
+    rows = files.read_json(run.scores)
+    assert "Of the last row: " not in text_of(written(run))
+    files.write_json(run.scores, [row | {"oof_clips": 240, "clips": 1657, "unanswered": 54} for row in rows])
+    assert ("Of the last row: 240 labelled clips, 1,657 unlabelled ones, 54 of them without an answer, which "
+            "count as wrong.") in text_of(written(run))
 
 
 def test_no_such_folder_is_the_users_error(tmp_path):

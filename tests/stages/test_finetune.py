@@ -94,6 +94,18 @@ def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, 
         finetune.finetune(load(job))
 
 
+def test_a_copy_that_never_sees_a_label_is_known_before_it_is_trained(job):
+    config = load(job)
+    planned = copies.planned(config)
+    assert not any(finetune._never_seen(copy, planned) for copy in planned)
+    fold_of = {row.name: int(row.label == "sad") for row in planned[-1].rows}
+    planned = copies.planned(config, fold_of)
+    assert {(copy.name, copy.part): finetune._never_seen(copy, planned) for copy in planned} == {
+        (name, part): ["sad"] if part == "fold-1" else
+        sorted({*config.corpus.labels} - {"sad"}) if part == "fold-0" else []
+        for name in ("clip", "baichuan") for part in ("fold-0", "fold-1", "all")}
+
+
 @pytest.mark.processes
 def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
     config = load(job)

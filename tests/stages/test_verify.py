@@ -3,21 +3,31 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import fusion_run
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from media_files import write_corpus
 
 from mer_dist import config as configuration
-from mer_dist import features, files, predictions, quarantine
+from mer_dist import copies, features, files, predictions, quarantine
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.records import EMOTIONS
-from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
+from mer_dist.settings import (
+    CorpusConfig,
+    ExtractConfig,
+    ExtractorConfig,
+    FinetuneConfig,
+    FoldConfig,
+    RunConfig,
+    ShardConfig,
+)
 from mer_dist.shards import manifest
 from mer_dist.stages.shard import shard
 from mer_dist.stages.verify import verify
@@ -33,7 +43,10 @@ def feature_set(names, modality="audio", missing=()) -> FeatureSet:
 def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
     for number, part in enumerate(parts):
         features.write_shard(run.features(set_name) / f"{number:05d}.safetensors", part)
-    features.describe(run.features(set_name), modality=parts[0].modality)
+    part = set_name.partition("@")[2]
+    without = int(part[-1]) if part.startswith("fold-") else None
+    features.describe(run.features(set_name), modality=parts[0].modality, part=part or "frozen",
+                      trained_without=without)
 
 
 def write_predictions(path, folds, unlabeled, names=None) -> None:
@@ -46,22 +59,39 @@ def write_predictions(path, folds, unlabeled, names=None) -> None:
 
 
 FOLDS = {"a000": 0, "a002": 1, "a003": 0, "a004": 1}
-UNLABELED = ["u000", "u001"]
-NAMES = [*FOLDS, *UNLABELED]
+STORED = ["u000", "u001"]
+#: Nothing of u002 can be used; it is answered all the same.
+UNLABELED = [*STORED, "u002"]
+NAMES = [*FOLDS, *STORED]
+ANSWER = "name,discrete\nu000,happy\nu001,sad\nu002,happy\n"
+
+
+def write_adapters(run: Run, config: Config) -> None:
+    """The copies of the extractor ``text`` as finetune leaves them, with weights of equal size."""
+    for copy in copies.planned(config, FOLDS):
+        files.write_text(copy.folder / "weights", f"learned {copy.part:>6}")
+        files.mark(copy.folder, copy.made_from, trained_without=copy.without,
+                   content=files.contents([copy.folder / "weights"]))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run with every stage; one clip is lost, one lacks its video."""
+    """A run with every stage; one clip is lost, one lacks its video, of an unlabelled one nothing is left."""
     base = tmp_path_factory.mktemp("verify")
     corpus = write_corpus(base / "corpus", labeled=5, unlabeled=2)
     (corpus / "video-labeled" / "a000.mp4").write_bytes(b"")
+    (corpus / "video-unlabeled-with-test2noise" / "u002.mp4").touch()
     with open(corpus / "label-disdim.csv") as file:
         labels = file.read().replace("a001,angry", "a001,bored")
     (corpus / "label-disdim.csv").write_text(labels)
     run = Run(base / "run")
     config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path=str(corpus)),
-                    shard=ShardConfig(clips=3, frames=2, image_size=16, faces="none", workers=1))
+                    shard=ShardConfig(clips=3, frames=2, image_size=16, faces="none", workers=1),
+                    folds=FoldConfig(count=2), extract=ExtractConfig(frozen=False))
+    config.extractors = {
+        "hubert": ExtractorConfig(family="hubert", path=str(base / "hubert")),
+        "text": ExtractorConfig(family="baichuan", path=str(base / "text"), finetune=FinetuneConfig()),
+    }
     configuration.save(config, run.config)
     shard(config)
     files.write_json(run.folds, {"made_from": "x", "folds": FOLDS})
@@ -69,11 +99,12 @@ def whole(tmp_path_factory):
     write_features(run, "hubert", feature_set(heard[:3]), feature_set(heard[3:], missing=["a000"]))
     write_features(run, "text@fold-0", feature_set(["a000", "a003", "u000"], "text"))
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "u000"], "text"))
-    write_features(run, "text@all", feature_set(UNLABELED, "text"))
+    write_features(run, "text@all", feature_set(STORED, "text"))
+    write_adapters(run, config)
     for path in (run.probes / "hubert.parquet", run.round(0) / "predictions.parquet",
                  run.vote / "predictions.parquet"):
         write_predictions(path, FOLDS, UNLABELED)
-    files.write_text(run.answer, "name,discrete\nu000,happy\nu001,sad\n")
+    files.write_text(run.answer, ANSWER)
     return run.folder
 
 
@@ -87,7 +118,7 @@ def test_a_run_that_adds_up_has_no_finding(run):
 
 
 def test_a_run_of_shards_only_adds_up_too(run):
-    for name in ("features", "probes", "rounds", "vote"):
+    for name in ("adapters", "features", "probes", "rounds", "vote"):
         shutil.rmtree(run.folder / name)
     run.answer.unlink()
     run.folds.unlink()
@@ -198,9 +229,12 @@ def test_an_imported_set_is_only_read(run):
     write_features(run, "other", feature_set(["elsewhere"]))
     description = json.loads((run.features("other") / "set.json").read_text())
     files.write_json(run.features("other") / "set.json", {**description, "imported": True})
+    files.mark(run.features("other"), "x", shards=[0])
     assert verify(run.folder) == []
     (run.features("other") / "00000.safetensors").write_bytes(b"nothing")
     finding(run, "other", "not readable")
+    (run.features("other") / "00000.safetensors").unlink()
+    finding(run, "other", "features are gone")
 
 
 @pytest.mark.parametrize("place", ["probes/hubert", "rounds/00/predictions", "vote/predictions"])
@@ -229,7 +263,8 @@ def test_folds_that_do_not_fit_the_labels_are_found(run):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("name,discrete\nu000,happy\n", ("no answer", "u001")),
+    ("name,discrete\nu000,happy\nu002,sad\n", ("no answer", "u001")),
+    ("name,discrete\nu000,happy\nu001,sad\n", ("1 clips of the unlabelled have no answer", "u002")),
     ("name,discrete\nu000,happy\nu001,sad\na000,sad\n", ("not among the unlabelled", "a000")),
     ("name,discrete\nu000,happy\nu001,sad\nu001,happy\n", ("'u001' occurs twice",)),
     ("name,discrete\nu000,happy\nu001,bored\n", ("outside corpus.labels", "u001")),
@@ -256,7 +291,8 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     run = Run(tmp_path / "run")
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
     config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path="nowhere"))
-    config.fuse.labels = str(tmp_path / "labels.csv")
+    config.fuse.labels, config.fuse.sets = str(tmp_path / "labels.csv"), ["voice"]
+    fusion_run.write_set(run, "voice", "audio", ["a", "b", "c"], np.eye(3), imported=True)
     configuration.save(config, run.config)
     files.write_json(run.folds, {"made_from": "x", "folds": {"a": 0, "b": 1}})
     write_predictions(run.vote / "predictions.parquet", {"a": 0, "b": 1}, ["c"])
@@ -264,6 +300,80 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     assert verify(run.folder) == []
     files.write_text(run.answer, "name,discrete\nb,happy\n")
     finding(run, "no answer", "c")
+    shutil.rmtree(run.features("voice"))
+    finding(run, "features voice: there are none; run import-features")
+
+
+@pytest.mark.parametrize("gone", [
+    ("hubert",), ("text@fold-1",), ("hubert", "text@all", "text@fold-0", "text@fold-1")])
+def test_feature_sets_that_are_gone_are_found_although_there_is_an_answer(run, gone):
+    for name in gone:
+        shutil.rmtree(run.features(name))
+    assert verify(run.folder) == [f"features {name}: there are none; run extract" for name in sorted(gone)]
+
+
+def test_weights_that_change_places_are_found_however_they_did(run):
+    first, second, aside = (run.adapter("text", part) for part in ("fold-0", "fold-1", "aside"))
+    ours, theirs = ((folder / "weights").read_bytes() for folder in (first, second))
+    assert len(ours) == len(theirs)
+    (first / "weights").write_bytes(theirs)
+    (second / "weights").write_bytes(ours)
+    assert [line.partition(";")[0] for line in verify(run.folder)] == [
+        f"{folder}: weights holds other bytes than were written" for folder in (first, second)]
+    (first / "weights").write_bytes(ours)
+    (second / "weights").write_bytes(theirs)
+    for here, there in ((first, aside), (second, first), (aside, second)):
+        here.rename(there)
+    assert [line.partition(";")[0] for line in verify(run.folder)] == [
+        f"{first}: by its mark this is fold-1, not fold-0",
+        f"{second}: by its mark this is fold-0, not fold-1"]
+
+
+def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
+    config = configuration.load(run.config)
+    config.run.folder = str(run.folder)
+    shutil.rmtree(run.adapter("text", "fold-0"))
+    gone = run.adapter("text", "fold-0")
+    assert verify(run.folder) == [f"{gone}: this copy is missing or not whole; run finetune"]
+    write_adapters(run, config)
+    assert verify(run.folder) == []
+    # Another model lies in its place since: known only where there is one at all.
+    model = Path(config.extractors["text"].path)
+    files.write_text(model / "config.json", "{}")
+    try:
+        assert len(finding(run, "trained with other settings, another model or other clips")) == 3
+    finally:
+        shutil.rmtree(model)
+    shutil.rmtree(run.folder / "adapters")
+    assert verify(run.folder) == [], "they may be deleted once the features are there"
+
+
+def test_features_of_another_copy_are_found(run):
+    path = run.features("text@fold-1") / features.DESCRIPTION
+    files.write_json(path, files.read_json(path) | {"part": "fold-0", "trained_without": 0})
+    finding(run, "text@fold-1", "this is part 'fold-0'")
+
+
+def test_an_answer_that_the_vote_did_not_give_is_found(run):
+    files.write_text(run.vote / run.answer.name, ANSWER)
+    assert verify(run.folder) == []
+    files.write_text(run.answer, ANSWER.replace("sad", "happy"))
+    finding(run, "answer.csv: not what the vote answered")
+
+
+def test_the_answer_is_counted_against_the_corpus_and_not_against_what_was_stored(run, caplog):
+    with caplog.at_level("INFO", logger="mer_dist"):
+        assert verify(run.folder) == []
+    assert "answer: 3 of 3 unlabelled clips" in caplog.text
+    # As an earlier version left it: u002 in quarantine, in no prediction and in no answer.
+    (run.shards / manifest.UNSTORED).unlink()
+    for path in predictions.all_of(run):
+        write_predictions(path, FOLDS, STORED)
+    files.write_text(run.answer, "name,discrete\nu000,happy\nu001,sad\n")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="mer_dist"):
+        assert verify(run.folder) == ["1 clips of the unlabelled have no answer; run shard and fuse: u002"]
+    assert "answer: 2 of 3 unlabelled clips" in caplog.text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
