@@ -15,7 +15,7 @@ from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
-from mer_dist.dist.together import alone, check_place
+from mer_dist.dist.together import alone, check_place, introduce
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
 from mer_dist.layout import Run
 from mer_dist.lock import Busy, held
@@ -171,6 +171,7 @@ def _stage_code(parsed: argparse.Namespace) -> int:
         config = load(parsed.config, parsed.overrides)
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
+            introduce()
             end_with_launcher()
         with alone(config, parsed.command):
             code = _stage(parsed, config)

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,11 +85,27 @@ class _Terminal(logging.StreamHandler):
         super().emit(record)
 
 
+def _quiet_libraries() -> None:
+    """Keep two notes of libraries, which every process of a job would repeat, off the terminal.
+
+    That their own calls to each other are to change is nothing that a user could mend. bitsandbytes says on some
+    processors that it works without a package that is not asked for.
+    """
+    for library in ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_note_on_kernels)
+
+
+def _is_no_note_on_kernels(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
+
+
 def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
     """Send log lines of ``stage`` to standard error and, with ``log_file``, to it and a .jsonl.
 
     Ranks other than 0 are silent on the terminal below WARNING; their files are complete.
     """
+    _quiet_libraries()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     plain = logging.Formatter("%(asctime)s %(levelname).1s %(stage)s[%(rank)d] %(message)s", "%H:%M:%S")

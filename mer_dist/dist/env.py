@@ -63,8 +63,6 @@ def for_children(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Freed buffers of loading go back to the system instead of staying in the heap.
         "MALLOC_MMAP_THRESHOLD_": "131072",
-        # The libraries' notes to each other about coming versions would drown the log.
-        "PYTHONWARNINGS": "ignore::FutureWarning",
         _OUTER: f"{os.getpid()}@{socket.gethostname()}",
         # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",

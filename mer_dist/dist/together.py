@@ -51,7 +51,7 @@ def check_place(command: str) -> None:
     starter, many = ancestry.started_by(), command in MANY_PROCESSES
     said = f"RANK={here.rank} and WORLD_SIZE={here.world} are set"
     if many and starter:
-        return logger.info("process %d of %d, started by %s", here.rank, here.world, starter.name)
+        return
     if many and here.world > 1:
         raise UserError(
             f"{said}, so this would be process {here.rank} of {here.world} and do its part only, but no launcher "
@@ -64,6 +64,13 @@ def check_place(command: str) -> None:
     if here.world > 1:
         logger.warning("%s, and %s is the work of one process: they are not looked at", said, command)
     env.alone()
+
+
+def introduce() -> None:
+    """Say which of how many processes this is."""
+    here, starter = env.place(), ancestry.started_by()
+    by = f", started by {starter.name}" if starter else ""
+    logger.info("process %d of %d%s", here.rank, here.world, by)
 
 
 def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) -> None:

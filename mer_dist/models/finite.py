@@ -33,7 +33,8 @@ def keepable(
     """The clips whose vectors ``(T, D)`` can be kept, and why the others' cannot, with what to set."""
     faults = {}
     for name, vectors in found.items():
-        mean = vectors.mean(0, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = vectors.mean(0, keepdims=True)
         kept = np.concatenate([mean, vectors]) if stored.frame_level else mean
         faults[name] = fault(vectors, kept, STORAGE[stored.storage])
     own = set_name.partition("@")[0]
