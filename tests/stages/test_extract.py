@@ -250,7 +250,7 @@ def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     weights["visual_projection.weight"] *= factor
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     path = tmp_path / "job.yaml"
-    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\n"
+    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\nfolds: {{count: 2}}\n"
                     f"extractors: {{clip: {{family: clip, path: {model}}}}}\n")
     return path
 
