@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
@@ -22,6 +23,7 @@ from mer_dist.lock import Busy, held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
 
+_STARTED = time.time()
 STAGES = {
     "shard": "clips to WebDataset shards",
     "finetune": "fine-tune extractors, alone or under accelerate launch",
@@ -191,7 +193,7 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
     here = place()
     if here.rank == 0 and here.launched:
-        run.status(parsed.command).unlink(missing_ok=True)
+        stage_status.forget(run.status(parsed.command), _STARTED)
     if here.rank == 0 and parsed.command == "finetune":
         # The others do it once they know that they can work; an export reads it while a copy is trained.
         save(config, run.config)

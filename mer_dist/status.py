@@ -5,6 +5,7 @@ Launchers turn every non-zero code of a rank into 1.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from mer_dist import files
@@ -31,6 +32,13 @@ def read(path: Path) -> int | None:
         raise UserError(f"{path}: it does not say how the stage ended; see the logs of the run, and start "
                         "the stage again")
     return code
+
+
+def forget(path: Path, before: float) -> None:
+    """Remove a code that was left before that time: a later one is that of a faster rank of the same start."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.stat().st_mtime < before:
+            path.unlink()
 
 
 def leave(path: Path, code: int) -> int:

@@ -60,3 +60,14 @@ def test_of_the_codes_of_several_ranks_the_worst_stays(path):
     for code in (DONE, REQUEUE, QUARANTINED):
         assert status.leave(path, code) == code
     assert cli.main(["status", str(path.parent.parent), "finetune"]) == REQUEUE
+
+
+def test_a_code_of_a_faster_rank_of_the_same_start_is_not_forgotten(tmp_path):
+    path = tmp_path / "status" / "extract.json"
+    status.forget(path, 0.0)
+    status.leave(path, 2)
+    left = path.stat().st_mtime
+    status.forget(path, left - 1)
+    assert status.read(path) == 2
+    status.forget(path, left + 1)
+    assert status.read(path) is None
