@@ -84,7 +84,7 @@ class Tally:
                 ``whole`` and has no other.
         """
         if self.refused > self.good and (self.refused > 1 or whole):
-            raise UserError(f"features {set_name}: {self.refused} of {self.good + self.refused} clips have none; "
+            raise UserError(f"features {set_name}: {self.refused} of {self.good + self.refused} clips have none that can be kept: "
                             f"{self.why}")
 
 
