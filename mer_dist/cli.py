@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -16,17 +16,17 @@ from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
 from mer_dist.corpus import names
 from mer_dist.dist import preempt
-from mer_dist.dist.env import outer, place
+from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
+from mer_dist.dist.together import alone, check_place, introduce
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
 from mer_dist.layout import Run
-from mer_dist.lock import held
+from mer_dist.lock import Busy, held
 from mer_dist.log import logger, setup
 from mer_dist.slurm_settings import STAGES as SLURM_STAGES
 from mer_dist.stages import problems
 
-#: Seconds that a launched stage waits for another to leave the run folder.
-PATIENCE = 60.0
+_STARTED = time.time()
 STAGES = {
     "shard": "clips to WebDataset shards",
     "finetune": "fine-tune extractors, alone or under accelerate launch",
@@ -169,11 +169,10 @@ def _commands_on_a_cluster(command: Callable) -> None:
 @preempt.listening()
 def run_stage(parsed: argparse.Namespace) -> int:
     """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
-    status.json and the process ends with 0 unless it broke."""
+    status.json and the process ends with 0 unless it broke or refused."""
+    check_place(parsed.command)
     code = _stage_code(parsed)
-    if place().launched:
-        return FAILED if code == FAILED else DONE
-    return code
+    return DONE if place().launched and code in (QUARANTINED, REQUEUE) else code
 
 
 def _stage_code(parsed: argparse.Namespace) -> int:
@@ -183,14 +182,16 @@ def _stage_code(parsed: argparse.Namespace) -> int:
         config = load(parsed.config, parsed.overrides)
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
+            introduce()
             end_with_launcher()
-        with _alone(config, parsed.command):
+        with alone(config, parsed.command):
             entered = True
             code = _stage(parsed, config)
     except Exception as error:
         code = exit_code(error)
-        if code == FAILED and here.launched and lost(error):
-            # What is left for the outer command is the cause, from the rank that knows it.
+        if isinstance(error, Busy) or code == FAILED and here.launched and lost(error):
+            # What is left for the outer command is the cause, from the rank that knows it, and nothing
+            # from a job that was not let in.
             return code
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
@@ -200,22 +201,11 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     return code
 
 
-def _alone(config: Config, command: str) -> AbstractContextManager:
-    """The lock of the run folder, taken once for all ranks."""
-    here, lock = place(), Run(config.run.folder).lock
-    if not here.launched:
-        return held(lock, command)
-    if here.rank == 0 and outer() is None:
-        # A job that Slurm starts again may meet the last of its ranks of before.
-        return held(lock, command, patience=PATIENCE)
-    return nullcontext()
-
-
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
     here = place()
     if here.rank == 0:
-        run.status(parsed.command).unlink(missing_ok=True)
+        stage_status.forget(run.status(parsed.command), _STARTED)
     if here.rank == 0 and parsed.command == "finetune":
         # The others do it once they know that they can work; an export reads it while a copy is trained.
         save(config, run.config)

@@ -27,6 +27,8 @@ from mer_dist.errors import UserError, reading
 from mer_dist.files import read_json, write_bytes, write_json
 
 DESCRIPTION = "set.json"
+#: ``extract.storage`` -> the type that vectors are stored in.
+STORAGE = {"fp32": np.float32, "fp16": np.float16}
 _FACTS = "mer_dist"
 _AGAIN = "delete it and run extract, or import again"
 #: The types of tensors, as safetensors calls them, that a feature file can hold.

@@ -10,10 +10,13 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +30,10 @@ from rich.text import Text
 logger = logging.getLogger("mer_dist")
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
+#: To the beginning of the row, and away with what is on it.
+CLEAR_ROW = "\r\x1b[K"
+#: The bars that this process draws now.
+_bars: list[Progress] = []
 
 
 class _JsonLines(logging.Formatter):
@@ -59,15 +66,50 @@ class _File(logging.FileHandler):
             super().handleError(record)
 
 
+class _Terminal(logging.StreamHandler):
+    """A line of its own for each record, whether a bar of this process or of another is on the terminal's last
+    row."""
+
+    def __init__(self):
+        super().__init__(sys.stderr)
+        self.console = Console(stderr=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _bars:
+            # It takes the bar away, prints the line, and draws the bar again below.
+            _bars[-1].console.print(Text(self.format(record)), soft_wrap=True)
+            return
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            # The bar may be that of rank 0 or of a launched stage, which draws it again by itself.
+            self.stream.write(CLEAR_ROW)
+        super().emit(record)
+
+
+def _quiet_libraries() -> None:
+    """Keep two notes of libraries, which every process of a job would repeat, off the terminal.
+
+    That their own calls to each other are to change is nothing that a user could mend. bitsandbytes says on some
+    processors that it works without a package that is not asked for.
+    """
+    for library in ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_note_on_kernels)
+
+
+def _is_no_note_on_kernels(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
+
+
 def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
     """Send log lines of ``stage`` to standard error and, with ``log_file``, to it and a .jsonl.
 
     Ranks other than 0 are silent on the terminal below WARNING; their files are complete.
     """
+    _quiet_libraries()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     plain = logging.Formatter("%(asctime)s %(levelname).1s %(stage)s[%(rank)d] %(message)s", "%H:%M:%S")
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _Terminal()
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     handlers: list[tuple[logging.Handler, logging.Formatter]] = [(terminal, plain)]
     if log_file is not None:
@@ -86,12 +128,32 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
 
 
+def _draws(console: Console) -> bool:
+    """One bar on a terminal: of several ranks, that of rank 0."""
+    of_others = any(isinstance(told, _Context) and told.rank for handler in logger.handlers
+                    for told in handler.filters)
+    return console.is_terminal and not console.is_dumb_terminal and not of_others
+
+
+@contextmanager
+def _drawn(bar: Progress) -> Iterator[Progress]:
+    with bar:
+        if not bar.disable:
+            _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            if bar in _bars:
+                _bars.remove(bar)
+
+
 def progress(items: Iterable[Item], total: int, what: str, unit: str = "clips") -> Iterator[Item]:
     """Pass ``items`` through and show how many of ``total`` are done, the rate and the time left."""
     started = last_line = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
                TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
+    console = Console(stderr=True)
+    with _drawn(Progress(*columns, console=console, transient=True, disable=not _draws(console))) as bar:
         task = bar.add_task(what, total=total, unit=unit)
         count = 0
         for count, item in enumerate(items, start=1):

@@ -35,6 +35,13 @@ def read(path: Path) -> int | None:
     return code
 
 
+def forget(path: Path, before: float) -> None:
+    """Remove a code that was left before that time: a later one is that of a faster rank of the same start."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.stat().st_mtime < before:
+            path.unlink()
+
+
 def leave(path: Path, code: int) -> int:
     """Leave the code, unless another rank has left a worse one; returns :data:`FAILED` where that
     cannot be written."""

@@ -11,7 +11,7 @@ import pytest
 
 from mer_dist import cli, status
 from mer_dist.cli import main
-from mer_dist.dist import env
+from mer_dist.dist import ancestry, env, together
 from mer_dist.layout import Run
 from mer_dist.lock import held
 
@@ -80,19 +80,36 @@ def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, capsys, launched):
-    """Also if a launcher or Slurm has started it, where rank 0 looks for all."""
+    """Also if a launcher or Slurm has started it, where each rank looks; it leaves no code in the place of the
+    one that is at work."""
     made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
-    monkeypatch.setattr(cli, "PATIENCE", 0.1)
+    stage, run = "extract" if launched else "fuse", Run(made.run.folder)
     if launched:
+        monkeypatch.setattr(together, "PATIENCE", 0.1)
         monkeypatch.setattr(cli, "end_with_launcher", lambda: None)
-        monkeypatch.setenv("RANK", "0")
-        monkeypatch.setenv("WORLD_SIZE", "1")
-    with held(Run(made.run.folder).lock, "extract"):
-        # To its launcher a rank says only whether it broke down.
-        assert main(["fuse", str(tmp_path / "job.yaml")]) == (0 if launched else 2)
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with held(run.lock, "extract"):
+        assert main([stage, str(tmp_path / "job.yaml")]) == 2
     assert "mer-dist extract" in capsys.readouterr().err
-    assert not Run(made.run.folder).probes.exists()
-    assert not launched or status.read(Run(made.run.folder).status("fuse")) == 2
+    assert not run.probes.exists() and status.read(run.status(stage)) is None
+
+
+@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "4"), ("0", ""), ("-1", "2")])
+def test_variables_that_are_no_place_among_ranks_are_one_line(tmp_path, monkeypatch, capsys, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert main(["extract", str(tmp_path / "job.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert f"RANK={rank} WORLD_SIZE={world}" in told and "unset RANK" in told and "Traceback" not in told
+
+
+def test_a_stage_of_one_process_is_not_started_on_several(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ancestry, "started_by", lambda: ancestry.Starter("torchrun"))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["fuse", str(tmp_path / "job.yaml")]) == 2
+    assert "torchrun started 2 of them" in capsys.readouterr().err
 
 
 def test_overrides_may_follow_an_option_and_nothing_else_may(tmp_path, capsys):

@@ -4,6 +4,8 @@ import errno
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -48,3 +50,73 @@ def test_where_there_are_no_locks_a_warning_takes_their_place(tmp_path, monkeypa
     with lock.held(tmp_path / "lock", "shard"):
         pass
     assert "No locks available" in caplog.text
+    caplog.clear()
+    with lock.shared(tmp_path / "lock", "extract", "job", 1):
+        # Who is at work then, cannot be known.
+        assert caplog.text.count("No locks available") == 1 and lock.at_work(tmp_path / "lock", [0, 1]) is None
+
+
+RANK = """
+import sys, time
+from pathlib import Path
+from mer_dist.lock import Busy, shared
+path, job, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+with shared(path, "extract", job, rank):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def rank(tmp_path):
+    """Starts a rank of a job that holds its part of the lock at ``tmp_path/lock``."""
+    started = []
+
+    def start(job: str, number: int) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", RANK, tmp_path / "lock", job, str(number)],
+                                   stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_ranks_of_a_job_share_the_lock_until_the_last_of_them_is_killed(tmp_path, rank):
+    path = tmp_path / "lock"
+    first, second = rank("job", 0), rank("job", 1)
+    with lock.shared(path, "extract", "job", 2):
+        assert lock.at_work(path, range(4)) == {0, 1, 2}
+    for process, left in ((first, {1}), (second, set())):
+        # A command, the ranks of another job, and a second job that is the same to the letter.
+        for other in (lock.held(path, "fuse"), lock.shared(path, "extract", "other", 3),
+                      lock.shared(path, "extract", "job", 1)):
+            with pytest.raises(lock.Busy, match=r"mer-dist extract \(process \d+ on .* is at work"), other:
+                raise AssertionError("ranks hold the lock")
+        process.kill()
+        process.wait()
+        assert lock.at_work(path, range(4)) == left
+    with lock.shared(path, "extract", "other", 0):
+        pass
+    with lock.held(path, "fuse"), pytest.raises(lock.Busy, match="mer-dist fuse"):
+        with lock.shared(path, "extract", "job", 0):
+            raise AssertionError("a command holds the lock")
+
+
+def test_a_rank_waits_for_the_last_of_another_job(tmp_path, rank):
+    path, last = tmp_path / "lock", rank("before", 3)
+    threading.Timer(0.7, last.kill).start()
+    started = time.monotonic()
+    with lock.shared(path, "extract", "now", 0, patience=30):
+        assert 0.5 < time.monotonic() - started < 20
+        assert lock.at_work(path, [0, 3]) == {0}
+
+
+def test_a_full_disk_keeps_no_rank_from_the_lock_of_its_job(full):
+    with lock.shared(full / "lock", "extract", "job", 0), lock.shared(full / "lock", "extract", "job", 1):
+        with pytest.raises(lock.Busy), lock.held(full / "lock", "fuse"):
+            raise AssertionError("ranks hold the lock")

@@ -1,4 +1,11 @@
 import json
+import logging
+import os
+import pty
+import re
+import sys
+import time
+import warnings
 
 import pytest
 
@@ -52,3 +59,91 @@ def test_progress_over_nothing_says_zero(capsys):
     log.setup("shard")
     assert list(log.progress([], 0, "decode")) == []
     assert "decode: 0 clips" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Calls a function with standard error on a terminal, and gives the rows that it shows, without the time."""
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("LINES", "40")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def of(act):
+        ours, theirs = pty.openpty()
+        with os.fdopen(theirs, "w", encoding="utf-8", buffering=1) as stderr, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stderr)
+            act()
+            written = os.read(ours, 2**20).decode("utf-8", errors="replace")
+        os.close(ours)
+        return [re.sub(r"^[\d:]+ ", "", row) for row in rows(written) if row]
+
+    return of
+
+
+def rows(written: str) -> list[str]:
+    """What a terminal makes of it: of the codes only those that move the cursor or clear a row."""
+    shown, row, column = [""], 0, 0
+    for code in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|[\r\n]|[^\r\n\x1b]+", written):
+        if code == "\r":
+            column = 0
+        elif code == "\n":
+            row += 1
+            shown += [""] * (row >= len(shown))
+        elif code.startswith("\x1b"):
+            row -= int(code[2:-1] or 1) if code[-1] == "A" else 0
+            if code[-1] == "K":
+                shown[row] = "" if code[2:-1] == "2" else shown[row][:column]
+        else:
+            shown[row] = shown[row][:column].ljust(column) + code + shown[row][column + len(code) :]
+            column += len(code)
+    return shown
+
+
+def test_a_line_has_a_row_of_its_own_while_a_bar_is_drawn(shown):
+    def act():
+        log.setup("extract")
+        for number in log.progress(range(12), 12, "clip"):
+            time.sleep(0.05)
+            if number % 4 == 3:
+                log.logger.warning("line %d", number)
+            if number == 6:
+                print("a library's line", file=sys.stderr)
+
+    lines = shown(act)
+    assert lines[:4] == ["W extract[0] line 3", "a library's line", "W extract[0] line 7", "W extract[0] line 11"]
+    assert lines[4].startswith("I extract[0] clip: 12 clips in") and len(lines) == 5
+
+
+def test_other_ranks_draw_no_bar_and_clear_the_row_of_the_one_that_is_drawn(shown):
+    def act():
+        log.setup("extract", rank=1)
+        sys.stderr.write("clip ━━━━━━ 3/40 of rank 0")
+        for _ in log.progress(range(3), 3, "clip"):
+            time.sleep(0.15)
+            log.logger.warning("line")
+
+    assert shown(act) == ["W extract[1] line"] * 3
+
+
+def test_a_line_in_a_file_or_a_pipe_has_no_codes(tmp_path, capsys):
+    log.setup("extract", tmp_path / "extract.0.log")
+    for _ in log.progress(range(3), 3, "clip"):
+        log.logger.warning("line")
+    assert "\x1b" not in capsys.readouterr().err + (tmp_path / "extract.0.log").read_text("utf-8")
+
+
+def test_two_notes_of_libraries_are_silent_and_nothing_else(caplog):
+    note = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        log.setup("finetune")
+        for module, category in (("torch.library", FutureWarning), ("bitsandbytes.functional", FutureWarning),
+                                 ("torch.library", UserWarning), ("mer_dist.probe", FutureWarning),
+                                 ("torchlike", FutureWarning)):
+            warnings.warn_explicit(module, category, "file.py", 1, module)
+    assert [(str(item.message), item.category) for item in told] == [
+        ("torch.library", UserWarning), ("mer_dist.probe", FutureWarning), ("torchlike", FutureWarning)]
+    library = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    library.warning(note, "No module named 'kernels'")
+    library.warning("another")
+    assert [record.message for record in caplog.records] == ["another"]

@@ -86,3 +86,14 @@ def test_the_stages_of_a_run_leave_their_codes_too(tmp_path):
     with pytest.raises(UserError):
         whole._here("shard", config)
     assert status.read(Run(config.run.folder).status("shard")) == USAGE
+
+
+def test_a_code_of_a_faster_rank_of_the_same_start_is_not_forgotten(tmp_path):
+    path = tmp_path / "status" / "extract.json"
+    status.forget(path, 0.0)
+    status.leave(path, 2)
+    left = path.stat().st_mtime
+    status.forget(path, left - 1)
+    assert status.read(path) == 2
+    status.forget(path, left + 1)
+    assert status.read(path) is None

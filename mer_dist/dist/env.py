@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mer_dist.errors import UserError
+
 _OUTER = "MER_DIST_OUTER_PROCESS"
+#: What a launcher tells each of its ranks.
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+UNSET = f"if no launcher is at work: unset {' '.join(OF_A_RANK)}"
 
 
 @dataclass(frozen=True)
@@ -23,19 +29,33 @@ class Place:
 
 
 def place() -> Place:
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """
+    Raises:
+        UserError: RANK and WORLD_SIZE are set, and not to the numbers of a process.
+    """
+    if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+        return Place(rank=0, world=1, local_rank=0, launched=False)
+    told = {name: os.environ[name] for name in OF_A_RANK if name in os.environ}
+    if any(not re.fullmatch("[0-9]{1,6}", value) for value in told.values()) or (
+        int(told["RANK"]) >= int(told["WORLD_SIZE"])
+    ):
+        said = " ".join(f"{name}={value}" for name, value in told.items())
+        raise UserError(f"the environment has {said}, which is no process of a launcher; {UNSET}")
     return Place(
-        rank=int(os.environ.get("RANK", 0)),
-        world=int(os.environ.get("WORLD_SIZE", 1)),
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        launched=launched,
+        rank=int(told["RANK"]), world=int(told["WORLD_SIZE"]), local_rank=int(told.get("LOCAL_RANK", 0)),
+        launched=True,
     )
+
+
+def alone() -> None:
+    """From now on this process is the only one, whatever a launcher, or one of before, has told it."""
+    for name in OF_A_RANK:
+        os.environ.pop(name, None)
 
 
 def for_children(threads: int) -> dict[str, str]:
     """The environment of processes that this one launches: bounded threads, no inherited rank."""
-    of_this_rank = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    inherited = {key: value for key, value in os.environ.items() if key not in of_this_rank}
+    inherited = {key: value for key, value in os.environ.items() if key not in OF_A_RANK}
     if not has_gpu():
         inherited.setdefault("DS_ACCELERATOR", "cpu")
     own = {
@@ -43,8 +63,6 @@ def for_children(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Freed buffers of loading go back to the system instead of staying in the heap.
         "MALLOC_MMAP_THRESHOLD_": "131072",
-        # The libraries' notes to each other about coming versions would drown the log.
-        "PYTHONWARNINGS": "ignore::FutureWarning",
         _OUTER: f"{os.getpid()}@{socket.gethostname()}",
         # Time for ranks to reach a boundary after SIGTERM, before the launcher kills them.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",

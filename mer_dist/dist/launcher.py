@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGABRT, SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING
 
-from mer_dist.errors import DONE, FAILED
+from mer_dist.errors import DONE, FAILED, USAGE
 from mer_dist.log import logger, setup
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> int:
     try:
         launch.launch_command(launch.launch_command_parser().parse_args(options))
     except ChildFailedError as error:
-        logger.error("%s", cause(error.failures))
+        if told := cause(error.failures):
+            logger.error("%s", told)
         return FAILED
     except SignalException as error:
         logger.info("the ranks were asked to stop (%s), and have ended", Signals(error.sigval).name)
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> int:
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> str:
-    """One line on ranks that failed: those that were killed, or else those that ended with an error.
+    """One line on ranks that failed: those that were killed, or else those that ended with an error; empty
+    where they only refused the input, since each has said why in a line of its own.
 
     Args:
         failures: rank -> how it ended, in the order in which it was noticed; also of those that ended
@@ -61,6 +63,8 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
     if killed:
         told = ", ".join(f"rank {rank} ended by {_name(killed[rank])}" for rank in sorted(killed))
         told += " (if nobody did so: for want of memory)" if SIGKILL in killed.values() else ""
+    elif {codes[rank] for rank in broken} == {USAGE}:
+        return ""
     elif broken:
         told = f"{_ranks(broken)} ended with an error, and the log of each says more"
     else:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer_dist.dist.env import has_gpu
+from mer_dist.dist.env import alone, has_gpu
 from mer_dist.errors import UserError
 from mer_dist.strict import parse
 
@@ -65,8 +65,7 @@ def become_rank(array: int, launch_file: str) -> Step:
             raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
                             f"it with --array=0-{array - 1} or fewer")
     # Whatever launched the shell that submitted the job means nothing here.
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        os.environ.pop(name, None)
+    alone()
     if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if world > 1:

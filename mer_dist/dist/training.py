@@ -23,7 +23,7 @@ from mer_dist.dist.partition import (
     micro_size,
 )
 from mer_dist.dist.runtime import prepare, settle
-from mer_dist.errors import Stopped
+from mer_dist.errors import Stopped, UserError
 from mer_dist.log import logger
 from mer_dist.metrics import waf
 from mer_dist.prefetch import prefetched
@@ -102,6 +102,7 @@ class Trainer:
             loss, clips = self.train_epoch()
             rate = clips / (time.monotonic() - started)
             row = {"epoch": progress.epoch, "train_loss": loss, **self.evaluate()}
+            self._check_number(row["validation_loss"], None, f"the evaluation after epoch {progress.epoch}")
             progress.epochs.append(row)
             self._tell(row, rate)
             note(progress.epoch, time.monotonic() - started, clips)
@@ -149,7 +150,7 @@ class Trainer:
         clips = int((batch != NOBODY).sum())
         # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
         scale = self.joined.num_processes * len(mine) / clips
-        summed = torch.zeros((), device=self.joined.device)
+        summed, norm = torch.zeros((), device=self.joined.device), None
         for place, positions, inputs in mine:
             # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
             # the rank that computes it.
@@ -158,12 +159,33 @@ class Trainer:
                 loss = self._loss(positions, inputs)
                 self.joined.backward(loss * scale)
                 if self.joined.sync_gradients:
-                    self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                    norm = self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             summed += loss.detach()
         self.progress.step += 1
-        return self.joined.reduce(summed, "sum").item()
+        total = self.joined.reduce(summed, "sum").item()
+        self._check_number(total, norm, f"step {self.progress.step}")
+        return total
+
+    def _check_number(self, loss: float, norm: torch.Tensor | float | None, where: str) -> None:
+        """Before the next checkpoint: weights that such a step has changed are lost, and so is every one after.
+
+        Args:
+            norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
+
+        Raises:
+            UserError: the loss, or the size of the gradients, is no finite number, on all ranks alike.
+        """
+        if math.isfinite(loss) and (norm is None or 0 <= norm < math.inf):
+            return
+        extractor, settings = self.task.name.partition("/")[0], self.config
+        held = "" if settings.precision == "fp32" else f", or its precision from {settings.precision} to fp32"
+        raise UserError(
+            f"{self.task.name}: the loss is no finite number any more at {where}; lower "
+            f"extractors.{extractor}.finetune.learning_rate ({settings.learning_rate:g}){held}. If it is so at the "
+            "first step, the weights of the model folder are no numbers. Checkpoints before it are kept"
+        )
 
     def _loss(self, positions: np.ndarray, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the weighted cross-entropy over the real clips of a micro-batch."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,6 +70,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     yield "disk", _disk
     yield "port", _port
     yield "open files", _open_files
+    if config.slurm.extract_tasks > 1 and shutil.which("scontrol"):
+        yield "job array", _job_array
 
 
 def _python(config: Config) -> str:
@@ -235,3 +239,18 @@ def _open_files(config: Config) -> str:
     if soft < OPEN_FILES:
         raise UserError(f"a process may open {soft} files, {OPEN_FILES} are needed; ulimit -n {OPEN_FILES}")
     return f"{soft}"
+
+
+def _job_array(config: Config) -> str:
+    """Slurm refuses an array whose largest index is not below its MaxArraySize, at submission."""
+    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False,
+                          timeout=60)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told.stdout, re.MULTILINE)
+    if not found:
+        said = " ".join(told.stderr.split()) or "it does not tell MaxArraySize"
+        raise UserError(f"scontrol show config: {said}; ask there whether Slurm is up")
+    tasks, most = config.slurm.extract_tasks, int(found[1])
+    if tasks > most:
+        raise UserError(f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at most "
+                        f"(MaxArraySize); set slurm.extract_tasks={max(most, 1)}")
+    return f"{tasks} tasks, {most} may be"

@@ -23,6 +23,7 @@ from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.partition import shares
+from mer_dist.dist.together import tell_missing
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
@@ -34,13 +35,13 @@ from mer_dist.shards.reader import Reader
 
 if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
+    from mer_dist.models.finite import Tally
 
 #: Why a clip has no features if the shard stage has already put it in quarantine.
 NOT_IN_SHARD = "not in the shard"
 #: Forward passes' worth of clips that are prepared together, so that they can be sorted by length.
 PASSES_OF_A_CHUNK = 8
 DECODING_THREADS = 4
-STORAGE = {"fp32": np.float32, "fp16": np.float16}
 
 
 @dataclass(kw_only=True)
@@ -66,6 +67,11 @@ class Work:
     def whole(self) -> str:
         """What the complete set is made from."""
         return files.fingerprint(sorted(self.made_from.items()))
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """shard -> its clips."""
+        return {shard: len(rows) for shard, rows in self.shards.items()}
 
     def done(self) -> bool:
         return files.marked(self.folder, self.whole) is not None and not self.missing()
@@ -99,7 +105,10 @@ def extract(config: Config) -> None:
     for work in works:
         _extract_set(work, config)
     # Whichever rank ends last finds everything there and closes the stage.
-    if not any(work.missing() for work in works):
+    missing = {work.set_name: work.missing() for work in works}
+    if any(missing.values()):
+        tell_missing(run.lock, {work.set_name: (work.sizes, missing[work.set_name]) for work in works})
+    else:
         _close(works, run)
 
 
@@ -185,8 +194,7 @@ def _extract_set(work: Work, config: Config) -> None:
 
     missing = set(work.missing())
     here = place()
-    sizes = {shard: len(rows) for shard, rows in work.shards.items()}
-    mine = [shard for shard in shares(sizes, here.world)[here.rank] if shard in missing]
+    mine = [shard for shard in shares(work.sizes, here.world)[here.rank] if shard in missing]
     if not mine:
         return
     # From here to its end the set is incomplete, and nobody may take it for whole.
@@ -200,7 +208,7 @@ def _extract_set(work: Work, config: Config) -> None:
         part=work.set_name.partition("@")[2] or "frozen", trained_without=work.trained_without,
     )
     reader = Reader(run.shards)
-    total = sum(sizes[shard] for shard in mine)
+    total = sum(work.sizes[shard] for shard in mine)
     done = _each_shard(extractor, reader, work, mine, config)
     for _ in progress(done, total, work.set_name):
         pass
@@ -211,8 +219,23 @@ def _extract_set(work: Work, config: Config) -> None:
 
 
 def _mark(work: Work) -> None:
+    """
+    Raises:
+        UserError: no clip has vectors that can be kept.
+    """
+    _tally(work).check(work.set_name, whole=True)
     clips = sum(map(len, work.shards.values()))
     files.mark(work.folder, work.whole, clips=clips, shards=sorted(work.shards))
+
+
+def _tally(work: Work) -> Tally:
+    """What became of the clips of the shards that are done."""
+    from mer_dist.models.finite import Tally
+
+    tally = Tally()
+    for shard in work.shards.keys() - set(work.missing()):
+        tally.add(len(work.shards[shard]), features.shard_missing(work.file(shard))[1])
+    return tally
 
 
 def _device():
@@ -229,7 +252,9 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
     Nothing is computed while a shard is written, so that a kill costs a rank one shard at most; the
     next clips are read and prepared meanwhile.
     """
-    started = time.monotonic()
+    from mer_dist.models.finite import keepable
+
+    started, tally = time.monotonic(), _tally(work)
     left = {shard: len(work.shards[shard]) for shard in shards}
     found: dict[str, np.ndarray] = {}
     missing: dict[str, str] = {}
@@ -239,6 +264,13 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
         if left[shard] == 0:
             # The writing of a shard counts for the next one: its own time is noted before it is in place.
             seconds, started = time.monotonic() - started, time.monotonic()
+            found, refused = keepable(extractor, work.set_name, found, config.extract)
+            missing |= refused
+            tally.add(len(work.shards[shard]), missing)
+            tally.check(work.set_name, whole=False)
+            for clip in sorted(refused)[:1]:
+                logger.warning("%s: %d clips of shard %d are left out; %s: %s", work.set_name, len(refused),
+                               shard, clip, refused[clip])
             _write(extractor, work, shard, found, missing, config, seconds)
             found, missing = {}, {}
         if preempt.asked():
@@ -329,7 +361,7 @@ def _write(extractor, work: Work, shard: int, found, missing, config: Config, se
 
 
 def _pack(extractor, order, found, missing, config: Config) -> features.FeatureSet:
-    kind = STORAGE[config.extract.storage]
+    kind = features.STORAGE[config.extract.storage]
     width = extractor.width
     utterance = np.stack([found[name].mean(0) for name in order]) if order else np.zeros((0, width))
     frame = offsets = None

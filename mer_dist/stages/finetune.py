@@ -56,10 +56,16 @@ def finetune(config: Config) -> None:
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
-    joined = accelerator(
-        planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
-        config.run.timeout_minutes,
-    )
+    try:
+        joined = accelerator(
+            planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
+            config.run.timeout_minutes,
+        )
+    except RuntimeError:
+        # The signal reaches the compiler of DeepSpeed's operators, too, and a rank that ends is lost to the others.
+        if preempt.asked():
+            raise Stopped("asked to stop while the ranks came together") from None
+        raise
     check(joined.num_processes, zero_stage(joined), offloaded_to(joined))
     check_batches(config, joined.num_processes)
     if joined.is_main_process:

@@ -11,6 +11,7 @@ from mer_dist import files, joined, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config
 from mer_dist.dist import caches, env, memory, preempt, support
+from mer_dist.dist.together import MANY_PROCESSES
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
 from mer_dist.layout import Run
 from mer_dist.log import logger
@@ -26,7 +27,6 @@ num_machines: 1
 mixed_precision: "no"
 dynamo_backend: "no"
 """
-MANY_PROCESSES = ("finetune", "extract")
 
 
 @preempt.listening()

@@ -27,3 +27,9 @@ from mer_dist.dist.launcher import cause
 def test_the_rank_that_others_lost_is_named_with_its_end(ends, told):
     failures = {rank: SimpleNamespace(exitcode=code, timestamp=when) for rank, (code, when) in ends.items()}
     assert f"{cause(failures)}$".startswith(told)
+
+
+@pytest.mark.parametrize("ends", [{0: (2, 10)}, {1: (2, 10), 0: (-SIGTERM, 11)}, {0: (2, 10), 1: (2, 10)}])
+def test_ranks_that_refuse_their_input_have_said_why(ends):
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=when) for rank, (code, when) in ends.items()}
+    assert cause(failures) == ""

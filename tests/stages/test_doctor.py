@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 
@@ -144,3 +145,24 @@ def test_a_check_that_breaks_down_ends_no_other(job):
     checks = {check.name: check for check in stage.doctor(load(job))}
     assert not checks["model baichuan"].ok and checks["model baichuan"].text
     assert checks["corpus"].ok and checks["open files"].ok
+
+
+@pytest.mark.parametrize(("said", "tasks", "told"), [
+    ("echo 'MaxArraySize            = 1001'", 1002, "arrays of 1001 tasks at most"),
+    ("echo 'MaxArraySize            = 1001'", 1001, None),
+    ("echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1", 2, "Unable to contact"),
+])
+def test_an_array_larger_than_the_cluster_takes_is_told(job, tmp_path, monkeypatch, said, tasks, told):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\n[ \"$*\" = 'show config' ] && {{ {said}; }}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+    config = load(job, [f"slurm.extract_tasks={tasks}"])
+    check = dict(stage._checks(config))["job array"]
+    if told:
+        with pytest.raises(UserError, match=told):
+            check(config)
+    else:
+        assert check(config) == "1001 tasks, 1001 may be"
+    assert "job array" not in dict(stage._checks(load(job, ["slurm.extract_tasks=1"])))

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import small_job
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from mer_dist import copies, features, files, quarantine
+from mer_dist.cli import main
 from mer_dist.config import load
+from mer_dist.dist.ancestry import Starter
 from mer_dist.files import digest
 from mer_dist.layout import Run
+from mer_dist.lock import held
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
@@ -235,3 +239,82 @@ def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
     assert rows == [("short", "audio")]
     # Neither clip has video: no row of any kind stands in for it.
     assert features.load(run.features("clip")).names == []
+
+
+
+def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
+    """The shards of the job in a run folder of its own, and CLIP with its last weights times ``factor``."""
+    shutil.copytree(run_of(job).shards, tmp_path / "run" / "shards")
+    model = shutil.copytree(load(job).extractors["clip"].path, tmp_path / "clip")
+    weights = load_file(model / "model.safetensors")
+    weights["visual_projection.weight"] *= factor
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\nfolds: {{count: 2}}\n"
+                    f"extractors: {{clip: {{family: clip, path: {model}}}}}\n")
+    return path
+
+
+@pytest.mark.parametrize(("key", "wrong", "right", "factor"), [
+    ("extractors.clip.precision", "fp16", "fp32", 3e7), ("extract.storage", "fp16", "fp32", 3e7),
+    ("extract.storage", "fp16", "fp32", 1e-9),
+])
+def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
+    job, tmp_path, capsys, key, wrong, right, factor
+):
+    path = with_clip_alone(job, tmp_path, factor)
+    folder = run_of(path).features("clip")
+    for _ in range(2):
+        # A second start does not take anything for done either.
+        assert main(["extract", str(path), f"{key}={wrong}"]) == 2
+        told = capsys.readouterr().err
+        assert "features clip: 9 of 9 clips have none" in told and key in told and right in told
+        assert not list(folder.glob("*.safetensors")) and not files.marked(folder)
+    assert main(["extract", str(path), f"{key}={right}"]) == 0
+    found = features.load(folder)
+    assert len(found.names) == small_job.LABELED + small_job.UNLABELED and np.isfinite(found.utterance).all()
+    assert np.isfinite(found.frame).all() and found.utterance.any(1).all()
+
+
+def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(job, tmp_path, monkeypatch, capsys):
+    def spoiled(*arguments):
+        for shard_, name, vectors in clip_vectors(*arguments):
+            yield shard_, name, vectors * np.float32(np.inf) if name == "u000" else vectors
+
+    monkeypatch.setattr("mer_dist.stages.extract.clip_vectors", spoiled)
+    path = with_clip_alone(job, tmp_path)
+    assert main(["extract", str(path), "extractors.clip.precision=bf16"]) == 3
+    assert "u000: its vectors came out of the model as NaN" in capsys.readouterr().err
+    run = run_of(path)
+    (row,) = [row for row in quarantine.read(run.quarantine) if row.stage == "extract"]
+    assert (row.name, row.lost) == ("u000", "video") and "extractors.clip.precision to fp32" in row.reason
+    found = features.load(run.features("clip"))
+    assert "u000" not in found.names and "u000" in found.missing and np.isfinite(found.utterance).all()
+
+
+def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(job, tmp_path, monkeypatch, capsys):
+    path = with_clip_alone(job, tmp_path)
+    run = run_of(path)
+    monkeypatch.setattr("mer_dist.cli.end_with_launcher", lambda: None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    started_by = "mer_dist.dist.ancestry.started_by"
+    monkeypatch.setattr(started_by, lambda: None)
+    assert main(["extract", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "process 0 of 3" in told and "unset RANK WORLD_SIZE LOCAL_RANK" in told and "MER_DIST_BY_HAND=1" in told
+    assert not run.features("clip").exists()
+    monkeypatch.setattr(started_by, lambda: Starter("python", known=False))
+    assert main(["extract", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "extract[0] process 0 of 3, started by python" in told and "clip lacks 2 of 4 shards" in told
+    assert "processes 1, 2, none of which is at work" in told and not files.marked(run.features("clip"))
+    with held(run.lock.with_name("lock.2"), "extract"):
+        assert main(["extract", str(path)]) == 0
+    assert "the part of processes 1, 2\n" in capsys.readouterr().err
+    monkeypatch.setattr(started_by, lambda: Starter("slurmstepd"))
+    assert main(["extract", str(path)]) == 0
+    assert "none of which is at work now" in capsys.readouterr().err
+    # What fusion says of it is an error, too, whatever the variables are.
+    assert main(["fuse", str(path)]) == 2
+    assert "incomplete; run extract" in capsys.readouterr().err and "RANK" not in os.environ

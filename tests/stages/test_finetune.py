@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from mer_dist import copies, features, files
 from mer_dist.config import load
 from mer_dist.dist import runtime
-from mer_dist.errors import UserError
+from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.records import LABELED
 from mer_dist.shards import manifest
@@ -177,7 +177,35 @@ def test_under_a_launcher_a_mistake_in_the_configuration_reaches_the_user_as_cod
     run = Run(load(job).run.folder)
     options = ["extractors.clip.path=/nowhere", "extractors.baichuan.finetune=null"]
     done = small_job.mer_dist("finetune", job, *options, processes=2)
-    assert done.returncode == 0
+    # Ranks that refuse end their launcher with an error, which says so in its own words.
+    assert done.returncode == 1
     assert json.loads(run.status("finetune").read_text()) == {"code": 2}
-    assert "/nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert "/nowhere" in done.stderr and "broke down" not in done.stderr
     assert small_job.mer_dist("status", run.folder, "finetune").returncode == 2
+
+
+@pytest.mark.parametrize(("rate", "when"), [(1e30, "at the evaluation after epoch 1|at step [23]")])
+def test_a_loss_that_is_no_number_ends_training_and_leaves_no_copy(job, tmp_path, rate, when):
+    """Before, the copy was finished, and all its vectors were NaN."""
+    config = load(job, [f"run.folder={tmp_path}/run", f"extractors.clip.finetune.learning_rate={rate}",
+                        "extractors.baichuan.finetune=null"])
+    shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
+    with pytest.raises(UserError, match=rf"({when}); lower extractors\.clip\.finetune\.learning_rate"):
+        finetune.finetune(config)
+    run = Run(config.run.folder)
+    assert not run.adapter("clip", "fold-0").exists() and not list(run.folder.rglob("step-*"))
+
+
+def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise RuntimeError("Error building extension 'deepspeed_shm_comm': ninja: build stopped: interrupted")
+
+    config = load(job, [f"run.folder={tmp_path}/run"])
+    shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
+    monkeypatch.setattr("mer_dist.dist.runtime.accelerator", interrupted)
+    monkeypatch.setattr(finetune.preempt, "install", lambda: None)
+    with pytest.raises(RuntimeError, match="ninja"):
+        finetune.finetune(config)
+    monkeypatch.setattr(finetune.preempt, "asked", lambda: True)
+    with pytest.raises(Stopped, match="while the ranks came together"):
+        finetune.finetune(config)
