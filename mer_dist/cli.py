@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -388,7 +387,3 @@ def export_features(parsed: argparse.Namespace) -> int:
 
     export_npy(Run(parsed.run), parsed.set, parsed.folder, parsed.level)
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())
