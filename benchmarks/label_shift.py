@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,15 @@ from mer_dist import config as configuration
 from mer_dist import decisions, joined, metrics, predictions, prior
 from mer_dist.files import atomic_folder, read_json
 from mer_dist.layout import Run
-from mer_dist.predictions import ALL_SETS
+from mer_dist.predictions import Predictions
 from mer_dist.stages.self_train import by_fold, held_out, present
 from mer_dist.stages.vote import vote
 
 DRAWS = 2000
 #: One ridge strength for all folds: a search would cost more than everything else here.
 STRENGTH = {"mer": 0.01, "mosi": 0.01, "crema": 0.1}
+HEAD = (f"{'part':26}{'clips':>6}{'argmax':>9}{'default':>9}{'change':>9}   {'95 % paired':17}"
+        f"{'applied':>9}  decided by")
 #: Videos of MOSI are labelled until there are so many clips.
 LABELED = 300
 
@@ -55,11 +58,11 @@ def main() -> None:
     parser.add_argument("--mosi", type=Path, help="folder with {text,audio,video,names}_test.csv")
     parser.add_argument("--crema", type=Path, help="crema-d.npz")
     parser.add_argument("--run", help="FOLDER:TRUTH.csv of a finished run")
-    parser.add_argument("--out", type=Path, default=Path("runs/label-shift"), help="for the run voted on again")
+    parser.add_argument("--out", type=Path, default=Path("runs/label-shift"), help="for --run")
     parser.add_argument("--seeds", type=int, default=10)
     parsed = parser.parse_args()
     seeds = range(parsed.seeds)
-    print(f"{'part':24}{'clips':>6}{'argmax':>9}{'default':>9}{'change':>9}   95 % paired      applied  decided by")
+    print(HEAD)
     if parsed.mosi:
         table(of_mosi(parsed.mosi, seeds))
     if parsed.crema:
@@ -103,7 +106,8 @@ def of_mosi(folder: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
         counts = np.cumsum([(data.group == video).sum() for video in videos])
         chosen = np.isin(data.group, videos[: int(np.searchsorted(counts, LABELED)) + 1])
         rest = np.flatnonzero(~chosen)
-        yield "CMU-MOSI test rows", answer(Trial(data.rows(np.flatnonzero(chosen)), 2, seed), data.rows(rest), rest)
+        trial = Trial(data.rows(np.flatnonzero(chosen)), 2, seed)
+        yield "CMU-MOSI test rows", answer(trial, data.rows(rest), rest)
 
 
 def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
@@ -126,10 +130,12 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
         shares = random.dirichlet(np.full(6, 3))
         kept = rest[random.random(len(rest)) < (shares / shares.max())[whole.truth[rest]]]
         yield "CREMA-D voice, resampled", answer(trial, whole.rows(kept), kept)
-        neutral = data["labels"].astype(str)[whole.truth] == "neutral"
-        faint, strong = (np.flatnonzero(half & ((intensity == kind) | (neutral & (random.random(len(actor)) < 0.1))))
+        # No actor says a neutral line faintly: some of the other lines stand for it.
+        neutral = (data["labels"].astype(str)[whole.truth] == "neutral") & (random.random(len(actor)) < 0.1)
+        faint, strong = (np.flatnonzero(half & ((intensity == kind) | neutral))
                          for half, kind in ((first, "LO"), (second, "HI")))
-        yield "CREMA-D voice, LO to HI", answer(Trial(whole.rows(faint), 6, seed), whole.rows(strong), strong)
+        trial = Trial(whole.rows(faint), 6, seed)
+        yield "CREMA-D voice, LO to HI", answer(trial, whole.rows(strong), strong)
 
 
 def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
@@ -137,22 +143,12 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
     source, truth_of = map(Path, given.split(":"))
     config = configuration.load(source / "config.yaml", [f"run.folder={out}"])
     with atomic_folder(out) as folder:
-        for part in ("rounds", "probes", "folds.json", "quarantine.parquet"):
-            copy = shutil.copytree if (source / part).is_dir() else shutil.copy
-            copy(source / part, folder / part)
-    run = Run(out)
-    paths = [path for path in predictions.all_of(run) if path.parent != run.vote]
-    used = {"probes/" + path.name for path in paths} & {f"probes/{name}.parquet" for name in members(source)}
-    paths = [path for path in paths if path.parent != run.probes or f"probes/{path.name}" in used]
-    paths.sort(key=lambda path: path.parent == run.probes)
-    told = [predictions.read(path) for path in paths]
-    judged = np.stack([
-        predictions.array(path.with_suffix(".safetensors"), "held_out") if path.parent == run.probes
-        else held_out(run) for path in paths])
-    clips, _ = joined.read_clips(config, Run(source))
+        shutil.copytree(source / "rounds", folder / "rounds")
+    run, clips = Run(out), joined.read_clips(config, Run(source))[0]
+    told, judged = members(source)
     with open(truth_of, encoding="utf-8", newline="") as file:
         label_of = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
-    rows = np.array([row for row, own in enumerate(clips.labeled) if not own and clips.names[row] in label_of])
+    rows = np.array([row for row in np.flatnonzero(~clips.labeled) if clips.names[row] in label_of])
     truth = np.array([clips.labels.index(label_of[clips.names[row]]) for row in rows])
     for seed in seeds:
         answers = {}
@@ -161,15 +157,20 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
             vote(config, clips, told, judged, by_fold(run, 0), present(run), f"{seed} {kind}")
             answers[kind] = predictions.read(run.vote / "predictions.parquet").answer[rows]
         said = read_json(run.vote / "prior.json")
-        yield source.name, Answered(clip=rows, truth=truth, plain=answers["none"], default=answers["estimate"],
-                                    by=said["decided_by"], applied=said["applied"])
+        yield source.name, Answered(clip=rows, truth=truth, plain=answers["none"], by=said["decided_by"],
+                                    default=answers["estimate"], applied=said["applied"])
 
 
-def members(source: Path) -> set[str]:
-    """The probes that vote: of the fused sets, and of all of them together."""
-    weights = read_json(source / "vote" / "prior.json")["weights"]
-    return {path.stem for path in (source / "probes").glob("*.parquet")
-            if predictions.read(path).title in weights or path.stem == ALL_SETS}
+def members(source: Path) -> tuple[list[Predictions], np.ndarray]:
+    """What voted in a run, its rounds first, and what models without two folds said; see ``pool``."""
+    run = Run(source)
+    weights = read_json(run.vote / "prior.json")["weights"]
+    found = [(path, predictions.read(path)) for path in predictions.all_of(run)]
+    found = [(path, one) for path, one in found if one.title in weights]
+    found.sort(key=lambda pair: pair[0].parent == run.probes)
+    judged = [predictions.array(path.with_suffix(".safetensors"), "held_out")
+              if path.parent == run.probes else held_out(run) for path, _ in found]
+    return [one for _, one in found], np.stack(judged)
 
 
 def table(found: Iterator[tuple[str, Answered]]) -> None:
@@ -188,10 +189,12 @@ def table(found: Iterator[tuple[str, Answered]]) -> None:
         low, high = 100 * np.quantile(np.mean(changes, 0), [0.025, 0.975])
         plain, default = (100 * np.mean([metrics.waf(one.truth, getattr(one, way)) for one in seeds])
                           for way in ("plain", "default"))
-        by = ", ".join(f"{kind} {sum(one.by == kind for one in seeds)}" for kind in sorted({one.by for one in seeds}))
-        clips = np.mean([len(one.clip) for one in seeds])
-        print(f"{title:24}{clips:6.0f}{plain:9.2f}{default:9.2f}{default - plain:+9.2f}   {low:+6.2f} to {high:+6.2f}"
-              f"{100 * np.mean([one.applied for one in seeds]):9.0f} %  {by}", flush=True)
+        count_of = Counter(one.by for one in seeds)
+        by = ", ".join(f"{kind} {count_of[kind]}" for kind in sorted(count_of))
+        clips, applied = (np.mean(some) for some in zip(
+            *((len(one.clip), one.applied) for one in seeds), strict=True))
+        print(f"{title:26}{clips:6.0f}{plain:9.2f}{default:9.2f}{default - plain:+9.2f}"
+              f"   {low:+6.2f} to {high:+6.2f} {100 * applied:9.0f} %  {by}", flush=True)
 
 
 if __name__ == "__main__":
