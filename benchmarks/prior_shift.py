@@ -24,10 +24,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mer_dist import decisions, folds, metrics, prior
+from mer_dist import correction, decisions, folds, metrics, prior
 from mer_dist.joined import Clips
 from mer_dist.settings import FoldConfig
-from mer_dist.stages.vote import estimate, judge_given, pool
+from mer_dist.stages.vote import pool
 
 FOLDS = 5
 #: Inverse ridge strengths that the inner cross-validation chooses from.
@@ -151,8 +151,8 @@ class Trial:
                 pair = clone(model).fit(labeled.values[without], labeled.truth[without])
                 self.without_pairs[fold, own] = pair.predict_proba(labeled.values[own])
 
-    def judge(self, others: Part) -> dict:
-        """Every figure of one unlabelled part, by the vote's own functions."""
+    def pooled(self, others: Part) -> tuple[np.ndarray, np.ndarray, correction.Evidence]:
+        """Calibrated probabilities (L, C) and (U, C), and what is known of the unlabelled clips."""
         truth, groups = self.labeled.truth, (self.labeled.group, others.group)
         own = np.stack([model.predict_proba(self.labeled.values) for model in self.models])
         by_fold = np.stack([model.predict_proba(others.values) for model in self.models])
@@ -162,14 +162,22 @@ class Trial:
                       names=[str(row) for row in range(count)], folds=FOLDS,
                       truth=np.append(truth, nobody), fold=np.append(self.fold, nobody))
         members = np.concatenate([held_out, by_fold.mean(0)])[None]
-        pooled, _ = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool))
-        found = estimate(held_out, truth, by_fold, self.seed, groups)
-        gate = decisions.gate(pooled[: len(truth)], truth, found.used, found.plausible, self.seed,
-                              groups[0])
+        told, _ = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool))
+        return (told[: len(truth)], told[len(truth) :],
+                correction.gather(held_out, truth, by_fold, self.seed, groups))
+
+    def verdict(self, held_out, evidence, given=None) -> correction.Verdict:
+        return correction.judge(evidence, given, held_out, self.labeled.truth, self.seed,
+                                self.labeled.group)
+
+    def judge(self, others: Part) -> dict:
+        """Every figure of one unlabelled part, by the vote's own functions."""
+        held_out, told, evidence = self.pooled(others)
+        found, verdict = evidence.found, self.verdict(held_out, evidence)
         now = prior.shares(others.truth, self.classes)
-        told = pooled[len(truth) :]
-        return (self._figures(found, now, gate.opens) | self._waf(told, others.truth, found, now, gate)
-                | self._given(told, others.truth, found, now, pooled[: len(truth)]))
+        return (self._figures(found, now, verdict.applied)
+                | self._waf(told, others.truth, found, now, verdict)
+                | self._given(told, others.truth, evidence, now, held_out))
 
     def _figures(self, found: prior.Estimate, now: np.ndarray, opens: bool) -> dict:
         shown = int(np.abs(now - found.labeled).argmax()) if self.classes > 2 else 1
@@ -181,27 +189,27 @@ class Trial:
             row[f"cover_{name}"] = ((low <= now) & (now <= high)).mean()
         return row
 
-    def _waf(self, told, truth, found, now, gate) -> dict:
+    def _waf(self, told, truth, found, now, verdict) -> dict:
         """WAF of each way to answer."""
         ways = {"argmax": told.argmax(1), "decided": decisions.decide(told)}
         for name, new in (("always", found.used), ("oracle", now)):
             ways[name] = decisions.decide(prior.adapt(told, found.labeled, new))
         scored = {name: metrics.waf(truth, answer) for name, answer in ways.items()}
-        scored["gate"] = scored["always" if gate.opens else "decided"]
+        uncorrected = "decided" if verdict.by_expected_waf else "argmax"
+        scored["gate"] = scored["always" if verdict.applied else uncorrected]
         scored["right"] = scored["gate"] >= max(scored["always"], scored["decided"])
         return scored
 
-    def _given(self, told, truth, found, now, held_out) -> dict:
+    def _given(self, told, truth, evidence, now, held_out) -> dict:
         """The shares told by hand: as they are, and with the labels' places changed."""
         plain = metrics.waf(truth, decisions.decide(told))
         row = {}
         for name, new in (("right", now), ("wrong", np.roll(now, 1))):
-            gate, contradicted = judge_given(new, found, held_out, self.labeled.truth, self.seed,
-                                            self.labeled.group)
-            applied = metrics.waf(truth, decisions.decide(prior.adapt(told, found.labeled, new))) - plain
-            passed = gate.opens and not contradicted
-            row |= {f"told_{name}": passed, f"told_{name}_change": applied * passed,
-                    f"trusted_{name}_change": applied * gate.opens}
+            verdict = self.verdict(held_out, evidence, new)
+            corrected = prior.adapt(told, evidence.found.labeled, new)
+            applied = metrics.waf(truth, decisions.decide(corrected)) - plain
+            row |= {f"told_{name}": verdict.applied, f"told_{name}_change": applied * verdict.applied,
+                    f"trusted_{name}_change": applied * verdict.gate.opens}
         return row
 
 

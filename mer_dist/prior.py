@@ -19,6 +19,13 @@ from mer_dist.dist import preempt
 ENOUGH = 20_000
 #: Bootstrap draws behind an interval.
 DRAWS = 100
+#: So many times the noise that can be seen is taken to be in an estimate: what the estimators assume
+#: never holds exactly, and what that costs is in no bootstrap. See ``benchmarks/label_shift.py``.
+CAUTION = 3.0
+#: No label becomes more than so many times as frequent, or as rare, as it is among labelled clips.
+MOST = 5.0
+#: Deviations from an estimate to the edges of its 95 % interval, if it is normal.
+_NORMAL = 1.96
 _TINY = 1e-7
 
 
@@ -154,16 +161,26 @@ class Estimate:
     trust: float
     #: (B, 2, C): EM and BBSE on bootstrap draws of the labelled and of the unlabelled clips.
     draws: np.ndarray
+    #: (C,): deviation that so many clips leave in each share; see :func:`deviation`.
+    hidden: np.ndarray
 
     @property
     def used(self) -> np.ndarray:
-        return self.labeled + self.trust * ((self.em + self.bbse) / 2 - self.labeled)
+        believed = self.labeled + self.trust * ((self.em + self.bbse) / 2 - self.labeled)
+        bounded = np.clip(believed, self.labeled / MOST, self.labeled * MOST)
+        return bounded / bounded.sum()
 
     @property
     def intervals(self) -> dict[str, np.ndarray]:
-        """95 % percentile interval of each estimator: (2, C), lower and upper edge."""
-        edges = np.quantile(self.draws, [0.025, 0.975], axis=0)
-        return {"em": edges[:, 0], "bbse": edges[:, 1]}
+        """95 % interval of each estimator: (2, C), lower and upper edge.
+
+        Percentiles of the draws, and at least what so many clips leave open: an estimate that is cut
+        off at zero is zero in every draw, and yet clips of that label can be hidden among others.
+        """
+        low, high = np.quantile(self.draws, [0.025, 0.975], axis=0)
+        at, reach = np.stack([self.em, self.bbse]), _NORMAL * self.hidden
+        low, high = np.minimum(low, np.maximum(at - reach, 0)), np.maximum(high, np.minimum(at + reach, 1))
+        return {"em": np.stack([low[0], high[0]]), "bbse": np.stack([low[1], high[1]])}
 
     @property
     def plausible(self) -> np.ndarray:
@@ -188,7 +205,8 @@ def estimate(
 
     The two estimators err in different ways. Their squared disagreement plus the bootstrap
     variance of their mean is the noise in the squared distance that they claim to see; what is
-    left of that distance is trusted (positive-part James-Stein, Efron & Morris 1973).
+    left of that distance, ``CAUTION`` times the noise taken off, is trusted (positive-part
+    James-Stein, Efron & Morris 1973).
 
     Args:
         unlabeled: (N, C), not calibrated.
@@ -215,8 +233,35 @@ def estimate(
     labeled = shares(truth, held_out.shape[1])
     noise = ((again.mean(1) - center) ** 2).sum(1).mean() + ((both[0] - both[1]) ** 2).sum() / 4
     distance = ((center - labeled) ** 2).sum()
-    trust = max(0.0, 1 - noise / max(distance, _TINY))
-    return Estimate(labeled=labeled, em=both[0], bbse=both[1], trust=trust, draws=again)
+    trust = max(0.0, 1 - CAUTION * noise / max(distance, _TINY))
+    hidden = deviation(calibration(unlabeled), labeled, both[0], others)
+    return Estimate(labeled=labeled, em=both[0], bbse=both[1], trust=trust, draws=again, hidden=hidden)
+
+
+def deviation(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Standard deviation (C,) of maximum-likelihood shares near ``new``, by the Fisher information.
+
+    Unlike a bootstrap it does not vanish where a share is estimated as zero: there ``new`` counts as
+    if one more clip of each label had been seen. Labels that a classifier hardly tells apart get a
+    great deviation. Clips of a group may all be alike: then as many clips as groups were seen.
+
+    Args:
+        unlabeled: (N, C), calibrated under the shares ``old``.
+        groups: (N,)
+    """
+    there = np.flatnonzero(old > 0)
+    count = len(np.unique(groups)) if len(np.unique(groups)) > 1 else len(groups)
+    new = (count * new[there] + 1) / (count + len(there))
+    ratio = unlabeled[:, there] / old[there]
+    score = ratio / np.maximum(ratio @ (new / new.sum()), _TINY)[:, None]
+    # Shares sum to 1: they can move only at right angles to (1, ..., 1). A direction of which the
+    # clips say nothing has at most the deviation of a share that may be anything.
+    across = np.linalg.svd(np.ones((1, len(there))))[2][1:]
+    information = across @ score.T @ score @ across.T * count / len(unlabeled)
+    spread = across.T @ np.linalg.inv(information + 4 * np.eye(len(across))) @ across
+    found = np.zeros(len(old))
+    found[there] = np.sqrt(np.diag(spread))
+    return found
 
 
 def resampler(groups: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:

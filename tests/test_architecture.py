@@ -14,7 +14,7 @@ LAYERS = (
      "parquet", "metrics", "prefetch", "times", "lock", "slurm_settings", "slurm_command",
      "status"},
     {"models", "shards", "features", "folds", "copies", "predictions", "joined", "prior", "decisions",
-     "probe", "selection", "lineage", "dist", "corpus"},
+     "label_shift", "correction", "probe", "selection", "lineage", "dist", "corpus"},
     {"stages", "report", "slurm"},
     {"cli", "__main__"},
 )

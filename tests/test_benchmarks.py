@@ -64,3 +64,22 @@ def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(tmp_path, monke
     for shift in ("as labelled", *prior_shift.POSITIVE, *prior_shift.SIX):
         row, told = (line for line in said if line.startswith(f"{shift:14} "))
         assert len(row.split()) > 15 and told.removeprefix(shift).count("%") == 2 and "nan" not in row + told
+
+
+@pytest.mark.usefixtures("benchmarks", "one_thread")
+def test_the_benchmark_of_label_shift_prints_a_row_for_every_part(tmp_path, monkeypatch, capsys):
+    import label_shift
+
+    random, truth = np.random.default_rng(0), np.arange(360) % 3
+    values = random.normal(size=(360, 5)) + 2 * np.eye(3, 5)[truth]
+    # A zero vector is a missing transcript; test2 looks different.
+    values[:3], values[240:] = 0, 0.05 * values[240:]
+    part = np.repeat(["train", "test1", "test2"], 120)
+    np.savez(tmp_path / "mer.npz", minilm=values, label=truth.astype(str), part=part)
+    monkeypatch.setattr(sys, "argv", ["label_shift", "--mer", str(tmp_path / "mer.npz"), "--seeds", "2"])
+    label_shift.main()
+    head, one, two = capsys.readouterr().out.splitlines()
+    assert "argmax" in head and "nan" not in one + two
+    assert one.startswith("MER2023 text, test1") and one.split()[3] == "120"
+    assert two.startswith("MER2023 text, test2") and two.endswith("two-sample test 2")
+    assert "+0.00" in two and " 0 %" in two

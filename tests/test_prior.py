@@ -79,12 +79,12 @@ def test_where_more_than_the_shares_differs_the_estimators_disagree_and_the_esti
             for apart in (1, 4)
         )
         assert np.abs(honest.em - honest.bbse).sum() < 0.05 < 0.25 < np.abs(violated.em - violated.bbse).sum()
-        assert violated.trust < 0.87 < 0.93 < honest.trust
+        assert violated.trust < 0.6 < 0.85 < honest.trust
         between = (violated.em + violated.bbse) / 2
         way, whole = violated.used - violated.labeled, between - violated.labeled
         # On the way from the labelled shares to the estimates, and short of them by what is not trusted.
         assert way @ whole == pytest.approx(np.linalg.norm(way) * np.linalg.norm(whole))
-        assert np.linalg.norm(way) < 0.87 * np.linalg.norm(whole)
+        assert np.linalg.norm(way) < 0.6 * np.linalg.norm(whole)
 
 
 def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips():

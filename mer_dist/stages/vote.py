@@ -3,9 +3,7 @@
 What an unlabelled clip needs is fitted on out-of-fold predictions of all labelled clips; what a
 labelled clip of fold k needs, on what models without fold k and one more fold say of that other
 one, so that its own label has no part in its answer. An unlabelled clip is answered under the
-prior of the unlabelled clips, but only if that correction is expected to pay where it can be tried:
-on labelled clips weighed to that prior. A prior that was given by hand or probed must besides not lose
-under what is estimated of the unlabelled clips.
+prior of the unlabelled clips only where :mod:`mer_dist.correction` finds that it pays.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import decisions, files, metrics, predictions, prior, quarantine, times
+from mer_dist import correction, decisions, files, metrics, predictions, prior, quarantine, times
 from mer_dist.config import Config, as_dict
 from mer_dist.corpus import table
 from mer_dist.errors import UserError
@@ -66,7 +64,8 @@ def vote(
         # Expected WAF is that of the clips which are scored together. A fold's clips are answered
         # by themselves: what is said of the other folds comes from models that know their labels.
         each_fold = (clips.fold == fold for fold in range(clips.folds))
-        for part in (*each_fold, asked, ~clips.labeled & ~asked):
+        others = (asked, ~clips.labeled & ~asked) if told["by_expected_waf"] else ()
+        for part in (*each_fold, *others):
             answer[part] = decisions.decide(pooled[part])
     # Nothing is known of these but the shares, and trading one for another would be a guess.
     answer[~present] = pooled[~present].argmax(1)
@@ -131,79 +130,33 @@ def _prior(
     truth, seed = clips.truth[clips.labeled], config.run.seed
     own = prior.shares(truth, len(clips.labels))
     told = {"labels": clips.labels, "labeled": own.tolist(), "estimated": {}, "used": own.tolist(),
-            "applied": False, "origin": config.vote.prior}
+            "applied": False, "origin": config.vote.prior, "decided_by": config.vote.prior,
+            "by_expected_waf": False}
     if config.vote.prior == "none":
         return told | {"reason": "vote.prior is none"}
     if not asked.any():
-        return told | {"reason": "there are no unlabelled clips that have features"}
+        return told | {"reason": "there are no unlabelled clips that have features",
+                       "decided_by": correction.BY_FLOOR}
     truth, groups = clips.truth[rows], _groups(config, clips.names)
     others = by_fold[:, asked[~clips.labeled]]
-    found = estimate(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
-    told["estimated"] = {"em": found.em.tolist(), "bbse": found.bbse.tolist()}
-    told["intervals"] = {name: edges.tolist() for name, edges in found.intervals.items()}
-    told["trust"] = found.trust
-    if config.vote.prior == "estimate":
-        new, contradicted = found.used, False
-        gate = decisions.gate(pooled[rows], truth, new, found.plausible, seed, groups[rows])
-    else:
-        new = _given(config, clips.labels)
-        gate, contradicted = judge_given(new, found, pooled[rows], truth, seed, groups[rows])
-    applied = gate.opens and not contradicted
-    reason = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
-              f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
-    if contradicted:
-        reason = f"EM and BBSE find other label shares, under which it would lose; {reason}"
+    evidence = correction.gather(
+        agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
+    new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
+    verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
+    if verdict.by == correction.BY_ESTIMATES:
         logger.warning("vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
-                       "probes" if config.vote.prior == "probed" else "given", reason)
+                       "probes" if config.vote.prior == "probed" else "given", verdict.reason)
+    found, gate = evidence.found, verdict.gate
     return told | {
-        "applied": applied, "tried": new.tolist(), "reason": reason, "gain": gate.gain,
-        "used": (new if applied else own).tolist(), "gain_deviation": gate.noise,
+        "estimated": {"em": found.em.tolist(), "bbse": found.bbse.tolist()},
+        "intervals": {name: edges.tolist() for name, edges in found.intervals.items()},
+        "trust": found.trust, "clips": evidence.clips[1],
+        "p_value": evidence.p_value if evidence.enough else None,
+        "applied": verdict.applied, "decided_by": verdict.by, "by_expected_waf": verdict.by_expected_waf,
+        "tried": verdict.tried.tolist(), "reason": verdict.reason, "gain": gate.gain,
+        "used": (verdict.tried if verdict.applied else own).tolist(), "gain_deviation": gate.noise,
         "oof_waf_before": gate.before, "oof_waf_after": gate.after,
     }
-
-
-def judge_given(
-    new: np.ndarray, found: prior.Estimate, held_out: np.ndarray, truth: np.ndarray, seed: int,
-    groups: np.ndarray,
-) -> tuple[decisions.Gate, bool]:
-    """Judge shares that were given by hand or probed.
-
-    Nearly any shares gain if they are true, so they are judged a second time by the draws of both
-    estimators, before these are shrunk to the labelled shares: given ones are contradicted where a loss
-    is expected under them. An estimate in doubt spreads wide and contradicts little.
-
-    Args:
-        new: (C,), given.
-        found: what is estimated of the unlabelled clips.
-        held_out, truth, groups: of labelled clips; see :func:`mer_dist.decisions.gate`.
-
-    Returns:
-        The gate, and whether the unlabelled clips speak against the given shares.
-    """
-    gate, by_estimate = (decisions.gate(held_out, truth, new, plausible, seed, groups)
-                         for plausible in (new[None], found.draws.reshape(-1, len(new))))
-    return gate, by_estimate.loses
-
-
-def estimate(
-    held_out: np.ndarray, truth: np.ndarray, by_fold: np.ndarray, seed: int,
-    groups: tuple[np.ndarray, np.ndarray] | None = None,
-) -> prior.Estimate:
-    """The prior of unlabelled clips, each taken as the models of one fold see it.
-
-    So is a labelled clip; the mean of all folds' models would be surer than any of them. It is
-    estimated from AGT before self-training: later rounds were trained on the unlabelled clips and
-    are surer of them than their out-of-fold predictions tell.
-
-    Args:
-        held_out: (n, C), out of fold.
-        truth: (n,) int.
-        by_fold: (K, U, C), what the models of each fold say.
-        groups: (n,) and (U,); see :func:`mer_dist.prior.estimate`.
-    """
-    folds, count, _ = by_fold.shape
-    as_labeled = by_fold[np.arange(count) % folds, np.arange(count)].astype(np.float64)
-    return prior.estimate(as_labeled, held_out, truth, seed, groups=groups)
 
 
 def _groups(config: Config, names: list[str]) -> np.ndarray:

@@ -339,6 +339,42 @@ def test_another_list_of_names_is_another_vote(tmp_path):
     assert marks[0] != marks[1] == marks[2]
 
 
+@pytest.mark.parametrize("count", [2, 10])
+def test_two_or_ten_wanted_names_give_no_prior_and_one_without_any_modality_no_runaway_label(
+    tmp_path, count, caplog
+):
+    caplog.set_level("INFO", "mer_dist")
+    clips, member, truth = case(SHIFTED, sharp=2.0)
+    wanted = np.flatnonzero((truth == 2) & ~clips.labeled)[:count]
+    present = np.arange(len(truth)) != wanted[-1]
+    member.probability[~present] = [0.34, 0.33, 0.33]
+    text = "name\n" + "".join(f"{clips.names[row]}\n" for row in wanted)
+    made, told = voted(tmp_path, clips, [member], (restrict(tmp_path, text),), present)
+    # What would have been assumed: nearly all of them of one label.
+    assert told["estimated"]["em"][2] > 0.9 and not told["applied"] and told["used"] == told["labeled"]
+    assert told["decided_by"] == "floor" and told["p_value"] is None and told["clips"] == count - 1
+    assert f"not applied: {count - 1} unlabelled and 300 labelled clips" in caplog.text
+    assert made.answer[wanted[-1]] == 0
+    assert np.array_equal(made.answer[~clips.labeled], made.probability[~clips.labeled].argmax(1))
+
+
+def test_a_vote_over_clips_that_look_different_says_so_and_takes_shares_that_were_told(tmp_path, caplog):
+    caplog.set_level("INFO", "mer_dist")
+    clips, member, truth = case(SHIFTED)
+    others = ~clips.labeled
+    # Surer of the first label, whatever the clip is, and less sure of the rest.
+    odds = 0.3 * np.log(member.probability[others]) + [1, 0, 0]
+    member.probability[others] = np.exp(odds) / np.exp(odds).sum(1, keepdims=True)
+    made, told = voted(tmp_path, clips, [member])
+    assert not told["applied"] and told["decided_by"] == "two-sample test" and told["p_value"] < 0.02
+    assert np.array_equal(made.answer[others], made.probability[others].argmax(1))
+    assert "more than the label shares differs" in caplog.text
+    given = "vote.given={neutral: 0.1, angry: 0.1, happy: 0.8}"
+    made, told = voted(tmp_path, clips, [member], ("vote.prior=given", given))
+    assert told["applied"] and told["used"] == pytest.approx([0.1, 0.1, 0.8])
+    assert told["decided_by"] == "two-sample test" and "does not fit" not in caplog.text
+
+
 def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
     clips, member, _ = case(SHIFTED, sharp=2.0)
     present = np.random.default_rng(3).random(len(clips.names)) > 0.3

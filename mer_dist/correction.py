@@ -1,0 +1,132 @@
+"""Whether the answers of unlabelled clips are corrected for other label shares, and why.
+
+Four judges, in this order. A floor: of a few clips nothing can be estimated. A two-sample test
+(:mod:`mer_dist.label_shift`): where more than the shares differs, estimates of the shares mean
+nothing, and shares that were told are all there is. The estimates: shares that were told must not
+be expected to lose under them. The gate (:func:`mer_dist.decisions.gate`): a correction must be
+expected to pay on labelled clips weighed to the new shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mer_dist import decisions, label_shift, prior
+
+#: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
+FLOOR = 100
+#: What decided; :attr:`Verdict.by`.
+BY_FLOOR, BY_TEST, BY_ESTIMATES, BY_GATE = "floor", "two-sample test", "estimates", "gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of the unlabelled clips."""
+
+    found: prior.Estimate
+    #: Labelled and unlabelled clips that tell something.
+    clips: tuple[int, int]
+    #: Of the two-sample test; 1 where there are too few clips to ask it.
+    p_value: float
+
+    @property
+    def enough(self) -> bool:
+        return min(self.clips) >= FLOOR
+
+    @property
+    def only_shares(self) -> bool:
+        """Whether nothing but the label shares is seen to differ."""
+        return self.p_value >= label_shift.LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether the shares ``tried`` (C,) are assumed of the unlabelled clips."""
+
+    applied: bool
+    by: str
+    reason: str
+    tried: np.ndarray
+    gate: decisions.Gate
+
+    @property
+    def by_expected_waf(self) -> bool:
+        """Whether the unlabelled clips are answered for expected WAF.
+
+        That takes their probabilities at their word, as a correction does. Where the labelled clips
+        cannot vouch for that, the most probable label is the answer.
+        """
+        return self.applied or self.by in (BY_ESTIMATES, BY_GATE)
+
+
+def gather(
+    held_out: np.ndarray, truth: np.ndarray, by_fold: np.ndarray, seed: int,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Evidence:
+    """Estimate and test, each unlabelled clip taken as the models of one fold see it.
+
+    So is a labelled clip; the mean of all folds' models would be surer than any of them. Both come
+    from AGT before self-training: later rounds were trained on the unlabelled clips and are surer of
+    them than their out-of-fold predictions tell.
+
+    Args:
+        held_out: (n, C), out of fold.
+        truth: (n,) int.
+        by_fold: (K, U, C), what the models of each fold say.
+        groups: (n,) and (U,); see :func:`mer_dist.prior.estimate`.
+    """
+    folds, count, _ = by_fold.shape
+    as_labeled = by_fold[np.arange(count) % folds, np.arange(count)].astype(np.float64)
+    found = prior.estimate(as_labeled, held_out, truth, seed, groups=groups)
+    enough = min(len(truth), count) >= FLOOR
+    p_value = label_shift.p_value(as_labeled, held_out, truth, seed, groups) if enough else 1.0
+    return Evidence(found=found, clips=(len(truth), count), p_value=p_value)
+
+
+def judge(
+    evidence: Evidence, told: np.ndarray | None, held_out: np.ndarray, truth: np.ndarray, seed: int,
+    groups: np.ndarray,
+) -> Verdict:
+    """Judge the estimated shares, or ones that were told by hand or probed.
+
+    Nearly any shares gain if they are true, so told ones are judged a second time by the draws of both
+    estimators, before these are shrunk to the labelled shares: they are contradicted where a loss is
+    expected under them. An estimate in doubt spreads wide and contradicts little; where there are too
+    few clips, or more than the shares differs, it contradicts nothing.
+
+    Args:
+        told: (C,), or None for the estimate.
+        held_out: (n, C), pooled and calibrated, out of fold.
+        truth, groups: (n,), of ``held_out``; see :func:`mer_dist.decisions.gate`.
+    """
+    found = evidence.found
+    tried, plausible = (found.used, found.plausible) if told is None else (told, told[None])
+    gate = decisions.gate(held_out, truth, tried, plausible, seed, groups)
+    measured = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
+                f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
+
+    def verdict(applied: bool, by: str, reason: str) -> Verdict:
+        return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
+
+    if not evidence.enough:
+        few = (f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
+               f"with fewer than {FLOOR} of either no label shares are estimated")
+        if told is None:
+            return verdict(False, BY_FLOOR, few)
+        return verdict(gate.opens, BY_FLOOR, f"{few}, so nothing speaks against the shares told; {measured}")
+    if not evidence.only_shares:
+        differs = ("a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
+                   f"labels (p = {evidence.p_value:.3f}, below {label_shift.LEVEL}): more than the label "
+                   "shares differs, and estimates of them mean nothing")
+        if told is None:
+            return verdict(False, BY_TEST, differs)
+        return verdict(True, BY_TEST, f"{differs}; the shares told are taken at their word")
+    measured += f"; two-sample test p = {evidence.p_value:.3f}, not below {label_shift.LEVEL}"
+    if told is not None:
+        under = decisions.gate(held_out, truth, told, found.draws.reshape(-1, len(told)), seed, groups)
+        if under.loses:
+            return verdict(False, BY_ESTIMATES,
+                           f"EM and BBSE find other label shares, under which it would lose; {measured}")
+    return verdict(gate.opens, BY_GATE, measured)
