@@ -229,8 +229,8 @@ def read_set(
                        "a clip is to be answered", set_name, strange)
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
-        raise UserError(f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; delete "
-                        "the folder and run extract again, which says what to set, or import others")
+        raise UserError(f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
+                        "delete the folder and run extract again, which says what to set, or import others")
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))

@@ -67,8 +67,7 @@ class _File(logging.FileHandler):
 
 
 class _Terminal(logging.StreamHandler):
-    """A line of its own for each record, whether a bar of this process or of another is on the terminal's last
-    row."""
+    """A row of its own for each line, whether or not a bar is drawn, by this process or another."""
 
     def __init__(self):
         super().__init__(sys.stderr)
@@ -88,8 +87,8 @@ class _Terminal(logging.StreamHandler):
 def _quiet_libraries() -> None:
     """Keep two notes of libraries, which every process of a job would repeat, off the terminal.
 
-    That their own calls to each other are to change is nothing that a user could mend. bitsandbytes says on some
-    processors that it works without a package that is not asked for.
+    That their own calls to each other are to change is nothing that a user could mend. bitsandbytes says on
+    some processors that it works without a package that is not asked for.
     """
     for library in ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")

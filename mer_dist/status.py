@@ -36,7 +36,7 @@ def read(path: Path) -> int | None:
 
 
 def forget(path: Path, before: float) -> None:
-    """Remove a code that was left before that time: a later one is that of a faster rank of the same start."""
+    """Remove a code that was left before that time; a later one is of a faster rank of the same start."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if path.stat().st_mtime < before:
             path.unlink()

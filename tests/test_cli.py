@@ -80,8 +80,8 @@ def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, capsys, launched):
-    """Also if a launcher or Slurm has started it, where each rank looks; it leaves no code in the place of the
-    one that is at work."""
+    """Also if a launcher or Slurm has started it, where each rank looks; it leaves no code in the place of
+    the one that is at work."""
     made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
     stage, run = "extract" if launched else "fuse", Run(made.run.folder)
     if launched:

@@ -124,7 +124,7 @@ def test_vectors_that_are_no_numbers_become_missing_and_are_named(run):
 def test_a_set_without_a_single_vector_of_numbers_says_so_and_not_that_labels_are_few(run):
     values = np.full((LABELED, 2), np.nan, np.float32)
     fusion_run.write_set(run, "voice", "audio", fusion_run.names(LABELED), values)
-    with pytest.raises(UserError, match=f"features voice: none of the {LABELED} clips has vectors.*run extract again"):
+    with pytest.raises(UserError, match=f"features voice: none of the {LABELED} clips .*run extract again"):
         joined.read_set(run, "voice", clips_of())
 
 

@@ -63,7 +63,7 @@ def test_progress_over_nothing_says_zero(capsys):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Calls a function with standard error on a terminal, and gives the rows that it shows, without the time."""
+    """Calls a function with standard error on a terminal, and gives the rows of this, without times."""
     for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("LINES", "40")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -110,7 +110,8 @@ def test_a_line_has_a_row_of_its_own_while_a_bar_is_drawn(shown):
                 print("a library's line", file=sys.stderr)
 
     lines = shown(act)
-    assert lines[:4] == ["W extract[0] line 3", "a library's line", "W extract[0] line 7", "W extract[0] line 11"]
+    assert lines[:4] == ["W extract[0] line 3", "a library's line", "W extract[0] line 7",
+                         "W extract[0] line 11"]
     assert lines[4].startswith("I extract[0] clip: 12 clips in") and len(lines) == 5
 
 

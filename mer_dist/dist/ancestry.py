@@ -28,18 +28,19 @@ BY_HAND = "MER_DIST_BY_HAND"
 _VARIABLES = ("RANK", "WORLD_SIZE")
 #: A word of a command line, without its folder and ``.py``, by which a launcher is known.
 _LAUNCHERS = re.compile(
-    r"torchrun|torch\.distributed\.(run|launch)|accelerate(\.commands\.launch|-launch)?|mer_dist\.dist\.launcher"
-    r"|deepspeed(\.launcher\.\w+)?|submitit(\.core\._submit)?|horovodrun|lightning|fabric|colossalai|composer"
-    r"|srun|slurmstepd.*|mpirun|mpiexec(\.\w+)?|orterun|orted|prterun|prted?|prun|hydra_\w+|pmi_proxy|jsrun|aprun"
-    r"|apinit|palsd?|flux-(shell|broker|\w*run)|pdsh|parallel|pbs_\w+|pbsdsh|sge_\w+|res|blaunch|condor_\w+"
-    r"|raylet|ray|dask(-\w+)?"
+    r"torchrun|torch\.distributed\.(run|launch)|accelerate(\.commands\.launch|-launch)?"
+    r"|mer_dist\.dist\.launcher|deepspeed(\.launcher\.\w+)?|submitit(\.core\._submit)?|horovodrun|lightning"
+    r"|fabric|colossalai|composer"
+    r"|srun|slurmstepd.*|mpirun|mpiexec(\.\w+)?|orterun|orted|prterun|prted?|prun|hydra_\w+|pmi_proxy"
+    r"|jsrun|aprun|apinit|palsd?|flux-(shell|broker|\w*run)|pdsh|parallel|pbs_\w+|pbsdsh|sge_\w+"
+    r"|res|blaunch|condor_\w+|raylet|ray|dask(-\w+)?"
 )
 #: Programs whose first words name the one that they run.
 _INTERPRETERS = re.compile(r"python[\d.]*|perl[\d.]*")
 _SHELLS = re.compile(r"-?(ba|z|da|k|mk|c|tc|fi|a|pw|nu)?sh|busybox|nu|xonsh|su|login")
 _MULTIPLEXERS = re.compile(r"(tmux|screen|SCREEN|zellij|byobu|abduco|dtach)\b.*")
 #: First processes of a container that do nothing but start the one command which it is for.
-_INITS = re.compile(r"tini(-static)?|dumb-init|docker-init|catatonit|catatonit-p|pause|runsvdir|s6-\w+|supervisord")
+_INITS = re.compile(r"tini(-static)?|dumb-init|docker-init|catatonit|pause|runsvdir|s6-\w+|supervisord")
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,13 @@ def check_place(command: str) -> None:
         return
     if many and here.world > 1:
         raise UserError(
-            f"{said}, so this would be process {here.rank} of {here.world} and do its part only, but no launcher "
-            f"is at work that could have started the others: unset {' '.join(env.OF_A_RANK)}; or, if you start "
-            f"all {here.world} by hand, set {ancestry.BY_HAND}=1 beside them"
+            f"{said}, so this would be process {here.rank} of {here.world} and do its part only, but no "
+            f"launcher is at work that could have started the others: unset {' '.join(env.OF_A_RANK)}; or, "
+            f"if you start all {here.world} by hand, set {ancestry.BY_HAND}=1 beside them"
         )
     if starter and here.rank > 0:
-        raise UserError(f"{command} is the work of one process, and {starter.name} started {here.world} of them; "
-                        "start it without a launcher")
+        raise UserError(f"{command} is the work of one process, and {starter.name} started {here.world} of "
+                        "them; start it without a launcher")
     if here.world > 1:
         logger.warning("%s, and %s is the work of one process: they are not looked at", said, command)
     env.alone()
@@ -98,5 +98,5 @@ def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) 
     elif starter and starter.known:
         logger.warning("%s, none of which is at work now", told)
     else:
-        raise UserError(f"{told}, none of which is at work: start them; or, if these numbers were left over from "
-                        f"another job, unset {' '.join(env.OF_A_RANK)} and extract again")
+        raise UserError(f"{told}, none of which is at work: start them; or, if these numbers were left over "
+                        f"from another job, unset {' '.join(env.OF_A_RANK)} and extract again")

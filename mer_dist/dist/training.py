@@ -169,7 +169,7 @@ class Trainer:
         return total
 
     def _check_number(self, loss: float, norm: torch.Tensor | float | None, where: str) -> None:
-        """Before the next checkpoint: weights that such a step has changed are lost, and so is every one after.
+        """Before the next checkpoint: weights that such a step has changed are lost for good.
 
         Args:
             norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
@@ -183,8 +183,8 @@ class Trainer:
         held = "" if settings.precision == "fp32" else f", or its precision from {settings.precision} to fp32"
         raise UserError(
             f"{self.task.name}: the loss is no finite number any more at {where}; lower "
-            f"extractors.{extractor}.finetune.learning_rate ({settings.learning_rate:g}){held}. If it is so at the "
-            "first step, the weights of the model folder are no numbers. Checkpoints before it are kept"
+            f"extractors.{extractor}.finetune.learning_rate ({settings.learning_rate:g}){held}. If it is so "
+            "at the first step, the weights of the model folder are no numbers. Earlier checkpoints are kept"
         )
 
     def _loss(self, positions: np.ndarray, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

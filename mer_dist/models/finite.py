@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: How the reason of a clip begins whose vectors were computed and cannot be kept.
 REFUSED = "its vectors"
 COMPUTED = f"{REFUSED} came out of the model as NaN or infinite"
-TOO_LARGE = f"{REFUSED} hold values beyond {np.finfo(np.float16).max:g}, the most that extract.storage: fp16 can"
+TOO_LARGE = f"{REFUSED} hold values beyond {np.finfo(np.float16).max:g}, too large for extract.storage: fp16"
 TOO_SMALL = f"{REFUSED} hold values so small that all are 0 under extract.storage: fp16"
 
 
@@ -84,8 +84,9 @@ class Tally:
                 ``whole`` and has no other.
         """
         if self.refused > self.good and (self.refused > 1 or whole):
-            raise UserError(f"features {set_name}: {self.refused} of {self.good + self.refused} clips have none that can be kept: "
-                            f"{self.why}")
+            clips = self.good + self.refused
+            raise UserError(f"features {set_name}: {self.refused} of {clips} clips have none that "
+                            f"can be kept: {self.why}")
 
 
 def remedy(extractor: Extractor, name: str, reason: str) -> str:
@@ -100,7 +101,7 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
     if broken:
         return f"its weights are no numbers: {broken}; take the files of {extractor.folder} anew"
     if config.quantize == "int8":
-        return f"{key}.quantize: int8 computes in half precision, whatever the precision; set it to nf4 or none"
+        return f"{key}.quantize: int8 computes in half precision whatever precision is; set it to nf4 or none"
     if config.precision == "bf16" or config.quantize != "none":
         return f"set {key}.precision to fp32" + (" and its quantize to none" * (config.quantize != "none"))
     return f"{key}.precision is fp32 already; the model in {extractor.folder} cannot be used as it is"

@@ -22,6 +22,7 @@ from mer_dist.dist.caches import existing
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.models import model_folder
+from mer_dist.slurm_settings import SlurmConfig
 from mer_dist.stages import doctor_corpus, plan
 
 PYTHON = (3, 11)
@@ -70,7 +71,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     yield "disk", _disk
     yield "port", _port
     yield "open files", _open_files
-    if config.slurm.extract_tasks > 1 and shutil.which("scontrol"):
+    # A configuration that says nothing of Slurm is for another place, whatever is installed here.
+    if config.slurm != SlurmConfig() and config.slurm.extract_tasks > 1 and shutil.which("scontrol"):
         yield "job array", _job_array
 
 
@@ -251,6 +253,6 @@ def _job_array(config: Config) -> str:
         raise UserError(f"scontrol show config: {said}; ask there whether Slurm is up")
     tasks, most = config.slurm.extract_tasks, int(found[1])
     if tasks > most:
-        raise UserError(f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at most "
-                        f"(MaxArraySize); set slurm.extract_tasks={max(most, 1)}")
+        raise UserError(f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at "
+                        f"most (MaxArraySize); set slurm.extract_tasks={max(most, 1)}")
     return f"{tasks} tasks, {most} may be"

@@ -62,7 +62,7 @@ def finetune(config: Config) -> None:
             config.run.timeout_minutes,
         )
     except RuntimeError:
-        # The signal reaches the compiler of DeepSpeed's operators, too, and a rank that ends is lost to the others.
+        # The signal also reaches the compiler of DeepSpeed's operators, or a rank that the others wait for.
         if preempt.asked():
             raise Stopped("asked to stop while the ranks came together") from None
         raise

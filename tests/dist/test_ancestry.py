@@ -27,7 +27,7 @@ SLURM = Process(("slurmstepd",), None)
      "deepspeed.launcher.launch"),
     # Wrappers that translate the variables of another launcher.
     ([RANK, Process(("bash", "-c", "RANK"), OTHERS), SLURM, ROOT], "slurmstepd"),
-    ([RANK, Process(("sh", "ranks.sh"), OTHERS), Process(("hydra_pmi_proxy",), OTHERS), ROOT], "hydra_pmi_proxy"),
+    ([RANK, Process(("sh", "r.sh"), OTHERS), Process(("hydra_pmi_proxy",), OTHERS), ROOT], "hydra_pmi_proxy"),
     ([RANK, Process(("bash",), OTHERS), Process(("perl", "parallel"), OTHERS), SHELL, ROOT], "parallel"),
     # A command that pdsh or ssh sends to a node.
     ([RANK, SHELL, Process(("sshd",), None), ROOT], "ssh"),
@@ -35,7 +35,7 @@ SLURM = Process(("slurmstepd",), None)
     ([RANK], "what started this container"),
     ([RANK, Process(("sh", "-c", "mer-dist"), OURS)], "what started this container"),
     ([RANK, Process(("bash", "entry.sh"), OTHERS)], "what started this container"),
-    ([RANK, Process(("bash", "entry.sh"), OTHERS), Process(("tini",), OTHERS)], "what started this container"),
+    ([RANK, Process(("bash", "go.sh"), OTHERS), Process(("tini",), OTHERS)], "what started this container"),
     # Another user's processes do not show what they were started with.
     ([RANK, Process(("sudo",), None), SHELL, ROOT], "a program that is not shown here"),
 ])

@@ -150,7 +150,7 @@ def test_a_check_that_breaks_down_ends_no_other(job):
 @pytest.mark.parametrize(("said", "tasks", "told"), [
     ("echo 'MaxArraySize            = 1001'", 1002, "arrays of 1001 tasks at most"),
     ("echo 'MaxArraySize            = 1001'", 1001, None),
-    ("echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1", 2, "Unable to contact"),
+    ("echo 'slurm_load_ctl_conf: Unable to contact slurm controller' >&2; exit 1", 2, "Unable to contact"),
 ])
 def test_an_array_larger_than_the_cluster_takes_is_told(job, tmp_path, monkeypatch, said, tasks, told):
     scontrol = tmp_path / "bin" / "scontrol"
@@ -165,4 +165,5 @@ def test_an_array_larger_than_the_cluster_takes_is_told(job, tmp_path, monkeypat
             check(config)
     else:
         assert check(config) == "1001 tasks, 1001 may be"
-    assert "job array" not in dict(stage._checks(load(job, ["slurm.extract_tasks=1"])))
+    for unasked in ([], ["slurm.partition=gpu", "slurm.extract_tasks=1"]):
+        assert "job array" not in dict(stage._checks(load(job, unasked)))

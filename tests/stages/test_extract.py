@@ -250,7 +250,8 @@ def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     weights["visual_projection.weight"] *= factor
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     path = tmp_path / "job.yaml"
-    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\nfolds: {{count: 2}}\n"
+    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\n"
+                    "folds: {count: 2}\n"
                     f"extractors: {{clip: {{family: clip, path: {model}}}}}\n")
     return path
 
@@ -276,7 +277,9 @@ def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
     assert np.isfinite(found.frame).all() and found.utterance.any(1).all()
 
 
-def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(job, tmp_path, monkeypatch, capsys):
+def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
+    job, tmp_path, monkeypatch, capsys
+):
     def spoiled(*arguments):
         for shard_, name, vectors in clip_vectors(*arguments):
             yield shard_, name, vectors * np.float32(np.inf) if name == "u000" else vectors
@@ -292,7 +295,9 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(job, 
     assert "u000" not in found.names and "u000" in found.missing and np.isfinite(found.utterance).all()
 
 
-def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(job, tmp_path, monkeypatch, capsys):
+def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(
+    job, tmp_path, monkeypatch, capsys
+):
     path = with_clip_alone(job, tmp_path)
     run = run_of(path)
     monkeypatch.setattr("mer_dist.cli.end_with_launcher", lambda: None)
@@ -302,7 +307,8 @@ def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(job
     monkeypatch.setattr(started_by, lambda: None)
     assert main(["extract", str(path)]) == 2
     told = capsys.readouterr().err
-    assert "process 0 of 3" in told and "unset RANK WORLD_SIZE LOCAL_RANK" in told and "MER_DIST_BY_HAND=1" in told
+    assert "process 0 of 3" in told and "unset RANK WORLD_SIZE LOCAL_RANK" in told
+    assert "MER_DIST_BY_HAND=1" in told
     assert not run.features("clip").exists()
     monkeypatch.setattr(started_by, lambda: Starter("python", known=False))
     assert main(["extract", str(path)]) == 2
