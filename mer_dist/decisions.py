@@ -8,9 +8,11 @@ import numpy as np
 
 from mer_dist import metrics, prior
 
-#: Deviations of its own noise by which an expected gain must exceed zero. A larger one loses less
-#: where there is no shift and gains less where there is one; see ``benchmarks/prior_shift.py``.
-DOUBT = 0.5
+#: Deviations of its own noise by which an expected gain must exceed zero. Most of the doubt is in the
+#: shares already (``prior.CAUTION``); see ``benchmarks/label_shift.py``.
+DOUBT = 0.25
+#: Deviations of its noise by which an expected loss must exceed zero to count as one.
+CONTRADICTION = 0.5
 _TINY = 1e-7
 
 
@@ -67,7 +69,7 @@ class Gate:
     @property
     def loses(self) -> bool:
         """Whether a loss is expected."""
-        return self.gain < -max(DOUBT * self.noise, _TINY)
+        return self.gain < -max(CONTRADICTION * self.noise, _TINY)
 
 
 def gate(
