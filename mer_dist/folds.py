@@ -68,22 +68,31 @@ def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -
     """
     groups, labels = sorted(home), sorted({label for _, label in clips})
     have = np.array([[clips[group, label] for label in labels] for group in groups])
-    several = (have > 0).sum(0) > 1
+    whole, several = have.sum(0), (have > 0).sum(0) > 1
     fold = np.array([home[group] for group in groups])
+    held = np.stack([have[fold == number].sum(0) for number in range(count)])
 
-    def cost(fold: np.ndarray) -> tuple[int, float]:
-        held = np.stack([have[fold == number].sum(0) for number in range(count)])
-        together = several & ((held > 0).sum(0) == 1)
-        return int(together.sum() + (held.sum(1) == 0).sum()), float((held / have.sum(0)).std(0).sum())
+    def together(held: np.ndarray) -> np.ndarray:
+        return several & ((held > 0).sum(0) == 1)
 
-    now = cost(fold)
-    while now[0]:
-        moves = [np.where(np.arange(len(groups)) == row, number, fold)
-                 for row in range(len(groups)) for number in range(count)]
-        best = min(moves, key=cost)
-        if cost(best)[0] >= now[0]:
+    def cost(held: np.ndarray) -> tuple[int, float]:
+        return int(together(held).sum() + (held.sum(1) == 0).sum()), float((held / whole).std(0).sum())
+
+    def moved(row: int, number: int) -> np.ndarray:
+        after = held.copy()
+        after[fold[row]] -= have[row]
+        after[number] += have[row]
+        return after
+
+    while cost(held)[0]:
+        # Of all groups, which may be as many as clips, only those of such a label mend it; any fills a fold.
+        able = (have[:, together(held)] > 0).any(1) | (held.sum(1) == 0).any()
+        moves = ((row, number) for row in np.flatnonzero(able) for number in range(count))
+        row, number = min(moves, key=lambda move: cost(moved(*move)))
+        after = moved(row, number)
+        if cost(after)[0] >= cost(held)[0]:
             break
-        fold, now = best, cost(best)
+        held, fold[row] = after, number
     return dict(zip(groups, fold.tolist(), strict=True))
 
 

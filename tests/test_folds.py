@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -146,3 +147,17 @@ def test_saved_folds_of_groups_are_kept_as_they_are(tmp_path):
     saved["folds"] = {name: int(name[:2] != "g0") for name in labels}
     write_json(path, saved)
     assert folds.load_or_make(path, labels, config) == saved["folds"]
+
+
+def test_of_very_many_groups_only_those_of_the_rare_label_are_tried():
+    """One array of all groups for every move would take 360 MB here, and 16 GB for 20,000 groups."""
+    home = {f"g{row:04d}": row % 5 for row in range(3000)}
+    clips = Counter({(group, "sad"): 4 for group in home})
+    clips["g0000", "rare"] = clips["g0005", "rare"] = 2
+    tracemalloc.start()
+    made = folds._spread(home, clips, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made["g0000"] != made["g0005"]
+    assert sum(made[group] != home[group] for group in home) == 1
+    assert peak < 10e6
