@@ -12,7 +12,6 @@ from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 
-SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
 SHORT_SOUND = "sound far shorter than its video"
 LONG_SOUND = "sound far longer than its video"
 #: What is far: more than twice as long, and more than half a second. Streams of one file seldom end together.
@@ -99,8 +98,6 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
         return
     video = media.read_video(clip.video, config.frames)
     decoded.seconds = video.seconds
-    if media.several_videos(clip.video):
-        decoded.remarks.append(SEVERAL_VIDEOS)
     if config.faces == "cascade":
         decoded.frames, decoded.face = faces.cascade(video.frames, config.image_size)
     else:

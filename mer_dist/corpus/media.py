@@ -20,6 +20,7 @@ _FLAGS = av.stream.Disposition
 #: Of tracks that come beside the one that is meant: somebody talks over it, or its voices are taken out.
 _ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
           | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
+SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
 
 
 class MediaError(Exception):
@@ -33,7 +34,7 @@ class Video:
     seconds: float
     #: What of the stream did not decode; empty if it is whole.
     damage: str
-    #: Kinds of what the file says of its pictures and is not followed.
+    #: Kinds of what is worth telling of its pictures.
     remarks: list[str]
 
 
@@ -67,9 +68,9 @@ def read_video(path: Path, count: int) -> Video:
     """
     with _opened(path) as container:
         start, end, damage = _extent(container, _stream(container, "video", path), path)
+        remarks = {SEVERAL_VIDEOS} if len(_tracks(container, "video")) > 1 else set()
     targets = start + (np.arange(count) + 0.5) * (end - start) / count
     faults: list[str] = []
-    remarks: set[str] = set()
     with _opened(path) as container:
         stream = _stream(container, "video", path)
         frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
@@ -119,16 +120,6 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise MediaError(f"{path.name}: not readable: {_plain(error)}") from None
     with container:
         yield container
-
-
-def several_videos(path: Path) -> bool:
-    """Whether there is more than one video that a player could show, be it from another camera.
-
-    Raises:
-        MediaError: the file cannot be opened.
-    """
-    with _opened(path) as container:
-        return len(_tracks(container, "video")) > 1
 
 
 def _stream(container, kind: str, path: Path, place: int = 0):
@@ -220,10 +211,11 @@ def _counted(path: Path, start: float) -> tuple[float, float]:
 def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]:
     """Every frame that decodes with what the file says of it; the first at ``start`` if it says no times."""
     clock, matrix = Clock(container, stream, start), None
-    declared, first = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    declared = stream.sample_aspect_ratio
+    by_container = declared != stream.codec_context.sample_aspect_ratio
     for frame in _decoded(container, stream, faults):
         # The container's word on the shape of pixels stands; the codec's may change on the way.
-        ratio = declared if declared != first else stream.codec_context.sample_aspect_ratio
+        ratio = declared if by_container else stream.codec_context.sample_aspect_ratio
         # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
         told = picture.display_matrix(frame)
         matrix = matrix if told is None else told

@@ -29,6 +29,21 @@ def clip_file(tmp_path_factory):
     return write_mp4(tmp_path_factory.mktemp("m") / "a.mp4", ramp(25), tone(440.0), faststart=True)
 
 
+def test_an_ordinary_clip_is_opened_no_more_often_than_it_is_read(clip_file, monkeypatch):
+    """Its video for its times and for its frames, its sound once."""
+    opened, real = [], media.av.open
+
+    def counted(path, *rest, **more):
+        opened.append(path)
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(media.av, "open", counted)
+    clip = Clip(name="a", video=clip_file, audio=None, transcript="x", label=None, split="unlabeled")
+    decoded = decode(clip, SMALL)
+    assert len(decoded.frames) == 4 and decoded.samples is not None
+    assert len(opened) == 3
+
+
 def test_frames_come_in_time_order_from_the_middle_of_equal_stretches(clip_file):
     video = media.read_video(clip_file, 5)
     # Stretches of 5 frames: the middle ones are 2, 7, 12, 17, 22 of a ramp from 20 to 235.

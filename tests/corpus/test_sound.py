@@ -140,7 +140,7 @@ def test_of_several_videos_the_default_one_is_shown_and_it_is_told(tmp_path):
     clip = Clip(name="a", video=path, audio=None, transcript="x", label=None, split="unlabeled")
     found = decode(clip, SMALL)
     assert found.frames[0].mean() == pytest.approx(200, abs=5)
-    assert found.remarks == [decoding.SEVERAL_VIDEOS]
+    assert found.remarks == [media.SEVERAL_VIDEOS]
 
 
 HALF = np.concatenate([VOICE[: RATE // 2], -VOICE[RATE // 2 :]])
