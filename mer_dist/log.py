@@ -74,14 +74,19 @@ class _Terminal(logging.StreamHandler):
         self.console = Console(stderr=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _bars:
-            # It takes the bar away, prints the line, and draws the bar again below.
-            _bars[-1].console.print(Text(self.format(record)), soft_wrap=True)
-            return
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            # The bar may be that of rank 0 or of a launched stage, which draws it again by itself.
-            self.stream.write(CLEAR_ROW)
-        super().emit(record)
+        try:
+            if _bars:
+                # It takes the bar away, prints the line, and draws the bar again below.
+                _bars[-1].console.print(Text(self.format(record)), soft_wrap=True)
+                return
+            if self.console.is_terminal and not self.console.is_dumb_terminal:
+                # The bar may be that of rank 0 or of a launched stage, which draws it again by itself.
+                self.stream.write(CLEAR_ROW)
+        except Exception:
+            # A terminal that is gone ends no work, as with every handler.
+            self.handleError(record)
+        else:
+            super().emit(record)
 
 
 def _quiet_libraries() -> None:

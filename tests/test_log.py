@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import logging
 import os
@@ -148,3 +150,18 @@ def test_two_notes_of_libraries_are_silent_and_nothing_else(caplog):
     library.warning(note, "No module named 'kernels'")
     library.warning("another")
     assert [record.message for record in caplog.records] == ["another"]
+
+
+def test_a_terminal_that_is_gone_ends_no_work_and_the_file_has_its_line(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Gone())
+    log.setup("extract", tmp_path / "extract.0.log")
+    log.logger.warning("shard 00003")
+    assert "shard 00003" in (tmp_path / "extract.0.log").read_text("utf-8")
