@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from mer_dist import corpus, folds, joined, quarantine
@@ -21,6 +21,8 @@ TRIED, SECONDS = 3, 60
 #: Part of the clips from which on what is wrong with them is to be mended before a run.
 MANY = 0.1
 SHOWN = 4
+#: :func:`mer_dist.corpus.survey.look`, done once.
+Look = Callable[[], dict[str, list[str]]]
 
 
 def checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
@@ -37,8 +39,9 @@ def checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     yield "corpus", partial(_listed, clips, problems)
     if not config.fuse.labels:
         yield "labels", partial(_labels, clips)
-    yield "media", partial(_media, clips)
-    yield "decoding", partial(_decoding, clips)
+    look = cache(partial(survey.look, clips, config.shard))
+    yield "media", partial(_media, clips, look)
+    yield "decoding", partial(_decoding, clips, look)
 
 
 def _unlisted(error: Exception, config: Config) -> str:
@@ -83,9 +86,9 @@ def _counted(labels: dict[str, str], config: Config) -> str:
     return ", ".join(f"{label} {counts[label]}" for label in config.corpus.labels)
 
 
-def _media(clips: list[Clip], config: Config) -> str:
+def _media(clips: list[Clip], look: Look, config: Config) -> str:
     """Whether the files are there that the corpus names."""
-    found = survey.look(clips, config.shard)
+    found = look()
     if not found:
         return "no clip names a file; transcripts alone"
     of = len(survey.with_media(clips))
@@ -104,9 +107,9 @@ def _media(clips: list[Clip], config: Config) -> str:
     return told
 
 
-def _decoding(clips: list[Clip], config: Config) -> str:
+def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
     """What comes of three clips whose files are there."""
-    faults = survey.look(clips, config.shard)
+    faults = look()
     sound = [clip for clip in survey.with_media(clips) if not faults.get(clip.name)]
     tried = survey.evenly(sound, TRIED)  # by split and name, the labelled ones first
     if not tried:

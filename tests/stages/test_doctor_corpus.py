@@ -74,6 +74,14 @@ def test_a_large_corpus_is_looked_at_in_a_sample(corpus, monkeypatch):
         True, "the files of 5 clips, a sample of 13, are there")
 
 
+def test_files_are_looked_for_once(corpus, monkeypatch):
+    looked, real = [], doctor_corpus.survey.look
+    monkeypatch.setattr(doctor_corpus.survey, "look", lambda *given: looked.append(1) or real(*given))
+    monkeypatch.setattr(doctor_corpus, "TRIED", 0)
+    assert {"media", "decoding"} <= found(config_of(corpus), "media", "decoding").keys()
+    assert len(looked) == 1
+
+
 def test_files_that_are_there_and_do_not_decode_are_found(corpus):
     for path in corpus.rglob("*.mp4"):
         path.write_text("<html>log in first</html>")
