@@ -31,6 +31,10 @@ class Labels:
 
     def __init__(self, labels: list[str], file: str):
         self.labels, self.file = labels, file
+        #: Plain form -> the labels that have it.
+        self._alike: dict[str, list[str]] = {}
+        for label in labels:
+            self._alike.setdefault(_plain(label), []).append(label)
         self._understood: Counter[tuple[str, str]] = Counter()
 
     def read(self, text: str) -> tuple[str | None, str]:
@@ -38,7 +42,7 @@ class Labels:
         text = text.strip()
         if text in self.labels:
             return text, ""
-        alike = [label for label in self.labels if _plain(label) == _plain(text)]
+        alike = self._alike.get(_plain(text), [])
         if len(alike) == 1:
             self._understood[text, alike[0]] += 1
             return alike[0], ""
@@ -46,8 +50,8 @@ class Labels:
                       f"{self._remedy(text, alike)}")
 
     def _remedy(self, text: str, alike: list[str]) -> str:
-        near = {_plain(label): label for label in self.labels}
-        found = alike or [near[one] for one in difflib.get_close_matches(_plain(text), near, 1, _ALIKE)]
+        near = difflib.get_close_matches(_plain(text), self._alike, 1, _ALIKE)
+        found = alike or [label for one in near for label in self._alike[one]]
         if found:
             return f"is {' or '.join(map(repr, found))} meant?"
         if _plain(text) in NOTHING or not text:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mer_dist import config as configuration
 from mer_dist import files, joined, metrics, predictions
+from mer_dist.corpus import cells
 from mer_dist.corpus import table as csv_table
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -68,13 +69,17 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     if read.bad:
         logger.warning("%s: %d rows cannot be read, and their clips are not scored; the first: %s", path,
                        len(read.bad), next(iter(read.bad.values())))
-    rows = read.rows
-    truth = {name: row.get("discrete", row.get("label", "")).strip() for name, row in rows.items()}
-    unknown = sorted({label for label in truth.values() if label not in labels})
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:5]))
-        raise UserError(f"{path}: labels outside corpus.labels: {shown}; they stand in its column discrete "
-                        "or label")
+    column = next((name for name in ("discrete", "label") if name in read.columns), None)
+    if column is None:
+        raise UserError(f"{path}: its first line has neither a column discrete nor label; it has: "
+                        f"{', '.join(map(repr, read.columns[:20]))}")
+    truth, known = {}, cells.Labels(labels, read.file)
+    for name, row in read.rows.items():
+        label, why = known.read(row[column])
+        if label is None:
+            raise UserError(f"{path}: line {read.lines[name]}: {why}")
+        truth[name] = label
+    known.tell()
     return truth
 
 

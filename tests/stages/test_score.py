@@ -75,10 +75,21 @@ def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
     with pytest.raises(UserError, match="none of the unlabelled clips"):
         score(run.folder, other)
     other.write_text("name,discrete\nclip_0100,joyful\n")
-    with pytest.raises(UserError, match="joyful"):
+    with pytest.raises(UserError, match="line 2: label 'joyful'"):
+        score(run.folder, other)
+    other.write_text("name,emotion\nclip_0100,happy\n")
+    with pytest.raises(UserError, match="neither a column discrete nor label; it has: 'name', 'emotion'"):
         score(run.folder, other)
     with pytest.raises(UserError, match="no run there"):
         score(tmp_path / "nowhere")
+
+
+def test_labels_of_a_truth_file_in_other_capitals_are_understood(scored, tmp_path):
+    run, path, _ = scored
+    other = tmp_path / "other.csv"
+    head, _, rows = path.read_text().partition("\n")
+    other.write_text(f"{head}\n{rows.title().replace('Clip', 'clip')}")
+    assert score(run.folder, other) == score(run.folder, path)
 
 
 def test_no_stage_but_score_has_a_word_for_the_truth_file():
