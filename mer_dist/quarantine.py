@@ -116,9 +116,14 @@ def tell(path: Path, *stages: str) -> int:
         only = f" --stage {stages[0]}" if len(stages) == 1 else ""
         logger.warning("%d problems in quarantine; all of them: mer-dist quarantine %s%s", len(own),
                        shlex.quote(str(Path(path).parent)), only)
-    found = kinds(own)
+    tell_kinds(own)
+    return len(own)
+
+
+def tell_kinds(problems: Iterable[Problem]) -> None:
+    """Log their reasons, a line each, the most frequent first."""
+    found = kinds(problems)
     for kind in found[:TOLD]:
         logger.warning("  %s", kind)
     if len(found) > TOLD:
         logger.warning("  and %d rarer reasons", len(found) - TOLD)
-    return len(own)

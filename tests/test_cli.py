@@ -146,8 +146,9 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     np.save(bad / "d.npy", np.zeros(3))
     assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 0
     told = capsys.readouterr().err
-    assert "face: 3 clips cannot be used and are masked: 2 times all zeros" in told
-    assert "1 times not readable as a .npy array" in told and "quarantine.parquet" in told
+    assert "face: 3 clips cannot be used and are masked" in told and "mer-dist quarantine " in told
+    assert "2 x video: features face: all zeros" in told
+    assert "1 x video: features face: not readable as a .npy array" in told
     assert main(["import-features", str(run), "line", str(good), "--modality", "text"]) == 0
     assert main(["import-features", str(run), "line", str(tmp_path / "gone"), "--modality", "text"]) == 2
     assert "no such folder" in capsys.readouterr().err

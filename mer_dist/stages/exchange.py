@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     sources = _sources(folder)
     found = _survey(sources)
     if found.width is None:
-        why = f"; the first: {next(iter(found.bad.items()))}" if found.bad else ""
+        why = "; the first: {}: {}".format(*next(iter(found.bad.items()))) if found.bad else ""
         raise UserError(f"{folder}: no .npy file there can be used{why}")
     with files.atomic_folder(run.features(set_name)) as store:
         starts = range(0, len(sources), CLIPS_PER_SHARD)
@@ -112,15 +113,8 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
                           trained_without=None)
         made_from = files.fingerprint([files.stamp(path) for path in sources.values()])
         files.mark(store, made_from, clips=len(sources), shards=[*range(len(chunks))])
+    logger.info("imported %s: %d clips of width %d", set_name, len(sources) - len(found.bad), found.width)
     _quarantine(run, set_name, modality, found)
-    usable = len(sources) - len(found.bad)
-    logger.info("imported %s: %d clips of width %d, %d not usable", set_name, usable, found.width,
-                len(found.bad))
-    for lost, what in ((found.bad, "cannot be used and are masked"), (found.partial, "lack some frames")):
-        if lost:
-            kinds = Counter(re.sub(r"\d+", "N", why) for why in lost.values()).most_common(3)
-            logger.warning("%s: %d clips %s: %s; each stands in %s", set_name, len(lost), what,
-                           "; ".join(f"{count} times {why}" for why, count in kinds), run.quarantine)
     return len(found.bad)
 
 
@@ -243,7 +237,7 @@ def _content(shard: FeatureSet) -> str:
 
 
 def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
-    """Note this set's problems beside those of other imported sets."""
+    """Note this set's problems beside those of other imported sets, and tell them."""
     about = f"features {set_name}:"
     others = [
         problem for problem in quarantine.read(run.quarantine)
@@ -255,6 +249,11 @@ def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
         for name, why in why_of.items() if lost == modality or name not in found.bad
     ]
     quarantine.replace(run.quarantine, STAGE, [*others, *own])
+    if own:
+        logger.warning("%s: %d clips cannot be used and are masked, %d lack some frames; all of them: mer-dist "
+                       "quarantine %s --stage %s", set_name, len(found.bad), len(own) - len(found.bad),
+                       shlex.quote(str(run.folder)), STAGE)
+        quarantine.tell_kinds(own)
 
 
 def export_npy(run: Run, set_name: str, folder: Path, level: str) -> None:
