@@ -19,7 +19,7 @@ from mer_dist.dist import preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.dist.together import alone, check_place, introduce
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, mending
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, code_of, mending
 from mer_dist.layout import Run
 from mer_dist.lock import Busy, held
 from mer_dist.log import logger, setup
@@ -56,21 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def exit_code(error: BaseException) -> int:
     """Of a command that ended early; it says why, in one line wherever that is enough."""
-    if isinstance(error, UserError):
-        logger.error("%s", error)
-        return USAGE
+    code = code_of(error)
     if isinstance(error, Stopped):
         logger.warning("stopped: %s", error)
-        return REQUEUE
-    if isinstance(error, KeyboardInterrupt):
+    elif isinstance(error, KeyboardInterrupt):
         logger.warning("interrupted; what was finished is kept")
-        return FAILED
-    if isinstance(error, OSError) and (told := mending(error)):
-        logger.error("%s", told)
-        return USAGE
-    told = lost(error) if place().launched else ""
-    logger.error("%s", told or "broke down:\n" + "".join(traceback.format_exception(error)))
-    return FAILED
+    elif code == USAGE:
+        logger.error("%s", mending(error) if isinstance(error, OSError) else error)
+    else:
+        told = lost(error) if place().launched else ""
+        logger.error("%s", told or "broke down:\n" + "".join(traceback.format_exception(error)))
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

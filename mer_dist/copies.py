@@ -60,6 +60,11 @@ def parts(config: Config, extractor: str) -> list[int | None]:
     return [None]
 
 
+def crossed(config: Config) -> bool:
+    """Whether any copy leaves out a fold, so that there must be folds."""
+    return any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
+
+
 def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]:
     """Every copy the configuration asks for, done or not.
 
@@ -77,9 +82,8 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]
     labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
     label_of = {row.name: row.label for row in labeled}
     folds.check_labels(config, label_of)
-    crossed = any(item.finetune.cross_fit for item in tuned.values())
     if fold_of is None:
-        fold_of = folds.of_run(config, label_of) if crossed else {}
+        fold_of = folds.of_run(config, label_of) if crossed(config) else {}
     return [
         _copy(config, run, name, extractor, without, labeled, fold_of)
         for name, extractor in tuned.items()

@@ -23,20 +23,17 @@ class Busy(UserError):
 
 
 @contextmanager
-def held(path: Path, command: str, patience: float = 0.0) -> Iterator[None]:
+def held(path: Path, command: str) -> Iterator[None]:
     """Hold the lock of a run folder while a command works there.
 
     The system gives the lock back when the process ends, however it ends, so none is ever left
     behind.
 
-    Args:
-        patience: seconds to wait for it.
-
     Raises:
         Busy: another command holds it; says which, where, and what to do.
     """
     with _opened(path) as file:
-        _take(path, patience, lambda: None if _locked(file, fcntl.LOCK_EX) else file)
+        _take(path, 0, lambda: None if _locked(file, fcntl.LOCK_EX) else file)
         _sign(file, _who(command))
         yield
 
@@ -51,6 +48,7 @@ def shared(path: Path, command: str, job: str, rank: int, patience: float = 0.0)
 
     Args:
         job: what only the ranks of one job have in common.
+        patience: seconds to wait for others to leave.
 
     Raises:
         Busy: another command, another job, or another process with this rank is at work.

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from mer_dist import corpus, files, folds, quarantine, times
+from mer_dist import copies, corpus, files, folds, quarantine, times
 from mer_dist.config import Config, save
 from mer_dist.corpus import survey
 from mer_dist.dist import preempt
@@ -88,8 +88,7 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
         UserError: there is fine-tuning or fusion to come, or there was, and no folds can be made.
     """
     labels = {clip.name: clip.label for clip in clips if clip.label is not None}
-    crossed = any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
-    needed = crossed or (not config.fuse.labels and (fused or Run(config.run.folder).folds.exists()))
+    needed = copies.crossed(config) or (not config.fuse.labels and (fused or Run(config.run.folder).folds.exists()))
     try:
         if not labels:
             raise UserError(f"{config.corpus.path}: no clip has one of the labels "

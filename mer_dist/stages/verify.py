@@ -188,7 +188,7 @@ def _adapters(state: _State) -> None:
     """Every fine-tuned copy is the one that its place asks for, byte for byte."""
     found = [path for path in state.run.folder.glob("adapters/*/*") if not path.name.startswith(".")]
     labeled = {name for name, row in state.rows.items() if row.label is not None}
-    if not found or not labeled <= state.folds.keys() | (labeled if _uncrossed(state.config) else set()):
+    if not found or (copies.crossed(state.config) and not labeled <= state.folds.keys()):
         return  # That clips have no fold is told with the predictions.
     planned = copies.planned(state.config, state.folds)
     there = {copy.name for copy in planned if copy.folder.exists()}
@@ -208,11 +208,6 @@ def _adapters(state: _State) -> None:
         state.findings += [f"{copy.folder}: {fault}; delete this folder and run finetune"
                            for fault in files.damaged(copy.folder, mark.get("content", {}))]
     logger.info("adapters: %d of %d copies", sum(copy.folder.exists() for copy in planned), len(planned))
-
-
-def _uncrossed(config: Config) -> bool:
-    """Whether no copy leaves out a fold, so that there need not be any."""
-    return not any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
 
 
 def _features(state: _State) -> None:
