@@ -5,7 +5,8 @@ shell, a ``tmux`` or a profile, the same variables would have one process do its
 well. Who set them can be read off the processes above this one: the environment that each was started with
 stands in ``/proc``, so the first that was started without these values is the one that set them.
 
-- A known launcher anywhere above: a rank. (Wrappers, ``bash -c`` and containers that share the machine's
+- A known launcher anywhere above, or this process itself where srun started it as ``mer-dist slurm-task``: a
+  rank. (Wrappers, ``bash -c`` and containers that share the machine's
   process numbers stand between the two and change nothing.)
 - The variables came in from outside of what can be seen (the first process of a container has them, or was
   entered with them; another user's processes are not shown): a rank. Kubernetes starts its ranks so.
@@ -29,8 +30,8 @@ _VARIABLES = ("RANK", "WORLD_SIZE")
 #: A word of a command line, without its folder and ``.py``, by which a launcher is known.
 _LAUNCHERS = re.compile(
     r"torchrun|torch\.distributed\.(run|launch)|accelerate(\.commands\.launch|-launch)?"
-    r"|mer_dist\.dist\.launcher|deepspeed(\.launcher\.\w+)?|submitit(\.core\._submit)?|horovodrun|lightning"
-    r"|fabric|colossalai|composer"
+    r"|mer_dist\.dist\.launcher|slurm-task|deepspeed(\.launcher\.\w+)?|submitit(\.core\._submit)?|horovodrun"
+    r"|lightning|fabric|colossalai|composer"
     r"|srun|slurmstepd.*|mpirun|mpiexec(\.\w+)?|orterun|orted|prterun|prted?|prun|hydra_\w+|pmi_proxy"
     r"|jsrun|aprun|apinit|palsd?|flux-(shell|broker|\w*run)|pdsh|parallel|pbs_\w+|pbsdsh|sge_\w+"
     r"|res|blaunch|condor_\w+|raylet|ray|dask(-\w+)?"

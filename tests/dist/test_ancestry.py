@@ -31,6 +31,9 @@ SLURM = Process(("slurmstepd",), None)
     ([RANK, Process(("bash",), OTHERS), Process(("perl", "parallel"), OTHERS), SHELL, ROOT], "parallel"),
     # A command that pdsh or ssh sends to a node.
     ([RANK, SHELL, Process(("sshd",), None), ROOT], "ssh"),
+    # What srun starts, also in a container that shows nothing of srun.
+    ([Process(("python3", "mer-dist", "slurm-task", "extract"), OTHERS)], "slurm-task"),
+    ([Process(("python3", "-m", "mer_dist", "slurm-task"), OTHERS)], "slurm-task"),
     # Containers: entered with the variables, started with them, or with a script that sets them.
     ([RANK], "what started this container"),
     ([RANK, Process(("sh", "-c", "mer-dist"), OURS)], "what started this container"),
