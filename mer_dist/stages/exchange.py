@@ -250,8 +250,8 @@ def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     ]
     quarantine.replace(run.quarantine, STAGE, [*others, *own])
     if own:
-        logger.warning("%s: %d clips cannot be used and are masked, %d lack some frames; all of them: mer-dist "
-                       "quarantine %s --stage %s", set_name, len(found.bad), len(own) - len(found.bad),
+        logger.warning("%s: %d clips cannot be used and are masked, %d lack some frames; all of them: "
+                       "mer-dist quarantine %s --stage %s", set_name, len(found.bad), len(own) - len(found.bad),
                        shlex.quote(str(run.folder)), STAGE)
         quarantine.tell_kinds(own)
 

@@ -88,7 +88,8 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
         UserError: there is fine-tuning or fusion to come, or there was, and no folds can be made.
     """
     labels = {clip.name: clip.label for clip in clips if clip.label is not None}
-    needed = copies.crossed(config) or (not config.fuse.labels and (fused or Run(config.run.folder).folds.exists()))
+    fused = fused or Run(config.run.folder).folds.exists()
+    needed = copies.crossed(config) or (fused and not config.fuse.labels)
     try:
         if not labels:
             raise UserError(f"{config.corpus.path}: no clip has one of the labels "
