@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import long_suite
 import pytest
 from long_suite import cases  # noqa: F401  (for the tests)
+
+from mer_dist.log import logger
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What may be said to the process of the tests.
@@ -76,9 +79,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """Fail the test that leaves the process another reaction to a signal, fixtures included: SIGTERM would
     no longer end the suite, and what a later test sends to itself would be lost."""
     result = yield
+    _close_log()
     if left := taken_back(item.stash[_ACTIONS]):
         pytest.fail(f"left in the process of the tests: {', '.join(left)}")
     return result
+
+
+def _close_log() -> None:
+    """The log as it is before a command sets it up: a handler would write to the last test's streams, and a
+    logger that does not propagate is given pytest's handler a second time."""
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 def taken_back(actions: dict[int, object]) -> list[str]:
