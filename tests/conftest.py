@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
-    together(items)
+    items.sort(key=lambda item: together(item)[0])
 
 
 #: Files whose tests one worker runs, in this order: they share what is dear to make, or one Slurm.
@@ -53,19 +53,18 @@ TOGETHER = (
 )
 
 
-def together(items: list[pytest.Item]) -> None:
+def together(item: pytest.Item) -> tuple[int, str]:
     """With ``-n`` every worker takes whole groups: those of :data:`TOGETHER` first, else a file each."""
-    def group(item: pytest.Item) -> tuple[int, str]:
-        file = item.nodeid.partition("::")[0]
-        for position, (name, starts) in enumerate(TOGETHER):
-            if file.startswith(starts):
-                return position, name
-        return len(TOGETHER), file
+    file = item.nodeid.partition("::")[0]
+    for position, (name, starts) in enumerate(TOGETHER):
+        if file.startswith(starts):
+            return position, name
+    return len(TOGETHER), file
 
-    groups = {item: group(item) for item in items}
-    items.sort(key=lambda item: groups[item][0])
-    for item, (_, name) in groups.items():
-        item.add_marker(pytest.mark.xdist_group(name))
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before pytest-xdist reads the groups, which it does when it has all tests."""
+    item.add_marker(pytest.mark.xdist_group(together(item)[1]))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
