@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import long_suite
 import pytest
 from long_suite import cases  # noqa: F401  (for the tests)
+
+from mer_dist.log import logger
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What may be said to the process of the tests.
@@ -33,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
-    together(items)
+    items.sort(key=lambda item: together(item)[0])
 
 
 #: Files whose tests one worker runs, in this order: they share what is dear to make, or one Slurm.
@@ -50,19 +53,18 @@ TOGETHER = (
 )
 
 
-def together(items: list[pytest.Item]) -> None:
+def together(item: pytest.Item) -> tuple[int, str]:
     """With ``-n`` every worker takes whole groups: those of :data:`TOGETHER` first, else a file each."""
-    def group(item: pytest.Item) -> tuple[int, str]:
-        file = item.nodeid.partition("::")[0]
-        for position, (name, starts) in enumerate(TOGETHER):
-            if file.startswith(starts):
-                return position, name
-        return len(TOGETHER), file
+    file = item.nodeid.partition("::")[0]
+    for position, (name, starts) in enumerate(TOGETHER):
+        if file.startswith(starts):
+            return position, name
+    return len(TOGETHER), file
 
-    groups = {item: group(item) for item in items}
-    items.sort(key=lambda item: groups[item][0])
-    for item, (_, name) in groups.items():
-        item.add_marker(pytest.mark.xdist_group(name))
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before pytest-xdist reads the groups, which it does when it has all tests."""
+    item.add_marker(pytest.mark.xdist_group(together(item)[1]))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -76,9 +78,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """Fail the test that leaves the process another reaction to a signal, fixtures included: SIGTERM would
     no longer end the suite, and what a later test sends to itself would be lost."""
     result = yield
+    _close_log()
     if left := taken_back(item.stash[_ACTIONS]):
         pytest.fail(f"left in the process of the tests: {', '.join(left)}")
     return result
+
+
+def _close_log() -> None:
+    """The log as it is before a command sets it up: a handler would write to the last test's streams, and a
+    logger that does not propagate is given pytest's handler a second time."""
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 def taken_back(actions: dict[int, object]) -> list[str]:

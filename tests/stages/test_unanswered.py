@@ -70,10 +70,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def said(caplog, monkeypatch):
-    """Each line once, also after a test that set the log up as the command line does."""
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", True)
+def said(caplog):
     with caplog.at_level("INFO", logger="mer_dist"):
         yield
 
