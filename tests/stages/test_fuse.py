@@ -117,11 +117,10 @@ def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
     assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
 
 
-def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp_path, caplog, monkeypatch):
+def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp_path, caplog):
     config, _ = fusion_run.make(tmp_path)
     path = tmp_path / "labels.csv"
     path.write_text(path.read_text().replace("angry", "bored", 2))
-    monkeypatch.setattr(joined.logger, "propagate", True)
     fuse(config)
     assert "2 rows cannot be used and are left out" in caplog.text and "line 3: label 'bored'" in caplog.text
     assert len(quarantine.read(Run(config.run.folder).quarantine)) == 2

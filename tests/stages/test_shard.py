@@ -365,7 +365,7 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     assert rows["a000"].missing == ["audio", "video"]
 
 
-def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp_path, caplog, monkeypatch):
+def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp_path, caplog):
     names = ["a", "b", "c", "d", "short", "fine"]
     for name in names:
         hum = tone(400, 0.3 if name == "short" else 1.0) * (len(name) > 1)
@@ -374,7 +374,6 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
             *([name, f"{name}.mp4", "", "words", "", ""] for name in names)]
     config = config_of(tmp_path / "run", write_csv(tmp_path / "all.csv", rows))
     config.corpus.format = "manifest"
-    monkeypatch.setattr("mer_dist.stages.shard.logger.propagate", True)
     with caplog.at_level("INFO", logger="mer_dist"):
         shard(config)
     told = ["4 clips: sound silent throughout (a, b, c, …)",

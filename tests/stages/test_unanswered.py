@@ -13,7 +13,6 @@ import torch
 from mer_dist import config as configuration
 from mer_dist import files, joined, metrics, predictions, quarantine
 from mer_dist.layout import Run
-from mer_dist.log import logger
 from mer_dist.records import Problem
 from mer_dist.shards import manifest
 from mer_dist.stages.explain import explain, text
