@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
-    items.sort(key=lambda item: together(item)[0])
+    items.sort(key=lambda item: together(item.nodeid)[0])
 
 
 #: Files whose tests one worker runs, in this order: they share what is dear to make, or one Slurm.
@@ -53,18 +53,25 @@ TOGETHER = (
 )
 
 
-def together(item: pytest.Item) -> tuple[int, str]:
+def together(nodeid: str) -> tuple[int, str]:
     """With ``-n`` every worker takes whole groups: those of :data:`TOGETHER` first, else a file each."""
-    file = item.nodeid.partition("::")[0]
+    file = nodeid.partition("::")[0]
     for position, (name, starts) in enumerate(TOGETHER):
         if file.startswith(starts):
             return position, name
     return len(TOGETHER), file
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Before pytest-xdist reads the groups, which it does when it has all tests."""
-    item.add_marker(pytest.mark.xdist_group(together(item)[1]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        # pytest-xdist's own way, the mark xdist_group, does nothing under this pytest.
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid)[1]
+
+    return Groups(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
