@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 
-from mer_dist.corpus import picture
+from mer_dist.corpus import picture, stated
 from mer_dist.corpus.clock import Clock
 from mer_dist.corpus.picture import Shot
 
@@ -49,6 +50,8 @@ class Track:
     #: Tracks of this kind in the file, and those of them that have a decoder.
     count: int
     known: int
+    #: How many seconds of sound the file says it has, given how many came out of it; asked after them all.
+    stated: Callable[[float], float]
 
     @property
     def damage(self) -> str:
@@ -102,7 +105,8 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
         before = tracks[: [track.index for track in tracks].index(stream.index)]
         faults = [f"nothing of stream {track.index}, which players take" for track in before]
         yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults,
-                    count=len(tracks), known=len(_decodable(tracks)))
+                    count=len(tracks), known=len(_decodable(tracks)),
+                    stated=partial(stated.seconds, container, stream, path))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mer_dist.corpus import media
+from mer_dist.corpus import media, stated
 from mer_dist.corpus.media import MediaError
 
 #: Samples per second of every stored waveform: what HuBERT was trained on.
@@ -208,9 +208,10 @@ def _hear(path: Path, place: int) -> _Heard:
             except ValueError as error:  # FFmpeg's refusals are such, too; what came before is whole.
                 track.faults.append(str(error))
                 break
+        lacking = stated.missing(length / RATE, track.stated(length / RATE))
     if gaps.bad > gaps.samples / 2:
         raise MediaError(f"{path.name}: most samples of its sound are no numbers")
-    damage = "; ".join(filter(None, (track.damage, gaps.told)))
+    damage = "; ".join(filter(None, (lacking, track.damage, gaps.told)))
     return _Heard(runs=runs, damage=damage, tracks=track.count, known=track.known)
 
 
