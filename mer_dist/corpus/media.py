@@ -176,9 +176,10 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
     try:
         for packet in container.demux(stream):
             # What an edit list hides is in the file only so that the rest can be decoded.
-            if not packet.size or packet.is_discard:
+            if packet.is_discard or (packet.dts is None and not packet.size):
                 continue
-            seen += 1
+            # One without a byte shows the frame before it once more.
+            seen += packet.size > 0
             corrupt += packet.is_corrupt
             longest = max(longest, packet.duration or 0)
             sent.append(packet.dts)
@@ -190,7 +191,9 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
         hidden = stream.frames and not promised
         reason = "its edit list hides every frame" if hidden else "its video stream is empty"
         raise MediaError(f"{path.name}: {reason}")
-    damage = "" if not corrupt and seen >= promised else f"{seen - corrupt} of {promised} frames are there"
+    damage = stated.frames_missing(container, stream, path, sent)
+    if not damage and (corrupt or seen < promised):
+        damage = f"{seen - corrupt} of {promised} frames are there"
     base = float(stream.time_base)
     if not Clock(container, stream).tells(times, sent):
         start = min((time for time in times if time is not None), default=0) * base
@@ -240,7 +243,8 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
     while True:
         try:
             packet = next(packets, None)
-            frames = [] if packet is None else packet.decode()
+            # One without a byte shows the frame before it once more, or ends the stream.
+            frames = packet.decode() if packet is not None and packet.size else []
         except av.FFmpegError as error:
             faults.append(_plain(error))
             continue
@@ -248,10 +252,11 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
         if packet is None:
             break
     try:
-        # After an error the demuxer ends without the packet that empties the decoder.
         yield from stream.codec_context.decode(None)
-    except av.FFmpegError:
+    except av.EOFError:
         return
+    except av.FFmpegError as error:
+        faults.append(_plain(error))
 
 
 def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ there is no promise, nor where a program wrote into a pipe and could not come ba
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 #: Sizes of a RIFF file from here on stand for "not known yet": writers differ in which they take.
@@ -19,9 +20,21 @@ SLACK_SECONDS, SLACK = 0.2, 0.05
 
 def missing(heard: float, stated: float) -> str:
     """What to say of a sound of which so many seconds came out; empty if it is all there."""
-    if stated - heard <= max(SLACK_SECONDS, SLACK * stated):
+    return f"{heard:.1f} of {stated:.1f} s are there" if _short(heard, stated) else ""
+
+
+def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) -> str:
+    """What to say of the frames of an AVI that were ``sent`` at these ticks, of which each is a frame."""
+    there = max((time for time in sent if time is not None), default=-1) + 1
+    # A frame that is repeated has a tick and no packet, which at the end leaves no trace in a whole file.
+    if container.format.name != "avi" or stream.frames >= UNKNOWN_FRAMES or _riff(path) == 1:
         return ""
-    return f"{heard:.1f} of {stated:.1f} s are there"
+    short = _short(*(float(count * stream.time_base) for count in (there, stream.frames)))
+    return f"{there} of {stream.frames} frames are there" if short else ""
+
+
+def _short(there: float, stated: float) -> bool:
+    return stated - there > max(SLACK_SECONDS, SLACK * stated)
 
 
 def seconds(container, stream, path: Path, heard: float) -> float:
@@ -43,11 +56,6 @@ def seconds(container, stream, path: Path, heard: float) -> float:
         length = stream.frames if form == "caf" else stream.duration
         return float((length or 0) * stream.time_base)
     return heard
-
-
-def frames_of_avi(stream) -> int:
-    """How many frames the header of an AVI states, repeated ones counted; 0 if it does not say it."""
-    return stream.frames if stream.frames < UNKNOWN_FRAMES else 0
 
 
 def _listed(container, stream) -> float:

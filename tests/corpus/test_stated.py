@@ -1,6 +1,8 @@
 """A copy that broke off says how much of its sound is there; a whole file of any kind says nothing."""
 
 import struct
+from contextlib import contextmanager
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import soundfile
 from media_files import ramp, tone, write_mp4
 
+from mer_dist.corpus import media
+from mer_dist.corpus.media import read_video
 from mer_dist.corpus.sound import read_sound
 
 RATE = 16_000
@@ -87,3 +91,74 @@ def test_an_estimate_is_no_promise(tmp_path):
 def test_the_sound_of_an_mp4_is_counted_in_packets_also_in_fragments(tmp_path):
     path = write_mp4(tmp_path / "a.mp4", ramp(25), tone(), muxer={"movflags": "frag_keyframe+empty_moov"})
     assert read_sound(path).damage == ""
+
+
+@pytest.mark.parametrize(("codec", "options"), [("mjpeg", {}), ("mpeg4", {"bf": "2"})])
+def test_an_avi_that_breaks_off_says_how_many_frames_are_there(tmp_path, codec, options):
+    frames = np.random.default_rng(0).integers(0, 255, (50, 64, 64, 3), np.uint8)
+    form = {"codec": codec, "pix_fmt": "yuvj420p" if codec == "mjpeg" else "yuv420p",
+            "options": {"qmin": "5", "qmax": "5", "g": "1"} | options}
+    path = write_mp4(tmp_path / "a.avi", frames, **form)
+    assert read_video(path, 4).damage == ""
+    video = read_video(cut(path, 0.3), 4)
+    there, rest = video.damage.split(" ", 1)
+    assert rest == "of 50 frames are there" and int(there) == pytest.approx(15, abs=2)
+    assert video.seconds == pytest.approx(int(there) / 25, abs=0.09)
+
+
+class Repeating:
+    """A file in which every other frame is a packet without a byte, as Theora writes where nothing moves."""
+
+    def __init__(self, container):
+        self.container = container
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def demux(self, stream):
+        for place, packet in enumerate(self.container.demux(stream)):
+            if place % 2 == 0 or packet.dts is None:
+                yield packet
+                continue
+            empty = av.Packet(0)
+            empty.stream, empty.time_base = stream, packet.time_base
+            empty.pts, empty.dts, empty.duration = packet.pts, packet.dts, packet.duration
+            yield empty
+
+
+def test_a_packet_without_a_byte_repeats_the_frame_and_is_no_damage(tmp_path, monkeypatch):
+    path = write_mp4(tmp_path / "a.mkv", ramp(26), codec="mjpeg", pix_fmt="yuvj420p")
+    opened = media._opened
+
+    @contextmanager
+    def repeating(path):
+        with opened(path) as container:
+            yield Repeating(container)
+
+    monkeypatch.setattr(media, "_opened", repeating)
+    video = read_video(path, 13)
+    assert video.damage == "" and video.seconds == pytest.approx(26 / 25, abs=0.02)
+    # Of each pair the first frame is shown.
+    shades = [frame.mean() for frame in video.frames]
+    assert shades == pytest.approx([20 + 215 * place / 25 for place in range(0, 26, 2)], abs=3)
+
+
+def test_frames_that_an_avi_leaves_out_are_not_missing(tmp_path):
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for place in [*range(20), *range(60, 75)]:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), place, np.uint8))
+            frame.pts = place
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for place in range(75, 100):
+            empty = av.Packet(0)
+            empty.stream, empty.pts, empty.dts, empty.time_base = stream, place, place, Fraction(1, 25)
+            container.mux(empty)
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].frames == 100
+    video = read_video(tmp_path / "a.avi", 4)
+    # At the end nothing says any more how long the last one stays.
+    assert video.damage == "" and video.seconds == pytest.approx(3, abs=0.05)
