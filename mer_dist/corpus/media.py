@@ -23,6 +23,10 @@ _ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _F
           | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
 
 
+ENCRYPTED = "it is encrypted"
+NOT_WHOLE = "the decoder does not vouch for a picture"
+
+
 class MediaError(Exception):
     """Nothing of a stream can be used; the message is the reason."""
 
@@ -69,13 +73,15 @@ def read_video(path: Path, count: int) -> Video:
         MediaError: no such file, no video stream, or no frame decodes.
     """
     with _opened(path) as container:
-        start, end, damage = _extent(container, _stream(container, "video", path), path)
+        start, end, seen, damage = _extent(container, _stream(container, "video", path), path)
     targets = start + (np.arange(count) + 0.5) * (end - start) / count
     faults: list[str] = []
     remarks: set[str] = set()
     with _opened(path) as container:
         stream = _stream(container, "video", path)
         frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
+    if 2 * len(faults) > seen:
+        raise MediaError(f"{path.name}: most of its video does not decode: {faults[0]}")
     if not frames:
         raise MediaError(f"{path.name}: no frame of its video decodes")
     return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults),
@@ -86,7 +92,7 @@ def video_seconds(path: Path) -> float:
     """Length of the video stream; 0 if there is none that can be read."""
     try:
         with _opened(path) as container:
-            start, end, _ = _extent(container, _stream(container, "video", path), path)
+            start, end, *_ = _extent(container, _stream(container, "video", path), path)
     except MediaError:
         return 0.0
     return end - start
@@ -170,8 +176,8 @@ def _bound(codec, path: Path) -> None:
     codec.options = {"max_pixels": str(MOST_PIXELS)}
 
 
-def _extent(container, stream, path: Path) -> tuple[float, float, str]:
-    """Start and end in seconds of the packets that are shown, and what is missing of them."""
+def _extent(container, stream, path: Path) -> tuple[float, float, int, str]:
+    """Start and end in seconds of the packets that are shown, how many there are, and what is missing."""
     times, sent, seen, longest, corrupt = [], [], 0, 0, 0
     try:
         for packet in container.demux(stream):
@@ -197,11 +203,11 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
     base = float(stream.time_base)
     if not Clock(container, stream).tells(times, sent):
         start = min((time for time in times if time is not None), default=0) * base
-        return *_counted(path, start), damage
+        return *_counted(path, start), seen, damage
     times.sort()
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
-    return times[0] * base, (times[-1] + step) * base, damage
+    return times[0] * base, (times[-1] + step) * base, seen, damage
 
 
 def _promised(container, stream, seen: int) -> int:
@@ -243,20 +249,35 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
     while True:
         try:
             packet = next(packets, None)
+            if packet is not None and packet.has_sidedata("encryption_info"):
+                # Some decoders make a picture, and most a sound, of anything.
+                faults.append(ENCRYPTED)
+                continue
             # One without a byte shows the frame before it once more, or ends the stream.
             frames = packet.decode() if packet is not None and packet.size else []
         except av.FFmpegError as error:
             faults.append(_plain(error))
             continue
-        yield from frames
+        yield from _whole(frames, faults)
         if packet is None:
             break
     try:
-        yield from stream.codec_context.decode(None)
+        frames = stream.codec_context.decode(None)
     except av.EOFError:
         return
     except av.FFmpegError as error:
         faults.append(_plain(error))
+        return
+    yield from _whole(frames, faults)
+
+
+def _whole(frames: list, faults: list[str]) -> Iterator:
+    """Without the pictures that a decoder made up where it could not read, or that lack a part."""
+    for frame in frames:
+        if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
+            faults.append(NOT_WHOLE)
+        else:
+            yield frame
 
 
 def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:

@@ -95,7 +95,7 @@ def _mp3(path: Path, rate: int) -> float:
         head = file.read(10)
         while head[:3] == b"ID3" and len(head) == 10:
             # Sizes of tags have 7 bits to the byte.
-            file.seek(sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)), 1)
+            file.seek(sum((byte & 127) << 7 * (9 - place) for place, byte in enumerate(head) if place > 5), 1)
             head = file.read(10)
         head += file.read(2000)
     head = head[max(head.find(b"\xff"), 0) :][:200]
