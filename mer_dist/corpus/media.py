@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mer_dist.corpus import picture, stated
+from mer_dist.corpus import paths, picture, stated
 from mer_dist.corpus.clock import Clock
 from mer_dist.corpus.picture import Shot
 
@@ -117,10 +117,8 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    if not path.is_file():
-        raise MediaError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise MediaError(f"{path.name}: the file is empty")
+    if fault := paths.fault(path):
+        raise MediaError(f"{path.name if path.is_file() else path}: {fault}")
     # A file that poses as mp4 may be a playlist; it must not reach the network.
     options = {"protocol_whitelist": "file"}
     try:
