@@ -70,7 +70,7 @@ def read_video(path: Path, count: int) -> Video:
     What an edit list hides is no part of the video.
 
     Raises:
-        MediaError: no such file, no video stream, or no frame decodes.
+        MediaError: no such file, no video stream, or most of it does not decode.
     """
     with _opened(path) as container:
         start, end, seen, damage = _extent(container, _stream(container, "video", path), path)
@@ -242,7 +242,7 @@ def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
-    """Every frame that decodes; the errors between them go to ``faults``."""
+    """Every frame that decodes whole; the errors between them go to ``faults``."""
     packets = container.demux(stream)
     while True:
         try:
