@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 
-from mer_dist.corpus import picture
+from mer_dist.corpus import paths, picture, stated
 from mer_dist.corpus.clock import Clock
 from mer_dist.corpus.picture import Shot
 
@@ -21,6 +22,10 @@ _FLAGS = av.stream.Disposition
 _ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
           | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
 SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
+
+
+ENCRYPTED = "it is encrypted"
+NOT_WHOLE = "the decoder does not vouch for a picture"
 
 
 class MediaError(Exception):
@@ -50,6 +55,8 @@ class Track:
     #: Tracks of this kind in the file, and those of them that have a decoder.
     count: int
     known: int
+    #: How many seconds of sound the file says it has, given how many came out of it; asked after them all.
+    stated: Callable[[float], float]
 
     @property
     def damage(self) -> str:
@@ -64,16 +71,18 @@ def read_video(path: Path, count: int) -> Video:
     What an edit list hides is no part of the video.
 
     Raises:
-        MediaError: no such file, no video stream, or no frame decodes.
+        MediaError: no such file, no video stream, or most of it does not decode.
     """
     with _opened(path) as container:
-        start, end, damage = _extent(container, _stream(container, "video", path), path)
+        start, end, seen, damage = _extent(container, _stream(container, "video", path), path)
         remarks = {SEVERAL_VIDEOS} if len(_tracks(container, "video")) > 1 else set()
     targets = start + (np.arange(count) + 0.5) * (end - start) / count
     faults: list[str] = []
     with _opened(path) as container:
         stream = _stream(container, "video", path)
         frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
+    if 2 * len(faults) > seen:
+        raise MediaError(f"{path.name}: most of its video does not decode: {faults[0]}")
     if not frames:
         raise MediaError(f"{path.name}: no frame of its video decodes")
     return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults),
@@ -84,7 +93,7 @@ def video_seconds(path: Path) -> float:
     """Length of the video stream; 0 if there is none that can be read."""
     try:
         with _opened(path) as container:
-            start, end, _ = _extent(container, _stream(container, "video", path), path)
+            start, end, *_ = _extent(container, _stream(container, "video", path), path)
     except MediaError:
         return 0.0
     return end - start
@@ -103,15 +112,14 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
         before = tracks[: [track.index for track in tracks].index(stream.index)]
         faults = [f"nothing of stream {track.index}, which players take" for track in before]
         yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults,
-                    count=len(tracks), known=len(_decodable(tracks)))
+                    count=len(tracks), known=len(_decodable(tracks)),
+                    stated=partial(stated.seconds, container, stream, path))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    if not path.is_file():
-        raise MediaError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise MediaError(f"{path.name}: the file is empty")
+    if fault := paths.fault(path):
+        raise MediaError(f"{path.name if path.is_file() else path}: {fault}")
     # A file that poses as mp4 may be a playlist; it must not reach the network.
     options = {"protocol_whitelist": "file"}
     try:
@@ -157,15 +165,16 @@ def _bound(codec, path: Path) -> None:
     codec.options = {"max_pixels": str(MOST_PIXELS)}
 
 
-def _extent(container, stream, path: Path) -> tuple[float, float, str]:
-    """Start and end in seconds of the packets that are shown, and what is missing of them."""
+def _extent(container, stream, path: Path) -> tuple[float, float, int, str]:
+    """Start and end in seconds of the packets that are shown, how many there are, and what is missing."""
     times, sent, seen, longest, corrupt = [], [], 0, 0, 0
     try:
         for packet in container.demux(stream):
             # What an edit list hides is in the file only so that the rest can be decoded.
-            if not packet.size or packet.is_discard:
+            if packet.is_discard or (packet.dts is None and not packet.size):
                 continue
-            seen += 1
+            # One without a byte shows the frame before it once more.
+            seen += packet.size > 0
             corrupt += packet.is_corrupt
             longest = max(longest, packet.duration or 0)
             sent.append(packet.dts)
@@ -177,15 +186,17 @@ def _extent(container, stream, path: Path) -> tuple[float, float, str]:
         hidden = stream.frames and not promised
         reason = "its edit list hides every frame" if hidden else "its video stream is empty"
         raise MediaError(f"{path.name}: {reason}")
-    damage = "" if not corrupt and seen >= promised else f"{seen - corrupt} of {promised} frames are there"
+    damage = stated.frames_missing(container, stream, path, sent)
+    if not damage and (corrupt or seen < promised):
+        damage = f"{seen - corrupt} of {promised} frames are there"
     base = float(stream.time_base)
     if not Clock(container, stream).tells(times, sent):
         start = min((time for time in times if time is not None), default=0) * base
-        return *_counted(path, start), damage
+        return *_counted(path, start), seen, damage
     times.sort()
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
-    return times[0] * base, (times[-1] + step) * base, damage
+    return times[0] * base, (times[-1] + step) * base, seen, damage
 
 
 def _promised(container, stream, seen: int) -> int:
@@ -223,23 +234,40 @@ def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
-    """Every frame that decodes; the errors between them go to ``faults``."""
+    """Every frame that decodes whole; the errors between them go to ``faults``."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-            frames = [] if packet is None else packet.decode()
+            if packet is not None and packet.has_sidedata("encryption_info"):
+                # Some decoders make a picture, and most a sound, of anything.
+                faults.append(ENCRYPTED)
+                continue
+            # One without a byte shows the frame before it once more, or ends the stream.
+            frames = packet.decode() if packet is not None and packet.size else []
         except av.FFmpegError as error:
             faults.append(_plain(error))
             continue
-        yield from frames
+        yield from _whole(frames, faults)
         if packet is None:
             break
     try:
-        # After an error the demuxer ends without the packet that empties the decoder.
-        yield from stream.codec_context.decode(None)
-    except av.FFmpegError:
+        frames = stream.codec_context.decode(None)
+    except av.EOFError:
         return
+    except av.FFmpegError as error:
+        faults.append(_plain(error))
+        return
+    yield from _whole(frames, faults)
+
+
+def _whole(frames: list, faults: list[str]) -> Iterator:
+    """Without the pictures that a decoder made up where it could not read, or that lack a part."""
+    for frame in frames:
+        if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
+            faults.append(NOT_WHOLE)
+        else:
+            yield frame
 
 
 def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:

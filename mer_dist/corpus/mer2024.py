@@ -82,6 +82,13 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     return {name: (split, path) for name, split, path in entries}
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads back to itself.
+        return False
+
+
 def _clips_in(part: Path) -> list[tuple[str, Path]]:
     """Name and file of each clip, by file name; what else lies there is told, not passed over."""
     found, others = [], []
@@ -91,11 +98,11 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
             suffix = suffix.lower()
             # A Mac leaves ._x.mp4, which holds no video, beside x.mp4 where it copies to a foreign disk.
             # A link that leads nowhere is a clip that cannot be read, not no clip.
-            if suffix in SUFFIXES and not entry.name.startswith("._") and not entry.is_dir():
+            if suffix in SUFFIXES and not entry.name.startswith("._") and not _is_folder(entry):
                 # Tables may spell it otherwise: a Mac writes é as two letters.
                 found.append((names.clean(name), part / entry.name))
             else:
-                others.append((entry.name, "folder" if entry.is_dir() else suffix or "no suffix"))
+                others.append((entry.name, "folder" if _is_folder(entry) else suffix or "no suffix"))
     if others:
         counts = Counter(kind for _, kind in others)
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))

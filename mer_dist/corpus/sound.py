@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mer_dist.corpus import media
+from mer_dist.corpus import media, stated
 from mer_dist.corpus.media import MediaError
 
 #: Samples per second of every stored waveform: what HuBERT was trained on.
@@ -49,6 +49,9 @@ LEFT_OUT = "sound only on a channel that the mono mix leaves out; it was used"
 TOO_LOUD = "sound beyond full scale, brought into range"
 TOO_QUIET = "sound too quiet for 16 bit, raised"
 SILENT = "sound silent throughout"
+HOLE = "sound has a hole that was closed up"
+#: Seconds without sound that are told; a packet that is late leaves less.
+HOLE_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -75,8 +78,8 @@ def read_sound(path: Path) -> Sound:
         place += 1
         heard = _hear(path, place)
     if not heard.length:
-        raise MediaError(f"{path.name}: nothing of its sound decodes")
-    remarks = [SEVERAL_TRACKS] if heard.tracks > 1 else []
+        raise MediaError(f"{path.name}: {heard.nothing}")
+    remarks = [SEVERAL_TRACKS] * (heard.tracks > 1) + [HOLE] * heard.gaps.hole
     weights, changes = zip(*(run.safe_weights() for run in heard.runs), strict=True)
     remarks += sorted(set(filter(None, changes)))
     if any(changes) or not heard.mixed or heard.misfit:
@@ -177,6 +180,9 @@ class _Heard:
     damage: str
     tracks: int
     known: int
+    gaps: _Gaps
+    #: Why nothing came of it, where nothing did.
+    nothing: str
 
     @property
     def length(self) -> int:
@@ -208,10 +214,14 @@ def _hear(path: Path, place: int) -> _Heard:
             except ValueError as error:  # FFmpeg's refusals are such, too; what came before is whole.
                 track.faults.append(str(error))
                 break
+        lacking = stated.missing(length / RATE, track.stated(length / RATE))
     if gaps.bad > gaps.samples / 2:
         raise MediaError(f"{path.name}: most samples of its sound are no numbers")
-    damage = "; ".join(filter(None, (track.damage, gaps.told)))
-    return _Heard(runs=runs, damage=damage, tracks=track.count, known=track.known)
+    damage = "; ".join(filter(None, (lacking, track.damage, gaps.told)))
+    nothing = "".join(["nothing of its sound decodes", *(f": {fault}" for fault in track.faults[:1])])
+    if gaps.length:
+        nothing = f"its sound is only {gaps.length} samples long"
+    return _Heard(runs=runs, damage=damage, tracks=track.count, known=track.known, gaps=gaps, nothing=nothing)
 
 
 def _mixed(path: Path, place: int, weights: Iterable[np.ndarray]) -> np.ndarray:
@@ -290,10 +300,21 @@ def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
 
 @dataclass(kw_only=True)
 class _Gaps:
-    """Samples that are no numbers, or beyond any scale."""
+    """Samples that are no numbers, or beyond any scale, and stretches without any."""
 
     bad: int = 0
     samples: int = 0
+    #: Samples of every kind, at the rate of the file.
+    length: int = 0
+    hole: bool = False
+    #: Seconds at which the next frame is due; None if that is not known.
+    due: float | None = None
+
+    def follow(self, frame: av.AudioFrame) -> None:
+        self.length += frame.samples
+        if self.due is not None and frame.time is not None:
+            self.hole |= frame.time - self.due > HOLE_SECONDS
+        self.due = None if frame.time is None else frame.time + frame.samples / frame.sample_rate
 
     @property
     def told(self) -> str:
@@ -310,6 +331,7 @@ def _runs(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[Iterator[av.
 def _filled(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[av.AudioFrame]:
     """The frames; samples that are no numbers are filled with a line between those beside them."""
     for frame in frames:
+        gaps.follow(frame)
         if frame.format.name.rstrip("p") in ("flt", "dbl"):
             if frame.format.is_planar and frame.layout.nb_channels > _MOST_PLANES:
                 (frame,) = av.AudioResampler(format=frame.format.name.rstrip("p")).resample(frame)

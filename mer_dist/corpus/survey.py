@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from mer_dist.corpus import paths
 from mer_dist.errors import UserError
 from mer_dist.records import LABELED, UNLABELED, Clip, Modality
 from mer_dist.settings import ShardConfig
@@ -61,23 +60,8 @@ def look(clips: Sequence[Clip], config: ShardConfig) -> dict[str, list[str]]:
         named = files_of(clip)
         if config.faces == "openface" and openface_folder(Path(config.openface), clip.name).is_dir():
             named = [path for path in named if path != clip.video]
-        found[clip.name] = [f"{path}: {why}" for path in named if (why := _fault(path))]
+        found[clip.name] = [f"{path}: {why}" for path in named if (why := paths.fault(path))]
     return found
-
-
-def _fault(path: Path) -> str:
-    """Why a file cannot be read, as far as that is known without reading it."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return "no such file"
-    except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    if not stat.S_ISREG(status.st_mode):
-        return "a folder or a device, not a file"
-    if not status.st_size:
-        return "the file is empty"
-    return "" if os.access(path, os.R_OK) else "you have no right to read it"
 
 
 def refuse(clips: Sequence[Clip], lost: dict[str, str | None], known: set[str], corpus: str) -> None:

@@ -21,6 +21,8 @@ TRIED, SECONDS = 3, 60
 #: Part of the clips from which on what is wrong with them is to be mended before a run.
 MANY = 0.1
 SHOWN = 4
+#: Clips without a file whose names are told.
+NAMED = 8
 #: :func:`mer_dist.corpus.survey.look`, done once.
 Look = Callable[[], dict[str, list[str]]]
 
@@ -99,6 +101,10 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
     if not lacking:
         return f"the files of {among} are there"
     told = f"{len(lacking)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
+    if len(lacking) > 1:
+        names = sorted(lacking)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        told += f"; in all {', '.join(names[:NAMED])}{more}"
     parts = [{clip.name for clip in clips if clip.split == split} & found.keys()
              for split in (LABELED, UNLABELED)]
     if any(len(lacking & part) > MANY * len(part) for part in parts):

@@ -1,5 +1,7 @@
 """Real files, encoded here and decoded again: frame order, pitch, and what damage costs."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -143,11 +145,21 @@ def bad_file(folder, kind):
         path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://localhost:9/a.ts\n")
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "lost":
+        path.symlink_to(folder / "nowhere")
     return path
 
 
 @pytest.mark.parametrize(("kind", "reason"), [
-    ("absent", "no such file"), ("folder", "no such file"), ("empty", "the file is empty"),
+    ("absent", "no such file"), ("folder", "a.mp4: a folder, not a file"), ("empty", "the file is empty"),
+    ("pipe", "a.mp4: a named pipe, not a file"), ("device", "a.mp4: a device, not a file"),
+    ("loop", "a.mp4: a link that leads back to itself"), ("lost", "a.mp4: a link to no file"),
     ("no index", "not readable"), ("text", "not readable"), ("playlist", "not readable|no video"),
 ])
 def test_a_file_of_which_nothing_decodes_says_why(tmp_path, kind, reason):

@@ -39,8 +39,8 @@ def test_every_way_in_which_a_file_cannot_be_read_is_told(tmp_path):
     clips = [clip(name, LABELED, tmp_path / file) for name, file in videos.items()]
     clips += [clip("h", LABELED, tmp_path / "good.mp4", tmp_path / "no.wav"), clip("i", LABELED)]
     found = survey.look(clips, ShardConfig(faces="openface", openface=str(tmp_path / "faces")))
-    words = {"a": "the file is empty", "c": "no such file", "d": "a folder or a device", "e": "null byte",
-             "g": "too long", "h": "no.wav: no such file"}
+    words = {"a": "the file is empty", "c": "a link to no file", "d": "a folder, not a file",
+             "e": "null byte", "g": "too long", "h": "no.wav: no such file"}
     # The pictures of f stand for its video.
     assert found["b"] == found["f"] == [] and "i" not in found
     assert all(len(found[name]) == 1 and word in found[name][0] for name, word in words.items())

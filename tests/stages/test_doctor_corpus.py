@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -66,6 +67,21 @@ def test_paths_that_lead_nowhere_are_found_and_one_of_many_is_told(corpus, tmp_p
     (corpus / "video-labeled" / "a003.mp4").write_bytes(b"")
     fine, text = found(config_of(corpus), "media")["media"]
     assert fine and text.startswith("1 of 13 clips lack a file (1 x file: *.mp4: the file is empty)")
+
+
+def test_what_is_there_and_no_file_is_counted_and_named(corpus, monkeypatch):
+    for name in ("u000", "a003"):
+        next(corpus.glob(f"*/{name}.mp4")).unlink()
+    os.mkfifo(corpus / "video-labeled" / "a003.mp4")
+    (corpus / "video-unlabeled-with-test2noise" / "u000.mp4").symlink_to("u000.mp4")
+    monkeypatch.setattr(doctor_corpus, "MANY", 1)
+    fine, text = found(config_of(corpus), "media")["media"]
+    assert fine and text.startswith(
+        "2 of 13 clips lack a file (1 x file: *.mp4: a link that leads back to itself; "
+        "1 x file: *.mp4: a named pipe, not a file); for example ")
+    assert text.endswith("; in all a003, u000")
+    monkeypatch.setattr(doctor_corpus, "NAMED", 1)
+    assert found(config_of(corpus), "media")["media"][1].endswith("; in all a003 and 1 more")
 
 
 def test_a_large_corpus_is_looked_at_in_a_sample(corpus, monkeypatch):

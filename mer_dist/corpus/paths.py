@@ -1,0 +1,30 @@
+"""Why a file that the corpus names cannot be read, as far as that is known without opening it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+#: What stands where a file should, by the kind that the disk gives it.
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+          stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def fault(path: Path) -> str:
+    """Empty where nothing is known against it. A named pipe is not opened: that would wait for a writer."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return "a link to no file" if path.is_symlink() else "no such file"
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ELOOP:
+            return "a link that leads back to itself"
+        return getattr(error, "strerror", None) or str(error)
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        return f"{_KINDS.get(kind, 'something else')}, not a file"
+    if not status.st_size:
+        return "the file is empty"
+    return "" if os.access(path, os.R_OK) else "you have no right to read it"

@@ -1,0 +1,109 @@
+"""How much sound, and how many frames, a file has by its own word: what a copy that broke off lacks.
+
+Only what a header states counts. Where FFmpeg reckons a length from the size of the file and the bit rate
+there is no promise, nor where a program wrote into a pipe and could not come back to fill its header in.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Sizes of a RIFF file from here on stand for "not known yet": writers differ in which they take.
+UNKNOWN_SIZE = 2**31 - 2**16
+#: Frames that FFmpeg writes into the header of an AVI until it knows better.
+UNKNOWN_FRAMES = 2**30
+#: What may be missing, in seconds and as a part: encoders pad and trim, headers are rounded.
+SLACK_SECONDS, SLACK = 0.2, 0.05
+
+
+def missing(heard: float, stated: float) -> str:
+    """What to say of a sound of which so many seconds came out; empty if it is all there."""
+    return f"{heard:.1f} of {stated:.1f} s are there" if _short(heard, stated) else ""
+
+
+def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) -> str:
+    """What to say of the frames of an AVI that were ``sent`` at these ticks, of which each is a frame."""
+    there = max((time for time in sent if time is not None), default=-1) + 1
+    # A frame that is repeated has a tick and no packet, which at the end leaves no trace in a whole file.
+    if container.format.name != "avi" or stream.frames >= UNKNOWN_FRAMES or _riff(path) == 1:
+        return ""
+    short = _short(*(float(count * stream.time_base) for count in (there, stream.frames)))
+    return f"{there} of {stream.frames} frames are there" if short else ""
+
+
+def _short(there: float, stated: float) -> bool:
+    return stated - there > max(SLACK_SECONDS, SLACK * stated)
+
+
+def seconds(container, stream, path: Path, heard: float) -> float:
+    """How long a sound is of which ``heard`` seconds came out; ``heard`` where the file does not say it.
+
+    Asked after all of it was read, for a file of fragments tells as much only by and by.
+    """
+    form = container.format.name
+    if "mp4" in form:
+        # Not the length in time: a packet may be said to last for as long as a pause in a recording.
+        return heard / max(_listed(container, stream), 1e-9)
+    if form in ("wav", "avi"):
+        return heard / max(_riff(path), 1e-9)
+    if form == "flac":
+        return _flac(bytes(stream.codec_context.extradata or b""))
+    if form == "mp3":
+        return _mp3(path, stream.codec_context.sample_rate)
+    if form in ("aiff", "au", "caf"):
+        length = stream.frames if form == "caf" else stream.duration
+        return float((length or 0) * stream.time_base)
+    return heard
+
+
+def _listed(container, stream) -> float:
+    """Of the packets that the header of an mp4 lists, the part that lies in the file."""
+    entries = [entry for entry in stream.index_entries if entry.size]
+    there = sum(entry.pos + entry.size <= container.size for entry in entries)
+    return there / len(entries) if entries else 1.0
+
+
+def _riff(path: Path) -> float:
+    """Of the sound of a WAV, or the recording of an AVI, the part that lies in the file."""
+    whole = path.stat().st_size
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF":
+            return 1.0
+        file.seek(12)
+        while len(head := file.read(12)) == 12:
+            kind, size, form = struct.unpack("<4sI4s", head)
+            if kind == b"data" or (kind, form) == (b"LIST", b"movi"):
+                known = 0 < size < UNKNOWN_SIZE
+                return min(1.0, (whole - file.tell() + 4) / size) if known else 1.0
+            file.seek(size + size % 2 - 4, 1)
+    return 1.0
+
+
+def _flac(header: bytes) -> float:
+    """From STREAMINFO: 20 bits of rate, 8 of channels and depth, 36 of samples, which are 0 if not known."""
+    if len(header) < 18:
+        return 0.0
+    packed = int.from_bytes(header[10:18], "big")
+    return (packed & (2**36 - 1)) / max(packed >> 44, 1)
+
+
+def _mp3(path: Path, rate: int) -> float:
+    """From the frame that encoders put first, Xing's or Fraunhofer's, where it says how many follow."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        while head[:3] == b"ID3" and len(head) == 10:
+            # Sizes of tags have 7 bits to the byte.
+            file.seek(sum((byte & 127) << 7 * (9 - place) for place, byte in enumerate(head) if place > 5), 1)
+            head = file.read(10)
+        head += file.read(2000)
+    head = head[max(head.find(b"\xff"), 0) :][:200]
+    samples = 1152 if rate >= 32_000 else 576
+    for mark, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        start = head.find(mark)
+        told = head[start : start + place + 4]
+        if start < 0 or len(told) < place + 4 or (place == 8 and not told[7] & 1):
+            continue
+        return int.from_bytes(told[place:], "big") * samples / max(rate, 1)
+    return 0.0
