@@ -58,6 +58,8 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
         tmp_path / "in", **good, nan=np.array([1.0, np.nan, 2]), wide=np.ones(4),
         zero=np.zeros(3), cube=np.ones((2, 2, 3)), point=np.float32(1), none=np.ones((0, 3)),
         thing=np.array([{"a": 1}], dtype=object), word=np.array(["a", "b", "c"]),
+        wider=np.ones(3, np.longdouble), day=np.array([1, 2, 3], "M8[s]"),
+        record=np.array([(1.0, 2.0, 3.0)], dtype="f4,f4,f4"),
     )
     (folder / "torn.npy").write_bytes((folder / "c0.npy").read_bytes()[:90])
     (folder / "empty.npy").touch()
@@ -68,11 +70,11 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
     Path(os.fsdecode(bytes(folder) + b"/no-\xff-text.npy")).write_bytes((folder / "c1.npy").read_bytes())
     import_npy(run, "line", "text", folder)
     why = {row.name: row.reason for row in quarantine.read(run.quarantine)}
-    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "torn", "empty", "point",
-                          ".hidden", "no-\\udcff-text"}
+    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "wider", "day", "record",
+                          "torn", "empty", "point", ".hidden", "no-\\udcff-text"}
     assert all((row.stage, row.lost) == ("import", "text") for row in quarantine.read(run.quarantine))
     assert "1 values are NaN" in why["nan"] and "most files have 3" in why["wide"]
-    assert "all zeros" in why["zero"]
+    assert "all zeros" in why["zero"] and "save it as float32 or float64" in why["wider"]
     found = features.load(run.features("line"))
     assert set(found.names) == set(good) and found.missing.keys() == why.keys()
 
