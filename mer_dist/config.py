@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mer_dist import metrics, strict
 from mer_dist.errors import UserError
 from mer_dist.files import write_text
+from mer_dist.records import plain
 from mer_dist.settings import (
     CorpusConfig,
     ExtractConfig,
@@ -59,11 +60,19 @@ class Config:
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")
+        for told in ("given", "probes"):
+            setattr(self.vote, told, self._by_label(getattr(self.vote, told)))
         if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
             raise UserError("vote.given needs a share for each of corpus.labels, 0 where there is none: "
                             f"{', '.join(self.corpus.labels)}; it has {self.vote.given}")
         if self.vote.probes:
             metrics.shares_of_constants(self.vote.probes, self.corpus.labels)
+
+    def _by_label(self, told: dict[str, float]) -> dict[str, float]:
+        """The same by the labels as ``corpus.labels`` writes them; as it is where two would be one."""
+        labels = {plain(label): label for label in self.corpus.labels}
+        found = {labels.get(plain(name), name): value for name, value in told.items()}
+        return found if len(found) == len(told) else told
 
 
 def _override(text: str) -> dict:
@@ -71,7 +80,8 @@ def _override(text: str) -> dict:
     key, equals, raw = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise UserError(f"override {text!r}: write it as section.key=value")
-    value = strict.parse(raw, f"override {text!r}")
+    # The shell turns key="" into key=, which is empty text and not null.
+    value = strict.parse(raw, f"override {text!r}") if raw.strip() else ""
     for part in reversed(key.split(".")):
         value = {part: value}
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,11 @@ EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 
 LABELED = "labeled"
 UNLABELED = "unlabeled"
+
+
+def plain(text: str) -> str:
+    """A label as it is compared: without regard to capitals, blanks and forms of letters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class Modality(StrEnum):

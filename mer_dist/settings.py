@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from mer_dist.errors import UserError
-from mer_dist.records import EMOTIONS
+from mer_dist.records import EMOTIONS, plain
 
 
 def _key(section: str, key: str) -> str:
@@ -82,6 +82,11 @@ class CorpusConfig:
                             "utf-8, gb18030, big5, shift_jis, euc_kr, cp1252 and others of Python") from None
         if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
             raise UserError("corpus.labels must name at least two labels, each once")
+        first: dict[str, str] = {}
+        for label in self.labels:
+            if (other := first.setdefault(plain(label), label)) != label:
+                raise UserError(f"corpus.labels has {other!r} and {label!r}, which differ in capitals, blanks or "
+                                "forms of letters alone; keep one: both are understood in tables")
 
 
 @dataclass(kw_only=True)
@@ -354,6 +359,8 @@ class VoteConfig:
         for key, kind in (("given", "given"), ("probes", "probed")):
             if (self.prior == kind) != bool(getattr(self, key)):
                 raise UserError(f"vote.{key} belongs to vote.prior: {kind}, and is needed there")
+        if below := {label: share for label, share in self.given.items() if share < 0}:
+            raise UserError(f"vote.given must be shares, and none of them below 0: {below}")
         total = sum(self.given.values())
-        if self.given and (min(self.given.values()) < 0 or abs(total - 1) > 0.01):
+        if self.given and abs(total - 1) > 0.01:
             raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")

@@ -141,6 +141,9 @@ def test_a_missing_mandatory_value_is_named(write):
         ("fuse.width=30", "must be a multiple of fuse.heads 4"),
         ("corpus.labels=[a]", "at least two labels"),
         ("corpus.labels=[a, a]", "each once"),
+        ("corpus.labels=[calm, sad, Calm]", "'calm' and 'Calm', which differ in capitals"),
+        ("corpus.labels=['caf\u00e9', 'cafe\u0301']", "keep one"),
+        ("vote={prior: given, given: {joy: 1.2, sad: -0.2}}", "none of them below 0: {'sad': -0.2}"),
         ("folds.group=(", "not a regular expression"),
         ("folds.group=abc", "needs one (group)"),
         ("shard.faces=openface", "shard.openface must name its folder"),
@@ -155,6 +158,21 @@ def test_a_value_out_of_range_is_refused_with_file_and_what_is_valid(write, over
     path = write(SMALL)
     message = refused(path, override)
     assert words in message and str(path) in message
+
+
+def test_shares_are_told_by_labels_in_other_capitals_too(write):
+    labels = "corpus.labels=[calm, sad]"
+    loaded = config.load(write(SMALL), [labels, "vote={prior: given, given: {Calm: 0.7, SAD: 0.3}}"])
+    assert loaded.vote.given == {"calm": 0.7, "sad": 0.3}
+    loaded = config.load(write(SMALL), [labels, "vote={prior: probed, probes: {Calm: 40.0}}"])
+    assert loaded.vote.probes == {"calm": 40.0}
+    twice = "vote={prior: given, given: {Calm: 0.7, calm: 0.3, sad: 0.0}}"
+    assert "a share for each of corpus.labels" in refused(write(SMALL), labels, twice)
+
+
+def test_an_empty_override_is_empty_text(write):
+    loaded = config.load(write(SMALL), ["vote.names=some.csv", "vote.names="])
+    assert loaded.vote.names == ""
 
 
 def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):

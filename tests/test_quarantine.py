@@ -112,6 +112,7 @@ def test_the_quarantine_is_read_as_counts_rows_names_csv_and_json(run, capsys):
     assert lines[2].split(maxsplit=3) == ["7", "shard", "audio", "*.mp4: no audio stream (a0, a1, a2, …)"]
     assert "2 problems of 2 clips" in told("--stage", "fuse")
     assert told("--lost", "clip", "--reason", "no file", "--names") == "f\ng\n"
+    assert told("--lost", "clip", "--reason", "No File", "--names") == "f\ng\n"
     rows = list(csv.DictReader(io.StringIO(told("--csv"))))
     assert len(rows) == 18 and rows[0] == {
         "stage": "fuse", "name": "a0", "lost": "audio", "reason": "features ep1.v2: values that are NaN"}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
 from mer_dist.log import logger
-from mer_dist.records import LABELED, UNLABELED
+from mer_dist.records import LABELED, UNLABELED, plain
 
 #: What people and programs write into a cell that holds nothing.
 NOTHING = {"na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "unknown", "unlabeled", "unlabelled"}
@@ -22,10 +21,6 @@ _OTHER_SPLITS = {"train": LABELED, "training": LABELED, "val": LABELED, "valid":
 _ALIKE = 0.75
 
 
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 class Labels:
     """The labels of one table: as ``corpus.labels`` has them, or why not."""
 
@@ -34,7 +29,7 @@ class Labels:
         #: Plain form -> the labels that have it.
         self._alike: dict[str, list[str]] = {}
         for label in labels:
-            self._alike.setdefault(_plain(label), []).append(label)
+            self._alike.setdefault(plain(label), []).append(label)
         self._understood: Counter[tuple[str, str]] = Counter()
 
     def read(self, text: str) -> tuple[str | None, str]:
@@ -42,7 +37,7 @@ class Labels:
         text = text.strip()
         if text in self.labels:
             return text, ""
-        alike = self._alike.get(_plain(text), [])
+        alike = self._alike.get(plain(text), [])
         if len(alike) == 1:
             self._understood[text, alike[0]] += 1
             return alike[0], ""
@@ -50,11 +45,11 @@ class Labels:
                       f"{self._remedy(text, alike)}")
 
     def _remedy(self, text: str, alike: list[str]) -> str:
-        near = difflib.get_close_matches(_plain(text), self._alike, 1, _ALIKE)
+        near = difflib.get_close_matches(plain(text), self._alike, 1, _ALIKE)
         found = alike or [label for one in near for label in self._alike[one]]
         if found:
             return f"is {' or '.join(map(repr, found))} meant?"
-        if _plain(text) in NOTHING or not text:
+        if plain(text) in NOTHING or not text:
             return "leave label and split empty where a clip has no label"
         if text.isdigit():
             return "numbers can be labels, too: name them there, between quotes"
@@ -122,8 +117,8 @@ class Files:
         if folder not in self._alike:
             alike = self._alike[folder] = {}
             for other in listed:
-                alike.setdefault(_plain(other), []).append(other)
-        found = self._alike[folder].get(_plain(name), [])
+                alike.setdefault(plain(other), []).append(other)
+        found = self._alike[folder].get(plain(name), [])
         return path.with_name(found[0]) if len(found) == 1 else None
 
     def _listed(self, folder: str) -> set[str]:

@@ -35,6 +35,11 @@ def feature_folder(folder: Path, set_name: str, level: str) -> Path:
     return Path(folder) / f"{set_name}-{level}"
 
 
+def is_array(path: Path) -> bool:
+    """Whether its name is that of a feature file, in capitals or not."""
+    return path.name.lower().endswith(".npy")
+
+
 def read_feature(path: Path) -> np.ndarray:
     """One feature file as float vectors: ``(D,)`` or ``(T, D)``. Pickled content is refused.
 
@@ -51,6 +56,9 @@ def read_feature(path: Path) -> np.ndarray:
         raise ValueError(f"not readable as a .npy array: {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"holds {getattr(array, 'dtype', 'an archive')}, not numbers")
+    if array.dtype.itemsize > 8:
+        # Such as longdouble, whose layout differs between machines.
+        raise ValueError(f"holds {array.dtype}, wider than any stored feature; save it as float32 or float64")
     shape = list(array.shape)
     while len(shape) > 2 and 1 in shape:
         shape.remove(1)
@@ -89,7 +97,7 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
         ValueError: why nothing of the folder can be used.
     """
     frames, faults = [], []
-    for path in sorted(Path(folder).glob("[!.]*.npy"), key=_natural):
+    for path in sorted(filter(is_array, Path(folder).glob("[!.]*")), key=_natural):
         try:
             array = read_feature(path)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shlex
 from collections import Counter
@@ -21,6 +22,9 @@ from mer_dist.records import Modality, Problem
 
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
+#: What people call parts of a corpus: folders of these names alone hold clips and are none.
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "labeled",
+         "labelled", "unlabeled", "unlabelled"}
 
 
 def import_sets(run: Run, source: list[str], told: list[str]) -> None:
@@ -99,9 +103,14 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     _check(run, set_name, modality, folder)
     sources = _sources(folder)
     found = _survey(sources)
+    _doubt(folder, sources, found)
     if found.width is None:
         why = "; the first: {}: {}".format(*next(iter(found.bad.items()))) if found.bad else ""
-        raise UserError(f"{folder}: no .npy file there can be used{why}")
+        others = _others(folder)
+        there = f"; it has {others}" if others else ""
+        raise UserError(f"{folder}: no .npy file there can be used{why}{there}")
+    if others := _others(folder):
+        logger.warning("%s: beside the .npy files, not taken: %s", folder, others)
     with files.atomic_folder(run.features(set_name)) as store:
         starts = range(0, len(sources), CLIPS_PER_SHARD)
         chunks = [[*sources.items()][start : start + CLIPS_PER_SHARD] for start in starts]
@@ -124,8 +133,8 @@ def _sources(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: two belong to one clip, or these are several sets.
     """
-    paths = sorted(folder.glob("*.npy"))
-    folders = [folder / name for name in _folders(folder)]
+    paths = sorted(path for path in folder.iterdir() if mertools.is_array(path))
+    folders = [folder / name for name in _folders(folder) if not mertools.is_array(folder / name)]
     if paths and folders:
         logger.warning("%s: folders beside the .npy files are not read: %s", folder,
                        ", ".join(path.name for path in folders[:5]))
@@ -134,16 +143,28 @@ def _sources(folder: Path) -> dict[str, Path]:
         if sets := [path.name for path in paths if path.name.endswith(("-UTT", "-FRA"))]:
             raise UserError(f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
                             f"name out and give --modality {sets[0]}=MODALITY for each")
+        if paths and all(path.name.casefold() in PARTS for path in paths):
+            raise UserError(f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and not "
+                            "clips; put the files of all parts into one folder, and import that")
     found, places = {}, []
     for path in paths:
         name = names.clean(path.name if path.is_dir() else path.stem)
         if names.unsafe(name):
-            name = path.name.removesuffix(".npy").encode("utf-8", "backslashreplace").decode()
+            name = path.name[: -len(".npy")].encode("utf-8", "backslashreplace").decode()
         else:
             places.append((name, path.name))
         found[name] = path
     names.check(places)
     return found
+
+
+def _others(folder: Path) -> str:
+    """What lies there and is no array, by suffix, with an example each; hidden files are nobody's features."""
+    by_suffix: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name[0] != "." and not mertools.is_array(path):
+            by_suffix.setdefault(path.suffix or "files without a suffix", []).append(path.name)
+    return ", ".join(f"{len(own)} {suffix} (as {own[0]})" for suffix, own in by_suffix.items())
 
 
 @dataclass(kw_only=True)
@@ -154,6 +175,8 @@ class _Survey:
     width: int | None = None
     #: Clips whose array (D, 1) is a vector.
     columns: set[str] = field(default_factory=set)
+    #: Clips whose array has more than one row.
+    long: set[str] = field(default_factory=set)
     #: name -> why it cannot be used.
     bad: dict[str, str] = field(default_factory=dict)
     #: name -> what of its frames is left out.
@@ -183,6 +206,7 @@ def _survey(sources: dict[str, Path]) -> _Survey:
         if faults:
             found.partial[name] = f"{len(faults)} faults in its frames, which are left out: {faults[0]}"
     found.columns = _columns({name: shape for name, shape in shapes.items() if not sources[name].is_dir()})
+    found.long = {name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1} - found.columns
     widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
         return found
@@ -192,6 +216,20 @@ def _survey(sources: dict[str, Path]) -> _Survey:
         for name, own in widths.items() if own != found.width
     }
     return found
+
+
+def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:
+    """Say how the files were understood where another meaning is as likely."""
+    if len(found.long) == len(sources) == 1 and not (path := next(iter(sources.values()))).is_dir():
+        logger.warning("%s: its only array, %s, is taken as one clip of many frames; if its rows are clips, "
+                       "write each into a file of its own, <name>.npy", folder, path.name)
+    frames = (path.name for own in sources.values() if own.is_dir() for path in own.iterdir()
+              if mertools.is_array(path))
+    first = next(frames, "1")
+    if not any(re.search(r"\d", name) for name in itertools.chain([first], frames)):
+        logger.warning("%s: each folder in it is taken as one clip, and each file in those as a frame, though "
+                       "no name, as %s, has a number; if the files are clips, import their folder", folder,
+                       first)
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:

@@ -29,7 +29,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--stage", help="only what this stage left out, as shard")
     parser.add_argument("--lost", help="only where this was lost, as clip, video or label")
-    parser.add_argument("--reason", help="only reasons that contain this text")
+    parser.add_argument("--reason", help="only reasons that contain this text, in capitals or not")
     form = parser.add_mutually_exclusive_group()
     for name, text in FORMS.items():
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=text)
@@ -53,7 +53,7 @@ def told(folder: Path, stage: str | None, lost: str | None, reason: str | None, 
     if not rows and form is None:
         return "nothing is in quarantine"
     rows = [row for row in rows if stage in (None, row.stage) and lost in (None, row.lost)
-            and (reason or "") in row.reason]
+            and (reason or "").casefold() in row.reason.casefold()]
     return {None: _counts, "rows": _rows, "names": _names, "csv": _csv, "json": _json}[form](rows)
 
 

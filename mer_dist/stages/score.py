@@ -14,7 +14,7 @@ from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED
+from mer_dist.records import LABELED, plain
 from mer_dist.shards import manifest
 
 SHOWN = 3
@@ -73,13 +73,19 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     if column is None:
         raise UserError(f"{path}: its first line has neither a column discrete nor label; it has: "
                         f"{', '.join(map(repr, read.columns[:20]))}")
-    truth, known = {}, cells.Labels(labels, read.file)
+    truth, known, without = {}, cells.Labels(labels, read.file), []
     for name, row in read.rows.items():
         label, why = known.read(row[column])
+        if label is None and (not row[column].strip() or plain(row[column]) in cells.NOTHING):
+            without.append(name)
+            continue
         if label is None:
             raise UserError(f"{path}: line {read.lines[name]}: {why}")
         truth[name] = label
     known.tell()
+    if without:
+        logger.warning("%s: %d clips have no label there and are not scored; for example %s", path, len(without),
+                       ", ".join(without[:SHOWN]))
     return truth
 
 

@@ -358,6 +358,8 @@ def _answer(state: _State) -> None:
     if not state.run.answer.exists():
         if list(state.run.vote.glob("predictions.parquet")):
             state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
+        else:
+            logger.info("answer: there is none yet; run fuse")
         return
     answers = table.read(state.run.answer, ("name", "discrete"))
     unlabeled = state.unlabeled | {name for name, label in state.labels.items() if label is None}

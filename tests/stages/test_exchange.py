@@ -58,6 +58,8 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
         tmp_path / "in", **good, nan=np.array([1.0, np.nan, 2]), wide=np.ones(4),
         zero=np.zeros(3), cube=np.ones((2, 2, 3)), point=np.float32(1), none=np.ones((0, 3)),
         thing=np.array([{"a": 1}], dtype=object), word=np.array(["a", "b", "c"]),
+        wider=np.ones(3, np.longdouble), day=np.array([1, 2, 3], "M8[s]"),
+        record=np.array([(1.0, 2.0, 3.0)], dtype="f4,f4,f4"),
     )
     (folder / "torn.npy").write_bytes((folder / "c0.npy").read_bytes()[:90])
     (folder / "empty.npy").touch()
@@ -68,11 +70,11 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
     Path(os.fsdecode(bytes(folder) + b"/no-\xff-text.npy")).write_bytes((folder / "c1.npy").read_bytes())
     import_npy(run, "line", "text", folder)
     why = {row.name: row.reason for row in quarantine.read(run.quarantine)}
-    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "torn", "empty", "point",
-                          ".hidden", "no-\\udcff-text"}
+    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "wider", "day", "record",
+                          "torn", "empty", "point", ".hidden", "no-\\udcff-text"}
     assert all((row.stage, row.lost) == ("import", "text") for row in quarantine.read(run.quarantine))
     assert "1 values are NaN" in why["nan"] and "most files have 3" in why["wide"]
-    assert "all zeros" in why["zero"]
+    assert "all zeros" in why["zero"] and "save it as float32 or float64" in why["wider"]
     found = features.load(run.features("line"))
     assert set(found.names) == set(good) and found.missing.keys() == why.keys()
 
@@ -202,3 +204,35 @@ def test_files_whose_names_are_one_clip_are_refused_with_both(run, tmp_path):
     (folder / "caf\u00e9.npy").unlink()
     import_npy(run, "x", "text", folder)
     assert features.load(run.features("x")).names == ["caf\u00e9"]
+
+
+def test_files_that_are_not_taken_are_named_and_capitals_are_read(run, tmp_path, caplog):
+    folder = write(tmp_path / "in", a=np.ones(3), b=np.ones(3))
+    (folder / "b.npy").rename(folder / "b.NPY")
+    for name in ("c.npz", "d.npz", "e.pt", "README", ".DS_Store"):
+        (folder / name).write_bytes(b"x")
+    import_npy(run, "x", "text", folder)
+    assert features.load(run.features("x")).names == ["a", "b"]
+    assert "not taken: 1 files without a suffix (as README), 2 .npz (as c.npz), 1 .pt (as e.pt)" in caplog.text
+    (folder / "a.npy").unlink()
+    (folder / "b.NPY").unlink()
+    with pytest.raises(UserError, match=r"no .npy file there can be used; it has .*2 .npz \(as c.npz\)"):
+        import_npy(run, "y", "text", folder)
+
+
+def test_what_may_be_meant_otherwise_is_told(run, tmp_path, caplog):
+    import_npy(run, "x", "text", write(tmp_path / "clips", a=np.ones((2, 3)), b=np.ones((4, 3))))
+    import_npy(run, "x", "text", write(tmp_path / "vector", a=np.ones(3)))
+    assert "is taken as one" not in caplog.text
+    import_npy(run, "x", "text", write(tmp_path / "stacked", features=np.ones((9, 3))))
+    assert "its only array, features.npy, is taken as one clip of many frames" in caplog.text
+    for clip, frames in (("one", ("ann", "bob")), ("two", ("eve",))):
+        (tmp_path / "named" / clip).mkdir(parents=True)
+        write(tmp_path / "named" / clip, **dict.fromkeys(frames, np.ones(3)))
+    import_npy(run, "x", "text", tmp_path / "named")
+    assert "each folder in it is taken as one clip" in caplog.text
+    for part in ("train", "Test"):
+        (tmp_path / "parts" / part).mkdir(parents=True)
+        write(tmp_path / "parts" / part, c1=np.ones(3))
+    with pytest.raises(UserError, match="Test, train are parts of a corpus and not clips; put the files"):
+        import_npy(run, "x", "text", tmp_path / "parts")

@@ -92,6 +92,16 @@ def test_labels_of_a_truth_file_in_other_capitals_are_understood(scored, tmp_pat
     assert score(run.folder, other) == score(run.folder, path)
 
 
+def test_a_row_without_a_label_is_left_out_and_counted(scored, tmp_path, caplog):
+    run, path, _ = scored
+    head, *rows = path.read_text().splitlines()
+    other = tmp_path / "other.csv"
+    gaps = [f"{rows[0].partition(',')[0]},", f"{rows[1].partition(',')[0]},NA"]
+    other.write_text("\n".join([head, *gaps, *rows[2:]]) + "\n")
+    assert [row["clips"] for row in score(run.folder, other)] == [98] * len(STEPS)
+    assert "2 clips have no label there and are not scored; for example clip_0090, clip_0091" in caplog.text
+
+
 def test_no_stage_but_score_has_a_word_for_the_truth_file():
     """A stage that wanted the truth would have to be told where it lies."""
     for path in (ROOT / "mer_dist" / "stages").glob("*.py"):

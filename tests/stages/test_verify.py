@@ -118,12 +118,14 @@ def test_a_run_that_adds_up_has_no_finding(run):
     assert verify(run.folder) == []
 
 
-def test_a_run_of_shards_only_adds_up_too(run):
+def test_a_run_of_shards_only_adds_up_too(run, caplog):
+    caplog.set_level("INFO", "mer_dist")
     for name in ("adapters", "features", "probes", "rounds", "vote"):
         shutil.rmtree(run.folder / name)
     run.answer.unlink()
     run.folds.unlink()
     assert verify(run.folder) == []
+    assert "answer: there is none yet; run fuse" in caplog.text
 
 
 def finding(run, *words):
