@@ -22,8 +22,6 @@ _FLAGS = av.stream.Disposition
 _ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
           | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
 SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
-
-
 ENCRYPTED = "it is encrypted"
 NOT_WHOLE = "the decoder does not vouch for a picture"
 
