@@ -67,8 +67,8 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
         first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
         raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
     if len(kinds := {*labeled.values()}) == 1:
-        raise UserError(f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and nothing "
-                        "can be learned from one label; add clips of others of corpus.labels: "
+        raise UserError(f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
+                        "nothing can be learned from one label; add clips of others of corpus.labels: "
                         f"{', '.join(config.corpus.labels)}")
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]

@@ -222,8 +222,8 @@ def _why_another(told: dict) -> list[str]:
     most = labels[final["probability"].index(max(final["probability"]))]
     if final["answer"] == most:
         return []
-    return [f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, to "
-            "maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"]
+    return [f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, "
+            "to maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"]
 
 
 def _answer_text(told: dict) -> str:

@@ -89,8 +89,8 @@ def _moved(pooled: np.ndarray, answer: np.ndarray, asked: np.ndarray, by_expecte
     if not by_expected_waf:
         return ""
     moved = int((answer != pooled.argmax(1))[asked].sum())
-    return (f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that is "
-            "not the most probable label")
+    return (f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that "
+            "is not the most probable label")
 
 
 def pool(
