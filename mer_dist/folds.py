@@ -32,9 +32,11 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     counts = Counter(labels.values())
     few = {label: count for label, count in counts.items() if count < config.count}
     if few or not counts:
+        least = min(few.values(), default=0)
+        lower = f"lower folds.count to {least}, " if least > 1 else ""
         raise UserError(
-            f"folds.count is {config.count}, but these labels have fewer clips: {few or 'all'}; "
-            "lower folds.count or leave those labels out of corpus.labels"
+            f"folds.count is {config.count}, but these labels have fewer clips: {few or 'all'}; {lower}"
+            "add clips of them, or leave them out of corpus.labels"
         )
     targets = [labels[name] for name in names]
     if config.group:

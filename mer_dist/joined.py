@@ -66,6 +66,10 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
         place = config.fuse.labels or str(run.shards)
         first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
         raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
+    if len(kinds := {*labeled.values()}) == 1:
+        raise UserError(f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
+                        "nothing can be learned from one label; add clips of others of corpus.labels: "
+                        f"{', '.join(config.corpus.labels)}")
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
     index = {label: row for row, label in enumerate(config.corpus.labels)}
@@ -221,7 +225,8 @@ def read_set(
     if known.isdisjoint(found.names):
         raise UserError(
             f"features {set_name}: none of its {len(found.names)} clips is among the {len(known)} "
-            "clips of this run; are the names the same?"
+            "clips of this run; are the names the same? For example it has "
+            f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
         )
     if strange := len(set(found.names) - known):
         logger.warning("features %s: %d of its clips are not among the clips of this run and are left "

@@ -85,8 +85,8 @@ class CorpusConfig:
         first: dict[str, str] = {}
         for label in self.labels:
             if (other := first.setdefault(plain(label), label)) != label:
-                raise UserError(f"corpus.labels has {other!r} and {label!r}, which differ in capitals, blanks or "
-                                "forms of letters alone; keep one: both are understood in tables")
+                raise UserError(f"corpus.labels has {other!r} and {label!r}, which differ in capitals, "
+                                "blanks or forms of letters alone; keep one: both are understood in tables")
 
 
 @dataclass(kw_only=True)

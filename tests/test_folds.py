@@ -46,6 +46,8 @@ def test_clips_of_one_group_share_a_fold():
     ("labels", "group", "words"),
     [
         ({"a": "sad", "b": "sad", "c": "happy"}, "", "these labels have fewer clips"),
+        ({"a": "sad", "b": "sad", "c": "happy"}, "", "'happy': 1}; add clips of them, or leave them out"),
+        ({"a": "sad", "b": "sad"}, "", "lower folds.count to 2, add clips of them"),
         ({}, "", "fewer clips"),
         ({"f1_a": "sad", "f1_b": "sad", "f1_c": "sad"}, r"^(f\d)_", "1 groups, fewer than"),
         ({"x": "sad", "y": "sad", "z": "sad"}, r"^(f\d)_", "does not match the clip name 'x'"),

@@ -165,7 +165,7 @@ def test_a_vector_of_another_order_of_size_becomes_missing_and_is_named(run):
 
 def test_a_set_of_other_clips_is_refused(run):
     fusion_run.write_set(run, "voice", "audio", ["x", "y"], np.ones((2, 2)))
-    with pytest.raises(UserError, match="none of its 2 clips"):
+    with pytest.raises(UserError, match="none of its 2 clips .* it has 'x', and this run 'clip_0000'"):
         joined.read_set(run, "voice", clips_of())
 
 
@@ -176,6 +176,21 @@ def test_an_unusable_row_of_the_label_file_costs_its_clip_and_is_named(tmp_path)
     assert found == {"a": "happy", "b": None, "d": None}
     assert {row.name: row.lost for row in problems} == {"c": "clip", "e": "clip"}
     assert all("line" in row.reason for row in problems)
+
+
+def test_a_label_file_may_name_feature_files(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label\na.npy,happy\nb.NPY,angry\n")
+    assert joined.read_labels(path, fusion_run.LABELS)[0] == {"a": "happy", "b": "angry"}
+
+
+def test_labelled_clips_of_one_label_are_refused_in_plain_words(tmp_path):
+    config, _ = fusion_run.make(tmp_path)
+    path = tmp_path / "one.csv"
+    path.write_text("name,label\n" + "".join(f"{name},happy\n" for name in fusion_run.names(9)))
+    config.fuse.labels = str(path)
+    with pytest.raises(UserError, match="every labelled clip is happy, and nothing can be learned from one"):
+        joined.read_clips(config, Run(config.run.folder))
 
 
 def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):

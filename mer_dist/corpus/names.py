@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = frozenset(
     ".m2ts .ogv .mxf .rm .rmvb .dv .h264 .h265 .hevc".split()
 )
 #: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
-SUFFIXES = VIDEO_SUFFIXES | set(".wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff".split())
+SUFFIXES = VIDEO_SUFFIXES | set(".wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff .npy".split())
 
 
 def clean(text: str) -> str:

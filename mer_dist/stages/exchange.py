@@ -144,8 +144,8 @@ def _sources(folder: Path) -> dict[str, Path]:
             raise UserError(f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
                             f"name out and give --modality {sets[0]}=MODALITY for each")
         if paths and all(path.name.casefold() in PARTS for path in paths):
-            raise UserError(f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and not "
-                            "clips; put the files of all parts into one folder, and import that")
+            raise UserError(f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and "
+                            "not clips; put the files of all parts into one folder, and import that")
     found, places = {}, []
     for path in paths:
         name = names.clean(path.name if path.is_dir() else path.stem)
@@ -159,11 +159,11 @@ def _sources(folder: Path) -> dict[str, Path]:
 
 
 def _others(folder: Path) -> str:
-    """What lies there and is no array, by suffix, with an example each; hidden files are nobody's features."""
+    """What lies there and is no array, by suffix, with an example each; hidden files are no features."""
     by_suffix: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name[0] != "." and not mertools.is_array(path):
-            by_suffix.setdefault(path.suffix or "files without a suffix", []).append(path.name)
+            by_suffix.setdefault(path.suffix or "without a suffix", []).append(path.name)
     return ", ".join(f"{len(own)} {suffix} (as {own[0]})" for suffix, own in by_suffix.items())
 
 
@@ -227,9 +227,9 @@ def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:
               if mertools.is_array(path))
     first = next(frames, "1")
     if not any(re.search(r"\d", name) for name in itertools.chain([first], frames)):
-        logger.warning("%s: each folder in it is taken as one clip, and each file in those as a frame, though "
-                       "no name, as %s, has a number; if the files are clips, import their folder", folder,
-                       first)
+        logger.warning("%s: each folder in it is taken as one clip, and each file in those as a frame, "
+                       "though no name, as %s, has a number; if the files are clips, import their folder",
+                       folder, first)
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:
@@ -289,8 +289,8 @@ def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     quarantine.replace(run.quarantine, STAGE, [*others, *own])
     if own:
         logger.warning("%s: %d clips cannot be used and are masked, %d lack some frames; all of them: "
-                       "mer-dist quarantine %s --stage %s", set_name, len(found.bad), len(own) - len(found.bad),
-                       shlex.quote(str(run.folder)), STAGE)
+                       "mer-dist quarantine %s --stage %s", set_name, len(found.bad),
+                       len(own) - len(found.bad), shlex.quote(str(run.folder)), STAGE)
         quarantine.tell_kinds(own)
 
 

@@ -164,7 +164,8 @@ def text(told: dict) -> str:
                  for one in told["predictions"]]
         parts.append("what each model says\n" + _columns(rows))
     parts += [_lent(one, labels) for one in told["rounds"]]
-    parts.append("\n".join([*(_vote_lines(told) if told["vote"] else []), _answer_text(told)]))
+    vote_lines = [*_vote_lines(told), *_why_another(told)] if told["vote"] else []
+    parts.append("\n".join([*vote_lines, _answer_text(told)]))
     return "\n\n".join(parts)
 
 
@@ -213,6 +214,16 @@ def _vote_lines(told: dict) -> list[str]:
             rows = [[name, *_shares(own)] for name, own in shares.items()]
             parts.append(_columns([["", *vote["labels"]], *rows]))
     return parts
+
+
+def _why_another(told: dict) -> list[str]:
+    """Why the vote's answer is not its most probable label, if it is not."""
+    final, labels = told["predictions"][-1], told["labels"]
+    most = labels[final["probability"].index(max(final["probability"]))]
+    if final["answer"] == most:
+        return []
+    return [f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, "
+            "to maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"]
 
 
 def _answer_text(told: dict) -> str:

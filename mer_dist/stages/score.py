@@ -84,8 +84,8 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
         truth[name] = label
     known.tell()
     if without:
-        logger.warning("%s: %d clips have no label there and are not scored; for example %s", path, len(without),
-                       ", ".join(without[:SHOWN]))
+        logger.warning("%s: %d clips have no label there and are not scored; for example %s", path,
+                       len(without), ", ".join(without[:SHOWN]))
     return truth
 
 

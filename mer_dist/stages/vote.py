@@ -80,8 +80,17 @@ def vote(
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
         files.mark(folder, made_from, clips=len(clips.names))
-    logger.info("vote: prior correction %s: %s", "applied" if told["applied"] else "not applied",
-                told["reason"])
+    logger.info("vote: prior correction %s: %s%s", "applied" if told["applied"] else "not applied",
+                told["reason"], _moved(pooled, answer, asked, told["by_expected_waf"]))
+
+
+def _moved(pooled: np.ndarray, answer: np.ndarray, asked: np.ndarray, by_expected_waf: bool) -> str:
+    """How many of the answers that are asked for are not the most probable label, and why."""
+    if not by_expected_waf:
+        return ""
+    moved = int((answer != pooled.argmax(1))[asked].sum())
+    return (f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that "
+            "is not the most probable label")
 
 
 def pool(

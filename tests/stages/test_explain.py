@@ -104,6 +104,15 @@ def test_the_text_is_in_columns_under_the_names_of_the_emotions(run):
     assert not any(line.endswith(" ") for line in shown.splitlines())
 
 
+def test_an_answer_that_is_not_the_most_probable_label_says_why(run):
+    told = explain(run.folder, NAMES[120])
+    final, labels = told["predictions"][-1], told["labels"]
+    final["probability"], final["answer"] = [0.5, 0.4, 0.1], labels[1]
+    assert lines_with(text(told), f"label is {labels[0]}, the answer {labels[1]}", "expected WAF")
+    final["answer"] = labels[0]
+    assert "expected WAF" not in text(told)
+
+
 def test_an_unknown_name_is_answered_with_near_ones(run):
     with pytest.raises(UserError, match="no clip 'clip_0120_' there; near names: clip_0120, "):
         explain(run.folder, "clip_0120_")

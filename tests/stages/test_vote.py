@@ -260,10 +260,23 @@ def test_a_hard_vote_is_the_weighted_majority_of_the_answers(tmp_path):
     assert not np.array_equal(soft.answer, made.answer)
 
 
-def test_without_a_prior_the_answer_is_the_plain_argmax(tmp_path):
+def test_without_a_prior_the_answer_is_the_plain_argmax(tmp_path, caplog):
+    caplog.set_level("INFO", "mer_dist")
     clips, member, _ = case(SHIFTED)
     made, told = voted(tmp_path, clips, [member], ("vote.prior=none",))
     assert not told["applied"] and (made.answer == made.probability.argmax(1)).all()
+    assert "not applied: vote.prior is none" in caplog.text and "expected WAF" not in caplog.text
+
+
+def test_answers_that_are_not_the_most_probable_label_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "mer_dist")
+    clips, member, _ = case(EVEN)
+    made, told = voted(tmp_path, clips, [member])
+    own = ~clips.labeled
+    moved = int((made.answer != made.probability.argmax(1))[own].sum())
+    assert told["by_expected_waf"] and moved
+    assert (f"answers maximise expected WAF, and for {moved} of {UNLABELED} unlabelled clips that is not the "
+            "most probable label") in caplog.text
 
 
 def test_without_unlabelled_clips_there_is_a_vote_and_an_empty_answer(tmp_path):
