@@ -228,7 +228,10 @@ def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
     with pytest.raises(UserError, match="no clip has one of the labels"):
         fuse(config)
     (tmp_path / "labels.csv").write_text("name,label\nclip_0000,happy\nclip_0001,\n")
-    with pytest.raises(UserError, match="lower folds.count"):
+    with pytest.raises(UserError, match="every labelled clip is happy"):
+        fuse(config)
+    (tmp_path / "labels.csv").write_text("name,label\nclip_0000,happy\nclip_0001,angry\n")
+    with pytest.raises(UserError, match="these labels have fewer clips: .* add clips of them"):
         fuse(config)
 
 
