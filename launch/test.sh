@@ -6,7 +6,7 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu  # the same on every machine
-# Two workers, each with whole groups of tests (tests/conftest.py); the long suite goes one by one.
+# Two workers, one of them for tests of several processes (tests/conftest.py); the long suite goes one by one.
 workers=(-n 2 --no-loadscope-reorder)
 for word in "$@"; do
   if [ "$word" = --long ]; then workers=(); fi

@@ -36,30 +36,22 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
-    items.sort(key=lambda item: together(item.nodeid)[0])
+    # Those take longest, so that they begin first.
+    items.sort(key=lambda item: group(item.nodeid) != "ranks")
 
 
-#: Files whose tests one worker runs, in this order: they share what is dear to make, or one Slurm.
-#: What takes longest comes first, so that no worker is left with it at the end.
-TOGETHER = (
-    ("slurm", ("tests/slurm/",)),
-    ("resume", ("tests/dist/test_resume.py",)),
-    ("zero3", ("tests/dist/test_zero3.py",)),
-    ("kills", ("tests/stages/test_finetune_kills.py",)),
-    ("undisturbed", ("tests/stages/test_kills.py", "tests/stages/test_disk.py")),
-    ("finetune", ("tests/stages/test_finetune.py",)),
-    ("export", ("tests/stages/test_export.py",)),
-    ("whole job", ("tests/test_whole_job.py",)),
+#: Files whose tests start several processes that compute. One worker takes them all: two such tests at once
+#: would be four processes on two cores, each of which waits busily for its peer.
+RANKS = (
+    "tests/slurm/", "tests/dist/test_resume.py", "tests/dist/test_zero3.py", "tests/test_whole_job.py",
+    *(f"tests/stages/test_{name}.py" for name in ("finetune_kills", "kills", "disk", "finetune", "export")),
 )
 
 
-def together(nodeid: str) -> tuple[int, str]:
-    """With ``-n`` every worker takes whole groups: those of :data:`TOGETHER` first, else a file each."""
+def group(nodeid: str) -> str:
+    """Tests of one group run in one worker: those of :data:`RANKS`, else those of a file."""
     file = nodeid.partition("::")[0]
-    for position, (name, starts) in enumerate(TOGETHER):
-        if file.startswith(starts):
-            return position, name
-    return len(TOGETHER), file
+    return "ranks" if file.startswith(RANKS) else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -69,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     class Groups(LoadScopeScheduling):
         # pytest-xdist's own way, the mark xdist_group, does nothing under this pytest.
         def _split_scope(self, nodeid: str) -> str:
-            return together(nodeid)[1]
+            return group(nodeid)
 
     return Groups(config, log)
 

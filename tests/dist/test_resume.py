@@ -50,7 +50,7 @@ def launch(
             "--main_process_port", str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
-    return run(command, env.for_children(1), 400)
+    return run(command, env.for_children(1), 900)
 
 
 def moved(source: Path, target: Path) -> Path:

@@ -62,7 +62,7 @@ def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_
             "--zero_stage", str(zero_stage), "--main_process_port", str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
-    done = processes.run(command, env.for_children(1), 400)
+    done = processes.run(command, env.for_children(1), 900)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
