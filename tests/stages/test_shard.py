@@ -360,7 +360,7 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     path.unlink()
     path.symlink_to(path.parent / "gone.mp4")
     shard(config_of(run, own_corpus))
-    assert reasons(run)[("a000", "video")] == f"{path}: no such file"
+    assert reasons(run)[("a000", "video")] == f"{path}: a link to no file"
     rows = {row.name: row for row in manifest.read(run / "shards")}
     assert rows["a000"].missing == ["audio", "video"]
 
@@ -457,7 +457,7 @@ MISTAKES = {
     transcripts_left_behind: "^8 of 8 transcripts in the shards",
     disk_not_mounted: "no folder video-labeled",
     links_to_a_disk_not_mounted: "8 of 8 clips that were looked at are not, for example .*/a000.mp4: "
-                                 "no such file.*shard.without_media=true",
+                                 "a link to no file.*shard.without_media=true",
 }
 
 
