@@ -75,8 +75,13 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo", nargs="*", default=[], metavar="RUN:TRUTH",
-                        help="a run folder with features, and the truth of its unlabelled clips")
+    parser.add_argument(
+        "--demo",
+        nargs="*",
+        default=[],
+        metavar="RUN:TRUTH",
+        help="a run folder with features, and the truth of its unlabelled clips",
+    )
     parser.add_argument("--mosi", type=Path, help="folder with {text,audio,video,names}_test.csv")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, default=3, help="of CMU-MOSI, each of folds and models")
@@ -173,15 +178,20 @@ def run_one(case: Case, title: str, overrides: tuple[str, ...]) -> dict[str, flo
     logistic = [row for row in rows if row["file"] == f"probes/{ALL_SETS}.parquet"]
     # Of a single feature set there is none, and the shorter of the two ends the pairs.
     of_step = dict(zip((*STEPS, LOGISTIC), (rounds[0], rounds[-1], vote, *logistic), strict=False))
-    return {f"{step}, {name}": row[key] for key, name in SCORES.items()
-            for step, row in of_step.items() if key in row}
+    return {
+        f"{step}, {name}": row[key]
+        for key, name in SCORES.items()
+        for step, row in of_step.items()
+        if key in row
+    }
 
 
 def has_frames(config: Config) -> bool:
     run = Run(config.run.folder)
     return all(
         features.StoredShard.open(path).has_frames
-        for name in joined.fused_sets(config) for copy in joined.copies(name, config.folds.count)
+        for name in joined.fused_sets(config)
+        for copy in joined.copies(name, config.folds.count)
         for path in sorted(run.features(copy).glob("[0-9]*.safetensors"))
     )
 

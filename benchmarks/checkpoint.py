@@ -1,6 +1,6 @@
 """What the checksums of a checkpoint cost: seconds of saving it, and of reading it at the next start.
 
-    python benchmarks/checkpoint.py runs/checkpoint --mebibytes 1536
+python benchmarks/checkpoint.py runs/checkpoint --mebibytes 1536
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ def main() -> None:
     paths = [path for path in saved.iterdir() if path.name != files.MARK]
     size = sum(path.stat().st_size for path in paths) / 2**20
     print(f"{size:.0f} MiB, saved in {saving:.1f} s, checksums included")
-    ways = {"crc32": (files.contents, paths), **{kind: (cryptographic, paths, kind)
-                                                 for kind in ("blake2b", "sha256")}}
+    ways = {
+        "crc32": (files.contents, paths),
+        **{kind: (cryptographic, paths, kind) for kind in ("blake2b", "sha256")},
+    }
     for kind, (act, *arguments) in ways.items():
         took = min(seconds(act, *arguments) for _ in range(3))
         print(f"{kind:8} {took:.2f} s, {size / took:.0f} MiB/s, {100 * took / saving:.0f} % of the save")

@@ -51,8 +51,12 @@ def reuse(source: Path, folder: Path, *parts: str) -> None:
 
 
 def difference(
-    truth: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None,
-    draws: int = 2000, seed: int = 0,
+    truth: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """WAF of the answers ``first`` minus that of ``second``, with a 95 % paired bootstrap interval.
 
@@ -76,5 +80,9 @@ def difference(
 def spread(values: list[float]) -> dict:
     """Mean, deviation and standard error of the mean; the latter two are 0 for a single value."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "deviation": deviation,
-            "error": deviation / len(values) ** 0.5, "values": [float(value) for value in values]}
+    return {
+        "mean": float(np.mean(values)),
+        "deviation": deviation,
+        "error": deviation / len(values) ** 0.5,
+        "values": [float(value) for value in values],
+    }

@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import setting
@@ -53,8 +54,9 @@ def main() -> None:
 def compare(yaml: Path, name: str, scratch: Path, rounds: int) -> None:
     config = setting.load(yaml)
     (work,) = [work for work in extract.planned(config) if work.set_name == name]
-    rows = [row for members in work.shards.values() for row in members
-            if work_modality(work) not in row.missing]
+    rows = [
+        row for members in work.shards.values() for row in members if work_modality(work) not in row.missing
+    ]
     torch.set_num_threads(1)
     extractor = load_extractor(work.extractor)
     ways: dict[str, Callable[[], object]] = {
@@ -68,7 +70,7 @@ def compare(yaml: Path, name: str, scratch: Path, rounds: int) -> None:
         ways["extract, 2 processes"] = pair.run
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(rounds + 1):
-            for way in (list(ways) if number % 2 else list(ways)[::-1]):
+            for way in list(ways) if number % 2 else list(ways)[::-1]:
                 started = time.perf_counter()
                 ways[way]()
                 if number:  # the first round warms up
@@ -90,8 +92,13 @@ def tell(name: str, clips: int, rates: dict[str, list[float]]) -> None:
     print(f"\n{name}: {clips} clips, medians of {len(rates['limit'])} rounds")
     for way, values in rates.items():
         print(f"  {way:22}{statistics.median(values):9.2f} clips/s")
-    for one, other in (("extract", "limit"), ("extract, 2 processes", "extract"), ("extract", "loop"),
-                       ("extract, 2 processes", "loop"), ("extract, 2 processes", "loop, 2 threads")):
+    for one, other in (
+        ("extract", "limit"),
+        ("extract, 2 processes", "extract"),
+        ("extract", "loop"),
+        ("extract, 2 processes", "loop"),
+        ("extract, 2 processes", "loop, 2 threads"),
+    ):
         if other in rates:
             print(f"  {one} / {other}: {ratio(one, other)}", flush=True)
 
@@ -154,7 +161,7 @@ class Pair:
         for pipe in self.pipes:
             pipe.recv()
 
-    def __enter__(self) -> Pair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

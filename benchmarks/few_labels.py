@@ -59,8 +59,12 @@ def main() -> None:
         told.append(summary(count, [trial.judge() for trial in trials]))
     facts = {"command": command(), "seeds": seeds, "overrides": parsed.overrides, "labels": told}
     files.write_json(parsed.out / "few_labels.json", facts)
-    print(facts["command"], f"weighted F1 in %, mean ± deviation over seeds {seeds[0]} to {seeds[-1]}; "
-          "change from round 0 of the same seeds ± standard error", sep="\n")
+    print(
+        facts["command"],
+        f"weighted F1 in %, mean ± deviation over seeds {seeds[0]} to {seeds[-1]}; "
+        "change from round 0 of the same seeds ± standard error",
+        sep="\n",
+    )
     for of_count in told:
         print(table(of_count))
 
@@ -80,8 +84,10 @@ class Trial:
     @classmethod
     def make(cls, base: Path, folder: Path, count: int, seed: int, overrides: list[str]) -> Trial:
         labels, held_out = draw(base, count, seed)
-        files.write_text(folder / "labels.csv", "name,label\n" + "".join(
-            f"{name},{label}\n" for name, label in labels.items()))
+        files.write_text(
+            folder / "labels.csv",
+            "name,label\n" + "".join(f"{name},{label}\n" for name, label in labels.items()),
+        )
         # Labelled clips and those to be answered come from the same videos, and so do the folds.
         own = (f"fuse.labels={folder}/labels.csv", *overrides)
         config = mosi.configure(base, folder, seed, own, group="")
@@ -98,9 +104,13 @@ class Trial:
         vote = predictions.read(Run(self.config.run.folder).vote / "predictions.parquet")
         unlabeled = np.flatnonzero(~self.clips.labeled)
         new = np.arange(len(self.clips.names), len(self.truth))
-        waf = {title: {way: metrics.waf(self.truth[rows], answer[rows])
-                       for way, rows in zip(WAYS, (unlabeled, new), strict=True)}
-               for title, answer in answers.items()}
+        waf = {
+            title: {
+                way: metrics.waf(self.truth[rows], answer[rows])
+                for way, rows in zip(WAYS, (unlabeled, new), strict=True)
+            }
+            for title, answer in answers.items()
+        }
         waf[VOTE] = {WAYS[0]: metrics.waf(self.truth[unlabeled], vote.answer[unlabeled])}
         return {"waf": waf, "pseudo": self.pseudo_labels(), "unlabeled": len(unlabeled), "new": len(new)}
 
@@ -113,7 +123,11 @@ class Trial:
         values = np.concatenate([of_set[:, 0].numpy() for of_set in self.inputs.values], 1)
         inner = StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=self.config.run.seed)
         model = LogisticRegressionCV(
-            Cs=list(STRENGTHS), l1_ratios=(0,), cv=inner, scoring="neg_log_loss", max_iter=1000,
+            Cs=list(STRENGTHS),
+            l1_ratios=(0,),
+            cv=inner,
+            scoring="neg_log_loss",
+            max_iter=1000,
             use_legacy_attributes=False,
         )
         return model.fit(values[rows], self.truth[rows]).predict(values)
@@ -148,8 +162,11 @@ class Trial:
         for number in range(1, self.last_round() + 1):
             path = Run(self.config.run.folder).round(number) / lineage.FILE
             rows = pq.read_table(path, columns=["name", "pseudo_label", "selected"]).to_pylist()
-            right = [self.clips.labels[truth_of[row["name"]]] == row["pseudo_label"]
-                     for row in rows if row["selected"]]
+            right = [
+                self.clips.labels[truth_of[row["name"]]] == row["pseudo_label"]
+                for row in rows
+                if row["selected"]
+            ]
             found.append({"taken": len(right) / len(rows), "right": sum(right) / max(len(right), 1)})
         return found
 
@@ -203,26 +220,37 @@ def summary(count: int, judged: list[dict]) -> dict:
     pseudo = []
     for number in range(max(len(one["pseudo"]) for one in judged)):
         there = [one["pseudo"][number] for one in judged if number < len(one["pseudo"])]
-        pseudo.append({key: spread([one[key] for one in there]) for key in there[0]}
-                      | {"round": number + 1, "seeds": len(there)})
+        pseudo.append(
+            {key: spread([one[key] for one in there]) for key in there[0]}
+            | {"round": number + 1, "seeds": len(there)}
+        )
     sizes = {key: spread([one[key] for one in judged])["mean"] for key in ("unlabeled", "new")}
     return {"labeled": count, **sizes, "rows": rows, "pseudo_labels": pseudo}
 
 
 def table(told: dict) -> str:
-    lines = ["", f"{told['labeled']} labelled, {told['unlabeled']:.0f} unlabelled clips, "
-             f"{told['new']:.0f} of held-out videos",
-             f"{'':24}" + "".join(f"{way:>14}{'change':>16}" for way in WAYS)]
+    lines = [
+        "",
+        (
+            f"{told['labeled']} labelled, {told['unlabeled']:.0f} unlabelled clips, "
+            f"{told['new']:.0f} of held-out videos"
+        ),
+        f"{'':24}" + "".join(f"{way:>14}{'change':>16}" for way in WAYS),
+    ]
     for row in told["rows"]:
         line = f"{row['title']:24}"
         for way in WAYS:
             if figure := row.get(way):
-                line += (f"{100 * figure['mean']:7.2f} ± {100 * figure['deviation']:4.2f}"
-                         f"{100 * figure['change']['mean']:+9.2f} ± {100 * figure['change']['error']:4.2f}")
+                line += (
+                    f"{100 * figure['mean']:7.2f} ± {100 * figure['deviation']:4.2f}"
+                    f"{100 * figure['change']['mean']:+9.2f} ± {100 * figure['change']['error']:4.2f}"
+                )
         lines.append(line)
     for row in told["pseudo_labels"]:
-        lines.append(f"pseudo-labels of round {row['round']}: {100 * row['taken']['mean']:.1f} % of the "
-                     f"unlabelled clips, {100 * row['right']['mean']:.1f} % of them right")
+        lines.append(
+            f"pseudo-labels of round {row['round']}: {100 * row['taken']['mean']:.1f} % of the "
+            f"unlabelled clips, {100 * row['right']['mean']:.1f} % of them right"
+        )
     return "\n".join(lines)
 
 

@@ -40,9 +40,19 @@ def main() -> None:
         return compare_all(parsed.folder)
     setting.prepare(parsed.folder)
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH),
-        "--num_processes", str(parsed.processes), "--main_process_port", str(env.free_port()),
-        __file__, "--folder", str(parsed.folder), "--rank",
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(LAUNCH),
+        "--num_processes",
+        str(parsed.processes),
+        "--main_process_port",
+        str(env.free_port()),
+        __file__,
+        "--folder",
+        str(parsed.folder),
+        "--rank",
     ]
     subprocess.run(command, env=env.for_children(1), check=True)
 
@@ -51,17 +61,17 @@ def compare_all(folder: Path) -> None:
     from mer_dist.dist.runtime import accelerator
 
     joined = accelerator("fp32", [], folder, threads=1)
-    for yaml, extractor, batch, micro in (
-        ("text.yaml", "baichuan", 64, 16), ("clips.yaml", "clip", 8, 2),
-    ):
+    for yaml, extractor, batch, micro in (("text.yaml", "baichuan", 64, 16), ("clips.yaml", "clip", 8, 2)):
         for method in ("full", "lora"):
             settings = FinetuneConfig(
                 method=method, cross_fit=False, precision="fp32", batch=batch, micro_batch=micro, epochs=99
             )
             ratios = compare(joined, folder / yaml, extractor, settings)
             if joined.is_main_process:
-                print(f"{extractor}, {method}, {joined.num_processes} processes: trainer / bare loop "
-                      f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+                print(
+                    f"{extractor}, {method}, {joined.num_processes} processes: trainer / bare loop "
+                    f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+                )
     joined.end_training()
 
 
@@ -89,7 +99,7 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
         ready = [mine for _, mine in trainer._loaded(global_batches(task.train[order], settings.batch))]
         times = {}
         turns = {"trainer": trainer.train_epoch, "bare": lambda ready=ready: bare.train(ready)}
-        for turn in (turns if epoch % 2 else reversed(turns)):
+        for turn in turns if epoch % 2 else reversed(turns):
             joined.wait_for_everyone()
             started = time.perf_counter()
             turns[turn]()
@@ -125,8 +135,10 @@ def report_checkpoint(joined, trainer, folder: Path) -> None:
         size = sum(path.stat().st_size for path in saved.iterdir())
         plain = statistics.median(written(folder / "plain", size) for _ in range(ROUNDS))
         told = {"save": save, "load": load, "convert and load": convert}
-        print(f"checkpoint of {size / 2**20:.1f} MiB: plain write {plain:.2f} s, " + ", ".join(
-            f"{name} {statistics.median(seconds):.2f} s" for name, seconds in told.items()))
+        print(
+            f"checkpoint of {size / 2**20:.1f} MiB: plain write {plain:.2f} s, "
+            + ", ".join(f"{name} {statistics.median(seconds):.2f} s" for name, seconds in told.items())
+        )
         shutil.rmtree(folder)
     joined.wait_for_everyone()
 

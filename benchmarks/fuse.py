@@ -144,8 +144,10 @@ def loading(table: Table, parsed: argparse.Namespace) -> None:
     slow, plain, read, ready = in_turns(parsed.rounds, *ways)
     table.add(f"one file per clip and modality, {count} clips: the baseline's way", f"{slow:.2f} s")
     table.add("  one file after the other in one process", f"{plain:.2f} s")
-    for what, own in (("feature sets in the order of the clips, checked for NaN", read),
-                      ("the same until tensors are ready, standardised", ready)):
+    for what, own in (
+        ("feature sets in the order of the clips, checked for NaN", read),
+        ("the same until tensors are ready, standardised", ready),
+    ):
         table.add(what, f"{own:.2f} s")
         table.add("  times faster than the baseline's way", f"{slow / own:.1f}", 20, slow / own)
         table.add("  times faster than file after file in one process", f"{plain / own:.1f}")
@@ -161,14 +163,20 @@ def load(config: Config, clips: joined.Clips) -> Inputs:
 def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace) -> None:
     """CPU seconds of a fold's epoch, prediction included."""
     inputs, truth = setting.inputs_of(unlabeled)
-    vectors = {modality: [row.copy() for row in values[:, 0].float().cpu().numpy()]
-               for modality, values in zip(inputs.modality, inputs.values, strict=True)}
+    vectors = {
+        modality: [row.copy() for row in values[:, 0].float().cpu().numpy()]
+        for modality, values in zip(inputs.modality, inputs.values, strict=True)
+    }
     fold, lessons = setting.BaselineFold(vectors, truth), setting.lessons_of(truth, 1)
     models, _ = train(inputs, lessons, ATTENTION, 1)
     some = torch.arange(min(len(truth), FEW), device=DEVICE)
     slow_train, slow_predict, ours, larger, told = in_turns(
-        parsed.rounds, fold.train, fold.predict, lambda: train(inputs, lessons, ATTENTION),
-        lambda: train(inputs, lessons, LARGER), lambda: predict(models, inputs, some),
+        parsed.rounds,
+        fold.train,
+        fold.predict,
+        lambda: train(inputs, lessons, ATTENTION),
+        lambda: train(inputs, lessons, LARGER),
+        lambda: predict(models, inputs, some),
     )
     del vectors, fold
     slow, ours, larger = slow_train + slow_predict, ours / FOLDS, larger / FOLDS
@@ -187,6 +195,7 @@ def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace)
 
 def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, rounds: int) -> None:
     """All members at once against one after the other, at the same batch size."""
+
     def alone(steps: int) -> None:
         for lesson in lessons:
             train(inputs, [lesson], config, steps)
@@ -194,8 +203,11 @@ def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, 
     steps = max(640 // config.batch, 4)
     train(inputs, lessons, config, 1)
     first, whole, own_first, own_whole = in_turns(
-        rounds, lambda: train(inputs, lessons, config, 1), lambda: train(inputs, lessons, config, 1 + steps),
-        lambda: alone(1), lambda: alone(1 + steps),
+        rounds,
+        lambda: train(inputs, lessons, config, 1),
+        lambda: train(inputs, lessons, config, 1 + steps),
+        lambda: alone(1),
+        lambda: alone(1 + steps),
     )
     gain = (own_whole - own_first) / (whole - first)
     each = 1000 * (whole - first) / steps / len(lessons)
@@ -211,12 +223,16 @@ def equality(table: Table, config: FuseConfig, dtype: torch.dtype) -> None:
     inputs.values[:] = [values.to(dtype) for values in inputs.values]
     lessons, config = setting.lessons_of(truth, 1), replace(config, epochs=3)
     rows = torch.arange(LABELED, device=DEVICE)
-    lessons = [replace(lesson, targets=lesson.targets.to(dtype), weights=lesson.weights.to(dtype))
-               for lesson in lessons]
+    lessons = [
+        replace(lesson, targets=lesson.targets.to(dtype), weights=lesson.weights.to(dtype))
+        for lesson in lessons
+    ]
     told = predict(train(inputs, lessons, config)[0], inputs, rows)
     alone = (predict(train(inputs, [lesson], config)[0], inputs, rows)[0] for lesson in lessons)
-    apart = max((whole - own)[fold::FOLDS].abs().max().item()
-                for fold, (whole, own) in enumerate(zip(told, alone, strict=True)))
+    apart = max(
+        (whole - own)[fold::FOLDS].abs().max().item()
+        for fold, (whole, own) in enumerate(zip(told, alone, strict=True))
+    )
     name = f"{config.model} width {config.width}, batch {config.batch}, {str(dtype).removeprefix('torch.')}"
     table.add(f"{name}: {FOLDS} at once and one by one, 3 epochs, log probabilities", f"{apart:.1e} apart")
 
@@ -228,13 +244,15 @@ def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) ->
     with FlopCounterMode(display=False) as counter:
         train(inputs, lessons, AGT, 1)
     square = torch.randn(SQUARE, SQUARE, device=DEVICE)
-    before, = in_turns(rounds, lambda: torch.mm(square, square))
+    (before,) = in_turns(rounds, lambda: torch.mm(square, square))
     step = stepping(inputs, lessons, AGT, 4, rounds)
-    after, = in_turns(rounds, lambda: torch.mm(square, square))
+    (after,) = in_turns(rounds, lambda: torch.mm(square, square))
     rate, peak = counter.get_total_flops() / step, 2 * SQUARE**3 / median((before, after))
     table.add(f"torch.mm of {SQUARE} x {SQUARE}, per CPU second", f"{peak / 1e9:.0f} GFLOP/s")
-    table.add(f"AGT width {AGT.width}, batch {AGT.batch}: products of a step, forward and back",
-              f"{counter.get_total_flops() / 1e9:.1f} GFLOP")
+    table.add(
+        f"AGT width {AGT.width}, batch {AGT.batch}: products of a step, forward and back",
+        f"{counter.get_total_flops() / 1e9:.1f} GFLOP",
+    )
     table.add("  reached", f"{rate / 1e9:.0f} GFLOP/s")
     table.add("  of the rate of torch.mm", f"{rate / peak:.2f}", 0.5, rate / peak)
 
@@ -250,8 +268,13 @@ def where(table: Table, inputs: Inputs, lessons: list[Lesson], steps: int = 3) -
         with profile() as profiler:  # of every kind of device there is
             train(inputs, lessons, AGT, count)
         # A GPU's kernels stand there beside the operators that launched them.
-        found.append({event.key: getattr(event, own_time) for event in profiler.key_averages()
-                      if event.device_type == DeviceType.CPU})
+        found.append(
+            {
+                event.key: getattr(event, own_time)
+                for event in profiler.key_averages()
+                if event.device_type == DeviceType.CPU
+            }
+        )
     took = {key: time - found[0].get(key, 0) for key, time in found[1].items()}
     whole, left = sum(took.values()), dict(took)
     for group, starts in GROUPS.items():
@@ -273,8 +296,11 @@ def extrapolate(
     taught = LABELED * (FOLDS - 1) // FOLDS + PSEUDO
     steps = ROUNDS * FOLDS * EPOCHS * -(-taught // config.batch)
     clips = ROUNDS * FOLDS * (LABELED + parsed.unlabeled)
-    table.add(f"extrapolated, width {config.width}, batch {config.batch}: {FOLDS} folds x {ROUNDS} rounds x "
-              f"{EPOCHS} epochs, {PSEUDO} pseudo", f"{(steps * step + clips * told) / 60:.0f} min a seed")
+    table.add(
+        f"extrapolated, width {config.width}, batch {config.batch}: {FOLDS} folds x {ROUNDS} rounds x "
+        f"{EPOCHS} epochs, {PSEUDO} pseudo",
+        f"{(steps * step + clips * told) / 60:.0f} min a seed",
+    )
 
 
 def memory(table: Table, parsed: argparse.Namespace) -> None:
@@ -282,8 +308,10 @@ def memory(table: Table, parsed: argparse.Namespace) -> None:
     jobs = ("loading", _load_alone, parsed.few), ("training AGT", _train_alone, parsed.unlabeled)
     for what, call, count in jobs:
         size, peak = _alone(call, parsed.out, count)
-        table.add(f"peak memory of {what}, {count} unlabelled; the tensors alone",
-                  f"{peak / 2**30:.1f}; {size / 2**30:.1f} GiB")
+        table.add(
+            f"peak memory of {what}, {count} unlabelled; the tensors alone",
+            f"{peak / 2**30:.1f}; {size / 2**30:.1f} GiB",
+        )
 
 
 def _alone(call: Callable, *arguments):
@@ -324,15 +352,27 @@ def full(parsed: argparse.Namespace) -> None:
     """The whole job through the stage, from features to the answer file."""
     shutil.rmtree(parsed.out / "full", ignore_errors=True)  # a run that is there would only be resumed
     quota = min(PSEUDO / max(parsed.unlabeled, 1), 1)
-    config = setting.write_run(parsed.out / "full", parsed.unlabeled, (
-        f"run.threads={parsed.threads}", f"fuse.width={parsed.width}", f"fuse.batch={parsed.batch}",
-        f"fuse.epochs={EPOCHS}", "fuse.seeds=1", f"self_train.rounds={ROUNDS}", "self_train.rule=quota",
-        f"self_train.quota={quota}",
-    ))
+    config = setting.write_run(
+        parsed.out / "full",
+        parsed.unlabeled,
+        (
+            f"run.threads={parsed.threads}",
+            f"fuse.width={parsed.width}",
+            f"fuse.batch={parsed.batch}",
+            f"fuse.epochs={EPOCHS}",
+            "fuse.seeds=1",
+            f"self_train.rounds={ROUNDS}",
+            "self_train.rule=quota",
+            f"self_train.quota={quota}",
+        ),
+    )
     took, peak = _alone(_fuse_alone, config)
     table = Table()
-    table.add(f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs, width {parsed.width}, batches of "
-              f"{parsed.batch}", f"{took / 60:.1f} min")
+    table.add(
+        f"{FOLDS} folds, 1 seed, {ROUNDS} rounds of {EPOCHS} epochs, width {parsed.width}, batches of "
+        f"{parsed.batch}",
+        f"{took / 60:.1f} min",
+    )
     for part, spent in times.by_part(Run(config.run.folder)).items():
         table.add(f"  of which {part}", f"{spent.seconds / 60:.1f} min")
     table.add("peak memory", f"{peak / 2**30:.1f} GiB")

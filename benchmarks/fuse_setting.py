@@ -78,8 +78,10 @@ def lessons_of(truth: np.ndarray, seeds: int, folds: int = FOLDS) -> list[Lesson
     lessons = []
     for fold in range(folds):
         own = rows[rows % FOLDS != fold]
-        lessons += [Lesson(own, targets[own], torch.ones(len(own), device=DEVICE), 100 * fold + seed)
-                    for seed in range(seeds)]
+        lessons += [
+            Lesson(own, targets[own], torch.ones(len(own), device=DEVICE), 100 * fold + seed)
+            for seed in range(seeds)
+        ]
     return lessons
 
 
@@ -87,8 +89,10 @@ def write_run(folder: Path, unlabeled: int, overrides: tuple[str, ...] = ()) -> 
     """The same clips as feature sets in shards, with a label file; returns the configuration."""
     truth = truth_of(LABELED + unlabeled)
     names = names_of(len(truth))
-    rows = [f"{name},{EMOTIONS[own] if row < LABELED else ''}"
-            for row, (name, own) in enumerate(zip(names, truth, strict=True))]
+    rows = [
+        f"{name},{EMOTIONS[own] if row < LABELED else ''}"
+        for row, (name, own) in enumerate(zip(names, truth, strict=True))
+    ]
     files.write_text(folder / "labels.csv", "\n".join(["name,label", *rows, ""]))
     files.write_text(folder / "job.yaml", YAML.format(folder=folder))
     config = configuration.load(folder / "job.yaml", overrides)
@@ -134,8 +138,9 @@ def hand_over_files(folder: Path, count: int) -> dict[str, list[np.ndarray]]:
 
 
 def _files(folder: Path, count: int) -> list[tuple[str, list[Path]]]:
-    return [(modality, [folder / modality / f"{name}.npy" for name in names_of(count)])
-            for modality in WIDTHS]
+    return [
+        (modality, [folder / modality / f"{name}.npy" for name in names_of(count)]) for modality in WIDTHS
+    ]
 
 
 def _frames(path: Path) -> np.ndarray:

@@ -74,9 +74,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/generated"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labeled", type=int, default=600)
-    parser.add_argument("--models", nargs="+", choices=MODELS,
-                        help="only these, on the clips as drawn; else all, and agt also on clips that lost a "
-                             "modality or got noise")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        help="only these, on the clips as drawn; else all, and agt also on clips that lost a "
+        "modality or got noise",
+    )
     parser.add_argument("--overrides", nargs="*", default=[], help="key=value of every fuse run")
     parsed = parser.parse_args()
     setup("generated")
@@ -85,11 +89,18 @@ def main() -> None:
         folder = parsed.out / f"seed-{seed}"
         found.append(list(one_seed(folder, seed, parsed.labeled, parsed.models, tuple(parsed.overrides))))
     rows = summary(found)
-    facts = {"labeled": parsed.labeled, "unlabeled": UNLABELED, "seeds": parsed.seeds,
-             "overrides": parsed.overrides, "rows": rows}
+    facts = {
+        "labeled": parsed.labeled,
+        "unlabeled": UNLABELED,
+        "seeds": parsed.seeds,
+        "overrides": parsed.overrides,
+        "rows": rows,
+    }
     files.write_json(parsed.out / "generated.json", facts)
-    print(f"{parsed.labeled} labelled and {UNLABELED} unlabelled clips, {parsed.seeds} seeds: WAF on the "
-          "unlabelled ones and its part of the optimum on the same clips, in %, mean ± deviation")
+    print(
+        f"{parsed.labeled} labelled and {UNLABELED} unlabelled clips, {parsed.seeds} seeds: WAF on the "
+        "unlabelled ones and its part of the optimum on the same clips, in %, mean ± deviation"
+    )
     print(table(rows))
 
 
@@ -112,7 +123,9 @@ def one_seed(
 def draw(seed: int, labeled: int) -> Task:
     world = World.make(seed)
     return Task(
-        condition=WHOLE, world=world, labeled=world.draw(labeled, LABELED_SHARES, seed, LABELED),
+        condition=WHOLE,
+        world=world,
+        labeled=world.draw(labeled, LABELED_SHARES, seed, LABELED),
         unlabeled=world.draw(UNLABELED, UNLABELED_SHARES, seed, SCORED),
     )
 
@@ -126,7 +139,8 @@ def degraded(task: Task, seed: int) -> Iterator[Task]:
         for times in NOISES:
             more = times * deviation
             yield replace(
-                task, condition=f"{modality} noise x{times}",
+                task,
+                condition=f"{modality} noise x{times}",
                 world=task.world.with_noise(modality, more),
                 unlabeled=task.unlabeled.with_noise(modality, more, seed),
             )
@@ -139,8 +153,11 @@ def references(task: Task, seed: int) -> Iterator[Figure]:
     yield figure(task, "optimum", decide(exact))
     if task.condition == WHOLE:
         large = world.draw(ENOUGH, UNLABELED_SHARES, seed, LARGE)
-        yield figure(replace(task, unlabeled=large), f"optimum on {ENOUGH:,} clips",
-                     decide(world.posterior(large, UNLABELED_SHARES)))
+        yield figure(
+            replace(task, unlabeled=large),
+            f"optimum on {ENOUGH:,} clips",
+            decide(world.posterior(large, UNLABELED_SHARES)),
+        )
         yield figure(task, "argmax of exact probabilities", exact.argmax(1))
         unaware = world.posterior(sample, LABELED_SHARES)
         yield figure(task, "optimum for the labelled shares", decide(unaware))
@@ -176,10 +193,17 @@ def logistic(
         return np.concatenate([np.where(sample.mask(), sample.values, mean), absent], 1)
 
     folds = StratifiedKFold(5 if len(strengths) > 1 else 2, shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegressionCV(
-        Cs=list(strengths), l1_ratios=(0,), cv=folds, scoring="f1_weighted", max_iter=1000,
-        use_legacy_attributes=False,
-    ))
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=list(strengths),
+            l1_ratios=(0,),
+            cv=folds,
+            scoring="f1_weighted",
+            max_iter=1000,
+            use_legacy_attributes=False,
+        ),
+    )
     model.fit(imputed(learned), learned.truth)
     yield figure(task, title, model.predict(imputed(task.unlabeled)), started)
 
@@ -195,8 +219,10 @@ def fused(task: Task, folder: Path, seed: int, overrides: tuple[str, ...]) -> It
     rounds = [waf for file, waf in by_file.items() if file.startswith("rounds/")]
     told = {}
     if task.condition == WHOLE and model == MODELS[0]:
-        told |= {f"logistic regression on {modality} alone": by_file[f"probes/{modality}.parquet"]
-                 for modality in data.WIDTH}
+        told |= {
+            f"logistic regression on {modality} alone": by_file[f"probes/{modality}.parquet"]
+            for modality in data.WIDTH
+        }
     told[model] = rounds[0]
     if len(rounds) > 1:
         told[f"{model}, after self-training"] = rounds[-1]
@@ -209,7 +235,10 @@ def fused(task: Task, folder: Path, seed: int, overrides: tuple[str, ...]) -> It
 def figure(task: Task, title: str, answer: np.ndarray, started: float | None = None) -> Figure:
     waf = metrics.waf(task.unlabeled.truth, answer)
     return Figure(
-        condition=task.condition, title=title, waf=waf, of_optimum=waf / optimum(task),
+        condition=task.condition,
+        title=title,
+        waf=waf,
+        of_optimum=waf / optimum(task),
         seconds=time.monotonic() - started if started else 0.0,
     )
 
@@ -220,15 +249,15 @@ def optimum(task: Task) -> float:
     return metrics.waf(task.unlabeled.truth, answer)
 
 
-def write_run(
-    task: Task, folder: Path, seed: int, overrides: tuple[str, ...] = ()
-) -> configuration.Config:
+def write_run(task: Task, folder: Path, seed: int, overrides: tuple[str, ...] = ()) -> configuration.Config:
     """The task as a run folder that can be fused, and ``truth.csv`` of its unlabelled clips."""
     run, labeled = Run(folder), len(task.labeled.truth)
     names = [f"clip_{row:06d}" for row in range(labeled + len(task.unlabeled.truth))]
     labels = [EMOTIONS[row] for row in (*task.labeled.truth, *task.unlabeled.truth)]
-    told = [f"{name},{label if row < labeled else ''}"
-            for row, (name, label) in enumerate(zip(names, labels, strict=True))]
+    told = [
+        f"{name},{label if row < labeled else ''}"
+        for row, (name, label) in enumerate(zip(names, labels, strict=True))
+    ]
     truth = [f"{name},{label}" for name, label in zip(names[labeled:], labels[labeled:], strict=True)]
     files.write_text(folder / "labels.csv", "\n".join(["name,label", *told, ""]))
     files.write_text(folder / "truth.csv", "\n".join(["name,label", *truth, ""]))
@@ -245,7 +274,8 @@ def write_set(run: Run, modality: str, names: list[str], sample: Sample) -> None
     present, store = sample.present[modality], run.features(modality)
     values = sample.values[present][:, data.COLUMNS[modality]]
     shard = FeatureSet(
-        modality=modality, utterance=values,
+        modality=modality,
+        utterance=values,
         names=[name for name, there in zip(names, present, strict=True) if there],
         missing={name: f"no {modality}" for name, there in zip(names, present, strict=True) if not there},
     )
@@ -279,11 +309,15 @@ def table(rows: list[dict]) -> str:
         if row["condition"] != condition:
             condition = row["condition"]
             lines += ["", f"{condition:{width}}{'WAF':>13}{'of the optimum':>18}{'seconds':>9}"]
-        cells = [f"{100 * row[key]['mean']:6.2f} ± {100 * row[key]['deviation']:4.2f}"
-                 for key in ("waf", "of_optimum")]
+        cells = [
+            f"{100 * row[key]['mean']:6.2f} ± {100 * row[key]['deviation']:4.2f}"
+            for key in ("waf", "of_optimum")
+        ]
         seconds = row["seconds"]["mean"]
-        lines.append(f"  {row['title']:{width - 2}}{cells[0]:>13}{cells[1]:>18}"
-                     + (f"{seconds:9.1f}" if seconds else ""))
+        lines.append(
+            f"  {row['title']:{width - 2}}{cells[0]:>13}{cells[1]:>18}"
+            + (f"{seconds:9.1f}" if seconds else "")
+        )
     return "\n".join(lines[1:])
 
 

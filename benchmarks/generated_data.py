@@ -32,21 +32,9 @@ MODES = {
         (0.2, "neutral neutral happy"),
         (0.2, "sad neutral neutral"),
     ],
-    "angry": [
-        (0.6, "angry angry angry"),
-        (0.2, "neutral angry angry"),
-        (0.2, "angry neutral happy"),
-    ],
-    "happy": [
-        (0.6, "happy happy happy"),
-        (0.2, "happy happy angry"),
-        (0.2, "neutral happy neutral"),
-    ],
-    "sad": [
-        (0.6, "sad sad sad"),
-        (0.2, "neutral happy sad"),
-        (0.2, "worried sad neutral"),
-    ],
+    "angry": [(0.6, "angry angry angry"), (0.2, "neutral angry angry"), (0.2, "angry neutral happy")],
+    "happy": [(0.6, "happy happy happy"), (0.2, "happy happy angry"), (0.2, "neutral happy neutral")],
+    "sad": [(0.6, "sad sad sad"), (0.2, "neutral happy sad"), (0.2, "worried sad neutral")],
     "worried": [
         (0.6, "worried worried worried"),
         (0.2, "worried neutral neutral"),
@@ -125,11 +113,13 @@ class World:
     #: (D, D)
     covariance: np.ndarray
     #: (M,) int: the emotion of each mode, an index into EMOTIONS.
-    emotion: np.ndarray = field(default_factory=lambda: np.repeat(
-        np.arange(len(EMOTIONS)), [len(MODES[name]) for name in EMOTIONS]))
+    emotion: np.ndarray = field(
+        default_factory=lambda: np.repeat(np.arange(len(EMOTIONS)), [len(MODES[name]) for name in EMOTIONS])
+    )
     #: (M,): share of the mode among the clips of its emotion.
-    share: np.ndarray = field(default_factory=lambda: np.array(
-        [share for name in EMOTIONS for share, _ in MODES[name]]))
+    share: np.ndarray = field(
+        default_factory=lambda: np.array([share for name in EMOTIONS for share, _ in MODES[name]])
+    )
 
     @classmethod
     def make(cls, seed: int) -> World:
@@ -160,7 +150,8 @@ class World:
         while not (some := present.any(1)).all():
             present[~some] = random.random(((~some).sum(), len(WIDTH))) >= MISSING
         return Sample(
-            truth=self.emotion[mode], values=(self.means[mode] + noise).astype(np.float32),
+            truth=self.emotion[mode],
+            values=(self.means[mode] + noise).astype(np.float32),
             present=dict(zip(WIDTH, present.T, strict=True)),
         )
 

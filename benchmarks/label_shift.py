@@ -34,8 +34,10 @@ from mer_dist.stages.vote import vote
 DRAWS = 2000
 #: One ridge strength for all folds: a search would cost more than everything else here.
 STRENGTH = {"mer": 0.01, "mosi": 0.01, "crema": 0.1}
-HEAD = (f"{'part':26}{'clips':>6}{'argmax':>9}{'default':>9}{'change':>9}   {'95 % paired':17}"
-        f"{'applied':>9}  decided by")
+HEAD = (
+    f"{'part':26}{'clips':>6}{'argmax':>9}{'default':>9}{'change':>9}   {'95 % paired':17}"
+    f"{'applied':>9}  decided by"
+)
 #: Videos of MOSI are labelled until there are so many clips.
 LABELED = 300
 
@@ -79,8 +81,14 @@ def answer(trial: Trial, others: Part, clip: np.ndarray) -> Answered:
     verdict = trial.verdict(own, evidence)
     default = prior.adapt(told, evidence.found.labeled, verdict.tried) if verdict.applied else told
     decided = decisions.decide(default) if verdict.by_expected_waf else default.argmax(1)
-    return Answered(clip=clip, truth=others.truth, plain=told.argmax(1), default=decided, by=verdict.by,
-                    applied=verdict.applied)
+    return Answered(
+        clip=clip,
+        truth=others.truth,
+        plain=told.argmax(1),
+        default=decided,
+        by=verdict.by,
+        applied=verdict.applied,
+    )
 
 
 def of_mer(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
@@ -117,8 +125,11 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
     level = np.maximum(data["voice_level"], 0) / 100
     share = (votes + 0.5) / (votes.sum(1, keepdims=True) + 3)
     actor = data["actor"].astype(int)
-    whole = Part(values=np.concatenate([share, np.log(share), level], 1), truth=data["intended"].astype(int),
-                 group=actor)
+    whole = Part(
+        values=np.concatenate([share, np.log(share), level], 1),
+        truth=data["intended"].astype(int),
+        group=actor,
+    )
     prior_shift.RIDGES, intensity = (STRENGTH["crema"],), data["intensity"].astype(str)
     for seed in seeds:
         random = np.random.default_rng(seed)
@@ -132,8 +143,10 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
         yield "CREMA-D voice, resampled", answer(trial, whole.rows(kept), kept)
         # No actor says a neutral line faintly: some of the other lines stand for it.
         neutral = (data["labels"].astype(str)[whole.truth] == "neutral") & (random.random(len(actor)) < 0.1)
-        faint, strong = (np.flatnonzero(half & ((intensity == kind) | neutral))
-                         for half, kind in ((first, "LO"), (second, "HI")))
+        faint, strong = (
+            np.flatnonzero(half & ((intensity == kind) | neutral))
+            for half, kind in ((first, "LO"), (second, "HI"))
+        )
         trial = Trial(whole.rows(faint), 6, seed)
         yield "CREMA-D voice, LO to HI", answer(trial, whole.rows(strong), strong)
 
@@ -157,8 +170,17 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
             vote(config, clips, told, judged, by_fold(run, 0), present(run), f"{seed} {kind}")
             answers[kind] = predictions.read(run.vote / "predictions.parquet").answer[rows]
         said = read_json(run.vote / "prior.json")
-        yield source.name, Answered(clip=rows, truth=truth, plain=answers["none"], by=said["decided_by"],
-                                    default=answers["estimate"], applied=said["applied"])
+        yield (
+            source.name,
+            Answered(
+                clip=rows,
+                truth=truth,
+                plain=answers["none"],
+                by=said["decided_by"],
+                default=answers["estimate"],
+                applied=said["applied"],
+            ),
+        )
 
 
 def members(source: Path) -> tuple[list[Predictions], np.ndarray]:
@@ -168,8 +190,12 @@ def members(source: Path) -> tuple[list[Predictions], np.ndarray]:
     found = [(path, predictions.read(path)) for path in predictions.all_of(run)]
     found = [(path, one) for path, one in found if one.title in weights]
     found.sort(key=lambda pair: pair[0].parent == run.probes)
-    judged = [predictions.array(path.with_suffix(".safetensors"), "held_out")
-              if path.parent == run.probes else held_out(run) for path, _ in found]
+    judged = [
+        predictions.array(path.with_suffix(".safetensors"), "held_out")
+        if path.parent == run.probes
+        else held_out(run)
+        for path, _ in found
+    ]
     return [one for _, one in found], np.stack(judged)
 
 
@@ -184,17 +210,26 @@ def table(found: Iterator[tuple[str, Answered]]) -> None:
     for title, seeds in parts.items():
         count = max(int(one.clip.max()) for one in seeds) + 1
         drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS)
-        changes = [metrics.weighted_waf(one.truth, one.default, drawn[:, one.clip])
-                   - metrics.weighted_waf(one.truth, one.plain, drawn[:, one.clip]) for one in seeds]
+        changes = [
+            metrics.weighted_waf(one.truth, one.default, drawn[:, one.clip])
+            - metrics.weighted_waf(one.truth, one.plain, drawn[:, one.clip])
+            for one in seeds
+        ]
         low, high = 100 * np.quantile(np.mean(changes, 0), [0.025, 0.975])
-        plain, default = (100 * np.mean([metrics.waf(one.truth, getattr(one, way)) for one in seeds])
-                          for way in ("plain", "default"))
+        plain, default = (
+            100 * np.mean([metrics.waf(one.truth, getattr(one, way)) for one in seeds])
+            for way in ("plain", "default")
+        )
         count_of = Counter(one.by for one in seeds)
         by = ", ".join(f"{kind} {count_of[kind]}" for kind in sorted(count_of))
-        clips, applied = (np.mean(some) for some in zip(
-            *((len(one.clip), one.applied) for one in seeds), strict=True))
-        print(f"{title:26}{clips:6.0f}{plain:9.2f}{default:9.2f}{default - plain:+9.2f}"
-              f"   {low:+6.2f} to {high:+6.2f} {100 * applied:9.0f} %  {by}", flush=True)
+        clips, applied = (
+            np.mean(some) for some in zip(*((len(one.clip), one.applied) for one in seeds), strict=True)
+        )
+        print(
+            f"{title:26}{clips:6.0f}{plain:9.2f}{default:9.2f}{default - plain:+9.2f}"
+            f"   {low:+6.2f} to {high:+6.2f} {100 * applied:9.0f} %  {by}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,13 @@ from mer_dist.files import write_json
 
 LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
 #: 493 M parameters, 0.99 GB in bf16; real-width layers would leave room for two.
-SIZES = {"vocab_size": 8000, "hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 9,
-         "num_attention_heads": 16}
+SIZES = {
+    "vocab_size": 8000,
+    "hidden_size": 2048,
+    "intermediate_size": 5504,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 16,
+}
 
 
 def main() -> None:
@@ -40,16 +45,28 @@ def main() -> None:
     for processes in parsed.processes:
         out = parsed.folder / f"ranks-{processes}"
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH),
-            "--num_processes", str(processes), "--main_process_port", str(env.free_port()),
-            __file__, "--folder", str(parsed.folder), "--rank-of", str(out),
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(LAUNCH),
+            "--num_processes",
+            str(processes),
+            "--main_process_port",
+            str(env.free_port()),
+            __file__,
+            "--folder",
+            str(parsed.folder),
+            "--rank-of",
+            str(out),
         ]
         subprocess.run(command, env=env.for_children(1), check=True, stdout=subprocess.DEVNULL)
         for rank in range(processes):
             facts = json.loads((out / f"{rank}.json").read_text())
-            print(f"{processes} processes, rank {rank}: " + ", ".join(
-                f"{what} {value / 2**20:.0f} MiB" for what, value in facts.items()
-            ))
+            print(
+                f"{processes} processes, rank {rank}: "
+                + ", ".join(f"{what} {value / 2**20:.0f} MiB" for what, value in facts.items())
+            )
 
 
 def make(folder: Path) -> int:
@@ -101,12 +118,16 @@ def load_and_tell(folder: Path, out: Path) -> None:
     watcher.join()
     held = (getattr(weight, "ds_tensor", weight) for weight in classifier.parameters())
     own = sum(weight.numel() * weight.element_size() for weight in held)
-    write_json(out / f"{joined.process_index}.json", {
-        "own part": own, "anonymous at the peak": peaks["RssAnon"] - before["RssAnon"],
-        "anonymous after": resident()["RssAnon"] - before["RssAnon"],
-        "mapped pages at the peak": peaks["RssFile"] - before["RssFile"],
-        "shared memory at the peak": peaks["RssShmem"] - before["RssShmem"],
-    })
+    write_json(
+        out / f"{joined.process_index}.json",
+        {
+            "own part": own,
+            "anonymous at the peak": peaks["RssAnon"] - before["RssAnon"],
+            "anonymous after": resident()["RssAnon"] - before["RssAnon"],
+            "mapped pages at the peak": peaks["RssFile"] - before["RssFile"],
+            "shared memory at the peak": peaks["RssShmem"] - before["RssShmem"],
+        },
+    )
     joined.wait_for_everyone()
     joined.end_training()
 

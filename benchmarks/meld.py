@@ -79,7 +79,8 @@ def read(data: Path) -> dict[str, Split]:
     for part in SPLITS:
         labels = corpora[f"{part}_corpus"]
         splits[part] = Split(
-            names=list(labels), lines=[rows[name]["chinese"] for name in labels],
+            names=list(labels),
+            lines=[rows[name]["chinese"] for name in labels],
             truth=np.array([label["emo"] for label in labels.values()]),
         )
     return splits
@@ -114,10 +115,16 @@ def write_model(lines: list[str], folder: Path, seed: int) -> None:
         tokenizer = BaichuanTokenizer.train(lines, VOCABULARY)
         tokenizer.save_pretrained(temporary)
         torch.manual_seed(seed)
-        model = BaichuanForCausalLM(BaichuanConfig(
-            vocab_size=len(tokenizer), model_max_length=512, initializer_range=0.05, use_cache=False,
-            architectures=["BaichuanForCausalLM"], **SIZES,
-        ))
+        model = BaichuanForCausalLM(
+            BaichuanConfig(
+                vocab_size=len(tokenizer),
+                model_max_length=512,
+                initializer_range=0.05,
+                use_cache=False,
+                architectures=["BaichuanForCausalLM"],
+                **SIZES,
+            )
+        )
         model.save_pretrained(temporary)
         files.mark(temporary, made_from)
     trained = sum(weight.numel() for weight in model.model.parameters())
@@ -128,8 +135,14 @@ def train(overrides: list[str]) -> None:
     """Shards, fine-tuning under ZeRO-3 with two processes, and features, by the real commands."""
     mer_dist = ["-m", "mer_dist"]
     launch = [
-        "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "zero3-cpu.yaml"),
-        "--num_processes", "2", "--main_process_port", str(env.free_port()),
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "launch" / "zero3-cpu.yaml"),
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        str(env.free_port()),
     ]
     for stage, start in (("shard", mer_dist), ("finetune", launch + mer_dist), ("extract", mer_dist)):
         started = time.monotonic()

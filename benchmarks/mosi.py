@@ -59,9 +59,16 @@ def main() -> None:
         for title, found in of_seed(base, parsed.out / f"seed-{seed}", seed, parsed.overrides):
             told.setdefault(title, []).append(found)
     truth, videos = truth_of(base, told["AGT"][0].names)
-    facts = {"command": command(), "overrides": parsed.overrides, "seeds": seeds, "clips": len(truth),
-             "videos": len(set(videos)), "rows": rows(told, truth),
-             "differences": differences(told, truth, videos), "errors": errors(told, truth)}
+    facts = {
+        "command": command(),
+        "overrides": parsed.overrides,
+        "seeds": seeds,
+        "clips": len(truth),
+        "videos": len(set(videos)),
+        "rows": rows(told, truth),
+        "differences": differences(told, truth, videos),
+        "errors": errors(told, truth),
+    }
     files.write_json(parsed.out / "mosi.json", facts)
     print(table(facts))
 
@@ -135,8 +142,11 @@ def averaged(told: list[Predictions]) -> np.ndarray:
 
 def rows(told: dict[str, list[Predictions]], truth: np.ndarray) -> list[dict]:
     return [
-        {"title": title, **spread([metrics.waf(truth, one.answer) for one in found]),
-         "averaged": metrics.waf(truth, averaged(found))}
+        {
+            "title": title,
+            **spread([metrics.waf(truth, one.answer) for one in found]),
+            "averaged": metrics.waf(truth, averaged(found)),
+        }
         for title, found in told.items()
     ]
 
@@ -144,9 +154,14 @@ def rows(told: dict[str, list[Predictions]], truth: np.ndarray) -> list[dict]:
 def differences(told: dict[str, list[Predictions]], truth: np.ndarray, videos: np.ndarray) -> list[dict]:
     answers = {title: averaged(found) for title, found in told.items()}
     return [
-        {"first": first, "second": second, "drawn": drawn,
-         **difference(truth, answers[first], answers[second], groups)}
-        for first, second in PAIRS for drawn, groups in (("videos", videos), ("clips", None))
+        {
+            "first": first,
+            "second": second,
+            "drawn": drawn,
+            **difference(truth, answers[first], answers[second], groups),
+        }
+        for first, second in PAIRS
+        for drawn, groups in (("videos", videos), ("clips", None))
     ]
 
 
@@ -170,18 +185,25 @@ def table(facts: dict) -> str:
     seeds = facts["seeds"]
     lines = [
         facts["command"],
-        f"CMU-MOSI, {facts['clips']} test rows of {facts['videos']} videos, 5 folds by video, seeds "
-        f"{seeds[0]} to {seeds[-1]}: out-of-fold weighted F1 in %", "",
+        (
+            f"CMU-MOSI, {facts['clips']} test rows of {facts['videos']} videos, 5 folds by video, seeds "
+            f"{seeds[0]} to {seeds[-1]}: out-of-fold weighted F1 in %"
+        ),
+        "",
         f"{'':36}{'mean':>6} ± {'dev.':4}   seeds averaged",
     ]
     for row in facts["rows"]:
-        lines.append(f"{row['title']:36}{100 * row['mean']:6.2f} ± {100 * row['deviation']:4.2f}"
-                     f"{100 * row['averaged']:17.2f}")
+        lines.append(
+            f"{row['title']:36}{100 * row['mean']:6.2f} ± {100 * row['deviation']:4.2f}"
+            f"{100 * row['averaged']:17.2f}"
+        )
     lines += ["", "Differences of the answers averaged over seeds, 95 % paired bootstrap, in points"]
     for row in facts["differences"]:
         title = f"{row['first']} minus {row['second']}"
-        lines.append(f"{title:62}{100 * row['difference']:+6.2f}  ({100 * row['low']:+.2f} to "
-                     f"{100 * row['high']:+.2f}) over {row['drawn']}")
+        lines.append(
+            f"{title:62}{100 * row['difference']:+6.2f}  ({100 * row['low']:+.2f} to "
+            f"{100 * row['high']:+.2f}) over {row['drawn']}"
+        )
     lines += ["", "Part of all clips"]
     lines += [f"{what:44}{100 * part:6.1f} %" for what, part in facts["errors"].items()]
     return "\n".join(lines)

@@ -65,12 +65,16 @@ def main() -> None:
     data = read_mosi(parsed.data)
     for size in parsed.labeled:
         seeds = range(first, first + parsed.seeds)
-        print(f"\nCMU-MOSI test rows, at least {size} labelled, seeds {seeds.start} to {seeds.stop - 1}; "
-              "prior: share of positive")
+        print(
+            f"\nCMU-MOSI test rows, at least {size} labelled, seeds {seeds.start} to {seeds.stop - 1}; "
+            "prior: share of positive"
+        )
         table(of_mosi(data, size, seeds))
     seeds = range(first, first + 2 * parsed.seeds)
-    print(f"\nGenerated, six labels, {LABELED} labelled, {UNLABELED} unlabelled, seeds {seeds.start} to "
-          f"{seeds.stop - 1}; prior: share of the label that changes most")
+    print(
+        f"\nGenerated, six labels, {LABELED} labelled, {UNLABELED} unlabelled, seeds {seeds.start} to "
+        f"{seeds.stop - 1}; prior: share of the label that changes most"
+    )
     table(of_six(seeds))
     print(f"\n{time.monotonic() - started:.0f} s")
 
@@ -137,8 +141,12 @@ class Trial:
         of_name = dict(zip(names, map(str, labeled.truth), strict=True))
         made = folds.make(of_name, FoldConfig(count=FOLDS, seed=seed, group="^(.*)_"))
         self.fold = np.array([made[name] for name in names])
-        search = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
-                              {"logisticregression__C": RIDGES}, cv=3, scoring="neg_log_loss")
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
+            {"logisticregression__C": RIDGES},
+            cv=3,
+            scoring="neg_log_loss",
+        )
         self.models = []
         #: (K, L, C), what models without fold k and their own say of the labelled clips.
         self.without_pairs = np.full((FOLDS, len(labeled.truth), classes), np.nan)
@@ -158,26 +166,34 @@ class Trial:
         by_fold = np.stack([model.predict_proba(others.values) for model in self.models])
         held_out = own[self.fold, np.arange(len(truth))]
         count, nobody = len(truth) + len(others.truth), np.full(len(others.truth), -1)
-        clips = Clips(labels=[str(label) for label in range(self.classes)],
-                      names=[str(row) for row in range(count)], folds=FOLDS,
-                      truth=np.append(truth, nobody), fold=np.append(self.fold, nobody))
+        clips = Clips(
+            labels=[str(label) for label in range(self.classes)],
+            names=[str(row) for row in range(count)],
+            folds=FOLDS,
+            truth=np.append(truth, nobody),
+            fold=np.append(self.fold, nobody),
+        )
         members = np.concatenate([held_out, by_fold.mean(0)])[None]
         told, _ = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool))
-        return (told[: len(truth)], told[len(truth) :],
-                correction.gather(held_out, truth, by_fold, self.seed, groups))
+        return (
+            told[: len(truth)],
+            told[len(truth) :],
+            correction.gather(held_out, truth, by_fold, self.seed, groups),
+        )
 
     def verdict(self, held_out, evidence, given=None) -> correction.Verdict:
-        return correction.judge(evidence, given, held_out, self.labeled.truth, self.seed,
-                                self.labeled.group)
+        return correction.judge(evidence, given, held_out, self.labeled.truth, self.seed, self.labeled.group)
 
     def judge(self, others: Part) -> dict:
         """Every figure of one unlabelled part, by the vote's own functions."""
         held_out, told, evidence = self.pooled(others)
         found, verdict = evidence.found, self.verdict(held_out, evidence)
         now = prior.shares(others.truth, self.classes)
-        return (self._figures(found, now, verdict.applied)
-                | self._waf(told, others.truth, found, now, verdict)
-                | self._given(told, others.truth, evidence, now, held_out))
+        return (
+            self._figures(found, now, verdict.applied)
+            | self._waf(told, others.truth, found, now, verdict)
+            | self._given(told, others.truth, evidence, now, held_out)
+        )
 
     def _figures(self, found: prior.Estimate, now: np.ndarray, opens: bool) -> dict:
         shown = int(np.abs(now - found.labeled).argmax()) if self.classes > 2 else 1
@@ -208,8 +224,11 @@ class Trial:
             verdict = self.verdict(held_out, evidence, new)
             corrected = prior.adapt(told, evidence.found.labeled, new)
             applied = metrics.waf(truth, decisions.decide(corrected)) - plain
-            row |= {f"told_{name}": verdict.applied, f"told_{name}_change": applied * verdict.applied,
-                    f"trusted_{name}_change": applied * verdict.gate.opens}
+            row |= {
+                f"told_{name}": verdict.applied,
+                f"told_{name}_change": applied * verdict.applied,
+                f"trusted_{name}_change": applied * verdict.gate.opens,
+            }
         return row
 
 
@@ -245,18 +264,28 @@ def table(judged: Iterator[tuple[str, dict]]) -> None:
         mean = {key: 100 * values.mean() for key, values in column.items()}
         change = {key: mean[key] - mean["argmax"] for key in ("decided", "gate", "always", "oracle")}
         error = 100 * (column["gate"] - column["argmax"]).std(ddof=1) / np.sqrt(len(figures))
-        print(f"{title:14}" + "".join(f"{mean[key]:6.1f}" for key in ("truth", "em", "bbse", "used"))
-              + "  " + "".join(f"{mean['error_' + key]:6.1f}" for key in ("em", "bbse", "used"))
-              + "  " + "".join(f"{mean['cover_' + key]:6.0f}" for key in ("em", "bbse"))
-              + f"{mean['argmax']:7.2f}{change['decided']:+8.2f}{change['gate']:+7.2f} ±{error:4.2f}"
-              + f"{change['always']:+7.2f}{change['oracle']:+7.2f}"
-              + f"{mean['opens']:5.0f}{mean['right']:6.0f}")
+        print(
+            f"{title:14}"
+            + "".join(f"{mean[key]:6.1f}" for key in ("truth", "em", "bbse", "used"))
+            + "  "
+            + "".join(f"{mean['error_' + key]:6.1f}" for key in ("em", "bbse", "used"))
+            + "  "
+            + "".join(f"{mean['cover_' + key]:6.0f}" for key in ("em", "bbse"))
+            + f"{mean['argmax']:7.2f}{change['decided']:+8.2f}{change['gate']:+7.2f} ±{error:4.2f}"
+            + f"{change['always']:+7.2f}{change['oracle']:+7.2f}"
+            + f"{mean['opens']:5.0f}{mean['right']:6.0f}"
+        )
     print("\n" + HEAD_TOLD)
     for title, figures in rows.items():
         mean = {key: 100 * np.mean([row[key] for row in figures]) for key in figures[0]}
-        print(f"{title:14}" + "".join(
-            f"{mean['told_' + name]:12.0f} %{mean[f'told_{name}_change']:+8.2f}"
-            f"{mean[f'trusted_{name}_change']:+12.2f}" for name in ("right", "wrong")))
+        print(
+            f"{title:14}"
+            + "".join(
+                f"{mean['told_' + name]:12.0f} %{mean[f'told_{name}_change']:+8.2f}"
+                f"{mean[f'trusted_{name}_change']:+12.2f}"
+                for name in ("right", "wrong")
+            )
+        )
 
 
 if __name__ == "__main__":

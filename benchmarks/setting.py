@@ -46,8 +46,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
         make_models(folder / "models", lines)
     demo.make(folder / "demo", LABELED, UNLABELED)
     emotions = demo.EMOTIONS
-    rows = [f"line{number:05d},,,{line},{emotions[number % 6]},labeled"
-            for number, line in enumerate(lines)]
+    rows = [f"line{number:05d},,,{line},{emotions[number % 6]},labeled" for number, line in enumerate(lines)]
     files.write_text(folder / "lines.csv", "\n".join(["name,video,audio,transcript,label,split", *rows]))
     paths = folder / "clips.yaml", folder / "text.yaml"
     for path, text in zip(paths, (CLIPS, TEXT), strict=True):
@@ -74,23 +73,36 @@ def make_models(folder: Path, lines: list[str]) -> None:
     torch.manual_seed(0)
     tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
     side = 224
-    CLIPVisionModelWithProjection(CLIPVisionConfig(
-        **tower, image_size=side, patch_size=16, projection_dim=256
-    )).save_pretrained(folder / "clip")
-    files.write_json(folder / "clip" / "preprocessor_config.json", {
-        "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side},
-        "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
-    })
-    HubertModel(HubertConfig(
-        **tower, conv_dim=(512,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
-    )).save_pretrained(folder / "hubert")
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**tower, image_size=side, patch_size=16, projection_dim=256)
+    ).save_pretrained(folder / "clip")
+    files.write_json(
+        folder / "clip" / "preprocessor_config.json",
+        {
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        },
+    )
+    HubertModel(
+        HubertConfig(
+            **tower, conv_dim=(512,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
+        )
+    ).save_pretrained(folder / "hubert")
     files.write_json(folder / "hubert" / "preprocessor_config.json", {"do_normalize": True})
     tokenizer = BaichuanTokenizer.train(lines, 600)
     tokenizer.save_pretrained(folder / "baichuan")
-    BaichuanForCausalLM(BaichuanConfig(
-        vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
-        num_attention_heads=8, architectures=["BaichuanForCausalLM"],
-    )).save_pretrained(folder / "baichuan")
+    BaichuanForCausalLM(
+        BaichuanConfig(
+            vocab_size=8000,
+            hidden_size=512,
+            intermediate_size=1376,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            architectures=["BaichuanForCausalLM"],
+        )
+    ).save_pretrained(folder / "baichuan")
     files.mark(folder, "benchmarks")
 
 

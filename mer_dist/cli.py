@@ -82,9 +82,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         stage = command(name, text, run_stage)
         stage.add_argument("config", help="YAML file")
-        stage.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20"
-        )
+        stage.add_argument("overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20")
     for name, text, act in (
         ("plan", "what a run needs: memory, GPUs, shards, disk; reads only config files", plan),
         ("doctor", "whether this machine and these files can do it: one line a check", doctor),
@@ -104,8 +102,12 @@ def parser() -> argparse.ArgumentParser:
     taken.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
     taken.add_argument("run", type=Path, help="run folder")
     taken.add_argument("source", nargs="+", help="the set's name and its folder, or a folder of several sets")
-    taken.add_argument("--modality", required=True, action="append",
-                       help="audio, video or text; of several sets once for each, as SET=audio")
+    taken.add_argument(
+        "--modality",
+        required=True,
+        action="append",
+        help="audio, video or text; of several sets once for each, as SET=audio",
+    )
     given = command("export-features", "write features in MERTools' layout", export_features)
     given.add_argument("run", type=Path, help="run folder")
     given.add_argument("set", help="name of the feature set")
@@ -117,8 +119,11 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("folder", type=Path, help="a new folder")
     model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
-    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
-                       help="of the merged weights; left out, extractors.*.precision")
+    model.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the merged weights; left out, extractors.*.precision",
+    )
     return top
 
 
@@ -319,8 +324,12 @@ def status(parsed: argparse.Namespace) -> int:
     path = Run(parsed.run).status(parsed.stage)
     code = stage_status.read(path)
     if code is None:
-        logger.error("%s: not there: %s was not started here yet, is still at work, or was killed; see the "
-                     "logs of the run", path, parsed.stage)
+        logger.error(
+            "%s: not there: %s was not started here yet, is still at work, or was killed; see the "
+            "logs of the run",
+            path,
+            parsed.stage,
+        )
         return FAILED
     return code
 

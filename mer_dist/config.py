@@ -63,8 +63,10 @@ class Config:
         for told in ("given", "probes"):
             setattr(self.vote, told, self._by_label(getattr(self.vote, told)))
         if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
-            raise UserError("vote.given needs a share for each of corpus.labels, 0 where there is none: "
-                            f"{', '.join(self.corpus.labels)}; it has {self.vote.given}")
+            raise UserError(
+                "vote.given needs a share for each of corpus.labels, 0 where there is none: "
+                f"{', '.join(self.corpus.labels)}; it has {self.vote.given}"
+            )
         if self.vote.probes:
             metrics.shares_of_constants(self.vote.probes, self.corpus.labels)
 

@@ -96,8 +96,10 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
 
     family = FAMILIES[extractor.family]
     rows = [
-        row for row in labeled
-        if family.modality not in row.missing and family.enough(row)
+        row
+        for row in labeled
+        if family.modality not in row.missing
+        and family.enough(row)
         and (without is None or fold_of[row.name] != without)
     ]
     if not rows:
@@ -113,8 +115,12 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
         ]
     )
     return Copy(
-        name=name, extractor=extractor, without=without, rows=rows,
-        folder=run.adapter(name, part_name(without)), made_from=made_from,
+        name=name,
+        extractor=extractor,
+        without=without,
+        rows=rows,
+        folder=run.adapter(name, part_name(without)),
+        made_from=made_from,
     )
 
 
@@ -125,6 +131,10 @@ def _what_decides_weights(extractor: ExtractorConfig) -> list:
     for key in ("micro_batch", "gradient_checkpointing", "cross_fit"):
         del training[key]
     return [
-        extractor.family, extractor.quantize, extractor.frames, extractor.window, extractor.max_tokens,
+        extractor.family,
+        extractor.quantize,
+        extractor.frames,
+        extractor.window,
+        extractor.max_tokens,
         training,
     ]

@@ -62,7 +62,10 @@ class Verdict:
 
 
 def gather(
-    held_out: np.ndarray, truth: np.ndarray, by_fold: np.ndarray, seed: int,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    by_fold: np.ndarray,
+    seed: int,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Evidence:
     """Estimate and test, each unlabelled clip taken as the models of one fold see it.
@@ -86,7 +89,11 @@ def gather(
 
 
 def judge(
-    evidence: Evidence, told: np.ndarray | None, held_out: np.ndarray, truth: np.ndarray, seed: int,
+    evidence: Evidence,
+    told: np.ndarray | None,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    seed: int,
     groups: np.ndarray,
 ) -> Verdict:
     """Judge the estimated shares, or ones that were told by hand or probed.
@@ -104,22 +111,28 @@ def judge(
     found = evidence.found
     tried, plausible = (found.used, found.plausible) if told is None else (told, told[None])
     gate = decisions.gate(held_out, truth, tried, plausible, seed, groups)
-    measured = (f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
-                f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}")
+    measured = (
+        f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
+        f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}"
+    )
 
     def verdict(applied: bool, by: str, reason: str) -> Verdict:
         return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
 
     if not evidence.enough:
-        few = (f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
-               f"with fewer than {FLOOR} of either no label shares are estimated")
+        few = (
+            f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
+            f"with fewer than {FLOOR} of either no label shares are estimated"
+        )
         if told is None:
             return verdict(False, BY_FLOOR, few)
         return verdict(gate.opens, BY_FLOOR, f"{few}, so nothing speaks against the shares told; {measured}")
     if not evidence.only_shares:
-        differs = ("a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
-                   f"labels (p = {evidence.p_value:.3f}, below {label_shift.LEVEL}): more than the label "
-                   "shares differs, and estimates of them mean nothing")
+        differs = (
+            "a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
+            f"labels (p = {evidence.p_value:.3f}, below {label_shift.LEVEL}): more than the label "
+            "shares differs, and estimates of them mean nothing"
+        )
         if told is None:
             return verdict(False, BY_TEST, differs)
         return verdict(True, BY_TEST, f"{differs}; the shares told are taken at their word")
@@ -127,6 +140,9 @@ def judge(
     if told is not None:
         under = decisions.gate(held_out, truth, told, found.draws.reshape(-1, len(told)), seed, groups)
         if under.loses:
-            return verdict(False, BY_ESTIMATES,
-                           f"EM and BBSE find other label shares, under which it would lose; {measured}")
+            return verdict(
+                False,
+                BY_ESTIMATES,
+                f"EM and BBSE find other label shares, under which it would lose; {measured}",
+            )
     return verdict(gate.opens, BY_GATE, measured)

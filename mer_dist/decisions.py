@@ -16,9 +16,7 @@ CONTRADICTION = 0.5
 _TINY = 1e-7
 
 
-def decide(
-    probability: np.ndarray, weight: np.ndarray | None = None, steps: int = 20
-) -> np.ndarray:
+def decide(probability: np.ndarray, weight: np.ndarray | None = None, steps: int = 20) -> np.ndarray:
     """Answers ``(N,)`` that maximise the expected WAF of calibrated probabilities.
 
     Let class c have the summed probability S, n answers, and T summed over those answers. Then
@@ -73,8 +71,13 @@ class Gate:
 
 
 def gate(
-    held_out: np.ndarray, truth: np.ndarray, new: np.ndarray, plausible: np.ndarray, seed: int,
-    groups: np.ndarray | None = None, draws: int = 200,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    new: np.ndarray,
+    plausible: np.ndarray,
+    seed: int,
+    groups: np.ndarray | None = None,
+    draws: int = 200,
 ) -> Gate:
     """Expected WAF without and with correction to ``new`` where any of ``plausible`` may be true.
 
@@ -99,8 +102,7 @@ def gate(
     drawn = plausible[random.permutation(draws) % len(plausible)]
     weight = np.stack(counts) * _importance(old, drawn)[:, truth]
     before, after = (metrics.weighted_waf(truth, answer, weight) for answer in answers)
-    return Gate(before=float(before.mean()), after=float(after.mean()),
-                noise=float((after - before).std()))
+    return Gate(before=float(before.mean()), after=float(after.mean()), noise=float((after - before).std()))
 
 
 def _importance(old: np.ndarray, new: np.ndarray) -> np.ndarray:

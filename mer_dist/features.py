@@ -123,8 +123,12 @@ class FeatureSet:
         """Every vector as ``(x - shift) / scale``."""
         frame = None if self.frame is None else (self.frame - shift) / scale
         return FeatureSet(
-            modality=self.modality, names=self.names, utterance=(self.utterance - shift) / scale,
-            frame=frame, offsets=self.offsets, missing=self.missing,
+            modality=self.modality,
+            names=self.names,
+            utterance=(self.utterance - shift) / scale,
+            frame=frame,
+            offsets=self.offsets,
+            missing=self.missing,
         )
 
 
@@ -154,10 +158,16 @@ class StoredShard:
                 header = json.loads(file.read(size))
             tensors = {
                 name: (_DTYPES[told["dtype"]], told["shape"], 8 + size + told["data_offsets"][0])
-                for name, told in header.items() if name in wanted
+                for name, told in header.items()
+                if name in wanted
             }
-            shard = cls(path=path, modality=facts["modality"], names=facts["names"],
-                        missing=facts["missing"], tensors=tensors)
+            shard = cls(
+                path=path,
+                modality=facts["modality"],
+                names=facts["names"],
+                missing=facts["missing"],
+                tensors=tensors,
+            )
             shard._check()
             return shard
 
@@ -246,8 +256,11 @@ def join(parts: list[FeatureSet | StoredShard], order: list[str] | None = None) 
     if all(part.has_frames for part in parts):
         frame, offsets = _join_frames(parts, source, targets)
     return FeatureSet(
-        modality=parts[0].modality, names=[names[row] for row in source], utterance=utterance,
-        frame=frame, offsets=offsets,
+        modality=parts[0].modality,
+        names=[names[row] for row in source],
+        utterance=utterance,
+        frame=frame,
+        offsets=offsets,
         missing={name: why for part in parts for name, why in part.missing.items()},
     )
 

@@ -52,8 +52,11 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     made = {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
     if not config.group:
         return made
-    home = _spread({group: made[name] for name, group in zip(names, groups, strict=True)},
-                   Counter(zip(groups, targets, strict=True)), config.count)
+    home = _spread(
+        {group: made[name] for name, group in zip(names, groups, strict=True)},
+        Counter(zip(groups, targets, strict=True)),
+        config.count,
+    )
     return {name: home[group] for name, group in zip(names, groups, strict=True)}
 
 

@@ -67,9 +67,11 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
         first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
         raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
     if len(kinds := {*labeled.values()}) == 1:
-        raise UserError(f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
-                        "nothing can be learned from one label; add clips of others of corpus.labels: "
-                        f"{', '.join(config.corpus.labels)}")
+        raise UserError(
+            f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
+            "nothing can be learned from one label; add clips of others of corpus.labels: "
+            f"{', '.join(config.corpus.labels)}"
+        )
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
     index = {label: row for row, label in enumerate(config.corpus.labels)}
@@ -79,13 +81,18 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     for line in folds.unseen(labeled, fold_of, config.folds.group):
         logger.warning("folds: %s", line)
     if not config.fuse.labels and manifest.unstored(run.shards) is None:
-        logger.warning("%s: an earlier version made these shards and did not note of which unlabelled clips "
-                       "nothing could be stored, so that they get no answer; run shard, which keeps the "
-                       "shards and notes them", run.shards)
+        logger.warning(
+            "%s: an earlier version made these shards and did not note of which unlabelled clips "
+            "nothing could be stored, so that they get no answer; run shard, which keeps the "
+            "shards and notes them",
+            run.shards,
+        )
     return Clips(
-        labels=list(config.corpus.labels), names=names,
+        labels=list(config.corpus.labels),
+        names=names,
         truth=np.array([index.get(label_of[name], -1) for name in names]),
-        fold=np.array([fold_of.get(name, -1) for name in names]), folds=config.folds.count,
+        fold=np.array([fold_of.get(name, -1) for name in names]),
+        folds=config.folds.count,
     ), problems
 
 
@@ -120,8 +127,9 @@ def read_labels(
     named = {"label", "discrete"}.intersection(rows.columns)
     if len(named) != 1:
         has = ", ".join(map(repr, rows.columns[:20]))
-        raise UserError(f"{path}: its first line needs a column label, or discrete, and not both; it has: "
-                        f"{has}")
+        raise UserError(
+            f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
+        )
     (column,) = named
     found: dict[str, str | None] = {}
     bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
@@ -135,9 +143,7 @@ def read_labels(
         else:
             found[name] = label
     known.tell()
-    return found, [
-        Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()
-    ]
+    return found, [Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()]
 
 
 def fused_sets(config: Config) -> list[str]:
@@ -168,9 +174,7 @@ def _check_crossed(config: Config, set_name: str) -> None:
 
 def all_sets(config: Config, run: Run) -> list[str]:
     """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
-    frozen = [
-        name for name in config.extractors if (run.features(name) / features.DESCRIPTION).exists()
-    ]
+    frozen = [name for name in config.extractors if (run.features(name) / features.DESCRIPTION).exists()]
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
 
 
@@ -197,8 +201,10 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
         if mark is None:
             raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
-            raise UserError(f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
-                            "extract or import again")
+            raise UserError(
+                f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
+                "extract or import again"
+            )
         shards = [[path.name, features.shard_made_from(path)] for path in paths]
         facts.append([name, features.description(folder), shards])
     return files.fingerprint(facts)
@@ -209,9 +215,7 @@ def about(set_name: str) -> str:
     return f"features {set_name}:"
 
 
-def read_set(
-    run: Run, set_name: str, clips: Clips, frames: bool = False
-) -> tuple[FeatureSet, list[Problem]]:
+def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
     """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
 
     Raises:
@@ -229,13 +233,19 @@ def read_set(
             f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
         )
     if strange := len(set(found.names) - known):
-        logger.warning("features %s: %d of its clips are not among the clips of this run and are left "
-                       "out; of fuse.labels, those are the rows that can be used, with an empty label where "
-                       "a clip is to be answered", set_name, strange)
+        logger.warning(
+            "features %s: %d of its clips are not among the clips of this run and are left "
+            "out; of fuse.labels, those are the rows that can be used, with an empty label where "
+            "a clip is to be answered",
+            set_name,
+            strange,
+        )
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
-        raise UserError(f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
-                        "delete the folder and run extract again, which says what to set, or import others")
+        raise UserError(
+            f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
+            "delete the folder and run extract again, which says what to set, or import others"
+        )
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))

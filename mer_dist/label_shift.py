@@ -24,8 +24,12 @@ _FLOOR = 1e-4
 
 
 def p_value(
-    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, seed: int,
-    groups: tuple[np.ndarray, np.ndarray] | None = None, draws: int = DRAWS,
+    unlabeled: np.ndarray,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    seed: int,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+    draws: int = DRAWS,
 ) -> float:
     """How likely at least so great a misfit is if only the label shares differ.
 
@@ -49,8 +53,10 @@ def p_value(
     embed = _embedding(held_out, random)
     label_of, classes = np.unique(truth, return_inverse=True)
     mean_LF, drawn_BLF = _means(embed(held_out), classes, len(label_of), own, random, draws)
-    mean_F, drawn_BF = (part[..., 0, :] for part in _means(
-        embed(unlabeled), np.zeros(len(unlabeled), int), 1, others, random, draws))
+    mean_F, drawn_BF = (
+        part[..., 0, :]
+        for part in _means(embed(unlabeled), np.zeros(len(unlabeled), int), 1, others, random, draws)
+    )
     shares, misfit = _fit(mean_F[None], mean_LF)
     shares = np.maximum(shares[0], 0)
     by_chance = drawn_BF - mean_F - np.tensordot(drawn_BLF - mean_LF, shares / shares.sum(), (1, 0))
@@ -60,6 +66,7 @@ def p_value(
 
 def _embedding(like: np.ndarray, random: np.random.Generator):
     """A function from probabilities (N, C) to (N, F), at the scale of ``like``."""
+
     def centred(probability: np.ndarray) -> np.ndarray:
         logs = np.log(np.maximum(probability, _FLOOR))
         return logs - logs.mean(1, keepdims=True)
@@ -72,8 +79,12 @@ def _embedding(like: np.ndarray, random: np.random.Generator):
 
 
 def _means(
-    values: np.ndarray, classes: np.ndarray, count: int, groups: np.ndarray,
-    random: np.random.Generator, draws: int,
+    values: np.ndarray,
+    classes: np.ndarray,
+    count: int,
+    groups: np.ndarray,
+    random: np.random.Generator,
+    draws: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of each class, (L, F), and in each draw of whole groups, (B, L, F).
 

@@ -24,8 +24,9 @@ FILE = "selection.parquet"
 _DICTIONARY = 1 << 24
 
 
-def write(path: Path, names: list[str], labels: list[str], chosen: list[Selection],
-          models: list[str]) -> None:
+def write(
+    path: Path, names: list[str], labels: list[str], chosen: list[Selection], models: list[str]
+) -> None:
     """Write the lineage of a round.
 
     Args:
@@ -55,9 +56,13 @@ def write(path: Path, names: list[str], labels: list[str], chosen: list[Selectio
         "weight": pa.array(of_all("weight").astype(np.float32)),
         "models": coded(fold, models),
     }
-    pq.write_table(pa.table(columns), path, compression="zstd", dictionary_pagesize_limit=_DICTIONARY,
-                   use_dictionary=[name for name, column in columns.items()
-                                   if pa.types.is_dictionary(column.type)])
+    pq.write_table(
+        pa.table(columns),
+        path,
+        compression="zstd",
+        dictionary_pagesize_limit=_DICTIONARY,
+        use_dictionary=[name for name, column in columns.items() if pa.types.is_dictionary(column.type)],
+    )
 
 
 def of_clip(path: Path, name: str) -> list[dict]:

@@ -55,6 +55,7 @@ def shared(path: Path, command: str, job: str, rank: int, patience: float = 0.0)
     """
     signed = f"{_who(command)}, the first of its processes\n{job}"
     with _opened(path) as file, _opened(_of_rank(path, rank)) as own:
+
         def in_the_way() -> TextIO | None:
             if not _locked(own, fcntl.LOCK_EX):
                 return own
@@ -103,13 +104,18 @@ def _take(path: Path, patience: float, in_the_way: Callable[[], TextIO | None]) 
         while file := in_the_way():
             if time.monotonic() >= ends:
                 who = _read(file).partition("\n")[0] or "another command"
-                raise Busy(f"{path}: {who} is at work in this run folder; wait for its end or stop it, or "
-                           "set run.folder to another place")
+                raise Busy(
+                    f"{path}: {who} is at work in this run folder; wait for its end or stop it, or "
+                    "set run.folder to another place"
+                )
             time.sleep(AGAIN)
     except OSError as error:
         # Some network file systems know no locks.
-        logger.warning("%s: no lock can be had here (%s); see to it that no other command works in this "
-                       "run folder", path, error.strerror)
+        logger.warning(
+            "%s: no lock can be had here (%s); see to it that no other command works in this run folder",
+            path,
+            error.strerror,
+        )
 
 
 def _locked(file: TextIO, how: int) -> bool:

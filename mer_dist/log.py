@@ -134,8 +134,9 @@ class _Rate(ProgressColumn):
 
 def _draws(console: Console) -> bool:
     """One bar on a terminal: of several ranks, that of rank 0."""
-    of_others = any(isinstance(told, _Context) and told.rank for handler in logger.handlers
-                    for told in handler.filters)
+    of_others = any(
+        isinstance(told, _Context) and told.rank for handler in logger.handlers for told in handler.filters
+    )
     return console.is_terminal and not console.is_dumb_terminal and not of_others
 
 
@@ -154,8 +155,13 @@ def _drawn(bar: Progress) -> Iterator[Progress]:
 def progress(items: Iterable[Item], total: int, what: str, unit: str = "clips") -> Iterator[Item]:
     """Pass ``items`` through and show how many of ``total`` are done, the rate and the time left."""
     started = last_line = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     with _drawn(Progress(*columns, console=console, transient=True, disable=not _draws(console))) as bar:
         task = bar.add_task(what, total=total, unit=unit)

@@ -70,8 +70,10 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
     """
     unknown, missing = sorted(set(scores) - set(labels)), [one for one in labels if one not in scores]
     if unknown or len(missing) > 1:
-        raise UserError(f"vote.probes needs the labels {', '.join(labels)}, one of which may be left "
-                        f"out; unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing)}")
+        raise UserError(
+            f"vote.probes needs the labels {', '.join(labels)}, one of which may be left "
+            f"out; unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing)}"
+        )
     percent = np.array([scores[label] for label in labels if label in scores])
     if not ((percent >= 0) & (percent <= 100)).all():
         raise UserError(f"vote.probes must be WAF in percent, 0 to 100: {scores}")

@@ -52,7 +52,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def calibrate(
-    probability: np.ndarray, truth: np.ndarray, bias: bool = True, steps: int = 50,
+    probability: np.ndarray,
+    truth: np.ndarray,
+    bias: bool = True,
+    steps: int = 50,
     start: Calibration | None = None,
 ) -> Calibration:
     """Maximum-likelihood scale and bias on held-out clips, by Newton's method.
@@ -198,7 +201,11 @@ class Estimate:
 
 
 def estimate(
-    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, seed: int, draws: int = DRAWS,
+    unlabeled: np.ndarray,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    seed: int,
+    draws: int = DRAWS,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Estimate:
     """Label shares of the unlabelled clips, shrunk toward the labelled ones.
@@ -282,7 +289,10 @@ def resampler(groups: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]
 
 
 def _both(
-    unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray, calibration: Calibration,
+    unlabeled: np.ndarray,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    calibration: Calibration,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
     """(2, C): both estimates on calibrated probabilities."""

@@ -128,9 +128,7 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
     return told
 
 
-def _without_pairs(
-    inputs: Standardized, some: np.ndarray, clips: Clips
-) -> tuple[np.ndarray, np.ndarray]:
+def _without_pairs(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
     """The inverse strength (K,) of the ridge of each fold, and ``Probed.held_out`` under it."""
     classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
     told = np.full((len(STRENGTHS), clips.folds, len(labeled), classes), np.nan, np.float32)

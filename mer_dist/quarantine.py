@@ -75,8 +75,12 @@ def kinds(problems: Iterable[Problem]) -> list[Kind]:
         key = problem.stage, problem.lost, _no_number(_no_suffix(why))
         groups.setdefault(key, []).append((why, problem.name))
     found = [
-        Kind(stage=stage, lost=lost, names=sorted(name for _, name in rows),
-             reason=_common([why for why, _ in rows]))
+        Kind(
+            stage=stage,
+            lost=lost,
+            names=sorted(name for _, name in rows),
+            reason=_common([why for why, _ in rows]),
+        )
         for (stage, lost, _), rows in groups.items()
     ]
     return sorted(found, key=lambda kind: (-len(kind.names), kind.stage, kind.lost, kind.reason))
@@ -118,8 +122,12 @@ def tell(path: Path, *stages: str) -> int:
     own = [problem for problem in read(path) if problem.stage in stages]
     if own:
         only = f" --stage {stages[0]}" if len(stages) == 1 else ""
-        logger.warning("%d problems in quarantine; all of them: mer-dist quarantine %s%s", len(own),
-                       shlex.quote(str(Path(path).parent)), only)
+        logger.warning(
+            "%d problems in quarantine; all of them: mer-dist quarantine %s%s",
+            len(own),
+            shlex.quote(str(Path(path).parent)),
+            only,
+        )
     tell_kinds(own)
     return len(own)
 

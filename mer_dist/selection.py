@@ -17,7 +17,10 @@ from mer_dist.settings import SelfTrainConfig
 TAKEN, EMPTY, UNSURE, BEYOND, CLOSED = range(5)
 #: What each of these numbers means; a clip that is taken needs no reason.
 REASONS = (
-    "", "no modality", "not sure enough", "beyond its class's quota",
+    "",
+    "no modality",
+    "not sure enough",
+    "beyond its class's quota",
     "no threshold is precise enough for its class",
 )
 #: Standard normal quantile of the one-sided 90 % bound on a precision.
@@ -46,7 +49,11 @@ class Selection:
 
 
 def pseudo_labels(
-    told: np.ndarray, usable: np.ndarray, held_out: np.ndarray, truth: np.ndarray, part: float,
+    told: np.ndarray,
+    usable: np.ndarray,
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    part: float,
     settings: SelfTrainConfig,
 ) -> Selection:
     """Calibrate what models told of unlabelled clips and select by ``settings.rule``.
@@ -109,8 +116,7 @@ def lower_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def take(
-    probability: np.ndarray, usable: np.ndarray, limit: np.ndarray, quota: np.ndarray | None,
-    weight: float,
+    probability: np.ndarray, usable: np.ndarray, limit: np.ndarray, quota: np.ndarray | None, weight: float
 ) -> Selection:
     """Take the clips that reach the limit of their label, the surest first if there is a quota.
 
@@ -136,5 +142,10 @@ def take(
         reason[rows[most:]] = BEYOND
         if 0 < most <= len(rows):
             threshold[own] = confidence[rows[most - 1]]
-    return Selection(probability=probability, label=label, reason=reason, threshold=threshold,
-                     weight=np.where(reason == TAKEN, weight * confidence, 0.0))
+    return Selection(
+        probability=probability,
+        label=label,
+        reason=reason,
+        threshold=threshold,
+        weight=np.where(reason == TAKEN, weight * confidence, 0.0),
+    )

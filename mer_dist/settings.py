@@ -78,15 +78,19 @@ class CorpusConfig:
         try:
             "name".encode(self.encoding)
         except (LookupError, UnicodeError):
-            raise UserError(f"corpus.encoding is {self.encoding!r}, which is no encoding of text; valid are "
-                            "utf-8, gb18030, big5, shift_jis, euc_kr, cp1252 and others of Python") from None
+            raise UserError(
+                f"corpus.encoding is {self.encoding!r}, which is no encoding of text; valid are "
+                "utf-8, gb18030, big5, shift_jis, euc_kr, cp1252 and others of Python"
+            ) from None
         if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
             raise UserError("corpus.labels must name at least two labels, each once")
         first: dict[str, str] = {}
         for label in self.labels:
             if (other := first.setdefault(plain(label), label)) != label:
-                raise UserError(f"corpus.labels has {other!r} and {label!r}, which differ in capitals, "
-                                "blanks or forms of letters alone; keep one: both are understood in tables")
+                raise UserError(
+                    f"corpus.labels has {other!r} and {label!r}, which differ in capitals, "
+                    "blanks or forms of letters alone; keep one: both are understood in tables"
+                )
 
 
 @dataclass(kw_only=True)
@@ -218,8 +222,7 @@ class ExtractorConfig:
         one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
-            raise UserError("quantize: quantised weights cannot be trained in full; "
-                            "use finetune.method lora")
+            raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")
         for key in ("frames", "budget"):
             at_least("", key, getattr(self, key), 0)
         at_least("", "max_tokens", self.max_tokens, 1)

@@ -55,8 +55,18 @@ AFTER = (
 
 NAMED = ", named"
 #: States in which Slurm does nothing more with a job; there are many others.
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
-        "OUT_OF_MEMORY", "REVOKED")
+OVER = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "OUT_OF_MEMORY",
+    "REVOKED",
+)
 #: What sbatch prints for a job.
 NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
@@ -168,8 +178,10 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
     """
     run = Run(config.run.folder)
     if _known_jobs(run) and (queued := active(run)):
-        raise UserError(f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, "
-                        f"or end them with mer-dist slurm-cancel {run.folder}")
+        raise UserError(
+            f"{run.folder}: jobs {', '.join(sorted(queued))} are still queued or running; wait, "
+            f"or end them with mer-dist slurm-cancel {run.folder}"
+        )
     _private_folder(run.slurm)
     # It would go before the name in the script, by which the job is known again.
     os.environ.pop("SBATCH_JOB_NAME", None)
@@ -192,9 +204,13 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
         log = run.slurm / f"{number}{'_*' if tasks > 1 else ''}_0_log.out"
         jobs.append(Job(stage=stage, id=number, tasks=tasks, log=str(log)))
         # After each: an interrupted submission can still be seen and cancelled.
-        files.write_json(run.slurm_jobs, {
-            "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "jobs": [vars(job) for job in jobs],
-        })
+        files.write_json(
+            run.slurm_jobs,
+            {
+                "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+                "jobs": [vars(job) for job in jobs],
+            },
+        )
     return jobs
 
 
@@ -211,14 +227,19 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
     run = Run(Path(config.run.folder).absolute())
     folder = run.slurm
     if not PATH.fullmatch(str(folder)):
-        raise UserError(f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
-                        "spaces and . / _ @ + = : , ~ -")
+        raise UserError(
+            f"run.folder {str(folder)!r}: a batch script cannot name it; use letters, digits, "
+            "spaces and . / _ @ + = : , ~ -"
+        )
     try:
         executor = (Printing if dry else submitit.SlurmExecutor)(
-            folder=folder, python=shlex.join(interpreter(config.slurm)))
+            folder=folder, python=shlex.join(interpreter(config.slurm))
+        )
     except RuntimeError:
-        raise UserError("srun is not here; submit from a login node of a Slurm cluster, or look at the "
-                        "scripts with --dry-run") from None
+        raise UserError(
+            "srun is not here; submit from a login node of a Slurm cluster, or look at the "
+            "scripts with --dry-run"
+        ) from None
     asked = options(config, stage)
     # What submitit itself counts with; the rest goes through as it is.
     own = {"nodes": int(asked.pop("nodes")), "ntasks_per_node": int(asked.pop("ntasks-per-node"))}
@@ -230,11 +251,17 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
         asked |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     told = f"export {slurmstep.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
     executor.update_parameters(
-        **own, job_name=asked.pop("job-name"), signal_delay_s=config.slurm.warning,
+        **own,
+        job_name=asked.pop("job-name"),
+        signal_delay_s=config.slurm.warning,
         array_parallelism=config.slurm.extract_at_once or config.slurm.extract_tasks,
         # submitit's own defaults would be a limit of 5 minutes and a key of its own.
-        time=None, wckey=None, stderr_to_stdout=True,
-        srun_args=[*srun_options(config.slurm), *cpus], setup=[told, *BEFORE], teardown=["code=$?", *AFTER],
+        time=None,
+        wckey=None,
+        stderr_to_stdout=True,
+        srun_args=[*srun_options(config.slurm), *cpus],
+        setup=[told, *BEFORE],
+        teardown=["code=$?", *AFTER],
         additional_parameters={name: value or True for name, value in asked.items()},
     )
     return executor
@@ -297,7 +324,10 @@ def _states(jobs: list[Job]) -> dict[str, str]:
     try:
         told = subprocess.run(
             ["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j"],
-            capture_output=True, text=True, check=True, timeout=60,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or error
@@ -318,13 +348,16 @@ def active(run: Run) -> dict[str, str]:
     Raises:
         UserError: one of them has another name: somebody has renamed it, or it is not of this run.
     """
-    found = {number: state for number, state in _states(_submitted(run)).items()
-             if not state.startswith(OVER)}
+    found = {
+        number: state for number, state in _states(_submitted(run)).items() if not state.startswith(OVER)
+    }
     for number, state in found.items():
         if NAMED in state:
-            raise UserError(f"job {number} is {state}: it was renamed, or Slurm has given the number of a "
-                            f"job of this run to another one; look at it with scontrol show job {number}, "
-                            f"end it by scancel if it is yours, or else delete {run.slurm_jobs}")
+            raise UserError(
+                f"job {number} is {state}: it was renamed, or Slurm has given the number of a "
+                f"job of this run to another one; look at it with scontrol show job {number}, "
+                f"end it by scancel if it is yours, or else delete {run.slurm_jobs}"
+            )
     return found
 
 
@@ -345,10 +378,16 @@ def status(run: Run) -> list[dict]:
         found = sorted({states[number] for number in {job.id, *ids} & states.keys()})
         forgotten = "FAILED" if notes else "NEVER RAN"
         forgotten = "COMPLETED" if done == len(ids) else forgotten
-        rows.append({
-            "stage": job.stage, "job": job.id, "state": ", ".join(found) or forgotten,
-            "done": f"{done}/{len(ids)}", "requeues": sum(note.restarts for note in notes), "log": job.log,
-        })
+        rows.append(
+            {
+                "stage": job.stage,
+                "job": job.id,
+                "state": ", ".join(found) or forgotten,
+                "done": f"{done}/{len(ids)}",
+                "requeues": sum(note.restarts for note in notes),
+                "log": job.log,
+            }
+        )
     return rows
 
 

@@ -23,9 +23,32 @@ MOST_TASKS = 100_000
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 #: ``wrap`` is a command; the others are what the other keys or the job graph decide.
 TAKEN = (
-    "account", "array", "chdir", "cpus-per-task", "dependency", "error", "export", "export-file",
-    "get-user-env", "gpus-per-node", "job-name", "mem", "nodes", "ntasks", "ntasks-per-node", "open-mode",
-    "output", "parsable", "partition", "qos", "requeue", "no-requeue", "signal", "test-only", "time", "wait",
+    "account",
+    "array",
+    "chdir",
+    "cpus-per-task",
+    "dependency",
+    "error",
+    "export",
+    "export-file",
+    "get-user-env",
+    "gpus-per-node",
+    "job-name",
+    "mem",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "parsable",
+    "partition",
+    "qos",
+    "requeue",
+    "no-requeue",
+    "signal",
+    "test-only",
+    "time",
+    "wait",
     "wrap",
 )
 
@@ -92,8 +115,10 @@ class SlurmConfig:
         one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
         for name, value in self.options.items():
             if not OPTION.fullmatch(name) or name in TAKEN:
-                raise UserError(f"slurm.options.{name}: not an option that can be given here; another key of "
-                                "slurm may say it, or the job graph decides it")
+                raise UserError(
+                    f"slurm.options.{name}: not an option that can be given here; another key of "
+                    "slurm may say it, or the job graph decides it"
+                )
             _fits(f"options.{name}", value, WORD, "as a word of letters, digits and _ . , : / @ + = # -")
 
     def _check_warning(self, stage: str) -> None:
@@ -106,7 +131,8 @@ class SlurmConfig:
             raise UserError(
                 f"slurm.{key} is {limit!r}, {allowed} s, and slurm.warning is {self.warning} s: Slurm may "
                 f"warn {EARLY} s early, and {stage} would stop as soon as it starts; raise the one or lower "
-                "the other")
+                "the other"
+            )
 
 
 def seconds(limit: str) -> int:
@@ -114,7 +140,8 @@ def seconds(limit: str) -> int:
     days, dash, clock = limit.rpartition("-")
     units = (3600, 60, 1) if dash or clock.count(":") == 2 else (60, 1)
     return 86400 * int(days or 0) + sum(
-        unit * int(part) for unit, part in zip(units, clock.split(":"), strict=False))
+        unit * int(part) for unit, part in zip(units, clock.split(":"), strict=False)
+    )
 
 
 def _fits(key: str, value: str, pattern: re.Pattern, example: str) -> None:

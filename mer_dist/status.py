@@ -30,8 +30,9 @@ def read(path: Path) -> int | None:
     code = told.get("code") if isinstance(told, dict) else None
     # True is no code, though it equals 1.
     if type(code) is not int or code not in GRAVITY:
-        raise UserError(f"{path}: it does not say how the stage ended; see the logs of the run, and start "
-                        "the stage again")
+        raise UserError(
+            f"{path}: it does not say how the stage ended; see the logs of the run, and start the stage again"
+        )
     return code
 
 

@@ -29,8 +29,11 @@ class _StrictLoader(yaml.SafeLoader):
         # Aliases of aliases grow without bound, and ${section.key} says the same.
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read; write the value out, or as ${section.key}",
-                self.peek_event().start_mark)
+                None,
+                None,
+                "aliases (*name) are not read; write the value out, or as ${section.key}",
+                self.peek_event().start_mark,
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -56,8 +59,9 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|", "~n\0"),
 ):
     _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first.replace("\0", "")]
-        + ([""] if "\0" in _first else [])
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(rf"^(?:{_pattern})$"),
+        [*_first.replace("\0", "")] + ([""] if "\0" in _first else []),
     )
 
 
@@ -97,7 +101,9 @@ def _check(value: Any, kind: Any, where: str, key: str) -> None:
         fits = type(value) in ((int, float) if kind is float else (kind,))
         if not fits:
             names = {
-                str: "text", int: "a whole number without leading zeros", float: "a number",
+                str: "text",
+                int: "a whole number without leading zeros",
+                float: "a number",
                 bool: "true or false",
             }
             raise _wrong(value, names[kind], where, key)

@@ -56,8 +56,15 @@ def note(
         OSError: the disk is full; names the file.
     """
     part = Path(folder).relative_to(run.folder).as_posix()
-    spent = Spent(stage=stage, part=part, piece=piece, rank=rank, ended=round(time.time(), 3),
-                  seconds=round(seconds, 3), clips=clips)
+    spent = Spent(
+        stage=stage,
+        part=part,
+        piece=piece,
+        rank=rank,
+        ended=round(time.time(), 3),
+        seconds=round(seconds, 3),
+        clips=clips,
+    )
     path = run.times(stage, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named(path), open(path, "a", encoding="utf-8") as file:
@@ -67,8 +74,11 @@ def note(
 
 def read(run: Run) -> list[Spent]:
     """Everything that was noted; torn lines are passed over."""
-    lines = (line for path in sorted(run.times("*", "*").parent.glob(run.times("*", "*").name))
-             for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (
+        line
+        for path in sorted(run.times("*", "*").parent.glob(run.times("*", "*").name))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
     return [spent for line in lines if (spent := _parsed(line))]
 
 
@@ -88,8 +98,11 @@ def total(pieces: Iterable[Spent]) -> Total | None:
     for start, end, _ in spans:
         seconds += max(0.0, end - max(start, until))
         until = max(until, end)
-    return Total(seconds=seconds, clips=sum(clips for _, _, clips in spans),
-                 ended=datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"))
+    return Total(
+        seconds=seconds,
+        clips=sum(clips for _, _, clips in spans),
+        ended=datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"),
+    )
 
 
 def by_part(run: Run) -> dict[str, Total]:

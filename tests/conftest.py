@@ -19,8 +19,17 @@ from mer_dist.log import logger
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What may be said to the process of the tests.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
-           signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)
 _ACTIONS = pytest.StashKey[dict]()
 
 
@@ -43,7 +52,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 #: Files whose tests start several processes that compute. One worker takes them all: two such tests at once
 #: would be four processes on two cores, each of which waits busily for its peer.
 RANKS = (
-    "tests/slurm/", "tests/dist/test_resume.py", "tests/dist/test_zero3.py", "tests/test_whole_job.py",
+    "tests/slurm/",
+    "tests/dist/test_resume.py",
+    "tests/dist/test_zero3.py",
+    "tests/test_whole_job.py",
     *(f"tests/stages/test_{name}.py" for name in ("finetune_kills", "kills", "disk", "finetune", "export")),
 )
 
@@ -146,8 +158,12 @@ def disk(tmp_path) -> Iterator[Callable[..., None]]:
 
     def mount(*options: str) -> None:
         again = ["remount"] if os.path.ismount(folder) else []
-        told = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([*again, *options]), "tmpfs", folder],
-                              capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join([*again, *options]), "tmpfs", folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if told.returncode:
             skip(f"a file system cannot be mounted here: {told.stderr.strip()}")
 

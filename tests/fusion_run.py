@@ -26,13 +26,14 @@ self_train: {{rounds: {rounds}}}
 """
 
 
-def make(folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, shares=(1, 1, 1),
-         ) -> tuple[Config, np.ndarray]:
+def make(
+    folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, shares=(1, 1, 1)
+) -> tuple[Config, np.ndarray]:
     """The configuration, and the true label of every clip in the order of :func:`names`."""
     random = np.random.default_rng(0)
-    truth = np.concatenate([
-        np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))
-    ])
+    truth = np.concatenate(
+        [np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
+    )
     write_labels(folder, truth, labeled)
     for name, (modality, confused) in zip(("voice", "face", "line"), CONFUSED.items(), strict=True):
         centers = 1.2 * random.normal(size=(3, WIDTH))
@@ -47,13 +48,16 @@ def names(count: int) -> list[str]:
 
 
 def write_labels(folder: Path, truth: np.ndarray, labeled: int) -> None:
-    rows = [f"{name},{LABELS[label] if row < labeled else ''}\n"
-            for row, (name, label) in enumerate(zip(names(len(truth)), truth, strict=True))]
+    rows = [
+        f"{name},{LABELS[label] if row < labeled else ''}\n"
+        for row, (name, label) in enumerate(zip(names(len(truth)), truth, strict=True))
+    ]
     files.write_text(folder / "labels.csv", "name,label\n" + "".join(rows))
 
 
-def write_set(run: Run, name: str, modality: str, clips: list[str], values: np.ndarray,
-              made_from: str = "1", **facts) -> None:
+def write_set(
+    run: Run, name: str, modality: str, clips: list[str], values: np.ndarray, made_from: str = "1", **facts
+) -> None:
     store = run.features(name)
     shard = FeatureSet(modality=modality, names=clips, utterance=values.astype(np.float32))
     features.write_shard(store / "00000.safetensors", shard, made_from)

@@ -34,10 +34,18 @@ def cases(short: int, long: int) -> list:
 def addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("long suite")
     group.addoption("--long", action="store_true", help="only the tests marked long that have not passed")
-    group.addoption("--long-minutes", type=float, default=MINUTES,
-                    help="start no further test after this time (default: %(default)s)")
-    group.addoption("--long-record", type=Path, default=ROOT / "runs" / "long-suite",
-                    help="where to note what has passed (default: runs/long-suite)")
+    group.addoption(
+        "--long-minutes",
+        type=float,
+        default=MINUTES,
+        help="start no further test after this time (default: %(default)s)",
+    )
+    group.addoption(
+        "--long-record",
+        type=Path,
+        default=ROOT / "runs" / "long-suite",
+        help="where to note what has passed (default: runs/long-suite)",
+    )
 
 
 def record_folder(config: pytest.Config) -> Path:
@@ -88,7 +96,8 @@ class Slice:
         # A part of the suite has a part of the figures.
         options = ("keyword", "markexpr", "ignore", "ignore_glob", "deselect", "lf")
         self.whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not any(
-            config.getoption(option, None) for option in options)
+            config.getoption(option, None) for option in options
+        )
         self.ends = time.monotonic() + 60 * config.getoption("--long-minutes")
         self.before: list[str] = []
         self.left: list[str] = []
@@ -147,8 +156,12 @@ def short_of_what_is_wanted(folder: Path) -> list[str]:
     for row in noted(folder / KILLS, "test", "stage"):
         found[row["stage"]] += len(row["kills"])
     names = {"finetune": "kills of finetune", "extract": "kills of extract"}
-    return [f"long suite: {found[kind]} {names.get(kind, kind)} on record, {wanted} are wanted; it starts "
-            f"again when {folder} is deleted" for kind, wanted in WANTED.items() if found[kind] < wanted]
+    return [
+        f"long suite: {found[kind]} {names.get(kind, kind)} on record, {wanted} are wanted; it starts "
+        f"again when {folder} is deleted"
+        for kind, wanted in WANTED.items()
+        if found[kind] < wanted
+    ]
 
 
 def mutations(folder: Path) -> list[dict]:
@@ -170,5 +183,7 @@ def kill_figures(path: Path) -> list[str]:
                 found.setdefault("alone" if one["processes"] == 1 else one["whom"], []).append(one["seconds"])
         lines += [
             f"  {whom}: {len(seconds)} kills, others ended within {statistics.median(seconds):.2f} s in the "
-            f"median, {max(seconds):.2f} s at most" for whom, seconds in sorted(found.items())]
+            f"median, {max(seconds):.2f} s at most"
+            for whom, seconds in sorted(found.items())
+        ]
     return lines

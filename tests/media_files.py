@@ -23,8 +23,14 @@ def tone(hertz: float = 440.0, seconds: float = 1.0, rate: int = 44_100) -> np.n
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
-def write_mp4(path: Path, frames: np.ndarray | None = None, sound: np.ndarray | None = None,
-              rate: int = 44_100, faststart: bool = False, **video) -> Path:
+def write_mp4(
+    path: Path,
+    frames: np.ndarray | None = None,
+    sound: np.ndarray | None = None,
+    rate: int = 44_100,
+    faststart: bool = False,
+    **video,
+) -> Path:
     """Encode ``frames`` (T, H, W, 3) and a waveform; a part that is None becomes no stream.
 
     ``video`` may name another ``format`` than the file's name does, ``codec``, ``pix_fmt``, the ``ratio`` of
@@ -80,8 +86,10 @@ def edited(path: Path, *edits: tuple[float, float]) -> Path:
     film = struct.unpack_from(">I", content, content.index(b"mvhd") + 16)[0]
     place = content.index(b"elst") - 4
     size = struct.unpack_from(">I", content, place)[0]
-    rows = [struct.pack(">iiI", round(length * film), -1 if start < 0 else round(start * clock), 1 << 16)
-            for length, start in edits]
+    rows = [
+        struct.pack(">iiI", round(length * film), -1 if start < 0 else round(start * clock), 1 << 16)
+        for length, start in edits
+    ]
     body = b"elst" + struct.pack(">II", 0, len(rows)) + b"".join(rows)
     content[place : place + size] = struct.pack(">I", len(body) + 4) + body
     for box in (b"moov", b"trak", b"edts"):

@@ -26,4 +26,6 @@ def rights(folder: Path) -> dict[str, int]:
 def others(folder: Path, umask: int) -> dict[str, str]:
     """What has other rights than the umask gives: path -> mode."""
     usual = {False: 0o666 & ~umask, True: 0o777 & ~umask}
-    return {name: oct(mode) for name, mode in rights(folder).items() if mode != usual[(folder / name).is_dir()]}
+    return {
+        name: oct(mode) for name, mode in rights(folder).items() if mode != usual[(folder / name).is_dir()]
+    }

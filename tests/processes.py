@@ -20,7 +20,10 @@ def run(
     Killed alone, a launcher leaves its ranks behind, which go on computing beside the next test.
     """
     started = subprocess.Popen(
-        [str(word) for word in command], env=dict(variables), text=True, stdout=subprocess.PIPE,
+        [str(word) for word in command],
+        env=dict(variables),
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:

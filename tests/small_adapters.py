@@ -16,7 +16,8 @@ def trained(config: ExtractorConfig, folder: Path) -> Path:
     random = torch.Generator().manual_seed(1)
     weights = {
         name: 0.1 * torch.randn(value.shape, generator=random)
-        for name, value in classifier.named_parameters() if value.requires_grad
+        for name, value in classifier.named_parameters()
+        if value.requires_grad
     }
     save(classifier, weights, folder)
     return folder
@@ -28,7 +29,9 @@ def vectors(backbone, family: str) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     dtype = backbone.get_submodule("base_model.model" if hasattr(backbone, "peft_config") else "").dtype
     if family == "clip":
-        return backbone(pixel_values=torch.randn(3, 3, 32, 32, generator=random).to(dtype)).image_embeds.float()
+        return backbone(
+            pixel_values=torch.randn(3, 3, 32, 32, generator=random).to(dtype)
+        ).image_embeds.float()
     if family == "hubert":
         return backbone(torch.randn(2, 3200, generator=random).to(dtype)).last_hidden_state.float()
     ids = torch.randint(3, 200, (2, 9), generator=random)
@@ -37,12 +40,21 @@ def vectors(backbone, family: str) -> torch.Tensor:
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Difference over the spread of what was expected."""
-    return float((found - expected).norm() / (expected - expected.mean((0, 1) if expected.dim() > 2 else 0)).norm())
+    return float(
+        (found - expected).norm() / (expected - expected.mean((0, 1) if expected.dim() > 2 else 0)).norm()
+    )
 
 
 def nothing(config: ExtractorConfig, folder: Path) -> Path:
     """An adapter that adds nothing."""
     classifier = trainable_classifier(config, 3, 0, sharded=False)
-    save(classifier, {name: torch.zeros_like(value) for name, value in classifier.named_parameters()
-                      if value.requires_grad}, folder)
+    save(
+        classifier,
+        {
+            name: torch.zeros_like(value)
+            for name, value in classifier.named_parameters()
+            if value.requires_grad
+        },
+        folder,
+    )
     return folder

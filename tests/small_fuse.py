@@ -14,8 +14,8 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import fuse  # noqa: E402
-import fuse_setting  # noqa: E402
+import fuse
+import fuse_setting
 
 SMALL = {"width": 8, "heads": 2, "batch": 16}
 

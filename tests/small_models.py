@@ -38,7 +38,10 @@ def make_hubert(folder: Path, sizes: dict[str, int] = SIZES, **settings) -> Path
 
     large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     config = HubertConfig(
-        **sizes, conv_dim=(16,) * 7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
+        **sizes,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=128,
+        num_conv_pos_embedding_groups=16,
         **{**large, **settings},
     )
     HubertModel(config).save_pretrained(folder)

@@ -17,28 +17,43 @@ MODALITIES = ("audio", "video", "text")
 
 def call_fuse(*words: str) -> list[str]:
     """The lines that the fusion benchmark prints."""
-    done = subprocess.run([sys.executable, SMALL_FUSE, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, SMALL_FUSE, *words], check=False, capture_output=True, text=True, timeout=300
+    )
     assert not done.returncode, done.stderr
     return done.stdout.splitlines()
 
 
 def test_the_fusion_benchmark_prints_a_figure_for_every_part(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
-    for row in ("the same until tensors are ready, standardised", "attention, 200 unlabelled",
-                "attention, 300 unlabelled", "  times faster than one by one",
-                "attention width 8, batch 16, float64: 5 at once and one by one",
-                "  of the rate of torch.mm",
-                "AGT step: matrix products", "AGT step: the rest", "extrapolated, width 8, batch 16",
-                "peak memory of loading, 200", "peak memory of training AGT, 300"):
+    for row in (
+        "the same until tensors are ready, standardised",
+        "attention, 200 unlabelled",
+        "attention, 300 unlabelled",
+        "  times faster than one by one",
+        "attention width 8, batch 16, float64: 5 at once and one by one",
+        "  of the rate of torch.mm",
+        "AGT step: matrix products",
+        "AGT step: the rest",
+        "extrapolated, width 8, batch 16",
+        "peak memory of loading, 200",
+        "peak memory of training AGT, 300",
+    ):
         assert any(line.startswith(row) for line in said), row
     assert sum("aim 4:" in line for line in said) == sum("aim 11:" in line for line in said) == 2
 
 
 def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--full", "--unlabeled", "100", "--width", "8", "--batch", "32")
-    rows = ["5 folds, 1 seed, 1 rounds of 1 epochs, width 8, batches of 32 ", "  of which probes ",
-            "  of which rounds/00 ", "  of which rounds/01 ", "  of which vote ", "peak memory "]
-    for row, line in zip(rows, said[-len(rows):], strict=True):
+    rows = [
+        "5 folds, 1 seed, 1 rounds of 1 epochs, width 8, batches of 32 ",
+        "  of which probes ",
+        "  of which rounds/00 ",
+        "  of which rounds/01 ",
+        "  of which vote ",
+        "peak memory ",
+    ]
+    for row, line in zip(rows, said[-len(rows) :], strict=True):
         assert line.startswith(row)
     assert (tmp_path / "full" / "run" / "answer.csv").read_text("utf-8").count("\n") == 101
 

@@ -70,8 +70,15 @@ def test_every_fusion_has_the_same_clips_and_folds_and_a_second_call_computes_no
     assert len(written) == 8
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*predictions.parquet")} == written
     of_seeds = {title: [one, again[title]] for title, one in told.items()}
-    facts = {"command": "", "seeds": [3, 3], "clips": 752, "videos": 31, "rows": mosi.rows(of_seeds, truth),
-             "differences": mosi.differences(of_seeds, truth, videos), "errors": mosi.errors(of_seeds, truth)}
+    facts = {
+        "command": "",
+        "seeds": [3, 3],
+        "clips": 752,
+        "videos": 31,
+        "rows": mosi.rows(of_seeds, truth),
+        "differences": mosi.differences(of_seeds, truth, videos),
+        "errors": mosi.errors(of_seeds, truth),
+    }
     wrong = (mosi.averaged(of_seeds["AGT"]) != truth).mean()
     assert facts["errors"]["AGT wrong"] == wrong > facts["errors"]["AGT wrong, truth negative"] > 0
     assert f"{100 * metrics.waf(truth, told[mosi.LOGISTIC].answer):.2f} ± 0.00" in mosi.table(facts)
@@ -120,10 +127,16 @@ def contents(folder: Path) -> dict[str, str]:
 
 def changed(config: Config) -> dict:
     """Keys of fuse, self_train and vote that are not the defaults."""
-    parts = {name: (getattr(config, name), getattr(Config(run=config.run), name))
-             for name in ("fuse", "self_train", "vote")}
-    return {f"{name}.{key}": value for name, (own, default) in parts.items()
-            for key, value in vars(own).items() if value != getattr(default, key)}
+    parts = {
+        name: (getattr(config, name), getattr(Config(run=config.run), name))
+        for name in ("fuse", "self_train", "vote")
+    }
+    return {
+        f"{name}.{key}": value
+        for name, (own, default) in parts.items()
+        for key, value in vars(own).items()
+        if value != getattr(default, key)
+    }
 
 
 def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_alone(tmp_path):
@@ -135,8 +148,13 @@ def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_al
     files.write_text(tmp_path / "truth.csv", "name,label\n" + "".join(rows))
     before = contents(tmp_path / "given")
     case = demo_case(f"{config.run.folder}:{tmp_path / 'truth.csv'}", tmp_path / "out")
-    variants = {FULL: (), "no context": ("fuse.context=false",), "frame level": ("fuse.level=frame",),
-                "no self-training": ("self_train.rounds=0",), "vote: no prior": ("vote.prior=none",)}
+    variants = {
+        FULL: (),
+        "no context": ("fuse.context=false",),
+        "frame level": ("fuse.level=frame",),
+        "no self-training": ("self_train.rounds=0",),
+        "vote: no prior": ("vote.prior=none",),
+    }
     found = {row["title"]: row for row in run_all([case], variants, QUICK)}
     assert contents(tmp_path / "given") == before
     assert "frame level" not in found and len(found) == 4
@@ -145,7 +163,8 @@ def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_al
     assert found["no self-training"]["by_case"][0]["round 0, unlabelled"] == full["round 0, unlabelled"]
     row = found["no context"]
     assert row["vote, unlabelled"]["change"]["mean"] == pytest.approx(
-        row["by_case"][0]["vote, unlabelled"] - full["vote, unlabelled"])
+        row["by_case"][0]["vote, unlabelled"] - full["vote, unlabelled"]
+    )
     told = configuration.load(case.folder / "no-context" / "config.yaml")
     quick = {"fuse.epochs": 2, "fuse.seeds": 1, "fuse.width": 16}
     labels = {"fuse.labels": config.fuse.labels, "fuse.sets": config.fuse.sets}

@@ -18,8 +18,12 @@ from mer_dist.lock import held
 
 def call(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "mer_dist", *arguments], capture_output=True, text=True, timeout=120,
-        env=env.for_children(1), check=False,
+        [sys.executable, "-m", "mer_dist", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env.for_children(1),
+        check=False,
     )
 
 
@@ -154,14 +158,23 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     assert "no such folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [
-    ["RUN", "-x07"], ["RUN", "-x07", "--json"], ["--json", "RUN", "-x07"], ["RUN", "--", "-x07"],
-    ["RUN", "-1"], ["RUN", "--x07"], ["RUN", "cafe\u0301.mp4"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["RUN", "-x07"],
+        ["RUN", "-x07", "--json"],
+        ["--json", "RUN", "-x07"],
+        ["RUN", "--", "-x07"],
+        ["RUN", "-1"],
+        ["RUN", "--x07"],
+        ["RUN", "cafe\u0301.mp4"],
+    ],
+)
 def test_explain_takes_a_name_that_begins_with_a_hyphen(monkeypatch, capsys, words):
     asked = []
-    monkeypatch.setattr("mer_dist.stages.explain.explain",
-                        lambda run, name: asked.append((str(run), name)) or {})
+    monkeypatch.setattr(
+        "mer_dist.stages.explain.explain", lambda run, name: asked.append((str(run), name)) or {}
+    )
     monkeypatch.setattr("mer_dist.stages.explain.text", lambda told: "told")
     assert main(["explain", *words]) == 0
     (name,) = {*words} - {"RUN", "--", "--json"}

@@ -51,9 +51,7 @@ def test_an_unknown_key_is_refused_with_file_key_and_the_valid_ones(write):
     path = write(SMALL + "fuse: {widht: 64}")
     message = refused(path)
     assert str(path) in message and "'fuse.widht'" in message and "width, heads" in message
-    assert "'extractors.face.finetune.lora.r'" in refused(
-        write(SMALL), "extractors.face.finetune.lora.r=8"
-    )
+    assert "'extractors.face.finetune.lora.r'" in refused(write(SMALL), "extractors.face.finetune.lora.r=8")
     assert "'fusion'" in refused(write(SMALL + "fusion: {}"))
 
 
@@ -96,9 +94,7 @@ def test_an_interpolation_is_resolved_and_its_type_is_checked(write):
     assert "run.threads is 'out' (str)" in refused(write(SMALL), "run.threads=${run.folder}")
     numeric = ("run.folder='0123'", "run.threads=${run.folder}")
     assert "run.threads is '0123' (str)" in refused(write(SMALL), *numeric)
-    assert "extract.frame_level is 2 (int)" in refused(
-        write(SMALL), "extract.frame_level=${run.processes}"
-    )
+    assert "extract.frame_level is 2 (int)" in refused(write(SMALL), "extract.frame_level=${run.processes}")
     face = "extractors.voice.path=${extractors.face.precision}"
     assert config.load(write(SMALL), [face]).extractors["voice"].path == "fp32"
     assert "run.foldr" in refused(write(SMALL), "corpus.path=${run.foldr}")
@@ -176,8 +172,13 @@ def test_an_empty_override_is_empty_text(write):
 
 
 def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):
-    odd = ["run.folder='0123'", "corpus.path='no'", "corpus.labels=['null', '1e5', 愤怒, 'a: b', '']",
-           "fuse.learning_rate=1e-05", "folds.group='^(.*)_\\d+$'"]
+    odd = [
+        "run.folder='0123'",
+        "corpus.path='no'",
+        "corpus.labels=['null', '1e5', 愤怒, 'a: b', '']",
+        "fuse.learning_rate=1e-05",
+        "folds.group='^(.*)_\\d+$'",
+    ]
     loaded = config.load(write(SMALL), odd)
     saved = tmp_path / "saved.yaml"
     config.save(loaded, saved)

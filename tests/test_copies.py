@@ -41,10 +41,13 @@ def job(tmp_path_factory) -> Path:
     """A corpus of transcripts alone in shards, a very small Baichuan, and its ``job.yaml``."""
     folder = tmp_path_factory.mktemp("copies")
     lines = [f"我说第{row}句话" for row in range(LABELED + UNLABELED)]
-    rows = [f"clip{row:02d},,,{line},{['happy', 'sad'][row % 2] if row < LABELED else ''},"
-            for row, line in enumerate(lines)]
-    files.write_text(folder / "corpus.csv",
-                     "\n".join(["name,video,audio,transcript,label,split", *rows]) + "\n")
+    rows = [
+        f"clip{row:02d},,,{line},{['happy', 'sad'][row % 2] if row < LABELED else ''},"
+        for row, line in enumerate(lines)
+    ]
+    files.write_text(
+        folder / "corpus.csv", "\n".join(["name,video,audio,transcript,label,split", *rows]) + "\n"
+    )
     tokenizer = BaichuanTokenizer.train(lines * 20, 285)
     tokenizer.save_pretrained(folder / "model")
     sizes = BaichuanConfig(vocab_size=len(tokenizer), **small_models.SIZES)

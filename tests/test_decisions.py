@@ -29,8 +29,9 @@ def expected(probability: np.ndarray, answer: np.ndarray) -> float:
 def test_rows_with_a_weight_are_decided_as_so_many_rows():
     told, _ = draw(300, OLD, 7)
     weight = np.random.default_rng(0).integers(0, 4, 300)
-    assert np.array_equal(np.repeat(decisions.decide(told, weight), weight),
-                          decisions.decide(np.repeat(told, weight, 0)))
+    assert np.array_equal(
+        np.repeat(decisions.decide(told, weight), weight), decisions.decide(np.repeat(told, weight, 0))
+    )
 
 
 def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():

@@ -17,8 +17,12 @@ def make(names, width=3, lengths=None, seed=0, **facts) -> FeatureSet:
         offsets = np.cumsum([0, *lengths])
         frame = random.normal(size=(offsets[-1], width)).astype(np.float32)
     return FeatureSet(
-        modality="video", names=list(names), frame=frame, offsets=offsets,
-        utterance=random.normal(size=(len(names), width)).astype(np.float32), **facts,
+        modality="video",
+        names=list(names),
+        frame=frame,
+        offsets=offsets,
+        utterance=random.normal(size=(len(names), width)).astype(np.float32),
+        **facts,
     )
 
 
@@ -48,8 +52,9 @@ def test_a_set_comes_in_the_order_it_is_asked_for_and_the_other_clips_after(tmp_
     assert plain.names == ["d", "b", "c", "x", "a"] and loaded.names == ["a", "b", "c", "d", "x"]
     np.testing.assert_array_equal(loaded.utterance, plain.utterances(loaded.names)[0])
     for name in plain.names:
-        spans = [of_set.frame[slice(*of_set.offsets[of_set.names.index(name) :][:2])]
-                 for of_set in (plain, loaded)]
+        spans = [
+            of_set.frame[slice(*of_set.offsets[of_set.names.index(name) :][:2])] for of_set in (plain, loaded)
+        ]
         np.testing.assert_array_equal(*spans)
     assert features.load(tmp_path, frames=False, order=["a"]).frame is None
     ordered, valid = loaded.utterances(["a", "b", "c"])

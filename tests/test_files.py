@@ -85,10 +85,12 @@ def test_an_old_folder_is_never_removed_in_place(tmp_path, monkeypatch):
     assert "made" not in removed and files.marked(folder) is None
 
 
-@pytest.mark.parametrize(("umask", "of_file", "of_folder"), [(0o002, 0o664, 0o775), (0o027, 0o640, 0o750),
-                                                               (0o077, 0o600, 0o700)])
+@pytest.mark.parametrize(
+    ("umask", "of_file", "of_folder"), [(0o002, 0o664, 0o775), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
 def test_files_of_libraries_that_make_theirs_private_are_shared_as_the_umask_says(
-        tmp_path, umask, of_file, of_folder):
+    tmp_path, umask, of_file, of_folder
+):
     own = tmp_path / "own"
     with as_umask(umask):
         with files.atomic_folder(tmp_path / "made") as folder:
@@ -104,8 +106,12 @@ def test_files_of_libraries_that_make_theirs_private_are_shared_as_the_umask_say
             save_file({"a": np.zeros(2)}, temporary)
         files.write_text(tmp_path / "text", "x")
     assert rights(tmp_path / "made") == {
-        "model.safetensors": of_file, "inner": of_folder, "inner/b.safetensors": of_file, "copied": of_file,
-        "linked": 0o400, "plain": of_file,
+        "model.safetensors": of_file,
+        "inner": of_folder,
+        "inner/b.safetensors": of_file,
+        "copied": of_file,
+        "linked": 0o400,
+        "plain": of_file,
     }
     assert {rights(tmp_path)[name] for name in ("alone", "text")} == {of_file}
     assert rights(tmp_path)["made"] == of_folder and rights(tmp_path)["own"] == 0o400
@@ -181,10 +187,13 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_stays(
     assert not elsewhere.exists()
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"),
-    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(tmp_path, error):
     with pytest.raises(OSError) as told, files.atomic(tmp_path / "a.json"):
         raise error
@@ -221,5 +230,7 @@ def test_files_are_compared_with_what_was_written_byte_for_byte(tmp_path):
     paths[1].write_bytes(b"short")
     paths[2].unlink()
     assert files.damaged(tmp_path, told) == [
-        "a holds other bytes than were written", f"b has 5 bytes instead of {3 << 20}", "c is gone",
+        "a holds other bytes than were written",
+        f"b has 5 bytes instead of {3 << 20}",
+        "c is gone",
     ]

@@ -84,8 +84,12 @@ def test_an_unreadable_fold_file_is_made_again(tmp_path):
 
 def group_world(clips: dict[str, dict[str, int]]) -> dict[str, str]:
     """Clip -> label, from group -> label -> number of clips; a clip's name begins with its group."""
-    return {f"{group}_{label}{row}": label for group, has in clips.items()
-            for label, count in has.items() for row in range(count)}
+    return {
+        f"{group}_{label}{row}": label
+        for group, has in clips.items()
+        for label, count in has.items()
+        for row in range(count)
+    }
 
 
 BY_GROUP = FoldConfig(count=3, group="^(g[0-9]+)_")
@@ -103,8 +107,9 @@ def test_a_label_that_a_fold_has_alone_is_named_with_the_fold_and_its_group():
 
 
 def test_a_label_in_two_folds_is_unknown_to_models_without_both():
-    labels = {name.replace("g0_c", f"g{5 + row % 2}_c"): label
-              for row, (name, label) in enumerate(LONELY.items())}
+    labels = {
+        name.replace("g0_c", f"g{5 + row % 2}_c"): label for row, (name, label) in enumerate(LONELY.items())
+    }
     made = folds.make(labels, BY_GROUP)
     (line,) = [line for line in folds.unseen(labels, made, BY_GROUP.group) if "labelled c" in line]
     assert "folds" in line and "alone (groups g5, g6)" in line and "models without both" in line
@@ -137,7 +142,8 @@ def test_groups_that_scikit_learn_spreads_stay_where_it_put_them():
     targets, groups = [labels[name] for name in names], [name[:6] for name in names]
     splits = StratifiedGroupKFold(4, shuffle=True, random_state=3).split(names, targets, groups)
     assert folds.make(labels, FoldConfig(count=4, seed=3, group=r"^(film\d+)_")) == {
-        names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+        names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows
+    }
 
 
 def test_saved_folds_of_groups_are_kept_as_they_are(tmp_path):

@@ -92,16 +92,21 @@ def _full(values):
     from generated_data import WIDTH, Sample
 
     count = len(values)
-    return Sample(truth=np.zeros(count, int), values=values,
-                  present={name: np.ones(count, bool) for name in WIDTH})
+    return Sample(
+        truth=np.zeros(count, int), values=values, present={name: np.ones(count, bool) for name in WIDTH}
+    )
 
 
 def _conditional(world, values, gone, shares, count):
     from scipy.stats import multivariate_normal
 
     kept, covariance = ~gone, world.covariance
-    log_p = np.array([multivariate_normal.logpdf(values[kept], mean[kept], covariance[np.ix_(kept, kept)])
-                      for mean in world.means]) + np.log(shares[world.emotion] * world.share)
+    log_p = np.array(
+        [
+            multivariate_normal.logpdf(values[kept], mean[kept], covariance[np.ix_(kept, kept)])
+            for mean in world.means
+        ]
+    ) + np.log(shares[world.emotion] * world.share)
     p = np.exp(log_p - log_p.max())
     random = np.random.default_rng(0)
     modes = random.choice(len(p), count, p=p / p.sum())
@@ -163,8 +168,14 @@ def test_a_run_gets_no_label_of_an_unlabelled_clip_and_no_missing_modality(tmp_p
     monkeypatch.setattr(generated, "UNLABELED", 200)
     task = generated.draw(0, 120)
     task = {one.condition: one for one in generated.degraded(task, 0)}["text removed"]
-    small = ("fuse.width=8", "fuse.heads=2", "fuse.epochs=1", "fuse.seeds=1", "self_train.rounds=0",
-             "folds.count=2")
+    small = (
+        "fuse.width=8",
+        "fuse.heads=2",
+        "fuse.epochs=1",
+        "fuse.seeds=1",
+        "self_train.rounds=0",
+        "folds.count=2",
+    )
     told = {one.title: one for one in generated.fused(task, tmp_path, 0, small)}
     with open(tmp_path / "labels.csv", encoding="utf-8", newline="") as file:
         labels = {row["name"]: row["label"] for row in csv.DictReader(file)}

@@ -42,9 +42,11 @@ def fold_of() -> dict[str, int]:
 def clips_of(count: int = LABELED) -> joined.Clips:
     """Labelled clips only."""
     return joined.Clips(
-        labels=fusion_run.LABELS, names=fusion_run.names(count),
+        labels=fusion_run.LABELS,
+        names=fusion_run.names(count),
         truth=np.random.default_rng(1).integers(0, 3, count),
-        fold=np.arange(count) % FOLDS, folds=FOLDS,
+        fold=np.arange(count) % FOLDS,
+        folds=FOLDS,
     )
 
 
@@ -60,8 +62,10 @@ def test_the_copies_become_one_space_in_which_every_clip_has_one_row(run):
     joined_anchors = made.only(anchors).utterance
     assert all(np.allclose(space, joined_anchors, atol=1e-4) for space in spaces)
     truth = np.arange(LABELED + UNLABELED) % 3
-    of_class = [made.utterances(fusion_run.names(LABELED))[0][truth[:LABELED] == own].mean(0).argmax()
-                for own in range(3)]
+    of_class = [
+        made.utterances(fusion_run.names(LABELED))[0][truth[:LABELED] == own].mean(0).argmax()
+        for own in range(3)
+    ]
     assert of_class == [0, 1, 2]
 
 
@@ -136,8 +140,13 @@ def test_a_clip_one_of_whose_frames_is_broken_becomes_missing_alone_and_is_named
     frame = random.normal(size=(offsets[-1], 4)).astype(np.float32)
     # The last frame of clip 2 and the first of clip 5: the ends of what is theirs.
     frame[offsets[3] - 1, 1] = frame[offsets[5], 0] = bad
-    shard = features.FeatureSet(modality="audio", names=clips.names, offsets=offsets, frame=frame,
-                                utterance=random.normal(size=(LABELED, 4)).astype(np.float32))
+    shard = features.FeatureSet(
+        modality="audio",
+        names=clips.names,
+        offsets=offsets,
+        frame=frame,
+        utterance=random.normal(size=(LABELED, 4)).astype(np.float32),
+    )
     store = run.features("voice")
     features.write_shard(store / "00000.safetensors", shard, "1")
     features.describe(store, modality="audio", width=4)
@@ -197,8 +206,16 @@ def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):
     before = joined.set_made_from(run, "clip@tuned", FOLDS)
     assert joined.set_made_from(run, "clip@tuned", FOLDS) == before
     names = [name for name, fold in fold_of().items() if fold == 2]
-    fusion_run.write_set(run, "clip@fold-2", "video", names, np.ones((len(names), WIDTH)), "2",
-                         part="fold-2", trained_without=2)
+    fusion_run.write_set(
+        run,
+        "clip@fold-2",
+        "video",
+        names,
+        np.ones((len(names), WIDTH)),
+        "2",
+        part="fold-2",
+        trained_without=2,
+    )
     assert joined.set_made_from(run, "clip@tuned", FOLDS) != before
 
 
@@ -216,8 +233,12 @@ def test_the_label_file_may_say_discrete_as_the_truth_of_score_does(tmp_path):
 def test_the_label_file_of_the_baseline_is_taken_with_its_train_corpus_labelled(tmp_path):
     first, second = fusion_run.LABELS[:2]
     path = tmp_path / "label-6way.npz"
-    train = {"ep01.s03": {"emo": first, "val": 1.0}, "-x07": {"emo": second, "val": 0.0},
-             "c": {"emo": "bored", "val": 0.0}, "cafe\u0301": {"emo": first}}
+    train = {
+        "ep01.s03": {"emo": first, "val": 1.0},
+        "-x07": {"emo": second, "val": 0.0},
+        "c": {"emo": "bored", "val": 0.0},
+        "cafe\u0301": {"emo": first},
+    }
     # The baseline's unlabelled clips carry a label that nobody gave.
     np.savez(path, train_corpus=train, test1_corpus={"d": {"emo": first, "val": -10}})
     found, problems = joined.read_labels(path, fusion_run.LABELS)
@@ -244,8 +265,10 @@ def test_numbered_labels_of_a_published_file_are_read_by_their_numbers_or_told_o
 
 
 def test_a_label_that_models_never_see_is_told_with_fold_and_group(tmp_path, caplog):
-    rows = [f"g{row // 12}_{row:02d},{'happy' if row < 12 else ('neutral', 'angry')[row % 2]}\n"
-            for row in range(60)]
+    rows = [
+        f"g{row // 12}_{row:02d},{'happy' if row < 12 else ('neutral', 'angry')[row % 2]}\n"
+        for row in range(60)
+    ]
     files.write_text(tmp_path / "labels.csv", "name,label\n" + "".join(rows) + "u_0,\n")
     config = fusion_run.configure(tmp_path, overrides=("folds.group='^([gu][0-9]*)_'",))
     for _ in range(2):

@@ -13,8 +13,12 @@ def test_other_label_shares_alone_are_not_seen_and_another_look_is():
     quiet, seen = [], []
     for seed in range(5):
         held_out, truth = draw(800, OLD, seed)
-        for found, (shares, apart) in ((quiet, (OLD, 1)), (quiet, (NEW, 1)), (seen, (NEW, 0.3)),
-                                       (seen, (OLD, 3))):
+        for found, (shares, apart) in (
+            (quiet, (OLD, 1)),
+            (quiet, (NEW, 1)),
+            (seen, (NEW, 0.3)),
+            (seen, (OLD, 3)),
+        ):
             unlabeled, _ = draw(600, shares, 100 + seed, apart)
             found.append(label_shift.p_value(unlabeled, held_out, truth, seed))
     assert np.mean(np.array(quiet) < label_shift.LEVEL) <= 0.2 and np.mean(quiet) > 0.35

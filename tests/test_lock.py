@@ -75,8 +75,11 @@ def rank(tmp_path):
     started = []
 
     def start(job: str, number: int) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, "-c", RANK, tmp_path / "lock", job, str(number)],
-                                   stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RANK, tmp_path / "lock", job, str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -95,8 +98,11 @@ def test_the_ranks_of_a_job_share_the_lock_until_the_last_of_them_is_killed(tmp_
         assert lock.at_work(path, range(4)) == {0, 1, 2}
     for process, left in ((first, {1}), (second, set())):
         # A command, the ranks of another job, and a second job that is the same to the letter.
-        for other in (lock.held(path, "fuse"), lock.shared(path, "extract", "other", 3),
-                      lock.shared(path, "extract", "job", 1)):
+        for other in (
+            lock.held(path, "fuse"),
+            lock.shared(path, "extract", "other", 3),
+            lock.shared(path, "extract", "job", 1),
+        ):
             with pytest.raises(lock.Busy, match=r"mer-dist extract \(process \d+ on .* is at work"), other:
                 raise AssertionError("ranks hold the lock")
         process.kill()

@@ -119,8 +119,12 @@ def test_a_line_has_a_row_of_its_own_while_a_bar_is_drawn(shown):
                 print("a library's line", file=sys.stderr)
 
     lines = shown(act)
-    assert lines[:4] == ["W extract[0] line 3", "a library's line", "W extract[0] line 7",
-                         "W extract[0] line 11"]
+    assert lines[:4] == [
+        "W extract[0] line 3",
+        "a library's line",
+        "W extract[0] line 7",
+        "W extract[0] line 11",
+    ]
     assert lines[4].startswith("I extract[0] clip: 12 clips in") and len(lines) == 5
 
 
@@ -147,17 +151,28 @@ def test_two_notes_of_libraries_are_silent_and_nothing_else():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         log.setup("finetune")
-        for module, category in (("torch.library", FutureWarning), ("bitsandbytes.functional", FutureWarning),
-                                 ("torch.library", UserWarning), ("mer_dist.probe", FutureWarning),
-                                 ("torchlike", FutureWarning)):
+        for module, category in (
+            ("torch.library", FutureWarning),
+            ("bitsandbytes.functional", FutureWarning),
+            ("torch.library", UserWarning),
+            ("mer_dist.probe", FutureWarning),
+            ("torchlike", FutureWarning),
+        ):
             warnings.warn_explicit(module, category, "file.py", 1, module)
     assert [(str(item.message), item.category) for item in told] == [
-        ("torch.library", UserWarning), ("mer_dist.probe", FutureWarning), ("torchlike", FutureWarning)]
+        ("torch.library", UserWarning),
+        ("mer_dist.probe", FutureWarning),
+        ("torchlike", FutureWarning),
+    ]
     # Asked of the logger's filters alone: what level it has is up to whatever else ran in this process.
     library = logging.getLogger("bitsandbytes.backends.cpu.ops")
 
     def passes(message: str, *args) -> bool:
-        return bool(library.filter(library.makeRecord(library.name, logging.WARNING, "file.py", 1, message, args, None)))
+        return bool(
+            library.filter(
+                library.makeRecord(library.name, logging.WARNING, "file.py", 1, message, args, None)
+            )
+        )
 
     assert not passes(note, "No module named 'kernels'")
     assert passes("another")

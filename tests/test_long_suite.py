@@ -36,10 +36,24 @@ def call(tmp_path):
     def run(*options, whole=False, **environment):
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--long-record",
-             str(tmp_path / "record"), *options, *([] if whole else [str(tmp_path)])],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "PYTHONPATH": path, **environment})
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "--long-record",
+                str(tmp_path / "record"),
+                *options,
+                *([] if whole else [str(tmp_path)]),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": path, **environment},
+        )
         return done.returncode, done.stdout
 
     return run

@@ -56,24 +56,28 @@ LABELS = ["a", "b", "c", "d"]
 def test_all_shares_come_back_from_published_scores_and_one_may_be_left_out():
     counts = np.array([1023, 611, 207, 159])
     truth = np.repeat(np.arange(4), counts)
-    scores = {label: round(100 * metrics.waf(truth, np.full(2000, row)), 2)
-              for row, label in enumerate(LABELS)}
+    scores = {
+        label: round(100 * metrics.waf(truth, np.full(2000, row)), 2) for row, label in enumerate(LABELS)
+    }
     found = metrics.shares_of_constants(scores, LABELS)
     assert found.sum() == pytest.approx(1) and np.abs(found - counts / 2000).max() < 5e-4
     del scores["b"]
     assert np.abs(metrics.shares_of_constants(scores, LABELS) - counts / 2000).max() < 1e-3
 
 
-@pytest.mark.parametrize("scores, why", [
-    ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 2.48}, "do not fit together: they mean a 50.0 %"),
-    ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 0.08}, "rounding allows"),
-    ({"a": 70.0, "b": 50.0, "c": 3.91}, "do not fit together"),
-    ({"a": 33.33, "b": 13.85}, "missing: c, d"),
-    ({"a": 33.33, "b": 13.85, "x": 3.91}, "unknown: x"),
-    ({"a": 0.3333, "b": 0.1385, "c": 0.0391, "d": 0.0048}, "in percent"),
-    ({"a": -1.0, "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
-    ({"a": float("nan"), "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
-])
+@pytest.mark.parametrize(
+    "scores, why",
+    [
+        ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 2.48}, "do not fit together: they mean a 50.0 %"),
+        ({"a": 33.33, "b": 13.85, "c": 3.91, "d": 0.08}, "rounding allows"),
+        ({"a": 70.0, "b": 50.0, "c": 3.91}, "do not fit together"),
+        ({"a": 33.33, "b": 13.85}, "missing: c, d"),
+        ({"a": 33.33, "b": 13.85, "x": 3.91}, "unknown: x"),
+        ({"a": 0.3333, "b": 0.1385, "c": 0.0391, "d": 0.0048}, "in percent"),
+        ({"a": -1.0, "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
+        ({"a": float("nan"), "b": 13.85, "c": 3.91, "d": 0.48}, "in percent"),
+    ],
+)
 def test_scores_that_cannot_be_those_of_constant_answers_are_refused(scores, why):
     with pytest.raises(UserError, match=why):
         metrics.shares_of_constants(scores, LABELS)

@@ -12,8 +12,12 @@ from mer_dist.errors import UserError
 from mer_dist.shards import manifest
 
 TABLE = pa.table(
-    {"name": [f"c{row}" for row in range(3000)], "suffixes": [["flac", "json"]] * 3000,
-     "label": pa.array(["sad", None, "happy"] * 1000).dictionary_encode(), "p": np.arange(3000.0)},
+    {
+        "name": [f"c{row}" for row in range(3000)],
+        "suffixes": [["flac", "json"]] * 3000,
+        "label": pa.array(["sad", None, "happy"] * 1000).dictionary_encode(),
+        "p": np.arange(3000.0),
+    },
     metadata={"title": "fused"},
 )
 

@@ -36,7 +36,8 @@ def test_calibration_undoes_a_known_distortion():
     # Its maximum-likelihood condition: the mean probability of a label is the label's share.
     assert np.allclose(fitted(bent).mean(0), prior.shares(truth, 4), atol=1e-3)
     assert prior.calibrate(prior.softmax(2 * np.log(honest)), truth, bias=False).scale == (
-        pytest.approx(0.5, abs=0.02))
+        pytest.approx(0.5, abs=0.02)
+    )
 
 
 def test_a_few_clips_do_not_move_the_calibration_far():
@@ -134,8 +135,10 @@ def test_shares_that_may_be_true_spread_around_the_used_ones():
 def test_where_the_estimators_start_does_not_matter():
     held_out, truth = draw(500, OLD, 1)
     bent = prior.softmax(2 * np.log(held_out))
-    cold, warm = (prior.calibrate(bent, truth, start=start)
-                  for start in (None, prior.Calibration(0.6, np.array([0.3, 0, 0, -0.3]))))
+    cold, warm = (
+        prior.calibrate(bent, truth, start=start)
+        for start in (None, prior.Calibration(0.6, np.array([0.3, 0, 0, -0.3])))
+    )
     assert warm.scale == pytest.approx(cold.scale) and np.allclose(warm.bias, cold.bias, atol=1e-6)
     unlabeled, _ = draw(500, NEW, 2)
     assert np.abs(prior.em(unlabeled, OLD) - prior.em(unlabeled, OLD, start=NEW)).max() < 1e-3

@@ -22,13 +22,21 @@ def task(classes: int = 3, width: int = 8, sets: int = 2, distance: float = 1.0,
     random = np.random.default_rng(seed)
     truth = np.arange(LABELED + UNLABELED) % classes
     values = [
-        (5 + distance * random.normal(size=(classes, width))[truth] + random.normal(size=(len(truth), width)))
-        .astype(np.float32) for _ in range(sets)
+        (
+            5
+            + distance * random.normal(size=(classes, width))[truth]
+            + random.normal(size=(len(truth), width))
+        ).astype(np.float32)
+        for _ in range(sets)
     ]
     labeled = np.arange(len(truth)) < LABELED
-    clips = Clips(labels=list("abcdef")[:classes], names=fusion_run.names(len(truth)),
-                  truth=np.where(labeled, truth, -1), folds=FOLDS,
-                  fold=np.where(labeled, np.arange(len(truth)) // classes % FOLDS, -1))
+    clips = Clips(
+        labels=list("abcdef")[:classes],
+        names=fusion_run.names(len(truth)),
+        truth=np.where(labeled, truth, -1),
+        folds=FOLDS,
+        fold=np.where(labeled, np.arange(len(truth)) // classes % FOLDS, -1),
+    )
     return clips, truth, values, [np.ones(len(truth), bool) for _ in values]
 
 
@@ -45,8 +53,9 @@ def test_what_a_vote_is_fitted_on_comes_from_models_without_both_folds():
     clips, _, values, valid = task(distance=0.3)
     shuffled, fold = clips.truth.copy(), clips.fold[clips.labeled]
     shuffled[clips.fold == 0] = np.roll(shuffled[clips.fold == 0], 1)
-    before, after = (probe.probe(values, valid, some).held_out
-                     for some in (clips, replace(clips, truth=shuffled)))
+    before, after = (
+        probe.probe(values, valid, some).held_out for some in (clips, replace(clips, truth=shuffled))
+    )
     assert before.shape == (FOLDS, LABELED, 3)
     for without in range(FOLDS):
         assert np.array_equal(np.isnan(before[without]).all(1), fold == without)
@@ -69,8 +78,9 @@ def test_it_is_plain_logistic_regression_on_standardised_vectors(monkeypatch, cl
 def test_sets_side_by_side_tell_more_than_one_of_them():
     clips, truth, values, valid = task(distance=0.5)
     own = ~clips.labeled
-    one, both = (probe.probe(values[:count], valid[:count], clips).probability[own].argmax(1)
-                 for count in (1, 2))
+    one, both = (
+        probe.probe(values[:count], valid[:count], clips).probability[own].argmax(1) for count in (1, 2)
+    )
     assert metrics.waf(truth[own], both) > metrics.waf(truth[own], one) + 0.05
 
 

@@ -45,7 +45,8 @@ def test_rows_have_one_order_whatever_order_they_came_in(tmp_path):
 
 MANY = [
     *(problem("shard", f"a{number}", "audio", f"a{number}.mp4: no audio stream") for number in range(7)),
-    problem("shard", "l", "text", "l.mp4: gone"), problem("shard", "m", "text", "m.webm: gone"),
+    problem("shard", "l", "text", "l.mp4: gone"),
+    problem("shard", "m", "text", "m.webm: gone"),
     problem("shard", "b", "video", "/data/my clips/b 2.mp4: 3 of 25 frames are there"),
     problem("shard", "c", "video", "c.mp4: 4 of 25 frames are there"),
     problem("shard", "d", "clip", "label-disdim.csv line 12: label 'bored' is not in corpus.labels: sad"),
@@ -115,7 +116,11 @@ def test_the_quarantine_is_read_as_counts_rows_names_csv_and_json(run, capsys):
     assert told("--lost", "clip", "--reason", "No File", "--names") == "f\ng\n"
     rows = list(csv.DictReader(io.StringIO(told("--csv"))))
     assert len(rows) == 18 and rows[0] == {
-        "stage": "fuse", "name": "a0", "lost": "audio", "reason": "features ep1.v2: values that are NaN"}
+        "stage": "fuse",
+        "name": "a0",
+        "lost": "audio",
+        "reason": "features ep1.v2: values that are NaN",
+    }
     assert json.loads(told("--json", "--stage", "fuse")) == rows[:2]
     assert len(told("--rows").splitlines()) == 18
 

@@ -62,7 +62,8 @@ def test_lucky_clips_do_not_open_the_gate_and_enough_of_them_do():
         assert found.tolist() == [pytest.approx(threshold), np.inf, np.inf]
     # Known values of Wilson's interval at a normal quantile of 1.2816.
     assert selection.lower_bound(np.array([7, 14]), np.array([7, 15])) == pytest.approx(
-        [0.8100, 0.8013], abs=2e-4)
+        [0.8100, 0.8013], abs=2e-4
+    )
 
 
 def test_the_least_confidence_that_still_holds_the_precision_is_the_threshold_of_a_label():

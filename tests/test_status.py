@@ -15,8 +15,23 @@ from mer_dist.stages import run as whole
 
 #: No code of a stage, whatever it looks like.
 DAMAGED = (
-    "", "{", "[]", "0", "null", "{}", '{"code": "0"}', '{"code": true}', '{"code": 0.0}', '{"code": 64}',
-    '{"code": -1}', '{"code": [0]}', '{"code": null}', '{"code": "--all"}', "[" * 9000, "\0", "\ud800",
+    "",
+    "{",
+    "[]",
+    "0",
+    "null",
+    "{}",
+    '{"code": "0"}',
+    '{"code": true}',
+    '{"code": 0.0}',
+    '{"code": 64}',
+    '{"code": -1}',
+    '{"code": [0]}',
+    '{"code": null}',
+    '{"code": "--all"}',
+    "[" * 9000,
+    "\0",
+    "\ud800",
 )
 
 

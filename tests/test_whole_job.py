@@ -10,14 +10,14 @@ import pytest
 from modes import as_umask, others
 
 sys.path.insert(0, str(Path(__file__).with_name("stages")))
-import small_job  # noqa: E402
+import small_job
 
-from mer_dist import files, predictions, quarantine  # noqa: E402
-from mer_dist.config import load  # noqa: E402
-from mer_dist.errors import QUARANTINED, REQUEUE  # noqa: E402
-from mer_dist.layout import Run  # noqa: E402
-from mer_dist.records import UNLABELED  # noqa: E402
-from mer_dist.shards import manifest  # noqa: E402
+from mer_dist import files, predictions, quarantine
+from mer_dist.config import load
+from mer_dist.errors import QUARANTINED, REQUEUE
+from mer_dist.layout import Run
+from mer_dist.records import UNLABELED
+from mer_dist.shards import manifest
 
 pytestmark = pytest.mark.processes
 #: Under which the job runs: a group may read what it makes.
@@ -28,7 +28,7 @@ UMASK = 0o027
 def job(tmp_path_factory) -> Path:
     path = small_job.make(tmp_path_factory.mktemp("job"), processes=2)
     folder = path.parent / "corpus" / "video-unlabeled-with-test2noise"
-    broken = sorted(folder.glob("*.mp4"))[0]
+    broken = min(folder.glob("*.mp4"))
     broken.write_bytes(broken.read_bytes()[:200])
     with as_umask(UMASK):
         done = small_job.mer_dist("run", path)
@@ -86,7 +86,8 @@ def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again
     made = {
         path: path.stat().st_mtime_ns
         for part in ("shards", "adapters", "features", "probes", "rounds", "vote")
-        for path in (run.folder / part).rglob("*") if path.is_file()
+        for path in (run.folder / part).rglob("*")
+        if path.is_file()
     }
     lost = run.features("clip@fold-1") / "00000.safetensors"
     content = lost.read_bytes()
@@ -102,14 +103,21 @@ def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again
 def test_a_run_that_is_asked_to_stop_ends_with_75_and_the_next_one_goes_on(job, tmp_path):
     """SIGTERM goes to the outer command only; its ranks stop at their next boundary."""
     run = Run(tmp_path / "run")
-    options = [f"run.folder={run.folder}", "extractors.clip.finetune.epochs=500",
-               "extractors.baichuan.finetune=null"]
+    options = [
+        f"run.folder={run.folder}",
+        "extractors.clip.finetune.epochs=500",
+        "extractors.baichuan.finetune=null",
+    ]
     stopped = small_job.start("run", job, *options)
     log = run.log("finetune", 0)
     small_job.wait_for(lambda: log.exists() and "epoch 3/500" in log.read_text(), 120)
     stopped.terminate()
     assert stopped.wait(timeout=120) == REQUEUE
     assert files.read_json(run.status("finetune")) == {"code": REQUEUE}
-    assert small_job.mer_dist("run", job, *options[:1], "extractors.clip.finetune=null",
-                              "extractors.baichuan.finetune=null").returncode == QUARANTINED
+    assert (
+        small_job.mer_dist(
+            "run", job, *options[:1], "extractors.clip.finetune=null", "extractors.baichuan.finetune=null"
+        ).returncode
+        == QUARANTINED
+    )
     assert run.answer.exists()

@@ -15,8 +15,17 @@ from mer_dist.records import LABELED, UNLABELED, plain
 NOTHING = {"na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "unknown", "unlabeled", "unlabelled"}
 _SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
 #: What others call these parts; which of them is to be learned from, only they know.
-_OTHER_SPLITS = {"train": LABELED, "training": LABELED, "val": LABELED, "valid": LABELED, "dev": LABELED,
-                 "validation": LABELED, "test": UNLABELED, "testing": UNLABELED, "eval": UNLABELED}
+_OTHER_SPLITS = {
+    "train": LABELED,
+    "training": LABELED,
+    "val": LABELED,
+    "valid": LABELED,
+    "dev": LABELED,
+    "validation": LABELED,
+    "test": UNLABELED,
+    "testing": UNLABELED,
+    "eval": UNLABELED,
+}
 #: How like a label a word must be, for difflib, before it is asked for.
 _ALIKE = 0.75
 
@@ -41,8 +50,9 @@ class Labels:
         if len(alike) == 1:
             self._understood[text, alike[0]] += 1
             return alike[0], ""
-        return None, (f"label {text!r} is not in corpus.labels: {', '.join(self.labels)}; "
-                      f"{self._remedy(text, alike)}")
+        return None, (
+            f"label {text!r} is not in corpus.labels: {', '.join(self.labels)}; {self._remedy(text, alike)}"
+        )
 
     def _remedy(self, text: str, alike: list[str]) -> str:
         near = difflib.get_close_matches(plain(text), self._alike, 1, _ALIKE)
@@ -59,8 +69,12 @@ class Labels:
         """Say which labels were not taken literally."""
         if self._understood:
             some = ", ".join(f"{text!r} as {label!r}" for text, label in [*self._understood][:5])
-            logger.info("%s: %d labels in other letters were understood: %s", self.file,
-                        self._understood.total(), some)
+            logger.info(
+                "%s: %d labels in other letters were understood: %s",
+                self.file,
+                self._understood.total(),
+                some,
+            )
 
 
 def split(text: str, label: str) -> tuple[str, str]:
@@ -133,13 +147,18 @@ class Files:
         """Say which paths were not taken literally."""
         if self._understood:
             cell, path = self._understood[0]
-            logger.info("%s: %d paths in another spelling were understood, as %r for %s", self.table.name,
-                        len(self._understood), cell, path)
+            logger.info(
+                "%s: %d paths in another spelling were understood, as %r for %s",
+                self.table.name,
+                len(self._understood),
+                cell,
+                path,
+            )
 
 
 def _readings(cell: str) -> list[str]:
     """A path as other systems write it, in the ways it can be read here."""
-    text = cell[7:] if cell.startswith("file://") else cell
+    text = cell.removeprefix("file://")
     readings = [text, text.replace("\\", "/")]
     readings += [unquote(reading) for reading in readings]
     if text.startswith("~"):

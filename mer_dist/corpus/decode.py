@@ -72,8 +72,11 @@ def _judged(decoded: Decoded) -> Decoded:
     A part that the corpus does not name is missing and no problem. Why a clip of a corpus of transcripts
     has none is known where the tables are read.
     """
-    there = {Modality.VIDEO: bool(decoded.frames), Modality.AUDIO: decoded.samples is not None,
-             Modality.TEXT: decoded.clip.transcript is not None}
+    there = {
+        Modality.VIDEO: bool(decoded.frames),
+        Modality.AUDIO: decoded.samples is not None,
+        Modality.TEXT: decoded.clip.transcript is not None,
+    }
     decoded.missing = sorted(modality.value for modality, found in there.items() if not found)
     if not decoded.usable:
         reasons = dict.fromkeys(there, "the corpus names none") | {Modality.TEXT: "no transcript"}

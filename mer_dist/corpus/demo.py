@@ -51,10 +51,7 @@ SHARED_LINES = 0.45
 #: Part of the clips in which one modality says nothing, and in which it says another emotion.
 SILENT, MISLEADING = 0.06, 0.04
 #: Share of each emotion in the two parts of the corpus, in the order of ``EMOTIONS``.
-PRIOR = {
-    LABELED: (0.18, 0.17, 0.17, 0.16, 0.16, 0.16),
-    UNLABELED: (0.40, 0.12, 0.24, 0.04, 0.16, 0.04),
-}
+PRIOR = {LABELED: (0.18, 0.17, 0.17, 0.16, 0.16, 0.16), UNLABELED: (0.40, 0.12, 0.24, 0.04, 0.16, 0.04)}
 #: name -> (split, emotion, what is wrong).
 DAMAGE = {
     "damaged_label": (LABELED, "angry", "a label outside the set"),
@@ -87,9 +84,7 @@ class Sketch:
         return f"video-{self.split}/{self.name}.mp4"
 
 
-def make(
-    folder: Path, labeled: int = 240, unlabeled: int = 400, seed: int = 0, workers: int = 2
-) -> None:
+def make(folder: Path, labeled: int = 240, unlabeled: int = 400, seed: int = 0, workers: int = 2) -> None:
     """Generate the corpus in ``folder``, or what is missing of it.
 
     Args:

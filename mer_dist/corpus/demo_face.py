@@ -205,8 +205,7 @@ def _mouth(image, who: Person, smile: float, opening: float, wide: float) -> Non
 def _ellipse(image, centre, axes, colour, start=0, end=360, thickness=-1) -> None:
     (x, y), (a, b) = _fixed([centre, axes]).tolist()
     cv2.ellipse(
-        image, (x, y), (max(a, 4), max(b, 4)), 0, start, end, _colour(colour), thickness,
-        cv2.LINE_AA, _BITS,
+        image, (x, y), (max(a, 4), max(b, 4)), 0, start, end, _colour(colour), thickness, cv2.LINE_AA, _BITS
     )
 
 

@@ -10,8 +10,13 @@ from mer_dist.log import logger
 
 UTF8 = "utf-8"
 #: The marks at the beginning of a file that leave no doubt, the longer ones first.
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 #: Stands for bytes that are no text: a lone surrogate, as the decoder of UTF-8 leaves it, too.
 _BROKEN = "\udcff"
 #: What is looked at to find the likely encoding.
@@ -21,17 +26,22 @@ _USUAL = 0.8
 #: The letters that each language writes most; short texts may be usual letters in two encodings.
 _FREQUENT = {
     "gb18030": "的一是不了我你在有人他这中大来上个国到说们为子和地出道也时年得就那要下以生会自着去之过家学对可里好"
-               "么什吗吧啊呢没很都还想看走快话知，。！？",
+    "么什吗吧啊呢没很都还想看走快话知，。！？",
     "big5": "的一是不了我你在有人他這中大來上個國到說們為子和地出道也時年得就那要下以生會自著去之過家學對可裡好"
-            "麼什嗎吧啊呢沒很都還想看走快話知，。！？",
+    "麼什嗎吧啊呢沒很都還想看走快話知，。！？",
     "euc_kr": "이다는가에을의고하지은도를한기어로나사아라들리서자시그대니인요해스있정일여게만수보제무주거면내안너네요",
 }
 #: Python's name of an encoding -> how people know it.
 KNOWN = {
-    "euc_kr": "EUC-KR (Korean)", "shift_jis": "Shift JIS (Japanese)", "euc_jp": "EUC-JP (Japanese)",
-    "gb18030": "GBK, as Chinese Excel saves", "big5": "Big5 (traditional Chinese)",
-    "cp1251": "Windows-1251 (Cyrillic)", "cp1252": "Windows-1252 (Western European)",
-    "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
+    "euc_kr": "EUC-KR (Korean)",
+    "shift_jis": "Shift JIS (Japanese)",
+    "euc_jp": "EUC-JP (Japanese)",
+    "gb18030": "GBK, as Chinese Excel saves",
+    "big5": "Big5 (traditional Chinese)",
+    "cp1251": "Windows-1251 (Cyrillic)",
+    "cp1252": "Windows-1252 (Western European)",
+    "utf-16-le": "UTF-16",
+    "utf-16-be": "UTF-16",
 }
 
 
@@ -83,8 +93,10 @@ def refuse(path: Path, content: bytes, used: str, by_key: bool) -> None:
     lines = [line for line in content.decode(found, "replace").splitlines() if not line.isascii()]
     sample = f", by which it reads {lines[0][:40]!r}" if lines else ""
     key = f"set corpus.encoding: {found}, or " if by_key else ""
-    raise UserError(f"{why}, but probably {KNOWN[found]}{sample}; {key}convert it: iconv -f {found.upper()} "
-                    f"-t UTF-8 {path.name} > utf8.csv")
+    raise UserError(
+        f"{why}, but probably {KNOWN[found]}{sample}; {key}convert it: iconv -f {found.upper()} "
+        f"-t UTF-8 {path.name} > utf8.csv"
+    )
 
 
 def likely(content: bytes) -> str | None:
@@ -96,8 +108,11 @@ def likely(content: bytes) -> str | None:
             return name
     # A short line may happen to be valid UTF-8, too.
     content = b"\n".join(line for line in content.split(b"\n") if not _whole(line, UTF8)) or content
-    fits = {name: _fit(content.decode(name), name)
-            for name in ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr") if _whole(content, name)}
+    fits = {
+        name: _fit(content.decode(name), name)
+        for name in ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
+        if _whole(content, name)
+    }
     fits = {name: frequent for name, (usual, frequent) in fits.items() if usual >= _USUAL}
     if fits:
         return max(fits, key=fits.__getitem__)
@@ -120,8 +135,10 @@ def _fit(text: str, name: str) -> tuple[float, float]:
     foreign = "".join(letter for letter in text if letter > "\x7f")
     kana = sum("\u3040" <= letter <= "\u30ff" for letter in foreign)
     han = "".join(letter for letter in foreign if "\u4e00" <= letter <= "\u9fff")
-    marks = sum("\u3000" <= letter <= "\u303f" or "\uff01" <= letter <= "\uff5e" or letter in "“”‘’…—·"
-                for letter in foreign)
+    marks = sum(
+        "\u3000" <= letter <= "\u303f" or "\uff01" <= letter <= "\uff5e" or letter in "“”‘’…—·"
+        for letter in foreign
+    )
     frequent = sum(letter in _FREQUENT.get(name, "") for letter in foreign)
     if name == "euc_kr":
         usual = sum("\uac00" <= letter <= "\ud7a3" for letter in foreign) + marks

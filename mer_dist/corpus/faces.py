@@ -34,9 +34,9 @@ def cascade(frames: list[np.ndarray], size: int) -> tuple[list[np.ndarray], bool
         return [whole(frame, size) for frame in frames], False
     rows = sorted(found)
     # Outside the frames with a face the nearest box holds, as np.interp does at its ends.
-    boxes = np.stack([
-        np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)
-    ], axis=1)
+    boxes = np.stack(
+        [np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)], axis=1
+    )
     return [_square(frame, box, size) for frame, box in zip(frames, boxes, strict=True)], True
 
 
@@ -73,9 +73,7 @@ def _detect(frame: np.ndarray) -> tuple[float, float, float] | None:
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     smallest = max(20, min(grey.shape) // 8)
-    boxes = _detector().detectMultiScale(
-        grey, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest)
-    )
+    boxes = _detector().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest))
     if not len(boxes):
         return None
     x, y, width, height = max(boxes.tolist(), key=lambda box: (box[2] * box[3], box))

@@ -22,7 +22,8 @@ COLUMNS = ("name", "video", "audio", "transcript", "label", "split")
 SYNONYMS = {
     **dict.fromkeys(("text", "transcription", "sentence", "utterance", "chinese", "english"), "transcript"),
     **dict.fromkeys(("emotion", "discrete", "emo", "class"), "label"),
-    **dict.fromkeys(("path", "file", "clip"), "video"), **dict.fromkeys(("wav", "sound"), "audio"),
+    **dict.fromkeys(("path", "file", "clip"), "video"),
+    **dict.fromkeys(("wav", "sound"), "audio"),
     **dict.fromkeys(("part", "set", "subset"), "split"),
 }
 
@@ -38,23 +39,30 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     _check_columns(path, rows.columns)
     files, emotions = cells.Files(path), cells.Labels(labels, path.name)
     found = []
-    problems = [Problem(stage="shard", name=name, lost="clip", reason=why)
-                for name, why in rows.bad.items()]
+    problems = [Problem(stage="shard", name=name, lost="clip", reason=why) for name, why in rows.bad.items()]
     for name, row in rows.rows.items():
         row = dict.fromkeys(COLUMNS, "") | row
         split, label, why = _split(row, emotions)
         if why:
-            problems.append(Problem(stage="shard", name=name, lost="clip",
-                                    reason=f"{rows.place(name)}: {why}"))
+            problems.append(
+                Problem(stage="shard", name=name, lost="clip", reason=f"{rows.place(name)}: {why}")
+            )
             continue
-        found.append(Clip(
-            name=name, video=files.find(row["video"]), audio=files.find(row["audio"]),
-            transcript=table.text_or_none(row["transcript"]), label=label, split=split,
-        ))
+        found.append(
+            Clip(
+                name=name,
+                video=files.find(row["video"]),
+                audio=files.find(row["audio"]),
+                transcript=table.text_or_none(row["transcript"]),
+                label=label,
+                split=split,
+            )
+        )
     if not rows.rows and not rows.bad:
         raise UserError(f"{path}: it names no clip")
-    hidden = sum(clip.split == UNLABELED and bool(rows.rows[clip.name].get("label", "").strip())
-                 for clip in found)
+    hidden = sum(
+        clip.split == UNLABELED and bool(rows.rows[clip.name].get("label", "").strip()) for clip in found
+    )
     if hidden:
         logger.info("%s: %d clips of split unlabeled have a label, which is not used", path, hidden)
     files.tell()
@@ -68,13 +76,17 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     absent = [column for column in COLUMNS if column not in columns]
     others = [column for column in columns if column and column not in COLUMNS]
     if not {"video", "audio", "transcript"} & {*columns}:
-        raise UserError(f"{path}: its first line has none of the columns video, audio, transcript; it has: "
-                        f"{', '.join(map(repr, columns[:20]))}")
+        raise UserError(
+            f"{path}: its first line has none of the columns video, audio, transcript; it has: "
+            f"{', '.join(map(repr, columns[:20]))}"
+        )
     for other in others:
         meant = SYNONYMS.get(other) or next(iter(difflib.get_close_matches(other, COLUMNS, 1, 0.8)), None)
         if meant in absent:
-            raise UserError(f"{path}: it has no column {meant}, but one {other!r}; call it {meant} if that "
-                            f"is what it holds, or give the table an empty column {meant}")
+            raise UserError(
+                f"{path}: it has no column {meant}, but one {other!r}; call it {meant} if that "
+                f"is what it holds, or give the table an empty column {meant}"
+            )
     if others:
         logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
 

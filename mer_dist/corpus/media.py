@@ -19,8 +19,16 @@ from mer_dist.corpus.picture import Shot
 MOST_PIXELS = 8192 * 4320
 _FLAGS = av.stream.Disposition
 #: Of tracks that come beside the one that is meant: somebody talks over it, or its voices are taken out.
-_ASIDE = (_FLAGS.comment | _FLAGS.visual_impaired | _FLAGS.hearing_impaired | _FLAGS.descriptions
-          | _FLAGS.dependent | _FLAGS.clean_effects | _FLAGS.non_diegetic | _FLAGS.karaoke)
+_ASIDE = (
+    _FLAGS.comment
+    | _FLAGS.visual_impaired
+    | _FLAGS.hearing_impaired
+    | _FLAGS.descriptions
+    | _FLAGS.dependent
+    | _FLAGS.clean_effects
+    | _FLAGS.non_diegetic
+    | _FLAGS.karaoke
+)
 SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
 ENCRYPTED = "it is encrypted"
 NOT_WHOLE = "the decoder does not vouch for a picture"
@@ -83,8 +91,12 @@ def read_video(path: Path, count: int) -> Video:
         raise MediaError(f"{path.name}: most of its video does not decode: {faults[0]}")
     if not frames:
         raise MediaError(f"{path.name}: no frame of its video decodes")
-    return Video(frames=frames, seconds=end - start, damage=damage or _summary("video", faults),
-                 remarks=sorted(remarks))
+    return Video(
+        frames=frames,
+        seconds=end - start,
+        damage=damage or _summary("video", faults),
+        remarks=sorted(remarks),
+    )
 
 
 def video_seconds(path: Path) -> float:
@@ -109,9 +121,14 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
         tracks = _tracks(container, kind)
         before = tracks[: [track.index for track in tracks].index(stream.index)]
         faults = [f"nothing of stream {track.index}, which players take" for track in before]
-        yield Track(kind=kind, frames=_decoded(container, stream, faults), faults=faults,
-                    count=len(tracks), known=len(_decodable(tracks)),
-                    stated=partial(stated.seconds, container, stream, path))
+        yield Track(
+            kind=kind,
+            frames=_decoded(container, stream, faults),
+            faults=faults,
+            count=len(tracks),
+            known=len(_decodable(tracks)),
+            stated=partial(stated.seconds, container, stream, path),
+        )
 
 
 @contextmanager
@@ -146,10 +163,19 @@ def _stream(container, kind: str, path: Path, place: int = 0):
 def _tracks(container, kind: str) -> list:
     """The streams of a kind as players prefer them: flagged default, not beside another one, the first."""
     # Cover art is a video stream of one picture that is no part of the clip.
-    tracks = [stream for stream in container.streams
-              if stream.type == kind and not stream.disposition & _FLAGS.attached_pic]
-    return sorted(tracks, key=lambda stream: (
-        not stream.disposition & _FLAGS.default, bool(stream.disposition & _ASIDE), stream.index))
+    tracks = [
+        stream
+        for stream in container.streams
+        if stream.type == kind and not stream.disposition & _FLAGS.attached_pic
+    ]
+    return sorted(
+        tracks,
+        key=lambda stream: (
+            not stream.disposition & _FLAGS.default,
+            bool(stream.disposition & _ASIDE),
+            stream.index,
+        ),
+    )
 
 
 def _decodable(tracks: list) -> list:

@@ -27,9 +27,7 @@ SUFFIXES = names.VIDEO_SUFFIXES | {".264", ".265"}
 SHOWN = 5
 
 
-def clips(
-    folder: str | Path, labels: list[str], encoding: str = UTF8
-) -> tuple[list[Clip], list[Problem]]:
+def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
     """Every clip that may be used, by split and name, and the reasons for the others.
 
     Raises:
@@ -55,8 +53,7 @@ def clips(
         if why := _unspoken(name, spoken):
             lose(name, Modality.TEXT, why)
         transcript = table.text_or_none(spoken.rows.get(name, {}).get("chinese"))
-        found.append(Clip(name=name, video=path, audio=None, transcript=transcript,
-                          label=label, split=split))
+        found.append(Clip(name=name, video=path, audio=None, transcript=transcript, label=label, split=split))
     _report_rows_without_clip(videos, emotions, spoken, lose)
     known.tell()
     found.sort(key=lambda clip: (clip.split, clip.name))
@@ -71,9 +68,13 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     unlabeled = sorted(part for part in folder.glob("video-unlabeled*") if part.is_dir())
     others = sorted({*(part for part in folder.glob("*video*") if part.is_dir())} - {labeled, *unlabeled})
     if others or not unlabeled:
-        logger.warning("%s: clips to be answered lie in video-unlabeled*, of which there %s %d; not looked "
-                       "into: %s", folder, "is" if len(unlabeled) == 1 else "are", len(unlabeled),
-                       ", ".join(part.name for part in others[:SHOWN]) or "nothing else")
+        logger.warning(
+            "%s: clips to be answered lie in video-unlabeled*, of which there %s %d; not looked into: %s",
+            folder,
+            "is" if len(unlabeled) == 1 else "are",
+            len(unlabeled),
+            ", ".join(part.name for part in others[:SHOWN]) or "nothing else",
+        )
     entries = [(name, LABELED, path) for name, path in _clips_in(labeled)]
     entries += [(name, UNLABELED, path) for part in unlabeled for name, path in _clips_in(part)]
     if not entries:
@@ -107,8 +108,14 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
         counts = Counter(kind for _, kind in others)
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
         some = ", ".join(names.shown(name) for name, _ in others[:SHOWN])
-        logger.warning("%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
-                       "that lies in this folder itself", part, len(others), kinds, some)
+        logger.warning(
+            "%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
+            "that lies in this folder itself",
+            part,
+            len(others),
+            kinds,
+            some,
+        )
     return found
 
 

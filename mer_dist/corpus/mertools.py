@@ -105,8 +105,9 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
             continue
         frames.append(array.reshape(1, -1) if 1 in array.shape else np.atleast_2d(array))
     if not frames:
-        raise ValueError(f"no frame of its folder can be used; {faults[0]}" if faults else
-                         "its folder holds no .npy file")
+        raise ValueError(
+            f"no frame of its folder can be used; {faults[0]}" if faults else "its folder holds no .npy file"
+        )
     widths = Counter(array.shape[1] for array in frames)
     (width, _), *others = widths.most_common()
     if others:
@@ -143,12 +144,20 @@ def label_table(path: Path) -> Table:
             emotion = entry.get("emo", "") if isinstance(entry, dict) else ""
             name = names.clean(str(name).strip())
             places.append((name, f"{table.file}, {corpus}"))
-            table.rows[name] = {"name": name, "label": _word(emotion),
-                                "split": LABELED if corpus == "train_corpus" else UNLABELED}
+            table.rows[name] = {
+                "name": name,
+                "label": _word(emotion),
+                "split": LABELED if corpus == "train_corpus" else UNLABELED,
+            }
     names.check(places)
-    logger.info("%s: %s", path, "; ".join(
-        f"{len(entries)} clips of {corpus} {'are labelled' if corpus == 'train_corpus' else 'to be answered'}"
-        for corpus, entries in corpora.items()))
+    logger.info(
+        "%s: %s",
+        path,
+        "; ".join(
+            f"{len(entries)} clips of {corpus} {'are labelled' if corpus == 'train_corpus' else 'to be answered'}"
+            for corpus, entries in corpora.items()
+        ),
+    )
     return table
 
 
@@ -200,7 +209,9 @@ class _PlainUnpickler(pickle.Unpickler):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
             return _scalar
         if (module, name) in (
-            ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "_reconstruct"),
         ):
             return _Inert

@@ -13,11 +13,51 @@ SHOWN = 5
 #: Of containers of video, and of video alone. (.264 is none of these: it may as well be the number of an
 #: utterance.)
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .divx .wmv .asf .flv .f4v .mpg .mpeg .m2v .vob .ts .mts "
-    ".m2ts .ogv .mxf .rm .rmvb .dv .h264 .h265 .hevc".split()
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".3gp",
+        ".3g2",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".divx",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".mpg",
+        ".mpeg",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".ogv",
+        ".mxf",
+        ".rm",
+        ".rmvb",
+        ".dv",
+        ".h264",
+        ".h265",
+        ".hevc",
+    ]
 )
 #: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
-SUFFIXES = VIDEO_SUFFIXES | set(".wav .mp3 .m4a .flac .ogg .opus .aac .wma .aiff .npy".split())
+SUFFIXES = VIDEO_SUFFIXES | {
+    ".wav",
+    ".mp3",
+    ".m4a",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".aac",
+    ".wma",
+    ".aiff",
+    ".npy",
+}
 
 
 def clean(text: str) -> str:
@@ -83,5 +123,7 @@ def check(places: Iterable[tuple[str, str]]) -> None:
             first[name] = place
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError(f"clip names must be safe and stand once: {'; '.join(faults[:SHOWN])}{more}; rename "
-                        "them, or take one of two out")
+        raise UserError(
+            f"clip names must be safe and stand once: {'; '.join(faults[:SHOWN])}{more}; rename "
+            "them, or take one of two out"
+        )

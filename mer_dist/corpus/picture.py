@@ -43,8 +43,10 @@ def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
     wide = frame.width * float(_believable(shot.ratio or Fraction(1), remarks))
     scale = min(1.0, LONGEST_SIDE / max(wide, frame.height))
     image = frame.to_ndarray(
-        format="rgb24", interpolation="AREA",
-        width=max(1, round(wide * scale)), height=max(1, round(frame.height * scale)),
+        format="rgb24",
+        interpolation="AREA",
+        width=max(1, round(wide * scale)),
+        height=max(1, round(frame.height * scale)),
     )
     if shot.matrix is None:
         return image
@@ -70,8 +72,9 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 def _listed(frame: av.VideoFrame) -> av.VideoFrame:
     """A frame without the kinds of side data that make PyAV refuse all of it, like EXIF in a photo."""
     graph = av.filter.Graph()
-    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name,
-                            time_base=Fraction(1, 1000))
+    last = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+    )
     for kind in UNLISTED:
         remover = graph.add("sidedata", f"mode=delete:type={kind}")
         last.link_to(remover)

@@ -195,8 +195,9 @@ class _Heard:
     @property
     def misfit(self) -> str:
         fine = [run for run in self.runs if run.fine]
-        return _misfit(sum(run.energy for run in fine), sum(run.clipped for run in fine),
-                       sum(run.length for run in fine))
+        return _misfit(
+            sum(run.energy for run in fine), sum(run.clipped for run in fine), sum(run.length for run in fine)
+        )
 
 
 def _hear(path: Path, place: int) -> _Heard:
@@ -248,8 +249,10 @@ def _in_range(wave: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
         wave = centred * ((1 - STEP) / peak)
         audible = np.abs(centred) >= 4 * STEP
         if audible.any() and np.median(np.abs(wave[audible])) < STEP:
-            raise MediaError(f"{path.name}: a few samples of its sound are {peak:.0e} times full scale, "
-                             "beside which the rest would be lost")
+            raise MediaError(
+                f"{path.name}: a few samples of its sound are {peak:.0e} times full scale, "
+                "beside which the rest would be lost"
+            )
     return np.clip(np.rint(wave / STEP), -(2**15), 2**15 - 1).astype(np.int16), remark
 
 

@@ -75,8 +75,10 @@ def refuse(clips: Sequence[Clip], lost: dict[str, str | None], known: set[str], 
         UserError: what was probably meant.
     """
     named = with_media(clips)
-    splits = [(f"its {split} clips name", [clip for clip in named if clip.split == split])
-              for split in (LABELED, UNLABELED)]
+    splits = [
+        (f"its {split} clips name", [clip for clip in named if clip.split == split])
+        for split in (LABELED, UNLABELED)
+    ]
     for what, part in [("it names", named), *(split for split in splits if len(split[1]) >= ENOUGH)]:
         looked = [clip.name for clip in part if clip.name in lost]
         why = [reason for name in looked if (reason := lost[name]) is not None]

@@ -19,8 +19,11 @@ DELIMITERS = (",", ";", "\t", "|")
 #: How other kinds of files begin, and what to do with one.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive, as Excel workbooks (.xlsx) and .npz files are"),
-    (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)"), (b"PAR1", "a Parquet file"),
-    (b"\x1f\x8b", "compressed with gzip"), (b"\x89HDF", "an HDF5 file"), (b"SQLite", "a database"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"SQLite", "a database"),
 )
 
 #: Line, fields and, where it is not readable, why.
@@ -119,8 +122,9 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     if absent := [column for column in columns if column not in header]:
         raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
     if twice := sorted({column for column in header if column and header.count(column) > 1}):
-        raise UserError(f"{path}: its first line has the column {', '.join(map(names.shown, twice))} twice; "
-                        "take one out")
+        raise UserError(
+            f"{path}: its first line has the column {', '.join(map(names.shown, twice))} twice; take one out"
+        )
     if delimiter != ",":
         logger.info("%s: read with %r between its fields", path, delimiter)
     return header, list(records)

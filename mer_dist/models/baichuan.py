@@ -113,9 +113,7 @@ class BaichuanAttention(nn.Module):
         self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
         """``x`` (B, L, D); ``mask`` bool (B, 1, L, keys), None for plain causal attention."""
         batch, length, _ = x.shape
         packed = self.W_pack(x).view(batch, length, 3, self.heads, self.head_width)
@@ -126,7 +124,11 @@ class BaichuanAttention(nn.Module):
         key = torch.cat([key, self._bias(key)], -1)
         value = F.pad(value, (0, 2))
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None and length > 1,
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
             scale=self.head_width**-0.5,
         )[..., : self.head_width]
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
@@ -285,9 +287,7 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         logits = self.score(states[rows, last])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, pooled_logits=logits, config=self.config
-            )
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,

@@ -53,8 +53,10 @@ class BaichuanExtractor(Extractor):
     def note(self) -> str:
         if not self.cut:
             return ""
-        return (f"{len(self.cut)} transcripts were longer than max_tokens {self.config.max_tokens} and "
-                f"were cut, the longest had {max(self.cut.values())}")
+        return (
+            f"{len(self.cut)} transcripts were longer than max_tokens {self.config.max_tokens} and "
+            f"were cut, the longest had {max(self.cut.values())}"
+        )
 
     def collate(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
         ids, mask = self.tokenizer.pad(pieces)

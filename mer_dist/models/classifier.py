@@ -129,8 +129,9 @@ def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
             raise UserError(f"{path}: {key} is no LoRA weight; only LoRA adapters are supported")
         side = ("in_features", entry["shape"][1]) if part[0] == "A" else ("out_features", entry["shape"][0])
         if getattr(layer, side[0], None) != side[1]:
-            raise UserError(f"{path}: {key} {entry['shape']} does not fit {base}; it was trained on "
-                            "another base model")
+            raise UserError(
+                f"{path}: {key} {entry['shape']} does not fit {base}; it was trained on another base model"
+            )
 
 
 def _with_adapter(backbone: nn.Module, adapter: Path) -> nn.Module:
@@ -205,9 +206,7 @@ def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path)
             ZeRO-3 the module's own are only parts.
     """
     backbone, prefix = classifier.extractor.backbone, "extractor.backbone."
-    own = {
-        name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
-    }
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     for adapter in getattr(backbone, "peft_config", {}).values():
         # A set, which every process would write in an order of its own.
         adapter.target_modules = sorted(adapter.target_modules)
@@ -218,5 +217,3 @@ def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path)
         source = classifier.extractor.folder / name
         if source.exists():
             shutil.copyfile(source, folder / name)
-
-

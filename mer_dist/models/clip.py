@@ -26,8 +26,10 @@ class ClipExtractor(Extractor):
             self.mean = [float(value) for value in settings["image_mean"]]
             self.deviation = [float(value) for value in settings["image_std"]]
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{folder}/preprocessor_config.json: image_mean and image_std are not there "
-                            "as three numbers each; copy or download it again") from None
+            raise UserError(
+                f"{folder}/preprocessor_config.json: image_mean and image_std are not there "
+                "as three numbers each; copy or download it again"
+            ) from None
         self.side = self.backbone.config.image_size
 
     @staticmethod

@@ -99,8 +99,12 @@ def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> nn.Modu
 
 
 def _train(
-    inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int,
-    start: dict[str, Tensor] | None, between: Callable[[], None],
+    inputs: Inputs,
+    lessons: list[Lesson],
+    config: FuseConfig,
+    steps: int,
+    start: dict[str, Tensor] | None,
+    between: Callable[[], None],
 ) -> tuple[nn.Module, Tensor]:
     """One group of members."""
     model = _build(inputs, lessons, config)
@@ -131,8 +135,10 @@ def _train(
         curves.append(torch.stack(losses).mean(0))
     losses = torch.stack(curves, 1).cpu()
     if not torch.isfinite(losses).all():
-        raise UserError("fuse: training diverged, the loss is no number any more; lower "
-                        f"fuse.learning_rate, which is {config.learning_rate:g}")
+        raise UserError(
+            "fuse: training diverged, the loss is no number any more; lower "
+            f"fuse.learning_rate, which is {config.learning_rate:g}"
+        )
     return model, losses
 
 

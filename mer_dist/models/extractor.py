@@ -168,9 +168,7 @@ def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return reduce(torch.add, hidden_states[-4:])
 
 
-def load_pretrained(
-    model_class: type, folder: Path, dtype: torch.dtype, quantize: str = "none"
-) -> nn.Module:
+def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, quantize: str = "none") -> nn.Module:
     """``from_pretrained`` of a local folder: no network, no remote code, weights only.
 
     Args:
@@ -188,8 +186,12 @@ def load_pretrained(
     _check_shapes(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, weights_only=True,
-            output_loading_info=True, quantization_config=_quantization(quantize, dtype),
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+            quantization_config=_quantization(quantize, dtype),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
@@ -239,7 +241,9 @@ def _quantization(quantize: str, dtype: torch.dtype):
 
     if quantize == "nf4":
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=torch.uint8,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if quantize == "int8" else None

@@ -85,8 +85,9 @@ class Tally:
         """
         if self.refused > self.good and (self.refused > 1 or whole):
             clips = self.good + self.refused
-            raise UserError(f"features {set_name}: {self.refused} of {clips} clips have none that "
-                            f"can be kept: {self.why}")
+            raise UserError(
+                f"features {set_name}: {self.refused} of {clips} clips have none that can be kept: {self.why}"
+            )
 
 
 def remedy(extractor: Extractor, name: str, reason: str) -> str:
@@ -109,6 +110,7 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
 
 def broken_weights(extractor: Extractor) -> str:
     """The first weights that hold NaN or infinity, by name; empty if none does."""
-    named = (name for name, weight in extractor.backbone.named_parameters()
-             if not torch.isfinite(weight).all())
+    named = (
+        name for name, weight in extractor.backbone.named_parameters() if not torch.isfinite(weight).all()
+    )
     return ", ".join(name for name, _ in zip(named, range(3), strict=False))

@@ -151,15 +151,15 @@ class AGT(nn.Module):
         self.feature_dropout = Dropout(streams, config.feature_dropout)
         self.project = nn.ModuleList(Linear(streams, features, width) for _, features in sizes)
         # One vector per set and token: it says the modality and the place in time.
-        self.place = nn.ParameterList(
-            0.04 * (streams.uniform(1, tokens, width) - 0.5) for tokens, _ in sizes
-        )
+        self.place = nn.ParameterList(0.04 * (streams.uniform(1, tokens, width) - 0.5) for tokens, _ in sizes)
         self.encode = nn.ModuleList(FeedForward(streams, width, dropout) for _ in sizes)
         self.stand_in = nn.Parameter(streams.uniform(1, 1, width) - 0.5)
-        self.context = nn.ModuleDict({
-            name: ContextBasedTransformer(streams, width, config.heads, dropout)
-            for name in (others if config.context else ())
-        })
+        self.context = nn.ModuleDict(
+            {
+                name: ContextBasedTransformer(streams, width, config.heads, dropout)
+                for name in (others if config.context else ())
+            }
+        )
         self.fuse = Fusion(streams, len(self.channels), config, dropout)
         self.refine = FeedForward(streams, width, dropout)
         self.classify = nn.Sequential(Dropout(streams, dropout), Linear(streams, width, classes))
@@ -252,8 +252,13 @@ class AttentionFusion(nn.Module):
 
 def _perceptron(streams: Streams, inputs: int, width: int, dropout: list[float]) -> nn.Sequential:
     return nn.Sequential(
-        Dropout(streams, dropout), Linear(streams, inputs, width), nn.ReLU(),
-        Linear(streams, width, width), nn.ReLU(), Linear(streams, width, width), nn.ReLU(),
+        Dropout(streams, dropout),
+        Linear(streams, inputs, width),
+        nn.ReLU(),
+        Linear(streams, width, width),
+        nn.ReLU(),
+        Linear(streams, width, width),
+        nn.ReLU(),
     )
 
 

@@ -120,8 +120,11 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, streams: Streams, width: int, dropout: list[float]):
         super().__init__(
-            Linear(streams, width, 2 * width), nn.GELU(), Dropout(streams, dropout),
-            Linear(streams, 2 * width, width), Dropout(streams, dropout),
+            Linear(streams, width, 2 * width),
+            nn.GELU(),
+            Dropout(streams, dropout),
+            Linear(streams, 2 * width, width),
+            Dropout(streams, dropout),
         )
 
 

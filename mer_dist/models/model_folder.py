@@ -21,8 +21,12 @@ FAMILIES = {
     "baichuan": (("baichuan",), ("tokenizer.model",)),
 }
 #: In the order in which transformers looks for them.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-           "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 #: What a pickle of tensors names, and nothing else.
 _TENSOR_PARTS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
@@ -66,8 +70,10 @@ def check_config(folder: Path, family: str) -> None:
     if family == "baichuan" and (reason := not_baichuan_13b(settings)):
         raise UserError(f"{folder / 'config.json'}: {reason}")
     if settings.get("quantization_config"):
-        raise UserError(f"{folder / 'config.json'}: the weights are already quantised; give the "
-                        "published ones and set extractors.*.quantize")
+        raise UserError(
+            f"{folder / 'config.json'}: the weights are already quantised; give the "
+            "published ones and set extractors.*.quantize"
+        )
 
 
 def read_settings(folder: Path, name: str) -> dict:
@@ -170,8 +176,9 @@ def shapes(path: Path) -> dict[str, list[int]]:
 
 def _no_folder(folder: Path) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        return (f"there is no model folder {folder}; hub names are not looked up: "
-                "download it and give the folder")
+        return (
+            f"there is no model folder {folder}; hub names are not looked up: download it and give the folder"
+        )
     return f"model folder {folder} is missing; extractors.*.path must name a local folder"
 
 
@@ -188,8 +195,10 @@ def _check_bin(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             cut = file.read(2) in (b"PK", b"")
-        reason = "its end is missing; " + _COPY_AGAIN if cut else (
-            "an old pickle that cannot be read safely; save it as safetensors"
+        reason = (
+            "its end is missing; " + _COPY_AGAIN
+            if cut
+            else ("an old pickle that cannot be read safely; save it as safetensors")
         )
         raise UserError(f"{path}: {reason}")
     try:
@@ -200,8 +209,9 @@ def _check_bin(path: Path) -> None:
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         raise UserError(f"{path}: no whole file of torch tensors; {_COPY_AGAIN}") from None
     if foreign:
-        raise UserError(f"{path}: holds pickled code ({foreign[0]}), which is never run; "
-                        "take the weights as safetensors")
+        raise UserError(
+            f"{path}: holds pickled code ({foreign[0]}), which is never run; take the weights as safetensors"
+        )
 
 
 def _foreign_names(pickle: bytes) -> list[str]:

@@ -55,8 +55,10 @@ def source(config: ExtractorConfig) -> str:
         return "config.json"
     family, _ = PUBLISHED.get(folder.name, (None, None))
     if family is None:
-        raise UserError(f"path: there is no folder {folder}, and {folder.name} is no published model "
-                        f"whose size is known ({', '.join(PUBLISHED)})")
+        raise UserError(
+            f"path: there is no folder {folder}, and {folder.name} is no published model "
+            f"whose size is known ({', '.join(PUBLISHED)})"
+        )
     if family != config.family:
         raise UserError(f"path: {folder.name} is of the family {family}, not {config.family}")
     return folder.name
@@ -86,9 +88,7 @@ def backbone(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = N
     return built
 
 
-def bare_extractor(
-    config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None
-) -> Extractor:
+def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> Extractor:
     """The extractor on the meta device, without the tokenizer or preprocessor that real clips need."""
     family = FAMILIES[config.family]
     extractor = family.__new__(family)
@@ -126,7 +126,8 @@ def size(config: ExtractorConfig, classes: int) -> Size:
     bare = bare_extractor(config, DTYPES[config.precision])
     kept = set(get_keys_to_not_convert(bare.backbone))
     linear = [
-        module.weight.numel() for name, module in bare.backbone.named_modules()
+        module.weight.numel()
+        for name, module in bare.backbone.named_modules()
         if isinstance(module, nn.Linear) and name not in kept
     ]
     own = [
@@ -139,6 +140,9 @@ def size(config: ExtractorConfig, classes: int) -> Size:
         trainable = sum(weight.numel() for weight in classifier.parameters() if weight.requires_grad)
     return Size(
         parameters=sum(weight.numel() for weight in bare.backbone.parameters()),
-        trainable=trainable, linear=sum(linear), largest_linear=max(linear),
-        largest_layer=max(own), width=bare.width,
+        trainable=trainable,
+        linear=sum(linear),
+        largest_linear=max(linear),
+        largest_layer=max(own),
+        width=bare.width,
     )

@@ -80,43 +80,82 @@ def _write_clip(folder: Path, lines: list[str]) -> None:
     config = CLIPConfig(
         projection_dim=96,
         vision_config={
-            **tower, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-            "image_size": IMAGE_SIZE, "patch_size": 16, "projection_dim": 96,
+            **tower,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 16,
+            "projection_dim": 96,
         },
         # Extraction takes the vision tower; the other one is only there for the layout.
         text_config={
-            **tower, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-            "vocab_size": 64, "max_position_embeddings": 16, "projection_dim": 96,
-            "bos_token_id": 62, "eos_token_id": 63, "pad_token_id": 63,
+            **tower,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "vocab_size": 64,
+            "max_position_embeddings": 16,
+            "projection_dim": 96,
+            "bos_token_id": 62,
+            "eos_token_id": 63,
+            "pad_token_id": 63,
         },
     )
     CLIPModel(config).save_pretrained(folder)
     side = IMAGE_SIZE
-    files.write_json(folder / "preprocessor_config.json", {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
-        "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3,
-        "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side},
-        "rescale_factor": 1 / 255, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
-    })
+    files.write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "resample": 3,
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "rescale_factor": 1 / 255,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        },
+    )
 
 
 def _write_hubert(folder: Path, lines: list[str]) -> None:
     from transformers import HubertConfig, HubertModel
 
     config = HubertConfig(
-        hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        feat_proj_layer_norm=True, conv_dim=[64] * 7, num_conv_pos_embeddings=31,
-        num_conv_pos_embedding_groups=8, initializer_range=0.09, vocab_size=32,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=True,
+        feat_proj_layer_norm=True,
+        conv_dim=[64] * 7,
+        num_conv_pos_embeddings=31,
+        num_conv_pos_embedding_groups=8,
+        initializer_range=0.09,
+        vocab_size=32,
     )
     model = HubertModel(config)
     _carry_the_spectrum(model.feature_extractor.conv_layers[1:])
     model.save_pretrained(folder)
-    files.write_json(folder / "preprocessor_config.json", {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True,
-        "feature_size": 1, "padding_side": "right", "padding_value": 0,
-        "return_attention_mask": True, "sampling_rate": 16_000,
-    })
+    files.write_json(
+        folder / "preprocessor_config.json",
+        {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "do_normalize": True,
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0,
+            "return_attention_mask": True,
+            "sampling_rate": 16_000,
+        },
+    )
 
 
 @torch.no_grad()
@@ -146,7 +185,13 @@ def _baichuan_config(vocabulary: int) -> BaichuanConfig:
     from mer_dist.models.baichuan import BaichuanConfig
 
     return BaichuanConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, model_max_length=512, initializer_range=0.03, use_cache=False,
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        model_max_length=512,
+        initializer_range=0.03,
+        use_cache=False,
         architectures=["BaichuanForCausalLM"],
     )

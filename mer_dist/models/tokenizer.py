@@ -38,10 +38,21 @@ class BaichuanTokenizer:
         """A new tokenizer of Baichuan's kind (BPE, byte fallback) from ``lines``."""
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size,
-            model_type="bpe", byte_fallback=True, normalization_rule_name="nmt_nfkc",
-            remove_extra_whitespaces=False, character_coverage=1.0, hard_vocab_limit=False,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, minloglevel=2,
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="nmt_nfkc",
+            remove_extra_whitespaces=False,
+            character_coverage=1.0,
+            hard_vocab_limit=False,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
         )
         return cls(model.getvalue())
 
@@ -51,8 +62,12 @@ class BaichuanTokenizer:
         write_bytes(folder / "tokenizer.model", self.model_proto)
         names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
         write_json(folder / "special_tokens_map.json", names)
-        settings = {"tokenizer_class": "BaichuanTokenizer", "add_bos_token": False,
-                    "add_eos_token": False, **names}
+        settings = {
+            "tokenizer_class": "BaichuanTokenizer",
+            "add_bos_token": False,
+            "add_eos_token": False,
+            **names,
+        }
         write_json(folder / "tokenizer_config.json", settings)
 
     def __len__(self) -> int:

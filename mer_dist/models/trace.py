@@ -172,7 +172,8 @@ def without_gradients(model: nn.Module):
 
     hooks = [
         weight.register_post_accumulate_grad_hook(drop)
-        for weight in model.parameters() if weight.requires_grad
+        for weight in model.parameters()
+        if weight.requires_grad
     ]
     yield
     for hook in hooks:

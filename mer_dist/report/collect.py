@@ -128,8 +128,7 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
         unstored=unstored,
         seconds=sum(row.get("duration") or 0.0 for row in rows),
         shards=len({row["shard"] for row in rows}),
-        truth={row["name"]: row["label"] for row in rows
-               if row["split"] == LABELED and row["label"]},
+        truth={row["name"]: row["label"] for row in rows if row["split"] == LABELED and row["label"]},
     )
 
 
@@ -168,9 +167,12 @@ def _adapter(path: Path) -> Adapter:
         return [_number(epoch.get(key)) for epoch in epochs]
 
     return Adapter(
-        extractor=path.parent.parent.name, part=path.parent.name,
-        train_loss=curve("train_loss"), validation_loss=curve("validation_loss"),
-        validation_waf=curve("validation_waf"), best_epoch=history.get("best_epoch"),
+        extractor=path.parent.parent.name,
+        part=path.parent.name,
+        train_loss=curve("train_loss"),
+        validation_loss=curve("validation_loss"),
+        validation_waf=curve("validation_waf"),
+        best_epoch=history.get("best_epoch"),
         held_out=history.get("held_out") != 0,
     )
 
@@ -184,7 +186,9 @@ def _round(folder: Path) -> Round:
         return [[_number(value) for value in fold[key]] for fold in folds if fold.get(key)]
 
     return Round(
-        number=int(folder.name), train_loss=all_of("train_loss"), waf=all_of("waf"),
+        number=int(folder.name),
+        train_loss=all_of("train_loss"),
+        waf=all_of("waf"),
         pseudo_labeled=_lent(selection) if selection.exists() else None,
     )
 
@@ -195,8 +199,7 @@ def _lent(path: Path) -> int:
     return len({name for name, taken in zip(columns["name"], columns["selected"], strict=True) if taken})
 
 
-def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str],
-            ) -> list[Score]:
+def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> list[Score]:
     """The saved scores if they are of these predictions, otherwise out-of-fold figures."""
     folders = {"probes": "probe", "vote": "vote"}
     kinds = {table.title: folders.get(path.parent.name, "round") for path, table in tables}
@@ -204,10 +207,15 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
     for _, table in tables:
         true, answer = _judged(table, truth)
         if len(true):
-            rows.append(Score(
-                title=table.title, kind=kinds[table.title], oof=metrics.waf(true, answer),
-                oof_interval=metrics.waf_interval(true, answer), oof_clips=len(true),
-            ))
+            rows.append(
+                Score(
+                    title=table.title,
+                    kind=kinds[table.title],
+                    oof=metrics.waf(true, answer),
+                    oof_interval=metrics.waf_interval(true, answer),
+                    oof_clips=len(true),
+                )
+            )
     saved = reader.read(reader.run.scores, _saved_scores)
     if not saved:
         return rows
@@ -231,10 +239,18 @@ def _saved_scores(path: Path) -> list[Score]:
     return [
         Score(
             title=str(row["title"]),
-            oof=_number(row.get("oof_waf")), oof_interval=interval(row.get("oof_interval")),
-            test=_number(row.get("waf")), test_interval=interval(row.get("interval")),
-            **{own: None if (count := _number(row.get(key))) is None else int(count) for own, key in
-               (("oof_clips", "oof_clips"), ("test_clips", "clips"), ("unanswered", "unanswered"))},
+            oof=_number(row.get("oof_waf")),
+            oof_interval=interval(row.get("oof_interval")),
+            test=_number(row.get("waf")),
+            test_interval=interval(row.get("interval")),
+            **{
+                own: None if (count := _number(row.get(key))) is None else int(count)
+                for own, key in (
+                    ("oof_clips", "oof_clips"),
+                    ("test_clips", "clips"),
+                    ("unanswered", "unanswered"),
+                )
+            },
         )
         for row in read_json(path)
     ]
@@ -261,8 +277,7 @@ def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) ->
     return None
 
 
-def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str],
-           ) -> Prior | None:
+def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Prior | None:
     saved = reader.read(reader.run.vote / "prior.json", _saved_prior)
     if saved is None and not tables:
         return None
@@ -272,8 +287,11 @@ def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[
         counts = Counter(truth.values())
         series.append(("labelled clips", _shares([counts[label] for label in labels])))
     for path, table in tables[-1:]:
-        answered = Counter(label for label, labeled in zip(
-            (table.labels[row] for row in table.answer), table.labeled, strict=True) if not labeled)
+        answered = Counter(
+            label
+            for label, labeled in zip((table.labels[row] for row in table.answer), table.labeled, strict=True)
+            if not labeled
+        )
         if answered:
             source = "vote" if path.parent.name == "vote" else table.title
             shares = _shares([answered[label] for label in labels])
@@ -303,10 +321,14 @@ def _saved_prior(path: Path) -> Prior:
             shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
             remarks.append(f"{key}: {shown}")
     return Prior(
-        labels=labels, remarks=remarks,
+        labels=labels,
+        remarks=remarks,
         intervals={name: edges for name, edges in intervals.items() if len(edges) == len(labels)},
-        series=[(name, _shares(shares)) for name, shares in series
-                if shares is not None and len(shares) == len(labels)],
+        series=[
+            (name, _shares(shares))
+            for name, shares in series
+            if shares is not None and len(shares) == len(labels)
+        ],
     )
 
 
@@ -319,8 +341,14 @@ def _timings(reader: _Reader) -> list[Timing]:
     """One row for each marked folder, in the order of the stages: the work of all starts."""
     run, none = reader.run, times.Total(seconds=0.0, clips=0, ended="")
     spent = reader.read(run.times("", 0).parent, lambda _: times.by_part(run)) or {}
-    places = [("shard", "shards"), ("finetune", "adapters/*/*"), ("extract", "features/*"),
-              ("fuse", "probes"), ("fuse", "rounds/*"), ("vote", "vote")]
+    places = [
+        ("shard", "shards"),
+        ("finetune", "adapters/*/*"),
+        ("extract", "features/*"),
+        ("fuse", "probes"),
+        ("fuse", "rounds/*"),
+        ("vote", "vote"),
+    ]
     rows = []
     for stage, pattern in places:
         found = run.folder.glob(f"{pattern}/{MARK}")
@@ -331,9 +359,14 @@ def _timings(reader: _Reader) -> list[Timing]:
             parts = path.parent.relative_to(run.folder).parts
             own = spent.get("/".join(parts), none)
             seconds, clips = own.seconds or None, own.clips or _number(facts.get("clips"))
-            rows.append(Timing(
-                stage=stage, part=" / ".join(parts[1:]), seconds=seconds,
-                clips=None if clips is None else int(clips),
-                made_at=own.ended, made_from=str(facts.get("made_from", "")),
-            ))
+            rows.append(
+                Timing(
+                    stage=stage,
+                    part=" / ".join(parts[1:]),
+                    seconds=seconds,
+                    clips=None if clips is None else int(clips),
+                    made_at=own.ended,
+                    made_from=str(facts.get("made_from", "")),
+                )
+            )
     return rows

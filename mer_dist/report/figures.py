@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from mer_dist.report.facts import Adapter, Confusion, Prior, Round, Score
 from mer_dist.report.markup import Html, tag
-from mer_dist.report.plot import (
-    NARROW,
-    Line,
-    Scale,
-    both_widths,
-    fitted,
-    line,
-    panel,
-    span,
-    svg,
-    text,
-    ticks,
-)
+from mer_dist.report.plot import NARROW, Line, Scale, both_widths, fitted, line, panel, span, svg, text, ticks
 
 
 def scores(rows: list[Score]) -> Html:
@@ -33,8 +21,10 @@ def _scores(rows: list[Score], width: int) -> Html:
     x = Scale(max(low, 0.0), min(high, 100.5), left, width - right)
     drawn = []
     for value in ticks(x.low, x.high, 5 if narrow else 7):
-        drawn += [line(x(value), top, x(value), bottom, "grid"),
-                  text(x(value), bottom + 18, f"{value:g}", "tick", "middle")]
+        drawn += [
+            line(x(value), top, x(value), bottom, "grid"),
+            text(x(value), bottom + 18, f"{value:g}", "tick", "middle"),
+        ]
     for position, row in enumerate(rows):
         y = top + step * (position + (0.68 if narrow else 0.5))
         weight = "name strong" if position == len(rows) - 1 else "name"
@@ -55,8 +45,9 @@ def _scores(rows: list[Score], width: int) -> Html:
     return svg(width, bottom + 26, drawn, label="WAF of each row of the result table")
 
 
-def _dot(x: Scale, y: float, value: float, interval: tuple[float, float] | None, colour: int,
-         title: str) -> Html:
+def _dot(
+    x: Scale, y: float, value: float, interval: tuple[float, float] | None, colour: int, title: str
+) -> Html:
     note = f"{title}: {100 * value:.2f}"
     bar = None
     if interval is not None:
@@ -76,8 +67,10 @@ def _confusion(table: Confusion, width: int) -> Html:
     count = len(table.labels)
     left, top = (74, 56) if width == NARROW else (120, 56)
     side = min((width - left) / count, 84.0)
-    drawn = [text(left + side * count / 2, 14, "answer →", "tick", "middle"),
-             text(0, top - 8, "truth ↓", "tick")]
+    drawn = [
+        text(left + side * count / 2, 14, "answer →", "tick", "middle"),
+        text(0, top - 8, "truth ↓", "tick"),
+    ]
     for column, label in enumerate(table.labels):
         middle = left + side * (column + 0.5)
         drawn.append(fitted(middle, top - 8, label, side - 4, "tick", "middle", size=11.5))
@@ -96,15 +89,22 @@ def _cell(x: float, y: float, side: float, hits: int, total: int) -> Html:
     inside = []
     if hits and side >= 26:
         size = "" if side >= 44 else " small"
-        inside.append(text(x + side / 2, y + side / 2 + 1, f"{100 * share:.0f} %",
-                           contrast + size, "middle"))
-        inside.append(text(x + side / 2, y + side / 2 + 15, hits, contrast + " count" + size,
-                           "middle"))
+        inside.append(text(x + side / 2, y + side / 2 + 1, f"{100 * share:.0f} %", contrast + size, "middle"))
+        inside.append(text(x + side / 2, y + side / 2 + 15, hits, contrast + " count" + size, "middle"))
     return tag(
-        "g", tag("title", f"{hits} of {total}"),
+        "g",
+        tag("title", f"{hits} of {total}"),
         tag("rect", x=x + 1, y=y + 1, width=side - 2, height=side - 2, rx=4.0, class_="empty"),
-        tag("rect", x=x + 1, y=y + 1, width=side - 2, height=side - 2, rx=4.0, class_="heat",
-            fill_opacity=f"{share:.3f}"),
+        tag(
+            "rect",
+            x=x + 1,
+            y=y + 1,
+            width=side - 2,
+            height=side - 2,
+            rx=4.0,
+            class_="heat",
+            fill_opacity=f"{share:.3f}",
+        ),
         inside,
     )
 
@@ -125,8 +125,10 @@ def _prior(data: Prior, width: int) -> Html:
     bottom = 6 + block * len(data.labels)
     drawn = []
     for value in ticks(0, 100 * x.high, 4 if narrow else 6):
-        drawn += [line(x(value / 100), 2, x(value / 100), bottom, "grid"),
-                  text(x(value / 100), bottom + 16, f"{value:g} %", "tick", "middle")]
+        drawn += [
+            line(x(value / 100), 2, x(value / 100), bottom, "grid"),
+            text(x(value / 100), bottom + 16, f"{value:g} %", "tick", "middle"),
+        ]
     for row, label in enumerate(data.labels):
         y = 6 + block * row
         middle = y + bar * len(data.series) / 2 + 4
@@ -138,15 +140,29 @@ def _prior(data: Prior, width: int) -> Html:
                 note = f" [{100 * low:.1f}, {100 * end:.1f}]"
                 half = y + bar * position + (bar - 1.5) / 2
                 whisker = line(x(low), half, x(end), half, "whisker")
-            drawn.append(tag(
-                "g", tag("title", f"{label}, {name}: {100 * share:.1f} %{note}"),
-                tag("rect", x=float(left), y=float(y + bar * position), height=bar - 1.5,
-                    width=max(x(share) - left, 0.5), rx=2.0, class_="bar"),
-                whisker,
-                text(x(max(share, end)) + 5, y + bar * (position + 1) - 2.5, f"{100 * share:.1f}",
-                     "tick tiny"),
-                class_=f"c{position}",
-            ))
+            drawn.append(
+                tag(
+                    "g",
+                    tag("title", f"{label}, {name}: {100 * share:.1f} %{note}"),
+                    tag(
+                        "rect",
+                        x=float(left),
+                        y=float(y + bar * position),
+                        height=bar - 1.5,
+                        width=max(x(share) - left, 0.5),
+                        rx=2.0,
+                        class_="bar",
+                    ),
+                    whisker,
+                    text(
+                        x(max(share, end)) + 5,
+                        y + bar * (position + 1) - 2.5,
+                        f"{100 * share:.1f}",
+                        "tick tiny",
+                    ),
+                    class_=f"c{position}",
+                )
+            )
     return svg(width, bottom + 24, drawn, label="Share of each label")
 
 
@@ -159,8 +175,11 @@ def adapter_curves(parts: list[Adapter]) -> Html:
         name = part.part
         loss.append(Line(name=f"{name}, train", values=part.train_loss, colour=colour))
         judged = "validation" if part.held_out else "after the epoch"
-        loss.append(Line(name=f"{name}, {judged}", values=part.validation_loss, colour=colour,
-                         look="dashed", best=best))
+        loss.append(
+            Line(
+                name=f"{name}, {judged}", values=part.validation_loss, colour=colour, look="dashed", best=best
+            )
+        )
         waf.append(Line(name=name, values=part.validation_waf, colour=colour, best=best))
     held_out = all(part.held_out for part in parts)
     return _pair(("Loss", loss), ("Validation WAF, %" if held_out else "WAF, nothing held out, %", waf))
@@ -172,16 +191,20 @@ def round_curves(rounds: list[Round]) -> Html:
     for entry in rounds:
         for lines, curves in ((loss, entry.train_loss), (waf, entry.waf)):
             name = f"round {entry.number}"
-            lines += [Line(name=name, values=curve, colour=entry.number, look="faint")
-                      for curve in curves if len(curves) > 1]
+            lines += [
+                Line(name=name, values=curve, colour=entry.number, look="faint")
+                for curve in curves
+                if len(curves) > 1
+            ]
             if curves:
                 lines.append(Line(name=f"{name}, mean", values=_mean(curves), colour=entry.number))
     return _pair(("Training loss", loss), ("Held-out WAF, %", waf))
 
 
 def _pair(loss: tuple[str, list[Line]], waf: tuple[str, list[Line]]) -> Html:
-    return both_widths(lambda page: tag(
-        "div", panel(*loss, page), panel(*waf, page, percent=True), class_="panels"))
+    return both_widths(
+        lambda page: tag("div", panel(*loss, page), panel(*waf, page, percent=True), class_="panels")
+    )
 
 
 def _mean(curves: list[list[float | None]]) -> list[float | None]:

@@ -19,9 +19,14 @@ from mer_dist.report.sections import coarse, interval, percent
 from mer_dist.report.style import STYLE
 
 _NAVIGATION = (
-    ("results", "Results"), ("confusion", "Confusion"), ("corpus", "Corpus"),
-    ("quarantine", "Quarantine"), ("prior", "Label prior"), ("learning", "Learning curves"),
-    ("times", "Times"), ("provenance", "Configuration"),
+    ("results", "Results"),
+    ("confusion", "Confusion"),
+    ("corpus", "Corpus"),
+    ("quarantine", "Quarantine"),
+    ("prior", "Label prior"),
+    ("learning", "Learning curves"),
+    ("times", "Times"),
+    ("provenance", "Configuration"),
 )
 
 
@@ -39,20 +44,35 @@ def report(run_folder: Path) -> Path:
 def page(facts: Facts) -> str:
     """The whole page as text."""
     body = tag(
-        "body", _header(facts),
-        tag("main", _tiles(facts), _notes(facts), sections.results(facts),
-            sections.confusions(facts), sections.corpus(facts), sections.quarantined(facts),
-            sections.priors(facts), sections.learning(facts), sections.times(facts),
-            sections.provenance(facts)),
+        "body",
+        _header(facts),
+        tag(
+            "main",
+            _tiles(facts),
+            _notes(facts),
+            sections.results(facts),
+            sections.confusions(facts),
+            sections.corpus(facts),
+            sections.quarantined(facts),
+            sections.priors(facts),
+            sections.learning(facts),
+            sections.times(facts),
+            sections.provenance(facts),
+        ),
         tag("footer", f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by mer-dist report."),
     )
     head = tag(
-        "head", tag("meta", charset="utf-8"),
+        "head",
+        tag("meta", charset="utf-8"),
         # Whatever a clip is called, the page loads and runs nothing.
-        tag("meta", http_equiv="Content-Security-Policy",
-            content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+        ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{facts.name} – mer_dist report"), tag("style", Html(STYLE)),
+        tag("title", f"{facts.name} – mer_dist report"),
+        tag("style", Html(STYLE)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
@@ -60,8 +80,11 @@ def page(facts: Facts) -> str:
 def _header(facts: Facts) -> Html:
     links = [tag("a", title, href=f"#{name}") for name, title in _NAVIGATION]
     return tag(
-        "header", tag("p", "mer_dist report", class_="over"), tag("h1", facts.name),
-        _headline(facts), tag("nav", links),
+        "header",
+        tag("p", "mer_dist report", class_="over"),
+        tag("h1", facts.name),
+        _headline(facts),
+        tag("nav", links),
     )
 
 
@@ -69,8 +92,9 @@ def _headline(facts: Facts) -> Html:
     row = next((row for row in reversed(facts.scores) if row.headline is not None), None)
     if row is None:
         text = "No result yet: this run has not come to its first round of fusion."
-        return tag("div", tag("strong", "–", id="headline", class_="none"), tag("span", text),
-                   class_="headline")
+        return tag(
+            "div", tag("strong", "–", id="headline", class_="none"), tag("span", text), class_="headline"
+        )
     if row.test is None:
         where, edges, also = "out of fold on the labelled clips", row.oof_interval, None
     else:
@@ -78,7 +102,8 @@ def _headline(facts: Facts) -> Html:
         also = f" Out of fold: {percent(row.oof)}." if row.oof is not None else None
     bracket = f" (95 % interval {interval(edges)})" if edges else ""
     return tag(
-        "div", tag("strong", percent(row.headline), id="headline"),
+        "div",
+        tag("strong", percent(row.headline), id="headline"),
         tag("span", tag("b", "WAF"), f" {where}{bracket}: ", tag("b", row.title), ".", also),
         class_="headline",
     )

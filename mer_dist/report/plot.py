@@ -54,28 +54,35 @@ def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[
 def svg(width: float, height: float, *children: Any, label: str) -> Html:
     """A drawing that shrinks with the page; ``label`` is read aloud in its place."""
     return tag(
-        "svg", tag("title", label), *children, viewBox=f"0 0 {width:g} {height:g}",
-        width=f"{width:g}", role="img", xmlns="http://www.w3.org/2000/svg",
+        "svg",
+        tag("title", label),
+        *children,
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=f"{width:g}",
+        role="img",
+        xmlns="http://www.w3.org/2000/svg",
     )
 
 
 def both_widths(draw: Callable[[int], Html]) -> Html:
     """The same figure drawn for a desktop and for a telephone; the style shows one."""
-    return join(
-        tag("div", draw(WIDE), class_="wide"),
-        tag("div", draw(NARROW), class_="narrow"),
-    )
+    return join(tag("div", draw(WIDE), class_="wide"), tag("div", draw(NARROW), class_="narrow"))
 
 
 def text(x: float, y: float, value: Any, class_: str = "", anchor: str = "start") -> Html:
     return tag(
-        "text", value, x=float(x), y=float(y), class_=class_ or None,
+        "text",
+        value,
+        x=float(x),
+        y=float(y),
+        class_=class_ or None,
         text_anchor=None if anchor == "start" else anchor,
     )
 
 
-def fitted(x: float, y: float, value: str, room: float, class_: str = "", anchor: str = "start",
-           size: float = 13) -> Html:
+def fitted(
+    x: float, y: float, value: str, room: float, class_: str = "", anchor: str = "start", size: float = 13
+) -> Html:
     """Text cut to ``room`` pixels; what was cut off is shown when pointed at."""
     kept, used = "", 0.0
     for character in value:
@@ -121,8 +128,10 @@ def panel(title: str, lines: list[Line], page: int, percent: bool = False) -> Ht
     frame = [text(0, 14, title, "name")]
     for value in ticks(y.low, y.high, 4):
         shown = f"{100 * value:.4g}" if percent else f"{value:.4g}"
-        frame += [line(46, y(value), width - 12, y(value), "grid"),
-                  text(40, y(value) + 4, shown, "tick", "end")]
+        frame += [
+            line(46, y(value), width - 12, y(value), "grid"),
+            text(40, y(value) + 4, shown, "tick", "end"),
+        ]
     for value in ticks(1, x.high, 5, whole=True):
         frame.append(text(x(value), height - 16, f"{value:g}", "tick", "middle"))
     frame.append(text(width - 12, height - 2, "epoch", "tick", "end"))
@@ -131,9 +140,7 @@ def panel(title: str, lines: list[Line], page: int, percent: bool = False) -> Ht
 
 
 def _curve(curve: Line, x: Scale, y: Scale, percent: bool) -> Html:
-    points = [
-        (epoch, value) for epoch, value in enumerate(curve.values, start=1) if value is not None
-    ]
+    points = [(epoch, value) for epoch, value in enumerate(curve.values, start=1) if value is not None]
     if not points:
         return Html("")
     places = [(x(epoch), y(value)) for epoch, value in points]
@@ -146,6 +153,5 @@ def _curve(curve: Line, x: Scale, y: Scale, percent: bool) -> Html:
     last = points[-1][1]
     note = f"{curve.name}: {100 * last:.2f} %" if percent else f"{curve.name}: {last:.4g}"
     return tag(
-        "g", tag("title", note), path(places, "curve"), dots,
-        class_=f"c{curve.colour % COLOURS} {curve.look}",
+        "g", tag("title", note), path(places, "curve"), dots, class_=f"c{curve.colour % COLOURS} {curve.look}"
     )

@@ -21,9 +21,22 @@ LISTED_PROBLEMS = 200
 NAMED_CLIPS = 3
 _SPLITS = {LABELED: "labelled", UNLABELED: "unlabelled"}
 PACKAGES = (
-    "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes", "webdataset",
-    "omegaconf", "av", "opencv-python-headless", "soundfile", "sentencepiece", "safetensors",
-    "pyarrow", "numpy", "scikit-learn",
+    "torch",
+    "deepspeed",
+    "accelerate",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "webdataset",
+    "omegaconf",
+    "av",
+    "opencv-python-headless",
+    "soundfile",
+    "sentencepiece",
+    "safetensors",
+    "pyarrow",
+    "numpy",
+    "scikit-learn",
 )
 
 
@@ -43,8 +56,7 @@ def cell(value: Any, class_: str | None = None) -> Html:
 def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> Html:
     """``numbers``: the columns that hold figures and are right-aligned."""
     titles = [
-        tag("th", title, class_="n" if column in numbers else None)
-        for column, title in enumerate(head)
+        tag("th", title, class_="n" if column in numbers else None) for column, title in enumerate(head)
     ]
     whole = tag("table", tag("thead", tag("tr", titles)), tag("tbody", list(rows)))
     return tag("div", whole, class_="table")
@@ -53,8 +65,7 @@ def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> H
 def key(names: Iterable[tuple[str, str]]) -> Html:
     """A legend of (style class, name)."""
     items = [
-        tag("li", tag("i", class_=class_.partition(" ")[2] or None), name,
-            class_=class_.partition(" ")[0])
+        tag("li", tag("i", class_=class_.partition(" ")[2] or None), name, class_=class_.partition(" ")[0])
         for class_, name in names
     ]
     return tag("ul", items, class_="key")
@@ -124,25 +135,39 @@ def results(facts: Facts) -> Html:
         reason = "There are no figures yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
     last = rows[-1]
-    counts = [f"{count:,} {what}" for count, what in (
-        (last.oof_clips, "labelled clips"), (last.test_clips, "unlabelled ones"),
-        (last.unanswered, "of them without an answer, which count as wrong")) if count]
+    counts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (last.oof_clips, "labelled clips"),
+            (last.test_clips, "unlabelled ones"),
+            (last.unanswered, "of them without an answer, which count as wrong"),
+        )
+        if count
+    ]
     if counts:
         caption += f" Of the last row: {', '.join(counts)}."
     tested = any(row.test is not None for row in rows)
-    legend = key([("c0", "out of fold, labelled clips")]
-                 + ([("c1", "unlabelled clips, against their truth")] if tested else []))
+    legend = key(
+        [("c0", "out of fold, labelled clips")]
+        + ([("c1", "unlabelled clips, against their truth")] if tested else [])
+    )
     head = ["WAF", "out of fold", "95 %"] + (["unlabelled", "95 %"] if tested else [])
     body = []
     for position, (row, gain) in enumerate(zip(rows, gains(rows), strict=True)):
-        cells = [cell(row.title, "name"), cell(percent(row.oof), "n"),
-                 cell(interval(row.oof_interval), "n quiet")]
+        cells = [
+            cell(row.title, "name"),
+            cell(percent(row.oof), "n"),
+            cell(interval(row.oof_interval), "n quiet"),
+        ]
         if tested:
             cells += [cell(percent(row.test), "n"), cell(interval(row.test_interval), "n quiet")]
         look = "last" if position == len(rows) - 1 else None
         body.append(tag("tr", cells, cell(gain or "", "step"), class_=look))
     return section(
-        "results", "Results", caption, legend,
+        "results",
+        "Results",
+        caption,
+        legend,
         tag("div", figures.scores(rows), class_="figure"),
         table([*head, "step adds"], body, numbers=range(1, len(head))),
     )
@@ -187,12 +212,15 @@ def corpus(facts: Facts) -> Html:
         f"{plural(stored, 'clip')} in {plural(data.shards, 'shard')}, {duration(data.seconds)} of material."
     )
     if answered:
-        caption += (f" Of {plural(answered, 'unlabelled clip')} more nothing could be stored: the tables "
-                    "count them, and they are answered with the most frequent label.")
+        caption += (
+            f" Of {plural(answered, 'unlabelled clip')} more nothing could be stored: the tables "
+            "count them, and they are answered with the most frequent label."
+        )
     if lost := data.unstored[LABELED]:
         caption += f" Of {plural(lost, 'labelled clip')} nothing could be stored; the tables leave them out."
-    return section("corpus", "Corpus", caption, _label_table(data), _missing_table(data),
-                   _remark_table(facts.remarks))
+    return section(
+        "corpus", "Corpus", caption, _label_table(data), _missing_table(data), _remark_table(facts.remarks)
+    )
 
 
 def _label_table(data: Corpus) -> Html:
@@ -224,8 +252,7 @@ def _missing_table(data: Corpus) -> Html:
     ]
     note = "These clips are used; the part they lack is masked."
     head = ["missing", *(_SPLITS.get(split, split) for split in splits)]
-    return join(title, tag("p", note, class_="caption"),
-                table(head, rows, numbers=range(1, len(head))))
+    return join(title, tag("p", note, class_="caption"), table(head, rows, numbers=range(1, len(head))))
 
 
 def _remark_table(remarks: dict[str, list[str]]) -> Html | None:
@@ -236,8 +263,11 @@ def _remark_table(remarks: dict[str, list[str]]) -> Html | None:
         shown = ", ".join(names[:NAMED_CLIPS]) + (", …" if len(names) > NAMED_CLIPS else "")
         rows.append(tag("tr", cell(kind, "wrap"), cell(f"{len(names):,}", "n"), cell(shown, "wrap")))
     note = "Found while the clips were decoded; none of it cost a clip. shards/stats.json names all of them."
-    return join(tag("h3", "Remarks"), tag("p", note, class_="caption"),
-                table(["remark", "clips", "such as"], rows, numbers=range(1, 2)))
+    return join(
+        tag("h3", "Remarks"),
+        tag("p", note, class_="caption"),
+        table(["remark", "clips", "such as"], rows, numbers=range(1, 2)),
+    )
 
 
 def quarantined(facts: Facts) -> Html:
@@ -251,16 +281,27 @@ def quarantined(facts: Facts) -> Html:
         "one or a label was lost and the rest of the clip is used."
     )
     rows = [
-        tag("tr", cell(problem.stage), cell(problem.name, "name"), cell(problem.lost),
-            cell(problem.reason, "wrap"))
+        tag(
+            "tr",
+            cell(problem.stage),
+            cell(problem.name, "name"),
+            cell(problem.lost),
+            cell(problem.reason, "wrap"),
+        )
         for problem in problems[:LISTED_PROBLEMS]
     ]
     more = len(problems) - len(rows)
     rest = tag("p", f"… and {more:,} more in quarantine.parquet.", class_="caption")
-    listed = tag("details", tag("summary", f"the {len(rows)} rows" if not more else
-                                f"the first {len(rows)} of {len(problems):,} rows"),
-                 table(["stage", "clip", "lost", "reason"], rows), rest if more else None,
-                 open="open" if len(rows) <= 20 else None)
+    listed = tag(
+        "details",
+        tag(
+            "summary",
+            f"the {len(rows)} rows" if not more else f"the first {len(rows)} of {len(problems):,} rows",
+        ),
+        table(["stage", "clip", "lost", "reason"], rows),
+        rest if more else None,
+        open="open" if len(rows) <= 20 else None,
+    )
     return section("quarantine", "Quarantine", caption, _problem_counts(problems), listed)
 
 
@@ -279,19 +320,39 @@ def _problem_counts(problems: list[Problem]) -> Html:
 
 #: For readers who meet them here for the first time.
 PRIOR_TERMS = (
-    ("EM", "the shares under which the model's probabilities for the unlabelled clips are most likely, "
-           "found by expectation-maximisation: guess the shares, correct each clip's probabilities by "
-           "them, take the mean as the next guess."),
-    ("BBSE", "black-box shift estimation: on labelled clips it is known how much probability the model "
-             "gives each label when another one is true; the shares are those that, by this, explain "
-             "the mean probabilities of the unlabelled clips."),
-    ("tried", "the shares that a correction would assume: the mean of both estimates, drawn towards the "
-              "labelled clips' shares the less the estimates can be told from noise; or those that were "
-              "given by hand or probed."),
-    ("applied", "whether each unlabelled clip's probabilities were multiplied by tried share over "
-                "labelled share before it was answered. It is done only if it is expected to raise WAF "
-                "on labelled clips weighed to have such shares; given or probed shares must not be "
-                "expected to lower it under what EM and BBSE find."),
+    (
+        "EM",
+        (
+            "the shares under which the model's probabilities for the unlabelled clips are most likely, "
+            "found by expectation-maximisation: guess the shares, correct each clip's probabilities by "
+            "them, take the mean as the next guess."
+        ),
+    ),
+    (
+        "BBSE",
+        (
+            "black-box shift estimation: on labelled clips it is known how much probability the model "
+            "gives each label when another one is true; the shares are those that, by this, explain "
+            "the mean probabilities of the unlabelled clips."
+        ),
+    ),
+    (
+        "tried",
+        (
+            "the shares that a correction would assume: the mean of both estimates, drawn towards the "
+            "labelled clips' shares the less the estimates can be told from noise; or those that were "
+            "given by hand or probed."
+        ),
+    ),
+    (
+        "applied",
+        (
+            "whether each unlabelled clip's probabilities were multiplied by tried share over "
+            "labelled share before it was answered. It is done only if it is expected to raise WAF "
+            "on labelled clips weighed to have such shares; given or probed shares must not be "
+            "expected to lower it under what EM and BBSE find."
+        ),
+    ),
 )
 
 
@@ -318,12 +379,20 @@ def learning(facts: Facts) -> Html:
     if not extractors:
         content.append(absent("No extractor was fine-tuned yet."))
     else:
-        judged = "validation" if all(part.held_out for part in facts.adapters) else (
-            "validation, or, where nothing was held out, the clips it was trained on, after the epoch")
-        content.append(key([
-            ("c0", "copies that never saw one fold"), ("c1", "copy trained on all labelled clips"),
-            ("c5 dashed", f"{judged}; the dot is the epoch that was kept"),
-        ]))
+        judged = (
+            "validation"
+            if all(part.held_out for part in facts.adapters)
+            else ("validation, or, where nothing was held out, the clips it was trained on, after the epoch")
+        )
+        content.append(
+            key(
+                [
+                    ("c0", "copies that never saw one fold"),
+                    ("c1", "copy trained on all labelled clips"),
+                    ("c5 dashed", f"{judged}; the dot is the epoch that was kept"),
+                ]
+            )
+        )
     for extractor in extractors:
         parts = [part for part in facts.adapters if part.extractor == extractor]
         content += [tag("h4", extractor), figures.adapter_curves(parts)]
@@ -337,8 +406,9 @@ def learning(facts: Facts) -> Html:
         content.append(figures.round_curves(rounds))
     lent = [entry for entry in facts.rounds if entry.pseudo_labeled is not None]
     if lent:
-        rows = [tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n"))
-                for entry in lent]
+        rows = [
+            tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n")) for entry in lent
+        ]
         content.append(table(["", "pseudo-labelled for at least one fold"], rows, numbers=range(1, 2)))
     return section("learning", "Learning curves", "", *content)
 
@@ -350,16 +420,33 @@ def times(facts: Facts) -> Html:
     longest = max((row.seconds or 0.0 for row in rows), default=0.0) or 1.0
     total = sum(row.seconds or 0.0 for row in rows)
     body = [
-        tag("tr", cell(row.stage), cell(row.part, "name"), cell(duration(row.seconds), "n"),
+        tag(
+            "tr",
+            cell(row.stage),
+            cell(row.part, "name"),
+            cell(duration(row.seconds), "n"),
             cell("–" if row.clips is None else f"{row.clips:,}", "n"),
             cell("–" if row.rate is None else f"{row.rate:,.1f}", "n"),
-            cell(tag("i", style=f"width:{100 * (row.seconds or 0) / longest:.1f}%"), "bar"))
+            cell(tag("i", style=f"width:{100 * (row.seconds or 0) / longest:.1f}%"), "bar"),
+        )
         for row in rows
     ]
-    body.append(tag("tr", cell("sum"), cell(""), cell(duration(total), "n"), cell(""), cell(""),
-                    cell(""), class_="total"))
-    caption = ("Each finished part of the run, over all starts: how long it was worked on, clips that went "
-               "through, and clips per second.")
+    body.append(
+        tag(
+            "tr",
+            cell("sum"),
+            cell(""),
+            cell(duration(total), "n"),
+            cell(""),
+            cell(""),
+            cell(""),
+            class_="total",
+        )
+    )
+    caption = (
+        "Each finished part of the run, over all starts: how long it was worked on, clips that went "
+        "through, and clips per second."
+    )
     head = ["stage", "part", "time", "clips", "clips/s", ""]
     return section("times", "Times", caption, table(head, body, numbers=range(2, 5)))
 
@@ -379,12 +466,21 @@ def provenance(facts: Facts) -> Html:
     saved = tag("pre", text) if text else absent("There is no saved configuration.")
     statistics = json.dumps(facts.stats, ensure_ascii=False, indent=1) if facts.stats else None
     return section(
-        "provenance", "Configuration and versions", "",
+        "provenance",
+        "Configuration and versions",
+        "",
         tag("details", tag("summary", "resolved configuration"), saved),
-        tag("details", tag("summary", "what each part was made from"),
-            table(["stage", "part", "made at", "fingerprint"], marks)) if marks else None,
-        tag("details", tag("summary", "shard statistics"), tag("pre", statistics))
-        if statistics else None,
-        tag("details", tag("summary", "versions installed where this page was written"),
-            table(["package", "version"], versions)),
+        tag(
+            "details",
+            tag("summary", "what each part was made from"),
+            table(["stage", "part", "made at", "fingerprint"], marks),
+        )
+        if marks
+        else None,
+        tag("details", tag("summary", "shard statistics"), tag("pre", statistics)) if statistics else None,
+        tag(
+            "details",
+            tag("summary", "versions installed where this page was written"),
+            table(["package", "version"], versions),
+        ),
     )

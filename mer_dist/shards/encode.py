@@ -34,8 +34,14 @@ class Encoded:
 
 
 def encode(
-    clip: Clip, *, frames: list[np.ndarray], samples: np.ndarray | None, seconds: float,
-    face: bool, missing: list[str], problems: list[Problem],
+    clip: Clip,
+    *,
+    frames: list[np.ndarray],
+    samples: np.ndarray | None,
+    seconds: float,
+    face: bool,
+    missing: list[str],
+    problems: list[Problem],
     remarks: Iterable[str] = (),
 ) -> Encoded:
     """JPEG, FLAC and JSON members of a clip.
@@ -47,8 +53,14 @@ def encode(
     duration = round(seconds, 3)
     count = 0 if samples is None else len(samples)
     facts = {
-        "name": clip.name, "split": clip.split, "label": clip.label, "transcript": clip.transcript,
-        "duration": duration, "missing": missing, "frames": len(frames), "samples": count,
+        "name": clip.name,
+        "split": clip.split,
+        "label": clip.label,
+        "transcript": clip.transcript,
+        "duration": duration,
+        "missing": missing,
+        "frames": len(frames),
+        "samples": count,
         "face": face and bool(frames),
     }
     digits = max(2, len(str(len(frames) - 1)))
@@ -56,8 +68,17 @@ def encode(
     if samples is not None:
         members["flac"] = flac(samples)
     members["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
-    return Encoded(clip=clip, duration=duration, missing=missing, frames=len(frames), samples=count,
-                   face=face, members=members, problems=problems, remarks=list(remarks))
+    return Encoded(
+        clip=clip,
+        duration=duration,
+        missing=missing,
+        frames=len(frames),
+        samples=count,
+        face=face,
+        members=members,
+        problems=problems,
+        remarks=list(remarks),
+    )
 
 
 def jpeg(image: np.ndarray) -> bytes:

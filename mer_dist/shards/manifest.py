@@ -25,13 +25,23 @@ from mer_dist.records import LABELED, UNLABELED, Problem
 MANIFEST = "manifest.parquet"
 UNSTORED = "unstored.json"
 _FACTS = b"mer_dist.shard"
-SCHEMA = pa.schema([
-    ("name", pa.string()), ("shard", pa.int32()), ("split", pa.string()), ("label", pa.string()),
-    ("transcript", pa.string()), ("duration", pa.float64()), ("missing", pa.list_(pa.string())),
-    ("frames", pa.int32()), ("samples", pa.int64()), ("checksum", pa.string()),
-    ("suffixes", pa.list_(pa.string())), ("offsets", pa.list_(pa.int64())),
-    ("sizes", pa.list_(pa.int64())),
-])
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("shard", pa.int32()),
+        ("split", pa.string()),
+        ("label", pa.string()),
+        ("transcript", pa.string()),
+        ("duration", pa.float64()),
+        ("missing", pa.list_(pa.string())),
+        ("frames", pa.int32()),
+        ("samples", pa.int64()),
+        ("checksum", pa.string()),
+        ("suffixes", pa.list_(pa.string())),
+        ("offsets", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int64())),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +129,7 @@ def _rows(table: pa.Table) -> list[Row]:
         for suffixes, offsets, sizes in places
     ]
     names = list(columns)
-    return [Row(**dict(zip(names, values, strict=True)))
-            for values in zip(*columns.values(), strict=True)]
+    return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:

@@ -78,8 +78,9 @@ class Sample:
         return wave
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"{self.place}: its {what} cannot be decoded, so the tar is damaged; delete it and "
-                         "run shard")
+        return UserError(
+            f"{self.place}: its {what} cannot be decoded, so the tar is damaged; delete it and run shard"
+        )
 
 
 class Reader:
@@ -105,8 +106,15 @@ class Reader:
         place = self._place(row)
         jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
         return Sample(
-            name=row.name, label=row.label, split=row.split, transcript=row.transcript,
-            missing=row.missing, duration=row.duration, jpegs=jpegs, flac=members.get("flac"), place=place,
+            name=row.name,
+            label=row.label,
+            split=row.split,
+            transcript=row.transcript,
+            missing=row.missing,
+            duration=row.duration,
+            jpegs=jpegs,
+            flac=members.get("flac"),
+            place=place,
         )
 
     def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
@@ -126,8 +134,10 @@ class Reader:
             raise UserError(f"{self._place(row)}: cannot be read ({error.strerror}); run shard") from None
         if not there or len(content) < end - start:
             raise UserError(f"{self._place(row)}: the tar ends too early; delete it and run shard")
-        return {suffix: content[offset - start : offset - start + size]
-                for suffix, (offset, size) in wanted.items()}
+        return {
+            suffix: content[offset - start : offset - start + size]
+            for suffix, (offset, size) in wanted.items()
+        }
 
     def _place(self, row: Row) -> str:
         return f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"

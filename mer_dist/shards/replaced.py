@@ -38,8 +38,10 @@ def stored(shards_folder: Path) -> dict[str, Stored]:
     for path in [*sorted(folder.glob("[0-9]*.parquet")), folder / manifest.MANIFEST]:
         try:
             rows = parquet.read(path, ["name", "label", "missing"]).to_pylist()
-            found |= {row["name"]: Stored(label=row["label"], parts=frozenset(Modality) - {*row["missing"]})
-                      for row in rows}
+            found |= {
+                row["name"]: Stored(label=row["label"], parts=frozenset(Modality) - {*row["missing"]})
+                for row in rows
+            }
         except Exception as error:
             if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
                 raise  # A disk that fails for a moment says nothing of what is there.
@@ -64,8 +66,10 @@ def taken(config: Config, clips: Iterable[Clip], unlisted: Iterable[Problem]) ->
         return ""
     counts = [f"{len(gone):,} of {of:,} {what}" for what, (gone, of) in lost.items() if gone]
     some = ", ".join(names[:SHOWN]) + _why(unlisted, set(names))
-    told = (f"{', '.join(counts)} in the shards of {config.run.folder} are no longer in "
-            f"{config.corpus.path}, which offers {len(now):,} clips (for example {some})")
+    told = (
+        f"{', '.join(counts)} in the shards of {config.run.folder} are no longer in "
+        f"{config.corpus.path}, which offers {len(now):,} clips (for example {some})"
+    )
     if any(2 * len(gone) > of for gone, of in lost.values()) and not config.shard.remove:
         raise UserError(f"{told}. {MEANT}")
     return told

@@ -28,8 +28,11 @@ MEMORY = 4 << 30
 
 
 def in_order(
-    task: Callable[[Item], Result], items: Iterable[Item], workers: int,
-    crashed: Callable[[Item], Result], seconds: int = SECONDS,
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    crashed: Callable[[Item], Result],
+    seconds: int = SECONDS,
 ) -> Iterator[Result]:
     """``map(task, items)`` over processes; ``crashed(item)`` stands in where its process died.
 

@@ -51,7 +51,9 @@ def write(
             rows = _write_tar(temporary, number, stored)
             sha256, size = digest(temporary), temporary.stat().st_size
     facts = manifest.Facts(
-        sha256=sha256, bytes=size, made_from=made_from,
+        sha256=sha256,
+        bytes=size,
+        made_from=made_from,
         clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
         problems=[problem for clip in batch for problem in clip.problems],
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
@@ -95,12 +97,21 @@ def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
                 tar.write({"__key__": key(clip.clip.name), suffix: content})
                 # Counted from the end, because a long or non-ASCII name has a header of its own.
                 members[suffix] = (tar.tarstream.offset - _padded(len(content)), len(content))
-            rows.append(Row(
-                name=clip.clip.name, shard=number, split=clip.clip.split, label=clip.clip.label,
-                transcript=clip.clip.transcript, duration=clip.duration, missing=clip.missing,
-                frames=clip.frames, samples=clip.samples, members=members,
-                checksum=manifest.checksum(clip.members.items()),
-            ))
+            rows.append(
+                Row(
+                    name=clip.clip.name,
+                    shard=number,
+                    split=clip.clip.split,
+                    label=clip.clip.label,
+                    transcript=clip.clip.transcript,
+                    duration=clip.duration,
+                    missing=clip.missing,
+                    frames=clip.frames,
+                    samples=clip.samples,
+                    members=members,
+                    checksum=manifest.checksum(clip.members.items()),
+                )
+            )
     return rows
 
 

@@ -137,8 +137,10 @@ def _processors(config: Config) -> str:
     if not torch.cuda.is_available():
         cores = os.cpu_count() or 1
         if here > cores:
-            raise UserError(f"{here} processes, no GPU and {cores} processors; set run.processes={cores} or "
-                            "go where the GPUs are")
+            raise UserError(
+                f"{here} processes, no GPU and {cores} processors; set run.processes={cores} or "
+                "go where the GPUs are"
+            )
         return f"torch {torch.__version__} sees no GPU; {here} processes on {cores} processors"
     count = torch.cuda.device_count()
     if count < here:
@@ -146,12 +148,16 @@ def _processors(config: Config) -> str:
     room = min(torch.cuda.get_device_properties(card).total_memory for card in range(count))
     needs = plan.plan(config)["extractors"]
     full = [
-        f"{stage} {name} {facts[stage]['gpu_total'] / 1e9:.1f} GB" for name, facts in needs.items()
-        for stage in ("finetune", "extract") if facts[stage] and facts[stage]["gpu_total"] > room
+        f"{stage} {name} {facts[stage]['gpu_total'] / 1e9:.1f} GB"
+        for name, facts in needs.items()
+        for stage in ("finetune", "extract")
+        if facts[stage] and facts[stage]["gpu_total"] > room
     ]
     if full:
-        raise UserError(f"GPUs of {room / 1e9:.1f} GB are too small for {', '.join(full)}; "
-                        "mer-dist plan says what would do")
+        raise UserError(
+            f"GPUs of {room / 1e9:.1f} GB are too small for {', '.join(full)}; "
+            "mer-dist plan says what would do"
+        )
     return f"torch {torch.__version__}, {count} GPUs of {room / 1e9:.1f} GB"
 
 
@@ -170,8 +176,10 @@ def _communication(config: Config) -> str:
     # DeepSpeed compiles its shared-memory communication on the first use on a CPU.
     absent = [tool for tool in ("ninja", "g++") if shutil.which(tool) is None]
     if absent:
-        raise UserError(f"DeepSpeed compiles with {' and '.join(absent)}, not found on PATH; install them, "
-                        "or activate the environment that has them")
+        raise UserError(
+            f"DeepSpeed compiles with {' and '.join(absent)}, not found on PATH; install them, "
+            "or activate the environment that has them"
+        )
     return "gloo; ninja and g++ for DeepSpeed"
 
 
@@ -193,8 +201,9 @@ def _run_folder(config: Config) -> str:
         with tempfile.TemporaryFile(dir=place):
             return f"{place} can be written"
     except OSError as error:
-        raise UserError(f"{place}: nothing can be written there ({error.strerror}); "
-                        "choose another run.folder") from None
+        raise UserError(
+            f"{place}: nothing can be written there ({error.strerror}); choose another run.folder"
+        ) from None
 
 
 def _home(config: Config) -> str:
@@ -205,8 +214,10 @@ def _home(config: Config) -> str:
     if not (why := caches.fault(own)):
         return f"DeepSpeed compiles to {own}"
     if other := caches.fault(instead):
-        raise UserError(f"DeepSpeed has no place to compile to: {why}; {other}; set HOME or "
-                        "TORCH_EXTENSIONS_DIR to a folder of yours from which programs can be run")
+        raise UserError(
+            f"DeepSpeed has no place to compile to: {why}; {other}; set HOME or "
+            "TORCH_EXTENSIONS_DIR to a folder of yours from which programs can be run"
+        )
     return f"{why}; what DeepSpeed compiles is kept in {instead}"
 
 
@@ -216,8 +227,10 @@ def _disk(config: Config) -> str:
     if needed is None:
         return f"{free / 1e9:.1f} GB free; what is needed is known once the corpus is there"
     if needed > free:
-        raise UserError(f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free at "
-                        f"{config.run.folder}; mer-dist plan says for what")
+        raise UserError(
+            f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free at "
+            f"{config.run.folder}; mer-dist plan says for what"
+        )
     return f"{free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed"
 
 
@@ -231,8 +244,10 @@ def _port(config: Config) -> str:
         try:
             listener.bind(("", port))
         except OSError:
-            raise UserError(f"{port}, the default of accelerate launch, is taken; give it another "
-                            "--main_process_port (mer-dist run finds one itself)") from None
+            raise UserError(
+                f"{port}, the default of accelerate launch, is taken; give it another "
+                "--main_process_port (mer-dist run finds one itself)"
+            ) from None
     return f"{port} is free"
 
 
@@ -245,14 +260,17 @@ def _open_files(config: Config) -> str:
 
 def _job_array(config: Config) -> str:
     """Slurm refuses an array whose largest index is not below its MaxArraySize, at submission."""
-    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False,
-                          timeout=60)
+    told = subprocess.run(
+        ["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=60
+    )
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told.stdout, re.MULTILINE)
     if not found:
         said = " ".join(told.stderr.split()) or "it does not tell MaxArraySize"
         raise UserError(f"scontrol show config: {said}; ask there whether Slurm is up")
     tasks, most = config.slurm.extract_tasks, int(found[1])
     if tasks > most:
-        raise UserError(f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at "
-                        f"most (MaxArraySize); set slurm.extract_tasks={max(most, 1)}")
+        raise UserError(
+            f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at "
+            f"most (MaxArraySize); set slurm.extract_tasks={max(most, 1)}"
+        )
     return f"{tasks} tasks, {most} may be"

@@ -95,8 +95,11 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
         return "no clip names a file; transcripts alone"
     of = len(survey.with_media(clips))
     among = f"{len(found)} clips" + (f", a sample of {of}," if of > len(found) else "")
-    faults = [Problem(stage="doctor", name=name, lost="file", reason=why)
-              for name, reasons in found.items() for why in reasons]
+    faults = [
+        Problem(stage="doctor", name=name, lost="file", reason=why)
+        for name, reasons in found.items()
+        for why in reasons
+    ]
     lacking = {fault.name for fault in faults}
     if not lacking:
         return f"the files of {among} are there"
@@ -105,11 +108,13 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
         names = sorted(lacking)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         told += f"; in all {', '.join(names[:NAMED])}{more}"
-    parts = [{clip.name for clip in clips if clip.split == split} & found.keys()
-             for split in (LABELED, UNLABELED)]
+    parts = [
+        {clip.name for clip in clips if clip.split == split} & found.keys() for split in (LABELED, UNLABELED)
+    ]
     if any(len(lacking & part) > MANY * len(part) for part in parts):
-        raise UserError(f"{told}. Is the disk mounted, are the paths right (those of a table are relative to "
-                        "its folder)?")
+        raise UserError(
+            f"{told}. Is the disk mounted, are the paths right (those of a table are relative to its folder)?"
+        )
     return told
 
 
@@ -122,14 +127,17 @@ def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
         if faults:
             raise UserError("none of the files that were looked for is there to be decoded")
         return "no clip names a file"
-    results = list(workers.in_order(
-        partial(_tried, config.shard), tried, 1, crashed=_crashed, seconds=SECONDS))
+    results = list(
+        workers.in_order(partial(_tried, config.shard), tried, 1, crashed=_crashed, seconds=SECONDS)
+    )
     problems = [problem for *_, found in results for problem in found]
     dead = sum(not (frames or seconds) for frames, seconds, _ in results)
     if 2 * dead > len(tried):
         raise UserError(f"{dead} of {len(tried)} clips do not decode{_kinds(problems)}; look at these files")
-    parts = [f"{clip.name} {frames} frames, {seconds:.1f} s of sound"
-             for clip, (frames, seconds, _) in zip(tried, results, strict=True)]
+    parts = [
+        f"{clip.name} {frames} frames, {seconds:.1f} s of sound"
+        for clip, (frames, seconds, _) in zip(tried, results, strict=True)
+    ]
     return ", ".join(parts) + _kinds(problems)
 
 

@@ -23,8 +23,21 @@ from mer_dist.records import Modality, Problem
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
 #: What people call parts of a corpus: folders of these names alone hold clips and are none.
-PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "labeled",
-         "labelled", "unlabeled", "unlabelled"}
+PARTS = {
+    "train",
+    "training",
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "labeled",
+    "labelled",
+    "unlabeled",
+    "unlabelled",
+}
 
 
 def import_sets(run: Run, source: list[str], told: list[str]) -> None:
@@ -118,8 +131,9 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
         for number, chunk in enumerate(shown):
             shard = _shard(dict(chunk), modality, found)
             features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
-        features.describe(store, modality=modality, width=found.width, imported=True, part="imported",
-                          trained_without=None)
+        features.describe(
+            store, modality=modality, width=found.width, imported=True, part="imported", trained_without=None
+        )
         made_from = files.fingerprint([files.stamp(path) for path in sources.values()])
         files.mark(store, made_from, clips=len(sources), shards=[*range(len(chunks))])
     logger.info("imported %s: %d clips of width %d", set_name, len(sources) - len(found.bad), found.width)
@@ -136,16 +150,23 @@ def _sources(folder: Path) -> dict[str, Path]:
     paths = sorted(path for path in folder.iterdir() if mertools.is_array(path))
     folders = [folder / name for name in _folders(folder) if not mertools.is_array(folder / name)]
     if paths and folders:
-        logger.warning("%s: folders beside the .npy files are not read: %s", folder,
-                       ", ".join(path.name for path in folders[:5]))
+        logger.warning(
+            "%s: folders beside the .npy files are not read: %s",
+            folder,
+            ", ".join(path.name for path in folders[:5]),
+        )
     if not paths:
         paths = folders
         if sets := [path.name for path in paths if path.name.endswith(("-UTT", "-FRA"))]:
-            raise UserError(f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
-                            f"name out and give --modality {sets[0]}=MODALITY for each")
+            raise UserError(
+                f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
+                f"name out and give --modality {sets[0]}=MODALITY for each"
+            )
         if paths and all(path.name.casefold() in PARTS for path in paths):
-            raise UserError(f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and "
-                            "not clips; put the files of all parts into one folder, and import that")
+            raise UserError(
+                f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and "
+                "not clips; put the files of all parts into one folder, and import that"
+            )
     found, places = {}, []
     for path in paths:
         name = names.clean(path.name if path.is_dir() else path.stem)
@@ -213,7 +234,8 @@ def _survey(sources: dict[str, Path]) -> _Survey:
     found.width = Counter(widths.values()).most_common(1)[0][0]
     found.bad |= {
         name: f"{own} values a vector, most files have {found.width}"
-        for name, own in widths.items() if own != found.width
+        for name, own in widths.items()
+        if own != found.width
     }
     return found
 
@@ -221,15 +243,27 @@ def _survey(sources: dict[str, Path]) -> _Survey:
 def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:
     """Say how the files were understood where another meaning is as likely."""
     if len(found.long) == len(sources) == 1 and not (path := next(iter(sources.values()))).is_dir():
-        logger.warning("%s: its only array, %s, is taken as one clip of many frames; if its rows are clips, "
-                       "write each into a file of its own, <name>.npy", folder, path.name)
-    frames = (path.name for own in sources.values() if own.is_dir() for path in own.iterdir()
-              if mertools.is_array(path))
+        logger.warning(
+            "%s: its only array, %s, is taken as one clip of many frames; if its rows are clips, "
+            "write each into a file of its own, <name>.npy",
+            folder,
+            path.name,
+        )
+    frames = (
+        path.name
+        for own in sources.values()
+        if own.is_dir()
+        for path in own.iterdir()
+        if mertools.is_array(path)
+    )
     first = next(frames, "1")
     if not any(re.search(r"\d", name) for name in itertools.chain([first], frames)):
-        logger.warning("%s: each folder in it is taken as one clip, and each file in those as a frame, "
-                       "though no name, as %s, has a number; if the files are clips, import their folder",
-                       folder, first)
+        logger.warning(
+            "%s: each folder in it is taken as one clip, and each file in those as a frame, "
+            "though no name, as %s, has a number; if the files are clips, import their folder",
+            folder,
+            first,
+        )
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:
@@ -259,7 +293,10 @@ def _shard(sources: dict[str, Path], modality: str, found: _Survey) -> FeatureSe
         offsets = np.cumsum([0, *map(len, sequences)])
     vectors = [array.mean(0, np.float32) if array.ndim == 2 else array for array in arrays.values()]
     return FeatureSet(
-        modality=modality, names=list(arrays), frame=frame, offsets=offsets,
+        modality=modality,
+        names=list(arrays),
+        frame=frame,
+        offsets=offsets,
         utterance=np.stack(vectors) if vectors else np.zeros((0, found.width), np.float32),
         missing={name: found.bad[name] for name in sources if name in found.bad},
     )
@@ -278,19 +315,27 @@ def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     """Note this set's problems beside those of other imported sets, and tell them."""
     about = f"features {set_name}:"
     others = [
-        problem for problem in quarantine.read(run.quarantine)
+        problem
+        for problem in quarantine.read(run.quarantine)
         if problem.stage == STAGE and not problem.reason.startswith(about)
     ]
     own = [
         Problem(stage=STAGE, name=name, lost=lost, reason=f"{about} {why}")
         for lost, why_of in ((modality, found.bad), (f"part of {modality}", found.partial))
-        for name, why in why_of.items() if lost == modality or name not in found.bad
+        for name, why in why_of.items()
+        if lost == modality or name not in found.bad
     ]
     quarantine.replace(run.quarantine, STAGE, [*others, *own])
     if own:
-        logger.warning("%s: %d clips cannot be used and are masked, %d lack some frames; all of them: "
-                       "mer-dist quarantine %s --stage %s", set_name, len(found.bad),
-                       len(own) - len(found.bad), shlex.quote(str(run.folder)), STAGE)
+        logger.warning(
+            "%s: %d clips cannot be used and are masked, %d lack some frames; all of them: "
+            "mer-dist quarantine %s --stage %s",
+            set_name,
+            len(found.bad),
+            len(own) - len(found.bad),
+            shlex.quote(str(run.folder)),
+            STAGE,
+        )
         quarantine.tell_kinds(own)
 
 

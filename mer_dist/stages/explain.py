@@ -40,14 +40,16 @@ def explain(folder: Path, name: str) -> dict:
         raise UserError(_unknown(run, paths, name))
     first = told[0] if told else {"split": "", "fold": -1}
     return {
-        "name": name, "split": first["split"], "fold": first["fold"],
-        "label": _label(config, run, name), "labels": list(config.corpus.labels),
+        "name": name,
+        "split": first["split"],
+        "fold": first["fold"],
+        "label": _label(config, run, name),
+        "labels": list(config.corpus.labels),
         "features": _features(config, run, name, first["fold"]) if told else [],
         "quarantine": [{"stage": row.stage, "lost": row.lost, "reason": row.reason} for row in lost],
-        "predictions": [
-            {key: row[key] for key in ("title", "probability", "answer")} for row in told
-        ],
-        "rounds": _rounds(run, name), "vote": _vote(run, first["fold"]) if told else {},
+        "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in told],
+        "rounds": _rounds(run, name),
+        "vote": _vote(run, first["fold"]) if told else {},
         "answer": _answer(run, name),
     }
 
@@ -60,8 +62,13 @@ def _told(path: Path, name: str) -> dict | None:
         if not rows:
             return None
         labels = json.loads(facts[b"labels"])
-        told = {"title": facts[b"title"].decode(), "split": rows[0]["split"], "fold": rows[0]["fold"],
-                "probability": [rows[0][f"p_{label}"] for label in labels], "answer": rows[0]["answer"]}
+        told = {
+            "title": facts[b"title"].decode(),
+            "split": rows[0]["split"],
+            "fold": rows[0]["fold"],
+            "probability": [rows[0][f"p_{label}"] for label in labels],
+            "answer": rows[0]["answer"],
+        }
         if None in (*told.values(), *told["probability"]):
             raise ValueError("fields are empty")
         return told
@@ -87,8 +94,9 @@ def _label(config: Config, run: Run, name: str) -> str | None:
 def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
     """Per feature set: its modality, and why the clip is masked there, if it is."""
     part = "all" if fold < 0 else f"fold-{fold}"
-    broken = [row for row in quarantine.read(run.quarantine)
-              if row.name == name and row.stage == joined.STAGE]
+    broken = [
+        row for row in quarantine.read(run.quarantine) if row.name == name and row.stage == joined.STAGE
+    ]
     found = []
     for set_name in joined.all_sets(config, run):
         stored = set_name
@@ -152,16 +160,17 @@ def text(told: dict) -> str:
     """The same for a reader: plain text in aligned columns."""
     labels, parts = told["labels"], [_heading(told)]
     if told["features"]:
-        rows = [[one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]
-                for one in told["features"]]
+        rows = [
+            [one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]
+            for one in told["features"]
+        ]
         parts.append("features\n" + _columns(rows))
     if told["quarantine"]:
         rows = [[one["stage"], f"lost: {one['lost']}", one["reason"]] for one in told["quarantine"]]
         parts.append("quarantine\n" + _columns(rows))
     if told["predictions"]:
         rows = [["", *labels, "answer"]]
-        rows += [[one["title"], *_shares(one["probability"]), one["answer"]]
-                 for one in told["predictions"]]
+        rows += [[one["title"], *_shares(one["probability"]), one["answer"]] for one in told["predictions"]]
         parts.append("what each model says\n" + _columns(rows))
     parts += [_lent(one, labels) for one in told["rounds"]]
     vote_lines = [*_vote_lines(told), *_why_another(told)] if told["vote"] else []
@@ -187,11 +196,18 @@ def _lent(one: dict, labels: list[str]) -> str:
     rows = [["", *labels, "label", "taken", "weight", "threshold", "why not", "told by"]]
     for row in one["folds"]:
         threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
-        rows.append([
-            f"for fold {row['fold']}", *_shares([row[f"p_{label}"] for label in labels]),
-            row["pseudo_label"], "yes" if row["selected"] else "no", f"{row['weight']:.3f}", threshold,
-            row["reason"] or "-", f"{row['models']} of round {one['round'] - 1}",
-        ])
+        rows.append(
+            [
+                f"for fold {row['fold']}",
+                *_shares([row[f"p_{label}"] for label in labels]),
+                row["pseudo_label"],
+                "yes" if row["selected"] else "no",
+                f"{row['weight']:.3f}",
+                threshold,
+                row["reason"] or "-",
+                f"{row['models']} of round {one['round'] - 1}",
+            ]
+        )
     return f"as a pseudo-label in round {one['round']}\n{_columns(rows)}"
 
 
@@ -222,8 +238,12 @@ def _why_another(told: dict) -> list[str]:
     most = labels[final["probability"].index(max(final["probability"]))]
     if final["answer"] == most:
         return []
-    return [f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, "
-            "to maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"]
+    return [
+        (
+            f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, "
+            "to maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"
+        )
+    ]
 
 
 def _answer_text(told: dict) -> str:
@@ -245,8 +265,10 @@ def _columns(rows: list[list[str]]) -> str:
     body = rows[-1]
 
     def line(row: list[str]) -> str:
-        cells = [cell.rjust(width) if _number(below) else cell.ljust(width)
-                 for cell, width, below in zip(row, widths, body, strict=True)]
+        cells = [
+            cell.rjust(width) if _number(below) else cell.ljust(width)
+            for cell, width, below in zip(row, widths, body, strict=True)
+        ]
         return ("  " + "  ".join(cells)).rstrip()
 
     return "\n".join(map(line, rows))

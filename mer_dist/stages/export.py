@@ -15,7 +15,11 @@ from mer_dist.log import logger
 
 
 def export(
-    run: Run, copy_name: str, folder: Path, step: int | None = None, adapter: bool = False,
+    run: Run,
+    copy_name: str,
+    folder: Path,
+    step: int | None = None,
+    adapter: bool = False,
     precision: str | None = None,
 ) -> None:
     """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
@@ -39,8 +43,10 @@ def export(
         raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
     merging = copy.extractor.finetune.method == "lora" and not adapter
     if precision and not merging:
-        raise UserError(f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
-                        "written as it was saved")
+        raise UserError(
+            f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
+            "written as it was saved"
+        )
     finished = step is None and files.marked(copy.folder, copy.made_from)
     if finished:
         # Here and not in the new folder, so that a fault names the file that has it.
@@ -59,8 +65,10 @@ def export(
         if merging:
             note = _merge(copy, target, precision or copy.extractor.precision)
         elif adapter and copy.extractor.quantize != "none":
-            note = (f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
-                    f"{copy.extractor.path} quantised in the same way")
+            note = (
+                f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
+                f"{copy.extractor.path} quantised in the same way"
+            )
     logger.info("%s, %s, is in %s", copy_name, what, folder)
     if note:
         logger.warning("%s: %s", copy_name, note)
@@ -86,8 +94,9 @@ def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path)
         raise UserError(f"{where} has {has}; a finished copy would be {copy.folder}")
     chosen = found[max(found) if step is None else step]
     if files.marked(chosen, copy.made_from) is None:
-        raise UserError(f"{chosen} was trained on other clips or settings than the run has now; "
-                        "run finetune again")
+        raise UserError(
+            f"{chosen} was trained on other clips or settings than the run has now; run finetune again"
+        )
     facts = files.marked(chosen)
     # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
     sharded = facts["zero_stage"] > 0
@@ -113,9 +122,13 @@ def _merge(copy: Copy, target: Path, precision: str) -> str:
     backbone.save_pretrained(target)
     notes = []
     if lost:
-        notes.append(f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
-                     "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size")
+        notes.append(
+            f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
+            "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size"
+        )
     if copy.extractor.quantize == "int8":
-        notes.append("int8 rounds what goes into a layer, too, which plain weights do not: features differ "
-                     "that much from those of the run")
+        notes.append(
+            "int8 rounds what goes into a layer, too, which plain weights do not: features differ "
+            "that much from those of the run"
+        )
     return "; ".join(notes)

@@ -78,7 +78,8 @@ class Work:
 
     def missing(self) -> list[int]:
         return [
-            shard for shard, made_from in self.made_from.items()
+            shard
+            for shard, made_from in self.made_from.items()
             if features.shard_made_from(self.file(shard)) != made_from
         ]
 
@@ -158,8 +159,13 @@ def _work(
         raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
-        settings, _batch_rule(extractor), files.folder_fingerprint(Path(extractor.path)),
-        copy and copy.made_from, config.extract.frame_level, config.extract.storage, config.run.threads,
+        settings,
+        _batch_rule(extractor),
+        files.folder_fingerprint(Path(extractor.path)),
+        copy and copy.made_from,
+        config.extract.frame_level,
+        config.extract.storage,
+        config.run.threads,
     ]
     shards: dict[int, list[manifest.Row]] = {}
     for row in rows:
@@ -170,8 +176,12 @@ def _work(
     }
     set_name = name if copy is None else f"{name}@{copy.part}"
     return Work(
-        set_name=set_name, extractor=extractor, adapter=copy and copy.folder,
-        trained_without=copy and copy.without, shards=shards, made_from=made_from,
+        set_name=set_name,
+        extractor=extractor,
+        adapter=copy and copy.folder,
+        trained_without=copy and copy.without,
+        shards=shards,
+        made_from=made_from,
         folder=Run(config.run.folder).features(set_name),
     )
 
@@ -201,11 +211,22 @@ def _extract_set(work: Work, config: Config) -> None:
     (work.folder / files.MARK).unlink(missing_ok=True)
     run, started = Run(config.run.folder), time.monotonic()
     extractor = load_extractor(work.extractor, work.adapter).to(_device())
-    times.note(run, "extract", run.features(work.set_name), seconds=time.monotonic() - started, clips=0,
-               piece="load", rank=here.rank)
+    times.note(
+        run,
+        "extract",
+        run.features(work.set_name),
+        seconds=time.monotonic() - started,
+        clips=0,
+        piece="load",
+        rank=here.rank,
+    )
     features.describe(
-        work.folder, modality=extractor.modality, width=extractor.width, family=work.extractor.family,
-        part=work.set_name.partition("@")[2] or "frozen", trained_without=work.trained_without,
+        work.folder,
+        modality=extractor.modality,
+        width=extractor.width,
+        family=work.extractor.family,
+        part=work.set_name.partition("@")[2] or "frozen",
+        trained_without=work.trained_without,
     )
     reader = Reader(run.shards)
     total = sum(work.sizes[shard] for shard in mine)
@@ -269,8 +290,14 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
             tally.add(len(work.shards[shard]), missing)
             tally.check(work.set_name, whole=False)
             for clip in sorted(refused)[:1]:
-                logger.warning("%s: %d clips of shard %d are left out; %s: %s", work.set_name, len(refused),
-                               shard, clip, refused[clip])
+                logger.warning(
+                    "%s: %d clips of shard %d are left out; %s: %s",
+                    work.set_name,
+                    len(refused),
+                    shard,
+                    clip,
+                    refused[clip],
+                )
             _write(extractor, work, shard, found, missing, config, seconds)
             found, missing = {}, {}
         if preempt.asked():
@@ -353,8 +380,15 @@ def _computed(extractor: Extractor, clips: dict[str, list], device) -> dict[str,
 
 def _write(extractor, work: Work, shard: int, found, missing, config: Config, seconds: float) -> None:
     run = Run(config.run.folder)
-    times.note(run, "extract", run.features(work.set_name), seconds=seconds, clips=len(work.shards[shard]),
-               piece=f"{shard:05d}", rank=place().rank)
+    times.note(
+        run,
+        "extract",
+        run.features(work.set_name),
+        seconds=seconds,
+        clips=len(work.shards[shard]),
+        piece=f"{shard:05d}",
+        rank=place().rank,
+    )
     order = [row.name for row in work.shards[shard] if row.name in found]
     pack = _pack(extractor, order, found, missing, config)
     features.write_shard(work.file(shard), pack, work.made_from[shard])
@@ -370,8 +404,12 @@ def _pack(extractor, order, found, missing, config: Config) -> features.FeatureS
         frame = frame.astype(kind)
         offsets = np.cumsum([0, *(len(found[name]) for name in order)])
     return features.FeatureSet(
-        modality=extractor.modality, names=order, utterance=utterance.astype(kind), frame=frame,
-        offsets=offsets, missing=missing,
+        modality=extractor.modality,
+        names=order,
+        utterance=utterance.astype(kind),
+        frame=frame,
+        offsets=offsets,
+        missing=missing,
     )
 
 
@@ -387,7 +425,8 @@ def _close(works: list[Work], run: Run) -> None:
             modality, missing = features.shard_missing(work.file(shard))
             problems |= {
                 Problem(stage="extract", name=name, lost=modality, reason=reason)
-                for name, reason in missing.items() if reason != NOT_IN_SHARD
+                for name, reason in missing.items()
+                if reason != NOT_IN_SHARD
             }
         if not files.marked(work.folder, work.whole):
             _mark(work)

@@ -48,17 +48,29 @@ def finetune(config: Config) -> None:
     for copy in missing:
         check_files(copy.extractor)
         if place().rank == 0 and files.marked(copy.folder):
-            logger.warning("%s/%s was made with other settings, models or clips; it is trained again",
-                           copy.name, copy.part)
+            logger.warning(
+                "%s/%s was made with other settings, models or clips; it is trained again",
+                copy.name,
+                copy.part,
+            )
         if place().rank == 0 and (absent := _never_seen(copy, planned)):
-            logger.warning("%s/%s never sees a clip labelled %s: all that it could learn from are in fold "
-                           "%d, which it leaves out", copy.name, copy.part, " or ".join(absent), copy.without)
+            logger.warning(
+                "%s/%s never sees a clip labelled %s: all that it could learn from are in fold "
+                "%d, which it leaves out",
+                copy.name,
+                copy.part,
+                " or ".join(absent),
+                copy.without,
+            )
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
     try:
         joined = accelerator(
-            planned[0].extractor.finetune.precision, config.trackers, run.tracking, config.run.threads,
+            planned[0].extractor.finetune.precision,
+            config.trackers,
+            run.tracking,
+            config.run.threads,
             config.run.timeout_minutes,
         )
     except RuntimeError:
@@ -112,9 +124,7 @@ def train(joined, copy: Copy, config: Config) -> None:
     checkpoints = Checkpoints(
         joined, underway, copy.made_from, config.run.keep_checkpoints, config.run.checkpoint_minutes
     )
-    trainer = Trainer(
-        joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints
-    )
+    trainer = Trainer(joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints)
 
     def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -137,8 +147,10 @@ def train(joined, copy: Copy, config: Config) -> None:
     if joined.is_main_process:
         best = checkpoints.best(history["best_epoch"])
         if faults := checkpoints.faults_of_best(history["best_epoch"]):
-            raise UserError(f"{underway}: the weights of the best epoch are damaged ({'; '.join(faults)}); "
-                            "start again, and training goes on from a checkpoint before them")
+            raise UserError(
+                f"{underway}: the weights of the best epoch are damaged ({'; '.join(faults)}); "
+                "start again, and training goes on from a checkpoint before them"
+            )
         _finish(copy, best, history, joined.num_processes, zero_stage(joined))
         shutil.rmtree(underway)
     joined.wait_for_everyone()
@@ -153,8 +165,12 @@ def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: i
         files.write_json(folder / HISTORY, history)
         content = files.marked(best)["content"] | files.contents([folder / HISTORY])
         files.mark(
-            folder, copy.made_from, processes=processes, trained_without=copy.without,
-            zero_stage=zero_stage, content=content,
+            folder,
+            copy.made_from,
+            processes=processes,
+            trained_without=copy.without,
+            zero_stage=zero_stage,
+            content=content,
         )
 
 
@@ -176,7 +192,10 @@ def _task(copy: Copy, config: Config, extractor):
         return extractor.collate_clips([extractor.prepare(sample) for sample in samples])
 
     return Task(
-        load=load, targets=targets, train=train, held_out=held_out,
+        load=load,
+        targets=targets,
+        train=train,
+        held_out=held_out,
         class_weights=_class_weights(targets[train], len(labels), settings.class_weights),
         name=f"{copy.name}/{copy.part}",
     )
@@ -191,12 +210,12 @@ def _hold_out(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
     classes = Counter(targets.tolist())
     wanted = round(share * len(targets))
     if wanted < len(classes) or min(classes.values()) < 2:
-        logger.warning("too few clips to hold some out; epochs are judged on the clips that they train on, "
-                       "and WAF is theirs")
+        logger.warning(
+            "too few clips to hold some out; epochs are judged on the clips that they train on, "
+            "and WAF is theirs"
+        )
         return positions, positions
-    train, held_out = train_test_split(
-        positions, test_size=wanted, stratify=targets, random_state=seed
-    )
+    train, held_out = train_test_split(positions, test_size=wanted, stratify=targets, random_state=seed)
     return np.sort(train), np.sort(held_out)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,11 @@ class _Sets:
     def note(self) -> None:
         """Quarantine what was found; what is known of sets that were not read again stays."""
         unread = [
-            joined.about(name) for name in joined.all_sets(self.config, self.run)
-            if name not in self.problems
+            joined.about(name) for name in joined.all_sets(self.config, self.run) if name not in self.problems
         ]
         stay = [
-            problem for problem in quarantine.read(self.run.quarantine)
+            problem
+            for problem in quarantine.read(self.run.quarantine)
             if problem.stage == joined.STAGE and problem.reason.startswith(tuple(unread))
         ]
         found = [problem for of_set in self.problems.values() for problem in of_set]
@@ -93,8 +94,12 @@ def fuse(config: Config) -> None:
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
     if problems:
-        logger.warning("%s: %d rows cannot be used and are left out; the first: %s", config.fuse.labels,
-                       len(problems), problems[0].reason)
+        logger.warning(
+            "%s: %d rows cannot be used and are left out; the first: %s",
+            config.fuse.labels,
+            len(problems),
+            problems[0].reason,
+        )
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems)
@@ -115,8 +120,10 @@ def fuse(config: Config) -> None:
         paths = [*rounds, *(_probe_path(run, name) for name in voting)]
         members = [predictions.read(path) for path in paths]
         # Later rounds have no models without two folds: round 0 speaks for them all.
-        judged = [*[held_out(run)] * len(rounds),
-                  *(predictions.array(_held_out_path(run, name), "held_out") for name in voting)]
+        judged = [
+            *[held_out(run)] * len(rounds),
+            *(predictions.array(_held_out_path(run, name), "held_out") for name in voting),
+        ]
         vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), made_from)
     publish(run)
     tell(config, clips, present(run), run)
@@ -129,15 +136,19 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
     from mer_dist.models.fusion import Inputs
 
     found = [_of_set(config, sets, name) for name in fused]
-    merged = (sum((getattr(one, part) for one in found), []) for part in ("modality", "values", "mask"))
+    merged = (
+        [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")
+    )
     inputs = Inputs(*merged)
     together = torch.stack([mask.any(-1) for mask in inputs.mask]).sum(0)
     if len(fused) > 1 and together.max() < 2:
-        raise UserError(f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names "
-                        "the same?")
+        raise UserError(
+            f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names the same?"
+        )
     if config.fuse.model == "agt" and config.fuse.guide not in inputs.modality:
-        logger.warning("no fused set is %s (fuse.guide): a learned query asks in its place",
-                       config.fuse.guide)
+        logger.warning(
+            "no fused set is %s (fuse.guide): a learned query asks in its place", config.fuse.guide
+        )
     return inputs.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -181,8 +192,11 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
         for name, of in parts.items()
     }
     done = (files.marked(run.probes) or {}).get("sets", {})
-    done = {name: facts for name, facts in done.items()
-            if _probe_path(run, name).exists() and _held_out_path(run, name).exists()}
+    done = {
+        name: facts
+        for name, facts in done.items()
+        if _probe_path(run, name).exists() and _held_out_path(run, name).exists()
+    }
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started, clips = time.monotonic(), len(sets.clips.names)
@@ -207,11 +221,18 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     told = probe(list(values), list(valid), clips)
     held_out = safetensors.numpy.save({"held_out": told.held_out})
     files.write_bytes(_held_out_path(sets.run, name), held_out)
-    predictions.write(_probe_path(sets.run, name), Predictions(
-        title=_probe_title(config, name, found[0]), labels=clips.labels, names=clips.names,
-        labeled=clips.labeled, fold=clips.fold, probability=told.probability,
-        answer=told.probability.argmax(1),
-    ))
+    predictions.write(
+        _probe_path(sets.run, name),
+        Predictions(
+            title=_probe_title(config, name, found[0]),
+            labels=clips.labels,
+            names=clips.names,
+            labeled=clips.labeled,
+            fold=clips.fold,
+            probability=told.probability,
+            answer=told.probability.argmax(1),
+        ),
+    )
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

@@ -50,8 +50,13 @@ def plan(config: Config, clips: int | None = None) -> dict:
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
-        "layout": asdict(layout), "clips": found, "clips_unknown": why, "extractors": extractors,
-        "shards": shards, "disk": disk, "warnings": _warnings(config, layout, extractors, shards),
+        "layout": asdict(layout),
+        "clips": found,
+        "clips_unknown": why,
+        "extractors": extractors,
+        "shards": shards,
+        "disk": disk,
+        "warnings": _warnings(config, layout, extractors, shards),
     }
 
 
@@ -94,8 +99,12 @@ def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
 
     extractor = config.extractors[name]
     return {
-        "family": extractor.family, "path": extractor.path, "source": size.source(extractor),
-        "quantize": extractor.quantize, "parameters": sized.parameters, "width": sized.width,
+        "family": extractor.family,
+        "path": extractor.path,
+        "source": size.source(extractor),
+        "quantize": extractor.quantize,
+        "parameters": sized.parameters,
+        "width": sized.width,
         "extract": _extraction(config, extractor, sized),
         "finetune": _finetuning(config, name, sized, layout) if extractor.finetune else None,
     }
@@ -119,8 +128,11 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
     }
     total = sum(rows.values())
     return {
-        "precision": extractor.precision, "at_a_time": f"{batch} x {longest:g} {bare.unit}",
-        "gpu": rows, "gpu_total": total, "host": memory.PROCESS + weights,
+        "precision": extractor.precision,
+        "at_a_time": f"{batch} x {longest:g} {bare.unit}",
+        "gpu": rows,
+        "gpu_total": total,
+        "host": memory.PROCESS + weights,
         "fits": [size for size in GPUS if total <= size * 10**9],
     }
 
@@ -138,9 +150,15 @@ def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
     step = _step(config, extractor, sized)
     rows, total, held = step(layout)
     return {
-        "method": settings.method, "trainable": sized.trainable, "refused": refused,
-        "copies": len(copies.parts(config, name)), "micro_batch": micro, "at_a_time": f"{micro} clips",
-        "gpu": rows, "gpu_total": total, "host": memory.host(held, layout),
+        "method": settings.method,
+        "trainable": sized.trainable,
+        "refused": refused,
+        "copies": len(copies.parts(config, name)),
+        "micro_batch": micro,
+        "at_a_time": f"{micro} clips",
+        "gpu": rows,
+        "gpu_total": total,
+        "host": memory.host(held, layout),
         "fits": [size for size in GPUS if total <= size * 10**9 and not refused],
         "smallest": _smallest(layout, step),
     }
@@ -171,10 +189,14 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
     return Held(
-        parameters=sized.parameters, trainable=sized.trainable,
+        parameters=sized.parameters,
+        trainable=sized.trainable,
         frozen_bytes=0 if full else sized.weight_bytes(extractor.quantize, frozen),
-        element=2 if half and where.zero_stage else 4, quantize=extractor.quantize, full=full,
-        largest_layer=sized.largest_layer, dequantized=_dequantized(extractor, sized, frozen),
+        element=2 if half and where.zero_stage else 4,
+        quantize=extractor.quantize,
+        full=full,
+        largest_layer=sized.largest_layer,
+        dequantized=_dequantized(extractor, sized, frozen),
     )
 
 
@@ -183,8 +205,12 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
     stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
     peaks = {}
     for world in WORLDS:
-        where = Layout(processes=world, zero_stage=stage if world > 1 else 0, machines=ceil(world / 8),
-                       reduce_bucket=layout.reduce_bucket)
+        where = Layout(
+            processes=world,
+            zero_stage=stage if world > 1 else 0,
+            machines=ceil(world / 8),
+            reduce_bucket=layout.reduce_bucket,
+        )
         peaks[world] = step(where)[1]
     return {
         f"{size}": next((world for world, peak in peaks.items() if peak <= size * 10**9), None)
@@ -207,8 +233,11 @@ def _shards(config: Config, layout: Layout, found: dict | None) -> dict:
     each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
     fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
     return {
-        "clip_bytes": each, "clips_per_shard": fitting, "workers": config.shard.workers,
-        "processes": layout.processes, "count": found and ceil(found["all"] / fitting),
+        "clip_bytes": each,
+        "clips_per_shard": fitting,
+        "workers": config.shard.workers,
+        "processes": layout.processes,
+        "count": found and ceil(found["all"] / fitting),
     }
 
 
@@ -230,8 +259,10 @@ def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> di
             underway.append(kept * copy + (kept + 1) * 16 * sized.trainable)
         sets[name] = seen * _vector_bytes(config, name, sized.width)
     return {
-        "per_clip": found is None, "shards": _shards(config, layout, found)["clip_bytes"] * count,
-        "features": sets, "adapters": saved,
+        "per_clip": found is None,
+        "shards": _shards(config, layout, found)["clip_bytes"] * count,
+        "features": sets,
+        "adapters": saved,
         # Weights, masters and moments of the copy under way: those kept, and the one being saved.
         "checkpoints": max(underway),
     }
@@ -256,7 +287,9 @@ def _vector_bytes(config: Config, name: str, width: int) -> int:
     extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
     frames = min(config.shard.frames, extractor.frames or config.shard.frames)
     length = {
-        "clip": frames, "hubert": round(SECONDS * STEPS), "baichuan": min(TOKENS, extractor.max_tokens),
+        "clip": frames,
+        "hubert": round(SECONDS * STEPS),
+        "baichuan": min(TOKENS, extractor.max_tokens),
     }[extractor.family]
     return each * (1 + length) if config.extract.frame_level else each
 
@@ -269,17 +302,24 @@ def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) ->
         if tuned and tuned["refused"]:
             found.append(f"finetune {name}: {tuned['refused']}")
         elif tuned and not tuned["fits"]:
-            found.append(f"finetune {name} does not fit: {tuned['gpu_total'] / 1e9:.1f} GB on each of "
-                         f"{layout.processes} GPUs, more than any of {GPUS[-1]} GB has")
+            found.append(
+                f"finetune {name} does not fit: {tuned['gpu_total'] / 1e9:.1f} GB on each of "
+                f"{layout.processes} GPUs, more than any of {GPUS[-1]} GB has"
+            )
         if not facts["extract"]["fits"]:
-            found.append(f"extract {name} does not fit: every process holds the whole model, "
-                         f"{facts['extract']['gpu_total'] / 1e9:.1f} GB; lower its budget or quantize it")
+            found.append(
+                f"extract {name} does not fit: every process holds the whole model, "
+                f"{facts['extract']['gpu_total'] / 1e9:.1f} GB; lower its budget or quantize it"
+            )
     if shards["count"] is not None and shards["count"] < layout.processes:
-        found.append(f"{shards['count']} shards for {layout.processes} processes: extract leaves some "
-                     "without work; lower shard.clips")
+        found.append(
+            f"{shards['count']} shards for {layout.processes} processes: extract leaves some "
+            "without work; lower shard.clips"
+        )
     if layout.processes != config.run.processes:
-        found.append(f"{config.run.accelerate} says {layout.processes} processes, run.processes "
-                     f"{config.run.processes}")
+        found.append(
+            f"{config.run.accelerate} says {layout.processes} processes, run.processes {config.run.processes}"
+        )
     return found
 
 
@@ -290,8 +330,10 @@ def table(needs: dict) -> str:
     nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
     parts = [
         f"finetune: {_processes(layout)}, one per GPU{nodes}, {stage}",
-        _grid(_models_table(needs), left=2), _grid(_memory_table(needs, "finetune")),
-        _grid(_memory_table(needs, "extract")), _grid(_gpus_table(needs)),
+        _grid(_models_table(needs), left=2),
+        _grid(_memory_table(needs, "finetune")),
+        _grid(_memory_table(needs, "extract")),
+        _grid(_gpus_table(needs)),
         "\n".join(_folder_lines(needs)),
         "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
     ]
@@ -307,11 +349,15 @@ def _models_table(needs: dict) -> list[list[str]]:
     for name, facts in needs["extractors"].items():
         tuned = facts["finetune"]
         known = facts["path"] if facts["source"] == "config.json" else f"{facts['source']}, as published"
-        rows.append([
-            name, known, f"{facts['parameters']:,}",
-            f"{tuned['trainable']:,} ({tuned['method']})" if tuned else "none (frozen)",
-            f"{tuned['copies']}" if tuned else "-",
-        ])
+        rows.append(
+            [
+                name,
+                known,
+                f"{facts['parameters']:,}",
+                f"{tuned['trainable']:,} ({tuned['method']})" if tuned else "none (frozen)",
+                f"{tuned['copies']}" if tuned else "-",
+            ]
+        )
     return rows
 
 
@@ -323,8 +369,14 @@ def _memory_table(needs: dict, stage: str) -> list[list[str]]:
     rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
     for name, facts in found.items():
         shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]
-        rows.append([f"{name} ({facts['at_a_time']} at a time)", *shown, f"{facts['gpu_total'] / 1e9:.1f}",
-                     f"{facts['host'] / 1e9:.1f}"])
+        rows.append(
+            [
+                f"{name} ({facts['at_a_time']} at a time)",
+                *shown,
+                f"{facts['gpu_total'] / 1e9:.1f}",
+                f"{facts['host'] / 1e9:.1f}",
+            ]
+        )
     return rows
 
 
@@ -336,8 +388,13 @@ def _gpus_table(needs: dict) -> list[list[str]]:
                 continue
             least = found.get("smallest") or {f"{size}": 1 for size in found["fits"]}
             fits = ", ".join(f"{size}" for size in found["fits"])
-            rows.append([f"{stage} {name}", *(f"{least.get(f'{size}') or 'none'}" for size in GPUS),
-                         f"{fits} GB" if fits else "does not fit"])
+            rows.append(
+                [
+                    f"{stage} {name}",
+                    *(f"{least.get(f'{size}') or 'none'}" for size in GPUS),
+                    f"{fits} GB" if fits else "does not fit",
+                ]
+            )
     return rows
 
 
@@ -351,16 +408,20 @@ def _folder_lines(needs: dict) -> list[str]:
     else:
         known = "" if found["labeled"] is None else f", {found['labeled']:,} of them labelled"
         lines.append(f"clips: {found['all']:,}{known} (from {found['from']})")
-        lines.append(f"shards: about {shards['count']} of {shards['clips_per_shard']} clips, for "
-                     f"{_processes(shards)}; {shards['workers']} workers decode them")
+        lines.append(
+            f"shards: about {shards['count']} of {shards['clips_per_shard']} clips, for "
+            f"{_processes(shards)}; {shards['workers']} workers decode them"
+        )
     lines.append(f"disk for shards: about {disk['shards'] / divisor:.2f} {unit}")
     lines += [
         f"disk for features {name}: about {size / divisor:.2f} {unit}"
         for name, size in disk["features"].items()
     ]
     if disk["adapters"]:
-        lines.append(f"disk for fine-tuned copies: {disk['adapters'] / 1e9:.2f} GB, and up to "
-                     f"{disk['checkpoints'] / 1e9:.2f} GB while one is trained")
+        lines.append(
+            f"disk for fine-tuned copies: {disk['adapters'] / 1e9:.2f} GB, and up to "
+            f"{disk['checkpoints'] / 1e9:.2f} GB while one is trained"
+        )
     return lines
 
 

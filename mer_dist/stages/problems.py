@@ -20,8 +20,10 @@ from mer_dist.records import Problem
 #: Names that stand beside a reason.
 SHOWN = 3
 FORMS = {
-    "rows": "every row, one a line", "names": "the clips alone, one a line, each once",
-    "csv": "every row as CSV, for a table program or pandas", "json": "every row as JSON",
+    "rows": "every row, one a line",
+    "names": "the clips alone, one a line, each once",
+    "csv": "every row as CSV, for a table program or pandas",
+    "json": "every row as JSON",
 }
 
 
@@ -52,8 +54,13 @@ def told(folder: Path, stage: str | None, lost: str | None, reason: str | None, 
             raise UserError(f"--{key} {wanted}: nothing of that is in quarantine; there is: {there}")
     if not rows and form is None:
         return "nothing is in quarantine"
-    rows = [row for row in rows if stage in (None, row.stage) and lost in (None, row.lost)
-            and (reason or "").casefold() in row.reason.casefold()]
+    rows = [
+        row
+        for row in rows
+        if stage in (None, row.stage)
+        and lost in (None, row.lost)
+        and (reason or "").casefold() in row.reason.casefold()
+    ]
     return {None: _counts, "rows": _rows, "names": _names, "csv": _csv, "json": _json}[form](rows)
 
 

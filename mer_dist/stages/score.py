@@ -67,12 +67,18 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
 def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
     read = csv_table.read(path, ("name",))
     if read.bad:
-        logger.warning("%s: %d rows cannot be read, and their clips are not scored; the first: %s", path,
-                       len(read.bad), next(iter(read.bad.values())))
+        logger.warning(
+            "%s: %d rows cannot be read, and their clips are not scored; the first: %s",
+            path,
+            len(read.bad),
+            next(iter(read.bad.values())),
+        )
     column = next((name for name in ("discrete", "label") if name in read.columns), None)
     if column is None:
-        raise UserError(f"{path}: its first line has neither a column discrete nor label; it has: "
-                        f"{', '.join(map(repr, read.columns[:20]))}")
+        raise UserError(
+            f"{path}: its first line has neither a column discrete nor label; it has: "
+            f"{', '.join(map(repr, read.columns[:20]))}"
+        )
     truth, known, without = {}, cells.Labels(labels, read.file), []
     for name, row in read.rows.items():
         label, why = known.read(row[column])
@@ -84,8 +90,12 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
         truth[name] = label
     known.tell()
     if without:
-        logger.warning("%s: %d clips have no label there and are not scored; for example %s", path,
-                       len(without), ", ".join(without[:SHOWN]))
+        logger.warning(
+            "%s: %d clips have no label there and are not scored; for example %s",
+            path,
+            len(without),
+            ", ".join(without[:SHOWN]),
+        )
     return truth
 
 
@@ -105,9 +115,7 @@ def _published(run: Run) -> dict[str, str]:
     return {name: row["discrete"] for name, row in csv_table.read(path, ("name", "discrete")).rows.items()}
 
 
-def _judge(
-    told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str
-) -> dict:
+def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str) -> dict:
     """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
 
     Args:
@@ -125,14 +133,20 @@ def _judge(
     names += sorted(truth.keys() - set(names))
     without = [name for name in names if answers.get(name) not in index]
     if without:
-        logger.warning("%s: %d of %d clips with a known truth have no answer and count as wrong; for example "
-                       "%s", told.title, len(without), len(names), ", ".join(without[:SHOWN]))
+        logger.warning(
+            "%s: %d of %d clips with a known truth have no answer and count as wrong; for example %s",
+            told.title,
+            len(without),
+            len(names),
+            ", ".join(without[:SHOWN]),
+        )
     true = np.array([index[truth[name]] for name in names])
     answer = np.array([index.get(answers.get(name), NO_ANSWER) for name in names])
     return {
         f"{key}waf": metrics.waf(true, answer),
         f"{key}interval": list(metrics.waf_interval(true, answer)),
-        f"{key}clips": len(names), f"{key}unanswered": len(without),
+        f"{key}clips": len(names),
+        f"{key}unanswered": len(without),
     }
 
 
@@ -166,14 +180,24 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         notes = [f"{row['unanswered']} without an answer"] if row.get("unanswered") else []
         notes += ["no gain"] if row["helped"] is False else []
-        lines.append((row["title"], _cell(row, "oof_waf", "oof_interval"),
-                      _cell(row, "waf", "interval"), ", ".join(notes)))
+        lines.append(
+            (
+                row["title"],
+                _cell(row, "oof_waf", "oof_interval"),
+                _cell(row, "waf", "interval"),
+                ", ".join(notes),
+            )
+        )
     columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
-             for line in lines]
-    counts = [f"{what} n = {max(row[key] for row in rows if key in row)}"
-              for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
-              if any(key in row for row in rows)]
+    shown = [
+        "  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
+        for line in lines
+    ]
+    counts = [
+        f"{what} n = {max(row[key] for row in rows if key in row)}"
+        for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
+        if any(key in row for row in rows)
+    ]
     return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), *shown])
 
 

@@ -66,8 +66,10 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
     del model["labels"], model["sets"]
     last = settings.rounds if not clips.labeled.all() else 0
     if last and settings.rule == "precision" and clips.folds < 3:
-        raise UserError("self_train.rule precision learns from models that left out two folds, so "
-                        f"folds.count must be at least 3; it is {clips.folds}")
+        raise UserError(
+            "self_train.rule precision learns from models that left out two folds, so "
+            f"folds.count must be at least 3; it is {clips.folds}"
+        )
     made_from = files.fingerprint([made_from, model, config.run.seed, _VERSION])
     loaded, wafs = None, []
     for number in range(last + 1):
@@ -82,9 +84,15 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
             done = _Round(config, clips, loaded, number, part).run(made_from)
         wafs.append(done["oof_waf"])
         if number < last and _enough(wafs, settings.patience):
-            logger.info("self-training stops after round %d of %d: out-of-fold WAF has not risen above "
-                        "the %.2f %% of round %d for %d rounds (self_train.patience)", number, last,
-                        100 * max(wafs), wafs.index(max(wafs)), settings.patience)
+            logger.info(
+                "self-training stops after round %d of %d: out-of-fold WAF has not risen above "
+                "the %.2f %% of round %d for %d rounds (self_train.patience)",
+                number,
+                last,
+                100 * max(wafs),
+                wafs.index(max(wafs)),
+                settings.patience,
+            )
             break
     for folder in (run.folder / "rounds").glob("[0-9]*"):
         if int(folder.name) > number:
@@ -164,13 +172,16 @@ class _Round:
             self.inputs, lessons, self.config.fuse, self._steps(), self._start(), self._between
         )
         every = self._predict(model)
-        kept = facts | {"probability": np.ascontiguousarray(every[:, self.unlabeled], np.float32),
-                        "present": self.present.astype(np.uint8)}
+        kept = facts | {
+            "probability": np.ascontiguousarray(every[:, self.unlabeled], np.float32),
+            "present": self.present.astype(np.uint8),
+        }
         told, labeled = self._predictions(every), self.clips.labeled
         waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
         seconds = time.monotonic() - started
-        times.note(self.out, "fuse", self.out.round(self.number), seconds=seconds,
-                   clips=len(self.clips.names))
+        times.note(
+            self.out, "fuse", self.out.round(self.number), seconds=seconds, clips=len(self.clips.names)
+        )
         with files.atomic_folder(self.out.round(self.number)) as folder:
             predictions.write(folder / "predictions.parquet", told)
             save_file(kept, folder / BY_FOLD)
@@ -179,8 +190,9 @@ class _Round:
             if chosen:
                 self._write_lineage(folder, chosen)
             files.mark(folder, made_from, clips=len(self.clips.names), oof_waf=waf)
-        logger.info("%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons),
-                    100 * waf, seconds)
+        logger.info(
+            "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons), 100 * waf, seconds
+        )
         return files.marked(self.out.round(self.number))
 
     def _between(self) -> None:
@@ -193,16 +205,29 @@ class _Round:
         chosen = []
         for told, judged in zip(by_fold(self.out, self.number - 1), held_out(self.out), strict=True):
             known = np.isfinite(judged).all(1)
-            chosen.append(selection.pseudo_labels(
-                told, usable, judged[known], self.clips.truth[labeled[known]], self.part,
-                self.config.self_train,
-            ))
+            chosen.append(
+                selection.pseudo_labels(
+                    told,
+                    usable,
+                    judged[known],
+                    self.clips.truth[labeled[known]],
+                    self.part,
+                    self.config.self_train,
+                )
+            )
         counts = [int(one.taken.sum()) for one in chosen]
-        logger.info("%s: %s of %d unlabelled clips taken by fold", self.title,
-                    ", ".join(map(str, counts)), len(self.unlabeled))
+        logger.info(
+            "%s: %s of %d unlabelled clips taken by fold",
+            self.title,
+            ", ".join(map(str, counts)),
+            len(self.unlabeled),
+        )
         if not any(counts):
-            logger.warning("%s: no clip is sure enough for self_train.rule %s; it trains on labels "
-                           "alone", self.title, self.config.self_train.rule)
+            logger.warning(
+                "%s: no clip is sure enough for self_train.rule %s; it trains on labels alone",
+                self.title,
+                self.config.self_train.rule,
+            )
         return chosen
 
     def _steps(self) -> int:
@@ -211,9 +236,7 @@ class _Round:
         Not what was taken: all folds take the same number of steps, so the longest lesson would
         tell every fold of the others. Of more clips an epoch shows a random part.
         """
-        longest = max(
-            self.present[self.clips.outside(fold)].sum() for fold in range(self.clips.folds)
-        )
+        longest = max(self.present[self.clips.outside(fold)].sum() for fold in range(self.clips.folds))
         shown = longest + round(self.part * self.present[self.unlabeled].sum())
         return max(-(-int(shown) // self.config.fuse.batch), 1)
 
@@ -242,7 +265,9 @@ class _Round:
         return Lesson(
             rows=torch.from_numpy(rows).to(device),
             targets=torch.eye(self.classes, device=device)[torch.from_numpy(label).to(device)],
-            weights=torch.from_numpy(weight).float().to(device), seed=own, dropout=float(dropout),
+            weights=torch.from_numpy(weight).float().to(device),
+            seed=own,
+            dropout=float(dropout),
         )
 
     def _predict(self, model: torch.nn.Module) -> np.ndarray:
@@ -273,8 +298,9 @@ class _Round:
         the temperature knows.
         """
         clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
-        pairs = [pair for pair in combinations(range(clips.folds), 2)
-                 if self.present[clips.outside(*pair)].any()]
+        pairs = [
+            pair for pair in combinations(range(clips.folds), 2) if self.present[clips.outside(*pair)].any()
+        ]
         told = np.full((len(options), clips.folds, len(labeled), self.classes), np.nan, np.float32)
         usual = np.full(clips.folds, options[len(options) // 2])
         if not pairs:
@@ -302,8 +328,12 @@ class _Round:
         own = np.flatnonzero(clips.labeled)
         probability[own] = by_fold[clips.fold[own], own]
         return predictions.Predictions(
-            title=self.title, labels=clips.labels, names=clips.names,
-            labeled=clips.labeled, fold=clips.fold, probability=probability,
+            title=self.title,
+            labels=clips.labels,
+            names=clips.names,
+            labeled=clips.labeled,
+            fold=clips.fold,
+            probability=probability,
             answer=probability.argmax(1),
         )
 

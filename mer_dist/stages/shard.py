@@ -68,8 +68,12 @@ def shard(config: Config, fused: bool = False) -> None:
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
         return
     if made := list(run.shards.glob("[0-9]*.parquet")):
-        logger.info("%d shards are kept and %d cut anew; %d clips are to be done", len(kept),
-                    len(made) - len(kept), len(remaining))
+        logger.info(
+            "%d shards are kept and %d cut anew; %d clips are to be done",
+            len(kept),
+            len(made) - len(kept),
+            len(remaining),
+        )
     started = time.monotonic()
     encoded = _encoded(config, clips, remaining)
     if taken:
@@ -92,8 +96,10 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
     needed = copies.crossed(config) or (fused and not config.fuse.labels)
     try:
         if not labels:
-            raise UserError(f"{config.corpus.path}: no clip has one of the labels "
-                            f"{', '.join(config.corpus.labels)}, so nothing can be learned from it")
+            raise UserError(
+                f"{config.corpus.path}: no clip has one of the labels "
+                f"{', '.join(config.corpus.labels)}, so nothing can be learned from it"
+            )
         folds.make(labels, config.folds)
     except UserError as error:
         if needed:
@@ -119,10 +125,17 @@ def _source(clip: Clip, config: Config) -> str:
     faces = None
     if config.shard.faces == "openface":
         faces = files.stamp(openface_folder(Path(config.shard.openface), clip.name))
-    return files.fingerprint([
-        places, files.stamp(clip.video), files.stamp(clip.audio), faces,
-        clip.transcript, clip.label, clip.split,
-    ])
+    return files.fingerprint(
+        [
+            places,
+            files.stamp(clip.video),
+            files.stamp(clip.audio),
+            faces,
+            clip.transcript,
+            clip.label,
+            clip.split,
+        ]
+    )
 
 
 def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]:
@@ -174,14 +187,17 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterat
         _check_there(config, clips)
     early = {clip.name for clip in first}
     order = [*first, *(clip for clip in remaining if clip.name not in early)]
-    results = _until_asked(workers.in_order(
-        partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up
-    ))
+    results = _until_asked(
+        workers.in_order(partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up)
+    )
     tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
-    lost = {name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
-            for name, one in tried.items()}
-    survey.refuse(clips, lost, {clip.name for clip in clips} - {clip.name for clip in remaining},
-                  config.corpus.path)
+    lost = {
+        name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
+        for name, one in tried.items()
+    }
+    survey.refuse(
+        clips, lost, {clip.name for clip in clips} - {clip.name for clip in remaining}, config.corpus.path
+    )
     ordered = (tried.pop(clip.name) if clip.name in early else next(results) for clip in remaining)
     return progress(ordered, len(remaining), "shard")
 
@@ -195,8 +211,13 @@ def _check_there(config: Config, clips: list[Clip]) -> None:
 
 
 def _write(
-    run: Run, config: ShardConfig, encoded: Iterator, kept: dict[int, Facts], made_from: str,
-    sources: dict[str, str], started: float,
+    run: Run,
+    config: ShardConfig,
+    encoded: Iterator,
+    kept: dict[int, Facts],
+    made_from: str,
+    sources: dict[str, str],
+    started: float,
 ) -> None:
     """Write what is decoded into the free shard numbers, in ascending order."""
     from mer_dist.shards import writer
@@ -238,16 +259,21 @@ def _encode(decoded):
     if not decoded.usable:
         return Encoded(clip=decoded.clip, problems=decoded.problems)
     return encode(
-        decoded.clip, frames=decoded.frames, samples=decoded.samples, seconds=decoded.seconds,
-        face=decoded.face, missing=decoded.missing, problems=decoded.problems, remarks=decoded.remarks,
+        decoded.clip,
+        frames=decoded.frames,
+        samples=decoded.samples,
+        seconds=decoded.seconds,
+        face=decoded.face,
+        missing=decoded.missing,
+        problems=decoded.problems,
+        remarks=decoded.remarks,
     )
 
 
 def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Everything that is known only at the end, from the files of the shards alone."""
     shards = manifest.all_facts(run.shards)
-    rows = [row for number in shards for row in
-            manifest.read_rows(manifest.facts_path(run.shards, number))]
+    rows = [row for number in shards for row in manifest.read_rows(manifest.facts_path(run.shards, number))]
     problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
     stats = _stats(rows, list(shards.values()), problems)
     quarantine.replace(run.quarantine, "shard", problems)
@@ -259,9 +285,15 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     manifest.write_rows(run.shards / manifest.MANIFEST, rows)
     files.write_json(run.shards / STATS, stats)
     files.mark(run.shards, whole, clips=stats["clips"])
-    logger.info("%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
-                stats["clips"], stats["shards"], stats["bytes"] / 2**20, _counts(stats["missing"]),
-                _counts(stats["quarantined"]), stats["faceless"])
+    logger.info(
+        "%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
+        stats["clips"],
+        stats["shards"],
+        stats["bytes"] / 2**20,
+        _counts(stats["missing"]),
+        _counts(stats["quarantined"]),
+        stats["faceless"],
+    )
     for kind, found in stats["remarks"].items():
         plural, more = "s" * (found["clips"] != 1), ", …" * (found["clips"] > NAMED)
         such = ", ".join(found["names"][:NAMED]) + more

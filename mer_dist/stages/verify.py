@@ -73,8 +73,10 @@ class _State:
     @cached_property
     def rows(self) -> dict[str, Row]:
         rows = manifest.read(self.run.shards)
-        self.find([name for name, times in Counter(row.name for row in rows).items() if times > 1],
-                  "stand twice in the manifest")
+        self.find(
+            [name for name, times in Counter(row.name for row in rows).items() if times > 1],
+            "stand twice in the manifest",
+        )
         return {row.name: row for row in rows}
 
     @cached_property
@@ -112,27 +114,41 @@ def _corpus(state: _State) -> None:
         state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
     rows, offered = state.rows, {clip.name: clip for clip in clips}
     noted = {(problem.name, problem.lost) for problem in state.problems}
-    state.find(offered.keys() - rows.keys() - state.gone,
-               "of the corpus are neither in the shards nor in quarantine")
+    state.find(
+        offered.keys() - rows.keys() - state.gone, "of the corpus are neither in the shards nor in quarantine"
+    )
     state.find(rows.keys() - offered.keys(), "of the shards are no longer in the corpus; run shard")
     both = rows.keys() & offered.keys()
     for part in ("label", "transcript", "split"):
-        changed = [name for name in both
-                   if getattr(rows[name], part) != getattr(offered[name], part)]
+        changed = [name for name in both if getattr(rows[name], part) != getattr(offered[name], part)]
         state.find(changed, f"have another {part} in the corpus than in the shards; run shard")
-    state.find({problem.name for problem in unlisted if (problem.name, problem.lost) not in noted}
-               - state.gone,
-               "could not be listed and are not in quarantine; run shard")
+    state.find(
+        {problem.name for problem in unlisted if (problem.name, problem.lost) not in noted} - state.gone,
+        "could not be listed and are not in quarantine; run shard",
+    )
     for modality in Modality:
         # A part that the corpus does not name is absent on purpose.
-        state.find([name for name in both if modality in rows[name].missing
-                    and offered[name].names(modality) and (name, modality) not in noted],
-                   f"lack their {modality} without a reason in quarantine")
-    state.find({problem.name for problem in state.problems if not problem.reason.strip()},
-               "are in quarantine without a reason")
-    logger.info("corpus: %d clips (%s), of %d of which nothing could be stored; %d entries are no clips",
-                len(clips), _counts(clip.split for clip in clips), len(offered.keys() - rows.keys()),
-                len({problem.name for problem in unlisted if problem.lost == "clip"}))
+        state.find(
+            [
+                name
+                for name in both
+                if modality in rows[name].missing
+                and offered[name].names(modality)
+                and (name, modality) not in noted
+            ],
+            f"lack their {modality} without a reason in quarantine",
+        )
+    state.find(
+        {problem.name for problem in state.problems if not problem.reason.strip()},
+        "are in quarantine without a reason",
+    )
+    logger.info(
+        "corpus: %d clips (%s), of %d of which nothing could be stored; %d entries are no clips",
+        len(clips),
+        _counts(clip.split for clip in clips),
+        len(offered.keys() - rows.keys()),
+        len({problem.name for problem in unlisted if problem.lost == "clip"}),
+    )
     lost = Counter(problem.lost for problem in state.problems)
     logger.info("quarantine: %d rows (%s)", lost.total(), _counts(lost.elements()))
 
@@ -169,8 +185,12 @@ def _shards(state: _State) -> None:
     reader.close()
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
     state.find(different, "are described otherwise in the manifest than in the tar")
-    logger.info("shards: %d clips (%s) in %d shards", len(reader.rows),
-                _counts(row.split for row in reader.rows), len({row.shard for row in reader.rows}))
+    logger.info(
+        "shards: %d clips (%s) in %d shards",
+        len(reader.rows),
+        _counts(row.split for row in reader.rows),
+        len({row.shard for row in reader.rows}),
+    )
 
 
 def _agrees(row: Row, members: dict[str, bytes]) -> bool:
@@ -178,8 +198,10 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
         told = dict(json.loads(members.get("json", b"{}")))
     except (ValueError, TypeError):
         return False
-    same = all(told.get(part) == getattr(row, part)
-               for part in ("name", "split", "label", "transcript", "missing", "frames", "samples"))
+    same = all(
+        told.get(part) == getattr(row, part)
+        for part in ("name", "split", "label", "transcript", "missing", "frames", "samples")
+    )
     frames = sum(suffix.endswith(".jpg") for suffix in members)
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
 
@@ -200,13 +222,19 @@ def _adapters(state: _State) -> None:
             continue
         if mark.get("trained_without") != copy.without:
             other = copies.part_name(mark.get("trained_without"))
-            state.findings.append(f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
-                                  "and run finetune and extract")
+            state.findings.append(
+                f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
+                "and run finetune and extract"
+            )
         elif Path(copy.extractor.path).exists() and mark["made_from"] != copy.made_from:
-            state.findings.append(f"{copy.folder}: trained with other settings, another model or other clips "
-                                  "than those of this run; run finetune and extract")
-        state.findings += [f"{copy.folder}: {fault}; delete this folder and run finetune"
-                           for fault in files.damaged(copy.folder, mark.get("content", {}))]
+            state.findings.append(
+                f"{copy.folder}: trained with other settings, another model or other clips "
+                "than those of this run; run finetune and extract"
+            )
+        state.findings += [
+            f"{copy.folder}: {fault}; delete this folder and run finetune"
+            for fault in files.damaged(copy.folder, mark.get("content", {}))
+        ]
     logger.info("adapters: %d of %d copies", sum(copy.folder.exists() for copy in planned), len(planned))
 
 
@@ -236,8 +264,12 @@ def _imported_set(state: _State, folder: Path) -> None:
     joined.set_made_from(state.run, folder.name, state.config.folds.count)
     names = features.load(folder).names
     fused = state.labels.keys()
-    logger.info("features %s: imported, %d of %d fused clips have a row", folder.name,
-                len(fused & set(names)), len(fused))
+    logger.info(
+        "features %s: imported, %d of %d fused clips have a row",
+        folder.name,
+        len(fused & set(names)),
+        len(fused),
+    )
 
 
 def _expected_sets(config: Config) -> set[str]:
@@ -255,8 +287,10 @@ def _feature_set(state: _State, folder: Path, told: dict) -> None:
     part = folder.name.partition("@")[2]
     without = int(part.removeprefix("fold-")) if re.fullmatch(r"fold-\d+", part) else None
     if part and (told.get("part") != part or told.get("trained_without") != without):
-        state.findings.append(f"{folder}: by its {features.DESCRIPTION} this is part {told.get('part')!r}, "
-                              f"trained without fold {told.get('trained_without')}; delete it, run extract")
+        state.findings.append(
+            f"{folder}: by its {features.DESCRIPTION} this is part {told.get('part')!r}, "
+            f"trained without fold {told.get('trained_without')}; delete it, run extract"
+        )
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
     modality = ""
@@ -268,16 +302,23 @@ def _feature_set(state: _State, folder: Path, told: dict) -> None:
         missing.update(why)
     what = f"features {folder.name}:"
     served = _served(state, folder.name)
-    state.find(served - names.keys() - missing.keys() - state.gone,
-               f"{what} have neither a row nor a reason; run extract")
+    state.find(
+        served - names.keys() - missing.keys() - state.gone,
+        f"{what} have neither a row nor a reason; run extract",
+    )
     state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
     state.find(names.keys() & missing.keys(), f"{what} have a row although they are called missing")
     state.find([name for name, why in missing.items() if not why], f"{what} miss without a reason")
     state.find((names.keys() | missing.keys()) - state.rows.keys(), f"{what} are not in the shards")
     lacking = {name for name, row in state.rows.items() if modality in row.missing}
     state.find(names.keys() & lacking, f"{what} have a row although they lack the {modality}")
-    logger.info("features %s: %d of %d clips have a row, %d are missing with a reason", folder.name,
-                len(served & names.keys()), len(served), len(served & missing.keys()))
+    logger.info(
+        "features %s: %d of %d clips have a row, %d are missing with a reason",
+        folder.name,
+        len(served & names.keys()),
+        len(served),
+        len(served & missing.keys()),
+    )
 
 
 def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
@@ -342,10 +383,14 @@ def _prediction_file(state: _State, what: str, told: predictions.Predictions) ->
     state.find(names.keys() - labels.keys(), f"{what} are not among the fused clips")
     state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
     rows = list(zip(told.names, told.labeled.tolist(), told.fold.tolist(), strict=True))
-    state.find({name for name, labeled, _ in rows if labeled != (labels.get(name) is not None)},
-               f"{what} are in the wrong split")
-    state.find({name for name, labeled, fold in rows if labeled and state.folds.get(name) != fold},
-               f"{what} were predicted for another fold than their own")
+    state.find(
+        {name for name, labeled, _ in rows if labeled != (labels.get(name) is not None)},
+        f"{what} are in the wrong split",
+    )
+    state.find(
+        {name for name, labeled, fold in rows if labeled and state.folds.get(name) != fold},
+        f"{what} were predicted for another fold than their own",
+    )
     if not np.allclose(told.probability.sum(1), 1, atol=1e-3):
         state.findings.append(f"{what} probabilities do not sum to 1")
     logger.info("%s %d labelled, %d unlabelled", what, told.labeled.sum(), (~told.labeled).sum())
@@ -366,13 +411,15 @@ def _answer(state: _State) -> None:
     asked = unlabeled
     if state.config.vote.names:
         asked = set(table.read(Path(state.config.vote.names), ("name",)).rows)
-        logger.info("answer: vote.names leaves out %d of %d unlabelled clips", len(unlabeled - asked),
-                    len(unlabeled))
+        logger.info(
+            "answer: vote.names leaves out %d of %d unlabelled clips", len(unlabeled - asked), len(unlabeled)
+        )
     state.find(asked - answers.rows.keys(), "of the unlabelled have no answer; run shard and fuse")
     state.find(answers.rows.keys() - asked, "of the answer are not among the unlabelled")
-    state.find([name for name, row in answers.rows.items()
-                if row["discrete"] not in state.config.corpus.labels],
-               "of the answer have a label outside corpus.labels")
+    state.find(
+        [name for name, row in answers.rows.items() if row["discrete"] not in state.config.corpus.labels],
+        "of the answer have a label outside corpus.labels",
+    )
     state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
     voted = state.run.vote / state.run.answer.name
     if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():

@@ -32,8 +32,13 @@ SHOWN = 3
 
 
 def vote(
-    config: Config, clips: Clips, members: list[Predictions], held_out: np.ndarray,
-    by_fold: np.ndarray, present: np.ndarray, made_from: str,
+    config: Config,
+    clips: Clips,
+    members: list[Predictions],
+    held_out: np.ndarray,
+    by_fold: np.ndarray,
+    present: np.ndarray,
+    made_from: str,
 ) -> None:
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
@@ -70,8 +75,13 @@ def vote(
     # Nothing is known of these but the shares, and trading one for another would be a guess.
     answer[~present] = pooled[~present].argmax(1)
     made = Predictions(
-        title=TITLE, labels=clips.labels, names=clips.names, labeled=clips.labeled, fold=clips.fold,
-        probability=pooled, answer=answer,
+        title=TITLE,
+        labels=clips.labels,
+        names=clips.names,
+        labeled=clips.labeled,
+        fold=clips.fold,
+        probability=pooled,
+        answer=answer,
     )
     common = clips.labels[int(np.argmax(told["used"]))]
     times.note(run, "fuse", run.vote, seconds=time.monotonic() - started, clips=len(clips.names))
@@ -80,8 +90,12 @@ def vote(
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
         files.mark(folder, made_from, clips=len(clips.names))
-    logger.info("vote: prior correction %s: %s%s", "applied" if told["applied"] else "not applied",
-                told["reason"], _moved(pooled, answer, asked, told["by_expected_waf"]))
+    logger.info(
+        "vote: prior correction %s: %s%s",
+        "applied" if told["applied"] else "not applied",
+        told["reason"],
+        _moved(pooled, answer, asked, told["by_expected_waf"]),
+    )
 
 
 def _moved(pooled: np.ndarray, answer: np.ndarray, asked: np.ndarray, by_expected_waf: bool) -> str:
@@ -89,8 +103,10 @@ def _moved(pooled: np.ndarray, answer: np.ndarray, asked: np.ndarray, by_expecte
     if not by_expected_waf:
         return ""
     moved = int((answer != pooled.argmax(1))[asked].sum())
-    return (f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that "
-            "is not the most probable label")
+    return (
+        f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that "
+        "is not the most probable label"
+    )
 
 
 def pool(
@@ -131,40 +147,63 @@ def pool(
 
 
 def _prior(
-    config: Config, clips: Clips, agt: Predictions, by_fold: np.ndarray, pooled: np.ndarray,
-    asked: np.ndarray, present: np.ndarray,
+    config: Config,
+    clips: Clips,
+    agt: Predictions,
+    by_fold: np.ndarray,
+    pooled: np.ndarray,
+    asked: np.ndarray,
+    present: np.ndarray,
 ) -> dict:
     """Which prior, where it comes from, and whether correcting for it is worth while."""
     rows, asked = np.flatnonzero(clips.labeled & present), asked & present
     truth, seed = clips.truth[clips.labeled], config.run.seed
     own = prior.shares(truth, len(clips.labels))
-    told = {"labels": clips.labels, "labeled": own.tolist(), "estimated": {}, "used": own.tolist(),
-            "applied": False, "origin": config.vote.prior, "decided_by": config.vote.prior,
-            "by_expected_waf": False}
+    told = {
+        "labels": clips.labels,
+        "labeled": own.tolist(),
+        "estimated": {},
+        "used": own.tolist(),
+        "applied": False,
+        "origin": config.vote.prior,
+        "decided_by": config.vote.prior,
+        "by_expected_waf": False,
+    }
     if config.vote.prior == "none":
         return told | {"reason": "vote.prior is none"}
     if not asked.any():
-        return told | {"reason": "there are no unlabelled clips that have features",
-                       "decided_by": correction.BY_FLOOR}
+        return told | {
+            "reason": "there are no unlabelled clips that have features",
+            "decided_by": correction.BY_FLOOR,
+        }
     truth, groups = clips.truth[rows], _groups(config, clips.names)
     others = by_fold[:, asked[~clips.labeled]]
-    evidence = correction.gather(
-        agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
+    evidence = correction.gather(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
     verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
     if verdict.by == correction.BY_ESTIMATES:
-        logger.warning("vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
-                       "probes" if config.vote.prior == "probed" else "given", verdict.reason)
+        logger.warning(
+            "vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
+            "probes" if config.vote.prior == "probed" else "given",
+            verdict.reason,
+        )
     found, gate = evidence.found, verdict.gate
     return told | {
         "estimated": {"em": found.em.tolist(), "bbse": found.bbse.tolist()},
         "intervals": {name: edges.tolist() for name, edges in found.intervals.items()},
-        "trust": found.trust, "clips": evidence.clips[1],
+        "trust": found.trust,
+        "clips": evidence.clips[1],
         "p_value": evidence.p_value if evidence.enough else None,
-        "applied": verdict.applied, "decided_by": verdict.by, "by_expected_waf": verdict.by_expected_waf,
-        "tried": verdict.tried.tolist(), "reason": verdict.reason, "gain": gate.gain,
-        "used": (verdict.tried if verdict.applied else own).tolist(), "gain_deviation": gate.noise,
-        "oof_waf_before": gate.before, "oof_waf_after": gate.after,
+        "applied": verdict.applied,
+        "decided_by": verdict.by,
+        "by_expected_waf": verdict.by_expected_waf,
+        "tried": verdict.tried.tolist(),
+        "reason": verdict.reason,
+        "gain": gate.gain,
+        "used": (verdict.tried if verdict.applied else own).tolist(),
+        "gain_deviation": gate.noise,
+        "oof_waf_before": gate.before,
+        "oof_waf_after": gate.after,
     }
 
 
@@ -173,8 +212,7 @@ def _groups(config: Config, names: list[str]) -> np.ndarray:
     if not config.folds.group:
         return np.array(names)
     found = [re.search(config.folds.group, name) for name in names]
-    return np.array([match.group(1) if match else name
-                     for match, name in zip(found, names, strict=True)])
+    return np.array([match.group(1) if match else name for match, name in zip(found, names, strict=True)])
 
 
 def _given(config: Config, labels: list[str]) -> np.ndarray:
@@ -185,12 +223,16 @@ def _given(config: Config, labels: list[str]) -> np.ndarray:
         return new / new.sum()
     new = metrics.shares_of_constants(config.vote.probes, labels)
     shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in zip(labels, new, strict=True))
-    logger.warning("vote: the label prior comes from black-box probes of a scorer, vote.probes: %s; "
-                   "the rules of a challenge may forbid it", shown)
+    logger.warning(
+        "vote: the label prior comes from black-box probes of a scorer, vote.probes: %s; "
+        "the rules of a challenge may forbid it",
+        shown,
+    )
     rest = [label for label in labels if label not in config.vote.probes]
     if rest:
-        logger.warning("vote: no probe of %s: its share is what is left, so nothing checks the "
-                       "others", rest[0])
+        logger.warning(
+            "vote: no probe of %s: its share is what is left, so nothing checks the others", rest[0]
+        )
     return new
 
 
@@ -232,12 +274,21 @@ def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]
     lost = (set(names) & quarantined) - known
     labeled = [name for name in names if name in fold_of]
     unknown = [name for name in names if name not in known and name not in lost]
-    for wrong, why in ((unknown, "are not among the clips of this run, and answers that leave clips out "
-                        "score 0 for them: check the names, or add the clips and run again"),
-                       (labeled, "are labelled clips of this run: leave them out")):
+    for wrong, why in (
+        (
+            unknown,
+            (
+                "are not among the clips of this run, and answers that leave clips out "
+                "score 0 for them: check the names, or add the clips and run again"
+            ),
+        ),
+        (labeled, "are labelled clips of this run: leave them out"),
+    ):
         if wrong:
-            raise UserError(f"vote.names {config.vote.names}: {len(wrong)} of {len(names)} names {why}; "
-                            f"for example {', '.join(wrong[:SHOWN])}")
+            raise UserError(
+                f"vote.names {config.vote.names}: {len(wrong)} of {len(names)} names {why}; "
+                f"for example {', '.join(wrong[:SHOWN])}"
+            )
     return names, lost
 
 
@@ -256,32 +307,46 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
     """
     answered = table.read(run.answer, ("name", "discrete")).rows.keys()
     unlabeled = {clips.names[row]: present[row] for row in np.flatnonzero(~clips.labeled)}
-    logger.info("answer: %d of %d unlabelled clips, in %s", len(answered & unlabeled.keys()), len(unlabeled),
-                run.answer)
+    logger.info(
+        "answer: %d of %d unlabelled clips, in %s",
+        len(answered & unlabeled.keys()),
+        len(unlabeled),
+        run.answer,
+    )
     labeled = set(clips.names) - unlabeled.keys() | (manifest.unstored(run.shards) or {}).keys()
     lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
     unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
     for found, what in (
-        ({name for name, there in unlabeled.items() if name in answered and not there},
-         "of these clips have no part that can be used and get the most frequent label"),
-        (unlabeled.keys() - answered, f"unlabelled clips are not in vote.names {config.vote.names} and have "
-                                      "no answer"),
-        ({f"{name} ({why})" for name, why in unread.items()},
-         "entries of the corpus are left out whole and have no answer"),
+        (
+            {name for name, there in unlabeled.items() if name in answered and not there},
+            "of these clips have no part that can be used and get the most frequent label",
+        ),
+        (
+            unlabeled.keys() - answered,
+            f"unlabelled clips are not in vote.names {config.vote.names} and have no answer",
+        ),
+        (
+            {f"{name} ({why})" for name, why in unread.items()},
+            "entries of the corpus are left out whole and have no answer",
+        ),
     ):
         if found:
-            logger.warning("answer: %d %s; for example %s", len(found), what,
-                           ", ".join(sorted(found)[:SHOWN]))
+            logger.warning(
+                "answer: %d %s; for example %s", len(found), what, ", ".join(sorted(found)[:SHOWN])
+            )
 
 
-def _write_answer(
-    path: Path, made: Predictions, names: list[str], lost: set[str], common: str
-) -> None:
+def _write_answer(path: Path, made: Predictions, names: list[str], lost: set[str], common: str) -> None:
     answers = made.answers()
     if lost:
         some = ", ".join([name for name in names if name in lost][:SHOWN])
-        logger.warning("vote: %d clips of vote.names are in quarantine and are answered with the most "
-                       "frequent label, %s; for example %s", len(lost), common, some)
+        logger.warning(
+            "vote: %d clips of vote.names are in quarantine and are answered with the most "
+            "frequent label, %s; for example %s",
+            len(lost),
+            common,
+            some,
+        )
     answers |= dict.fromkeys(lost, common)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

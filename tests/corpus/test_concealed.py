@@ -10,8 +10,11 @@ from mer_dist.corpus import media
 from mer_dist.corpus.media import MediaError, read_video
 from mer_dist.corpus.sound import HOLE, RATE, read_sound
 
-KEY = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
-       "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}
+KEY = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+    "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+}
 NOISE = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), np.uint8)
 
 

@@ -47,9 +47,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
 
 
 def test_another_seed_draws_and_says_something_else():
-    here, there = (
-        demo.Sketch(name="a", split=LABELED, emotion="sad", seed=seed) for seed in (0, 1)
-    )
+    here, there = (demo.Sketch(name="a", split=LABELED, emotion="sad", seed=seed) for seed in (0, 1))
     assert not np.array_equal(demo.face(here)[0], demo.face(there)[0])
     assert not np.array_equal(demo.voice(here)[:16_000], demo.voice(there)[:16_000])
 
@@ -98,7 +96,9 @@ def test_the_corpus_reader_takes_all_but_the_label_outside_the_set(made):
     clips, problems = corpus.clips(CorpusConfig(path=str(made / "corpus")))
     assert len(clips) == 2 * COUNT + len(demo.DAMAGE) - 1
     assert sorted((problem.name, problem.lost) for problem in problems) == [
-        ("damaged_label", "clip"), ("damaged_transcript", "text")]
+        ("damaged_label", "clip"),
+        ("damaged_transcript", "text"),
+    ]
 
 
 def test_streams_are_h264_and_aac_of_two_to_four_seconds(made):
@@ -130,7 +130,8 @@ def test_each_damage_is_there(made):
 def test_the_two_parts_have_the_promised_priors():
     counts = {
         split: Counter(
-            sketch.emotion for sketch in demo.plan(240, 400, 0)
+            sketch.emotion
+            for sketch in demo.plan(240, 400, 0)
             if sketch.split == split and sketch.name not in demo.DAMAGE
         )
         for split in (LABELED, UNLABELED)

@@ -20,14 +20,16 @@ WRITTEN = {
     "euc_kr": ["오늘은 정말 행복해요", "무슨 말을 하는 거야"],
     "cp1252": ["Ça va très bien, merci", "Das ist schön — für uns alle"],
     "cp1251": ["Сегодня очень хороший день", "Что ты сказал"],
-    "utf-16-le": ["你好", "hello"], "utf-16-be": ["hello", "there"],
+    "utf-16-le": ["你好", "hello"],
+    "utf-16-be": ["hello", "there"],
 }
 
 
 def written(folder, name: str, lines: list[str], mark: str = ""):
     path = folder / "texts.csv"
-    path.write_bytes((mark + "name,text\n" + "".join(
-        f'c{row},"{line}"\n' for row, line in enumerate(lines))).encode(name))
+    path.write_bytes(
+        (mark + "name,text\n" + "".join(f'c{row},"{line}"\n' for row, line in enumerate(lines))).encode(name)
+    )
     return path
 
 
@@ -68,8 +70,9 @@ def test_a_few_broken_rows_cost_themselves_and_most_of_them_the_table(tmp_path):
     good, bad = "c{},你好\n".encode(), "d{},再见\n".encode("gbk")
     for count, refused in ((1, False), (2, False), (30, False), (31, True)):
         rows = [good.replace(b"{}", b"%d" % row) for row in range(3)]
-        path.write_bytes(b"name,text\n" + b"".join(
-            [*rows, *(bad.replace(b"{}", b"%d" % row) for row in range(count))]))
+        path.write_bytes(
+            b"name,text\n" + b"".join([*rows, *(bad.replace(b"{}", b"%d" % row) for row in range(count))])
+        )
         if refused:
             with pytest.raises(UserError, match="probably GBK"):
                 table.read(path, ("name", "text"))
@@ -81,7 +84,9 @@ def test_a_few_broken_rows_cost_themselves_and_most_of_them_the_table(tmp_path):
 
 def test_a_header_in_another_encoding_is_refused_for_that_and_not_for_its_columns(tmp_path):
     (tmp_path / "texts.csv").write_bytes("名字,文本\na,你好\n".encode("gbk"))
-    with pytest.raises(UserError, match="probably GBK, as Chinese Excel saves, by which it reads '名字,文本'"):
+    with pytest.raises(
+        UserError, match="probably GBK, as Chinese Excel saves, by which it reads '名字,文本'"
+    ):
         table.read(tmp_path / "texts.csv", ("name", "text"))
     (tmp_path / "texts.csv").write_bytes("name,text\n".encode("utf-16") + b"a")
     with pytest.raises(UserError, match="it is not UTF-16, as its first bytes say; is it a table, and whole"):
@@ -89,8 +94,13 @@ def test_a_header_in_another_encoding_is_refused_for_that_and_not_for_its_column
 
 
 def test_what_is_no_table_is_called_by_its_kind_and_not_printed(tmp_path):
-    files = {"labels.npz": "a zip archive", "labels.xls": "an Excel workbook", "labels.csv.gz": "gzip",
-             "labels.npy": "not text", "noise.csv": "not text"}
+    files = {
+        "labels.npz": "a zip archive",
+        "labels.xls": "an Excel workbook",
+        "labels.csv.gz": "gzip",
+        "labels.npy": "not text",
+        "noise.csv": "not text",
+    }
     np.savez(tmp_path / "labels.npz", a=np.ones(3))
     np.save(tmp_path / "labels.npy", np.ones(3))
     (tmp_path / "labels.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500))
@@ -114,5 +124,6 @@ def test_an_encoding_that_python_does_not_know_is_refused_with_examples(tmp_path
 def test_the_published_meld_transcripts_in_gbk_are_known_by_any_few_lines(shared):
     rows = table.read(shared / "data" / "meld" / "transcription.csv", ("name", "chinese")).rows
     texts = [row["chinese"] for row in rows.values()]
-    assert {encoding.likely("\n".join(texts[start : start + 3]).encode("gb18030"))
-            for start in range(0, 600, 3)} == {"gb18030"}
+    assert {
+        encoding.likely("\n".join(texts[start : start + 3]).encode("gb18030")) for start in range(0, 600, 3)
+    } == {"gb18030"}

@@ -12,26 +12,43 @@ HEADER = ["name", "video", "audio", "transcript", "label", "split"]
 
 
 def test_a_manifest_gives_clips_with_paths_beside_it_and_the_split_that_follows_from_the_label(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [
-        HEADER,
-        ["b.mp4", "v/b.mp4", "", "null", "happy", ""],
-        ["a", "", "s/a.wav", "   ", "", ""],
-        ["c", "v/c.mp4", "", "NA", "sad", "unlabeled"],
-    ])
+    path = write_csv(
+        tmp_path / "all.csv",
+        [
+            HEADER,
+            ["b.mp4", "v/b.mp4", "", "null", "happy", ""],
+            ["a", "", "s/a.wav", "   ", "", ""],
+            ["c", "v/c.mp4", "", "NA", "sad", "unlabeled"],
+        ],
+    )
     clips, problems = manifest.clips(path, list(EMOTIONS))
     assert problems == []
     b, a, c = clips
     assert (b.name, b.video, b.audio, b.transcript, b.label, b.split) == (
-        "b", tmp_path / "v/b.mp4", None, "null", "happy", "labeled")
+        "b",
+        tmp_path / "v/b.mp4",
+        None,
+        "null",
+        "happy",
+        "labeled",
+    )
     assert (a.name, a.video, a.audio, a.transcript, a.label, a.split) == (
-        "a", None, tmp_path / "s/a.wav", None, None, "unlabeled")
+        "a",
+        None,
+        tmp_path / "s/a.wav",
+        None,
+        None,
+        "unlabeled",
+    )
     # The label of a clip that is declared unlabelled must not reach any stage.
     assert (c.transcript, c.label) == ("NA", None)
 
 
 def test_bad_rows_of_a_manifest_cost_only_themselves_and_are_named(tmp_path):
     path = tmp_path / "all.csv"
-    path.write_bytes("\ufeff".encode() + b'''name,video,audio,transcript,label,split
+    path.write_bytes(
+        "\ufeff".encode()
+        + b'''name,video,audio,transcript,label,split
 good,a.mp4,,"says, ""yes""",happy,
 short,a.mp4
 long,a.mp4,,one, two,happy,
@@ -42,10 +59,13 @@ bytes,a.mp4,,\xff\xfe,happy,
 quote,a.mp4,,"never closed,happy,
 last,a.mp4,,"two
 lines",sad,labeled
-''')
+'''
+    )
     clips, problems = manifest.clips(path, list(EMOTIONS))
     assert [(clip.name, clip.transcript) for clip in clips] == [
-        ("good", 'says, "yes"'), ("last", "two\nlines")]
+        ("good", 'says, "yes"'),
+        ("last", "two\nlines"),
+    ]
     reasons = {problem.name: problem.reason for problem in problems}
     assert {problem.lost for problem in problems} == {"clip"}
     assert reasons.keys() == {"short", "long", "mood", "part", "nolabel", "bytes", "quote"}
@@ -58,15 +78,17 @@ lines",sad,labeled
 
 
 def test_a_name_that_occurs_twice_is_refused_with_both_lines(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [
-        HEADER, ["a", "", "", "x", "", ""], ["b", "", "", "x", "", ""], ["a.mp4", "", "", "x", "", ""]])
+    path = write_csv(
+        tmp_path / "all.csv",
+        [HEADER, ["a", "", "", "x", "", ""], ["b", "", "", "x", "", ""], ["a.mp4", "", "", "x", "", ""]],
+    )
     with pytest.raises(UserError, match="'a' occurs twice: all.csv line 2 and all.csv line 4"):
         manifest.clips(path, list(EMOTIONS))
 
 
-@pytest.mark.parametrize("name", [
-    "a/b", "../a", ".a", "..", "a\x07b", "a\u202eb", "", " \u00a0", "x" * 201, "a\\b",
-])
+@pytest.mark.parametrize(
+    "name", ["a/b", "../a", ".a", "..", "a\x07b", "a\u202eb", "", " \u00a0", "x" * 201, "a\\b"]
+)
 def test_a_name_that_is_unsafe_in_a_tar_is_refused_with_its_line(tmp_path, name):
     path = write_csv(tmp_path / "all.csv", [HEADER, [name, "", "", "x", "", ""]])
     with pytest.raises(UserError, match="all.csv line 2"):
@@ -91,18 +113,27 @@ def test_the_published_meld_transcripts_are_read_whole(shared):
 
 
 def test_columns_in_which_nothing_would_stand_may_be_absent(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [
-        [" Name ", "TRANSCRIPT", "note"], ["a", "hello", "x"], ["b", "", "y"]])
+    path = write_csv(
+        tmp_path / "all.csv", [[" Name ", "TRANSCRIPT", "note"], ["a", "hello", "x"], ["b", "", "y"]]
+    )
     clips, problems = manifest.clips(path, list(EMOTIONS))
     assert problems == []
     assert [(clip.name, clip.video, clip.transcript, clip.label, clip.split) for clip in clips] == [
-        ("a", None, "hello", None, "unlabeled"), ("b", None, None, None, "unlabeled")]
+        ("a", None, "hello", None, "unlabeled"),
+        ("b", None, None, None, "unlabeled"),
+    ]
 
 
-@pytest.mark.parametrize(("header", "meant"), [
-    ("name,video,text", "transcript"), ("name,video,lable", "label"), ("name,transcript,emotion", "label"),
-    ("name,transcript,Video Path,vidoe", "video"), ("name,video,splits", "split"),
-])
+@pytest.mark.parametrize(
+    ("header", "meant"),
+    [
+        ("name,video,text", "transcript"),
+        ("name,video,lable", "label"),
+        ("name,transcript,emotion", "label"),
+        ("name,transcript,Video Path,vidoe", "video"),
+        ("name,video,splits", "split"),
+    ],
+)
 def test_a_column_under_another_name_is_asked_for_and_not_passed_over(tmp_path, header, meant):
     (tmp_path / "all.csv").write_text(f"{header}\na{',x' * header.count(',')}\n")
     with pytest.raises(UserError, match=f"it has no column {meant}, but one '[a-z]+'; call it {meant}"):
@@ -118,14 +149,20 @@ def test_a_column_that_stands_twice_is_refused(tmp_path):
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 @pytest.mark.parametrize("before", ["", "\n", "sep={}\n", '"sep={}"\r\n'])
 def test_other_delimiters_are_known_by_the_header(tmp_path, delimiter, before):
-    rows = [HEADER, ["a", "v.mp4", "", "yes, of course", "sad", ""], ["", "", "", "", "", ""],
-            ["b", "", "", f'"says {delimiter} ""no"""', "", "unlabeled"]]
+    rows = [
+        HEADER,
+        ["a", "v.mp4", "", "yes, of course", "sad", ""],
+        ["", "", "", "", "", ""],
+        ["b", "", "", f'"says {delimiter} ""no"""', "", "unlabeled"],
+    ]
     text = before.format(delimiter) + "".join(delimiter.join(row) + "\r\n" for row in rows)
     (tmp_path / "all.csv").write_bytes(text.encode())
     clips, problems = manifest.clips(tmp_path / "all.csv", list(EMOTIONS))
     assert problems == []
     assert [(clip.name, clip.transcript, clip.label) for clip in clips] == [
-        ("a", "yes, of course", "sad"), ("b", f'says {delimiter} "no"', None)]
+        ("a", "yes, of course", "sad"),
+        ("b", f'says {delimiter} "no"', None),
+    ]
 
 
 def test_a_header_over_two_lines_and_a_semicolon_in_a_comma_table_are_read_as_they_are(tmp_path):
@@ -136,11 +173,24 @@ def test_a_header_over_two_lines_and_a_semicolon_in_a_comma_table_are_read_as_th
 
 def test_labels_and_splits_are_understood_where_they_are_clear_and_hinted_at_where_not(tmp_path, capsys):
     setup("test")
-    cells = {"a": ("Angry", ""), "b": (" ANGRY ", "Labelled"), "c": ("ａｎｇｒｙ", ""), "d": ("", "UNLABELED"),
-             "e": ("Ab", ""), "f": ("nan", ""), "g": ("angy", ""), "h": ("开心", ""), "i": ("angry", "train"),
-             "j": ("angry", "test"), "k": ("", "labeled"), "l": ("3", "")}
-    path = write_csv(tmp_path / "all.csv", [HEADER, *(
-        [name, "", "", "x", label, split] for name, (label, split) in cells.items())])
+    cells = {
+        "a": ("Angry", ""),
+        "b": (" ANGRY ", "Labelled"),
+        "c": ("ａｎｇｒｙ", ""),
+        "d": ("", "UNLABELED"),
+        "e": ("Ab", ""),
+        "f": ("nan", ""),
+        "g": ("angy", ""),
+        "h": ("开心", ""),
+        "i": ("angry", "train"),
+        "j": ("angry", "test"),
+        "k": ("", "labeled"),
+        "l": ("3", ""),
+    }
+    path = write_csv(
+        tmp_path / "all.csv",
+        [HEADER, *([name, "", "", "x", label, split] for name, (label, split) in cells.items())],
+    )
     clips, problems = manifest.clips(path, ["angry", "AB", "ab"])
     assert {clip.name: clip.label for clip in clips} == {"a": "angry", "b": "angry", "c": "angry", "d": None}
     assert "3 labels in other letters were understood: 'Angry' as 'angry'" in capsys.readouterr().err
@@ -149,9 +199,12 @@ def test_labels_and_splits_are_understood_where_they_are_clear_and_hinted_at_whe
     for name, words in {
         "e": "line 6: label 'Ab' is not in corpus.labels: angry, AB, ab; is 'AB' or 'ab' meant?",
         "f": "label 'nan' is not in corpus.labels: angry, AB, ab; leave label and split empty",
-        "g": "is 'angry' meant?", "h": "label '开心' is not in corpus.labels: angry, AB, ab; correct the cell",
-        "i": "split 'train' is neither labeled nor unlabeled; write labeled", "j": "write unlabeled",
-        "k": "leave label and split empty", "l": "numbers can be labels, too",
+        "g": "is 'angry' meant?",
+        "h": "label '开心' is not in corpus.labels: angry, AB, ab; correct the cell",
+        "i": "split 'train' is neither labeled nor unlabeled; write labeled",
+        "j": "write unlabeled",
+        "k": "leave label and split empty",
+        "l": "numbers can be labels, too",
     }.items():
         assert words in reasons[name], reasons[name]
 
@@ -160,20 +213,37 @@ def test_paths_of_other_systems_are_found_where_a_file_is_and_stay_as_they_stand
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    there = ["clips/a.mp4", "clips/my clip.mp4", "clips/100%.mp4", "clips/b%20.mp4", "home/h.mp4",
-             "clips/A.MP4", "clips/cafe\u0301.mp4", "clips/back\\slash.mp4", "clips/x.Mp4"]
+    there = [
+        "clips/a.mp4",
+        "clips/my clip.mp4",
+        "clips/100%.mp4",
+        "clips/b%20.mp4",
+        "home/h.mp4",
+        "clips/A.MP4",
+        "clips/cafe\u0301.mp4",
+        "clips/back\\slash.mp4",
+        "clips/x.Mp4",
+    ]
     for name in there:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     cells = {
-        "clips/a.mp4": "clips/a.mp4", "clips\\a.mp4": "clips/a.mp4",
+        "clips/a.mp4": "clips/a.mp4",
+        "clips\\a.mp4": "clips/a.mp4",
         "..\\{}\\clips\\a.mp4": "../{}/clips/a.mp4",
-        "clips/my%20clip.mp4": "clips/my clip.mp4", "clips/100%.mp4": "clips/100%.mp4",
-        "clips/b%20.mp4": "clips/b%20.mp4", "~/h.mp4": "home/h.mp4", "clips/X.MP4": "clips/x.Mp4",
-        "clips/caf\u00e9.mp4": "clips/cafe\u0301.mp4", "clips\\back\\slash.mp4": "clips\\back\\slash.mp4",
-        "clips/back\\slash.mp4": "clips/back\\slash.mp4", "clips/a.Mp4": "clips/a.Mp4",
-        "C:\\clips\\a.mp4": "C:\\clips\\a.mp4", f"{tmp_path}/clips/a.mp4": "clips/a.mp4",
-        f"file://{tmp_path}/clips/my%20clip.mp4": "clips/my clip.mp4", "gone/a.mp4": "gone/a.mp4",
+        "clips/my%20clip.mp4": "clips/my clip.mp4",
+        "clips/100%.mp4": "clips/100%.mp4",
+        "clips/b%20.mp4": "clips/b%20.mp4",
+        "~/h.mp4": "home/h.mp4",
+        "clips/X.MP4": "clips/x.Mp4",
+        "clips/caf\u00e9.mp4": "clips/cafe\u0301.mp4",
+        "clips\\back\\slash.mp4": "clips\\back\\slash.mp4",
+        "clips/back\\slash.mp4": "clips/back\\slash.mp4",
+        "clips/a.Mp4": "clips/a.Mp4",
+        "C:\\clips\\a.mp4": "C:\\clips\\a.mp4",
+        f"{tmp_path}/clips/a.mp4": "clips/a.mp4",
+        f"file://{tmp_path}/clips/my%20clip.mp4": "clips/my clip.mp4",
+        "gone/a.mp4": "gone/a.mp4",
     }
     rows = [[f"c{row:02d}", cell.format(tmp_path.name), "", "", "", ""] for row, cell in enumerate(cells)]
     clips, problems = manifest.clips(write_csv(tmp_path / "all.csv", [HEADER, *rows]), list(EMOTIONS))
@@ -183,18 +253,33 @@ def test_paths_of_other_systems_are_found_where_a_file_is_and_stay_as_they_stand
 
 
 def test_names_of_media_files_with_dots_and_hyphens_are_kept(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [HEADER, *(
-        [name, "", "", "x", "", ""]
-        for name in ("ep01.s03.mp4", "-9YyBTjo1zo.WEBM", "a.b.wav", "v1.0", "c.", "dia12.264"))])
+    path = write_csv(
+        tmp_path / "all.csv",
+        [
+            HEADER,
+            *(
+                [name, "", "", "x", "", ""]
+                for name in ("ep01.s03.mp4", "-9YyBTjo1zo.WEBM", "a.b.wav", "v1.0", "c.", "dia12.264")
+            ),
+        ],
+    )
     clips, problems = manifest.clips(path, list(EMOTIONS))
     assert problems == [] and [clip.name for clip in clips] == [
-        "-9YyBTjo1zo", "a.b", "c.", "dia12.264", "ep01.s03", "v1.0"]
+        "-9YyBTjo1zo",
+        "a.b",
+        "c.",
+        "dia12.264",
+        "ep01.s03",
+        "v1.0",
+    ]
 
 
 def test_names_that_are_spelled_in_two_ways_are_one_name(tmp_path):
     path = write_csv(tmp_path / "all.csv", [HEADER, ["cafe\u0301", "", "", "x", "", ""]])
     assert [clip.name for clip in manifest.clips(path, list(EMOTIONS))[0]] == ["caf\u00e9"]
-    path = write_csv(tmp_path / "all.csv", [
-        HEADER, ["cafe\u0301", "", "", "x", "", ""], ["caf\u00e9.mp4", "", "", "x", "", ""]])
+    path = write_csv(
+        tmp_path / "all.csv",
+        [HEADER, ["cafe\u0301", "", "", "x", "", ""], ["caf\u00e9.mp4", "", "", "x", "", ""]],
+    )
     with pytest.raises(UserError, match="'caf\u00e9' occurs twice: all.csv line 2 and all.csv line 3"):
         manifest.clips(path, list(EMOTIONS))

@@ -78,9 +78,9 @@ def test_stereo_sound_of_another_rate_is_mixed_and_its_last_milliseconds_are_kep
     assert np.abs(sound.samples[-80:]).max() > 8000
 
 
-@pytest.mark.parametrize("settings", [
-    {"pix_fmt": "yuv444p"}, {"pix_fmt": "yuv420p10le"}, {"pix_fmt": "gray"}, {"codec": "mpeg4"},
-])
+@pytest.mark.parametrize(
+    "settings", [{"pix_fmt": "yuv444p"}, {"pix_fmt": "yuv420p10le"}, {"pix_fmt": "gray"}, {"codec": "mpeg4"}]
+)
 def test_other_pixel_formats_and_codecs_show_the_same_picture(tmp_path, settings):
     frames = ramp(10, 48)
     frames[..., 0] = 200
@@ -156,12 +156,21 @@ def bad_file(folder, kind):
     return path
 
 
-@pytest.mark.parametrize(("kind", "reason"), [
-    ("absent", "no such file"), ("folder", "a.mp4: a folder, not a file"), ("empty", "the file is empty"),
-    ("pipe", "a.mp4: a named pipe, not a file"), ("device", "a.mp4: a device, not a file"),
-    ("loop", "a.mp4: a link that leads back to itself"), ("lost", "a.mp4: a link to no file"),
-    ("no index", "not readable"), ("text", "not readable"), ("playlist", "not readable|no video"),
-])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("absent", "no such file"),
+        ("folder", "a.mp4: a folder, not a file"),
+        ("empty", "the file is empty"),
+        ("pipe", "a.mp4: a named pipe, not a file"),
+        ("device", "a.mp4: a device, not a file"),
+        ("loop", "a.mp4: a link that leads back to itself"),
+        ("lost", "a.mp4: a link to no file"),
+        ("no index", "not readable"),
+        ("text", "not readable"),
+        ("playlist", "not readable|no video"),
+    ],
+)
 def test_a_file_of_which_nothing_decodes_says_why(tmp_path, kind, reason):
     path = bad_file(tmp_path, kind)
     for read in (lambda: media.read_video(path, 4), lambda: read_sound(path)):
@@ -179,8 +188,7 @@ def test_a_clip_without_video_stream_keeps_its_sound_and_text(tmp_path):
     decoded = decode(clip, SMALL)
     assert decoded.missing == ["video"] and decoded.frames == []
     assert decoded.seconds == pytest.approx(1.0, abs=0.03)
-    assert [(row.lost, row.reason) for row in decoded.problems] == [
-        ("video", "a.mp4: no video stream")]
+    assert [(row.lost, row.reason) for row in decoded.problems] == [("video", "a.mp4: no video stream")]
 
 
 def test_a_clip_without_sound_and_text_keeps_its_frames(tmp_path):
@@ -192,8 +200,14 @@ def test_a_clip_without_sound_and_text_keeps_its_frames(tmp_path):
 
 
 def test_a_clip_of_which_nothing_is_usable_is_lost_with_every_reason(tmp_path):
-    clip = Clip(name="a", video=tmp_path / "a.mp4", audio=tmp_path / "a.wav", transcript=None,
-                label=None, split="unlabeled")
+    clip = Clip(
+        name="a",
+        video=tmp_path / "a.mp4",
+        audio=tmp_path / "a.wav",
+        transcript=None,
+        label=None,
+        split="unlabeled",
+    )
     decoded = decode(clip, SMALL)
     assert not decoded.usable
     (problem,) = decoded.problems
@@ -204,8 +218,14 @@ def test_a_clip_of_which_nothing_is_usable_is_lost_with_every_reason(tmp_path):
 
 def test_a_part_that_the_corpus_does_not_name_is_missing_and_no_problem(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 16_000), 16_000)
-    nothing = {"name": "a", "video": None, "audio": None, "transcript": None, "label": None,
-               "split": "unlabeled"}
+    nothing = {
+        "name": "a",
+        "video": None,
+        "audio": None,
+        "transcript": None,
+        "label": None,
+        "split": "unlabeled",
+    }
     heard = decode(Clip(**nothing | {"audio": tmp_path / "a.wav"}), SMALL)
     assert heard.missing == ["text", "video"] and heard.problems == [] and heard.samples is not None
     read = decode(Clip(**nothing | {"transcript": "x"}), SMALL)
@@ -226,7 +246,6 @@ def test_a_part_that_the_corpus_does_not_name_is_missing_and_no_problem(tmp_path
 def test_a_separate_audio_file_is_used_instead_of_the_videos_sound(tmp_path):
     path = write_mp4(tmp_path / "a.mp4", ramp(8), tone(440))
     soundfile.write(tmp_path / "a.wav", tone(880, 0.5, 16_000), 16_000)
-    clip = Clip(name="a", video=path, audio=tmp_path / "a.wav", transcript="x", label=None,
-                split="unlabeled")
+    clip = Clip(name="a", video=path, audio=tmp_path / "a.wav", transcript="x", label=None, split="unlabeled")
     decoded = decode(clip, SMALL)
     assert pitch(decoded.samples) == pytest.approx(880, abs=3) and decoded.missing == []

@@ -5,8 +5,7 @@ from media_files import write_csv
 
 from mer_dist.corpus import mer2024
 from mer_dist.errors import UserError
-from mer_dist.records import Problem
-from mer_dist.records import EMOTIONS
+from mer_dist.records import EMOTIONS, Problem
 
 LABELS = list(EMOTIONS)
 
@@ -20,12 +19,26 @@ def folder(tmp_path):
     for part, name in (("video-unlabeled", "u1"), ("video-unlabeled-with-test2noise", "u2")):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"{name}.mp4").touch()
-    write_csv(tmp_path / "label-disdim.csv", [
-        ["name", "discrete", "valence"], ["l1", "happy", "1"], ["l2.mp4", "sad", "-1"],
-        ["l3", "neutral", "0"], ["l4", "worried", ""]])
-    write_csv(tmp_path / "label-transcription.csv", [
-        ["name", "chinese", "english"], ["l1", "你好", "hello"], ["l2", "null", ""], ["l3", " ", "x"],
-        ["u1", "再见", "bye"]])
+    write_csv(
+        tmp_path / "label-disdim.csv",
+        [
+            ["name", "discrete", "valence"],
+            ["l1", "happy", "1"],
+            ["l2.mp4", "sad", "-1"],
+            ["l3", "neutral", "0"],
+            ["l4", "worried", ""],
+        ],
+    )
+    write_csv(
+        tmp_path / "label-transcription.csv",
+        [
+            ["name", "chinese", "english"],
+            ["l1", "你好", "hello"],
+            ["l2", "null", ""],
+            ["l3", " ", "x"],
+            ["u1", "再见", "bye"],
+        ],
+    )
     return tmp_path
 
 
@@ -38,32 +51,39 @@ def test_clips_are_listed_by_split_and_name_with_label_and_literal_transcript(fo
     clips, problems = mer2024.clips(folder, LABELS)
     # An empty field, as of l3, is a clip without a word; a clip that the table forgets has lost its text.
     assert {(row.name, row.lost): row.reason for row in problems} == dict.fromkeys(
-        (("l4", "text"), ("u2", "text")), "label-transcription.csv has no row for it")
+        (("l4", "text"), ("u2", "text")), "label-transcription.csv has no row for it"
+    )
     assert [(clip.name, clip.split, clip.label, clip.transcript) for clip in clips] == [
-        ("l1", "labeled", "happy", "你好"), ("l2", "labeled", "sad", "null"),
-        ("l3", "labeled", "neutral", None), ("l4", "labeled", "worried", None),
-        ("u1", "unlabeled", None, "再见"), ("u2", "unlabeled", None, None)]
+        ("l1", "labeled", "happy", "你好"),
+        ("l2", "labeled", "sad", "null"),
+        ("l3", "labeled", "neutral", None),
+        ("l4", "labeled", "worried", None),
+        ("u1", "unlabeled", None, "再见"),
+        ("u2", "unlabeled", None, None),
+    ]
     assert clips[0].video == folder / "video-labeled" / "l1.mp4" and clips[0].audio is None
 
 
 def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder):
     (folder / "label-disdim.csv").write_text(
-        "name,discrete,valence\nl1,happy,1\nl2,bored,0\nl3,sad\nghost,sad,0\nu1,angry,0\n")
+        "name,discrete,valence\nl1,happy,1\nl2,bored,0\nl3,sad\nghost,sad,0\nu1,angry,0\n"
+    )
     (folder / "label-transcription.csv").write_text(
-        "name,chinese\nl1,你好\nu1,one,too many\nnobody,x\n", encoding="utf-8")
+        "name,chinese\nl1,你好\nu1,one,too many\nnobody,x\n", encoding="utf-8"
+    )
     clips, problems = mer2024.clips(folder, LABELS)
     assert [clip.name for clip in clips] == ["l1", "u1", "u2"]
     assert clips[1].label is None
     assert {(row.name, row.lost): row.reason for row in problems} == {
         ("l2", "clip"): "label-disdim.csv line 3: label 'bored' is not in corpus.labels: "
-                        "neutral, angry, happy, sad, worried, surprise; correct the cell, or add the label "
-                        "there",
+        "neutral, angry, happy, sad, worried, surprise; correct the cell, or add the label "
+        "there",
         ("l3", "clip"): "label-disdim.csv line 4: 2 fields instead of 3",
         ("l4", "clip"): "it is in video-labeled, but label-disdim.csv has no row for it",
         ("ghost", "clip"): "label-disdim.csv line 5: video-labeled has no file ghost.mp4",
         ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
         ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2; put a field that holds "
-                        "a delimiter between quotes",
+        "a delimiter between quotes",
         ("u2", "text"): "label-transcription.csv has no row for it",
     }
 
@@ -80,8 +100,7 @@ def test_without_any_transcript_no_clip_has_lost_its_own_and_a_warning_says_so(f
 
 def test_a_clip_in_two_folders_is_refused_with_both_places(folder):
     (folder / "video-unlabeled" / "l1.mp4").touch()
-    with pytest.raises(UserError, match="'l1' occurs twice: video-labeled/l1.mp4 and "
-                                        "video-unlabeled/l1.mp4"):
+    with pytest.raises(UserError, match="'l1' occurs twice: video-labeled/l1.mp4 and video-unlabeled/l1.mp4"):
         mer2024.clips(folder, LABELS)
 
 
@@ -121,7 +140,9 @@ def test_names_with_dots_and_hyphens_meet_their_rows(folder):
         file.write("ep01.s03.mp4,你,\n-9YyBTjo1zo,我,\n")
     clips, problems = mer2024.clips(folder, LABELS)
     assert without_text(problems) == [] and [(clip.name, clip.label) for clip in clips][:2] == [
-        ("-9YyBTjo1zo", "sad"), ("ep01.s03", "happy")]
+        ("-9YyBTjo1zo", "sad"),
+        ("ep01.s03", "happy"),
+    ]
     assert [clip.transcript for clip in clips][:2] == ["我", "你"]
 
 
@@ -132,7 +153,9 @@ def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(f
     with open(folder / "label-transcription.csv", "a", encoding="utf-8") as file:
         file.write("caf\u00e9,,\n")
     clips, problems = mer2024.clips(folder, LABELS)
-    assert without_text(problems) == [] and ("caf\u00e9", "angry") in [(clip.name, clip.label) for clip in clips]
+    assert without_text(problems) == [] and ("caf\u00e9", "angry") in [
+        (clip.name, clip.label) for clip in clips
+    ]
     assert next(clip for clip in clips if clip.name == "caf\u00e9").video.name == "cafe\u0301.mp4"
     (folder / "video-unlabeled" / "caf\u00e9.mp4").touch()
     with pytest.raises(UserError, match="twice: video-labeled/cafe\u0301.mp4 and video-unlabeled/caf\u00e9"):
@@ -141,13 +164,20 @@ def test_a_name_that_the_disk_spells_otherwise_than_the_table_is_the_same_name(f
 
 def test_labels_in_capitals_are_understood_and_tables_of_another_encoding_are_read_when_told(folder):
     (folder / "label-disdim.csv").write_text(
-        "Name;Discrete;valence\nl1;Happy;1\nl2; SAD ;0\nl3;NA;0\nl4;hapy;0\n")
-    (folder / "label-transcription.csv").write_bytes("name,chinese\nl1,你好\nl2,\nu1,再见\nu2,\n".encode("gbk"))
+        "Name;Discrete;valence\nl1;Happy;1\nl2; SAD ;0\nl3;NA;0\nl4;hapy;0\n"
+    )
+    (folder / "label-transcription.csv").write_bytes(
+        "name,chinese\nl1,你好\nl2,\nu1,再见\nu2,\n".encode("gbk")
+    )
     with pytest.raises(UserError, match="label-transcription.csv: it is not UTF-8, but probably GBK"):
         mer2024.clips(folder, LABELS)
     clips, problems = mer2024.clips(folder, LABELS, "gbk")
     assert [(clip.name, clip.label, clip.transcript) for clip in clips] == [
-        ("l1", "happy", "你好"), ("l2", "sad", None), ("u1", None, "再见"), ("u2", None, None)]
+        ("l1", "happy", "你好"),
+        ("l2", "sad", None),
+        ("u1", None, "再见"),
+        ("u2", None, None),
+    ]
     reasons = {problem.name: problem.reason for problem in problems}
     assert reasons.keys() == {"l3", "l4"}
     assert "line 4: label 'NA'" in reasons["l3"] and "has no label" in reasons["l3"]
@@ -161,7 +191,14 @@ def test_a_clip_may_lie_in_any_container_and_takes_its_name_without_it(folder):
     clips, problems = mer2024.clips(folder, LABELS)
     assert without_text(problems) == []
     assert [clip.name for clip in clips if clip.split == "unlabeled"] == [
-        "u1", "u2", "v1", "v2", "v3", "v4", "v5"]
+        "u1",
+        "u2",
+        "v1",
+        "v2",
+        "v3",
+        "v4",
+        "v5",
+    ]
     assert (clips[0].name, clips[0].label, clips[0].video.name) == ("l1", "happy", "l1.mkv")
 
 
@@ -183,8 +220,10 @@ def test_what_is_no_clip_is_told_with_its_kind_and_number(folder, caplog):
     (folder / "video_test").mkdir()
     clips, _ = mer2024.clips(folder, LABELS)
     assert [clip.name for clip in clips if clip.split == "unlabeled"] == ["u1", "u2"]
-    assert ("video-unlabeled: 6 entries are not taken for clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
-            in caplog.text)
+    assert (
+        "video-unlabeled: 6 entries are not taken for clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
+        in caplog.text
+    )
     assert "not looked into: video_test" in caplog.text
 
 

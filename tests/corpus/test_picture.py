@@ -48,7 +48,7 @@ def quadrants(count: int = 3, height: int = 48, width: int = 64) -> np.ndarray:
     top, left = slice(height // 2), slice(width // 2)
     bottom, right = slice(height // 2, None), slice(width // 2, None)
     for (rows, columns), colour in zip(
-        ((top, left), (top, right), (bottom, left), (bottom, right)), COLOURS.values(), strict=True,
+        ((top, left), (top, right), (bottom, left), (bottom, right)), COLOURS.values(), strict=True
     ):
         frames[:, rows, columns] = colour
     return frames
@@ -56,8 +56,11 @@ def quadrants(count: int = 3, height: int = 48, width: int = 64) -> np.ndarray:
 
 def corners(image: np.ndarray) -> str:
     height, width = image.shape[:2]
-    seen = [image[row, column].astype(int) for row in (height // 4, height * 3 // 4)
-            for column in (width // 4, width * 3 // 4)]
+    seen = [
+        image[row, column].astype(int)
+        for row in (height // 4, height * 3 // 4)
+        for column in (width // 4, width * 3 // 4)
+    ]
     return " ".join(min(COLOURS, key=lambda name: abs(colour - COLOURS[name]).sum()) for colour in seen)
 
 
@@ -68,8 +71,26 @@ def greys(frames: list[np.ndarray]) -> list[float]:
 def played(path) -> list[np.ndarray]:
     """Every frame as the program ffmpeg shows it."""
     told = subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", path, "-an", "-vf", "scale=iw*sar:ih,setsar=1",
-         "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, check=True)
+        [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-i",
+            path,
+            "-an",
+            "-vf",
+            "scale=iw*sar:ih,setsar=1",
+            "-fps_mode",
+            "passthrough",
+            "-f",
+            "image2pipe",
+            "-c:v",
+            "ppm",
+            "-",
+        ],
+        capture_output=True,
+        check=True,
+    )
     rest, frames = told.stdout, []
     while rest:
         _, size, _, rest = rest.split(b"\n", 3)
@@ -106,18 +127,19 @@ def test_a_matrix_turns_and_mirrors_a_picture_as_players_do(tmp_path, steps, rig
     both_ways(laid_down(write_mp4(tmp_path / "a.mp4", quadrants()), steps), right)
 
 
-@pytest.mark.parametrize("steps", [
-    (0.866, 0.5, -0.5, 0.866), (0.707, 0.707, 0.707, -0.707), (1, 1, 1, 1), (1, 0, 0, 0), (1, 0, 0.5, 1),
-])
+@pytest.mark.parametrize(
+    "steps",
+    [(0.866, 0.5, -0.5, 0.866), (0.707, 0.707, 0.707, -0.707), (1, 1, 1, 1), (1, 0, 0, 0), (1, 0, 0.5, 1)],
+)
 def test_a_matrix_that_lays_a_picture_down_askew_or_flat_is_not_followed_and_that_is_told(tmp_path, steps):
     video = media.read_video(laid_down(write_mp4(tmp_path / "a.mp4", quadrants()), steps), 3)
     assert [corners(frame) for frame in video.frames] == [STORED] * 3
     assert video.remarks == [ASKEW] and video.damage == ""
 
 
-@pytest.mark.parametrize(("angle", "mirrored", "right"), [
-    (90, False, "green white red blue"), (0, True, "green red white blue"),
-])
+@pytest.mark.parametrize(
+    ("angle", "mirrored", "right"), [(90, False, "green white red blue"), (0, True, "green red white blue")]
+)
 def test_matroska_turns_and_mirrors_by_its_projection(tmp_path, angle, mirrored, right):
     plain = write_mp4(tmp_path / "a.mp4", quadrants())
     with av.open(str(plain)) as source, av.open(str(tmp_path / "a.mkv"), "w") as target:
@@ -134,8 +156,9 @@ def test_h264_says_itself_how_its_picture_is_to_be_turned(tmp_path):
     plain = write_mp4(tmp_path / "a.mp4", quadrants())
     with av.open(str(plain)) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        say = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90",
-                                     source.streams.video[0])
+        say = BitStreamFilterContext(
+            "h264_metadata=display_orientation=insert:rotate=90", source.streams.video[0]
+        )
         for packet in source.demux(video=0):
             for told in say.filter(packet) if packet.size else []:
                 told.stream = stream
@@ -145,9 +168,10 @@ def test_h264_says_itself_how_its_picture_is_to_be_turned(tmp_path):
     assert [corners(frame) for frame in video.frames] == ["green white red blue"] * 3 and video.damage == ""
 
 
-@pytest.mark.parametrize(("orientation", "right"), [
-    (1, STORED), (2, "green red white blue"), (5, "red blue green white"), (6, "blue red white green"),
-])
+@pytest.mark.parametrize(
+    ("orientation", "right"),
+    [(1, STORED), (2, "green red white blue"), (5, "red blue green white"), (6, "blue red white green")],
+)
 def test_a_photo_is_turned_by_its_exif(tmp_path, orientation, right):
     photo = cv2.imencode(".jpg", quadrants(1)[0][..., ::-1])[1].tobytes()
     tags = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation]) + bytes(7)
@@ -156,15 +180,18 @@ def test_a_photo_is_turned_by_its_exif(tmp_path, orientation, right):
     both_ways(path, right)
 
 
-@pytest.mark.parametrize(("name", "settings", "shape"), [
-    ("a.mp4", {"ratio": Fraction(16, 15)}, (48, 68)),
-    ("a.mp4", {"ratio": Fraction(64, 45)}, (48, 91)),
-    ("a.mkv", {"ratio": Fraction(8, 9)}, (48, 57)),
-    ("a.ts", {"ratio": Fraction(2)}, (48, 128)),
-    ("a.avi", {"ratio": Fraction(1, 2), "codec": "mpeg4"}, (48, 32)),
-    # DVD knows the shape of the whole picture alone: 4:3 here.
-    ("a.vob", {"ratio": Fraction(1), "codec": "mpeg2video"}, (48, 64)),
-])
+@pytest.mark.parametrize(
+    ("name", "settings", "shape"),
+    [
+        ("a.mp4", {"ratio": Fraction(16, 15)}, (48, 68)),
+        ("a.mp4", {"ratio": Fraction(64, 45)}, (48, 91)),
+        ("a.mkv", {"ratio": Fraction(8, 9)}, (48, 57)),
+        ("a.ts", {"ratio": Fraction(2)}, (48, 128)),
+        ("a.avi", {"ratio": Fraction(1, 2), "codec": "mpeg4"}, (48, 32)),
+        # DVD knows the shape of the whole picture alone: 4:3 here.
+        ("a.vob", {"ratio": Fraction(1), "codec": "mpeg2video"}, (48, 64)),
+    ],
+)
 def test_pixels_that_are_not_square_are_made_so(tmp_path, name, settings, shape):
     path = write_mp4(tmp_path / name, quadrants(13), **settings)
     assert media.read_video(path, 1).frames[0].shape == (*shape, 3)
@@ -206,9 +233,12 @@ def test_pixels_of_a_shape_beyond_belief_are_taken_as_square_and_that_is_told(tm
 @pytest.mark.parametrize(("ratio", "later"), [(1, 0), (1, 1000), (2, 0)])
 def test_of_recordings_joined_in_one_file_every_frame_comes_in_order_and_in_its_shape(tmp_path, ratio, later):
     # In the middle the clock starts anew or leaps ahead, or pixels become twice as wide.
-    parts = [write_mp4(tmp_path / "a.ts", ramp(25)[:13]),
-             write_mp4(tmp_path / "b.ts", ramp(25)[13:], ratio=Fraction(ratio),
-                       muxer={"output_ts_offset": str(later)})]
+    parts = [
+        write_mp4(tmp_path / "a.ts", ramp(25)[:13]),
+        write_mp4(
+            tmp_path / "b.ts", ramp(25)[13:], ratio=Fraction(ratio), muxer={"output_ts_offset": str(later)}
+        ),
+    ]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     video = media.read_video(path, 1000)
@@ -222,9 +252,13 @@ def test_of_recordings_joined_in_one_file_every_frame_comes_in_order_and_in_its_
 
 #: Edits (seconds long, from which second) of frames 0 to 24 -> the frames that are left.
 EDITS = {
-    ((0.6, 0.4),): range(10, 25), ((0.6, 0.0),): range(15), ((0.2, 0.52),): range(13, 18),
-    ((0.4, 0.0), (0.4, 0.6)): (*range(10), *range(15, 25)), ((0.4, -1), (1.0, 0.0)): range(25),
-    ((0.4, 0.6), (0.4, 0.0)): (*range(15, 25), *range(10)), ((0.4, 0.2), (0.4, 0.2)): (*range(5, 15),) * 2,
+    ((0.6, 0.4),): range(10, 25),
+    ((0.6, 0.0),): range(15),
+    ((0.2, 0.52),): range(13, 18),
+    ((0.4, 0.0), (0.4, 0.6)): (*range(10), *range(15, 25)),
+    ((0.4, -1), (1.0, 0.0)): range(25),
+    ((0.4, 0.6), (0.4, 0.0)): (*range(15, 25), *range(10)),
+    ((0.4, 0.2), (0.4, 0.2)): (*range(5, 15),) * 2,
 }
 
 
@@ -269,13 +303,20 @@ def without_times(path):
 OPTIONS = {"bf": "2", "b_strategy": "0", "qmin": "1", "qmax": "2", "x265-params": "log-level=none"}
 
 
-@pytest.mark.parametrize(("name", "settings"), [
-    ("a.h264", {"codec": "libx264"}), ("a.hevc", {"codec": "libx265"}), ("a.vob", {"codec": "mpeg2video"}),
-    ("a.m4v", {"codec": "mpeg4", "format": "m4v"}), ("a.m2v", {"codec": "mpeg2video"}),
-    # It has times, but below zero.
-    ("a.mkv", {"codec": "libx264", "muxer": {"output_ts_offset": "-3", "avoid_negative_ts": "disabled"}}),
-    ("a.mjpeg", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "options": {}}), ("a.avi", {"codec": "libx264"}),
-])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("a.h264", {"codec": "libx264"}),
+        ("a.hevc", {"codec": "libx265"}),
+        ("a.vob", {"codec": "mpeg2video"}),
+        ("a.m4v", {"codec": "mpeg4", "format": "m4v"}),
+        ("a.m2v", {"codec": "mpeg2video"}),
+        # It has times, but below zero.
+        ("a.mkv", {"codec": "libx264", "muxer": {"output_ts_offset": "-3", "avoid_negative_ts": "disabled"}}),
+        ("a.mjpeg", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "options": {}}),
+        ("a.avi", {"codec": "libx264"}),
+    ],
+)
 def test_a_stream_without_times_gives_its_frames_by_their_order(tmp_path, name, settings):
     path = write_mp4(tmp_path / name, ramp(25), **{"options": OPTIONS, **settings})
     if name == "a.vob":

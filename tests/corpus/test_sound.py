@@ -77,13 +77,16 @@ def spoilt(packet: av.Packet) -> av.Packet:
     return made
 
 
-@pytest.mark.parametrize(("name", "codec", "tracks"), [
-    ("a.mkv", "flac", [(300, 0), (500, FLAG.default)]),
-    ("a.mkv", "flac", [(500, FLAG.default), (300, 0)]),
-    ("a.mkv", "flac", [(300, FLAG.default | FLAG.visual_impaired), (500, FLAG.default)]),
-    ("a.mkv", "flac", [(300, FLAG.default | FLAG.hearing_impaired), (500, FLAG.default)]),
-    ("a.mp4", "aac", [(300, 0), (500, FLAG.default), (700, 0)]),  # an mp4 disables tracks
-])
+@pytest.mark.parametrize(
+    ("name", "codec", "tracks"),
+    [
+        ("a.mkv", "flac", [(300, 0), (500, FLAG.default)]),
+        ("a.mkv", "flac", [(500, FLAG.default), (300, 0)]),
+        ("a.mkv", "flac", [(300, FLAG.default | FLAG.visual_impaired), (500, FLAG.default)]),
+        ("a.mkv", "flac", [(300, FLAG.default | FLAG.hearing_impaired), (500, FLAG.default)]),
+        ("a.mp4", "aac", [(300, 0), (500, FLAG.default), (700, 0)]),  # an mp4 disables tracks
+    ],
+)
 def test_of_several_tracks_the_one_is_taken_that_a_player_takes_and_it_is_told(tmp_path, name, codec, tracks):
     path = write_tracks(tmp_path / name, *tracks, codec=codec)
     found = read_sound(path)
@@ -147,21 +150,32 @@ HALF = np.concatenate([VOICE[: RATE // 2], -VOICE[RATE // 2 :]])
 HISS = 0.002 * np.random.default_rng(9).normal(size=(2, RATE))
 
 
-@pytest.mark.parametrize(("channels", "wanted"), [
-    ([VOICE, -VOICE], VOICE),
-    ([VOICE, -0.8 * VOICE], VOICE),
-    ([VOICE + HISS[0], -VOICE + HISS[1]], VOICE),
-    ([VOICE, HALF], VOICE),
-    ([VOICE + 0.4 * MUSIC, 0.4 * MUSIC - VOICE], VOICE + 0.4 * MUSIC),
-    ([VOICE, -VOICE, NONE, NONE, VOICE, -VOICE], VOICE),
-    # The music cancels, the voice in the middle does not: both stay.
-    ([2 * MUSIC, -2 * MUSIC, VOICE, NONE, NONE, NONE], 2 * MUSIC + VOICE * 2**0.5),
-    ([VOICE, OTHER, -(VOICE + OTHER), NONE], VOICE + OTHER),
-    # No two of them are opposite, all four together are; the front centre weighs more than left and right,
-    # and the back less.
-    ([1.1 * (VOICE + MUSIC + OTHER), VOICE - MUSIC - OTHER, (MUSIC - VOICE - OTHER) / 2**0.5,
-      (OTHER - VOICE - MUSIC) * 2**0.5], VOICE + MUSIC + OTHER),
-], ids=["opposite", "nearly", "with hiss", "from the middle", "over music", "5.1", "a pair", "of 3", "of 4"])
+@pytest.mark.parametrize(
+    ("channels", "wanted"),
+    [
+        ([VOICE, -VOICE], VOICE),
+        ([VOICE, -0.8 * VOICE], VOICE),
+        ([VOICE + HISS[0], -VOICE + HISS[1]], VOICE),
+        ([VOICE, HALF], VOICE),
+        ([VOICE + 0.4 * MUSIC, 0.4 * MUSIC - VOICE], VOICE + 0.4 * MUSIC),
+        ([VOICE, -VOICE, NONE, NONE, VOICE, -VOICE], VOICE),
+        # The music cancels, the voice in the middle does not: both stay.
+        ([2 * MUSIC, -2 * MUSIC, VOICE, NONE, NONE, NONE], 2 * MUSIC + VOICE * 2**0.5),
+        ([VOICE, OTHER, -(VOICE + OTHER), NONE], VOICE + OTHER),
+        # No two of them are opposite, all four together are; the front centre weighs more than left and right,
+        # and the back less.
+        (
+            [
+                1.1 * (VOICE + MUSIC + OTHER),
+                VOICE - MUSIC - OTHER,
+                (MUSIC - VOICE - OTHER) / 2**0.5,
+                (OTHER - VOICE - MUSIC) * 2**0.5,
+            ],
+            VOICE + MUSIC + OTHER,
+        ),
+    ],
+    ids=["opposite", "nearly", "with hiss", "from the middle", "over music", "5.1", "a pair", "of 3", "of 4"],
+)
 def test_channels_that_cancel_leave_the_voice_and_it_is_told(tmp_path, channels, wanted):
     path = written(tmp_path / "a.wav", *channels)
     found = read_sound(path)
@@ -201,16 +215,30 @@ def test_sixteen_planes_of_floating_point_are_read(tmp_path):
     assert pitch(read_sound(path).samples) == pytest.approx(500, abs=3)
 
 
-@pytest.mark.parametrize(("channels", "subtype"), [
-    ([VOICE], "PCM_16"), ([VOICE], "PCM_24"), ([VOICE], "PCM_32"), ([VOICE], "FLOAT"), ([VOICE], "DOUBLE"),
-    ([VOICE], "PCM_U8"), ([VOICE], "ULAW"), ([VOICE], "ALAW"), ([VOICE + 0.4], "FLOAT"),
-    ([0.003 * VOICE], "PCM_24"), ([1.02 * VOICE / np.abs(VOICE).max()], "FLOAT"),
-    ([VOICE, VOICE], "PCM_16"), ([VOICE, NONE], "PCM_16"), ([MUSIC, OTHER], "FLOAT"),
-    ([0.001 * MUSIC, OTHER], "PCM_16"),
-    ([VOICE + MUSIC, VOICE - 0.8 * MUSIC], "PCM_24"), ([VOICE + 0.2, VOICE - 0.2], "PCM_16"),
-    ([MUSIC, OTHER, VOICE, OTHER, 0.3 * OTHER, 0.3 * MUSIC], "PCM_16"),
-    ([NONE, NONE, VOICE, MUSIC, NONE, NONE], "FLOAT"),
-])
+@pytest.mark.parametrize(
+    ("channels", "subtype"),
+    [
+        ([VOICE], "PCM_16"),
+        ([VOICE], "PCM_24"),
+        ([VOICE], "PCM_32"),
+        ([VOICE], "FLOAT"),
+        ([VOICE], "DOUBLE"),
+        ([VOICE], "PCM_U8"),
+        ([VOICE], "ULAW"),
+        ([VOICE], "ALAW"),
+        ([VOICE + 0.4], "FLOAT"),
+        ([0.003 * VOICE], "PCM_24"),
+        ([1.02 * VOICE / np.abs(VOICE).max()], "FLOAT"),
+        ([VOICE, VOICE], "PCM_16"),
+        ([VOICE, NONE], "PCM_16"),
+        ([MUSIC, OTHER], "FLOAT"),
+        ([0.001 * MUSIC, OTHER], "PCM_16"),
+        ([VOICE + MUSIC, VOICE - 0.8 * MUSIC], "PCM_24"),
+        ([VOICE + 0.2, VOICE - 0.2], "PCM_16"),
+        ([MUSIC, OTHER, VOICE, OTHER, 0.3 * OTHER, 0.3 * MUSIC], "PCM_16"),
+        ([NONE, NONE, VOICE, MUSIC, NONE, NONE], "FLOAT"),
+    ],
+)
 def test_ordinary_sound_is_what_libswresample_gives_to_the_last_bit(tmp_path, channels, subtype):
     path = written(tmp_path / "a.wav", *channels, subtype=subtype)
     found = read_sound(path)
@@ -231,13 +259,20 @@ def test_ordinary_stereo_of_a_codec_is_what_libswresample_gives_to_the_last_bit(
     assert found.remarks == [] and np.array_equal(found.samples, plainly_mixed(path))
 
 
-@pytest.mark.parametrize(("wave", "subtype", "remark"), [
-    (10 * VOICE, "FLOAT", sound.TOO_LOUD), (2.0**15 * VOICE, "FLOAT", sound.TOO_LOUD),
-    (2.0**31 * VOICE, "FLOAT", sound.TOO_LOUD), (100 * VOICE, "DOUBLE", sound.TOO_LOUD),
-    (VOICE + 2, "FLOAT", sound.TOO_LOUD), (0.003 * VOICE + 2, "FLOAT", sound.TOO_LOUD),
-    (1e-4 * VOICE, "PCM_24", sound.TOO_QUIET),
-    (1e-4 * VOICE, "PCM_32", sound.TOO_QUIET), (1e-4 * VOICE, "FLOAT", sound.TOO_QUIET),
-])
+@pytest.mark.parametrize(
+    ("wave", "subtype", "remark"),
+    [
+        (10 * VOICE, "FLOAT", sound.TOO_LOUD),
+        (2.0**15 * VOICE, "FLOAT", sound.TOO_LOUD),
+        (2.0**31 * VOICE, "FLOAT", sound.TOO_LOUD),
+        (100 * VOICE, "DOUBLE", sound.TOO_LOUD),
+        (VOICE + 2, "FLOAT", sound.TOO_LOUD),
+        (0.003 * VOICE + 2, "FLOAT", sound.TOO_LOUD),
+        (1e-4 * VOICE, "PCM_24", sound.TOO_QUIET),
+        (1e-4 * VOICE, "PCM_32", sound.TOO_QUIET),
+        (1e-4 * VOICE, "FLOAT", sound.TOO_QUIET),
+    ],
+)
 def test_a_level_that_16_bit_cannot_hold_is_brought_into_range_and_told(tmp_path, wave, subtype, remark):
     path = written(tmp_path / "a.wav", wave, subtype=subtype)
     found = read_sound(path)
@@ -264,11 +299,14 @@ def test_a_sample_that_is_no_number_is_told_and_leaves_no_click(tmp_path, value,
     assert likeness(found.samples, VOICE) > 0.999
 
 
-@pytest.mark.parametrize(("bad", "value", "reason"), [
-    (slice(None), np.nan, "most samples of its sound are no numbers"),
-    (slice(9000), np.nan, "most samples of its sound are no numbers"),
-    (slice(5000, 5001), 1e7, "a few samples of its sound are 1e.07 times full scale"),
-])
+@pytest.mark.parametrize(
+    ("bad", "value", "reason"),
+    [
+        (slice(None), np.nan, "most samples of its sound are no numbers"),
+        (slice(9000), np.nan, "most samples of its sound are no numbers"),
+        (slice(5000, 5001), 1e7, "a few samples of its sound are 1e.07 times full scale"),
+    ],
+)
 def test_samples_that_are_no_sound_are_quarantined_with_the_reason(tmp_path, bad, value, reason):
     wave = VOICE.copy()
     wave[bad] = value
@@ -303,10 +341,17 @@ def write_ac3(path, rate, layout, hertz):
         container.mux(stream.encode(None))
 
 
-@pytest.mark.parametrize(("seconds", "amplitude", "remarks"), [
-    (1.0, 1.0, []), (0.8, 1.0, []), (0.2, 1.0, [decoding.SHORT_SOUND]), (2.5, 1.0, [decoding.LONG_SOUND]),
-    (1.0, 0.0, [sound.SILENT]), (0.2, 0.0, [sound.SILENT, decoding.SHORT_SOUND]),
-])
+@pytest.mark.parametrize(
+    ("seconds", "amplitude", "remarks"),
+    [
+        (1.0, 1.0, []),
+        (0.8, 1.0, []),
+        (0.2, 1.0, [decoding.SHORT_SOUND]),
+        (2.5, 1.0, [decoding.LONG_SOUND]),
+        (1.0, 0.0, [sound.SILENT]),
+        (0.2, 0.0, [sound.SILENT, decoding.SHORT_SOUND]),
+    ],
+)
 def test_silence_and_sound_of_another_length_than_the_video_are_told(tmp_path, seconds, amplitude, remarks):
     path = write_mp4(tmp_path / "a.mp4", ramp(25, 32), amplitude * tone(440, seconds))
     clip = Clip(name="a", video=path, audio=None, transcript="x", label=None, split="unlabeled")
@@ -324,8 +369,9 @@ def test_the_published_cases_give_what_a_player_gives(shared, tmp_path):
     usual = read_sound(cases / "sound-float-level" / "usual.wav").samples
     loud = read_sound(cases / "sound-float-level" / "loud10.wav").samples
     assert likeness(usual, loud) > 0.9999
-    voice, opposite = (read_sound(cases / "sound-opposite-channels" / name).samples
-                       for name in ("mono.wav", "opposite.wav"))
+    voice, opposite = (
+        read_sound(cases / "sound-opposite-channels" / name).samples for name in ("mono.wav", "opposite.wav")
+    )
     assert np.array_equal(voice, opposite) and voice.std() / 2**15 == pytest.approx(0.212, abs=0.001)
     shutil.copy(cases / "sound-default-track" / "two.mkv", tmp_path)
     assert read_sound(tmp_path / "two.mkv").samples.std() / 2**15 > 0.2

@@ -26,8 +26,7 @@ def encoded(path, codec, **options):
         frame = av.AudioFrame.from_ndarray((WAVE[None] * 2**15).astype(np.int16), "s16", "mono")
         frame.sample_rate = RATE
         kind = stream.codec_context.codec.audio_formats[0].name
-        for part in av.AudioResampler(format=kind, layout="mono", rate=RATE,
-                                      frame_size=1152).resample(frame):
+        for part in av.AudioResampler(format=kind, layout="mono", rate=RATE, frame_size=1152).resample(frame):
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
     return path
@@ -96,8 +95,11 @@ def test_the_sound_of_an_mp4_is_counted_in_packets_also_in_fragments(tmp_path):
 @pytest.mark.parametrize(("codec", "options"), [("mjpeg", {}), ("mpeg4", {"bf": "2"})])
 def test_an_avi_that_breaks_off_says_how_many_frames_are_there(tmp_path, codec, options):
     frames = np.random.default_rng(0).integers(0, 255, (50, 64, 64, 3), np.uint8)
-    form = {"codec": codec, "pix_fmt": "yuvj420p" if codec == "mjpeg" else "yuv420p",
-            "options": {"qmin": "5", "qmax": "5", "g": "1"} | options}
+    form = {
+        "codec": codec,
+        "pix_fmt": "yuvj420p" if codec == "mjpeg" else "yuv420p",
+        "options": {"qmin": "5", "qmax": "5", "g": "1"} | options,
+    }
     path = write_mp4(tmp_path / "a.avi", frames, **form)
     assert read_video(path, 4).damage == ""
     video = read_video(cut(path, 0.3), 4)

@@ -13,8 +13,11 @@ def clip(name, split, video=None, audio=None) -> Clip:
 
 
 def corpus(labeled: int, unlabeled: int) -> list[Clip]:
-    return [clip(f"{split}{row:04d}", split, f"{split}{row}.mp4")
-            for split, count in ((LABELED, labeled), (UNLABELED, unlabeled)) for row in range(count)]
+    return [
+        clip(f"{split}{row:04d}", split, f"{split}{row}.mp4")
+        for split, count in ((LABELED, labeled), (UNLABELED, unlabeled))
+        for row in range(count)
+    ]
 
 
 def test_each_split_has_its_half_of_a_sample_and_a_small_one_leaves_room_for_the_other():
@@ -34,13 +37,26 @@ def test_every_way_in_which_a_file_cannot_be_read_is_told(tmp_path):
     (tmp_path / "good.mp4").write_bytes(b"x")
     (tmp_path / "lost.mp4").symlink_to(tmp_path / "nowhere")
     (tmp_path / "faces" / "f" / "f_aligned").mkdir(parents=True)
-    videos = {"a": "empty.mp4", "b": "good.mp4", "c": "lost.mp4", "d": "faces", "e": "z\0.mp4",
-              "f": "none.mp4", "g": "y" * 300}
+    videos = {
+        "a": "empty.mp4",
+        "b": "good.mp4",
+        "c": "lost.mp4",
+        "d": "faces",
+        "e": "z\0.mp4",
+        "f": "none.mp4",
+        "g": "y" * 300,
+    }
     clips = [clip(name, LABELED, tmp_path / file) for name, file in videos.items()]
     clips += [clip("h", LABELED, tmp_path / "good.mp4", tmp_path / "no.wav"), clip("i", LABELED)]
     found = survey.look(clips, ShardConfig(faces="openface", openface=str(tmp_path / "faces")))
-    words = {"a": "the file is empty", "c": "a link to no file", "d": "a folder, not a file",
-             "e": "null byte", "g": "too long", "h": "no.wav: no such file"}
+    words = {
+        "a": "the file is empty",
+        "c": "a link to no file",
+        "d": "a folder, not a file",
+        "e": "null byte",
+        "g": "too long",
+        "h": "no.wav: no such file",
+    }
     # The pictures of f stand for its video.
     assert found["b"] == found["f"] == [] and "i" not in found
     assert all(len(found[name]) == 1 and word in found[name][0] for name, word in words.items())

@@ -10,11 +10,15 @@ from random import Random
 FOREIGN = {
     "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0",
     "zip": b"PK\x03\x04" + bytes(60),
-    "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n", "gzip": b"\x1f\x8b\x08" + bytes(40),
+    "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n",
+    "gzip": b"\x1f\x8b\x08" + bytes(40),
     "pickle": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
     "parquet": b"PAR1" + bytes(30) + b"PAR1",
-    "json": b'{"a": [1, 2, {"b": null}]}', "utf16": "name,label\r\n".encode("utf-16"), "tar": bytes(10240),
-    "wav": b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0", "playlist": b"#EXTM3U\n#EXTINF:9,\nhttp://localhost:9/a.ts\n",
+    "json": b'{"a": [1, 2, {"b": null}]}',
+    "utf16": "name,label\r\n".encode("utf-16"),
+    "tar": bytes(10240),
+    "wav": b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0",
+    "playlist": b"#EXTM3U\n#EXTINF:9,\nhttp://localhost:9/a.ts\n",
     "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n",
 }
 #: Lengths and counts that no honest header holds.
@@ -23,8 +27,24 @@ EXTREMES = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2
 VALUES = [None, True, -1, 0, 2**70, 1e308, "", "x", "../../x", "a\nb", [], {}, [[]], {"a": 1}, [None, "x"]]
 
 
-WORDS = [b'"', b"\0", b",,", b"'", b": ", b"&a *a", b"!!python/object/apply:os.system [true]", b"9" * 5000,
-         b"\xff\xfe", b"\r", b"[" * 2000, b"${run.folder}", b"${a", b"../../x", b"- ", b"\t"]
+WORDS = [
+    b'"',
+    b"\0",
+    b",,",
+    b"'",
+    b": ",
+    b"&a *a",
+    b"!!python/object/apply:os.system [true]",
+    b"9" * 5000,
+    b"\xff\xfe",
+    b"\r",
+    b"[" * 2000,
+    b"${run.folder}",
+    b"${a",
+    b"../../x",
+    b"- ",
+    b"\t",
+]
 
 
 def truncated(content: bytes, random: Random) -> bytes:
@@ -86,8 +106,7 @@ def _span(content: bytes, random: Random) -> tuple[int, int]:
 
 
 BINARY: dict[str, Callable[[bytes, Random], bytes]] = {
-    one.__name__: one
-    for one in (truncated, flipped, zeroed, noisy, cut_out, doubled, empty, foreign, lying)
+    one.__name__: one for one in (truncated, flipped, zeroed, noisy, cut_out, doubled, empty, foreign, lying)
 }
 
 

@@ -88,8 +88,17 @@ def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(content)
     assert tried(faces.openface, tmp_path / "faces", "a", 4, 32) == []
-    sample = Sample(name="a", label=None, split="", transcript=None, missing=[], duration=0, jpegs=[content],
-                    flac=None, place="00000.tar, clip a")
+    sample = Sample(
+        name="a",
+        label=None,
+        split="",
+        transcript=None,
+        missing=[],
+        duration=0,
+        jpegs=[content],
+        flac=None,
+        place="00000.tar, clip a",
+    )
     assert tried(sample.images).startswith("00000.tar, clip a: its pictures cannot be decoded")
 
 
@@ -169,8 +178,12 @@ def test_a_label_file_that_unpacks_to_gigabytes_or_claims_objects_without_end_is
                 file.write(bytes(1 << 20))
     assert path.stat().st_size < 2 << 20
     assert "it unpacks to more than 128 MiB" in tried(mertools.read_labels, path)
-    for planted in (b"\x80\x04]r\xff\xff\xff\x7f.", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
-                    b"(" * 10_000 + b".", b"]" + b"2" * 100 + b"."):
+    for planted in (
+        b"\x80\x04]r\xff\xff\xff\x7f.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
+        b"(" * 10_000 + b".",
+        b"]" + b"2" * 100 + b".",
+    ):
         stream = io.BytesIO()
         np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": ()})
         with zipfile.ZipFile(path, "w") as archive:
@@ -179,18 +192,22 @@ def test_a_label_file_that_unpacks_to_gigabytes_or_claims_objects_without_end_is
 
 
 LAUGHS = "run: {folder: &a0 [x, x]}\n" + "".join(
-    f"k{row}: &a{row} [{', '.join([f'*a{row - 1}'] * 10)}]\n" for row in range(1, 12))
+    f"k{row}: &a{row} [{', '.join([f'*a{row - 1}'] * 10)}]\n" for row in range(1, 12)
+)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (LAUGHS, "aliases (*name) are not read"),
-    ("run: {folder: !!python/object/apply:os.system ['touch ran']}", "could not determine a constructor"),
-    ("run: {folder: !!python/name:os.system }", "could not determine a constructor"),
-    ("run: " + "[" * 20_000, "not readable as YAML"),
-    ("run: {processes: " + "9" * 6000 + "}", "not readable as YAML"),
-    ("run: {folder: [" + "x, " * 5_000 + "]}", "it must be text"),
-    ("run: {folder: '${run.folder}${run.folder}'}", "job.yaml"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "aliases (*name) are not read"),
+        ("run: {folder: !!python/object/apply:os.system ['touch ran']}", "could not determine a constructor"),
+        ("run: {folder: !!python/name:os.system }", "could not determine a constructor"),
+        ("run: " + "[" * 20_000, "not readable as YAML"),
+        ("run: {processes: " + "9" * 6000 + "}", "not readable as YAML"),
+        ("run: {folder: [" + "x, " * 5_000 + "]}", "it must be text"),
+        ("run: {folder: '${run.folder}${run.folder}'}", "job.yaml"),
+    ],
+)
 def test_yaml_that_grows_calls_or_nests_is_refused_in_one_line(tmp_path, tried, monkeypatch, text, words):
     path = tmp_path / "job.yaml"
     path.write_text(text)
@@ -213,8 +230,19 @@ def test_a_manifest_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
 
     (tmp_path / "00000.tar").write_bytes(bytes(10_240))
     for span in ((0, 1 << 60), (1 << 62, 10), (-512, 100), (512, -1000)):
-        row = manifest.Row(name="a", shard=0, split="unlabeled", label=None, transcript="x", duration=1.0,
-                           missing=[], frames=1, samples=0, checksum="", members={"00.jpg": span})
+        row = manifest.Row(
+            name="a",
+            shard=0,
+            split="unlabeled",
+            label=None,
+            transcript="x",
+            duration=1.0,
+            missing=[],
+            frames=1,
+            samples=0,
+            checksum="",
+            members={"00.jpg": span},
+        )
         manifest.write_rows(tmp_path / manifest.MANIFEST, [row])
         line = tried(first_clip, tmp_path)
         assert line.startswith(f"{tmp_path}/00000.tar, clip a: the tar ends too early")

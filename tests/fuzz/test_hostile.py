@@ -55,15 +55,29 @@ def imports_and_calls() -> list[tuple[str, str]]:
 
 def test_no_module_unpickles_evaluates_unpacks_or_trusts():
     found = imports_and_calls()
-    allowed = {("corpus/mertools.py", "pickle"), ("dist/checkpoint.py", "pickle"),
-               ("models/model_folder.py", "pickletools"), ("corpus/mertools.py", "pickletools"),
-               # a constant, and a class, of modules that can unpack as well
-               ("shards/writer.py", "tarfile.BLOCKSIZE"), ("shards/writer.py", "webdataset.TarWriter")}
+    allowed = {
+        ("corpus/mertools.py", "pickle"),
+        ("dist/checkpoint.py", "pickle"),
+        ("models/model_folder.py", "pickletools"),
+        ("corpus/mertools.py", "pickletools"),
+        # a constant, and a class, of modules that can unpack as well
+        ("shards/writer.py", "tarfile.BLOCKSIZE"),
+        ("shards/writer.py", "webdataset.TarWriter"),
+    }
     for one in found:
         module, name = one
         assert name.split(".")[0] not in ("marshal", "shelve", "dill", "cloudpickle", "joblib"), one
-        assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "os.system", "os.popen",
-                            "shutil.unpack_archive", "yaml.unsafe_load", "yaml.full_load"), one
+        assert name not in (
+            "eval",
+            "exec",
+            "pickle.load",
+            "pickle.loads",
+            "os.system",
+            "os.popen",
+            "shutil.unpack_archive",
+            "yaml.unsafe_load",
+            "yaml.full_load",
+        ), one
         loose = ("trust_remote_code=T", "allow_pickle=T", "weights_only=F", "shell=T")
         assert not name.startswith(loose), one
         if name.split(".")[0] in ("pickle", "pickletools", "tarfile", "webdataset"):
@@ -93,8 +107,10 @@ def test_a_pickle_in_an_npy_folder_costs_its_clip_and_is_not_run(tmp_path, monke
 def test_code_beside_a_model_is_not_run(tmp_path, monkeypatch, family):
     monkeypatch.chdir(tmp_path)
     folder = small_models.make(tmp_path / "models", ["我说第3句话"] * 3) / family
-    for name, classes in (("config.json", ("AutoConfig", "AutoModel")),
-                          ("preprocessor_config.json", ("AutoImageProcessor", "AutoFeatureExtractor"))):
+    for name, classes in (
+        ("config.json", ("AutoConfig", "AutoModel")),
+        ("preprocessor_config.json", ("AutoImageProcessor", "AutoFeatureExtractor")),
+    ):
         facts = json.loads((folder / name).read_text())
         facts["auto_map"] = {one: f"planted.{one}" for one in classes}
         (folder / name).write_text(json.dumps(facts))
@@ -116,9 +132,14 @@ def hostile_tar() -> bytes:
     """Members that leave the folder, point elsewhere, or are devices, in the place of a shard."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, kind in (("/tmp/escaped", tarfile.REGTYPE), ("../../escaped", tarfile.REGTYPE),
-                           ("a000.json", tarfile.SYMTYPE), ("a000.flac", tarfile.LNKTYPE),
-                           ("a000.00.jpg", tarfile.CHRTYPE), ("a001.json", tarfile.FIFOTYPE)):
+        for name, kind in (
+            ("/tmp/escaped", tarfile.REGTYPE),
+            ("../../escaped", tarfile.REGTYPE),
+            ("a000.json", tarfile.SYMTYPE),
+            ("a000.flac", tarfile.LNKTYPE),
+            ("a000.00.jpg", tarfile.CHRTYPE),
+            ("a001.json", tarfile.FIFOTYPE),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname, member.devmajor, member.devminor = kind, "/etc/passwd", 1, 5
             member.size = 4 if kind == tarfile.REGTYPE else 0
@@ -128,8 +149,11 @@ def hostile_tar() -> bytes:
 
 def config_of(folder) -> Config:
     corpus = media_files.write_corpus(folder / "corpus", labeled=3, unlabeled=2)
-    made = Config(run=RunConfig(folder=str(folder / "run")), corpus=CorpusConfig(path=str(corpus)),
-                  shard=ShardConfig(frames=2, image_size=16, faces="none", workers=1))
+    made = Config(
+        run=RunConfig(folder=str(folder / "run")),
+        corpus=CorpusConfig(path=str(corpus)),
+        shard=ShardConfig(frames=2, image_size=16, faces="none", workers=1),
+    )
     configuration.save(made, Run(made.run.folder).config)
     return made
 

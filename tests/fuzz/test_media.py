@@ -31,11 +31,16 @@ KINDS = ("mp4", "wav", "jpg")
 def originals(folder: Path) -> dict[str, list[Path]]:
     """Healthy files of each kind, of several encodings; quick, and the same in every process."""
     return {
-        "mp4": [write_mp4(folder / "a.mp4", ramp(12), tone(440, 0.4)),
-                write_mp4(folder / "b.mp4", ramp(12), tone(440, 0.4), faststart=True),
-                write_mp4(folder / "c.mp4", ramp(12), tone(440, 0.4), codec="mpeg4")],
-        "wav": [_sound(folder / "a.wav", "WAV"), _sound(folder / "b.flac", "FLAC"),
-                _sound(folder / "c.ogg", "OGG")],
+        "mp4": [
+            write_mp4(folder / "a.mp4", ramp(12), tone(440, 0.4)),
+            write_mp4(folder / "b.mp4", ramp(12), tone(440, 0.4), faststart=True),
+            write_mp4(folder / "c.mp4", ramp(12), tone(440, 0.4), codec="mpeg4"),
+        ],
+        "wav": [
+            _sound(folder / "a.wav", "WAV"),
+            _sound(folder / "b.flac", "FLAC"),
+            _sound(folder / "c.ogg", "OGG"),
+        ],
         "jpg": [_picture(folder / f"a{suffix}") for suffix in (".jpg", ".png", ".bmp")],
     }
 
@@ -75,8 +80,10 @@ def attack(folder: Path, seed: int) -> dict[str, list[str]]:
     config = Config(
         run=RunConfig(folder=str(folder / "run")),
         corpus=CorpusConfig(path=str(write_csv(folder / "all.csv", rows)), format="manifest"),
-        shard=ShardConfig(frames=4, image_size=32, faces="openface", openface=str(folder / "faces"),
-                          workers=1))
+        shard=ShardConfig(
+            frames=4, image_size=32, faces="openface", openface=str(folder / "faces"), workers=1
+        ),
+    )
     run = Run(config.run.folder)
     configuration.save(config, run.config)
     shard(config)
@@ -99,7 +106,8 @@ def judged(run: Run, names: dict[str, str]) -> dict[str, list[str]]:
     # A clip of pictures has no video but them, and a sound file comes without any.
     parts = {"mp4": ("audio", "video"), "wav": ("audio",), "jpg": ("video",)}
     noted = {(row.name, row.lost.removeprefix("part of ")) for row in lost} | {
-        (name, part) for name in gone for part in parts[name[:3]]}
+        (name, part) for name in gone for part in parts[name[:3]]
+    }
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name in names:
         damaged = any((name, part) in noted for part in parts[name[:3]])

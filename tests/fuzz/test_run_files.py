@@ -29,7 +29,8 @@ def test_a_damaged_file_of_a_run_is_named_or_made_again(base, tmp_path, sandbox,
         name, folder = f"{suffix} {seed} {number}", tmp_path / str(number)
         try:
             what, outcome = sandbox.call(
-                whole_run.attack, base, folder, suffix, name, number % STAGES_EVERY == 0, seconds=120)
+                whole_run.attack, base, folder, suffix, name, number % STAGES_EVERY == 0, seconds=120
+            )
             outcomes.append(outcome)
         except Broken as error:
             broken.append(f"{name}\n{error}")
@@ -44,8 +45,14 @@ def test_a_damaged_configuration_is_refused_by_its_file(tmp_path, sandbox, count
     sources = sorted((ROOT / "configs").glob("*.yaml"))
     for number in range(25):
         try:
-            _, outcome = sandbox.call(whole_run.yaml, sources[number % len(sources)], tmp_path / str(number),
-                                      ".yaml", f"{seed} {number}", seconds=20)
+            _, outcome = sandbox.call(
+                whole_run.yaml,
+                sources[number % len(sources)],
+                tmp_path / str(number),
+                ".yaml",
+                f"{seed} {number}",
+                seconds=20,
+            )
             outcomes.append(outcome)
         except Broken as error:
             broken.append(f"{seed} {number}\n{error}")

@@ -103,14 +103,24 @@ def vectors(folder: Path, seed: str) -> str:
     run, names = Run(folder / "run"), fusion_run.names(12)
     values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     path = run.features("voice") / "00000.safetensors"
-    features.write_shard(path, FeatureSet(
-        modality="audio", names=names, utterance=values, frame=np.repeat(values, 2, 0),
-        offsets=2 * np.arange(13), missing={"lost": "too short"}), "1")
+    features.write_shard(
+        path,
+        FeatureSet(
+            modality="audio",
+            names=names,
+            utterance=values,
+            frame=np.repeat(values, 2, 0),
+            offsets=2 * np.arange(13),
+            missing={"lost": "too short"},
+        ),
+        "1",
+    )
     features.describe(run.features("voice"), modality="audio", width=4)
     _, content = mutate(path.read_bytes(), path.suffix, seed)
     path.write_bytes(content)
-    clips = joined.Clips(labels=["a", "b"], names=names, truth=np.arange(12) % 2, fold=np.arange(12) % 3,
-                         folds=3)
+    clips = joined.Clips(
+        labels=["a", "b"], names=names, truth=np.arange(12) % 2, fold=np.arange(12) % 3, folds=3
+    )
     try:
         found, problems = joined.read_set(run, "voice", clips, frames=True)
     except UserError as error:

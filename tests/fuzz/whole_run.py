@@ -24,8 +24,11 @@ from mer_dist.stages.shard import shard
 from mer_dist.stages.verify import verify
 
 OPTIONS = (
-    "extractors.clip.finetune=null", "extractors.baichuan.finetune=null", "fuse.epochs=1",
-    "fuse.guide=audio", "shard.frames=2",
+    "extractors.clip.finetune=null",
+    "extractors.baichuan.finetune=null",
+    "fuse.epochs=1",
+    "fuse.guide=audio",
+    "shard.frames=2",
 )
 #: Written for people or programs beside the run, and read by no stage.
 UNREAD = ("report.html", "scores.json")

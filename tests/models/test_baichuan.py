@@ -212,9 +212,7 @@ def test_a_prompt_in_chunks_with_a_cache_equals_the_whole_pass(padding):
     whole = model(ids, attention_mask=mask).logits
     cache, parts = None, []
     for start, end in ((0, 7), (7, 8), (8, 15), (15, 20)):
-        part = model(
-            ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True
-        )
+        part = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
         cache = part.past_key_values
         parts.append(part.logits)
     assert (torch.cat(parts, 1) - whole)[mask.bool()].abs().max() < TOLERANCE
@@ -275,9 +273,7 @@ def test_sibling_architectures_are_refused_by_name(other, name):
         BaichuanConfig(**other)
 
 
-@pytest.mark.parametrize(
-    "auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
-)
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification])
 def test_saved_weights_load_again_with_the_same_output(tmp_path, auto):
     model = small(auto.from_config, num_labels=3)
     model.save_pretrained(tmp_path, max_shard_size="10KB")

@@ -23,14 +23,10 @@ def folders(tmp_path_factory):
 
 def extractor(folders, family: str = "baichuan", quantize: str = "none", **options) -> ExtractorConfig:
     settings = FinetuneConfig(precision="fp32", lora=LoraConfig(rank=2, dropout=0.0), **options)
-    return ExtractorConfig(
-        family=family, path=str(folders / family), quantize=quantize, finetune=settings
-    )
+    return ExtractorConfig(family=family, path=str(folders / family), quantize=quantize, finetune=settings)
 
 
-def train(
-    classifier, batch: dict[str, torch.Tensor], steps: int = 5, rate: float = 1e-2
-) -> list[float]:
+def train(classifier, batch: dict[str, torch.Tensor], steps: int = 5, rate: float = 1e-2) -> list[float]:
     weights = [weight for weight in classifier.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate)
     losses = []
@@ -159,9 +155,7 @@ def test_hubert_skips_no_layer_and_masks_no_step_while_it_trains(tmp_path):
 
 
 def test_a_group_norm_hubert_trains_on_several_clips_as_on_each_alone(tmp_path):
-    settings = hubert_with(
-        tmp_path, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False
-    )
+    settings = hubert_with(tmp_path, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
     settings.finetune.method = "full"
     classifier = trainable_classifier(settings, 3, 0, sharded=False)
     name = "extractor.backbone.feature_extractor.conv_layers.0.layer_norm.weight"

@@ -11,8 +11,15 @@ from mer_dist.models.ensemble import Lesson, predict, seed_of, train
 from mer_dist.models.fusion import KINDS, Inputs
 from mer_dist.settings import FuseConfig
 
-SMALL = {"width": 16, "heads": 2, "batch": 16, "dropout": [0.2], "feature_dropout": 0.3,
-         "modality_dropout": 0.25, "learning_rate": 1e-2}
+SMALL = {
+    "width": 16,
+    "heads": 2,
+    "batch": 16,
+    "dropout": [0.2],
+    "feature_dropout": 0.3,
+    "modality_dropout": 0.25,
+    "learning_rate": 1e-2,
+}
 #: Over a few large batches the training clips are learned by heart.
 CERTAIN = {"feature_dropout": 0.0, "modality_dropout": 0.0, "batch": 60}
 CLIPS, CLASSES, FOLDS, SEEDS = 60, 3, 3, 2
@@ -39,8 +46,9 @@ def lessons_of(dtype: torch.dtype = torch.float32) -> list[Lesson]:
         rows = EVERY[EVERY % FOLDS != fold][: 40 - 9 * fold]
         targets = torch.eye(CLASSES, dtype=dtype)[rows % CLASSES]
         weights = torch.rand(len(rows), generator=random).to(dtype) + 0.5
-        lessons += [Lesson(rows, targets, weights, seed_of(fold, seed), 0.2 + 0.1 * fold)
-                    for seed in range(SEEDS)]
+        lessons += [
+            Lesson(rows, targets, weights, seed_of(fold, seed), 0.2 + 0.1 * fold) for seed in range(SEEDS)
+        ]
     return lessons
 
 

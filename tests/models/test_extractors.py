@@ -32,8 +32,14 @@ def sample(images: int = 3, seconds: float = 1.0, transcript: str | None = LINES
     frames = [jpeg(draw.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(images)]
     wave = (draw.normal(0, 3000, int(16_000 * seconds))).astype(np.int16)
     return Sample(
-        name=f"clip{seed}", label=None, split="unlabeled", transcript=transcript, missing=[],
-        duration=seconds, jpegs=frames, flac=flac(wave),
+        name=f"clip{seed}",
+        label=None,
+        split="unlabeled",
+        transcript=transcript,
+        missing=[],
+        duration=seconds,
+        jpegs=frames,
+        flac=flac(wave),
     )
 
 
@@ -121,8 +127,13 @@ def test_the_embedding_of_a_real_sized_vision_tower_is_the_published_one(folders
 
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-        image_size=224, patch_size=14, projection_dim=768,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+        projection_dim=768,
     )
     tower = CLIPVisionModelWithProjection(config).eval()
     assert sum(weight.numel() for weight in tower.parameters()) > 300e6

@@ -14,7 +14,9 @@ OPTIONS = [
     *({"model": model} for model in KINDS),
     *({"guide": guide} for guide in ("video", "text")),
     *({"fusion": fusion} for fusion in ("concatenate", "mean")),
-    {"context": False}, {"shortcut": False}, {"context": False, "fusion": "mean", "shortcut": False},
+    {"context": False},
+    {"shortcut": False},
+    {"context": False, "fusion": "mean", "shortcut": False},
 ]
 LEARNING = SMALL | {"epochs": 20, "learning_rate": 1e-2}
 
@@ -39,8 +41,9 @@ def lesson_of(rows: range, truth: torch.Tensor, seed: int, classes: int = 3) -> 
 
 def part_of(inputs: Inputs, places: tuple[int, ...] | list[int]) -> Inputs:
     """Some of the feature sets."""
-    return Inputs(*([getattr(inputs, part)[place] for place in places]
-                    for part in ("modality", "values", "mask")))
+    return Inputs(
+        *([getattr(inputs, part)[place] for place in places] for part in ("modality", "values", "mask"))
+    )
 
 
 def learnable() -> tuple[Inputs, torch.Tensor]:
@@ -63,8 +66,7 @@ def test_what_stands_at_an_absent_modality_changes_nothing(option, absent):
     told = []
     for filler in (0.0, 1e6):
         for place in absent:
-            inputs.values[place] = inputs.values[place].masked_fill(
-                ~inputs.mask[place][..., None], filler)
+            inputs.values[place] = inputs.values[place].masked_fill(~inputs.mask[place][..., None], filler)
         model, losses = train(inputs, [lesson_of(range(60), truth, 0)], config)
         told.append(predict(model, inputs, torch.arange(60)))
     assert torch.isfinite(told[0]).all() and torch.isfinite(losses).all()

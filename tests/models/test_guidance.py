@@ -58,8 +58,9 @@ def expected_attention(layer: Attention, x: Tensor, y: Tensor, y_mask: Tensor) -
 
 def expected_feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
     first, _, _, second, _ = layer
-    return torch.stack([linear(second, member, F.gelu(linear(first, member, x[member])))
-                        for member in range(MEMBERS)])
+    return torch.stack(
+        [linear(second, member, F.gelu(linear(first, member, x[member]))) for member in range(MEMBERS)]
+    )
 
 
 @pytest.mark.parametrize("keys", [1, GUIDED])
@@ -118,8 +119,10 @@ def test_gates_of_valid_channels_sum_to_1_a_missing_one_has_none_and_each_depend
     streams = Streams([0, 1], torch.device("cpu"))
     fusion = randomized(Fusion(streams, channels, FuseConfig(**SMALL), [0.5] * 2))
     random = torch.Generator().manual_seed(1)
-    x, valid = (torch.randn(MEMBERS, clips, channels, WIDTH, generator=random),
-                torch.rand(MEMBERS, clips, channels, generator=random) > 0.4)
+    x, valid = (
+        torch.randn(MEMBERS, clips, channels, WIDTH, generator=random),
+        torch.rand(MEMBERS, clips, channels, generator=random) > 0.4,
+    )
     valid[..., 0] |= ~valid.any(-1)
     # Channel m shows its gate in place m of the sum, the stand-in of a missing one too.
     x[..., :channels] = fusion.absent.data[..., :channels] = torch.eye(channels)
@@ -146,8 +149,11 @@ def one_token_tells() -> tuple[Inputs, Tensor, Tensor]:
     key = F.normalize(torch.randn(clips, tokens, 3, generator=random), dim=-1)
     rows, right = torch.arange(clips), torch.randint(tokens, (clips,), generator=random)
     video = torch.cat([3**0.5 * key, 2 * torch.eye(classes)[labels]], -1)
-    inputs = Inputs(["audio", "video"], [video[rows, right, None, :3], video],
-                    [torch.ones(clips, count).bool() for count in (1, tokens)])
+    inputs = Inputs(
+        ["audio", "video"],
+        [video[rows, right, None, :3], video],
+        [torch.ones(clips, count).bool() for count in (1, tokens)],
+    )
     guess = torch.eye(classes)[labels].mean(1).amax(1)
     return inputs, labels[rows, right], guess
 
@@ -155,8 +161,16 @@ def one_token_tells() -> tuple[Inputs, Tensor, Tensor]:
 def test_where_one_token_tells_the_label_the_guide_finds_it_and_a_mean_of_tokens_cannot():
     inputs, truth, guess = one_token_tells()
     taught, asked = torch.arange(1000), torch.arange(1000, 1300)
-    calm = {"dropout": [0.0], "feature_dropout": 0.0, "modality_dropout": 0.0, "learning_rate": 1e-2,
-            "epochs": 25, "batch": 50, "width": 32, "heads": 2}
+    calm = {
+        "dropout": [0.0],
+        "feature_dropout": 0.0,
+        "modality_dropout": 0.0,
+        "learning_rate": 1e-2,
+        "epochs": 25,
+        "batch": 50,
+        "width": 32,
+        "heads": 2,
+    }
     right = {}
     for title, option in {"agt": {}, "no context": {"context": False}, "mean": {"model": "mlp"}}.items():
         lesson = Lesson(taught, torch.eye(3)[truth[taught]], torch.ones(len(taught)), 0)

@@ -43,11 +43,15 @@ def test_an_adapter_is_merged_into_the_weights_of_four_bits_that_it_was_trained_
     assert off(vectors(published, family), of_run) > 0.02
 
 
-@pytest.mark.parametrize("way", [
-    {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": torch.bfloat16},
-    {"bnb_4bit_quant_type": "fp4"},
-], ids=["twice", "stored as bf16", "fp4"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": torch.bfloat16},
+        {"bnb_4bit_quant_type": "fp4"},
+    ],
+    ids=["twice", "stored as bf16", "fp4"],
+)
 def test_other_ways_to_four_bits_are_turned_back_as_well(models, tmp_path, monkeypatch, way):
     def quantization(quantize: str, dtype: torch.dtype):
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **way)
@@ -75,8 +79,11 @@ def test_what_rounding_the_merged_weights_loses_is_measured(models, tmp_path):
     exact, none = merged(config, adapter, torch.float32)
     rounded, lost = merged(config, adapter, torch.bfloat16)
     base, _ = merged(config, nothing(config, tmp_path / "nothing"), torch.float32)
-    pairs = [(exact.get_parameter(name), rounded.get_parameter(name), value)
-             for name, value in base.named_parameters() if name.endswith(("_proj.weight",)) and "visual" not in name]
+    pairs = [
+        (exact.get_parameter(name), rounded.get_parameter(name), value)
+        for name, value in base.named_parameters()
+        if name.endswith(("_proj.weight",)) and "visual" not in name
+    ]
     away = sum(float((one - other.float()).square().sum()) for one, other, _ in pairs) ** 0.5
     added = sum(float((one - value).square().sum()) for one, _, value in pairs) ** 0.5
     assert none == 0 and lost == pytest.approx(away / added, rel=0.2)

@@ -53,8 +53,11 @@ def extracted(tmp_path_factory):
         media_files.write_mp4(folder / f"{name}.mp4", media_files.ramp(frames))
         rows.append([name, f"{name}.mp4", f"{name}.wav", transcript, "happy", "labeled"])
     options = [
-        "extractors.clip.finetune=null", "extractors.baichuan.finetune=null", "shard.clips=3",
-        "corpus.format=manifest", f"corpus.path={media_files.write_csv(folder / 'clips.csv', rows)}",
+        "extractors.clip.finetune=null",
+        "extractors.baichuan.finetune=null",
+        "shard.clips=3",
+        "corpus.format=manifest",
+        f"corpus.path={media_files.write_csv(folder / 'clips.csv', rows)}",
         f"run.folder={folder}/odd",
     ]
     shard(load(job, options))
@@ -62,7 +65,9 @@ def extracted(tmp_path_factory):
     config = load(job, options)
     run = Run(config.run.folder)
     return SimpleNamespace(
-        code=done.returncode, log=done.stderr, config=config,
+        code=done.returncode,
+        log=done.stderr,
+        config=config,
         sets={kind: features.load(run.features(name)) for kind, name in MODALITY.items()},
         lost={(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)},
     )
@@ -111,7 +116,12 @@ def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
     config = copy.deepcopy(extracted.config)
     config.extractors = {name: config.extractors[name]}
     config.extractors[name].finetune = FinetuneConfig(
-        cross_fit=False, epochs=1, batch=4, micro_batch=2, precision="fp32", lora=LoraConfig(rank=2),
+        cross_fit=False,
+        epochs=1,
+        batch=4,
+        micro_batch=2,
+        precision="fp32",
+        lora=LoraConfig(rank=2),
         validation=0.0,
     )
     (planned,) = copies.planned(config)

@@ -58,8 +58,13 @@ def test_baichuan_loads_with_its_tokenizer_in_the_published_layout(folder):
     from mer_dist.models.baichuan import BaichuanForCausalLM
     from mer_dist.models.tokenizer import BaichuanTokenizer
 
-    for name in ("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json",
-                 "special_tokens_map.json"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ):
         assert (folder / "baichuan" / name).exists(), name
     tokenizer = BaichuanTokenizer.from_pretrained(folder / "baichuan")
     model = BaichuanForCausalLM.from_pretrained(folder / "baichuan", local_files_only=True).eval()
@@ -106,7 +111,8 @@ def test_hubert_tells_angry_from_sad_voices_it_never_heard(folder):
     model = HubertModel.from_pretrained(folder / "hubert", local_files_only=True).eval()
     sketches = [
         demo.Sketch(name=f"{emotion}{number}", split="labeled", emotion=emotion, seed=0)
-        for number in range(30) for emotion in ("angry", "sad")
+        for number in range(30)
+        for emotion in ("angry", "sad")
     ]
 
     def vector(wave: np.ndarray) -> np.ndarray:

@@ -24,7 +24,10 @@ def models(tmp_path_factory) -> Path:
 
 def settings(models: Path, family: str, **finetune) -> ExtractorConfig:
     return ExtractorConfig(
-        family=family, path=str(models / family), max_tokens=TOKENS, window=1.0,
+        family=family,
+        path=str(models / family),
+        max_tokens=TOKENS,
+        window=1.0,
         finetune=FinetuneConfig(**finetune),
     )
 
@@ -35,8 +38,11 @@ def batch(family: str) -> dict[str, torch.Tensor]:
         pixels = torch.zeros(CLIPS * FRAMES, 3, 32, 32, dtype=torch.uint8)
         return {"pixels": pixels, "pieces": torch.full((CLIPS,), FRAMES)}
     if family == "hubert":
-        return {"waves": torch.randn(CLIPS, 16_000), "samples": torch.full((CLIPS,), 16_000),
-                "pieces": torch.ones(CLIPS, dtype=torch.long)}
+        return {
+            "waves": torch.randn(CLIPS, 16_000),
+            "samples": torch.full((CLIPS,), 16_000),
+            "pieces": torch.ones(CLIPS, dtype=torch.long),
+        }
     ids = torch.ones(CLIPS, TOKENS, dtype=torch.long)
     return {"ids": ids, "mask": torch.ones_like(ids), "pieces": torch.ones(CLIPS, dtype=torch.long)}
 

@@ -57,11 +57,10 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
     random = np.random.default_rng(0)
     names = [f"sample_{row:05d}" for row in range(labeled + unlabeled)]
     names[3] = HOSTILE
-    truth = np.concatenate([
-        random.choice(6, labeled, p=LABELED_SHARE), random.choice(6, unlabeled, p=UNLABELED_SHARE)
-    ])
-    missing = [["video"] if row % 61 == 0 else ["text"] if row % 97 == 0 else []
-               for row in range(len(names))]
+    truth = np.concatenate(
+        [random.choice(6, labeled, p=LABELED_SHARE), random.choice(6, unlabeled, p=UNLABELED_SHARE)]
+    )
+    missing = [["video"] if row % 61 == 0 else ["text"] if row % 97 == 0 else [] for row in range(len(names))]
     columns = {
         "name": names,
         "shard": [row // 100 for row in range(len(names))],
@@ -74,16 +73,26 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
     with files.atomic(run.shards / "manifest.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)
     files.write_json(run.shards / "stats.json", {"clips": len(names), "bytes": 123456789})
-    quarantine.replace(run.quarantine, "shard", [
-        Problem(stage="shard", name=HOSTILE, lost="video", reason="no video stream"),
-        Problem(stage="shard", name="sample_torn", lost="clip",
-                reason="moov atom not found: the file ends after 1,024 of 88,431 bytes"),
-        Problem(stage="shard", name="样本_00061", lost="video", reason="无视频 (no video stream)"),
-        Problem(stage="shard", name="sample_00122", lost="audio", reason="no audio stream"),
-    ])
-    quarantine.replace(run.quarantine, "extract", [
-        Problem(stage="extract", name="sample_00200", lost="audio", reason="398 samples"),
-    ])
+    quarantine.replace(
+        run.quarantine,
+        "shard",
+        [
+            Problem(stage="shard", name=HOSTILE, lost="video", reason="no video stream"),
+            Problem(
+                stage="shard",
+                name="sample_torn",
+                lost="clip",
+                reason="moov atom not found: the file ends after 1,024 of 88,431 bytes",
+            ),
+            Problem(stage="shard", name="样本_00061", lost="video", reason="无视频 (no video stream)"),
+            Problem(stage="shard", name="sample_00122", lost="audio", reason="no audio stream"),
+        ],
+    )
+    quarantine.replace(
+        run.quarantine,
+        "extract",
+        [Problem(stage="extract", name="sample_00200", lost="audio", reason="398 samples")],
+    )
     files.mark(run.shards, "5d41402abc4b2a76", clips=len(names))
     times.note(run, "shard", run.shards, seconds=41.3, clips=len(names))
     return names, truth
@@ -97,7 +106,9 @@ def write_training(run: Run) -> None:
                 {
                     "epoch": epoch,
                     "train_loss": 1.79 * np.exp(-gain * epoch) + random.normal(0, 0.02),
-                    "validation_loss": 1.2 * np.exp(-gain * epoch) + 0.55 + 0.03 * epoch
+                    "validation_loss": 1.2 * np.exp(-gain * epoch)
+                    + 0.55
+                    + 0.03 * epoch
                     + random.normal(0, 0.03),
                     "validation_waf": 0.74 - 0.5 * np.exp(-gain * epoch) + random.normal(0, 0.015),
                 }
@@ -118,13 +129,19 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
     labeled = np.arange(len(names)) < 240
     scores = []
     for path, title, right in ROWS:
-        odds = random.gumbel(size=(len(names), 6)) + 6 * np.eye(6)[truth] * (
-            random.random(len(names)) < right)[:, None]
+        odds = (
+            random.gumbel(size=(len(names), 6))
+            + 6 * np.eye(6)[truth] * (random.random(len(names)) < right)[:, None]
+        )
         odds[:, 1] += 0.4 * (truth == 4)
         probability = np.exp(odds) / np.exp(odds).sum(1, keepdims=True)
         made = Predictions(
-            title=title, labels=LABELS, names=names, labeled=labeled,
-            fold=np.where(labeled, np.arange(len(names)) % 3, -1), probability=probability,
+            title=title,
+            labels=LABELS,
+            names=names,
+            labeled=labeled,
+            fold=np.where(labeled, np.arange(len(names)) % 3, -1),
+            probability=probability,
             answer=probability.argmax(1),
         )
         predictions.write(run.folder / f"{path}.parquet", made)
@@ -132,29 +149,42 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
     files.write_json(run.scores, scores)
     for number in range(3):
         curves = [
-            {"fold": fold,
-             "train_loss": (1.7 * np.exp(-np.arange(40) / (9 - 2 * number)) + 0.42
-                            + random.normal(0, 0.03, 40)).tolist(),
-             "waf": (0.84 + 0.01 * number - 0.5 * np.exp(-np.arange(40) / 7)
-                     + random.normal(0, 0.012, 40)).tolist()}
+            {
+                "fold": fold,
+                "train_loss": (
+                    1.7 * np.exp(-np.arange(40) / (9 - 2 * number)) + 0.42 + random.normal(0, 0.03, 40)
+                ).tolist(),
+                "waf": (
+                    0.84 + 0.01 * number - 0.5 * np.exp(-np.arange(40) / 7) + random.normal(0, 0.012, 40)
+                ).tolist(),
+            }
             for fold in range(3)
         ]
         files.write_json(run.round(number) / "curves.json", {"folds": curves})
         if number:
             taken = names[240 : 240 + 100 * number]
-            rows = pa.table({"name": [*taken, *taken, names[-1]],
-                             "selected": [True] * 2 * len(taken) + [False]})
+            rows = pa.table(
+                {"name": [*taken, *taken, names[-1]], "selected": [True] * 2 * len(taken) + [False]}
+            )
             pq.write_table(rows, run.round(number) / "selection.parquet")
         files.mark(run.round(number), "1f3870be274f6c49", clips=240)
         times.note(run, "fuse", run.round(number), seconds=21.0 + number, clips=240)
-    files.write_json(run.vote / "prior.json", {
-        "labels": LABELS, "labeled": LABELED_SHARE,
-        "estimated": {"em": [0.34, 0.13, 0.24, 0.11, 0.12, 0.06],
-                      "bbse": [0.36, 0.11, 0.26, 0.09, 0.13, 0.05]},
-        "intervals": {"em": [[0.29, 0.1, 0.2, 0.08, 0.09, 0.03], [0.39, 0.16, 0.28, 0.14, 0.15, 0.09]]},
-        "origin": "estimate", "tried": [0.35, 0.12, 0.25, 0.1, 0.12, 0.06], "applied": True,
-        "reason": "EM and BBSE agree within 0.02",
-    })
+    files.write_json(
+        run.vote / "prior.json",
+        {
+            "labels": LABELS,
+            "labeled": LABELED_SHARE,
+            "estimated": {
+                "em": [0.34, 0.13, 0.24, 0.11, 0.12, 0.06],
+                "bbse": [0.36, 0.11, 0.26, 0.09, 0.13, 0.05],
+            },
+            "intervals": {"em": [[0.29, 0.1, 0.2, 0.08, 0.09, 0.03], [0.39, 0.16, 0.28, 0.14, 0.15, 0.09]]},
+            "origin": "estimate",
+            "tried": [0.35, 0.12, 0.25, 0.1, 0.12, 0.06],
+            "applied": True,
+            "reason": "EM and BBSE agree within 0.02",
+        },
+    )
     files.mark(run.vote, "e4d909c290d0fb1c", clips=640)
     times.note(run, "fuse", run.vote, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))

@@ -16,7 +16,8 @@ def test_the_report_reads_every_label_file_that_fuse_reads(tmp_path):
     train = {name: {"emo": label} for name, label in label_of.items()}
     np.savez(tmp_path / "label-6way.npz", train_corpus=train)
     (tmp_path / "upper.csv").write_text(
-        "Name;Discrete\n" + "".join(f"{name};{label.upper()}\n" for name, label in label_of.items()))
+        "Name;Discrete\n" + "".join(f"{name};{label.upper()}\n" for name, label in label_of.items())
+    )
     for name in ("label-6way.npz", "upper.csv"):
         config.fuse.labels = str(tmp_path / name)
         save(config, Run(config.run.folder).config)

@@ -1,4 +1,4 @@
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,8 +16,9 @@ def drawn(markup: Html) -> ElementTree.Element:
 
 
 def test_text_is_escaped_unless_it_was_made_by_tag():
-    assert tag("p", "<b>&\"", tag("i", "x"), None, ["a", 1], class_='"q') == (
-        '<p class="&quot;q">&lt;b&gt;&amp;&quot;<i>x</i>a1</p>')
+    assert tag("p", '<b>&"', tag("i", "x"), None, ["a", 1], class_='"q') == (
+        '<p class="&quot;q">&lt;b&gt;&amp;&quot;<i>x</i>a1</p>'
+    )
     assert join("<", Html("<br>")) == "&lt;<br>"
     made = tag("text", text_anchor="end", x=1.25, y=2.0)
     assert made == '<text text-anchor="end" x="1.2" y="2"></text>'
@@ -58,8 +59,9 @@ def test_a_row_is_drawn_at_its_value_and_its_interval():
 def test_a_cell_of_the_confusion_is_as_dark_as_its_share_of_its_row():
     table = Confusion(title="t", labels=["a", "b"], counts=[[3, 1], [0, 0]])
     wide = drawn(figures.confusion(table)).find(f".//{SVG}svg")
-    shares = [float(cell.get("fill-opacity")) for cell in wide.iter(f"{SVG}rect")
-              if cell.get("class") == "heat"]
+    shares = [
+        float(cell.get("fill-opacity")) for cell in wide.iter(f"{SVG}rect") if cell.get("class") == "heat"
+    ]
     assert shares == [0.75, 0.25, 0, 0]
     texts = [text.text for text in wide.iter(f"{SVG}text")]
     assert "75 %" in texts and "3" in texts
@@ -89,7 +91,11 @@ def test_curves_without_a_value_are_no_figure_and_one_epoch_is_a_dot():
 
 
 def test_empty_data_gives_empty_figures():
-    for figure in (figures.scores([]), figures.adapter_curves([]), figures.round_curves([]),
-                   figures.prior(Prior(labels=["a"], series=[])),
-                   figures.confusion(Confusion(title="", labels=["a"], counts=[[0]]))):
+    for figure in (
+        figures.scores([]),
+        figures.adapter_curves([]),
+        figures.round_curves([]),
+        figures.prior(Prior(labels=["a"], series=[])),
+        figures.confusion(Confusion(title="", labels=["a"], counts=[[0]])),
+    ):
         assert drawn(figure) is not None

@@ -43,14 +43,25 @@ def written(run: Run) -> str:
 
 def opened(path, tmp_path) -> str:
     """The document of a real headless browser after it has rendered the page."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
-        "google-chrome")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         skip("no chromium to open the report in")
     done = subprocess.run(
-        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         f"--user-data-dir={tmp_path / 'profile'}", "--timeout=20000", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        [
+            browser,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--timeout=20000",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     return done.stdout
 
@@ -100,8 +111,10 @@ def test_corpus_missing_parts_and_quarantine_are_counted(run):
 def test_remarks_on_the_corpus_are_counted_and_a_few_clips_of_each_named(run):
     stats = files.read_json(run.shards / "stats.json")
     names = [fake_run.HOSTILE, *(f"c{row:02d}" for row in range(11))]
-    stats["remarks"] = {"sound silent": {"clips": 12, "names": names},
-                        "several tracks": {"clips": 1, "names": ["only"]}}
+    stats["remarks"] = {
+        "sound silent": {"clips": 12, "names": names},
+        "several tracks": {"clips": 1, "names": ["only"]},
+    }
     files.write_json(run.shards / "stats.json", stats)
     page = written(run)
     text = text_of(page)
@@ -171,11 +184,16 @@ def test_times_rates_curves_and_the_prior_arrive(run):
     assert [row.pseudo_labeled for row in facts.rounds] == [None, 100, 200]
     assert len(facts.rounds[2].train_loss) == 3 and len(facts.adapters) == 8
     assert [name for name, _ in facts.prior.series] == [
-        "labelled clips", "estimate, EM", "estimate, BBSE", "tried",
-        "answers, unlabelled clips (vote)"]
+        "labelled clips",
+        "estimate, EM",
+        "estimate, BBSE",
+        "tried",
+        "answers, unlabelled clips (vote)",
+    ]
     assert all(sum(shares) == pytest.approx(1) for _, shares in facts.prior.series)
-    assert facts.prior.intervals == {"estimate, EM": [
-        (0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]}
+    assert facts.prior.intervals == {
+        "estimate, EM": [(0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]
+    }
     text = text_of(written(run))
     for term, _ in sections.PRIOR_TERMS:
         assert f"{term}:" in text
@@ -185,15 +203,24 @@ def test_times_rates_curves_and_the_prior_arrive(run):
 
 STOPPED = {
     "before anything": lambda run: shutil.rmtree(run.folder) or run.folder.mkdir(),
-    "after the shards": lambda run: [shutil.rmtree(run.folder / name) for name in
-                                     ("adapters", "features", "probes", "rounds", "vote")]
-    + [run.scores.unlink(), run.answer.unlink()],
-    "within fine-tuning": lambda run: [shutil.rmtree(run.folder / name) for name in
-                                       ("features", "probes", "rounds", "vote", "adapters/line")]
-    + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()],
+    "after the shards": lambda run: (
+        [shutil.rmtree(run.folder / name) for name in ("adapters", "features", "probes", "rounds", "vote")]
+        + [run.scores.unlink(), run.answer.unlink()]
+    ),
+    "within fine-tuning": lambda run: (
+        [
+            shutil.rmtree(run.folder / name)
+            for name in ("features", "probes", "rounds", "vote", "adapters/line")
+        ]
+        + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()]
+    ),
     "before the vote": lambda run: [shutil.rmtree(run.vote), run.scores.unlink()],
-    "with imported features": lambda run: [shutil.rmtree(run.shards), run.config.unlink(),
-                                           run.quarantine.unlink(), run.scores.unlink()],
+    "with imported features": lambda run: [
+        shutil.rmtree(run.shards),
+        run.config.unlink(),
+        run.quarantine.unlink(),
+        run.scores.unlink(),
+    ],
 }
 
 
@@ -216,9 +243,18 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
 
 
 def test_every_single_file_may_be_torn_and_the_page_names_it(run):
-    torn = ["config.yaml", "quarantine.parquet", "shards/manifest.parquet", "shards/stats.json",
-            "adapters/face/fold-1/history.json", "rounds/01/curves.json", "vote/prior.json",
-            "rounds/02/selection.parquet", "vote/predictions.parquet", "scores.json"]
+    torn = [
+        "config.yaml",
+        "quarantine.parquet",
+        "shards/manifest.parquet",
+        "shards/stats.json",
+        "adapters/face/fold-1/history.json",
+        "rounds/01/curves.json",
+        "vote/prior.json",
+        "rounds/02/selection.parquet",
+        "vote/predictions.parquet",
+        "scores.json",
+    ]
     for name in torn:
         path = run.folder / name
         # Half of a YAML file may be whole by chance; a zero byte never is.
@@ -232,12 +268,27 @@ def test_every_single_file_may_be_torn_and_the_page_names_it(run):
     assert "answer.csv cannot be read" in text
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '{"epochs": [3]}', '{"epochs": null}',
-                                     '{"folds": 1, "labels": 2}', '[{"title": null}]'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "null",
+        '{"epochs": [3]}',
+        '{"epochs": null}',
+        '{"folds": 1, "labels": 2}',
+        '[{"title": null}]',
+    ],
+)
 def test_a_file_of_another_shape_never_stops_the_page(run, content):
-    for path in (run.adapter("face", "all") / "history.json", run.round(1) / "curves.json",
-                 run.vote / "prior.json", run.scores, run.shards / "stats.json",
-                 run.shards / files.MARK):
+    for path in (
+        run.adapter("face", "all") / "history.json",
+        run.round(1) / "curves.json",
+        run.vote / "prior.json",
+        run.scores,
+        run.shards / "stats.json",
+        run.shards / files.MARK,
+    ):
         path.write_text(content)
     assert "</html>" in written(run)
 
@@ -251,8 +302,9 @@ def test_a_diverged_training_is_drawn_with_gaps(run):
     page = written(run)
     drawn = " ".join(re.findall(r' (?:d|[xy][12]?|c[xy]|width|height)="([^"]*)"', page))
     assert "nan" not in drawn.lower() and "inf" not in drawn.lower()
-    assert [value is None for value in next(
-        part for part in collect(run.folder).adapters if part.part == "fold-0").train_loss
+    assert [
+        value is None
+        for value in next(part for part in collect(run.folder).adapters if part.part == "fold-0").train_loss
     ] == [False, False, True, True, False, False]
 
 
@@ -271,8 +323,10 @@ def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_ans
     after = collect(run.folder).corpus
     assert after.clips("unlabeled") == before.clips("unlabeled") + 2
     assert after.clips("labeled") == before.clips("labeled")
-    assert all(after.missing["unlabeled"][part] == before.missing["unlabeled"][part] + 2
-               for part in ("audio", "video", "text"))
+    assert all(
+        after.missing["unlabeled"][part] == before.missing["unlabeled"][part] + 2
+        for part in ("audio", "video", "text")
+    )
     text = text_of(written(run))
     assert "Of 2 unlabelled clips more nothing could be stored" in text
     assert "Of 1 labelled clip nothing" in text
@@ -282,8 +336,10 @@ def test_the_page_says_of_how_many_clips_a_score_is(run):
     rows = files.read_json(run.scores)
     assert "Of the last row: " not in text_of(written(run))
     files.write_json(run.scores, [row | {"oof_clips": 240, "clips": 1657, "unanswered": 54} for row in rows])
-    assert ("Of the last row: 240 labelled clips, 1,657 unlabelled ones, 54 of them without an answer, which "
-            "count as wrong.") in text_of(written(run))
+    assert (
+        "Of the last row: 240 labelled clips, 1,657 unlabelled ones, 54 of them without an answer, which "
+        "count as wrong."
+    ) in text_of(written(run))
 
 
 def test_no_such_folder_is_the_users_error(tmp_path):

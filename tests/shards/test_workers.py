@@ -112,8 +112,14 @@ if __name__ == "__main__":
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    parent = subprocess.run(
+        [sys.executable, script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     assert parent.returncode == -signal.SIGKILL, parent.stderr
     workers = [int(pid) for pid in parent.stdout.split()]
     assert workers
@@ -133,9 +139,16 @@ def _runs(pid: int) -> bool:
 
 def test_a_script_without_main_guard_gets_a_clear_error_and_no_endless_try(tmp_path):
     script = tmp_path / "bare.py"
-    script.write_text("from mer_dist.shards.workers import in_order\n"
-                      "print(list(in_order(abs, [1, 2], 1, crashed=None)))\n")
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    script.write_text(
+        "from mer_dist.shards.workers import in_order\nprint(list(in_order(abs, [1, 2], 1, crashed=None)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     assert result.returncode == 1
     assert "worker processes cannot be started" in result.stderr

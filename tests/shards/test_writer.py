@@ -20,8 +20,16 @@ from mer_dist.shards.reader import Reader
 def encoded(name: str, frames: int = 3, **facts) -> Encoded:
     clip = Clip(name=name, video=None, audio=None, transcript="你好", label="happy", split="labeled")
     images = [np.full((16, 16, 3), 20 * row % 256, np.uint8) for row in range(frames)]
-    return encode(clip, frames=images, samples=np.arange(800, dtype=np.int16), seconds=0.5,
-                  face=True, missing=[], problems=[], **facts)
+    return encode(
+        clip,
+        frames=images,
+        samples=np.arange(800, dtype=np.int16),
+        seconds=0.5,
+        face=True,
+        missing=[],
+        problems=[],
+        **facts,
+    )
 
 
 def lost(name: str) -> Encoded:
@@ -57,8 +65,18 @@ def test_the_offsets_are_those_that_tarfile_finds_also_behind_long_and_foreign_n
 
 
 def test_names_with_dots_and_hyphens_are_read_by_plain_webdataset_and_stand_whole_in_its_json(tmp_path):
-    odd = {"ep01.s03": "ep01%2Es03", "-x07": "-x07", "a..b.": "a%2E%2Eb%2E", "100%": "100%", "a%20b": "a%20b",
-           "a%2Eb": "a%252Eb", "a.b": "a%2Eb", "%25": "%2525", "名.前": "名%2E前", "--help": "--help"}
+    odd = {
+        "ep01.s03": "ep01%2Es03",
+        "-x07": "-x07",
+        "a..b.": "a%2E%2Eb%2E",
+        "100%": "100%",
+        "a%20b": "a%20b",
+        "a%2Eb": "a%252Eb",
+        "a.b": "a%2Eb",
+        "%25": "%2525",
+        "名.前": "名%2E前",
+        "--help": "--help",
+    }
     rows = write(tmp_path, [encoded(name) for name in odd])
     assert [row.name for row in rows] == [*odd]
     samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
@@ -86,8 +104,7 @@ def test_equal_clips_give_equal_bytes_and_equal_fingerprints_at_any_time(tmp_pat
     monkeypatch.setattr("time.time", lambda: 2e9)
     write(tmp_path / "two", [encoded("a")])
     write(tmp_path / "three", [encoded("a", frames=2)])
-    one, two, three = (manifest.shard_fingerprint(tmp_path / name, 0)
-                       for name in ("one", "two", "three"))
+    one, two, three = (manifest.shard_fingerprint(tmp_path / name, 0) for name in ("one", "two", "three"))
     contents = [(tmp_path / name / "00000.tar").read_bytes() for name in ("one", "two")]
     assert contents[0] == contents[1] and one == two != three
 
@@ -96,7 +113,9 @@ def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
     rows = write(tmp_path, [encoded("a"), lost("b"), encoded("c", frames=101)], number=7)
     assert manifest.read_rows(manifest.facts_path(tmp_path, 7)) == rows
     assert [(row.name, row.shard, row.frames, row.samples) for row in rows] == [
-        ("a", 7, 3, 800), ("c", 7, 101, 800)]
+        ("a", 7, 3, 800),
+        ("c", 7, 101, 800),
+    ]
     assert list(rows[1].members)[:2] == ["000.jpg", "001.jpg"]
     facts = manifest.all_facts(tmp_path)[7]
     assert facts.clips == {"a": "s", "b": "s", "c": "s"} and facts.made_from == "m"
@@ -105,7 +124,9 @@ def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
 
 
 def test_remarks_come_back_by_kind_and_shards_written_before_there_were_any_stay_readable(tmp_path):
-    write(tmp_path, [encoded("a", remarks=["silent", "tracks"]), encoded("b"), encoded("c", remarks=["silent"])])
+    write(
+        tmp_path, [encoded("a", remarks=["silent", "tracks"]), encoded("b"), encoded("c", remarks=["silent"])]
+    )
     path = manifest.facts_path(tmp_path, 0)
     facts = manifest.read_facts(path)
     assert facts.remarks == {"silent": ["a", "c"], "tracks": ["a"]}
@@ -118,8 +139,7 @@ def test_remarks_come_back_by_kind_and_shards_written_before_there_were_any_stay
 
 def test_a_shard_is_closed_at_its_clips_or_its_size_whichever_comes_first():
     def cut(clips, mebibytes, items):
-        return [[clip.clip.name for clip in batch]
-                for batch in writer.batches(items, clips, mebibytes)]
+        return [[clip.clip.name for clip in batch] for batch in writer.batches(items, clips, mebibytes)]
 
     clips = [encoded(name) for name in "abcde"]
     assert cut(2, 256, clips) == [["a", "b"], ["c", "d"], ["e"]]

@@ -21,8 +21,10 @@ def needed() -> None:
     """Skip where there can be no such cluster."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing or os.getuid() != 0:
-        skip("a local Slurm needs root and the packages munge, slurmctld, slurmd and slurm-client; missing: "
-             f"{', '.join(missing) or 'root'}")
+        skip(
+            "a local Slurm needs root and the packages munge, slurmctld, slurmd and slurm-client; missing: "
+            f"{', '.join(missing) or 'root'}"
+        )
 
 
 class Cluster:
@@ -39,14 +41,22 @@ class Cluster:
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mer_dist "$@"\n')
         command.chmod(0o755)
         self.variables = {
-            **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "CUDA_VISIBLE_DEVICES": "",
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "CUDA_VISIBLE_DEVICES": "",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "PATH": f"{links}{os.pathsep}{os.environ['PATH']}",
         }
 
     def _script(self, action: str, **variables: str) -> None:
-        done = subprocess.run(["bash", SCRIPT, action, self.folder], env=os.environ | variables, text=True,
-                              capture_output=True, timeout=90, check=False)
+        done = subprocess.run(
+            ["bash", SCRIPT, action, self.folder],
+            env=os.environ | variables,
+            text=True,
+            capture_output=True,
+            timeout=90,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
     def down(self) -> None:
@@ -55,8 +65,15 @@ class Cluster:
     def __call__(
         self, *command: str | Path, cwd: Path | None = None, seconds: float = 120
     ) -> subprocess.CompletedProcess:
-        return subprocess.run([str(word) for word in command], env=self.variables, cwd=cwd, text=True,
-                              capture_output=True, timeout=seconds, check=False)
+        return subprocess.run(
+            [str(word) for word in command],
+            env=self.variables,
+            cwd=cwd,
+            text=True,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
 
     def told(self, *command: str | Path, cwd: Path | None = None, seconds: float = 120) -> str:
         done = self(*command, cwd=cwd, seconds=seconds)
@@ -83,8 +100,12 @@ class Cluster:
     def nodes(self, job: str) -> list[str]:
         """The nodes that began a part of the job's steps, one for each part."""
         began = f"launch task StepId={job}."
-        return [log.stem.removeprefix("slurmd-") for log in sorted(self.folder.glob("slurmd-n*.log"))
-                for line in log.read_text("utf-8").splitlines() if began in line]
+        return [
+            log.stem.removeprefix("slurmd-")
+            for log in sorted(self.folder.glob("slurmd-n*.log"))
+            for line in log.read_text("utf-8").splitlines()
+            if began in line
+        ]
 
     @staticmethod
     def ranks(job: str) -> dict[int, str]:

@@ -14,22 +14,24 @@ from types import SimpleNamespace
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "stages")]
-import killing  # noqa: E402
-import local_slurm  # noqa: E402
-import small_job  # noqa: E402
-import users  # noqa: E402
+import killing
+import local_slurm
+import small_job
+import users
 
-from mer_dist import quarantine  # noqa: E402
-from mer_dist.layout import Run  # noqa: E402
+from mer_dist import quarantine
+from mer_dist.layout import Run
 
 pytestmark = pytest.mark.processes
 
 
 def needs(*cases: str):
     """Says which cases a test looks at, so that no others are begun."""
+
     def note(test):
         test.cases = cases
         return test
+
     return note
 
 
@@ -39,17 +41,25 @@ def cases(request, tmp_path_factory):
     local_slurm.needed()
     folder = tmp_path_factory.mktemp("slurm")
     job = small_job.make(folder)
-    broken = sorted((folder / "corpus" / "video-unlabeled-with-test2noise").glob("*.mp4"))[0]
+    broken = min((folder / "corpus" / "video-unlabeled-with-test2noise").glob("*.mp4"))
     broken.write_bytes(broken.read_bytes()[:200])
     cluster = local_slurm.Cluster(folder / "cluster", nodes=4)
     try:
         futures: dict[str, Future] = {}
-        work = SimpleNamespace(cluster=cluster, folder=folder, job=job,
-                               seen=lambda name: result(futures[name]))
+        work = SimpleNamespace(
+            cluster=cluster, folder=folder, job=job, seen=lambda name: result(futures[name])
+        )
         with ThreadPoolExecutor(2) as pool:
             needed = {name for item in request.session.items for name in getattr(item.function, "cases", ())}
-            for case in (users.graph, users.undisturbed, users.requeued, users.node_and_rank_lost,
-                         users.time_limit, users.every_stage_interrupted, users.by_hand):
+            for case in (
+                users.graph,
+                users.undisturbed,
+                users.requeued,
+                users.node_and_rank_lost,
+                users.time_limit,
+                users.every_stage_interrupted,
+                users.by_hand,
+            ):
                 if case.__name__ in needed:
                     futures[case.__name__] = pool.submit(timed, case, work)
             yield futures

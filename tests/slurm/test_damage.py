@@ -20,24 +20,72 @@ from mer_dist.dist.slurmstep import Step
 from mer_dist.errors import DONE, USAGE
 from mer_dist.layout import Run
 
-HOSTILE = ("1; rm -rf /", "--all", "-u", "--user=root", "", " 7", "7 8", "7,8", "7_1", "07", "0", "-7", "٧",
-           "7\n", "$(id)", "9" * 5000, 7, 7.0, True, None, ["7"], {"7": 7})
+HOSTILE = (
+    "1; rm -rf /",
+    "--all",
+    "-u",
+    "--user=root",
+    "",
+    " 7",
+    "7 8",
+    "7,8",
+    "7_1",
+    "07",
+    "0",
+    "-7",
+    "٧",
+    "7\n",
+    "$(id)",
+    "9" * 5000,
+    7,
+    7.0,
+    True,
+    None,
+    ["7"],
+    {"7": 7},
+)
 #: What may be wrong with the other values of a job.
 WRONG = [
-    ("stage", "../../x"), ("stage", None), ("stage", ["fuse"]), ("tasks", 0), ("tasks", 2**70),
-    ("tasks", True), ("tasks", "3"), ("tasks", 2.0), ("log", None), ("log", "a\nb"), ("log", "\x1b[2J"),
-    ("log", "\ud800"), ("other", 1),
+    ("stage", "../../x"),
+    ("stage", None),
+    ("stage", ["fuse"]),
+    ("tasks", 0),
+    ("tasks", 2**70),
+    ("tasks", True),
+    ("tasks", "3"),
+    ("tasks", 2.0),
+    ("log", None),
+    ("log", "a\nb"),
+    ("log", "\x1b[2J"),
+    ("log", "\ud800"),
+    ("other", 1),
 ]
 #: What may stand in the place of the whole file.
-WHOLE = ("", "{", "[]", "null", "{}", '{"jobs": []}', '{"jobs": {}}', '{"jobs": null}', '{"jobs": "7"}',
-         '{"jobs": [[]]}', '{"jobs": [{}]}', "[" * 9000, "\0\0", '{"jobs": [{"id": "7"')
+WHOLE = (
+    "",
+    "{",
+    "[]",
+    "null",
+    "{}",
+    '{"jobs": []}',
+    '{"jobs": {}}',
+    '{"jobs": null}',
+    '{"jobs": "7"}',
+    '{"jobs": [[]]}',
+    '{"jobs": [{}]}',
+    "[" * 9000,
+    "\0\0",
+    '{"jobs": [{"id": "7"',
+)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
     """Job 7, an extraction of three tasks that runs; job 8 is somebody else's, 9 another of this user."""
-    programs = {"squeue": "printf '7_0|RUNNING|None|mer-extract\\n9|RUNNING|None|other\\n'",
-                "scancel": f'printf "%s\\n" "$@" >> {tmp_path}/cancelled'}
+    programs = {
+        "squeue": "printf '7_0|RUNNING|None|mer-extract\\n9|RUNNING|None|other\\n'",
+        "scancel": f'printf "%s\\n" "$@" >> {tmp_path}/cancelled',
+    }
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -71,7 +119,13 @@ def refused(run: Run, path, capsys, *commands: str) -> None:
 def test_the_jobs_of_a_run_are_shown_and_cancelled_and_no_others(run, capsys):
     assert cli.main(["slurm-status", str(run.folder)]) == DONE
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        "extract", "7", "RUNNING", "3/3", "3", "7_*_0_log.out"]
+        "extract",
+        "7",
+        "RUNNING",
+        "3/3",
+        "3",
+        "7_*_0_log.out",
+    ]
     assert cli.main(["slurm-cancel", str(run.folder)]) == DONE
     assert cancelled(run) == ["7"]
 
@@ -99,8 +153,9 @@ def test_an_id_that_slurm_never_gave_is_refused(run, capsys, number):
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_job_with_a_wrong_value_is_refused(run, capsys, key, value):
-    run.slurm_jobs.write_text(json.dumps({"jobs": [
-        {"stage": "extract", "id": "7", "tasks": 3, "log": "7.out"} | {key: value}]}))
+    run.slurm_jobs.write_text(
+        json.dumps({"jobs": [{"stage": "extract", "id": "7", "tasks": 3, "log": "7.out"} | {key: value}]})
+    )
     refused(run, run.slurm_jobs, capsys, "slurm-status", "slurm-cancel")
 
 
@@ -110,11 +165,24 @@ def test_a_list_of_jobs_that_is_damaged_as_a_whole_is_refused(run, capsys, text)
     refused(run, run.slurm_jobs, capsys, "slurm-status", "slurm-cancel")
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "7", "{}", '{"restarts": "1", "code": 0}', '{"code": 0}',
-    '{"restarts": -1, "code": 0}', '{"restarts": 1, "code": true}', '{"restarts": 1, "code": [0]}',
-    '{"restarts": 1, "code": 64}', '{"restarts": 1, "code": 0, "other": 1}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        "{}",
+        '{"restarts": "1", "code": 0}',
+        '{"code": 0}',
+        '{"restarts": -1, "code": 0}',
+        '{"restarts": 1, "code": true}',
+        '{"restarts": 1, "code": [0]}',
+        '{"restarts": 1, "code": 64}',
+        '{"restarts": 1, "code": 0, "other": 1}',
+    ],
+)
 def test_a_damaged_note_of_a_task_is_named(run, capsys, text):
     note = run.slurm_note("extract", "7_1")
     note.write_text(text)
@@ -147,9 +215,15 @@ def test_whatever_happens_to_these_files_there_is_a_table_or_one_line(run, capsy
 def task(run: Run, *arguments: str, **variables: str) -> tuple[int, list[str]]:
     """``slurm-task`` as srun starts it: the exit code, and what it said."""
     own = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", **variables}
-    done = subprocess.run([sys.executable, "-m", "mer_dist", "slurm-task", *arguments], cwd=run.folder,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **own}, text=True, capture_output=True,
-                          timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mer_dist", "slurm-task", *arguments],
+        cwd=run.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **own},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
     return done.returncode, done.stderr.splitlines()
 
 

@@ -40,8 +40,25 @@ slurm:
   options: {constraint: a100, exclusive: ""}
 """
 HOSTILE = (
-    "gpu; touch /tmp/owned", "$(touch /tmp/owned)", "`touch /tmp/owned`", "gpu\ntouch /tmp/owned", "a b",
-    "--wrap=reboot", "-x", "'", '"', "a&b", "a|b", "a>b", "*", "${HOME}x", "a\\b", "gpü", "#", "!x", "%j",
+    "gpu; touch /tmp/owned",
+    "$(touch /tmp/owned)",
+    "`touch /tmp/owned`",
+    "gpu\ntouch /tmp/owned",
+    "a b",
+    "--wrap=reboot",
+    "-x",
+    "'",
+    '"',
+    "a&b",
+    "a|b",
+    "a>b",
+    "*",
+    "${HOME}x",
+    "a\\b",
+    "gpü",
+    "#",
+    "!x",
+    "%j",
 )
 
 
@@ -56,10 +73,22 @@ def lines(script: str) -> list[str]:
     return script.splitlines()
 
 
-@pytest.mark.parametrize("key", [
-    "partition", "cpu_partition", "account", "qos", "container", "python", "memory", "time", "times",
-    "container_mounts", "options",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "partition",
+        "cpu_partition",
+        "account",
+        "qos",
+        "container",
+        "python",
+        "memory",
+        "time",
+        "times",
+        "container_mounts",
+        "options",
+    ],
+)
 def test_a_value_of_which_a_shell_could_make_something_is_refused(key):
     for value in HOSTILE:
         inside = {"times": {"fuse": value}, "container_mounts": [value], "options": {"constraint": value}}
@@ -77,8 +106,15 @@ def test_an_option_that_is_a_command_or_belongs_to_the_graph_is_refused(tmp_path
         load(path)
 
 
-TIMES = [("7", 420), ("7:30", 450), ("01:02:03", 3723), ("2-3", 183_600), ("2-03:04", 183_840),
-         ("2-03:04:05", 183_845), ("0", 0)]
+TIMES = [
+    ("7", 420),
+    ("7:30", 450),
+    ("01:02:03", 3723),
+    ("2-3", 183_600),
+    ("2-03:04", 183_840),
+    ("2-03:04:05", 183_845),
+    ("0", 0),
+]
 
 
 @pytest.mark.parametrize(("limit", "expected"), TIMES)
@@ -124,9 +160,19 @@ def test_a_folder_with_spaces_stays_one_word(config):
 def test_every_stage_asks_for_what_it_needs(config):
     asked = {stage: slurm.options(config(), stage) for stage in STAGES}
     assert {stage: own.get("gpus-per-node") for stage, own in asked.items()} == {
-        "shard": None, "finetune": "8", "extract": "1", "fuse": "1", "report": None}
+        "shard": None,
+        "finetune": "8",
+        "extract": "1",
+        "fuse": "1",
+        "report": None,
+    }
     assert {stage: own["partition"] for stage, own in asked.items()} == {
-        "shard": "cpu", "finetune": "gpu", "extract": "gpu", "fuse": "gpu", "report": "cpu"}
+        "shard": "cpu",
+        "finetune": "gpu",
+        "extract": "gpu",
+        "fuse": "gpu",
+        "report": "cpu",
+    }
     assert (asked["finetune"]["nodes"], asked["finetune"]["ntasks-per-node"]) == ("2", "8")
     assert (asked["extract"]["nodes"], asked["extract"]["array"]) == ("1", "0-15%4")
     assert (asked["fuse"]["time"], asked["finetune"]["time"]) == ("01:00:00", "24:00:00")
@@ -140,8 +186,15 @@ def test_the_graph_in_scripts_is_in_order_and_only_the_extraction_is_an_array(co
     for stage, before in zip(STAGES[1:], STAGES, strict=False):
         assert f"#SBATCH --dependency='afterok:<{before}>'" in lines(scripts[stage])
     assert [stage for stage in STAGES if "--array=" in scripts[stage]] == ["extract"]
-    for option in ("array=0-15%4", "requeue", "signal=USR2@600", "exclusive", "time=24:00:00", "mem=400G",
-                   "kill-on-invalid-dep=yes"):
+    for option in (
+        "array=0-15%4",
+        "requeue",
+        "signal=USR2@600",
+        "exclusive",
+        "time=24:00:00",
+        "mem=400G",
+        "kill-on-invalid-dep=yes",
+    ):
         assert f"#SBATCH --{option}" in lines(scripts["extract"])
     (srun,) = [line for line in lines(scripts["finetune"]) if line.startswith("srun")]
     assert "--kill-on-bad-exit=1 --cpus-per-task=12 " in srun
@@ -153,7 +206,14 @@ def test_what_is_not_set_is_not_asked_for(tmp_path):
     script = slurm.scripts(load(path))["fuse"]
     names = {line.split("=")[0].split()[1] for line in lines(script) if line.startswith("#SBATCH")}
     assert names == {
-        "--job-name", "--nodes", "--ntasks-per-node", "--open-mode", "--output", "--requeue", "--signal"}
+        "--job-name",
+        "--nodes",
+        "--ntasks-per-node",
+        "--open-mode",
+        "--output",
+        "--requeue",
+        "--signal",
+    }
     assert "cpus-per-task" not in slurm.options(load(path), "fuse")
     assert slurm.options(load(path), "shard")["cpus-per-task"] == "3"
 
@@ -179,24 +239,62 @@ def test_a_container_goes_to_srun_or_around_the_interpreter(config):
 FILES = ("finetune", "extract", "fuse", "run")
 #: value of slurm.container_by, the words between srun's own options and the stage
 CONTAINERS = [
-    ("pyxis", ["--kill-on-bad-exit=1", "--container-image=docker://team/mer:1", "--container-workdir={cwd}",
-               "--container-mounts=/data,/runs:/r", "python3", "-m", "mer_dist"]),
-    ("apptainer", ["--kill-on-bad-exit=1", "apptainer", "exec", "--nv", "--bind", "/data", "--bind",
-                   "/runs:/r", "docker://team/mer:1", "python3", "-m", "mer_dist"]),
+    (
+        "pyxis",
+        [
+            "--kill-on-bad-exit=1",
+            "--container-image=docker://team/mer:1",
+            "--container-workdir={cwd}",
+            "--container-mounts=/data,/runs:/r",
+            "python3",
+            "-m",
+            "mer_dist",
+        ],
+    ),
+    (
+        "apptainer",
+        [
+            "--kill-on-bad-exit=1",
+            "apptainer",
+            "exec",
+            "--nv",
+            "--bind",
+            "/data",
+            "--bind",
+            "/runs:/r",
+            "docker://team/mer:1",
+            "python3",
+            "-m",
+            "mer_dist",
+        ],
+    ),
 ]
 
 
 def sruns(folder: Path, name: str, *arguments: str) -> tuple[int, list[list[str]]]:
     """Run an sbatch file where srun only writes down what it is given: the file's exit code, and that."""
-    programs = {"srun": f"printf '%s\\n' \"$@\" '' >> '{folder}/given'",
-                "mer-dist": f"exec {shlex.quote(sys.executable)} -m mer_dist \"$@\""}
+    programs = {
+        "srun": f"printf '%s\\n' \"$@\" '' >> '{folder}/given'",
+        "mer-dist": f'exec {shlex.quote(sys.executable)} -m mer_dist "$@"',
+    }
     for program, text in programs.items():
         (folder / program).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (folder / program).chmod(0o755)
-    variables = {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_SUBMIT_DIR": str(folder),
-                 "SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "12"}
-    done = subprocess.run(["bash", ROOT / "slurm" / f"{name}.sbatch", *arguments], env=variables, cwd=folder,
-                          capture_output=True, check=False)
+    variables = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "8",
+        "SLURM_CPUS_PER_TASK": "12",
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / f"{name}.sbatch", *arguments],
+        env=variables,
+        cwd=folder,
+        capture_output=True,
+        check=False,
+    )
     given = folder / "given"
     calls = given.read_text("utf-8").split("\n\n")[:-1] if given.exists() else []
     return done.returncode, [call.splitlines() for call in calls]
@@ -208,8 +306,12 @@ def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_
     config()
     folder = tmp_path / "sub mitted"
     folder.mkdir()
-    image = ("slurm.container=docker://team/mer:1", "slurm.python=python3", f"slurm.container_by={by}",
-             "slurm.container_mounts=[/data, '/runs:/r']")
+    image = (
+        "slurm.container=docker://team/mer:1",
+        "slurm.python=python3",
+        f"slurm.container_by={by}",
+        "slurm.container_mounts=[/data, '/runs:/r']",
+    )
     code, calls = sruns(folder, name, "../job.yaml", *image)
     assert code == 0 and len(calls) == (len(STAGES) if name == "run" else 1)
     words = [word.format(cwd=folder) for word in expected]
@@ -236,8 +338,13 @@ def test_options_come_as_one_line_that_a_shell_leaves_alone(config, capsys, tmp_
     config()
     assert cli.main(["slurm-options", "extract", str(tmp_path / "job.yaml")]) == DONE
     line = capsys.readouterr().out.strip()
-    echoed = subprocess.run(["bash", "-c", f"printf '%s\\n' $(printf '%s' {shlex.quote(line)})"], cwd="/",
-                            capture_output=True, text=True, check=True)
+    echoed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' $(printf '%s' {shlex.quote(line)})"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert echoed.stdout.split("\n")[:-1] == line.split(" ")
     assert "--array=0-15%4" in line and "--partition=gpu" in line
 
@@ -255,13 +362,23 @@ def test_a_dry_run_prints_every_script_and_leaves_no_folder(config, capsys, tmp_
 @pytest.fixture
 def of_slurm(monkeypatch):
     def tell(**variables):
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR",
-                     "ACCELERATE_USE_DEEPSPEED", *slurmstep.DEEPSPEED.values(), slurmstep.STOPPED):
+        for name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "DS_ACCELERATOR",
+            "ACCELERATE_USE_DEEPSPEED",
+            *slurmstep.DEEPSPEED.values(),
+            slurmstep.STOPPED,
+        ):
             # Set first, so that what the code under test sets is undone afterwards.
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, str(value))
+
     return tell
 
 
@@ -332,8 +449,12 @@ def test_a_failure_alone_ends_a_step_badly_and_a_stop_tells_the_script(of_slurm,
 
 
 #: state of the job, whether ranks left word that they stopped, srun's code, what is asked of Slurm, code
-BY_STATE = [("RUNNING", True, 0, ["requeue 7_3"], 75), ("COMPLETING", True, 0, [], 75),
-            ("RUNNING", False, 0, [], 0), ("RUNNING", True, 137, [], 137)]
+BY_STATE = [
+    ("RUNNING", True, 0, ["requeue 7_3"], 75),
+    ("COMPLETING", True, 0, [], 75),
+    ("RUNNING", False, 0, [], 0),
+    ("RUNNING", True, 137, [], 137),
+]
 
 
 @pytest.mark.parametrize(("state", "stopped", "code", "asked", "ends"), BY_STATE)
@@ -346,8 +467,13 @@ def test_a_job_queues_itself_again_if_all_ranks_stopped_and_nobody_ended_it(
     note = tmp_path / "note"
     if stopped:
         note.touch()
-    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MER_DIST_STOPPED": str(note), "SLURM_JOB_ID": "12",
-                 "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    variables = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "MER_DIST_STOPPED": str(note),
+        "SLURM_JOB_ID": "12",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "3",
+    }
     script = "\n".join([f"(exit {code})", "code=$?", *slurm.AFTER])
     done = subprocess.run(["bash", "-c", script], env=variables, check=False)
     told = tmp_path / "asked"
@@ -369,8 +495,10 @@ def test_a_run_that_was_never_submitted_has_no_status(tmp_path, capsys):
 
 def test_the_login_node_needs_no_torch_to_print_scripts(config, tmp_path):
     config()
-    program = ("import sys; from mer_dist import cli; "
-               f"cli.main(['slurm', {str(tmp_path / 'job.yaml')!r}, '--dry-run']); "
-               "sys.exit('torch' in sys.modules)")
+    program = (
+        "import sys; from mer_dist import cli; "
+        f"cli.main(['slurm', {str(tmp_path / 'job.yaml')!r}, '--dry-run']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,10 +11,10 @@ import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-import local_slurm  # noqa: E402
+import local_slurm
 
-from mer_dist import files  # noqa: E402
-from mer_dist.layout import Run  # noqa: E402
+from mer_dist import files
+from mer_dist.layout import Run
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 SLURM = {"nodes": 2, "extract_tasks": 3}
@@ -22,8 +22,11 @@ SLURM = {"nodes": 2, "extract_tasks": 3}
 PATIENCE = 1500
 #: WAF on the unlabelled clips: the lower ends of the intervals in the README's table.
 AT_LEAST = {
-    "probes/baichuan@tuned.parquet": 0.537, "probes/clip@tuned.parquet": 0.479, "probes/@all.parquet": 0.796,
-    "rounds/00/predictions.parquet": 0.791, "rounds/02/predictions.parquet": 0.809,
+    "probes/baichuan@tuned.parquet": 0.537,
+    "probes/clip@tuned.parquet": 0.479,
+    "probes/@all.parquet": 0.796,
+    "rounds/00/predictions.parquet": 0.791,
+    "rounds/02/predictions.parquet": 0.809,
     "vote/predictions.parquet": 0.846,
 }
 
@@ -45,8 +48,12 @@ def demo(tmp_path_factory):
         print(status := cluster.told("mer-dist", "slurm-status", run.folder))
         verified = cluster("mer-dist", "verify", run.folder, cwd=folder)
         print(cluster.told("mer-dist", "score", run.folder, "demo-data/truth.csv", cwd=folder))
-        yield SimpleNamespace(run=run, status=[line.split() for line in status.splitlines()[1:]],
-                              verified=verified, scores=files.read_json(run.scores))
+        yield SimpleNamespace(
+            run=run,
+            status=[line.split() for line in status.splitlines()[1:]],
+            verified=verified,
+            scores=files.read_json(run.scores),
+        )
     finally:
         cluster.down()
 
@@ -54,7 +61,8 @@ def demo(tmp_path_factory):
 def test_every_stage_of_the_demo_completes_on_slurm_and_no_clip_is_lost(demo):
     assert [row[0] for row in demo.status] == ["shard", "finetune", "extract", "fuse", "report"]
     assert [row[2:5] for row in demo.status] == [
-        ["COMPLETED", f"{tasks}/{tasks}", "0"] for tasks in (1, 1, SLURM["extract_tasks"], 1, 1)]
+        ["COMPLETED", f"{tasks}/{tasks}", "0"] for tasks in (1, 1, SLURM["extract_tasks"], 1, 1)
+    ]
     assert demo.verified.returncode == 0, demo.verified.stderr
     assert demo.run.answer.exists() and demo.run.report.exists()
 

@@ -89,15 +89,21 @@ def going_on(work, job: Path, times: int) -> None:
 
 def stops(job: Path) -> list[tuple[int, int]]:
     """(step of the checkpoint that a stop left, step that the next start went on from), in order."""
-    return [(int(saved), int(went_on)) for saved, went_on in
-            re.findall(r"asked to stop at step (\d+)[^§]*?going on from \S*step-(\d+)", told(job))]
+    return [
+        (int(saved), int(went_on))
+        for saved, went_on in re.findall(
+            r"asked to stop at step (\d+)[^§]*?going on from \S*step-(\d+)", told(job)
+        )
+    ]
 
 
 def beginnings(job: Path) -> list[int]:
     """The step at which every start of a training began."""
     starts = re.split(r"copies to train on", told(job))[1:]
-    return [int(match[1]) if (match := re.search(r"going on from \S*step-(\d+)", start)) else 0
-            for start in starts]
+    return [
+        int(match[1]) if (match := re.search(r"going on from \S*step-(\d+)", start)) else 0
+        for start in starts
+    ]
 
 
 def undisturbed(work) -> SimpleNamespace:
@@ -128,8 +134,16 @@ def requeued(work) -> SimpleNamespace:
     status = work.cluster.told("mer-dist", "slurm-status", run)
     cancelled = work.cluster.told("mer-dist", "slurm-cancel", run)
     left = work.cluster.told("squeue", "-h", "-j", ",".join(jobs.values()))
-    return SimpleNamespace(again=again, status=status, cancelled=cancelled, jobs=jobs, left=left,
-                           trained=trained(job), stops=stops(job), delay=delay)
+    return SimpleNamespace(
+        again=again,
+        status=status,
+        cancelled=cancelled,
+        jobs=jobs,
+        left=left,
+        trained=trained(job),
+        stops=stops(job),
+        delay=delay,
+    )
 
 
 def node_and_rank_lost(work) -> SimpleNamespace:
@@ -153,8 +167,15 @@ def node_and_rank_lost(work) -> SimpleNamespace:
     print(f"SIGKILL of a rank to the end of the others and of the job: {seconds:.1f} s")
     restarts = cluster.restarts(number)
     again = cluster.ended(cluster.sbatch("finetune", job), PATIENCE)
-    return SimpleNamespace(state=state, restarts=restarts, ranks=ranks, ended=seconds, again=again,
-                           beginnings=beginnings(job), trained=trained(job))
+    return SimpleNamespace(
+        state=state,
+        restarts=restarts,
+        ranks=ranks,
+        ended=seconds,
+        again=again,
+        beginnings=beginnings(job),
+        trained=trained(job),
+    )
 
 
 def time_limit(work) -> SimpleNamespace:
@@ -196,8 +217,14 @@ def graph(work) -> SimpleNamespace:
     cluster.told("mer-dist", "slurm", work.job)
     second = ended(cluster, run)
     kept = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
-    return SimpleNamespace(run=run, first=first, second=second, before=set(before), kept=kept,
-                           verified=cluster("mer-dist", "verify", run.folder))
+    return SimpleNamespace(
+        run=run,
+        first=first,
+        second=second,
+        before=set(before),
+        kept=kept,
+        verified=cluster("mer-dist", "verify", run.folder),
+    )
 
 
 def ids(run: Run) -> dict[str, str]:
@@ -224,8 +251,9 @@ def by_hand(work) -> SimpleNamespace:
     jobs = {
         "extract": extract,
         "fuse": cluster.sbatch("fuse", work.job, here, dependency=f"afterok:{extract}"),
-        "run": cluster.sbatch("run", work.job, f"run.folder={whole.folder}", "slurm.nodes=1",
-                              "slurm.tasks_per_node=2"),
+        "run": cluster.sbatch(
+            "run", work.job, f"run.folder={whole.folder}", "slurm.nodes=1", "slurm.tasks_per_node=2"
+        ),
     }
     states = {name: cluster.ended(job, PATIENCE) for name, job in jobs.items()}
     return SimpleNamespace(graph=graph, stages=stages, whole=whole, states=states)
@@ -251,8 +279,14 @@ def every_stage_interrupted(work) -> SimpleNamespace:
     jobs, computed = ids(run), run.times("extract", 1)
     whole = {
         "shard": interrupted(cluster, run, "shard", WARN, jobs["shard"], lambda: pieces(run, "shard")),
-        "extract": interrupted(cluster, run, "extract", WARN, f"{jobs['extract']}_1",
-                               lambda: computed.exists() and '"0' in computed.read_text("utf-8")),
+        "extract": interrupted(
+            cluster,
+            run,
+            "extract",
+            WARN,
+            f"{jobs['extract']}_1",
+            lambda: computed.exists() and '"0' in computed.read_text("utf-8"),
+        ),
         "fuse": interrupted(cluster, run, "fuse", REQUEUE, jobs["fuse"], lambda: pieces(run, "fuse")),
     }
     rows = ended(cluster, run)
@@ -264,8 +298,10 @@ def slower(folder: Path) -> None:
     """Clips of the six emotions, and a model, that take so long that a signal meets their stage at work."""
     random = np.random.default_rng(0)
     frames = random.integers(0, 255, (60, 256, 256, 3), dtype=np.uint8)
-    kinds = [media_files.write_mp4(folder / f"{kind}.mp4", frames + kind,
-                                   media_files.tone(300 + 50 * kind, 5)) for kind in range(6)]
+    kinds = [
+        media_files.write_mp4(folder / f"{kind}.mp4", frames + kind, media_files.tone(300 + 50 * kind, 5))
+        for kind in range(6)
+    ]
     for row, clip in enumerate(sorted((folder / "corpus").glob("video-*/*.mp4"))):
         clip.unlink()
         os.link(kinds[row % 6], clip)

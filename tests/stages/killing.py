@@ -43,10 +43,16 @@ def start(cwd: Path, arguments: list[str], world: int = 1) -> list[subprocess.Po
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
         with open(cwd / f"said.{rank}", "ab") as said:
-            ranks.append(subprocess.Popen(
-                [sys.executable, "-m", "mer_dist", *arguments], cwd=cwd, env=base | own, stderr=said,
-                stdout=said, start_new_session=True,
-            ))
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "mer_dist", *arguments],
+                    cwd=cwd,
+                    env=base | own,
+                    stderr=said,
+                    stdout=said,
+                    start_new_session=True,
+                )
+            )
     return ranks
 
 
@@ -182,8 +188,9 @@ class Disturbed:
         found = outputs(self.folder)
         differing = {path for path in found | self.reference if found.get(path) != self.reference.get(path)}
         assert not differing, f"differing after {self.killed} kills: {sorted(differing)}"
-        pieces = Counter((spent.part, spent.piece) for spent in times.read(Run(self.folder))
-                         if spent.piece != "load")
+        pieces = Counter(
+            (spent.part, spent.piece) for spent in times.read(Run(self.folder)) if spent.piece != "load"
+        )
         self.again = pieces.total() - len(pieces)
         assert self.again <= self.killed, f"{self.again} pieces were made again after {self.killed} kills"
 

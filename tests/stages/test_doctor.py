@@ -49,8 +49,7 @@ def port():
 def launch_file(job, port: int) -> str:
     path = job.parent / "launch.yaml"
     path.write_text(
-        "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n"
-        f"main_process_port: {port}\n"
+        f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: 3}}\nmain_process_port: {port}\n"
     )
     return f"run.accelerate={path}"
 
@@ -64,9 +63,25 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("ok ") for line in lines)
     named = {line.split(":")[0].removeprefix("ok").strip() for line in lines}
-    assert {"python", "packages", "launch", "processors", "communication", "model clip", "model hubert",
-            "model baichuan", "corpus", "labels", "media", "decoding", "run folder", "home", "disk", "port",
-            "open files"} == named
+    assert {
+        "python",
+        "packages",
+        "launch",
+        "processors",
+        "communication",
+        "model clip",
+        "model hubert",
+        "model baichuan",
+        "corpus",
+        "labels",
+        "media",
+        "decoding",
+        "run folder",
+        "home",
+        "disk",
+        "port",
+        "open files",
+    } == named
 
 
 def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
@@ -85,7 +100,8 @@ def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
         assert main(["doctor", str(job), launch_file(job, port)]) == 2
     lines = dict(
         line.removeprefix("FIX ").split(": ", 1)
-        for line in capsys.readouterr().out.splitlines() if line.startswith("FIX ")
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("FIX ")
     )
     assert lines.keys() == {"model baichuan", "model clip", "model hubert", "corpus", "port"}
     assert "tokenizer.model" in lines["model baichuan"]
@@ -118,7 +134,8 @@ def test_more_processes_than_this_machine_has_processors_are_found(job):
 
 
 def test_a_home_that_cannot_be_written_is_told_and_found_where_the_run_folder_cannot_help(
-        job, tmp_path, monkeypatch):
+    job, tmp_path, monkeypatch
+):
     def home(*overrides) -> str:
         return stage._home(load(job, overrides))
 
@@ -147,11 +164,18 @@ def test_a_check_that_breaks_down_ends_no_other(job):
     assert checks["corpus"].ok and checks["open files"].ok
 
 
-@pytest.mark.parametrize(("said", "tasks", "told"), [
-    ("echo 'MaxArraySize            = 1001'", 1002, "arrays of 1001 tasks at most"),
-    ("echo 'MaxArraySize            = 1001'", 1001, None),
-    ("echo 'slurm_load_ctl_conf: Unable to contact slurm controller' >&2; exit 1", 2, "Unable to contact"),
-])
+@pytest.mark.parametrize(
+    ("said", "tasks", "told"),
+    [
+        ("echo 'MaxArraySize            = 1001'", 1002, "arrays of 1001 tasks at most"),
+        ("echo 'MaxArraySize            = 1001'", 1001, None),
+        (
+            "echo 'slurm_load_ctl_conf: Unable to contact slurm controller' >&2; exit 1",
+            2,
+            "Unable to contact",
+        ),
+    ],
+)
 def test_an_array_larger_than_the_cluster_takes_is_told(job, tmp_path, monkeypatch, said, tasks, told):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()

@@ -29,8 +29,12 @@ def corpus(healthy, tmp_path):
 
 def config_of(path, **sections) -> Config:
     given = "manifest" if str(path).endswith(".csv") else "mer2024"
-    sections = {"run": RunConfig(folder=f"{path}/run"), "corpus": CorpusConfig(path=str(path), format=given),
-                "shard": ShardConfig(frames=4, image_size=32, faces="none"), "folds": FoldConfig(count=2)}
+    sections = {
+        "run": RunConfig(folder=f"{path}/run"),
+        "corpus": CorpusConfig(path=str(path), format=given),
+        "shard": ShardConfig(frames=4, image_size=32, faces="none"),
+        "folds": FoldConfig(count=2),
+    }
     return Config(**sections)
 
 
@@ -53,7 +57,7 @@ def test_a_healthy_corpus_is_counted_by_label_and_three_clips_are_decoded(health
         "labels": "neutral 2, angry 2, happy 2, sad 2, worried 2, surprise 2",
         "media": "the files of 13 clips are there",
         "decoding": "a002 4 frames, 0.5 s of sound, a006 4 frames, 0.5 s of sound, "
-                    "a010 4 frames, 0.5 s of sound",
+        "a010 4 frames, 0.5 s of sound",
     }
 
 
@@ -78,7 +82,8 @@ def test_what_is_there_and_no_file_is_counted_and_named(corpus, monkeypatch):
     fine, text = found(config_of(corpus), "media")["media"]
     assert fine and text.startswith(
         "2 of 13 clips lack a file (1 x file: *.mp4: a link that leads back to itself; "
-        "1 x file: *.mp4: a named pipe, not a file); for example ")
+        "1 x file: *.mp4: a named pipe, not a file); for example "
+    )
     assert text.endswith("; in all a003, u000")
     monkeypatch.setattr(doctor_corpus, "NAMED", 1)
     assert found(config_of(corpus), "media")["media"][1].endswith("; in all a003 and 1 more")
@@ -87,7 +92,9 @@ def test_what_is_there_and_no_file_is_counted_and_named(corpus, monkeypatch):
 def test_a_large_corpus_is_looked_at_in_a_sample(corpus, monkeypatch):
     monkeypatch.setattr(doctor_corpus.survey, "LOOKED_AT", 5)
     assert found(config_of(corpus), "media")["media"] == (
-        True, "the files of 5 clips, a sample of 13, are there")
+        True,
+        "the files of 5 clips, a sample of 13, are there",
+    )
 
 
 def test_files_are_looked_for_once(corpus, monkeypatch):
@@ -128,8 +135,10 @@ def test_a_corpus_that_cannot_be_listed_is_one_line_and_a_label_file_is_counted_
     told = found(config_of(tmp_path / "none"))
     assert list(told) == ["corpus"] and not told["corpus"][0]
     assert "no folder video-labeled" in told["corpus"][1]
-    labels = write_csv(tmp_path / "labels.csv", [
-        ["name", "label"], *([f"a{row}", ("happy", "sad")[row % 2]] for row in range(4)), ["u", ""]])
+    labels = write_csv(
+        tmp_path / "labels.csv",
+        [["name", "label"], *([f"a{row}", ("happy", "sad")[row % 2]] for row in range(4)), ["u", ""]],
+    )
     config = config_of("")
     config.fuse = FuseConfig(labels=str(labels))
     told = found(config)

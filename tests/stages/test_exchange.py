@@ -55,10 +55,18 @@ def test_sequences_keep_their_frames_and_give_their_mean(run, tmp_path):
 def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
     good = {f"c{row}": np.full(3, row + 1.0) for row in range(3)}
     folder = write(
-        tmp_path / "in", **good, nan=np.array([1.0, np.nan, 2]), wide=np.ones(4),
-        zero=np.zeros(3), cube=np.ones((2, 2, 3)), point=np.float32(1), none=np.ones((0, 3)),
-        thing=np.array([{"a": 1}], dtype=object), word=np.array(["a", "b", "c"]),
-        wider=np.ones(3, np.longdouble), day=np.array([1, 2, 3], "M8[s]"),
+        tmp_path / "in",
+        **good,
+        nan=np.array([1.0, np.nan, 2]),
+        wide=np.ones(4),
+        zero=np.zeros(3),
+        cube=np.ones((2, 2, 3)),
+        point=np.float32(1),
+        none=np.ones((0, 3)),
+        thing=np.array([{"a": 1}], dtype=object),
+        word=np.array(["a", "b", "c"]),
+        wider=np.ones(3, np.longdouble),
+        day=np.array([1, 2, 3], "M8[s]"),
         record=np.array([(1.0, 2.0, 3.0)], dtype="f4,f4,f4"),
     )
     (folder / "torn.npy").write_bytes((folder / "c0.npy").read_bytes()[:90])
@@ -70,8 +78,23 @@ def test_a_file_that_cannot_be_used_costs_its_clip_and_says_why(run, tmp_path):
     Path(os.fsdecode(bytes(folder) + b"/no-\xff-text.npy")).write_bytes((folder / "c1.npy").read_bytes())
     import_npy(run, "line", "text", folder)
     why = {row.name: row.reason for row in quarantine.read(run.quarantine)}
-    assert why.keys() == {"nan", "wide", "zero", "cube", "none", "thing", "word", "wider", "day", "record",
-                          "torn", "empty", "point", ".hidden", "no-\\udcff-text"}
+    assert why.keys() == {
+        "nan",
+        "wide",
+        "zero",
+        "cube",
+        "none",
+        "thing",
+        "word",
+        "wider",
+        "day",
+        "record",
+        "torn",
+        "empty",
+        "point",
+        ".hidden",
+        "no-\\udcff-text",
+    }
     assert all((row.stage, row.lost) == ("import", "text") for row in quarantine.read(run.quarantine))
     assert "1 values are NaN" in why["nan"] and "most files have 3" in why["wide"]
     assert "all zeros" in why["zero"] and "save it as float32 or float64" in why["wider"]
@@ -133,9 +156,9 @@ def test_columns_of_many_lengths_are_sequences_of_one_value(run, tmp_path):
     assert found.width == 1 and not found.missing and np.diff(found.offsets).tolist() == [*range(8, 14)]
 
 
-@pytest.mark.parametrize(("shape", "frames"), [
-    ((1, 7, 4), 7), ((7, 1, 4), 7), ((1, 1, 4), 1), ((1, 7, 1, 4), 7), ((7, 4, 1), 7),
-])
+@pytest.mark.parametrize(
+    ("shape", "frames"), [((1, 7, 4), 7), ((7, 1, 4), 7), ((1, 1, 4), 1), ((1, 7, 1, 4), 7), ((7, 4, 1), 7)]
+)
 def test_dimensions_of_one_are_dropped(run, tmp_path, shape, frames):
     arrays = values(3, *shape)
     import_npy(run, "x", "text", write(tmp_path / "in", **arrays))
@@ -150,8 +173,10 @@ def test_a_folder_of_one_file_a_frame_is_a_clip(run, tmp_path):
     for clip, count in (("one", 12), ("ep01.s03", 3), ("part", 4), ("none", 2), ("empty", 0)):
         (tmp_path / "in" / clip).mkdir(parents=True, exist_ok=True)
         # 10 comes after 2, as their numbers do.
-        write(tmp_path / "in" / clip, **{f"f{row}": frames[f"c{row}"].reshape(-1, *[1] * (row % 2))
-                                        for row in range(count)})
+        write(
+            tmp_path / "in" / clip,
+            **{f"f{row}": frames[f"c{row}"].reshape(-1, *[1] * (row % 2)) for row in range(count)},
+        )
     write(tmp_path / "in" / "part", f1=np.zeros(4), f2=np.full(4, np.nan))
     write(tmp_path / "in" / "none", f0=np.zeros(4), f1=np.zeros(4))
     assert import_npy(run, "x", "video", tmp_path / "in") == 2
@@ -164,8 +189,8 @@ def test_a_folder_of_one_file_a_frame_is_a_clip(run, tmp_path):
     assert {(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)} == {
         ("none", "video"): f"features x: no frame of its folder can be used; f0.npy: {zeros}",
         ("empty", "video"): "features x: its folder holds no .npy file",
-        ("part", "part of video"):
-            f"features x: 2 faults in its frames, which are left out: f1.npy: {zeros}"}
+        ("part", "part of video"): f"features x: 2 faults in its frames, which are left out: f1.npy: {zeros}",
+    }
 
 
 def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
@@ -177,7 +202,9 @@ def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
     import_sets(run, [folder], ["hubert-UTT=audio", "clip-FRA=video"])
     found = {path.name: features.load(path) for path in run.features("x").parent.iterdir()}
     assert {name: (told.modality, told.width, len(told.names)) for name, told in found.items()} == {
-        "hubert-UTT": ("audio", 3, 4), "clip-FRA": ("video", 4, 4)}
+        "hubert-UTT": ("audio", 3, 4),
+        "clip-FRA": ("video", 4, 4),
+    }
     assert "not taken, as --modality does not name them: bert-UTT" in capsys.readouterr().err
     for told in (["audio"], ["nowhere=audio"], ["hubert-UTT=audio", "video"]):
         with pytest.raises(UserError, match="--modality bert-UTT=audio; it has sets: bert-UTT, clip-FRA"):
@@ -191,14 +218,17 @@ def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
     with pytest.raises(UserError, match="must be one of: audio, video, text"):
         import_sets(run, [folder], ["bert-UTT=text", "clip-FRA=picture"])
     assert not run.features("bert-UTT").exists()
-    for source, told, words in ((["x", folder], ["audio", "text"], "one modality"),
-                                (["x", "y", folder], ["audio"], "SET FOLDER")):
+    for source, told, words in (
+        (["x", folder], ["audio", "text"], "one modality"),
+        (["x", "y", folder], ["audio"], "SET FOLDER"),
+    ):
         with pytest.raises(UserError, match=words):
             import_sets(run, source, told)
 
 
 def test_files_whose_names_are_one_clip_are_refused_with_both(run, tmp_path):
-    folder = write(tmp_path / "in", **{"cafe\u0301": np.ones(3), "caf\u00e9": np.ones(3)})
+    spelled_twice = {"cafe\u0301": np.ones(3), "caf\u00e9": np.ones(3)}
+    folder = write(tmp_path / "in", **spelled_twice)
     with pytest.raises(UserError, match="'caf\u00e9' occurs twice: cafe\u0301.npy and caf\u00e9.npy"):
         import_npy(run, "x", "text", folder)
     (folder / "caf\u00e9.npy").unlink()

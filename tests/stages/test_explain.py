@@ -52,7 +52,8 @@ def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
     assert (told["split"], told["fold"], told["label"]) == ("unlabeled", -1, None)
     assert [one["masked"] for one in told["features"]] == [None] * 3
     assert [one["title"] for one in told["predictions"]] == [
-        predictions.read(path).title for path in predictions.all_of(run)]
+        predictions.read(path).title for path in predictions.all_of(run)
+    ]
     for path, one in zip(predictions.all_of(run), told["predictions"], strict=True):
         assert one["probability"] == predictions.read(path).probability[NAMES.index(name)].tolist()
     assert [one["round"] for one in told["rounds"]] == [1, 2]
@@ -86,8 +87,11 @@ def test_the_text_is_in_columns_under_the_names_of_the_emotions(run):
     shown = text(told)
     header = next(line for line in shown.splitlines() if "neutral" in line and "answer" in line)
     for one in told["predictions"]:
-        (line,) = [line for line in lines_with(shown, one["title"], one["answer"])
-                   if line.strip().startswith(one["title"] + "  ")]
+        (line,) = [
+            line
+            for line in lines_with(shown, one["title"], one["answer"])
+            if line.strip().startswith(one["title"] + "  ")
+        ]
         for label, value in zip(told["labels"], one["probability"], strict=True):
             end = header.index(label) + len(label)
             assert line[:end].endswith(f"{value:.3f}"), "numbers end under the end of their label"
@@ -95,8 +99,15 @@ def test_the_text_is_in_columns_under_the_names_of_the_emotions(run):
         for row in one["folds"]:
             threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
             taken = "yes" if row["selected"] else "no"
-            assert lines_with(shown, f"for fold {row['fold']}", taken, f"{row['weight']:.3f}", threshold,
-                              row["reason"], f"{row['models']} of round {one['round'] - 1}")
+            assert lines_with(
+                shown,
+                f"for fold {row['fold']}",
+                taken,
+                f"{row['weight']:.3f}",
+                threshold,
+                row["reason"],
+                f"{row['models']} of round {one['round'] - 1}",
+            )
     for title, weight in told["vote"]["weights"].items():
         assert lines_with(shown, title, f"{weight:.3f}")
     assert lines_with(shown, "prior correction", told["vote"]["reason"])

@@ -88,14 +88,30 @@ def test_the_adapter_alone_loads_with_peft_on_its_base(job, finished, tmp_path):
 def test_a_checkpoint_of_two_ranks_that_were_killed_is_exported_and_gone_on_from(job, tmp_path):
     run = Run(tmp_path / "run")
     shutil.copytree(Run(load(job).run.folder).shards, run.shards)
-    options = [*ONE_COPY, f"run.folder={run.folder}", "extractors.clip.finetune=null",
-               "extractors.baichuan.finetune.epochs=30"]
+    options = [
+        *ONE_COPY,
+        f"run.folder={run.folder}",
+        "extractors.clip.finetune=null",
+        "extractors.baichuan.finetune.epochs=30",
+    ]
     configuration.save(load(job, options), run.config)
     where = run.checkpoints("baichuan", "all")
     with open(tmp_path / "log", "w") as log:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-                   str(ROOT / "launch/zero3-cpu.yaml"), "--main_process_port", str(env.free_port()),
-                   "-m", "mer_dist", "finetune", str(job), *options, "run.checkpoint_minutes=0.0001"]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(ROOT / "launch/zero3-cpu.yaml"),
+            "--main_process_port",
+            str(env.free_port()),
+            "-m",
+            "mer_dist",
+            "finetune",
+            str(job),
+            *options,
+            "run.checkpoint_minutes=0.0001",
+        ]
         launched = subprocess.Popen(command, env=env.for_children(1), stderr=log)
     small_job.wait_for(lambda: any(where.glob("step-*[1-9]")), 200)
     # The ranks first: torch's launcher starts each in a session of its own.
@@ -144,8 +160,16 @@ def four_bits(job, tmp_path) -> Run:
     """A run whose only copy, of CLIP in four bits, is finished: an adapter that was drawn at random."""
     run = Run(tmp_path / "run")
     shutil.copytree(Run(load(job).run.folder).shards, run.shards)
-    config = load(job, [*ONE_COPY, f"run.folder={run.folder}", "extractors.baichuan.finetune=null",
-                        "extractors.clip.quantize=nf4", "extractors.clip.finetune.precision=bf16"])
+    config = load(
+        job,
+        [
+            *ONE_COPY,
+            f"run.folder={run.folder}",
+            "extractors.baichuan.finetune=null",
+            "extractors.clip.quantize=nf4",
+            "extractors.clip.finetune.precision=bf16",
+        ],
+    )
     configuration.save(config, run.config)
     (copy,) = copies.planned(config)
     with files.atomic_folder(copy.folder) as folder:
@@ -160,15 +184,33 @@ def test_the_command_writes_what_the_run_has_and_says_what_rounding_costs(four_b
     of_run = small_adapters.vectors(load_extractor(config, run.adapter("clip", "all")).backbone, "clip")
     assert main(["export", str(run.folder), "clip@all", str(tmp_path / "exact")]) == 0
     exported = load_extractor(ExtractorConfig(family="clip", path=str(tmp_path / "exact"))).backbone
-    assert small_adapters.off(small_adapters.vectors(exported, "clip"), of_run) < 5e-6 and "loses" not in told().err
+    assert (
+        small_adapters.off(small_adapters.vectors(exported, "clip"), of_run) < 5e-6
+        and "loses" not in told().err
+    )
     assert main(["export", str(run.folder), "clip@all", str(tmp_path / "half"), "--precision", "bf16"]) == 0
     assert "% of what the adapter adds" in (said := told().err) and "--precision fp32 keeps it" in said
-    assert load_file(tmp_path / "half" / "model.safetensors")["visual_projection.weight"].dtype == torch.bfloat16
+    assert (
+        load_file(tmp_path / "half" / "model.safetensors")["visual_projection.weight"].dtype == torch.bfloat16
+    )
     assert main(["export", str(run.folder), "clip@all", str(tmp_path / "alone"), "--adapter"]) == 0
     assert "fits only" in (said := told().err) and "quantised to nf4" in said
     shutil.rmtree(tmp_path / "alone")
-    assert main(["export", str(run.folder), "clip@all", str(tmp_path / "alone"), "--adapter",
-                 "--precision", "fp32"]) == USAGE and not (tmp_path / "alone").exists()
+    assert (
+        main(
+            [
+                "export",
+                str(run.folder),
+                "clip@all",
+                str(tmp_path / "alone"),
+                "--adapter",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == USAGE
+        and not (tmp_path / "alone").exists()
+    )
 
 
 def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weights(four_bits, tmp_path):
@@ -177,16 +219,27 @@ def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weig
     (copy,) = copies.planned(config)
     classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), 0, sharded=False)
     adapter = load_file(copy.folder / "adapter_model.safetensors")
-    weights = {name: adapter.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
-               for name, value in classifier.named_parameters() if value.requires_grad}
+    weights = {
+        name: adapter.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
+        for name, value in classifier.named_parameters()
+        if value.requires_grad
+    }
     step = run.checkpoints("clip", "all") / "step-00000001"
     step.mkdir(parents=True)
     torch.save({"weights": weights, "optimizer": {}}, step / ALONE)
-    files.mark(step, copy.made_from, progress=asdict(Progress(step=1)), zero_stage=0, processes=1,
-               content=files.contents([step / ALONE]))
+    files.mark(
+        step,
+        copy.made_from,
+        progress=asdict(Progress(step=1)),
+        zero_stage=0,
+        processes=1,
+        content=files.contents([step / ALONE]),
+    )
     for name, step_options in (("finished", []), ("underway", ["--step", "1"])):
         assert main(["export", str(run.folder), "clip@all", str(tmp_path / name), *step_options]) == 0
-    finished, underway = (load_file(tmp_path / name / "model.safetensors") for name in ("finished", "underway"))
+    finished, underway = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("finished", "underway")
+    )
     assert finished.keys() == underway.keys()
     for name, value in finished.items():
         assert torch.equal(value, underway[name]), name

@@ -170,16 +170,22 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
 
 def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]]) -> dict[str, set[int]]:
     """set -> shards whose features are made again."""
-    return {name: {shard for shard, made_from in own.items() if before[name].get(shard) != made_from}
-            for name, own in after.items()}
+    return {
+        name: {shard for shard, made_from in own.items() if before[name].get(shard) != made_from}
+        for name, own in after.items()
+    }
 
 
-@pytest.mark.parametrize(("override", "own"), [
-    ("extractors.hubert.window=5.0", {"hubert"}), ("extractors.clip.frames=2", {"clip", "clip@"}),
-    ("extractors.baichuan.finetune.epochs=3", {"baichuan@"}), ("extractors.baichuan.budget=64",
-                                                               {"baichuan", "baichuan@"}),
-    ("run.threads=2", {"clip", "clip@", "hubert", "baichuan", "baichuan@"}),
-])
+@pytest.mark.parametrize(
+    ("override", "own"),
+    [
+        ("extractors.hubert.window=5.0", {"hubert"}),
+        ("extractors.clip.frames=2", {"clip", "clip@"}),
+        ("extractors.baichuan.finetune.epochs=3", {"baichuan@"}),
+        ("extractors.baichuan.budget=64", {"baichuan", "baichuan@"}),
+        ("run.threads=2", {"clip", "clip@", "hubert", "baichuan", "baichuan@"}),
+    ],
+)
 def test_a_changed_setting_makes_only_the_features_again_that_it_decides(job, override, own):
     again = changed(fingerprints(job), fingerprints(job, override))
     assert {name[: name.find("@") + 1] or name for name, shards in again.items() if shards} == own
@@ -190,7 +196,11 @@ def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
     monkeypatch.setattr(ClipExtractor, "budgets", (9, 256))
     again = changed(before, fingerprints(job))
     assert {name for name, shards in again.items() if shards} == {
-        "clip", "clip@fold-0", "clip@fold-1", "clip@all"}
+        "clip",
+        "clip@fold-0",
+        "clip@fold-1",
+        "clip@all",
+    }
     monkeypatch.setattr("mer_dist.stages.extract.PASSES_OF_A_CHUNK", 9)
     assert all(changed(before, fingerprints(job)).values())
 
@@ -224,7 +234,9 @@ def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
     (corpus / "clips.csv").write_text("\n".join(lines), encoding="utf-8")
     job = small_job.make(tmp_path)
     options = [
-        *FROZEN, "corpus.format=manifest", f"corpus.path={corpus}/clips.csv",
+        *FROZEN,
+        "corpus.format=manifest",
+        f"corpus.path={corpus}/clips.csv",
         f"run.folder={tmp_path}/other",
     ]
     config = load(job, options)
@@ -241,7 +253,6 @@ def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
     assert features.load(run.features("clip")).names == []
 
 
-
 def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     """The shards of the job in a run folder of its own, and CLIP with its last weights times ``factor``."""
     shutil.copytree(run_of(job).shards, tmp_path / "run" / "shards")
@@ -250,16 +261,22 @@ def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     weights["visual_projection.weight"] *= factor
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     path = tmp_path / "job.yaml"
-    path.write_text(f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\n"
-                    "folds: {count: 2}\n"
-                    f"extractors: {{clip: {{family: clip, path: {model}}}}}\n")
+    path.write_text(
+        f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\n"
+        "folds: {count: 2}\n"
+        f"extractors: {{clip: {{family: clip, path: {model}}}}}\n"
+    )
     return path
 
 
-@pytest.mark.parametrize(("key", "wrong", "right", "factor"), [
-    ("extractors.clip.precision", "fp16", "fp32", 3e7), ("extract.storage", "fp16", "fp32", 3e7),
-    ("extract.storage", "fp16", "fp32", 1e-9),
-])
+@pytest.mark.parametrize(
+    ("key", "wrong", "right", "factor"),
+    [
+        ("extractors.clip.precision", "fp16", "fp32", 3e7),
+        ("extract.storage", "fp16", "fp32", 3e7),
+        ("extract.storage", "fp16", "fp32", 1e-9),
+    ],
+)
 def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
     job, tmp_path, capsys, key, wrong, right, factor
 ):

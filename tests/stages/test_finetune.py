@@ -85,9 +85,15 @@ def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, 
 
     monkeypatch.setattr(runtime, "accelerator", accelerator)
     (tmp_path / "file").touch()
-    for name, value in {"HOME": str(tmp_path / "file" / "home"), "RANK": "0", "WORLD_SIZE": "1",
-                        "TORCH_EXTENSIONS_DIR": "", "TRITON_HOME": "", "TRITON_CACHE_DIR": "",
-                        "XDG_CACHE_HOME": ""}.items():
+    for name, value in {
+        "HOME": str(tmp_path / "file" / "home"),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "TORCH_EXTENSIONS_DIR": "",
+        "TRITON_HOME": "",
+        "TRITON_CACHE_DIR": "",
+        "XDG_CACHE_HOME": "",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("XDG_CACHE_HOME")
     with pytest.raises(KeyError, match=str(Run(load(job).run.folder).caches)):
@@ -101,9 +107,14 @@ def test_a_copy_that_never_sees_a_label_is_known_before_it_is_trained(job):
     fold_of = {row.name: int(row.label == "sad") for row in planned[-1].rows}
     planned = copies.planned(config, fold_of)
     assert {(copy.name, copy.part): finetune._never_seen(copy, planned) for copy in planned} == {
-        (name, part): ["sad"] if part == "fold-1" else
-        sorted({*config.corpus.labels} - {"sad"}) if part == "fold-0" else []
-        for name in ("clip", "baichuan") for part in ("fold-0", "fold-1", "all")}
+        (name, part): ["sad"]
+        if part == "fold-1"
+        else sorted({*config.corpus.labels} - {"sad"})
+        if part == "fold-0"
+        else []
+        for name in ("clip", "baichuan")
+        for part in ("fold-0", "fold-1", "all")
+    }
 
 
 @pytest.mark.processes
@@ -156,9 +167,13 @@ def test_an_adapter_of_other_folds_is_not_taken_for_the_one_that_is_meant(job):
 def test_a_model_that_is_not_whole_is_refused_before_any_copy_trains(job, tmp_path):
     models = shutil.copytree(Path(load(job).extractors["baichuan"].path).parent, tmp_path / "models")
     (models / "baichuan" / "tokenizer.model").unlink()
-    config = load(job, [f"run.folder={tmp_path}/run", *(
-        f"extractors.{name}.path={models / name}" for name in ("clip", "hubert", "baichuan")
-    )])
+    config = load(
+        job,
+        [
+            f"run.folder={tmp_path}/run",
+            *(f"extractors.{name}.path={models / name}" for name in ("clip", "hubert", "baichuan")),
+        ],
+    )
     shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
     with pytest.raises(UserError, match=r"tokenizer\.model"):
         finetune.finetune(config)
@@ -187,8 +202,14 @@ def test_under_a_launcher_a_mistake_in_the_configuration_reaches_the_user_as_cod
 @pytest.mark.parametrize(("rate", "when"), [(1e30, "at the evaluation after epoch 1|at step [23]")])
 def test_a_loss_that_is_no_number_ends_training_and_leaves_no_copy(job, tmp_path, rate, when):
     """Before, the copy was finished, and all its vectors were NaN."""
-    config = load(job, [f"run.folder={tmp_path}/run", f"extractors.clip.finetune.learning_rate={rate}",
-                        "extractors.baichuan.finetune=null"])
+    config = load(
+        job,
+        [
+            f"run.folder={tmp_path}/run",
+            f"extractors.clip.finetune.learning_rate={rate}",
+            "extractors.baichuan.finetune=null",
+        ],
+    )
     shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
     with pytest.raises(UserError, match=rf"({when}); lower extractors\.clip\.finetune\.learning_rate"):
         finetune.finetune(config)

@@ -85,11 +85,20 @@ def adapter(folder: Path) -> Path:
 def start(job: Path, folder: Path, processes: int, *options: str) -> subprocess.Popen:
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--config_file",
-                    str(ROOT / "launch/zero3-cpu.yaml"), "--main_process_port", str(env.free_port())]
+        command += [
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            str(processes),
+            "--config_file",
+            str(ROOT / "launch/zero3-cpu.yaml"),
+            "--main_process_port",
+            str(env.free_port()),
+        ]
     command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}", *options]
-    return subprocess.Popen(command, env=env.for_children(1), stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=env.for_children(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def announced(folder: Path) -> list[int]:
@@ -129,8 +138,14 @@ def disturb(job: Path, folder: Path, chance: random.Random, processes: int) -> d
     assert finished or newest >= announced(folder)[-1], "an announced checkpoint is lost"
     if processes > 1 and whom != "all" and not finished:
         tell_why_they_ended(folder, set(own) - hit)
-    return {"processes": processes, "whom": whom, "when": when, "seconds": round(seconds, 2), "step": newest,
-            "finished": finished}
+    return {
+        "processes": processes,
+        "whom": whom,
+        "when": when,
+        "seconds": round(seconds, 2),
+        "step": newest,
+        "finished": finished,
+    }
 
 
 def tell_why_they_ended(folder: Path, left: set[int]) -> None:
@@ -139,8 +154,9 @@ def tell_why_they_ended(folder: Path, left: set[int]) -> None:
         log = Run(folder).log("finetune", rank).read_text()
         assert "Traceback" not in log
         last = log.splitlines()[-1]
-        assert any(why in last for why in (
-            "another rank has ended", "the process that started this rank is gone")), f"rank {rank}: {last}"
+        assert any(
+            why in last for why in ("another rank has ended", "the process that started this rank is gone")
+        ), f"rank {rank}: {last}"
 
 
 @pytest.mark.parametrize("number", cases(short=2, long=24))
@@ -175,7 +191,7 @@ def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, un
     kill(psutil.Process(started.pid), *descendants(started.pid))
     started.wait()
     older, newest = whole(checkpoints)[-2:]
-    part = sorted(newest.glob("*pp_rank_1_*optim_states.pt"))[0]
+    part = min(newest.glob("*pp_rank_1_*optim_states.pt"))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
@@ -216,8 +232,14 @@ def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
     options = (f"run.folder={folder}", "run.checkpoint_minutes=10", "extractors.baichuan.finetune.epochs=500")
     log = Run(folder).log("finetune", 0)
     if by == "run":
-        started = small_job.start("run", job, *options, "run.processes=2",
-                                  "extractors.baichuan.finetune.cross_fit=true", said=tmp_path / "said")
+        started = small_job.start(
+            "run",
+            job,
+            *options,
+            "run.processes=2",
+            "extractors.baichuan.finetune.cross_fit=true",
+            said=tmp_path / "said",
+        )
     else:
         started = start(job, folder, 2, *options[1:])
     seconds_until(lambda: log.exists() and "epoch 3/" in log.read_text(), 300)
@@ -236,8 +258,9 @@ def test_ctrl_c_saves_like_any_request_to_stop(job, tmp_path, by):
 def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
     """Its launcher would train on, beside the next start, in the same folder."""
     folder = fresh(job, tmp_path / "run")
-    started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
-                              "extractors.baichuan.finetune.cross_fit=true")
+    started = small_job.start(
+        "run", job, f"run.folder={folder}", "run.processes=2", "extractors.baichuan.finetune.cross_fit=true"
+    )
     seconds_until(lambda: announced(folder), 300)
     every = descendants(started.pid)
     assert len(ranks(started.pid)) == 2
@@ -253,10 +276,19 @@ def test_ranks_end_when_the_run_that_started_them_is_killed(job, tmp_path):
 
 def test_a_rank_of_extract_that_dies_fails_the_run_although_the_other_one_stops_politely(job, tmp_path):
     folder = fresh(job, tmp_path / "run")
-    more = [f"extractors.{name}={{family: {name}, path: {job.parent}/models/{name}}}"
-            for name in ("clip", "hubert")]
-    started = small_job.start("run", job, f"run.folder={folder}", "run.processes=2",
-                              "extractors.baichuan.finetune=null", *more, said=tmp_path / "said")
+    more = [
+        f"extractors.{name}={{family: {name}, path: {job.parent}/models/{name}}}"
+        for name in ("clip", "hubert")
+    ]
+    started = small_job.start(
+        "run",
+        job,
+        f"run.folder={folder}",
+        "run.processes=2",
+        "extractors.baichuan.finetune=null",
+        *more,
+        said=tmp_path / "said",
+    )
     seconds_until(lambda: len(ranks(started.pid)) == 2, 300)
     own, log = ranks(started.pid), Run(folder).log("extract", 0)
     own[1].suspend()

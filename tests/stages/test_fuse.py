@@ -31,16 +31,23 @@ def fused(config) -> dict[str, predictions.Predictions]:
 def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_modality(tmp_path):
     config, truth = fusion_run.make(tmp_path, epochs=25, rounds=1, unlabeled=200)
     told = fused(config)
-    assert list(told) == ["video alone (face)", "text alone (line)", "audio alone (voice)",
-                          "all sets (logistic regression)", "AGT",
-                          "AGT + self-training round 1", "prior-aware vote"]
+    assert list(told) == [
+        "video alone (face)",
+        "text alone (line)",
+        "audio alone (voice)",
+        "all sets (logistic regression)",
+        "AGT",
+        "AGT + self-training round 1",
+        "prior-aware vote",
+    ]
     waf = {title: metrics.waf(truth[90:], one.answer[~one.labeled]) for title, one in told.items()}
     assert min(waf["AGT"], waf["prior-aware vote"]) > max(list(waf.values())[:3]) + 0.05
     run = Run(config.run.folder)
     with open(run.answer, newline="", encoding="utf-8") as file:
         answers = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
-    assert answers == {name: label for name, label in told["prior-aware vote"].answers().items()
-                       if name >= "clip_0090"}
+    assert answers == {
+        name: label for name, label in told["prior-aware vote"].answers().items() if name >= "clip_0090"
+    }
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
     marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
     assert all(mark["clips"] == 290 for mark in marks)
@@ -52,8 +59,14 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
 def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
-    made = [run.probes / "face.parquet", run.probes / "voice.parquet", run.round(0) / "made.json",
-            run.round(1) / "made.json", run.vote / "made.json", run.answer]
+    made = [
+        run.probes / "face.parquet",
+        run.probes / "voice.parquet",
+        run.round(0) / "made.json",
+        run.round(1) / "made.json",
+        run.vote / "made.json",
+        run.answer,
+    ]
 
     def changed():
         before = [files.stamp(path) for path in made]
@@ -189,8 +202,13 @@ def give_frames(config) -> None:
     for name in config.fuse.sets:
         own = features.load(run.features(name))
         frame = np.repeat(own.utterance, lengths, 0)
-        shard = FeatureSet(modality=own.modality, names=names, utterance=own.utterance, frame=frame,
-                           offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        shard = FeatureSet(
+            modality=own.modality,
+            names=names,
+            utterance=own.utterance,
+            frame=frame,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        )
         features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     config.fuse.level, config.fuse.tokens = "frame", 4
 
@@ -241,8 +259,10 @@ def test_real_features_that_nobody_here_made_are_imported_and_fused(tmp_path, sh
 
     data = tmp_path / "part"
     data.mkdir()
-    lines = {name: (shared / "data" / "cmu-mosi" / f"{name}_test.csv").read_text("utf-8").splitlines()
-             for name in ("names", *mosi.MODALITIES)}
+    lines = {
+        name: (shared / "data" / "cmu-mosi" / f"{name}_test.csv").read_text("utf-8").splitlines()
+        for name in ("names", *mosi.MODALITIES)
+    }
     header = lines["names"].pop(0)
     videos = [line.split(",")[0].rpartition("_")[0] for line in lines["names"]]
     some = set(sorted(set(videos))[::2])

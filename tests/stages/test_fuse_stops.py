@@ -11,8 +11,8 @@ import fusion_run
 import killing
 import pytest
 
-from mer_dist import prior, probe
 from mer_dist import config as configuration
+from mer_dist import prior, probe
 from mer_dist.errors import Stopped
 from mer_dist.layout import Run
 from mer_dist.models import ensemble

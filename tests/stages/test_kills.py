@@ -49,7 +49,8 @@ def test_a_killed_shard_ends_in_the_same_bytes(request, shard, tmp_path, seed):
 @pytest.mark.processes
 @pytest.mark.parametrize("seed", cases(short=1, long=19))
 def test_a_killed_extract_ends_in_the_same_bytes_on_another_number_of_processes(
-        request, extract, tmp_path, seed):
+    request, extract, tmp_path, seed
+):
     def final(path: str) -> bool:
         return path.startswith("features/") and path.endswith(".safetensors")
 
@@ -61,7 +62,10 @@ def test_a_killed_extract_ends_in_the_same_bytes_on_another_number_of_processes(
 def test_a_killed_fuse_ends_in_the_same_bytes(request, fuse, tmp_path, seed):
     def final(path: str) -> bool:
         folder, _, rest = path.partition("/")
-        return folder == "probes" and rest.endswith((".parquet", ".safetensors")) or (
-            folder in ("rounds", "vote") and not rest.startswith("."))
+        return (
+            folder == "probes"
+            and rest.endswith((".parquet", ".safetensors"))
+            or (folder in ("rounds", "vote") and not rest.startswith("."))
+        )
 
     survive(request, fuse, tmp_path, seed, final)

@@ -61,9 +61,13 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
 
 
 def test_what_does_not_fit_is_said(job, capsys):
-    tight = ["run.processes=1", "extractors.baichuan.finetune.method=full",
-             "extractors.baichuan.precision=fp32", "extractors.baichuan.max_tokens=4096",
-             "extractors.baichuan.budget=1000000"]
+    tight = [
+        "run.processes=1",
+        "extractors.baichuan.finetune.method=full",
+        "extractors.baichuan.precision=fp32",
+        "extractors.baichuan.max_tokens=4096",
+        "extractors.baichuan.budget=1000000",
+    ]
     assert main(["plan", str(job), *tight]) == 0
     out = capsys.readouterr().out
     assert "WARNING: finetune baichuan does not fit" in out
@@ -115,7 +119,11 @@ def test_the_parts_of_the_recipe_have_the_settings_of_the_whole(monkeypatch):
     for file in RECIPE.glob("*.yaml"):
         part = load(file)
         assert (part.run.folder, part.run.threads, part.corpus, part.folds, part.extract) == (
-            whole.run.folder, whole.run.threads, whole.corpus, whole.folds, whole.extract
+            whole.run.folder,
+            whole.run.threads,
+            whole.corpus,
+            whole.folds,
+            whole.extract,
         )
         for name, extractor in part.extractors.items():
             ours, theirs = as_dict(extractor), as_dict(whole.extractors[name])

@@ -15,12 +15,14 @@ from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.stages.score import score, table
 
-STEPS = (("probes/clip", "video alone (clip, frozen)", 0.5),
-         ("probes/clip@tuned", "video alone (clip, fine-tuned)", 0.6),
-         ("probes/voice", "audio alone (voice, frozen)", 0.55),
-         ("rounds/00/predictions", "AGT", 0.7),
-         ("rounds/01/predictions", "AGT + self-training round 1", 0.65),
-         ("vote/predictions", "prior-aware vote", 0.9))
+STEPS = (
+    ("probes/clip", "video alone (clip, frozen)", 0.5),
+    ("probes/clip@tuned", "video alone (clip, fine-tuned)", 0.6),
+    ("probes/voice", "audio alone (voice, frozen)", 0.55),
+    ("rounds/00/predictions", "AGT", 0.7),
+    ("rounds/01/predictions", "AGT + self-training round 1", 0.65),
+    ("vote/predictions", "prior-aware vote", 0.9),
+)
 
 
 @pytest.fixture
@@ -30,12 +32,20 @@ def scored(tmp_path):
     run, labeled = Run(config.run.folder), np.arange(190) < 90
     for path, title, right in STEPS:
         answer = np.where(np.arange(190) % 100 < 100 * right, truth, (truth + 1) % 3)
-        told = Predictions(title=title, labels=fusion_run.LABELS, names=fusion_run.names(190),
-                           labeled=labeled, fold=np.where(labeled, 0, -1),
-                           probability=np.eye(3)[answer], answer=answer)
+        told = Predictions(
+            title=title,
+            labels=fusion_run.LABELS,
+            names=fusion_run.names(190),
+            labeled=labeled,
+            fold=np.where(labeled, 0, -1),
+            probability=np.eye(3)[answer],
+            answer=answer,
+        )
         predictions.write(run.folder / f"{path}.parquet", told)
-    rows = "".join(f"{name},{fusion_run.LABELS[label]}\n" for name, label in
-                   list(zip(fusion_run.names(190), truth, strict=True))[90:])
+    rows = "".join(
+        f"{name},{fusion_run.LABELS[label]}\n"
+        for name, label in list(zip(fusion_run.names(190), truth, strict=True))[90:]
+    )
     files.write_text(tmp_path / "truth.csv", "name,discrete\n" + rows)
     return run, tmp_path / "truth.csv", truth
 
@@ -105,8 +115,15 @@ def test_a_row_without_a_label_is_left_out_and_counted(scored, tmp_path, caplog)
 def test_no_stage_but_score_has_a_word_for_the_truth_file():
     """A stage that wanted the truth would have to be told where it lies."""
     for path in (ROOT / "mer_dist" / "stages").glob("*.py"):
-        names = {arg.arg for node in ast.walk(ast.parse(path.read_text("utf-8")))
-                 if isinstance(node, ast.FunctionDef) for arg in node.args.args}
-        texts = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8")))
-                 if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        names = {
+            arg.arg
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.FunctionDef)
+            for arg in node.args.args
+        }
+        texts = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
         assert path.stem == "score" or not {"truth_csv", "truth.csv"} & (names | texts), path

@@ -50,8 +50,10 @@ def permuted(clips: Clips, fold: int) -> Clips:
 def own_predictions_with_other_labels(config, fold: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per round, the out-of-fold probabilities of a fold with its labels as they are and shuffled."""
     clips, inputs = parts_of(config)
-    pair = [[told.probability for told in rounds_of(config, some, inputs, made_from)]
-            for some, made_from in ((clips, "as they are"), (permuted(clips, fold), "shuffled"))]
+    pair = [
+        [told.probability for told in rounds_of(config, some, inputs, made_from)]
+        for some, made_from in ((clips, "as they are"), (permuted(clips, fold), "shuffled"))
+    ]
     own = clips.fold == fold
     assert any(not np.array_equal(a[~own], b[~own]) for a, b in zip(*pair, strict=True))
     return [(a[own], b[own]) for a, b in zip(*pair, strict=True)]
@@ -73,9 +75,16 @@ def easy(config, **changes):
     return config
 
 
-@pytest.mark.parametrize(("rule", "start"), [
-    ("quota", "scratch"), ("quota", "warm"), ("threshold", "scratch"), ("precision", "scratch"),
-    ("precision", "warm")])
+@pytest.mark.parametrize(
+    ("rule", "start"),
+    [
+        ("quota", "scratch"),
+        ("quota", "warm"),
+        ("threshold", "scratch"),
+        ("precision", "scratch"),
+        ("precision", "warm"),
+    ],
+)
 def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path, rule, start):
     config = easy(fusion_run.make(tmp_path, rounds=2, epochs=4)[0], rule=rule, start=start)
     told = own_predictions_with_other_labels(config, fold=1)
@@ -223,7 +232,8 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     run = Run(config.run.folder)
     rows = pq.read_table(run.round(1) / "selection.parquet").to_pylist()
     assert [(row["fold"], row["name"]) for row in rows] == [
-        (fold, clips.names[row]) for fold in range(3) for row in unlabeled]
+        (fold, clips.names[row]) for fold in range(3) for row in unlabeled
+    ]
     for row in rows:
         assert row["selected"] == (row["reason"] == "") == (row["weight"] > 0)
         assert row["models"] == f"fold-{row['fold']}/seed-0 fold-{row['fold']}/seed-1"
@@ -344,8 +354,11 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
     wafs = [metrics.waf(clips.truth[clips.labeled], told.answer[clips.labeled]) for told in every]
     assert wafs == [files.marked(run.round(number))["oof_waf"] for number in range(5)]
     for patience in (1, 2):
-        stop = next(number for number in range(patience, 5)
-                    if max(wafs[number - patience + 1 : number + 1]) <= max(wafs[: number - patience + 1]))
+        stop = next(
+            number
+            for number in range(patience, 5)
+            if max(wafs[number - patience + 1 : number + 1]) <= max(wafs[: number - patience + 1])
+        )
         config.self_train.patience = patience
         left = rounds_of(config, clips, inputs)
         assert len(left) == stop + 1 < 5 and not run.round(stop + 1).exists()
@@ -358,9 +371,18 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
 
 def test_every_answer_is_reproduced_by_one_command_from_the_run_folder(tmp_path):
     fusion_run.make(tmp_path)
-    config = fusion_run.configure(tmp_path, 3, 2, (
-        "self_train.rule=precision", "self_train.precision=0.5", "self_train.confidence=0.4",
-        "self_train.start=warm", "self_train.patience=2"))
+    config = fusion_run.configure(
+        tmp_path,
+        3,
+        2,
+        (
+            "self_train.rule=precision",
+            "self_train.precision=0.5",
+            "self_train.confidence=0.4",
+            "self_train.start=warm",
+            "self_train.patience=2",
+        ),
+    )
     run = Run(config.run.folder)
 
     def made():
@@ -375,11 +397,15 @@ def test_every_answer_is_reproduced_by_one_command_from_the_run_folder(tmp_path)
     assert len(first[1]) >= 6 and made() == first
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("self_train.rule=best", "self_train.rule is 'best'"),
-    ("self_train.start=cold", "self_train.start is 'cold'"),
-    ("self_train.precision=1.0", "self_train.precision is 1.0"),
-    ("self_train.patience=-1", "self_train.patience is -1")])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("self_train.rule=best", "self_train.rule is 'best'"),
+        ("self_train.start=cold", "self_train.start is 'cold'"),
+        ("self_train.precision=1.0", "self_train.precision is 1.0"),
+        ("self_train.patience=-1", "self_train.patience is -1"),
+    ],
+)
 def test_a_setting_that_cannot_be_is_refused(tmp_path, override, words):
     with pytest.raises(UserError, match=words):
         fusion_run.configure(tmp_path, overrides=(override,))

@@ -30,8 +30,9 @@ from mer_dist.stages.verify import verify
 
 def config_of(run, corpus, **settings) -> Config:
     settings = {"clips": 3, "frames": 4, "image_size": 32, "faces": "none", "workers": 1, **settings}
-    return Config(run=RunConfig(folder=str(run)), corpus=CorpusConfig(path=str(corpus)),
-                  shard=ShardConfig(**settings))
+    return Config(
+        run=RunConfig(folder=str(run)), corpus=CorpusConfig(path=str(corpus)), shard=ShardConfig(**settings)
+    )
 
 
 def contents(run) -> dict[str, bytes]:
@@ -75,7 +76,15 @@ def own_corpus(corpus, tmp_path):
 def test_every_clip_is_in_the_shards_with_frames_in_order_its_tone_and_its_text(done):
     reader = Reader(done / "shards")
     assert [row.name for row in reader.rows] == [
-        "a000", "a001", "a002", "a003", "a004", "u000", "u001", "u002"]
+        "a000",
+        "a001",
+        "a002",
+        "a003",
+        "a004",
+        "u000",
+        "u001",
+        "u002",
+    ]
     assert [row.shard for row in reader.rows] == [0, 0, 0, 1, 1, 1, 2, 2]
     for position, row in enumerate(reader.rows):
         sample = reader.read(row)
@@ -98,16 +107,14 @@ def test_two_workers_write_the_same_bytes_as_one(corpus, done, tmp_path):
 def test_plain_webdataset_reads_the_shards(done):
     urls = sorted(str(path) for path in (done / "shards").glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    assert [sample["__key__"] for sample in samples] == [
-        row.name for row in manifest.read(done / "shards")]
+    assert [sample["__key__"] for sample in samples] == [row.name for row in manifest.read(done / "shards")]
     assert samples[0]["00.jpg"].shape == (32, 32, 3)
     assert samples[3]["json"]["label"] == "sad"
 
 
 def test_stats_and_mark_say_what_was_made(done):
     stats = json.loads((done / "shards" / "stats.json").read_text())
-    assert (stats["clips"], stats["shards"], stats["splits"]) == (
-        8, 3, {"labeled": 5, "unlabeled": 3})
+    assert (stats["clips"], stats["shards"], stats["splits"]) == (8, 3, {"labeled": 5, "unlabeled": 3})
     assert stats["labels"] == {"neutral": 1, "angry": 1, "happy": 1, "sad": 1, "worried": 1}
     assert stats["missing"] == {} and stats["quarantined"] == {} and stats["faceless"] == 0
     assert stats["bytes"] == sum(path.stat().st_size for path in (done / "shards").glob("*.tar"))
@@ -161,14 +168,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_a_signal_ends_midway_is_resumed_to_the_same_bytes(
-    corpus, done, tmp_path, number
-):
+def test_a_process_that_a_signal_ends_midway_is_resumed_to_the_same_bytes(corpus, done, tmp_path, number):
     config = config_of(tmp_path / "run", corpus)
     configuration.save(config, tmp_path / "config.yaml")
     (tmp_path / "child.py").write_text(CHILD)
-    process = subprocess.Popen([sys.executable, tmp_path / "child.py", tmp_path / "config.yaml"],
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "child.py", tmp_path / "config.yaml"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     first = tmp_path / "run" / "shards" / "00000.parquet"
     while not first.exists() and process.poll() is None:
         time.sleep(0.002)
@@ -207,10 +214,15 @@ def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     assert ("a004", "clip") in reasons(run)
 
 
-@pytest.mark.parametrize(("change", "field", "value"), [
-    ("label", "label", "surprise"), ("transcript", "transcript", "新的一句"), ("split", "label", None),
-    ("file", "frames", 2),
-])
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ("label", "label", "surprise"),
+        ("transcript", "transcript", "新的一句"),
+        ("split", "label", None),
+        ("file", "frames", 2),
+    ],
+)
 def test_a_change_of_label_text_split_or_file_is_noticed(run, own_corpus, change, field, value):
     before = manifest.shard_fingerprint(run / "shards", 0)
     labels, spoken = own_corpus / "label-disdim.csv", own_corpus / "label-transcription.csv"
@@ -288,8 +300,15 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
         assert words in found[key], key
     rows = {row.name: row for row in manifest.read(tmp_path / "run" / "shards")}
     assert {name: row.missing for name, row in rows.items()} == {
-        "a000": [], "u000": [], "null": [], "cut": [], "novideo": ["video"], "noaudio": ["audio"],
-        "noindex": ["audio", "video"], "empty": ["audio", "video"], "notext": ["text"],
+        "a000": [],
+        "u000": [],
+        "null": [],
+        "cut": [],
+        "novideo": ["video"],
+        "noaudio": ["audio"],
+        "noindex": ["audio", "video"],
+        "empty": ["audio", "video"],
+        "notext": ["text"],
         "blank": ["text"],
     }
     assert rows["null"].transcript == "null" and rows["cut"].frames == 4
@@ -299,7 +318,13 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     stats = json.loads((tmp_path / "run" / "shards" / "stats.json").read_text())
     assert stats["missing"] == {"video": 3, "audio": 3, "text": 2}
     assert stats["quarantined"] == {
-        "video": 3, "audio": 3, "text": 1, "clip": 5, "part of video": 1, "part of audio": 1}
+        "video": 3,
+        "audio": 3,
+        "text": 1,
+        "clip": 5,
+        "part of video": 1,
+        "part of audio": 1,
+    }
 
 
 def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):
@@ -330,15 +355,21 @@ def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
     import cv2
 
     write_mp4(tmp_path / "v" / "one.mp4", None, tone(400, 0.4))
-    write_csv(tmp_path / "all.csv", [
-        ["name", "video", "audio", "transcript", "label", "split"],
-        ["x", "v/one.mp4", "", "hello", "happy", ""], ["y", "", "v/one.mp4", "there", "", ""]])
+    write_csv(
+        tmp_path / "all.csv",
+        [
+            ["name", "video", "audio", "transcript", "label", "split"],
+            ["x", "v/one.mp4", "", "hello", "happy", ""],
+            ["y", "", "v/one.mp4", "there", "", ""],
+        ],
+    )
     crops = tmp_path / "faces" / "x" / "x_aligned"
     crops.mkdir(parents=True)
     for row in range(6):
         cv2.imwrite(str(crops / f"{row}.bmp"), np.full((40, 40, 3), 40 * row, np.uint8))
-    config = config_of(tmp_path / "run", tmp_path / "all.csv", faces="openface",
-                       openface=str(tmp_path / "faces"))
+    config = config_of(
+        tmp_path / "run", tmp_path / "all.csv", faces="openface", openface=str(tmp_path / "faces")
+    )
     config.corpus.format = "manifest"
     shard(config)
     x, y = manifest.read(tmp_path / "run" / "shards")
@@ -370,19 +401,24 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
     for name in names:
         hum = tone(400, 0.3 if name == "short" else 1.0) * (len(name) > 1)
         write_mp4(tmp_path / f"{name}.mp4", ramp(25), hum)
-    rows = [["name", "video", "audio", "transcript", "label", "split"],
-            *([name, f"{name}.mp4", "", "words", "", ""] for name in names)]
+    rows = [
+        ["name", "video", "audio", "transcript", "label", "split"],
+        *([name, f"{name}.mp4", "", "words", "", ""] for name in names),
+    ]
     config = config_of(tmp_path / "run", write_csv(tmp_path / "all.csv", rows))
     config.corpus.format = "manifest"
     with caplog.at_level("INFO", logger="mer_dist"):
         shard(config)
-    told = ["4 clips: sound silent throughout (a, b, c, …)",
-            "1 clip: sound far shorter than its video (short)"]
+    told = [
+        "4 clips: sound silent throughout (a, b, c, …)",
+        "1 clip: sound far shorter than its video (short)",
+    ]
     assert [line for line in caplog.messages if " clip: " in line or " clips: " in line] == told
     path = tmp_path / "run" / "shards" / "stats.json"
     assert json.loads(path.read_text())["remarks"] == {
         "sound silent throughout": {"clips": 4, "names": ["a", "b", "c", "d"]},
-        "sound far shorter than its video": {"clips": 1, "names": ["short"]}}
+        "sound far shorter than its video": {"clips": 1, "names": ["short"]},
+    }
     assert reasons(tmp_path / "run") == {}
     # A start that finds the first shard does not decode its clips again, and still knows of them.
     before, first = path.read_text(), written(tmp_path / "run")["00000.tar"]
@@ -405,8 +441,11 @@ def manifest_of(run, path, rows, **settings) -> Config:
 
 
 def everything(run) -> dict[str, tuple[int, bytes]]:
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes())
-            for path in sorted(run.rglob("*")) if path.is_file()}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(run.rglob("*"))
+        if path.is_file()
+    }
 
 
 def only_the_new_clips(corpus):
@@ -429,8 +468,9 @@ def labelled_folder_under_another_name(corpus):
 
 def labels_in_another_language(corpus):
     table = corpus / "label-disdim.csv"
-    table.write_text(table.read_text().replace("neutral", "ruhig").replace("angry", "wütend")
-                     .replace("happy", "froh"))
+    table.write_text(
+        table.read_text().replace("neutral", "ruhig").replace("angry", "wütend").replace("happy", "froh")
+    )
 
 
 def transcripts_left_behind(corpus):
@@ -453,18 +493,16 @@ MISTAKES = {
     the_same_clips_under_other_names: r"8 of 8 clips.*for example a000, a001, a002",
     labelled_folder_under_another_name: r"^5 of 5 labels in the shards",
     labels_in_another_language: "3 of 8 clips, 3 of 5 labels.*"
-                                "1 x clip: label-disdim.csv: label 'froh' is not in",
+    "1 x clip: label-disdim.csv: label 'froh' is not in",
     transcripts_left_behind: "^8 of 8 transcripts in the shards",
     disk_not_mounted: "no folder video-labeled",
     links_to_a_disk_not_mounted: "8 of 8 clips that were looked at are not, for example .*/a000.mp4: "
-                                 "a link to no file.*shard.without_media=true",
+    "a link to no file.*shard.without_media=true",
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_corpus_that_would_take_most_of_a_run_away_is_refused_and_no_byte_changes(
-    run, own_corpus, mistake
-):
+def test_a_corpus_that_would_take_most_of_a_run_away_is_refused_and_no_byte_changes(run, own_corpus, mistake):
     before = everything(run)
     path = mistake(own_corpus) or own_corpus
     config = config_of(run, path)
@@ -542,8 +580,11 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
 
 
 def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(tmp_path, caplog):
-    rows = [["a", "", "", "你好", "calm", ""], ["b", "", "", "气死我了", "tense", ""],
-            ["c", "", "", "走吧", "", ""]]
+    rows = [
+        ["a", "", "", "你好", "calm", ""],
+        ["b", "", "", "气死我了", "tense", ""],
+        ["c", "", "", "走吧", "", ""],
+    ]
     config = manifest_of(tmp_path / "run", tmp_path / "all.csv", rows)
     config.corpus.labels = ["calm", "tense"]
     configuration.save(config, tmp_path / "job.yaml")
@@ -555,7 +596,10 @@ def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(t
     assert stats["quarantined"] == {}
     write_csv(tmp_path / "all.csv", [HEADER, *rows, ["d", "", "", " ", "", "unlabeled"]])
     assert main(job) == 3
-    assert reasons(tmp_path / "run") == {("d", "clip"): (
-        "nothing of it can be used: video: the corpus names none; audio: the corpus names none; "
-        "text: no transcript")}
+    assert reasons(tmp_path / "run") == {
+        ("d", "clip"): (
+            "nothing of it can be used: video: the corpus names none; audio: the corpus names none; "
+            "text: no transcript"
+        )
+    }
     assert verify(tmp_path / "run") == []

@@ -82,7 +82,8 @@ def answers(folder: Path) -> dict[str, str]:
 def test_every_clip_that_the_corpus_names_as_unlabelled_is_answered_in_the_order_of_names(made):
     stored = {row.name for row in manifest.read(Run(made / "run").shards)}
     assert stored.isdisjoint(SILENT) and manifest.unstored(Run(made / "run").shards) == dict.fromkeys(
-        SILENT, "unlabeled")
+        SILENT, "unlabeled"
+    )
     assert list(answers(made)) == unlabeled_names()
     assert {answers(made)[name] for name in SILENT} == {"happy"}
     for path in predictions.all_of(Run(made / "run")):
@@ -113,8 +114,10 @@ def test_score_counts_every_clip_of_the_truth_and_what_has_no_answer_as_wrong(ma
     assert all((row["clips"], row["unanswered"], row["oof_clips"]) == (20, 0, 30) for row in rows)
     assert "out of fold n = 30; unlabelled truth n = 20" in table(rows)
     # A clip that the run knows nothing of counts as any scorer counts it.
-    files.write_text(tmp_path / "truth.csv", (made / "truth.csv").read_text() + "".join(
-        f"gone_{row},happy\n" for row in range(5)))
+    files.write_text(
+        tmp_path / "truth.csv",
+        (made / "truth.csv").read_text() + "".join(f"gone_{row},happy\n" for row in range(5)),
+    )
     rows = score(made / "run", tmp_path / "truth.csv")
     labels = fusion_run.LABELS
     true = np.array([labels.index(label) for label in [*truth.values(), *["happy"] * 5]])
@@ -171,8 +174,11 @@ def test_rows_of_a_label_file_that_cannot_be_used_are_named_again_at_the_end(tmp
     labels = tmp_path / "labels.csv"
     labels.write_text(labels.read_text() + "no_features,\n", encoding="utf-8")
     labels.write_text(labels.read_text() + "odd,happy,extra\n", encoding="utf-8")
-    quarantine.replace(Run(config.run.folder).quarantine, "shard",
-                       [Problem(stage="shard", name="part", lost="audio", reason="no sound")])
+    quarantine.replace(
+        Run(config.run.folder).quarantine,
+        "shard",
+        [Problem(stage="shard", name="part", lost="audio", reason="no sound")],
+    )
     fuse(config)
     last = [record.getMessage() for record in caplog.records][-3:]
     assert last[0].startswith("answer: 11 of 11 unlabelled clips")

@@ -35,9 +35,14 @@ from mer_dist.stages.verify import verify
 
 def feature_set(names, modality="audio", missing=()) -> FeatureSet:
     rows = np.arange(len(names) * 4, dtype=np.float32).reshape(len(names), 4)
-    return FeatureSet(modality=modality, names=list(names), utterance=rows, frame=np.repeat(rows, 2, 0),
-                      offsets=np.arange(len(names) + 1) * 2,
-                      missing={name: "too short" for name in missing})
+    return FeatureSet(
+        modality=modality,
+        names=list(names),
+        utterance=rows,
+        frame=np.repeat(rows, 2, 0),
+        offsets=np.arange(len(names) + 1) * 2,
+        missing={name: "too short" for name in missing},
+    )
 
 
 def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
@@ -45,17 +50,26 @@ def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
         features.write_shard(run.features(set_name) / f"{number:05d}.safetensors", part)
     part = set_name.partition("@")[2]
     without = int(part[-1]) if part.startswith("fold-") else None
-    features.describe(run.features(set_name), modality=parts[0].modality, part=part or "frozen",
-                      trained_without=without)
+    features.describe(
+        run.features(set_name), modality=parts[0].modality, part=part or "frozen", trained_without=without
+    )
 
 
 def write_predictions(path, folds, unlabeled, names=None) -> None:
     names = list(folds) + unlabeled if names is None else names
     labeled = np.array([name in folds for name in names])
-    predictions.write(path, Predictions(
-        title="t", labels=list(EMOTIONS), names=names, labeled=labeled,
-        fold=np.array([folds.get(name, -1) for name in names]),
-        probability=np.full((len(names), 6), 1 / 6), answer=np.zeros(len(names), int)))
+    predictions.write(
+        path,
+        Predictions(
+            title="t",
+            labels=list(EMOTIONS),
+            names=names,
+            labeled=labeled,
+            fold=np.array([folds.get(name, -1) for name in names]),
+            probability=np.full((len(names), 6), 1 / 6),
+            answer=np.zeros(len(names), int),
+        ),
+    )
 
 
 FOLDS = {"a000": 0, "a002": 1, "a003": 0, "a004": 1}
@@ -70,8 +84,12 @@ def write_adapters(run: Run, config: Config) -> None:
     """The copies of the extractor ``text`` as finetune leaves them, with weights of equal size."""
     for copy in copies.planned(config, FOLDS):
         files.write_text(copy.folder / "weights", f"learned {copy.part:>6}")
-        files.mark(copy.folder, copy.made_from, trained_without=copy.without,
-                   content=files.contents([copy.folder / "weights"]))
+        files.mark(
+            copy.folder,
+            copy.made_from,
+            trained_without=copy.without,
+            content=files.contents([copy.folder / "weights"]),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +103,13 @@ def whole(tmp_path_factory):
         labels = file.read().replace("a001,angry", "a001,bored")
     (corpus / "label-disdim.csv").write_text(labels)
     run = Run(base / "run")
-    config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path=str(corpus)),
-                    shard=ShardConfig(clips=3, frames=2, image_size=16, faces="none", workers=1),
-                    folds=FoldConfig(count=2), extract=ExtractConfig(frozen=False))
+    config = Config(
+        run=RunConfig(folder=str(run.folder)),
+        corpus=CorpusConfig(path=str(corpus)),
+        shard=ShardConfig(clips=3, frames=2, image_size=16, faces="none", workers=1),
+        folds=FoldConfig(count=2),
+        extract=ExtractConfig(frozen=False),
+    )
     # So few clips make no folds for fine-tuning; shard would refuse, so its work comes first.
     shard(config)
     config.extractors = {
@@ -102,8 +124,11 @@ def whole(tmp_path_factory):
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "u000"], "text"))
     write_features(run, "text@all", feature_set(STORED, "text"))
     write_adapters(run, config)
-    for path in (run.probes / "hubert.parquet", run.round(0) / "predictions.parquet",
-                 run.vote / "predictions.parquet"):
+    for path in (
+        run.probes / "hubert.parquet",
+        run.round(0) / "predictions.parquet",
+        run.vote / "predictions.parquet",
+    ):
         write_predictions(path, FOLDS, UNLABELED)
     files.write_text(run.answer, ANSWER)
     return run.folder
@@ -153,8 +178,9 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
     finding(run, "in quarantine without a reason", "a000", "a001")
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")]
+)
 def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, value):
     rows = manifest.read(run.shards)
     rows[1] = replace(rows[1], **{field: value})
@@ -189,10 +215,14 @@ def test_without_shards_the_finding_is_what_to_do(run):
     finding(run, "run shard first")
 
 
-@pytest.mark.parametrize(("set_name", "names", "gone"), [
-    ("hubert", NAMES[1:3], "a004, u000, u001"), ("text@fold-0", ["a000"], "a003"),
-    ("text@all", ["u001"], "u000"),
-])
+@pytest.mark.parametrize(
+    ("set_name", "names", "gone"),
+    [
+        ("hubert", NAMES[1:3], "a004, u000, u001"),
+        ("text@fold-0", ["a000"], "a003"),
+        ("text@all", ["u001"], "u000"),
+    ],
+)
 def test_a_clip_without_row_and_without_reason_in_a_feature_set_is_found(run, set_name, names, gone):
     shutil.rmtree(run.features(set_name))
     missing = ["a000"] if set_name == "hubert" else []
@@ -265,15 +295,18 @@ def test_folds_that_do_not_fit_the_labels_are_found(run):
     finding(run, "folds.json", "no such file")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("name,discrete\nu000,happy\nu002,sad\n", ("no answer", "u001")),
-    ("name,discrete\nu000,happy\nu001,sad\n", ("1 clips of the unlabelled have no answer", "u002")),
-    ("name,discrete\nu000,happy\nu001,sad\na000,sad\n", ("not among the unlabelled", "a000")),
-    ("name,discrete\nu000,happy\nu001,sad\nu001,happy\n", ("'u001' occurs twice",)),
-    ("name,discrete\nu000,happy\nu001,bored\n", ("outside corpus.labels", "u001")),
-    ("name,discrete\nu000,happy\nu001\n", ("answer.csv line 3: 1 fields",)),
-    (None, ("answer.csv", "no such file")),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,discrete\nu000,happy\nu002,sad\n", ("no answer", "u001")),
+        ("name,discrete\nu000,happy\nu001,sad\n", ("1 clips of the unlabelled have no answer", "u002")),
+        ("name,discrete\nu000,happy\nu001,sad\na000,sad\n", ("not among the unlabelled", "a000")),
+        ("name,discrete\nu000,happy\nu001,sad\nu001,happy\n", ("'u001' occurs twice",)),
+        ("name,discrete\nu000,happy\nu001,bored\n", ("outside corpus.labels", "u001")),
+        ("name,discrete\nu000,happy\nu001\n", ("answer.csv line 3: 1 fields",)),
+        (None, ("answer.csv", "no such file")),
+    ],
+)
 def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, words):
     run.answer.unlink()
     if text is not None:
@@ -307,8 +340,9 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     finding(run, "features voice: there are none; run import-features")
 
 
-@pytest.mark.parametrize("gone", [
-    ("hubert",), ("text@fold-1",), ("hubert", "text@all", "text@fold-0", "text@fold-1")])
+@pytest.mark.parametrize(
+    "gone", [("hubert",), ("text@fold-1",), ("hubert", "text@all", "text@fold-0", "text@fold-1")]
+)
 def test_feature_sets_that_are_gone_are_found_although_there_is_an_answer(run, gone):
     for name in gone:
         shutil.rmtree(run.features(name))
@@ -322,14 +356,16 @@ def test_weights_that_change_places_are_found_however_they_did(run):
     (first / "weights").write_bytes(theirs)
     (second / "weights").write_bytes(ours)
     assert [line.partition(";")[0] for line in verify(run.folder)] == [
-        f"{folder}: weights holds other bytes than were written" for folder in (first, second)]
+        f"{folder}: weights holds other bytes than were written" for folder in (first, second)
+    ]
     (first / "weights").write_bytes(ours)
     (second / "weights").write_bytes(theirs)
     for here, there in ((first, aside), (second, first), (aside, second)):
         here.rename(there)
     assert [line.partition(";")[0] for line in verify(run.folder)] == [
         f"{first}: by its mark this is fold-1, not fold-0",
-        f"{second}: by its mark this is fold-0, not fold-1"]
+        f"{second}: by its mark this is fold-0, not fold-1",
+    ]
 
 
 def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):

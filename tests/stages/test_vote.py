@@ -26,18 +26,27 @@ EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
 def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLABELED):
     """Clips, one member that says what a model trained on even labels knows, and the truth."""
     random = np.random.default_rng(seed)
-    truth = np.concatenate([np.arange(LABELED) % 3,
-                            random.choice(3, unlabeled, p=np.array(shares) / sum(shares))])
+    truth = np.concatenate(
+        [np.arange(LABELED) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
+    )
     points = 1.5 * np.eye(3)[truth] + random.normal(size=(len(truth), 3))
     odds = sharp * 1.5 * points
     probability = np.exp(odds) / np.exp(odds).sum(1, keepdims=True)
     labeled = np.arange(len(truth)) < LABELED
     fold = np.where(labeled, np.arange(len(truth)) // 3 % FOLDS, -1)
     names = fusion_run.names(len(truth))
-    clips = Clips(labels=fusion_run.LABELS, names=names, truth=np.where(labeled, truth, -1),
-                  fold=fold, folds=FOLDS)
-    member = Predictions(title="AGT", labels=clips.labels, names=names, labeled=labeled, fold=fold,
-                         probability=probability, answer=probability.argmax(1))
+    clips = Clips(
+        labels=fusion_run.LABELS, names=names, truth=np.where(labeled, truth, -1), fold=fold, folds=FOLDS
+    )
+    member = Predictions(
+        title="AGT",
+        labels=clips.labels,
+        names=names,
+        labeled=labeled,
+        fold=fold,
+        probability=probability,
+        answer=probability.argmax(1),
+    )
     return clips, member, truth
 
 
@@ -48,9 +57,7 @@ def honest(clips, probability: np.ndarray) -> np.ndarray:
     return held_out
 
 
-def voted(
-    tmp_path, clips, members, overrides=(), present=None, held_out=None
-) -> tuple[Predictions, dict]:
+def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -> tuple[Predictions, dict]:
     """The vote where models without two folds say what those without one say, or ``held_out``."""
     if held_out is None:
         held_out = np.stack([honest(clips, member.probability) for member in members])
@@ -78,8 +85,10 @@ def test_without_a_shift_the_vote_loses_less_than_a_fifth_of_a_point_on_average(
     for seed in range(6):
         clips, member, truth = case(EVEN, seed=seed)
         own = ~clips.labeled
-        plain, made = (voted(tmp_path, clips, [member], overrides)[0].answer[own]
-                       for overrides in (("vote.prior=none",), ()))
+        plain, made = (
+            voted(tmp_path, clips, [member], overrides)[0].answer[own]
+            for overrides in (("vote.prior=none",), ())
+        )
         changes.append(metrics.waf(truth[own], made) - metrics.waf(truth[own], plain))
     assert np.mean(changes) > -0.002
 
@@ -190,8 +199,10 @@ def test_groups_of_folds_are_drawn_together_for_the_intervals(tmp_path):
 def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, caplog):
     clips, member, truth = case(SHIFTED)
     now = np.bincount(truth[~clips.labeled]) / UNLABELED
-    scores = {label: round(float(100 * 2 * share**2 / (1 + share)), 2)
-              for label, share in zip(clips.labels, now, strict=True)}
+    scores = {
+        label: round(float(100 * 2 * share**2 / (1 + share)), 2)
+        for label, share in zip(clips.labels, now, strict=True)
+    }
     probes = "vote.probes={" + ", ".join(f"{label}: {score}" for label, score in scores.items()) + "}"
     _, told = voted(tmp_path, clips, [member], ("vote.prior=probed", probes))
     assert told["origin"] == "probed" and told["applied"]
@@ -242,10 +253,12 @@ def test_a_hard_vote_is_the_weighted_majority_of_the_answers(tmp_path):
     for number in range(2):
         wrong = random.random(len(truth)) < 0.2
         said = np.where(wrong, (truth + 1 + random.integers(0, 2, len(truth))) % 3, truth)
-        others.append(Predictions(**vars(member) | {
-            "title": f"m{number}", "probability": 0.1 + 0.7 * np.eye(3)[said]}))
-    guess = Predictions(**vars(member) | {
-        "title": "guess", "probability": np.eye(3)[random.integers(0, 3, len(truth))]})
+        others.append(
+            Predictions(**vars(member) | {"title": f"m{number}", "probability": 0.1 + 0.7 * np.eye(3)[said]})
+        )
+    guess = Predictions(
+        **vars(member) | {"title": "guess", "probability": np.eye(3)[random.integers(0, 3, len(truth))]}
+    )
     made, told = voted(tmp_path, clips, [member, *others, guess], ("vote.kind=hard", "vote.prior=none"))
     assert told["kind"] == "hard" and sum(told["weights"].values()) == pytest.approx(1)
     assert told["weights"]["guess"] < 0.2 * told["weights"]["m0"]
@@ -275,8 +288,10 @@ def test_answers_that_are_not_the_most_probable_label_are_counted(tmp_path, capl
     own = ~clips.labeled
     moved = int((made.answer != made.probability.argmax(1))[own].sum())
     assert told["by_expected_waf"] and moved
-    assert (f"answers maximise expected WAF, and for {moved} of {UNLABELED} unlabelled clips that is not the "
-            "most probable label") in caplog.text
+    assert (
+        f"answers maximise expected WAF, and for {moved} of {UNLABELED} unlabelled clips that is not the "
+        "most probable label"
+    ) in caplog.text
 
 
 def test_without_unlabelled_clips_there_is_a_vote_and_an_empty_answer(tmp_path):
@@ -319,13 +334,16 @@ def test_the_answer_has_the_wanted_names_in_their_order(tmp_path):
     assert of_all["estimated"]["em"][2] < 0.5
 
 
-@pytest.mark.parametrize("text, why", [
-    ("name\nclip_0301\nnot_here\nnor_here\n", "2 of 3 names are not among .* not_here, nor_here"),
-    ("name\nclip_0301\nclip_0001\n", "1 of 2 names are labelled .* clip_0001"),
-    ("name\n", "names no clip"),
-    ("name\nclip_0301\nclip_0301\n", "occurs twice"),
-    ("clip\nclip_0301\n", "lacks the columns name"),
-])
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("name\nclip_0301\nnot_here\nnor_here\n", "2 of 3 names are not among .* not_here, nor_here"),
+        ("name\nclip_0301\nclip_0001\n", "1 of 2 names are labelled .* clip_0001"),
+        ("name\n", "names no clip"),
+        ("name\nclip_0301\nclip_0301\n", "occurs twice"),
+        ("clip\nclip_0301\n", "lacks the columns name"),
+    ],
+)
 def test_wanted_names_that_cannot_be_answered_are_refused(tmp_path, text, why):
     clips, member, _ = case(EVEN)
     with pytest.raises(UserError, match=why):
@@ -393,8 +411,10 @@ def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
     present = np.random.default_rng(3).random(len(clips.names)) > 0.3
     present[clips.labeled] = True
     member.probability[~present] = 1 / 3
-    of_happy = [voted(tmp_path, clips, [member], present=counted)[1]["estimated"]["bbse"][2]
-                for counted in (present, np.ones_like(present))]
+    of_happy = [
+        voted(tmp_path, clips, [member], present=counted)[1]["estimated"]["bbse"][2]
+        for counted in (present, np.ones_like(present))
+    ]
     assert 0.65 < of_happy[0] < 0.85 and of_happy[1] < of_happy[0] - 0.05
 
 

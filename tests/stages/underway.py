@@ -17,8 +17,11 @@ from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 
 OPTIONS = (
-    "extractors.baichuan.finetune=null", "extractors.clip.finetune.cross_fit=false",
-    "extractors.clip.finetune.epochs=3", "run.keep_checkpoints=2", "run.checkpoint_minutes=0.0001",
+    "extractors.baichuan.finetune=null",
+    "extractors.clip.finetune.cross_fit=false",
+    "extractors.clip.finetune.epochs=3",
+    "run.keep_checkpoints=2",
+    "run.checkpoint_minutes=0.0001",
     "shard.frames=2",
 )
 #: The step after which it is asked to stop; three make an epoch.
