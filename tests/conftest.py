@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import forks
 import long_suite
 import pytest
 from long_suite import cases  # noqa: F401  (for the tests)
@@ -76,6 +77,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
             return group(nodeid)
 
     return Groups(config, log)
+
+
+#: Those of them in which Python's commands are forks of one process (tests/forks.py). In tests/slurm and
+#: tests/test_whole_job.py they are started as a user starts them.
+FORKED = tuple(file for file in RANKS if file not in ("tests/slurm/", "tests/test_whole_job.py"))
+_SERVER = pytest.StashKey[forks.Server]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if not item.nodeid.startswith(FORKED):
+        return (yield)
+    stash = item.config.stash
+    if _SERVER not in stash:
+        said = item.config._tmp_path_factory.getbasetemp() / "forks"
+        stash[_SERVER] = forks.Server(said, _environment)
+    with stash[_SERVER].forking():
+        return (yield)
+
+
+def _environment() -> dict[str, str]:
+    from mer_dist.dist import env
+
+    return env.for_children(1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _SERVER in config.stash:
+        config.stash[_SERVER].close()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
