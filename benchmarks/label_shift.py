@@ -2,11 +2,16 @@
 
 Real parts of corpora that may differ in look and not only in label shares; CREMA-D's actors of even
 numbers with shares resampled (nothing else differs) and with faint clips labelled and strong ones
-answered; and a finished run, voted on again. But for the run, logistic regression gives the
+answered; and finished runs, voted on again. But for the runs, logistic regression gives the
 probabilities; from there on every step is the vote's own. ::
 
     python benchmarks/label_shift.py --mer data/mer2023-text/mer2023-text.npz --mosi data/cmu-mosi \
         --crema data/crema-d/crema-d.npz --run runs/demo:demo-data/truth.csv
+
+Runs that differ in their seeds alone and answer the same clips share a row; of each of them, only the
+clips of TRUTH.csv are answered, whatever ``vote.names`` the run had. ::
+
+    python benchmarks/label_shift.py --seeds 1 --run runs/1:test1.csv runs/2:test1.csv
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from prior_shift import Part, Trial
 
 from mer_dist import config as configuration
 from mer_dist import decisions, joined, metrics, predictions, prior
-from mer_dist.files import atomic_folder, read_json
+from mer_dist.files import atomic_folder, read_json, write_text
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
 from mer_dist.stages.self_train import by_fold, held_out, present
@@ -59,7 +64,7 @@ def main() -> None:
     parser.add_argument("--mer", type=Path, help="mer2023-text.npz")
     parser.add_argument("--mosi", type=Path, help="folder with {text,audio,video,names}_test.csv")
     parser.add_argument("--crema", type=Path, help="crema-d.npz")
-    parser.add_argument("--run", help="FOLDER:TRUTH.csv of a finished run")
+    parser.add_argument("--run", nargs="+", metavar="FOLDER:TRUTH.csv", help="finished runs")
     parser.add_argument("--out", type=Path, default=Path("runs/label-shift"), help="for --run")
     parser.add_argument("--seeds", type=int, default=10)
     parsed = parser.parse_args()
@@ -70,7 +75,7 @@ def main() -> None:
     if parsed.crema:
         table(of_crema(parsed.crema, seeds))
     if parsed.run:
-        table(of_run(parsed.run, parsed.out, seeds))
+        table(row for run in parsed.run for row in of_run(run, parsed.out, seeds))
     if parsed.mer:
         table(of_mer(parsed.mer, seeds))
 
@@ -79,13 +84,12 @@ def answer(trial: Trial, others: Part, clip: np.ndarray) -> Answered:
     """By plain argmax of the calibrated probabilities, and as the default vote answers."""
     own, told, evidence = trial.pooled(others)
     verdict = trial.verdict(own, evidence)
-    default = prior.adapt(told, evidence.found.labeled, verdict.tried) if verdict.applied else told
-    decided = decisions.decide(default) if verdict.by_expected_waf else default.argmax(1)
+    corrected = prior.adapt(told, evidence.found.labeled, verdict.tried)
     return Answered(
         clip=clip,
         truth=others.truth,
         plain=told.argmax(1),
-        default=decided,
+        default=decisions.decide(corrected) if verdict.applied else told.argmax(1),
         by=verdict.by,
         applied=verdict.applied,
     )
@@ -152,7 +156,10 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
 
 
 def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
-    """The same rounds and probes voted on again; only the seed of the vote's draws differs."""
+    """The same rounds and probes voted on again; only the seed of the vote's draws differs.
+
+    Clips are answered together with those alone that are scored with them.
+    """
     source, truth_of = map(Path, given.split(":"))
     config = configuration.load(source / "config.yaml", [f"run.folder={out}"])
     with atomic_folder(out) as folder:
@@ -163,6 +170,8 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         label_of = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
     rows = np.array([row for row in np.flatnonzero(~clips.labeled) if clips.names[row] in label_of])
     truth = np.array([clips.labels.index(label_of[clips.names[row]]) for row in rows])
+    config.vote.names = str(out / "names.csv")
+    write_text(out / "names.csv", "\n".join(["name", *(clips.names[row] for row in rows), ""]))
     for seed in seeds:
         answers = {}
         for kind in ("none", "estimate"):
@@ -171,7 +180,7 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
             answers[kind] = predictions.read(run.vote / "predictions.parquet").answer[rows]
         said = read_json(run.vote / "prior.json")
         yield (
-            source.name,
+            "/".join(truth_of.parts[-2:]),
             Answered(
                 clip=rows,
                 truth=truth,

@@ -211,14 +211,13 @@ class Trial:
         for name, new in (("always", found.used), ("oracle", now)):
             ways[name] = decisions.decide(prior.adapt(told, found.labeled, new))
         scored = {name: metrics.waf(truth, answer) for name, answer in ways.items()}
-        uncorrected = "decided" if verdict.by_expected_waf else "argmax"
-        scored["gate"] = scored["always" if verdict.applied else uncorrected]
-        scored["right"] = scored["gate"] >= max(scored["always"], scored["decided"])
+        scored["gate"] = scored["always" if verdict.applied else "argmax"]
+        scored["right"] = scored["gate"] >= max(scored["always"], scored["argmax"])
         return scored
 
     def _given(self, told, truth, evidence, now, held_out) -> dict:
         """The shares told by hand: as they are, and with the labels' places changed."""
-        plain = metrics.waf(truth, decisions.decide(told))
+        plain = metrics.waf(truth, told.argmax(1))
         row = {}
         for name, new in (("right", now), ("wrong", np.roll(now, 1))):
             verdict = self.verdict(held_out, evidence, new)
@@ -252,7 +251,7 @@ def table(judged: Iterator[tuple[str, dict]]) -> None:
     *decide*: by expected WAF, without a correction; *gate*: what the vote does; *always* and *true*:
     corrected without asking the gate, to the used and to the true shares. The gate is right where
     neither of what it chooses between would have scored higher. Below, shares that were told: how
-    often they pass, their change against *decide*, and what it would be without asking the
+    often they pass, their change against *argmax*, and what it would be without asking the
     unlabelled clips.
     """
     rows: dict[str, list[dict]] = {}

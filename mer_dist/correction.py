@@ -18,7 +18,7 @@ from mer_dist import decisions, label_shift, prior
 #: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
 FLOOR = 100
 #: What decided; :attr:`Verdict.by`.
-BY_FLOOR, BY_TEST, BY_ESTIMATES, BY_GATE = "floor", "two-sample test", "estimates", "gate"
+JUDGES = BY_FLOOR, BY_TEST, BY_ESTIMATES, BY_GATE = "floor", "two-sample test", "estimates", "gate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,6 @@ class Verdict:
     reason: str
     tried: np.ndarray
     gate: decisions.Gate
-
-    @property
-    def by_expected_waf(self) -> bool:
-        """Whether the unlabelled clips are answered for expected WAF.
-
-        That takes their probabilities at their word, as a correction does. Where the labelled clips
-        cannot vouch for that, the most probable label is the answer.
-        """
-        return self.applied or self.by in (BY_ESTIMATES, BY_GATE)
 
 
 def gather(
@@ -112,8 +103,9 @@ def judge(
     tried, plausible = (found.used, found.plausible) if told is None else (told, told[None])
     gate = decisions.gate(held_out, truth, tried, plausible, seed, groups)
     measured = (
-        f"on labelled clips weighed to it, out-of-fold WAF is {100 * gate.after:.2f} % with and "
-        f"{100 * gate.before:.2f} % without it, deviation of the gain {100 * gate.noise:.2f}"
+        "on labelled clips weighed to it, answered for expected WAF, out-of-fold WAF is "
+        f"{100 * gate.after:.2f} % with and {100 * gate.before:.2f} % without it, deviation of the gain "
+        f"{100 * gate.noise:.2f}"
     )
 
     def verdict(applied: bool, by: str, reason: str) -> Verdict:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fusion_run
 import numpy as np
 import pytest
 
 from mer_dist import files
+from mer_dist.stages.fuse import fuse
 
 SMALL_FUSE = Path(__file__).parent / "small_fuse.py"
 MODALITIES = ("audio", "video", "text")
@@ -98,3 +100,23 @@ def test_the_benchmark_of_label_shift_prints_a_row_for_every_part(tmp_path, monk
     assert one.startswith("MER2023 text, test1") and one.split()[3] == "120"
     assert two.startswith("MER2023 text, test2") and two.endswith("two-sample test 2")
     assert "+0.00" in two and " 0 %" in two
+
+
+@pytest.mark.usefixtures("benchmarks", "one_thread")
+def test_finished_runs_with_one_truth_share_a_row_and_answer_its_clips_alone(tmp_path, monkeypatch, capsys):
+    import label_shift
+
+    _, truth = fusion_run.make(tmp_path)
+    small = ("fuse.seeds=1", "fuse.dropout=[0.2]", "fuse.epochs=1", "fuse.width=8", "self_train.rounds=0")
+    config = fusion_run.configure(tmp_path, overrides=small)
+    fuse(config)
+    named = zip(fusion_run.names(150)[90:], truth[90:150], strict=True)
+    rows = [f"{name},{fusion_run.LABELS[label]}\n" for name, label in named]
+    files.write_text(tmp_path / "half.csv", "name,discrete\n" + "".join(rows))
+    run = f"{config.run.folder}:{tmp_path}/half.csv"
+    words = ["label_shift", "--run", run, run, "--seeds", "1", "--out", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", words)
+    label_shift.main()
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.startswith(f"{tmp_path.name}/half.csv") and row.endswith("floor 2") and row.split()[1] == "60"
+    assert files.read_json(tmp_path / "again" / "vote" / "prior.json")["clips"] == 60

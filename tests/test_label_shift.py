@@ -55,7 +55,7 @@ def test_where_more_than_the_shares_differs_nothing_is_estimated_and_told_shares
     unlabeled, _ = draw(700, NEW, 2, apart=0.3)
     known = evidence(unlabeled, held_out, truth)
     verdict = judged(known, held_out, truth)
-    assert (verdict.applied, verdict.by, verdict.by_expected_waf) == (False, correction.BY_TEST, False)
+    assert not verdict.applied and verdict.by == correction.BY_TEST
     assert f"p = {known.p_value:.3f}" in verdict.reason
     # Even shares that the estimates would contradict.
     for told in (NEW, NEW[::-1]):
@@ -68,7 +68,7 @@ def test_where_only_the_shares_differ_the_correction_is_applied_and_wrong_told_s
     unlabeled, _ = draw(700, NEW, 2)
     known = evidence(unlabeled, held_out, truth)
     verdict = judged(known, held_out, truth)
-    assert verdict.applied and verdict.by == correction.BY_GATE and verdict.by_expected_waf
+    assert verdict.applied and verdict.by == correction.BY_GATE
     verdict = judged(known, held_out, truth, NEW[::-1])
     assert not verdict.applied and verdict.by == correction.BY_ESTIMATES
 
@@ -80,7 +80,7 @@ def test_of_a_few_clips_nothing_is_estimated_and_nothing_speaks_against_told_sha
     unlabeled, _ = draw(count, np.array([0, 0, 0, 1.0]), 2)
     known = evidence(unlabeled, held_out, truth)
     verdict = judged(known, held_out, truth)
-    assert not verdict.applied and verdict.by == correction.BY_FLOOR and not verdict.by_expected_waf
+    assert not verdict.applied and verdict.by == correction.BY_FLOOR
     assert str(count) in verdict.reason and str(correction.FLOOR) in verdict.reason
     told = np.array([0.6, 0.2, 0.1, 0.1])
     assert judged(known, held_out, truth, told).applied

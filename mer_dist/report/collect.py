@@ -313,13 +313,13 @@ def _saved_prior(path: Path) -> Prior:
         for name, edges in (saved.get("intervals") or {}).items()
     }
     remarks = []
-    for key in ("origin", "tried", "applied", "reason"):
+    for key in ("origin", "tried", "applied", "decided_by", "reason", "answered_by"):
         value = saved.get(key)
         if isinstance(value, list):
             series.append((key, value))
         elif value not in (None, ""):
             shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-            remarks.append(f"{key}: {shown}")
+            remarks.append(f"{key.replace('_', ' ')}: {shown}")
     return Prior(
         labels=labels,
         remarks=remarks,

@@ -14,6 +14,7 @@ from mer_dist.report import figures
 from mer_dist.report.facts import Confusion, Corpus, Facts, Score
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.plot import COLOURS
+from mer_dist.report.terms import PRIOR_TERMS
 
 #: Rows of quarantine.parquet that the page lists; all of them are counted.
 LISTED_PROBLEMS = 200
@@ -316,44 +317,6 @@ def _problem_counts(problems: list[Problem]) -> Html:
     titles = ["whole clip" if lost == "clip" else lost for lost in kinds]
     head = ["lost in", *titles, "all"]
     return table(head, rows, numbers=range(1, len(head)))
-
-
-#: For readers who meet them here for the first time.
-PRIOR_TERMS = (
-    (
-        "EM",
-        (
-            "the shares under which the model's probabilities for the unlabelled clips are most likely, "
-            "found by expectation-maximisation: guess the shares, correct each clip's probabilities by "
-            "them, take the mean as the next guess."
-        ),
-    ),
-    (
-        "BBSE",
-        (
-            "black-box shift estimation: on labelled clips it is known how much probability the model "
-            "gives each label when another one is true; the shares are those that, by this, explain "
-            "the mean probabilities of the unlabelled clips."
-        ),
-    ),
-    (
-        "tried",
-        (
-            "the shares that a correction would assume: the mean of both estimates, drawn towards the "
-            "labelled clips' shares the less the estimates can be told from noise; or those that were "
-            "given by hand or probed."
-        ),
-    ),
-    (
-        "applied",
-        (
-            "whether each unlabelled clip's probabilities were multiplied by tried share over "
-            "labelled share before it was answered. It is done only if it is expected to raise WAF "
-            "on labelled clips weighed to have such shares; given or probed shares must not be "
-            "expected to lower it under what EM and BBSE find."
-        ),
-    ),
-)
 
 
 def priors(facts: Facts) -> Html:

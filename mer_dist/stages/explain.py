@@ -225,6 +225,8 @@ def _vote_lines(told: dict) -> list[str]:
     if told["split"] == UNLABELED:
         state = "applied" if vote.get("applied") else "not applied"
         parts.append(f"prior correction {state}: {vote.get('reason', '')}")
+        if "answered_by" in vote:
+            parts.append(f"unlabelled clips are answered by {vote['answered_by']}")
         if "tried" in vote:
             shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
             rows = [[name, *_shares(own)] for name, own in shares.items()]
@@ -240,8 +242,9 @@ def _why_another(told: dict) -> list[str]:
         return []
     return [
         (
-            f"the most probable label is {most}, the answer {final['answer']}: answers are chosen together, "
-            "to maximise the expected WAF of all, and a label that is rarer is answered somewhat sooner"
+            f"the most probable label is {most}, the answer {final['answer']}: where a correction is applied "
+            "answers are chosen together, to maximise the expected WAF of all, and a label that is rarer is "
+            "answered somewhat sooner"
         )
     ]
 

@@ -3,7 +3,8 @@
 What an unlabelled clip needs is fitted on out-of-fold predictions of all labelled clips; what a
 labelled clip of fold k needs, on what models without fold k and one more fold say of that other
 one, so that its own label has no part in its answer. An unlabelled clip is answered under the
-prior of the unlabelled clips only where :mod:`mer_dist.correction` finds that it pays.
+prior of the unlabelled clips, for expected WAF, only where :mod:`mer_dist.correction` finds that it
+pays; every other clip, and so every labelled one, with its most probable label.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from mer_dist.shards import manifest
 
 TITLE = "prior-aware vote"
 #: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 6
+_VERSION = 7
 SHOWN = 3
+#: How the unlabelled clips are answered, in ``prior.json``.
+EXPECTED_WAF = "expected WAF, as a correction is applied"
+MOST_PROBABLE = "most probable label, as no correction is applied"
 
 
 def vote(
@@ -61,16 +65,14 @@ def vote(
     titles = [member.title for member in members]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
     told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
+    told["answered_by"] = EXPECTED_WAF if told["applied"] else MOST_PROBABLE
+    answer = pooled.argmax(1)
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
         pooled[~clips.labeled] = prior.adapt(pooled[~clips.labeled], old, new)
-    answer = pooled.argmax(1)
-    if config.vote.prior != "none":
-        # Expected WAF is that of the clips which are scored together. A fold's clips are answered
-        # by themselves: what is said of the other folds comes from models that know their labels.
-        each_fold = (clips.fold == fold for fold in range(clips.folds))
-        others = (asked, ~clips.labeled & ~asked) if told["by_expected_waf"] else ()
-        for part in (*each_fold, *others):
+        # Expected WAF is that of the clips which are scored together. It takes the probabilities at
+        # their word, all at once: of that only a correction has been found to pay; see docs/results.md.
+        for part in (asked, ~clips.labeled & ~asked):
             answer[part] = decisions.decide(pooled[part])
     # Nothing is known of these but the shares, and trading one for another would be a guess.
     answer[~present] = pooled[~present].argmax(1)
@@ -91,21 +93,20 @@ def vote(
         files.write_json(folder / "prior.json", told)
         files.mark(folder, made_from, clips=len(clips.names))
     logger.info(
-        "vote: prior correction %s: %s%s",
+        "vote: prior correction %s: %s; %s",
         "applied" if told["applied"] else "not applied",
         told["reason"],
-        _moved(pooled, answer, asked, told["by_expected_waf"]),
+        _how(told["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
 
 
-def _moved(pooled: np.ndarray, answer: np.ndarray, asked: np.ndarray, by_expected_waf: bool) -> str:
-    """How many of the answers that are asked for are not the most probable label, and why."""
-    if not by_expected_waf:
-        return ""
-    moved = int((answer != pooled.argmax(1))[asked].sum())
+def _how(corrected: bool, moved: int, asked: int) -> str:
+    """How the clips that are asked for were answered, and for how many that made a difference."""
+    if not corrected:
+        return "so each clip is answered with its most probable label"
     return (
-        f"; answers maximise expected WAF, and for {moved} of {int(asked.sum())} unlabelled clips that "
-        "is not the most probable label"
+        f"answers maximise expected WAF, and for {moved} of {asked} unlabelled clips that is not the most "
+        "probable label"
     )
 
 
@@ -167,7 +168,6 @@ def _prior(
         "applied": False,
         "origin": config.vote.prior,
         "decided_by": config.vote.prior,
-        "by_expected_waf": False,
     }
     if config.vote.prior == "none":
         return told | {"reason": "vote.prior is none"}
@@ -196,7 +196,6 @@ def _prior(
         "p_value": evidence.p_value if evidence.enough else None,
         "applied": verdict.applied,
         "decided_by": verdict.by,
-        "by_expected_waf": verdict.by_expected_waf,
         "tried": verdict.tried.tolist(),
         "reason": verdict.reason,
         "gain": gate.gain,

@@ -182,6 +182,8 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             "origin": "estimate",
             "tried": [0.35, 0.12, 0.25, 0.1, 0.12, 0.06],
             "applied": True,
+            "decided_by": "gate",
+            "answered_by": "expected WAF, as a correction is applied",
             "reason": "EM and BBSE agree within 0.02",
         },
     )

@@ -11,9 +11,10 @@ from conftest import skip
 from sklearn.metrics import f1_score
 
 from mer_dist import files, predictions
+from mer_dist.correction import JUDGES
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
-from mer_dist.report import sections
+from mer_dist.report import terms
 from mer_dist.report.collect import collect
 from mer_dist.report.page import report
 from mer_dist.shards import manifest
@@ -195,9 +196,13 @@ def test_times_rates_curves_and_the_prior_arrive(run):
         "estimate, EM": [(0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]
     }
     text = text_of(written(run))
-    for term, _ in sections.PRIOR_TERMS:
-        assert f"{term}:" in text
-    assert "origin: estimate · applied: yes · reason: EM and BBSE agree within 0.02" in text
+    for term, meaning in terms.PRIOR_TERMS:
+        assert f" {term} : {meaning}" in text
+    assert {*JUDGES, "answered by"} <= {term for term, _ in terms.PRIOR_TERMS}
+    assert (
+        "origin: estimate · applied: yes · decided by: gate · reason: EM and BBSE agree within 0.02 · "
+        "answered by: expected WAF, as a correction is applied"
+    ) in text
     assert "41.3 s" in text and "15.5" in text
 
 

@@ -111,6 +111,7 @@ def test_the_text_is_in_columns_under_the_names_of_the_emotions(run):
     for title, weight in told["vote"]["weights"].items():
         assert lines_with(shown, title, f"{weight:.3f}")
     assert lines_with(shown, "prior correction", told["vote"]["reason"])
+    assert lines_with(shown, f"unlabelled clips are answered by {told['vote']['answered_by']}")
     assert shown.splitlines()[-1] == f"answer: {told['answer']}"
     assert not any(line.endswith(" ") for line in shown.splitlines())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mer_dist import config as configuration
-from mer_dist import files, joined, metrics, predictions, quarantine
+from mer_dist import decisions, files, joined, metrics, predictions, quarantine
 from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
@@ -281,17 +281,47 @@ def test_without_a_prior_the_answer_is_the_plain_argmax(tmp_path, caplog):
     assert "not applied: vote.prior is none" in caplog.text and "expected WAF" not in caplog.text
 
 
-def test_answers_that_are_not_the_most_probable_label_are_counted(tmp_path, caplog):
+@pytest.mark.parametrize("seed", [1, 3])
+def test_without_a_correction_each_clip_gets_its_most_probable_label(tmp_path, caplog, seed):
+    """A mild shift that the gate lets go: answers by expected WAF would lose half a point and more."""
     caplog.set_level("INFO", "mer_dist")
-    clips, member, _ = case(EVEN)
+    clips, member, truth = case((1, 1, 2), seed=seed)
+    plain, _ = voted(tmp_path, clips, [member], ("vote.prior=none",))
     made, told = voted(tmp_path, clips, [member])
     own = ~clips.labeled
-    moved = int((made.answer != made.probability.argmax(1))[own].sum())
-    assert told["by_expected_waf"] and moved
+    by_waf = decisions.decide(made.probability[own])
+    assert metrics.waf(truth[own], by_waf) < metrics.waf(truth[own], made.answer[own]) - 0.005
+    assert not told["applied"] and told["decided_by"] == "gate" and np.array_equal(made.answer, plain.answer)
+    assert told["answered_by"] == "most probable label, as no correction is applied"
+    assert "so each clip is answered with its most probable label" in caplog.text
+    assert "maximise expected WAF" not in caplog.text
+
+
+@pytest.mark.parametrize("shares, seed", [((1, 1, 2), 4), ((1, 4, 6), 1)])
+def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, shares, seed):
+    caplog.set_level("INFO", "mer_dist")
+    clips, member, truth = case(shares, seed=seed)
+    made, told = voted(tmp_path, clips, [member])
+    own = ~clips.labeled
+    most = made.probability.argmax(1)
+    assert told["applied"] and np.array_equal(made.answer[own], decisions.decide(made.probability[own]))
+    assert metrics.waf(truth[own], made.answer[own]) > metrics.waf(truth[own], most[own]) + 0.01
+    # Labelled clips are never corrected.
+    assert np.array_equal(made.answer[~own], most[~own])
+    assert told["answered_by"] == "expected WAF, as a correction is applied"
+    moved = int((made.answer != most)[own].sum())
     assert (
         f"answers maximise expected WAF, and for {moved} of {UNLABELED} unlabelled clips that is not the "
         "most probable label"
     ) in caplog.text
+
+
+def test_shares_told_that_the_unlabelled_clips_contradict_leave_the_most_probable_labels(tmp_path):
+    clips, member, _ = case(SHIFTED)
+    given = "vote.given={neutral: 0.8, angry: 0.1, happy: 0.1}"
+    made, told = voted(tmp_path, clips, [member], ("vote.prior=given", given))
+    assert told["decided_by"] == "estimates" and not told["applied"]
+    assert np.array_equal(made.answer, made.probability.argmax(1))
 
 
 def test_without_unlabelled_clips_there_is_a_vote_and_an_empty_answer(tmp_path):
