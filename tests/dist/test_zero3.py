@@ -46,7 +46,7 @@ def models(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     # bitsandbytes packs 4-bit weights in blocks of 64; six heads have the slopes of no power of two.
     config = BaichuanConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=384, num_hidden_layers=4,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
         num_attention_heads=6, initializer_range=0.05,
     )
     BaichuanForCausalLM(config).save_pretrained(folder / "baichuan")
@@ -138,8 +138,8 @@ def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(m
     """``wide`` has adapters above the size that every rank keeps whole: saved without gathering they
     would be empty, and no error would tell."""
     saved = load_file(zero3 / case / "adapter_model.safetensors")
-    layers = 1 if family == "baichuan" else 4
-    assert len(saved) == 8 * layers and all(value.numel() > 0 for value in saved.values())
+    # Two for each adapted layer: one in each of two, four in each of four.
+    assert len(saved) == (4 if family == "baichuan" else 32) and all(value.numel() > 0 for value in saved.values())
     assert (max(value.numel() for value in saved.values()) > 100_000) == (case == "wide")
 
     published = ExtractorConfig(family=family, path=str(models / family))

@@ -75,7 +75,7 @@ def config(
 ) -> ExtractorConfig:
     # 39 training clips in batches of 8: the last global batch is short, and odd over two ranks.
     settings = FinetuneConfig(
-        method=method, epochs=epochs, batch=8, micro_batch=2, learning_rate=3e-3, precision=precision,
+        method=method, epochs=epochs, batch=8, micro_batch=2, learning_rate=6e-3, precision=precision,
         lora=LoraConfig(rank=rank, dropout=0.0),
     )
     path = str(Path(models) / family)
