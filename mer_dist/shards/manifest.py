@@ -129,7 +129,16 @@ def _rows(table: pa.Table) -> list[Row]:
         for suffixes, offsets, sizes in places
     ]
     names = list(columns)
-    return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    rows = [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    for row in rows:
+        if (row.label is not None) != (row.split == LABELED):
+            raise ValueError(f"clip {row.name} is {row.split} and has {row.label or 'no'} label")
+    return rows
+
+
+def labels(rows: Iterable[Row]) -> dict[str, str]:
+    """name -> label of the labelled clips, in their order."""
+    return {row.name: row.label for row in rows if row.label is not None}
 
 
 def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
@@ -187,10 +196,28 @@ def read_facts(path: Path) -> Facts | None:
         return None  # On damaged content the parser may raise anything at all; the tar is made again.
 
 
+def numbers(shards_folder: Path) -> list[int]:
+    """Of the shards that have facts, readable or not."""
+    stems = {path.stem for path in Path(shards_folder).glob("[0-9]*.parquet")}
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
 def all_facts(shards_folder: Path) -> dict[int, Facts | None]:
     """number -> facts, of every shard that has them; None where they are not readable."""
-    paths = sorted(Path(shards_folder).glob("[0-9]*.parquet"))
-    return {int(path.stem): read_facts(path) for path in paths if path.stem.isdigit()}
+    return {number: read_facts(facts_path(shards_folder, number)) for number in numbers(shards_folder)}
+
+
+def facts_of(shards_folder: Path, number: int) -> Facts:
+    """What a shard was made from.
+
+    Raises:
+        UserError: the shard is not there.
+    """
+    path = facts_path(shards_folder, number)
+    facts = read_facts(path)
+    if facts is None:
+        raise UserError(f"{path}: no such shard; run shard")
+    return facts
 
 
 def shard_fingerprint(shards_folder: Path, number: int) -> str:
@@ -199,7 +226,4 @@ def shard_fingerprint(shards_folder: Path, number: int) -> str:
     Raises:
         UserError: the shard is not there.
     """
-    facts = read_facts(facts_path(shards_folder, number))
-    if facts is None:
-        raise UserError(f"{facts_path(shards_folder, number)}: no such shard; run shard")
-    return facts.sha256
+    return facts_of(shards_folder, number).sha256
