@@ -129,16 +129,21 @@ def _rows(table: pa.Table) -> list[Row]:
         for suffixes, offsets, sizes in places
     ]
     names = list(columns)
-    rows = [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
-    for row in rows:
-        if (row.label is not None) != (row.split == LABELED):
-            raise ValueError(f"clip {row.name} is {row.split} and has {row.label or 'no'} label")
-    return rows
+    return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
-def labels(rows: Iterable[Row]) -> dict[str, str]:
-    """name -> label of the labelled clips, in their order."""
-    return {row.name: row.label for row in rows if row.label is not None}
+def labels(labeled: list[Row]) -> dict[str, str]:
+    """name -> label of labelled clips, in their order.
+
+    Raises:
+        UserError: one has no label.
+    """
+    without = [row.name for row in labeled if row.label is None]
+    if without:
+        raise UserError(
+            f"{MANIFEST}: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
+        )
+    return {row.name: row.label for row in labeled if row.label is not None}
 
 
 def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
