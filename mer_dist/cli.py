@@ -197,7 +197,7 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     # The rank that ends last knows of the quarantine, and it need not be rank 0.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = stage_status.leave(Run(config.run.folder).status(parsed.command), code)
-    elif entered and not here.launched:
+    elif entered and config is not None and not here.launched:
         stage_status.note(Run(config.run.folder).status(parsed.command), code)
     return code
 

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -84,9 +84,11 @@ def _override(text: str) -> dict:
         raise UserError(f"override {text!r}: write it as section.key=value")
     # The shell turns key="" into key=, which is empty text and not null.
     value = strict.parse(raw, f"override {text!r}") if raw.strip() else ""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *above, last = key.split(".")
+    nested = {last: value}
+    for part in reversed(above):
+        nested = {part: nested}
+    return nested
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -111,11 +113,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         merged = OmegaConf.merge(OmegaConf.structured(Config), *(values for _, values in layers))
         # Resolved without types: a typed node would turn an interpolated "0123" into 83.
         untyped = OmegaConf.create(OmegaConf.to_container(merged))
-        resolved = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
+        resolved: Any = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
         strict.check_section(resolved, Config, str(path), "")
         for name, values in resolved["extractors"].items():
             _check_extractor(name, values)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved)))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]

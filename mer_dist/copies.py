@@ -52,10 +52,15 @@ class Copy:
         """``fold-K`` or ``all``."""
         return part_name(self.without)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """name -> label of the clips that it may see, in their order."""
+        return manifest.labels(self.rows)
+
 
 def parts(config: Config, extractor: str) -> list[int | None]:
     """The copies of a fine-tuned extractor, each by the fold that it never sees."""
-    if config.extractors[extractor].finetune.cross_fit:
+    if config.extractors[extractor].finetuning.cross_fit:
         return [*range(config.folds.count), None]
     return [None]
 
@@ -80,7 +85,7 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]
         return []
     run = Run(config.run.folder)
     labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
-    label_of = {row.name: row.label for row in labeled}
+    label_of = manifest.labels(labeled)
     folds.check_labels(config, label_of)
     if fold_of is None:
         fold_of = folds.of_run(config, label_of) if crossed(config) else {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,12 @@ STORAGE = {"fp32": np.float32, "fp16": np.float16}
 _FACTS = "mer_dist"
 _AGAIN = "delete it and run extract, or import again"
 #: The types of tensors, as safetensors calls them, that a feature file can hold.
-_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+}
 
 
 @dataclass(kw_only=True)
@@ -74,6 +80,21 @@ class FeatureSet:
         values[valid] = found
         return values, valid
 
+    def ragged(self) -> tuple[np.ndarray, np.ndarray]:
+        """``frame`` and ``offsets``.
+
+        Raises:
+            UserError: the set was stored at utterance level only.
+        """
+        if self.frame is None or self.offsets is None:
+            raise UserError("this feature set has no frame level; extract with frame_level: true")
+        return self.frame, self.offsets
+
+    def frames_of(self, row: int) -> np.ndarray:
+        """The frames ``(T, D)`` of clip ``row``; see :meth:`ragged`."""
+        frame, offsets = self.ragged()
+        return frame[offsets[row] : offsets[row + 1]]
+
     def tokens(self, names: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames pooled to at most ``count`` tokens by the mean over equal stretches.
 
@@ -82,18 +103,17 @@ class FeatureSet:
         Raises:
             UserError: the set was stored at utterance level only.
         """
-        if self.frame is None:
-            raise UserError("this feature set has no frame level; extract with frame_level: true")
+        frame, offsets = self.ragged()
         rows, valid = self._rows(names)
         values = np.zeros((len(names), count, self.width), np.float32)
         mask = np.zeros((len(names), count), bool)
-        starts, stops = self.offsets[:-1][rows[valid]], self.offsets[1:][rows[valid]]
+        starts, stops = offsets[:-1][rows[valid]], offsets[1:][rows[valid]]
         parts = np.minimum(stops - starts, count)
         mask[valid] = np.arange(count) < parts[:, None]
         for own in np.unique(parts[parts > 0]):
             same = parts == own
             edges = np.linspace(starts[same], stops[same], own + 1, axis=1).astype(int)
-            means = _means(self.frame, edges[:, :-1].ravel(), edges[:, 1:].ravel())
+            means = _means(frame, edges[:, :-1].ravel(), edges[:, 1:].ravel())
             values[np.flatnonzero(valid)[same], :own] = means.reshape(-1, own, self.width)
         return values, mask
 
@@ -107,7 +127,7 @@ class FeatureSet:
         keep = [row for row, name in enumerate(self.names) if name in names]
         frame = offsets = None
         if self.frame is not None:
-            spans = [self.frame[self.offsets[row] : self.offsets[row + 1]] for row in keep]
+            spans = [self.frames_of(row) for row in keep]
             frame = np.concatenate(spans) if spans else self.frame[:0]
             offsets = np.cumsum([0, *map(len, spans)])
         return FeatureSet(
@@ -150,9 +170,9 @@ class StoredShard:
             UserError: it is not a whole feature file.
         """
         with reading(path, _AGAIN):
-            with safe_open(path, "numpy") as file:  # refuses a file that is not whole
-                facts = shard_facts(file)
-                wanted = set(file.keys()) if frames else {"utterance"}
+            with safe_open(path, "numpy") as whole:  # refuses a file that is not
+                facts = shard_facts(whole)
+                wanted = set(whole.keys()) if frames else {"utterance"}
             with Path(path).open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
@@ -230,7 +250,7 @@ def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarr
     return sums @ frame.astype(np.float32, copy=False) / lengths[:, None].astype(np.float32)
 
 
-def join(parts: list[FeatureSet | StoredShard], order: list[str] | None = None) -> FeatureSet:
+def join(parts: Sequence[FeatureSet | StoredShard], order: list[str] | None = None) -> FeatureSet:
     """One set from the disjoint parts of several shards or extractor copies.
 
     Args:
@@ -265,7 +285,7 @@ def join(parts: list[FeatureSet | StoredShard], order: list[str] | None = None) 
     )
 
 
-def _check_parts(parts: list[FeatureSet | StoredShard]) -> None:
+def _check_parts(parts: Sequence[FeatureSet | StoredShard]) -> None:
     if not parts:
         raise UserError("there are no features to read; run extract first")
     count = Counter(name for part in parts for name in part.names)
@@ -278,19 +298,20 @@ def _check_parts(parts: list[FeatureSet | StoredShard]) -> None:
 
 
 def _join_frames(
-    parts: list[FeatureSet | StoredShard], source: np.ndarray, targets: list[np.ndarray]
+    parts: Sequence[FeatureSet | StoredShard], source: np.ndarray, targets: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames and offsets of a joined set, whose row i was row ``source[i]`` of the parts."""
     spans = [np.asarray(part.offsets) for part in parts]
     lengths = np.concatenate([np.diff(span) for span in spans])
     offsets = np.concatenate([[0], np.cumsum(lengths[source])])
-    frame = None
+    frame: np.ndarray | None = None
     for part, span, rows in zip(parts, spans, targets, strict=True):
-        own = part.frame
+        own = np.asarray(part.frame)
         if frame is None:
             frame = np.empty((offsets[-1], own.shape[1]), own.dtype)
         places = np.arange(len(own)) + np.repeat(offsets[rows] - span[:-1], np.diff(span))
         frame[places] = own
+    assert frame is not None, "there is a part"
     return frame, offsets
 
 

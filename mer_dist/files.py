@@ -318,3 +318,17 @@ def marked(folder: Path, made_from: str | None = None) -> dict | None:
         # One of the first version, which told of no checksums.
         facts.pop("content", None)
     return facts
+
+
+def mark_of(folder: Path) -> dict:
+    """The marker of a folder that was complete a moment ago.
+
+    Raises:
+        UserError: it is so no longer: somebody else works in it.
+    """
+    facts = marked(folder)
+    if facts is None:
+        raise UserError(
+            f"{folder}: complete a moment ago, and now without its {MARK}; what else works in it?"
+        )
+    return facts

@@ -92,7 +92,7 @@ def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -
     while cost(held)[0]:
         # Of all groups, which may be as many as clips, only those of such a label mend it; any fills a fold.
         able = (have[:, together(held)] > 0).any(1) | (held.sum(1) == 0).any()
-        moves = ((row, number) for row in np.flatnonzero(able) for number in range(count))
+        moves = ((row, number) for row in np.flatnonzero(able).tolist() for number in range(count))
         row, number = min(moves, key=lambda move: cost(moved(*move)))
         after = moved(row, number)
         if cost(after)[0] >= cost(held)[0]:

@@ -74,7 +74,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
         )
     fold_of = folds.of_run(config, labeled)
     names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
-    index = {label: row for row, label in enumerate(config.corpus.labels)}
+    index: dict[str | None, int] = {label: row for row, label in enumerate(config.corpus.labels)}
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
@@ -261,9 +261,10 @@ def _usable(found: FeatureSet) -> np.ndarray:
     One clip with 1e12 in it would make the deviation so large that all others become equal.
     """
     usable = _sane(found.utterance)
-    if found.frame is not None and len(found.frame):
-        before = np.concatenate([[0], np.cumsum(~_sane(found.frame))])
-        usable &= before[found.offsets[1:]] == before[found.offsets[:-1]]
+    if found.has_frames:
+        frame, offsets = found.ragged()
+        before = np.concatenate([[0], np.cumsum(~_sane(frame))])
+        usable &= before[offsets[1:]] == before[offsets[:-1]]
     return usable
 
 

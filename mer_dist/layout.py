@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
     folder: Path
 
-    def __post_init__(self):
-        object.__setattr__(self, "folder", Path(self.folder))
+    def __init__(self, folder: str | Path):
+        object.__setattr__(self, "folder", Path(folder))
 
     @property
     def config(self) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from mer_dist.errors import UserError
 
 #: Below any weight that counts; keeps an empty sum from dividing by zero.
 TINY = 1e-7
+Number = TypeVar("Number", float, np.ndarray)
 
 
 def waf(truth: np.ndarray, answer: np.ndarray) -> float:
@@ -46,7 +49,7 @@ def confusion(truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray
     return counts
 
 
-def share_of_constant(score: float | np.ndarray) -> float | np.ndarray:
+def share_of_constant(score: Number) -> Number:
     """Share p of a class, from the WAF in [0, 1] that answering it for every clip got.
 
     Its precision is p and its recall 1, so its F1 is 2p / (1 + p); every other class scores 0. The

@@ -230,13 +230,13 @@ def estimate(
     draw_own, draw_others = resampler(own), resampler(others)
     calibration = calibrate(held_out, truth)
     both = _both(unlabeled, held_out, truth, calibration)
-    again = []
+    each = []
     for _ in range(draws):
         preempt.stop_if_asked("in the vote")
         rows, drawn = draw_own(random), draw_others(random)
         fitted = calibrate(held_out[rows], truth[rows], start=calibration)
-        again.append(_both(unlabeled[drawn], held_out[rows], truth[rows], fitted, both[0]))
-    again, center = np.stack(again), both.mean(0)
+        each.append(_both(unlabeled[drawn], held_out[rows], truth[rows], fitted, both[0]))
+    again, center = np.stack(each), both.mean(0)
     labeled = shares(truth, held_out.shape[1])
     noise = ((again.mean(1) - center) ** 2).sum(1).mean() + ((both[0] - both[1]) ** 2).sum() / 4
     distance = ((center - labeled) ** 2).sum()

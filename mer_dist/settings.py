@@ -228,6 +228,17 @@ class ExtractorConfig:
         at_least("", "max_tokens", self.max_tokens, 1)
         at_least("", "window", self.window, 0.1)
 
+    @property
+    def finetuning(self) -> FinetuneConfig:
+        """``finetune`` of an extractor that has this section.
+
+        Raises:
+            ValueError: it stays frozen.
+        """
+        if self.finetune is None:
+            raise ValueError(f"{self.family} at {self.path} is not fine-tuned")
+        return self.finetune
+
 
 @dataclass(kw_only=True)
 class ExtractConfig:

@@ -84,7 +84,7 @@ def _check(value: Any, kind: Any, where: str, key: str) -> None:
         if value is not None:
             (kind,) = [arm for arm in typing.get_args(kind) if arm is not type(None)]
             _check(value, kind, where, key)
-    elif dataclasses.is_dataclass(kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
         check_section(value, kind, where, key)
     elif origin is list:
         if not isinstance(value, list):

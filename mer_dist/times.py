@@ -110,4 +110,4 @@ def by_part(run: Run) -> dict[str, Total]:
     pieces: dict[str, list[Spent]] = {}
     for spent in read(run):
         pieces.setdefault(spent.part, []).append(spent)
-    return {part: total(own) for part, own in pieces.items()}
+    return {part: found for part, own in pieces.items() if (found := total(own))}

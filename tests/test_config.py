@@ -43,7 +43,10 @@ def test_values_defaults_and_interpolation_arrive_as_typed_sections(write):
     assert isinstance(loaded.extractors["face"].finetune, settings.FinetuneConfig)
     assert loaded.extractors["face"].finetune.lora.rank == 4
     assert loaded.extractors["face"].path == "clips/model"
+    assert loaded.extractors["face"].finetuning is loaded.extractors["face"].finetune
     assert loaded.extractors["voice"].finetune is None
+    with pytest.raises(ValueError, match="hubert at m is not fine-tuned"):
+        _ = loaded.extractors["voice"].finetuning
     assert loaded.corpus.labels == ["neutral", "angry", "happy", "sad", "worried", "surprise"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM
 from mer_dist.models.tokenizer import BaichuanTokenizer
+from mer_dist.shards import manifest
 from mer_dist.stages.extract import extract
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
@@ -103,3 +105,12 @@ def test_features_are_those_of_unlabelled_clips_and_fuse_refuses_them(job):
 def test_frozen_and_imported_sets_of_such_an_extractor_may_be_fused(job):
     config = load(job, [OFF, "fuse.sets=[text, 'voice@other']"])
     assert joined.fused_sets(config) == ["text", "voice@other"]
+
+
+def test_a_labelled_clip_whose_label_is_gone_is_named(job, monkeypatch):
+    config = load(job)
+    rows = manifest.read(Run(config.run.folder).shards)
+    rows[3] = replace(rows[3], label=None)
+    monkeypatch.setattr(manifest, "read", lambda folder: rows)
+    with pytest.raises(UserError, match="clip03 is labeled and has no label; delete it and run shard"):
+        copies.planned(config)

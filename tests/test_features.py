@@ -42,6 +42,14 @@ def test_a_set_of_several_shards_comes_back_whole(tmp_path):
     assert features.description(tmp_path) == {"modality": "video", "width": 3}
 
 
+def test_the_frames_of_one_clip_are_its_stretch_and_a_set_without_frames_says_so():
+    both = make(["a", "b"], lengths=[2, 5])
+    np.testing.assert_array_equal(both.frames_of(1), both.frame[2:7])
+    for call in (make(["a"]).ragged, lambda: make(["a"]).frames_of(0)):
+        with pytest.raises(UserError, match="no frame level; extract with frame_level: true"):
+            call()
+
+
 def test_a_set_comes_in_the_order_it_is_asked_for_and_the_other_clips_after(tmp_path):
     write = features.write_shard
     write(tmp_path / "00000.safetensors", make(["d", "b"], lengths=[2, 5]))

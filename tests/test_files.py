@@ -12,7 +12,7 @@ from modes import as_umask, rights
 from safetensors.numpy import save_file
 
 from mer_dist import files
-from mer_dist.errors import mending
+from mer_dist.errors import UserError, mending
 
 WRITE_AND_HANG = """
 import sys, time
@@ -134,6 +134,14 @@ def test_a_mark_counts_only_for_the_fingerprint_it_was_made_from(tmp_path):
     for torn in ("", '{"made_from": "abc"', "[]", "3"):
         (tmp_path / files.MARK).write_text(torn)
         assert files.marked(tmp_path, "abc") is None and files.marked(tmp_path) is None
+
+
+def test_the_mark_of_a_complete_folder_is_there_or_the_error_says_that_it_went(tmp_path):
+    files.mark(tmp_path, "abc", clips=3)
+    assert files.mark_of(tmp_path)["clips"] == 3
+    (tmp_path / files.MARK).unlink()
+    with pytest.raises(UserError, match=f"{tmp_path}: complete a moment ago, and now without its"):
+        files.mark_of(tmp_path)
 
 
 def test_equal_values_have_equal_fingerprints_in_every_process():

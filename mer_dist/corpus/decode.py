@@ -79,7 +79,10 @@ def _judged(decoded: Decoded) -> Decoded:
     }
     decoded.missing = sorted(modality.value for modality, found in there.items() if not found)
     if not decoded.usable:
-        reasons = dict.fromkeys(there, "the corpus names none") | {Modality.TEXT: "no transcript"}
+        reasons: dict[str, str] = {
+            **dict.fromkeys(there, "the corpus names none"),
+            Modality.TEXT: "no transcript",
+        }
         reasons |= {problem.lost: problem.reason for problem in decoded.problems}
         why = "; ".join(f"{part}: {reason}" for part, reason in reasons.items())
         decoded.problems = []

@@ -94,8 +94,8 @@ def make(folder: Path, labeled: int = 240, unlabeled: int = 400, seed: int = 0, 
         UserError: ``folder/corpus`` exists and is none of ours.
     """
     folder = Path(folder)
-    sources = [__file__, *(part.__file__ for part in (demo_face, demo_voice, demo_lines))]
-    code = [files.digest(Path(source)) for source in sources]
+    sources = [__file__, demo_face.__file__, demo_voice.__file__, demo_lines.__file__]
+    code = [files.digest(Path(str(source))) for source in sources]
     made_from = files.fingerprint([labeled, unlabeled, seed, code])
     if files.marked(folder, made_from):
         logger.info("the demo corpus is there: %s", folder)

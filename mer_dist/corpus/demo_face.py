@@ -134,11 +134,11 @@ def _head(who: Person) -> np.ndarray:
     _ellipse(image, who.at(0, -1.12), (0.86 * size, (0.28 + who.fringe) * size), who.hair)
     for right, down, wide, high, factor in _shades(who.eye_distance):
         _ellipse(image, who.at(right, down), (wide * size, high * size), who.skin_times(factor))
-    image = cv2.GaussianBlur(image, (0, 0), 0.06 * size)
+    smooth = cv2.GaussianBlur(image, (0, 0), 0.06 * size)
     for side in (-1, 1):
         nostril = who.at(side * 0.09, 0.4)
-        _ellipse(image, nostril, (0.05 * size, 0.03 * size), who.skin_times(0.4))
-    return image
+        _ellipse(smooth, nostril, (0.05 * size, 0.03 * size), who.skin_times(0.4))
+    return smooth
 
 
 def _shades(eye_distance: float) -> list[tuple[float, float, float, float, float]]:

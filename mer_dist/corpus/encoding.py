@@ -108,12 +108,12 @@ def likely(content: bytes) -> str | None:
             return name
     # A short line may happen to be valid UTF-8, too.
     content = b"\n".join(line for line in content.split(b"\n") if not _whole(line, UTF8)) or content
-    fits = {
+    tried = {
         name: _fit(content.decode(name), name)
         for name in ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
         if _whole(content, name)
     }
-    fits = {name: frequent for name, (usual, frequent) in fits.items() if usual >= _USUAL}
+    fits = {name: frequent for name, (usual, frequent) in tried.items() if usual >= _USUAL}
     if fits:
         return max(fits, key=fits.__getitem__)
     letters = [byte for byte in content if byte > 127 or chr(byte).isalpha()]

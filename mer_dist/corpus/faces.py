@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 import cv2
+import cv2.data
 import numpy as np
 
 #: The detector runs on every so many frames and the last one; between them the box moves evenly.
@@ -76,7 +77,7 @@ def _detect(frame: np.ndarray) -> tuple[float, float, float] | None:
     boxes = _detector().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest))
     if not len(boxes):
         return None
-    x, y, width, height = max(boxes.tolist(), key=lambda box: (box[2] * box[3], box))
+    x, y, width, height = max(np.asarray(boxes).tolist(), key=lambda box: (box[2] * box[3], box))
     side = max(width, height) * (1 + 2 * PADDING)
     return (x + width / 2) / scale, (y + height / 2) / scale, side / scale
 

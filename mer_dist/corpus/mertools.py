@@ -178,7 +178,7 @@ def _plain(content: bytes) -> Any:
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
         # The unpickler makes room for as many objects as the highest number that one is kept under.
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(content):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"object number {argument} of {len(content)} bytes")
     stream.seek(start)
     array = _PlainUnpickler(stream).load()
@@ -189,7 +189,8 @@ class _Inert:
     """Stands in for a numpy object: keeps what the pickle says of it and does nothing."""
 
     def __init__(self, *arguments: Any):
-        self.arguments, self.state = arguments, ()
+        self.arguments = arguments
+        self.state: Any = ()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,8 @@ TOLERANCE = 5
 ODD_PIXELS = f"pixels said to be over {ODDEST_PIXEL} times as long one way as the other, taken as square"
 ASKEW = "a display matrix that is no quarter turn or mirror image, so pictures are kept as they are stored"
 #: Kinds of data beside a frame that FFmpeg may know and PyAV not yet: the next numbers after its list.
-UNLISTED = range(max(kind.value for kind in Type) + 1, max(kind.value for kind in Type) + 17)
+_LISTED: list[Any] = [kind.value for kind in Type]  # PyAV's own types do not say that they are numbers
+UNLISTED = range(max(_LISTED) + 1, max(_LISTED) + 17)
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,7 @@ def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame, from its container or its codec, as libavutil/display.h describes it."""
+    data: Any
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
@@ -73,7 +76,7 @@ def _listed(frame: av.VideoFrame) -> av.VideoFrame:
     """A frame without the kinds of side data that make PyAV refuse all of it, like EXIF in a photo."""
     graph = av.filter.Graph()
     last = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
     )
     for kind in UNLISTED:
         remover = graph.add("sidedata", f"mode=delete:type={kind}")
@@ -82,7 +85,7 @@ def _listed(frame: av.VideoFrame) -> av.VideoFrame:
     last.link_to(graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
-    return graph.pull()
+    return graph.vpull()
 
 
 def orientation(matrix: np.ndarray, remarks: set[str]) -> np.ndarray:

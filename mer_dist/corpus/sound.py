@@ -352,11 +352,11 @@ def _with(frame: av.AudioFrame, values: np.ndarray, good: np.ndarray) -> av.Audi
     planar = values.shape[0] == channels
     shape = values.shape if planar else (-1, channels)
     rows, usable = (array.reshape(shape) if planar else array.reshape(shape).T for array in (values, good))
-    rows = np.array(rows)
-    places = np.arange(rows.shape[1])
-    for row, own in zip(rows, usable, strict=True):
+    mended: np.ndarray = np.array(rows)
+    places = np.arange(mended.shape[1])
+    for row, own in zip(mended, usable, strict=True):
         row[~own] = np.interp(places[~own], places[own], row[own]) if own.any() else 0
-    filled = rows if planar else rows.T.reshape(1, -1)
+    filled = mended if planar else mended.T.reshape(1, -1)
     made = av.AudioFrame.from_ndarray(np.ascontiguousarray(filled), frame.format.name, frame.layout.name)
     made.sample_rate, made.pts, made.time_base = frame.sample_rate, frame.pts, frame.time_base
     return made

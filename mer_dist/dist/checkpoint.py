@@ -31,7 +31,6 @@ from mer_dist.log import logger
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
 
 #: Trainable weights and optimizer of a process that trains alone, without DeepSpeed.
 ALONE = "alone.pt"
@@ -98,11 +97,11 @@ class Checkpoints:
 
     def forget_best_but(self, epoch: int) -> None:
         """Remove the weights of other epochs, except those that a checkpoint goes back to."""
-        epochs = {epoch, *(files.marked(path)["progress"]["best_epoch"] for path in self._usable())}
+        epochs = {epoch, *(facts["progress"]["best_epoch"] for facts in self._usable().values())}
         for path in set(self.folder.glob("best-*")) - set(map(self.best, epochs)):
             shutil.rmtree(path)
 
-    def save(self, model: nn.Module, optimizer: Any, progress: Progress) -> None:
+    def save(self, model: Any, optimizer: Any, progress: Progress) -> None:
         """Called by all ranks at the same step boundary; nothing is done if that step is saved.
 
         Raises:
@@ -131,7 +130,7 @@ class Checkpoints:
         self.joined.wait_for_everyone()
         self.saved_at = time.monotonic()
 
-    def _write(self, temporary: Path, model: nn.Module, optimizer: Any) -> None:
+    def _write(self, temporary: Path, model: Any, optimizer: Any) -> None:
         """This rank's part."""
         if zero_stage(self.joined) == 0:
             trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -157,16 +156,17 @@ class Checkpoints:
         )
         files.publish(temporary, target)
         self.passed_over.discard(target)
-        for path in set(self.folder.glob("step-*")) - {target, *self._usable()[-self.keep :]}:
+        for path in set(self.folder.glob("step-*")) - {target, *[*self._usable()][-self.keep :]}:
             shutil.rmtree(path)
         self.forget_best_but(progress.best_epoch)
         return sum(size for size, _ in content.values())
 
-    def load(self, model: nn.Module, optimizer: Any) -> Progress | None:
+    def load(self, model: Any, optimizer: Any) -> Progress | None:
         """Continue from the newest checkpoint of this training; None if there is none to go on from."""
-        newest, facts = self._newest()
-        if newest is None:
+        found = self._newest()
+        if found is None:
             return None
+        newest, facts = found
         progress = Progress(**facts["progress"])
         written = (facts["processes"], facts["zero_stage"])
         if written == (self.joined.num_processes, zero_stage(self.joined)):
@@ -177,7 +177,7 @@ class Checkpoints:
         logger.info("going on from %s", newest)
         return progress
 
-    def _load_as_written(self, checkpoint: Path, model: nn.Module, optimizer: Any) -> None:
+    def _load_as_written(self, checkpoint: Path, model: Any, optimizer: Any) -> None:
         if zero_stage(self.joined) == 0:
             with tensors_only(checkpoint):
                 state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
@@ -192,7 +192,7 @@ class Checkpoints:
         if read is None:
             raise UserError(f"{checkpoint} could not be read by DeepSpeed; delete it and start again")
 
-    def _load_converted(self, checkpoint: Path, model: nn.Module, optimizer: Any, step: int) -> None:
+    def _load_converted(self, checkpoint: Path, model: Any, optimizer: Any, step: int) -> None:
         converted = self.folder / CONVERTED
         if self.joined.is_main_process:
             _convert(checkpoint, converted, step)
@@ -203,7 +203,7 @@ class Checkpoints:
         if self.joined.is_main_process:
             shutil.rmtree(converted)
 
-    def _newest(self) -> tuple[Path | None, dict | None]:
+    def _newest(self) -> tuple[Path, dict] | None:
         """The checkpoint to go on from, and its mark. Every rank reads its part of it once, to see whether
         it is damaged, and rank 0 the weights of the best epoch, which cannot be had again without an older
         one; older ones are read only if it is."""
@@ -221,7 +221,7 @@ class Checkpoints:
                 logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
         if self.joined.is_main_process and any(self.folder.glob("step-*")):
             logger.warning("none of the checkpoints in %s can be used; this copy starts again", self.folder)
-        return None, None
+        return None
 
     def _candidates(self) -> list[tuple[Path, dict]]:
         """What may be gone on from, newest first, with its mark."""
@@ -229,12 +229,13 @@ class Checkpoints:
         usable = self._usable()
         for path in sorted(set(self.folder.glob("step-*")) - set(usable)):
             logger.warning("%s is passed over (%s)", path, _torn(path) or "it is of another training")
-        return [(path, files.marked(path)) for path in reversed(usable)]
+        return [*reversed(usable.items())]
 
-    def _usable(self) -> list[Path]:
-        """The whole checkpoints of this training, oldest first."""
+    def _usable(self) -> dict[Path, dict]:
+        """The whole checkpoints of this training with their marks, oldest first."""
         found = set(whole(self.folder)) - self.passed_over
-        return [path for path in sorted(found) if files.marked(path, self.made_from)]
+        marks = ((path, files.marked(path, self.made_from)) for path in sorted(found))
+        return {path: facts for path, facts in marks if facts}
 
 
 @contextmanager
@@ -251,7 +252,7 @@ def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
 
 
 def _convert(checkpoint: Path, target: Path, step: int) -> None:
-    if files.marked(checkpoint)["zero_stage"]:
+    if files.mark_of(checkpoint)["zero_stage"]:
         with tensors_only(checkpoint):
             universal.convert(checkpoint, target, step)
         return
@@ -292,7 +293,7 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
     """
     if checkpoint not in whole(checkpoint.parent):
         raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
-    facts = files.marked(checkpoint)
+    facts = files.mark_of(checkpoint)
     if faults := files.damaged(checkpoint, facts["content"]):
         raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
     if facts["zero_stage"] == 0:
@@ -320,7 +321,7 @@ def tensors_only(checkpoint: Path) -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    def enum_member(kind: type, name: str) -> ZeroStageEnum:
+    def enum_member(kind: Any, name: str) -> ZeroStageEnum:
         # Python before 3.11.4 pickles a member of an enum as getattr(class, name).
         if kind is not ZeroStageEnum:
             raise pickle.UnpicklingError(f"Weights only load failed: an attribute of {kind}")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mer_dist.dist import memory
 from mer_dist.dist.env import own_tools_first, place
@@ -139,9 +139,9 @@ def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
         )
 
 
-def settle(joined: Accelerator, model: nn.Module) -> None:
-    """Wait for what ZeRO-3 gathers ahead, and split it again. Call after a forward pass that no
-    backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
+def settle(joined: Accelerator, model: Any) -> None:
+    """Wait for what ZeRO-3 gathers ahead for a prepared model, and split it again. Call after a forward pass
+    that no backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
     if zero_stage(joined) == 3:
         model.empty_partition_cache()
 

@@ -216,9 +216,9 @@ class Trainer:
         for _, parts in self._loaded(global_batches(positions, self.config.batch)):
             for _, mine, inputs in parts:
                 logits = self._logits(inputs)
-                owner = torch.tensor(mine, device=logits.device)
+                owned = torch.tensor(mine, device=logits.device)
                 rows.append(self.joined.gather(logits).cpu())
-                owners.append(self.joined.gather(owner).cpu())
+                owners.append(self.joined.gather(owned).cpu())
         owner = torch.cat(owners).numpy()
         return torch.cat(rows)[owner != NOBODY], owner[owner != NOBODY]
 

@@ -14,7 +14,7 @@ from argparse import Namespace
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def _write_common(target: Path, step: int, groups: int) -> None:
     torch.save(common, target / TENSORS / COMMON)
 
 
-def load(folder: Path, model: nn.Module, optimizer: Optimizer, step: int, zero_stage: int) -> None:
+def load(folder: Path, model: Any, optimizer: Optimizer, step: int, zero_stage: int) -> None:
     """Fill the trained weights and the optimizer's state; called by all ranks.
 
     Args:

@@ -62,7 +62,7 @@ class BaichuanExtractor(Extractor):
         ids, mask = self.tokenizer.pad(pieces)
         return {"ids": ids, "mask": mask}
 
-    def vectors(self, ids: torch.Tensor, mask: torch.Tensor):
+    def vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``ids`` and ``mask`` (P, L), padded on the right."""
         states = self.backbone(
             input_ids=ids, attention_mask=mask, output_hidden_states=4, use_cache=False

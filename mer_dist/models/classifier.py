@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,11 @@ from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
 from mer_dist.models.hubert import HubertExtractor
-from mer_dist.settings import ExtractorConfig
+from mer_dist.settings import ExtractorConfig, LoraConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 FAMILIES: dict[str, type[Extractor]] = {
     "clip": ClipExtractor,
@@ -61,7 +66,7 @@ def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extr
     return extractor.eval()
 
 
-def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[nn.Module, float]:
+def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, float]:
     """The backbone as plain weights of ``dtype`` with the adapter added to them, on the CPU.
 
     Weights of 4 or 8 bits are turned back first, a layer at a time: an adapter makes up for what they
@@ -83,7 +88,7 @@ def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[
     return loaded.merge_and_unload().eval(), lost
 
 
-def _dequantize(backbone: nn.Module, dtype: torch.dtype) -> None:
+def _dequantize(backbone: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put a plain layer of ``dtype`` on the CPU in the place of every quantised one."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
@@ -91,7 +96,7 @@ def _dequantize(backbone: nn.Module, dtype: torch.dtype) -> None:
     kinds = (Linear4bit, Linear8bitLt)
     # Names, since a list of the layers would keep all of them in memory.
     for name in [name for name, layer in backbone.named_modules() if isinstance(layer, kinds)]:
-        layer = backbone.get_submodule(name)
+        layer: Any = backbone.get_submodule(name)
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
         plain.weight, plain.bias = nn.Parameter(weight.to("cpu", dtype)), layer.bias
@@ -100,7 +105,7 @@ def _dequantize(backbone: nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _lost_to_rounding(loaded: nn.Module) -> float:
+def _lost_to_rounding(loaded: PeftModel) -> float:
     from peft.tuners.lora import LoraLayer
 
     lost = added = 0.0
@@ -116,7 +121,7 @@ def _lost_to_rounding(loaded: nn.Module) -> float:
     return (lost / added) ** 0.5 if added else 0.0
 
 
-def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
+def _check_adapter(adapter: Path, backbone_class: type[PreTrainedModel], base: Path) -> None:
     """Compare the adapter's shapes with those that the config of its base model implies."""
     model_folder.read_settings(adapter, "adapter_config.json")
     path = adapter / "adapter_model.safetensors"
@@ -134,7 +139,7 @@ def _check_adapter(adapter: Path, backbone_class: type, base: Path) -> None:
             )
 
 
-def _with_adapter(backbone: nn.Module, adapter: Path) -> nn.Module:
+def _with_adapter(backbone: PreTrainedModel, adapter: Path) -> PeftModel:
     from peft import PeftModel
 
     try:
@@ -168,7 +173,7 @@ def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, shard
         sharded: under DeepSpeed, which keeps float32 masters itself and wants one dtype in all
             trainable weights; otherwise these are float32 here.
     """
-    settings = config.finetune
+    settings = config.finetuning
     half = settings.precision == "bf16"
     base_dtype = torch.bfloat16 if half and (sharded or settings.method == "lora") else torch.float32
     extractor = FAMILIES[config.family](config, Path(config.path), base_dtype)
@@ -183,17 +188,17 @@ def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, shard
     return classifier.train()
 
 
-def _with_lora(extractor: Extractor, settings, sharded: bool) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+def _with_lora(extractor: Extractor, settings: LoraConfig, sharded: bool) -> PeftModel:
+    import peft
 
-    adapter = LoraConfig(
+    adapter = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.targets or extractor.lora_targets,
     )
     try:
-        return get_peft_model(extractor.backbone, adapter, autocast_adapter_dtype=not sharded)
+        return peft.get_peft_model(extractor.backbone, adapter, autocast_adapter_dtype=not sharded)
     except ValueError as error:
         raise UserError(f"lora.targets does not fit {extractor.folder}: {str(error)[:200]}") from None
 

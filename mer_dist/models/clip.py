@@ -62,7 +62,7 @@ class ClipExtractor(Extractor):
     def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"pixels": torch.stack(pieces)}
 
-    def vectors(self, pixels: torch.Tensor):
+    def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
         mean, deviation = torch.tensor([self.mean, self.deviation], device=pixels.device)[..., None, None]
         values = pixels.float().sub_(255 * mean).div_(255 * deviation)

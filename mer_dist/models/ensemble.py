@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mer_dist.errors import UserError
 from mer_dist.files import fingerprint
-from mer_dist.models.fusion import Inputs, build
+from mer_dist.models.fusion import Inputs, Model, build
 from mer_dist.models.members import Streams
 from mer_dist.settings import FuseConfig
 
@@ -55,7 +55,7 @@ def train(
     steps: int = 0,
     start: dict[str, Tensor] | None = None,
     between: Callable[[], None] = lambda: None,
-) -> tuple[nn.Module, Tensor]:
+) -> tuple[Model, Tensor]:
     """Train one member per lesson, as many side by side as the device takes well.
 
     Args:
@@ -92,7 +92,7 @@ def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
     return -(-members // groups)
 
 
-def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> nn.Module:
+def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> Model:
     seeds = [lesson.seed for lesson in lessons]
     dropout = [config.dropout[0] if lesson.dropout is None else lesson.dropout for lesson in lessons]
     return build(inputs, lessons[0].targets.shape[1], config, seeds, dropout)
@@ -105,7 +105,7 @@ def _train(
     steps: int,
     start: dict[str, Tensor] | None,
     between: Callable[[], None],
-) -> tuple[nn.Module, Tensor]:
+) -> tuple[Model, Tensor]:
     """One group of members."""
     model = _build(inputs, lessons, config)
     if start is not None:
@@ -133,13 +133,13 @@ def _train(
             optimizer.step()
             losses.append(loss.detach())
         curves.append(torch.stack(losses).mean(0))
-    losses = torch.stack(curves, 1).cpu()
-    if not torch.isfinite(losses).all():
+    mean_losses = torch.stack(curves, 1).cpu()
+    if not torch.isfinite(mean_losses).all():
         raise UserError(
             "fuse: training diverged, the loss is no number any more; lower "
             f"fuse.learning_rate, which is {config.learning_rate:g}"
         )
-    return model, losses
+    return model, mean_losses
 
 
 def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,9 +159,7 @@ def _warm_cosine(done: float, warm: float = 0.1) -> float:
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, inputs: Inputs, rows: Tensor, between: Callable[[], None] = lambda: None
-) -> Tensor:
+def predict(model: Model, inputs: Inputs, rows: Tensor, between: Callable[[], None] = lambda: None) -> Tensor:
     """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU; ``between`` as in :func:`train`."""
     members = len(model.streams.generators)
     at_once = (PREDICT_ROWS_GPU if rows.is_cuda else PREDICT_ROWS) // members

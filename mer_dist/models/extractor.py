@@ -24,6 +24,7 @@ from mer_dist.models import model_folder
 from mer_dist.settings import ExtractorConfig
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from mer_dist.shards.manifest import Row
@@ -51,7 +52,8 @@ class Extractor(nn.Module, ABC):
     extra_files: tuple[str, ...] = ()
     #: Whether ZeRO-3 may split the weights while they are read, so that no rank holds all of them.
     sharded_as_it_loads = True
-    backbone: nn.Module
+    #: Of a fine-tuned one whose adapter is not merged, inside peft's wrapper.
+    backbone: PreTrainedModel | PeftModel
 
     def __init__(self, config: ExtractorConfig, folder: Path, dtype: torch.dtype):
         super().__init__()
@@ -99,8 +101,11 @@ class Extractor(nn.Module, ABC):
         """Pieces, of any clips, as one batch of tensors."""
 
     @abstractmethod
-    def vectors(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``."""
+    def vectors(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``.
+
+        Each family names what its :meth:`collate` makes.
+        """
 
     # --- what they share ---
 
@@ -168,7 +173,9 @@ def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return reduce(torch.add, hidden_states[-4:])
 
 
-def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, quantize: str = "none") -> nn.Module:
+def load_pretrained(
+    model_class: type[PreTrainedModel], folder: Path, dtype: torch.dtype, quantize: str = "none"
+) -> PreTrainedModel:
     """``from_pretrained`` of a local folder: no network, no remote code, weights only.
 
     Args:
@@ -206,13 +213,13 @@ def load_pretrained(model_class: type, folder: Path, dtype: torch.dtype, quantiz
     return model
 
 
-def skeleton(model_class: type, folder: Path) -> nn.Module:
+def skeleton(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     """The model that a folder's config describes, on the meta device: shapes and no weights."""
     with _loaded_whole(), torch.device("meta"):
         return model_class(model_class.config_class.from_pretrained(folder, local_files_only=True))
 
 
-def _check_shapes(model_class: type, folder: Path) -> None:
+def _check_shapes(model_class: type[PreTrainedModel], folder: Path) -> None:
     """transformers does not name what does not fit, and under ZeRO-3 rank 0 alone would notice."""
     expected = {name: list(value.shape) for name, value in skeleton(model_class, folder).state_dict().items()}
     for path in model_folder.weight_files(folder):

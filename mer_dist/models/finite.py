@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from mer_dist.errors import UserError
 from mer_dist.features import STORAGE
@@ -43,7 +44,7 @@ def keepable(
     return {name: vectors for name, vectors in found.items() if name not in refused}, refused
 
 
-def fault(vectors: np.ndarray, kept: np.ndarray, kind: type) -> str:
+def fault(vectors: np.ndarray, kept: np.ndarray, kind: DTypeLike) -> str:
     """Why a clip's vectors cannot be kept; empty if they can.
 
     Args:

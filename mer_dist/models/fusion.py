@@ -20,6 +20,7 @@ members, B clips, T tokens, D features of a set, W model width, M channels, C cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +168,7 @@ class AGT(nn.Module):
             Linear(streams, features, classes) for _, features in (sizes if config.shortcut else ())
         )
         for direct in self.shortcut:
-            nn.init.zeros_(direct.weight)
+            nn.init.zeros_(direct.get_parameter("weight"))
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
@@ -274,7 +275,7 @@ class Concatenation(nn.Sequential):
         self, inputs: Inputs, classes: int, config: FuseConfig, streams: Streams, dropout: list[float]
     ):
         features, width = sum(values.shape[-1] for values in inputs.values), config.width
-        layers = [Dropout(streams, config.feature_dropout)]
+        layers: list[nn.Module] = [Dropout(streams, config.feature_dropout)]
         if config.model == "mlp":
             layers += [Linear(streams, features, width), nn.ReLU(), Dropout(streams, dropout)]
             features = width
@@ -286,12 +287,18 @@ class Concatenation(nn.Sequential):
         return super().forward(torch.cat(_utterances(inputs), -1))
 
 
-KINDS = {"agt": AGT, "attention": AttentionFusion, "mlp": Concatenation, "linear": Concatenation}
+Model: TypeAlias = AGT | AttentionFusion | Concatenation
+KINDS: dict[str, type[Model]] = {
+    "agt": AGT,
+    "attention": AttentionFusion,
+    "mlp": Concatenation,
+    "linear": Concatenation,
+}
 
 
 def build(
     inputs: Inputs, classes: int, config: FuseConfig, seeds: list[int], dropout: list[float] | None = None
-) -> nn.Module:
+) -> Model:
     """``fuse.model`` for inputs of these shapes with one member per seed.
 
     Args:

@@ -76,7 +76,7 @@ class HubertExtractor(Extractor):
             "samples": torch.tensor([len(piece) for piece in pieces]),
         }
 
-    def vectors(self, waves: torch.Tensor, samples: torch.Tensor):
+    def vectors(self, waves: torch.Tensor, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``waves`` (P, S) padded; ``samples`` (P,) real lengths."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
@@ -106,6 +106,7 @@ class RealStepsNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` (R, channels, steps): each channel of each row to mean 0 and deviation 1."""
+        assert self.samples is not None, "vectors() tells them before each pass"
         steps = (self.samples - self.kernel) // self.stride + 1
         real = torch.arange(x.shape[2], device=x.device) < steps[:, None, None]
         wide = x.float()

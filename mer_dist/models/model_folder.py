@@ -219,7 +219,7 @@ def _foreign_names(pickle: bytes) -> list[str]:
     found = []
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name == "GLOBAL":
-            name = argument.replace(" ", ".")
+            name = str(argument).replace(" ", ".")
             if not _TENSOR_PARTS.fullmatch(name):
                 found.append(name)
         elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):

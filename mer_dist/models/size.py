@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from mer_dist.models.classifier import FAMILIES, Classifier, _with_lora
 from mer_dist.models.extractor import DTYPES, Extractor
 from mer_dist.models.published import PUBLISHED
 from mer_dist.settings import ExtractorConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Bytes of one NF4 weight: half a byte, and a float32 constant for each block of 64.
 NF4 = 0.5 + 4 / 64
@@ -64,7 +68,7 @@ def source(config: ExtractorConfig) -> str:
     return folder.name
 
 
-def backbone(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> nn.Module:
+def backbone(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
     """The backbone on the meta device, with ``layers`` layers instead of its own number.
 
     Raises:
@@ -102,7 +106,7 @@ def bare_classifier(
     config: ExtractorConfig, classes: int, sharded: bool, layers: int | None = None
 ) -> Classifier:
     """What :func:`mer_dist.models.classifier.trainable_classifier` builds, on the meta device."""
-    settings = config.finetune
+    settings = config.finetuning
     half = settings.precision == "bf16"
     base_dtype = torch.bfloat16 if half and (sharded or settings.method == "lora") else torch.float32
     with torch.device("meta"):

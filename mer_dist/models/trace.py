@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mer_dist.models.extractor import DTYPES, sum_of_last_four
+from mer_dist.models.classifier import Classifier
+from mer_dist.models.extractor import DTYPES, Extractor, sum_of_last_four
 from mer_dist.models.hubert import SAMPLE_RATE
 from mer_dist.models.size import backbone, bare_classifier, bare_extractor
 from mer_dist.settings import ExtractorConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Traced instead of all, for an answer in seconds; the features need the last four.
 FEW_LAYERS = (4, 5)
@@ -111,8 +116,10 @@ def _with_all_layers(config: ExtractorConfig, few: int, more: int) -> int:
     return few + (layers - FEW_LAYERS[0]) * (more - few)
 
 
-def _train(config, classifier, sharded: bool, clips: int, frames: int) -> tuple[int, int]:
-    half = config.finetune.precision == "bf16"
+def _train(
+    config: ExtractorConfig, classifier: Classifier, sharded: bool, clips: int, frames: int
+) -> tuple[int, int]:
+    half = config.finetuning.precision == "bf16"
     with _faked(classifier), saved_bytes(classifier) as saved:
         inputs = _inputs(config, classifier.extractor.backbone, clips, frames)
         with LiveBytes(classifier) as live:
@@ -136,7 +143,7 @@ def longest_piece(config: ExtractorConfig) -> float:
     return {"clip": 1, "hubert": config.window, "baichuan": config.max_tokens}[config.family]
 
 
-def _extract(config, extractor, pieces: int) -> int:
+def _extract(config: ExtractorConfig, extractor: Extractor, pieces: int) -> int:
     with _faked(extractor.eval()), torch.no_grad():
         inputs = _inputs(config, extractor.backbone, pieces, frames=1)
         with LiveBytes(extractor) as live:
@@ -157,9 +164,9 @@ def _faked(model: nn.Module) -> FakeTensorMode:
                 if value is not None:
                     empty = torch.empty(value.shape, dtype=value.dtype, device="cpu")
                     module._parameters[name] = nn.Parameter(empty, value.requires_grad)
-            for name, value in module._buffers.items():
-                if value is not None:
-                    module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
     return mode
 
 
@@ -180,7 +187,7 @@ def without_gradients(model: nn.Module):
         hook.remove()
 
 
-def _inputs(config: ExtractorConfig, model: nn.Module, clips: int, frames: int) -> dict:
+def _inputs(config: ExtractorConfig, model: PreTrainedModel, clips: int, frames: int) -> dict:
     """A batch of the longest clips that the settings allow."""
     if config.family == "clip":
         side, used = model.config.image_size, min(frames, config.frames or frames)
@@ -192,7 +199,7 @@ def _inputs(config: ExtractorConfig, model: nn.Module, clips: int, frames: int) 
     return {"input_ids": torch.zeros(clips, config.max_tokens, dtype=torch.long), "use_cache": False}
 
 
-def _vectors(config: ExtractorConfig, model: nn.Module, inputs: dict) -> torch.Tensor:
+def _vectors(config: ExtractorConfig, model: PreTrainedModel, inputs: dict) -> torch.Tensor:
     """As the extractors take them, of clips without padding: which clip owns a vector is data."""
     if config.family == "clip":
         return model(**inputs).image_embeds

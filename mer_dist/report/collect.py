@@ -47,7 +47,8 @@ class _Reader:
     """Reads what is there and notes what cannot be understood."""
 
     def __init__(self, run: Run):
-        self.run, self.notes = run, []
+        self.run = run
+        self.notes: list[str] = []
 
     def read(self, path: Path, how: Callable[[Path], Value]) -> Value | None:
         if not path.exists():
@@ -87,8 +88,11 @@ def collect(run_folder: Path) -> Facts:
     truth = dict(corpus.truth) if corpus else {}
     if config is not None and config.fuse.labels:
         truth.update(reader.read(Path(config.fuse.labels), lambda path: _labels(path, config)) or {})
-    tables = [(path, reader.read(path, predictions.read)) for path in predictions.all_of(run)]
-    tables = [(path, table) for path, table in tables if table is not None]
+    tables = [
+        (path, table)
+        for path in predictions.all_of(run)
+        if (table := reader.read(path, predictions.read)) is not None
+    ]
     stats, remarks = reader.read(run.shards / "stats.json", _statistics) or (None, {})
     adapters = reader.below("adapters/*/*/history.json", _adapter)
     return Facts(
@@ -222,10 +226,11 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
     now = {row.title: row.oof for row in rows}
     for row in saved:
         row.kind = kinds.get(row.title, "")
-        if None not in (row.oof, now.get(row.title)) and abs(row.oof - now[row.title]) > 1e-4:
+        saw, sees = row.oof, now.get(row.title)
+        if saw is not None and sees is not None and abs(saw - sees) > 1e-4:
             reader.notes.append(
-                f"scores.json is of other predictions ({row.title}: {100 * row.oof:.2f}, now "
-                f"{100 * now[row.title]:.2f}) and is left out; run mer-dist score again"
+                f"scores.json is of other predictions ({row.title}: {100 * saw:.2f}, now "
+                f"{100 * sees:.2f}) and is left out; run mer-dist score again"
             )
             return rows
     return saved
@@ -234,7 +239,12 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
 def _saved_scores(path: Path) -> list[Score]:
     def interval(value: Any) -> Interval:
         edges = [_number(edge) for edge in value or ()]
-        return (edges[0], edges[1]) if len(edges) == 2 and None not in edges else None
+        low, high = edges if len(edges) == 2 else (None, None)
+        return None if low is None or high is None else (low, high)
+
+    def count(value: Any) -> int | None:
+        number = _number(value)
+        return None if number is None else int(number)
 
     return [
         Score(
@@ -243,14 +253,9 @@ def _saved_scores(path: Path) -> list[Score]:
             oof_interval=interval(row.get("oof_interval")),
             test=_number(row.get("waf")),
             test_interval=interval(row.get("interval")),
-            **{
-                own: None if (count := _number(row.get(key))) is None else int(count)
-                for own, key in (
-                    ("oof_clips", "oof_clips"),
-                    ("test_clips", "clips"),
-                    ("unanswered", "unanswered"),
-                )
-            },
+            oof_clips=count(row.get("oof_clips")),
+            test_clips=count(row.get("clips")),
+            unanswered=count(row.get("unanswered")),
         )
         for row in read_json(path)
     ]

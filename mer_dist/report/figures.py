@@ -33,12 +33,12 @@ def _scores(rows: list[Score], width: int) -> Html:
         else:
             drawn.append(fitted(left - 18, y + 4, row.title, left - 26, weight, "end"))
         both = row.oof is not None and row.test is not None
-        for colour, value, interval, shift in (
+        for colour, waf, interval, shift in (
             (0, row.oof, row.oof_interval, -5 if both else 0),
             (1, row.test, row.test_interval, 5 if both else 0),
         ):
-            if value is not None:
-                drawn.append(_dot(x, y + shift, value, interval, colour, row.title))
+            if waf is not None:
+                drawn.append(_dot(x, y + shift, waf, interval, colour, row.title))
         headline = row.headline
         if headline is not None:
             drawn.append(text(width, y + 5, f"{100 * headline:.2f}", f"{weight} value", "end"))
@@ -187,7 +187,8 @@ def adapter_curves(parts: list[Adapter]) -> Html:
 
 def round_curves(rounds: list[Round]) -> Html:
     """Training loss and WAF of the fusion model: every fold faint, the mean of a round strong."""
-    loss, waf = [], []
+    loss: list[Line] = []
+    waf: list[Line] = []
     for entry in rounds:
         for lines, curves in ((loss, entry.train_loss), (waf, entry.waf)):
             name = f"round {entry.number}"
@@ -208,9 +209,8 @@ def _pair(loss: tuple[str, list[Line]], waf: tuple[str, list[Line]]) -> Html:
 
 
 def _mean(curves: list[list[float | None]]) -> list[float | None]:
-    means = []
+    means: list[float | None] = []
     for epoch in range(max(map(len, curves))):
-        there = [curve[epoch] for curve in curves if epoch < len(curve)]
-        there = [value for value in there if value is not None]
+        there = [value for curve in curves if epoch < len(curve) and (value := curve[epoch]) is not None]
         means.append(sum(there) / len(there) if there else None)
     return means

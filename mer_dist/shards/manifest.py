@@ -132,6 +132,20 @@ def _rows(table: pa.Table) -> list[Row]:
     return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
+def labels(labeled: list[Row]) -> dict[str, str]:
+    """name -> label of labelled clips, in their order.
+
+    Raises:
+        UserError: one has no label.
+    """
+    without = [row.name for row in labeled if row.label is None]
+    if without:
+        raise UserError(
+            f"{MANIFEST}: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
+        )
+    return {row.name: row.label for row in labeled if row.label is not None}
+
+
 def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names[:-3]}
     columns["suffixes"] = [list(row.members) for row in rows]
@@ -187,10 +201,28 @@ def read_facts(path: Path) -> Facts | None:
         return None  # On damaged content the parser may raise anything at all; the tar is made again.
 
 
+def numbers(shards_folder: Path) -> list[int]:
+    """Of the shards that have facts, readable or not."""
+    stems = {path.stem for path in Path(shards_folder).glob("[0-9]*.parquet")}
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
 def all_facts(shards_folder: Path) -> dict[int, Facts | None]:
     """number -> facts, of every shard that has them; None where they are not readable."""
-    paths = sorted(Path(shards_folder).glob("[0-9]*.parquet"))
-    return {int(path.stem): read_facts(path) for path in paths if path.stem.isdigit()}
+    return {number: read_facts(facts_path(shards_folder, number)) for number in numbers(shards_folder)}
+
+
+def facts_of(shards_folder: Path, number: int) -> Facts:
+    """What a shard was made from.
+
+    Raises:
+        UserError: the shard is not there.
+    """
+    path = facts_path(shards_folder, number)
+    facts = read_facts(path)
+    if facts is None:
+        raise UserError(f"{path}: no such shard; run shard")
+    return facts
 
 
 def shard_fingerprint(shards_folder: Path, number: int) -> str:
@@ -199,7 +231,4 @@ def shard_fingerprint(shards_folder: Path, number: int) -> str:
     Raises:
         UserError: the shard is not there.
     """
-    facts = read_facts(facts_path(shards_folder, number))
-    if facts is None:
-        raise UserError(f"{facts_path(shards_folder, number)}: no such shard; run shard")
-    return facts.sha256
+    return facts_of(shards_folder, number).sha256

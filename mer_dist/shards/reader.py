@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -52,12 +53,14 @@ class Sample:
         chosen = self.jpegs
         if 0 < count < len(chosen):
             chosen = [chosen[int((row + 0.5) * len(chosen) / count)] for row in range(count)]
-        try:
+        if not chosen:
+            return np.zeros((0, 0, 0, 3), np.uint8)
+        with suppress(cv2.error, ValueError):
             images = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in chosen]
-            found = [image[..., ::-1] for image in images]
-            return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)
-        except (cv2.error, TypeError, ValueError):  # what does not decode is None
-            raise self._damaged("pictures") from None
+            found = [image[..., ::-1] for image in images if image is not None]
+            if len(found) == len(chosen):
+                return np.stack(found)
+        raise self._damaged("pictures")
 
     def waveform(self) -> np.ndarray:
         """(S,) float32 in [-1, 1], 16 kHz mono; empty if the audio is missing.

@@ -43,23 +43,26 @@ def in_order(
     Raises:
         RuntimeError: worker processes cannot be started at all.
     """
-    task = partial(_guarded, task, seconds)
-    queue, waiting = iter(items), deque()
+    guarded = partial(_guarded, task, seconds)
+    queue, waiting = iter(items), deque[tuple[Item, Future[Result] | None]]()
     pool = _start(workers)
     try:
         while True:
             try:
                 for item in islice(queue, AHEAD * workers - len(waiting)):
                     waiting.append((item, None))
-                    waiting[-1] = (item, pool.submit(task, item))
+                    waiting[-1] = (item, pool.submit(guarded, item))
                 if not waiting:
                     return
-                result = waiting[0][1].result()
+                future = waiting[0][1]
+                assert future is not None, "only that whose submission broke the pool"
+                result = future.result()
             except BrokenProcessPool:
                 logger.warning("a worker process died; %d clips are tried again", len(waiting))
                 pool.shutdown()
                 while waiting:
-                    yield _settle(task, *waiting.popleft(), crashed)
+                    item, future = waiting.popleft()
+                    yield _settle(guarded, item, future, crashed)
                 pool = _start(workers)
                 continue
             waiting.popleft()
@@ -68,7 +71,12 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _settle(task, item: Item, future: Future | None, crashed: Callable[[Item], Result]) -> Result:
+def _settle(
+    task: Callable[[Item], Result],
+    item: Item,
+    future: Future[Result] | None,
+    crashed: Callable[[Item], Result],
+) -> Result:
     """The result of a future of a broken pool: its own, or that of another try alone."""
     if future is not None and future.done() and future.exception() is None:
         return future.result()
@@ -106,7 +114,9 @@ def _initialize() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker alone"
+    parent.join()
     os._exit(1)
 
 

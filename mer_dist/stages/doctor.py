@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     if any(extractor.quantize != "none" for extractor in config.extractors.values()):
         yield "bitsandbytes", _bitsandbytes
     for name in config.extractors:
-        yield f"model {name}", lambda config, name=name: _model(config, name)
+        yield f"model {name}", partial(_model, name=name)
     yield from doctor_corpus.checks(config)
     yield "run folder", _run_folder
     yield "home", _home

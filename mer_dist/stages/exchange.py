@@ -129,7 +129,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
         chunks = [[*sources.items()][start : start + CLIPS_PER_SHARD] for start in starts]
         shown = progress(chunks, len(chunks), f"import {set_name}", "shards")
         for number, chunk in enumerate(shown):
-            shard = _shard(dict(chunk), modality, found)
+            shard = _shard(dict(chunk), modality, found, found.width)
             features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
         features.describe(
             store, modality=modality, width=found.width, imported=True, part="imported", trained_without=None
@@ -282,7 +282,7 @@ def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:
     return {*lengths}
 
 
-def _shard(sources: dict[str, Path], modality: str, found: _Survey) -> FeatureSet:
+def _shard(sources: dict[str, Path], modality: str, found: _Survey, width: int) -> FeatureSet:
     arrays = {name: found.read(name, path) for name, path in sources.items() if name not in found.bad}
     ragged = [array for array in arrays.values() if array.ndim == 2]
     frame = offsets = None
@@ -297,7 +297,7 @@ def _shard(sources: dict[str, Path], modality: str, found: _Survey) -> FeatureSe
         names=list(arrays),
         frame=frame,
         offsets=offsets,
-        utterance=np.stack(vectors) if vectors else np.zeros((0, found.width), np.float32),
+        utterance=np.stack(vectors) if vectors else np.zeros((0, width), np.float32),
         missing={name: found.bad[name] for name in sources if name in found.bad},
     )
 
@@ -307,7 +307,7 @@ def _content(shard: FeatureSet) -> str:
     digest = hashlib.sha256("\0".join(shard.names).encode())
     for array in (shard.utterance, shard.frame):
         if array is not None:
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 
@@ -359,8 +359,7 @@ def export_npy(run: Run, set_name: str, folder: Path, level: str) -> None:
     names.check((name, str(run.features(set_name))) for name in found.names)
     with files.atomic_folder(mertools.feature_folder(folder, set_name, level)) as target:
         for row, name in enumerate(progress(found.names, len(found.names), f"export {set_name}")):
-            span = slice(*found.offsets[row : row + 2]) if level == "FRA" else row
-            array = found.frame[span] if level == "FRA" else found.utterance[span]
+            array = found.frames_of(row) if level == "FRA" else found.utterance[row]
             np.save(target / f"{name}.npy", array, allow_pickle=False)
     if found.missing:
         logger.info("export %s: %d clips have no such feature", set_name, len(found.missing))

@@ -38,7 +38,7 @@ def explain(folder: Path, name: str) -> dict:
     told = [row for path in paths if (row := _told(path, name))]
     if not told and not lost:
         raise UserError(_unknown(run, paths, name))
-    first = told[0] if told else {"split": "", "fold": -1}
+    first: dict = told[0] if told else {"split": "", "fold": -1}
     return {
         "name": name,
         "split": first["split"],

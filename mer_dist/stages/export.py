@@ -39,9 +39,9 @@ def export(
         raise UserError(f"{folder} exists and is not empty; name a new folder")
     config = configuration.load(run.config)
     copy = _find(config, copy_name)
-    if adapter and copy.extractor.finetune.method == "full":
+    if adapter and copy.extractor.finetuning.method == "full":
         raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
-    merging = copy.extractor.finetune.method == "lora" and not adapter
+    merging = copy.extractor.finetuning.method == "lora" and not adapter
     if precision and not merging:
         raise UserError(
             f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
@@ -93,14 +93,14 @@ def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path)
         has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
         raise UserError(f"{where} has {has}; a finished copy would be {copy.folder}")
     chosen = found[max(found) if step is None else step]
-    if files.marked(chosen, copy.made_from) is None:
+    facts = files.marked(chosen, copy.made_from)
+    if facts is None:
         raise UserError(
             f"{chosen} was trained on other clips or settings than the run has now; run finetune again"
         )
-    facts = files.marked(chosen)
     # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
     sharded = facts["zero_stage"] > 0
-    dtype = DTYPES[copy.extractor.finetune.precision if sharded else "fp32"]
+    dtype = DTYPES[copy.extractor.finetuning.precision if sharded else "fp32"]
     classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, sharded)
     save(classifier, trained_weights(chosen, dtype), target)
     progress = facts["progress"]

@@ -178,8 +178,8 @@ def _work(
     return Work(
         set_name=set_name,
         extractor=extractor,
-        adapter=copy and copy.folder,
-        trained_without=copy and copy.without,
+        adapter=None if copy is None else copy.folder,
+        trained_without=None if copy is None else copy.without,
         shards=shards,
         made_from=made_from,
         folder=Run(config.run.folder).features(set_name),
@@ -280,7 +280,10 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
     found: dict[str, np.ndarray] = {}
     missing: dict[str, str] = {}
     for shard, name, result in clip_vectors(extractor, reader, {s: work.shards[s] for s in shards}):
-        (missing if isinstance(result, str) else found)[name] = result
+        if isinstance(result, str):
+            missing[name] = result
+        else:
+            found[name] = result
         left[shard] -= 1
         if left[shard] == 0:
             # The writing of a shard counts for the next one: its own time is noted before it is in place.

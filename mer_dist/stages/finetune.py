@@ -67,7 +67,7 @@ def finetune(config: Config) -> None:
         caches.settle(run.caches)
     try:
         joined = accelerator(
-            planned[0].extractor.finetune.precision,
+            planned[0].extractor.finetuning.precision,
             config.trackers,
             run.tracking,
             config.run.threads,
@@ -104,8 +104,8 @@ def finetune(config: Config) -> None:
 
 def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
     """Labels that other copies of the extractor learn, and this one has no clip of."""
-    known = {row.label for other in planned for row in other.rows if other.name == copy.name}
-    return sorted(known - {row.label for row in copy.rows})
+    known = {label for other in planned if other.name == copy.name for label in other.labels.values()}
+    return sorted(known - {*copy.labels.values()})
 
 
 def train(joined, copy: Copy, config: Config) -> None:
@@ -124,7 +124,7 @@ def train(joined, copy: Copy, config: Config) -> None:
     checkpoints = Checkpoints(
         joined, underway, copy.made_from, config.run.keep_checkpoints, config.run.checkpoint_minutes
     )
-    trainer = Trainer(joined, classifier, task, copy.extractor.finetune, config.run.seed, checkpoints)
+    trainer = Trainer(joined, classifier, task, copy.extractor.finetuning, config.run.seed, checkpoints)
 
     def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -141,9 +141,9 @@ def train(joined, copy: Copy, config: Config) -> None:
             times.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
 
     history = trainer.run(keep, note)
-    if note := classifier.extractor.note():
+    if remark := classifier.extractor.note():
         # Each rank reads a part of the clips.
-        logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, note)
+        logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, remark)
     if joined.is_main_process:
         best = checkpoints.best(history["best_epoch"])
         if faults := checkpoints.faults_of_best(history["best_epoch"]):
@@ -163,7 +163,7 @@ def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: i
         # Links, so that the best weights are still there if this is cut short.
         shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
         files.write_json(folder / HISTORY, history)
-        content = files.marked(best)["content"] | files.contents([folder / HISTORY])
+        content = files.mark_of(best)["content"] | files.contents([folder / HISTORY])
         files.mark(
             folder,
             copy.made_from,
@@ -178,9 +178,9 @@ def _task(copy: Copy, config: Config, extractor):
     from mer_dist.dist.training import Task
     from mer_dist.shards.reader import Reader
 
-    settings = copy.extractor.finetune
+    settings = copy.extractor.finetuning
     labels = config.corpus.labels
-    targets = np.array([labels.index(row.label) for row in copy.rows])
+    targets = np.array([labels.index(label) for label in copy.labels.values()])
     train, held_out = _hold_out(targets, settings.validation, config.run.seed)
     reader = Reader(Run(config.run.folder).shards)
 

@@ -144,7 +144,7 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
 def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
-    settings = extractor.finetune
+    settings = extractor.finetuning
     refused = _refused(layout, config)
     micro = micro_size(settings.batch, settings.micro_batch, layout.processes)
     step = _step(config, extractor, sized)
@@ -168,7 +168,7 @@ def _step(config: Config, extractor: ExtractorConfig, sized):
     """A function of the layout: rows of one GPU, their peak, and what is held."""
     from mer_dist.models import trace
 
-    settings, classes = extractor.finetune, len(config.corpus.labels)
+    settings, classes = extractor.finetuning, len(config.corpus.labels)
 
     @cache
     def activations(sharded: bool, micro: int) -> int:
@@ -185,7 +185,7 @@ def _step(config: Config, extractor: ExtractorConfig, sized):
 
 def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
-    settings = extractor.finetune
+    settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
     return Held(
@@ -364,8 +364,8 @@ def _models_table(needs: dict) -> list[list[str]]:
 def _memory_table(needs: dict, stage: str) -> list[list[str]]:
     """Rows of what one process holds; columns without content are left out."""
     found = {name: facts[stage] for name, facts in needs["extractors"].items() if facts[stage]}
-    columns = dict.fromkeys(key for facts in found.values() for key in facts["gpu"])
-    columns = [key for key in columns if any(facts["gpu"].get(key) for facts in found.values())]
+    keys = dict.fromkeys(key for facts in found.values() for key in facts["gpu"])
+    columns = [key for key in keys if any(facts["gpu"].get(key) for facts in found.values())]
     rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
     for name, facts in found.items():
         shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]

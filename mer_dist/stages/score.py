@@ -122,7 +122,7 @@ def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict
         own: names of the predicted clips that ``truth`` is about.
         more: answers to others.
     """
-    index = {label: row for row, label in enumerate(told.labels)}
+    index: dict[str | None, int] = {label: row for row, label in enumerate(told.labels)}
     names = [name for name in own if name in truth]
     if not truth:
         return {}

@@ -33,7 +33,7 @@ from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.models import ensemble
 from mer_dist.models.ensemble import Lesson, seed_of
-from mer_dist.models.fusion import Inputs
+from mer_dist.models.fusion import Inputs, Model
 from mer_dist.selection import Selection
 from mer_dist.settings import SelfTrainConfig
 
@@ -193,7 +193,7 @@ class _Round:
         logger.info(
             "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons), 100 * waf, seconds
         )
-        return files.marked(self.out.round(self.number))
+        return files.mark_of(self.out.round(self.number))
 
     def _between(self) -> None:
         """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
@@ -270,7 +270,7 @@ class _Round:
             dropout=float(dropout),
         )
 
-    def _predict(self, model: torch.nn.Module) -> np.ndarray:
+    def _predict(self, model: Model) -> np.ndarray:
         """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
         of the labels that the fold's models were trained on."""
         told = self._probability(model, np.flatnonzero(self.present))
@@ -282,7 +282,7 @@ class _Round:
             every[fold, ~self.present] = prior.shares(trained_on, self.classes)
         return every
 
-    def _probability(self, model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
+    def _probability(self, model: Model, rows: np.ndarray) -> np.ndarray:
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
         return np.exp(ensemble.predict(model, self.inputs, on_device, self._between).double().numpy())
 
@@ -342,7 +342,7 @@ class _Round:
         curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
         files.write_json(folder / "curves.json", {"folds": curves})
 
-    def _write_models(self, folder: Path, model: torch.nn.Module) -> None:
+    def _write_models(self, folder: Path, model: Model) -> None:
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         members = _members(self.clips.folds, self.config.fuse.seeds)
         safetensors.torch.save_file(state, folder / MODELS, {"members": " ".join(members)})

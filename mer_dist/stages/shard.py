@@ -272,7 +272,7 @@ def _encode(decoded):
 
 def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Everything that is known only at the end, from the files of the shards alone."""
-    shards = manifest.all_facts(run.shards)
+    shards = {number: manifest.facts_of(run.shards, number) for number in manifest.numbers(run.shards)}
     rows = [row for number in shards for row in manifest.read_rows(manifest.facts_path(run.shards, number))]
     problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
     stats = _stats(rows, list(shards.values()), problems)

@@ -166,10 +166,11 @@ def _shards(state: _State) -> None:
     for number in sorted({row.shard for row in state.rows.values()}):
         tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
         size = tar.stat().st_size if tar.exists() else 0
-        if facts.get(number) is None:
+        told = facts.get(number)
+        if told is None:
             state.findings.append(f"{beside}: missing or not readable; run shard")
-        elif size != facts[number].bytes:
-            state.findings.append(f"{tar}: {size} bytes, not {facts[number].bytes}; run shard")
+        elif size != told.bytes:
+            state.findings.append(f"{tar}: {size} bytes, not {told.bytes}; run shard")
     reader = Reader(folder)
     damaged, different = [], []
     for row in reader.rows:
@@ -295,10 +296,10 @@ def _feature_set(state: _State, folder: Path, told: dict) -> None:
     missing: dict[str, str] = {}
     modality = ""
     for path in sorted(folder.glob("[0-9]*.safetensors")):
-        part, why, modality, fault = _feature_file(path)
+        clips, why, modality, fault = _feature_file(path)
         if fault:
             state.findings.append(f"{path}: {fault}; delete it and run extract")
-        names.update(part)
+        names.update(clips)
         missing.update(why)
     what = f"features {folder.name}:"
     served = _served(state, folder.name)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_a_missing_or_short_tar_is_named_with_the_clip(folder):
         reader.read(reader.rows[11])
 
 
+def test_labels_are_those_of_labelled_clips_and_none_of_these_may_lack_one(folder):
+    rows = [replace(row, split="labeled", label="happy") for row in manifest.read(folder)]
+    assert manifest.labels(rows[2:4]) == {"c02": "happy", "c03": "happy"}
+    rows[3] = replace(rows[3], label=None)
+    with pytest.raises(UserError, match="clip c03 is labeled and has no label; delete it and run shard"):
+        manifest.labels(rows)
+
+
 def test_without_a_manifest_the_user_is_told_to_run_shard(tmp_path):
     with pytest.raises(UserError, match="run shard first"):
         Reader(tmp_path)
@@ -112,3 +121,13 @@ def test_without_a_manifest_the_user_is_told_to_run_shard(tmp_path):
     (tmp_path / manifest.MANIFEST).write_bytes(b"PAR1 half a file")
     with pytest.raises(UserError, match="not readable"):
         manifest.read(tmp_path)
+
+
+def test_a_picture_that_does_not_decode_is_an_error_that_names_shard_and_clip(folder):
+    reader = Reader(folder)
+    sample = reader.read(reader.rows[5])
+    for damaged in (b"no picture", b""):
+        sample.jpegs[3] = damaged
+        with pytest.raises(UserError, match=rf"00001\.tar, clip {sample.name}: .*pictures"):
+            sample.images()
+    assert len(sample.images(2)) == 2  # the damaged one is not among them

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from mer_dist.errors import UserError
 from mer_dist.records import Clip, Problem
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import Encoded, encode
@@ -164,6 +165,8 @@ def test_a_damaged_facts_file_counts_as_none(tmp_path):
     path = manifest.facts_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-20])
     assert manifest.all_facts(tmp_path) == {0: None}
+    with pytest.raises(UserError, match=r"00000\.parquet: no such shard; run shard"):
+        manifest.facts_of(tmp_path, 0)
 
 
 def test_jpeg_and_flac_keep_colour_and_every_sample(tmp_path):
