@@ -21,6 +21,7 @@ from mer_dist.dist import caches, memory, support
 from mer_dist.dist.caches import existing
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
+from mer_dist.log import told_if_long
 from mer_dist.models import model_folder
 from mer_dist.slurm_settings import SlurmConfig
 from mer_dist.stages import doctor_corpus, plan
@@ -48,7 +49,9 @@ def doctor(config: Config) -> Iterator[Check]:
     """Every check, one after the other; none of them can end another."""
     for name, check in _checks(config):
         try:
-            yield Check(name=name, ok=True, text=check(config))
+            with told_if_long(f"looking at {name}"):
+                text = check(config)
+            yield Check(name=name, ok=True, text=text)
         except UserError as error:
             yield Check(name=name, ok=False, text=str(error))
         except Exception as error:  # whatever a broken installation raises is an answer

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import time
 
 import pytest
 import small_job
 
+from mer_dist import log
 from mer_dist.cli import main
-from mer_dist.config import load
+from mer_dist.config import Config, load
 from mer_dist.errors import UserError
 from mer_dist.stages import doctor as stage
 from mer_dist.stages import doctor_corpus
@@ -56,6 +58,21 @@ def launch_file(job, port: int) -> str:
 
 def faults(path, *overrides) -> dict[str, str]:
     return {check.name: check.text for check in stage.doctor(load(path, overrides)) if not check.ok}
+
+
+def test_a_check_that_takes_long_says_what_it_looks_at(monkeypatch, caplog):
+    def slow(config):
+        time.sleep(0.2)
+        return "sound"
+
+    caplog.set_level("INFO", log.logger.name)
+    monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 0.02)
+    monkeypatch.setattr(stage, "_checks", lambda config: [("disk", slow), ("port", lambda config: "free")])
+    assert [(check.name, check.ok, check.text) for check in stage.doctor(Config())] == [
+        ("disk", True, "sound"),
+        ("port", True, "free"),
+    ]
+    assert "looking at disk ..." in caplog.text and "port" not in caplog.text
 
 
 def test_a_healthy_job_passes_every_check(job, port, capsys):
