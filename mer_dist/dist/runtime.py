@@ -125,6 +125,14 @@ def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optim
     return wrapped
 
 
+def unwrapped(joined: Accelerator, model: nn.Module) -> nn.Module:
+    """The model that was prepared, without what is wrapped round it for DeepSpeed.
+
+    Without DeepSpeed nothing is, and Accelerate would import DeepSpeed, for seconds, to ask whether so.
+    """
+    return model if joined.state.deepspeed_plugin is None else joined.unwrap_model(model)
+
+
 def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
     micro = micro_size(config.batch, config.micro_batch, joined.num_processes)
     accumulation = config.batch // (micro * joined.num_processes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 
@@ -36,7 +37,8 @@ def check(processes: int, zero_stage: int, offloaded_to: Iterable[str] = ()) -> 
     if processes > 1 and zero_stage == 0:
         raise UserError(
             f"{processes} processes without DeepSpeed are not supported; start them with a launch file "
-            "of launch/, which shards the model with ZeRO-3"
+            "that shards the model with ZeRO-3, as launch/workstation.yaml"
+            f"{files.offered('launch/workstation.yaml')}"
         )
 
 

@@ -22,7 +22,7 @@ from mer_dist.dist.partition import (
     micro_batches,
     micro_size,
 )
-from mer_dist.dist.runtime import prepare, settle
+from mer_dist.dist.runtime import prepare, settle, unwrapped
 from mer_dist.errors import Stopped, UserError
 from mer_dist.log import logger
 from mer_dist.metrics import waf
@@ -109,7 +109,7 @@ class Trainer:
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
-                keep(self.joined.unwrap_model(self.model), progress.epoch)
+                keep(unwrapped(self.joined, self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
         held_out = len(self.task.held_out) if self.task.spared else 0
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}

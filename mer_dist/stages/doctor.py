@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.dist import caches, memory, support
 from mer_dist.dist.caches import existing
@@ -29,7 +30,6 @@ from mer_dist.stages import doctor_corpus, plan
 PYTHON = (3, 11)
 #: Sockets, libraries and loader files of a process, beside one tar per shard.
 OPEN_FILES = 1024
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _python(config: Config) -> str:
 
 
 def _packages(config: Config) -> str:
-    """What the installed package asks for, in the versions of constraints.txt where that is here."""
+    """What the installed package asks for, in the versions of constraints.txt."""
     from packaging.requirements import Requirement
 
     try:
@@ -100,14 +100,12 @@ def _packages(config: Config) -> str:
     # Accelerate would leave a missing tracker out without a word.
     wrong += [f"{name} of trackers is missing" for name in config.trackers if find_spec(name) is None]
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}: pip install the versions of constraints.txt")
-    return f"{len(names)} installed" + (", in the tested versions" if tested else "")
+        raise UserError(f"{'; '.join(wrong)}: pip install the versions of {files.shipped('constraints.txt')}")
+    return f"{len(names)} installed, in the tested versions"
 
 
 def _tested_versions() -> dict[str, str]:
-    path = ROOT / "constraints.txt"
-    if not path.is_file():
-        return {}
+    path = files.shipped("constraints.txt")
     pins = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
     return dict(pin.split("==") for pin in pins if "==" in pin)
 

@@ -137,7 +137,7 @@ def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
 
 def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp_path):
     (tmp_path / "constraints.txt").write_text("torch==1.0.0  # too old\n")
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr("mer_dist.files.shipped", lambda name: tmp_path / name)
     found = faults(job)["packages"]
     assert "torch is 2" in found and "tested is 1.0.0" in found
     config = load(job)
