@@ -380,7 +380,7 @@ def problems_of(parsed: argparse.Namespace) -> int:
 def config_files(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.config_files import copy, listing
 
-    print(listing() if parsed.asked == "list" else "\n".join(copy(parsed.name, parsed.folder)))
+    problems.show(listing() if parsed.asked == "list" else "\n".join(copy(parsed.name, parsed.folder)))
     return DONE
 
 
