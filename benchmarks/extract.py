@@ -79,7 +79,7 @@ def compare(yaml: Path, name: str, scratch: Path, rounds: int) -> None:
 
 
 def work_modality(work: extract.Work) -> str:
-    from mer_dist.models.classifier import FAMILIES
+    from mer_dist.models.family import FAMILIES
 
     return FAMILIES[work.extractor.family].modality
 

@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
             before.add_argument("--json", action="store_true", help="every figure, in bytes")
     _commands_on_a_run(command)
     _commands_on_a_cluster(command)
+    _commands_on_files(command)
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
@@ -125,6 +126,19 @@ def parser() -> argparse.ArgumentParser:
         help="of the merged weights; left out, extractors.*.precision",
     )
     return top
+
+
+def _commands_on_files(command: Callable) -> None:
+    of_files = command(
+        "config", "configurations, launch files and batch scripts that come along", config_files
+    )
+    asked = of_files.add_subparsers(dest="asked", required=True, metavar="list|copy")
+    asked.add_parser("list", help="each file, and what it is for")
+    copied = asked.add_parser("copy", help="copy one, with those that it names; nothing is overwritten")
+    copied.add_argument("name", help="as configs/mer2024/full.yaml, full.yaml, or a folder: launch")
+    copied.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), help="default: here; paths below it stay"
+    )
 
 
 def _commands_on_a_run(command: Callable) -> None:
@@ -360,6 +374,13 @@ def explain(parsed: argparse.Namespace) -> int:
 
 def problems_of(parsed: argparse.Namespace) -> int:
     problems.show(problems.told(parsed.run, parsed.stage, parsed.lost, parsed.reason, parsed.form))
+    return DONE
+
+
+def config_files(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.config_files import copy, listing
+
+    problems.show(listing() if parsed.asked == "list" else "\n".join(copy(parsed.name, parsed.folder)))
     return DONE
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mer_dist import metrics, strict
 from mer_dist.errors import UserError
-from mer_dist.files import write_text
+from mer_dist.files import offered, write_text
 from mer_dist.records import plain
 from mer_dist.settings import (
     CorpusConfig,
@@ -103,7 +103,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", error)
-        raise UserError(f"configuration {path}: cannot be read: {why}") from None
+        raise UserError(f"configuration {path}: cannot be read: {why}{offered(path)}") from None
     values = strict.parse(text, str(path))
     layers = [(str(path), {} if values is None else values)]
     layers += [(f"override {item!r}", _override(item)) for item in overrides]

@@ -13,6 +13,7 @@ from mer_dist import files, folds
 from mer_dist.config import Config, as_dict
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
+from mer_dist.models.family import FAMILIES
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
 from mer_dist.shards import manifest
@@ -97,8 +98,6 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]
 
 
 def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
-    from mer_dist.models.classifier import FAMILIES
-
     family = FAMILIES[extractor.family]
     rows = [
         row

@@ -19,6 +19,8 @@ from typing import Any
 from mer_dist.errors import UserError
 
 MARK = "made.json"
+#: What people are sent to in messages and configurations; setup.cfg puts it into the wheel.
+SHIPPED = ("configs", "launch", "slurm", "constraints.txt")
 #: In a mark: the fingerprint of all else that stands there.
 _SEAL = "seal"
 #: Bytes that are read at a time.
@@ -27,6 +29,21 @@ _BLOCK = 1 << 20
 _NUMBER = re.compile(r"\[?(?:os error|errno) (\d+)\b", re.IGNORECASE)
 #: Seconds after which the rest of a write whose process cannot be seen from here is nobody's.
 _ABANDONED = 86_400
+
+
+def shipped(name: str = "") -> Path:
+    """Where a file or folder of :data:`SHIPPED` is, as ``launch/workstation.yaml``: beside the package in a
+    checkout, in ``share`` within it where a wheel was installed."""
+    package = Path(__file__).parent
+    share = package / "share"
+    return (share if share.is_dir() else package.parent) / name
+
+
+def offered(path: str | Path) -> str:
+    """What to do about a file that is not there and comes with mer-dist; empty for any other."""
+    parts = Path(path).parts
+    known = parts[:1] and parts[0] in SHIPPED and ".." not in parts and shipped(str(path)).is_file()
+    return f"; mer-dist config copy {Path(path).as_posix()} writes it here" if known else ""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,8 @@ from rich.text import Text
 logger = logging.getLogger("mer_dist")
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
+#: After which a command that shows no progress says what it is at.
+SECONDS_OF_SILENCE = 5.0
 #: To the beginning of the row, and away with what is on it.
 CLEAR_ROW = "\r\x1b[K"
 #: The bars that this process draws now.
@@ -125,6 +128,18 @@ def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
         handler.setFormatter(formatter)
         handler.addFilter(_Context(stage, rank))
         logger.addHandler(handler)
+
+
+@contextmanager
+def told_if_long(what: str) -> Iterator[None]:
+    """One line that says ``what`` is under way, if it takes longer than a reader waits without a word."""
+    timer = threading.Timer(SECONDS_OF_SILENCE, logger.info, ("%s ...", what))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Rate(ProgressColumn):

@@ -191,3 +191,15 @@ def test_a_terminal_that_is_gone_ends_no_work_and_the_file_has_its_line(tmp_path
     log.setup("extract", tmp_path / "extract.0.log")
     log.logger.warning("shard 00003")
     assert "shard 00003" in (tmp_path / "extract.0.log").read_text("utf-8")
+
+
+def test_what_takes_longer_than_a_reader_waits_is_told_once_and_what_is_quick_is_not(capsys, monkeypatch):
+    log.setup("plan")
+    monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 0.05)
+    with log.told_if_long("tracing clip"):
+        time.sleep(0.3)
+    monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 5.0)
+    with log.told_if_long("counting clips"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].endswith("plan[0] tracing clip ...")

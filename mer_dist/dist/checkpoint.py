@@ -125,8 +125,13 @@ class Checkpoints:
         contents = from_all(self.joined, own)
         if self.joined.is_main_process:
             size = self._publish(temporary, target, progress, contents)
-            logger.info("checkpoint at step %d: %.1f MiB in %.1f s, in %s", progress.step, size / 2**20,
-                        time.monotonic() - started, target)
+            logger.info(
+                "checkpoint at step %d: %.1f MiB in %.1f s, in %s",
+                progress.step,
+                size / 2**20,
+                time.monotonic() - started,
+                target,
+            )
         self.joined.wait_for_everyone()
         self.saved_at = time.monotonic()
 
@@ -151,8 +156,12 @@ class Checkpoints:
         """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
         content = {name: facts for own in contents for name, facts in own.items()}
         files.mark(
-            temporary, self.made_from, progress=asdict(progress), content=content,
-            processes=self.joined.num_processes, zero_stage=zero_stage(self.joined),
+            temporary,
+            self.made_from,
+            progress=asdict(progress),
+            content=content,
+            processes=self.joined.num_processes,
+            zero_stage=zero_stage(self.joined),
         )
         files.publish(temporary, target)
         self.passed_over.discard(target)
@@ -186,7 +195,9 @@ class Checkpoints:
             return
         with tensors_only(checkpoint):
             read, _ = model.load_checkpoint(
-                str(self.folder), tag=checkpoint.name, load_module_strict=False,
+                str(self.folder),
+                tag=checkpoint.name,
+                load_module_strict=False,
                 load_lr_scheduler_states=False,
             )
         if read is None:
@@ -337,7 +348,9 @@ def tensors_only(checkpoint: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         found = refused[1] if refused else "something that torch cannot read as tensors"
-        raise UserError(f"{checkpoint}: refused, and nothing of it is run: it holds {found}; if no other torch "
-                        "or DeepSpeed wrote it, delete it, and training goes on from the one before") from error
+        raise UserError(
+            f"{checkpoint}: refused, and nothing of it is run: it holds {found}; if no other torch "
+            "or DeepSpeed wrote it, delete it, and training goes on from the one before"
+        ) from error
     finally:
         os.environ.pop(key) if before is None else os.environ.update({key: before})

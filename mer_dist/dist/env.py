@@ -42,7 +42,9 @@ def place() -> Place:
         said = " ".join(f"{name}={value}" for name, value in told.items())
         raise UserError(f"the environment has {said}, which is no process of a launcher; {UNSET}")
     return Place(
-        rank=int(told["RANK"]), world=int(told["WORLD_SIZE"]), local_rank=int(told.get("LOCAL_RANK", 0)),
+        rank=int(told["RANK"]),
+        world=int(told["WORLD_SIZE"]),
+        local_rank=int(told.get("LOCAL_RANK", 0)),
         launched=True,
     )
 
@@ -56,8 +58,8 @@ def alone() -> None:
 def for_children(threads: int) -> dict[str, str]:
     """The environment of processes that this one launches: bounded threads, no inherited rank."""
     inherited = {key: value for key, value in os.environ.items() if key not in OF_A_RANK}
-    if not has_gpu():
-        inherited.setdefault("DS_ACCELERATOR", "cpu")
+    if "DS_ACCELERATOR" not in inherited and not has_gpu():
+        inherited["DS_ACCELERATOR"] = "cpu"
     own = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",

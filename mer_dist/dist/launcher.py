@@ -55,8 +55,9 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
             because they had lost another, or that the launcher ended after the first.
     """
     first = min(failure.timestamp for failure in failures.values())
-    codes = {rank: failure.exitcode for rank, failure in failures.items()
-             if failure.timestamp - first < TOGETHER}
+    codes = {
+        rank: failure.exitcode for rank, failure in failures.items() if failure.timestamp - first < TOGETHER
+    }
     # With SIGTERM the launcher ends those that are left; NCCL aborts those that have lost another.
     killed = {rank: -code for rank, code in codes.items() if code < 0 and code not in (-SIGTERM, -SIGABRT)}
     broken = [rank for rank, code in codes.items() if code > 0 or code == -SIGABRT]

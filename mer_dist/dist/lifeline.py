@@ -27,8 +27,9 @@ def end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher and (outer is None or files.lives(outer)):
             time.sleep(LOOK)
-        logger.error("the process that started this rank is gone, and so it ends; a relaunch goes on from "
-                     "what is done")
+        logger.error(
+            "the process that started this rank is gone, and so it ends; a relaunch goes on from what is done"
+        )
         os._exit(FAILED)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
@@ -45,9 +46,13 @@ def lost(error: BaseException) -> str:
         return ""
     if any(word in words for word in ("timed out", "timeout")):
         why = "does not answer (run.timeout_minutes)"
-    elif any(word in words for word in ("closed by peer", "reset by peer", "broken pipe", "remote process exited")):
+    elif any(
+        word in words for word in ("closed by peer", "reset by peer", "broken pipe", "remote process exited")
+    ):
         why = "has ended"
     else:
         return ""
-    return (f"another rank {why}, so this one ends, too; the other's log says more, and a relaunch goes on "
-            f"from the newest checkpoint ({told})")
+    return (
+        f"another rank {why}, so this one ends, too; the other's log says more, and a relaunch goes on "
+        f"from the newest checkpoint ({told})"
+    )

@@ -103,7 +103,7 @@ def _mapping(path: str, key: str) -> dict:
     try:
         values = strict.parse(Path(path).read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {path} cannot be read: {error}") from None
+        raise UserError(f"{key}: {path} cannot be read: {error}{files.offered(path)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{key}: {path} is no Accelerate launch file")
     return values

@@ -61,8 +61,7 @@ def accelerator(
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if not joined.num_processes == world == place().world:
         raise RuntimeError(
-            f"Accelerate counts {joined.num_processes} processes, torch {world}, "
-            f"the launcher {place().world}"
+            f"Accelerate counts {joined.num_processes} processes, torch {world}, the launcher {place().world}"
         )
     return joined
 
@@ -123,6 +122,14 @@ def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optim
     # The next model has other sizes.
     plugin.deepspeed_config["zero_optimization"] = settings
     return wrapped
+
+
+def unwrapped(joined: Accelerator, model: nn.Module) -> nn.Module:
+    """The model that was prepared, without what is wrapped round it for DeepSpeed.
+
+    Without DeepSpeed nothing is, and Accelerate would import DeepSpeed, for seconds, to ask whether so.
+    """
+    return model if joined.state.deepspeed_plugin is None else joined.unwrap_model(model)
 
 
 def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:

@@ -62,8 +62,10 @@ def become_rank(array: int, launch_file: str) -> Step:
         rank, world, local = _number(slurm, "SLURM_ARRAY_TASK_ID"), array, 0
         step = Step(f"{_number(slurm, 'SLURM_ARRAY_JOB_ID')}_{rank}", restarts, rank, True)
         if rank >= world:
-            raise UserError(f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
-                            f"it with --array=0-{array - 1} or fewer")
+            raise UserError(
+                f"this is task {rank} of the array, and slurm.extract_tasks is {array}; submit "
+                f"it with --array=0-{array - 1} or fewer"
+            )
     # Whatever launched the shell that submitted the job means nothing here.
     alone()
     if not has_gpu():
@@ -72,8 +74,11 @@ def become_rank(array: int, launch_file: str) -> Step:
         # Where srun was called: the first node, which has rank 0.
         os.environ.update(
             MASTER_ADDR=slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
-            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local),
-            MASTER_PORT=str(port(number, restarts)), ACCELERATE_USE_DEEPSPEED="true",
+            RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_RANK=str(local),
+            MASTER_PORT=str(port(number, restarts)),
+            ACCELERATE_USE_DEEPSPEED="true",
             **_deepspeed(launch_file),
         )
     return step
@@ -82,8 +87,10 @@ def become_rank(array: int, launch_file: str) -> Step:
 def _number(slurm: dict[str, str], name: str, default: str = "") -> int:
     value = slurm.get(name, default)
     if not re.fullmatch("[0-9]{1,10}", value):
-        raise UserError(f"{name} is {value!r}, and srun sets it to a number; start the task by sbatch or by "
-                        "mer-dist slurm CONFIG")
+        raise UserError(
+            f"{name} is {value!r}, and srun sets it to a number; start the task by sbatch or by "
+            "mer-dist slurm CONFIG"
+        )
     return int(value)
 
 
@@ -101,10 +108,14 @@ def _deepspeed(launch_file: str) -> dict[str, str]:
     told = {key: value for key, value in told.items() if key != "deepspeed_multinode_launcher"}
     unknown = told.keys() - DEEPSPEED.keys()
     if unknown:
-        raise UserError(f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm only "
-                        f"these are read: {', '.join(DEEPSPEED)}; the rest goes into a deepspeed_config_file")
-    return {DEEPSPEED[key]: str(value).lower() if isinstance(value, bool) else str(value)
-            for key, value in told.items()}
+        raise UserError(
+            f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm only "
+            f"these are read: {', '.join(DEEPSPEED)}; the rest goes into a deepspeed_config_file"
+        )
+    return {
+        DEEPSPEED[key]: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in told.items()
+    }
 
 
 def tell_batch_script() -> None:

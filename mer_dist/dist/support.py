@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 
@@ -27,16 +28,21 @@ def check(processes: int, zero_stage: int, offloaded_to: Iterable[str] = ()) -> 
         UserError: it says what to use instead.
     """
     if zero_stage not in (0, *ZERO_STAGES):
-        raise UserError(f"ZeRO stage {zero_stage} is not supported; set zero_stage to 2 or 3 in the "
-                        "accelerate launch file")
+        raise UserError(
+            f"ZeRO stage {zero_stage} is not supported; set zero_stage to 2 or 3 in the "
+            "accelerate launch file"
+        )
     if "nvme" in offloaded_to:
-        raise UserError("offloading to NVMe is not supported, its checkpoints are not the ones kept here; set "
-                        "offload_optimizer_device and offload_param_device to cpu or none in the accelerate "
-                        "launch file")
+        raise UserError(
+            "offloading to NVMe is not supported, its checkpoints are not the ones kept here; set "
+            "offload_optimizer_device and offload_param_device to cpu or none in the accelerate "
+            "launch file"
+        )
     if processes > 1 and zero_stage == 0:
         raise UserError(
             f"{processes} processes without DeepSpeed are not supported; start them with a launch file "
-            "of launch/, which shards the model with ZeRO-3"
+            "that shards the model with ZeRO-3, as launch/workstation.yaml"
+            f"{files.offered('launch/workstation.yaml')}"
         )
 
 

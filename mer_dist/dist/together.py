@@ -59,8 +59,10 @@ def check_place(command: str) -> None:
             f"if you start all {here.world} by hand, set {ancestry.BY_HAND}=1 beside them"
         )
     if starter and here.rank > 0:
-        raise UserError(f"{command} is the work of one process, and {starter.name} started {here.world} of "
-                        "them; start it without a launcher")
+        raise UserError(
+            f"{command} is the work of one process, and {starter.name} started {here.world} of "
+            "them; start it without a launcher"
+        )
     if here.world > 1:
         logger.warning("%s, and %s is the work of one process: they are not looked at", said, command)
     env.alone()
@@ -89,8 +91,10 @@ def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) 
         if missing:
             parts.append(f"{name} lacks {len(missing)} of {len(sizes)} shards")
             ranks |= {rank for rank, own in enumerate(shares(sizes, here.world)) if {*own} & {*missing}}
-    told = (f"process {here.rank} of {here.world} has done its part; {', '.join(parts)}, the part of "
-            f"{'processes' if len(ranks) > 1 else 'process'} {', '.join(map(str, sorted(ranks)))}")
+    told = (
+        f"process {here.rank} of {here.world} has done its part; {', '.join(parts)}, the part of "
+        f"{'processes' if len(ranks) > 1 else 'process'} {', '.join(map(str, sorted(ranks)))}"
+    )
     others = None if env.outer() else lock.at_work(path, ranks - {here.rank})
     starter = ancestry.started_by()
     if others is None or others:
@@ -98,5 +102,7 @@ def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) 
     elif starter and starter.known:
         logger.warning("%s, none of which is at work now", told)
     else:
-        raise UserError(f"{told}, none of which is at work: start them; or, if these numbers were left over "
-                        f"from another job, unset {' '.join(env.OF_A_RANK)} and extract again")
+        raise UserError(
+            f"{told}, none of which is at work: start them; or, if these numbers were left over "
+            f"from another job, unset {' '.join(env.OF_A_RANK)} and extract again"
+        )

@@ -15,14 +15,8 @@ from torch import nn
 
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints, Progress
-from mer_dist.dist.partition import (
-    NOBODY,
-    epoch_order,
-    global_batches,
-    micro_batches,
-    micro_size,
-)
-from mer_dist.dist.runtime import prepare, settle
+from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches, micro_size
+from mer_dist.dist.runtime import prepare, settle, unwrapped
 from mer_dist.errors import Stopped, UserError
 from mer_dist.log import logger
 from mer_dist.metrics import waf
@@ -64,14 +58,17 @@ class Trainer:
     """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start."""
 
     def __init__(
-        self, joined: Accelerator, model: nn.Module, task: Task, config: FinetuneConfig, seed: int,
+        self,
+        joined: Accelerator,
+        model: nn.Module,
+        task: Task,
+        config: FinetuneConfig,
+        seed: int,
         checkpoints: Checkpoints | None = None,
     ):
         self.joined, self.task, self.config, self.seed = joined, task, config, seed
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.model, self.optimizer = prepare(joined, config, model, optimizer)
         self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
         self.steps_per_epoch = -(-len(task.train) // config.batch)
@@ -80,7 +77,8 @@ class Trainer:
         self.progress = resumed or Progress()
 
     def run(
-        self, keep: Callable[[nn.Module, int], None],
+        self,
+        keep: Callable[[nn.Module, int], None],
         note: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
     ) -> dict:
         """Train the epochs that are left.
@@ -109,7 +107,7 @@ class Trainer:
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
-                keep(self.joined.unwrap_model(self.model), progress.epoch)
+                keep(unwrapped(self.joined, self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
         held_out = len(self.task.held_out) if self.task.spared else 0
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
@@ -132,9 +130,14 @@ class Trainer:
 
     def _tell(self, row: dict, rate: float) -> None:
         logger.info(
-            "%s epoch %d/%d: loss %.3f, %s WAF %.3f (%.1f clips/s)", self.task.name, row["epoch"],
-            self.config.epochs, row["train_loss"], "held-out" if self.task.spared else "training clips'",
-            row["validation_waf"], rate,
+            "%s epoch %d/%d: loss %.3f, %s WAF %.3f (%.1f clips/s)",
+            self.task.name,
+            row["epoch"],
+            self.config.epochs,
+            row["train_loss"],
+            "held-out" if self.task.spared else "training clips'",
+            row["validation_waf"],
+            rate,
         )
         told = {**row, "clips_per_second": rate}
         curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
@@ -192,7 +195,10 @@ class Trainer:
         logits = self._logits(inputs)
         targets = torch.tensor(self.task.targets[positions], device=logits.device)
         losses = F.cross_entropy(
-            logits, targets, weight=self.class_weights, reduction="none",
+            logits,
+            targets,
+            weight=self.class_weights,
+            reduction="none",
             label_smoothing=self.config.label_smoothing,
         )
         real = torch.tensor(positions != NOBODY, device=logits.device)

@@ -34,8 +34,13 @@ def convert(checkpoint: Path, target: Path, step: int) -> None:
 
     # One worker each: no further processes, which would read without this one's guard.
     told = Namespace(
-        input_folder=str(checkpoint), output_folder=str(target), num_extract_workers=1,
-        num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True,
+        input_folder=str(checkpoint),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         ds_to_universal.main(told)
@@ -87,7 +92,8 @@ def _write_common(target: Path, step: int, groups: int) -> None:
     told = [{"params": [number]} for number in range(groups)]
     common = {
         "optimizer_state_dict": {"state": {0: {"step": _counter(step)}}, "param_groups": told},
-        "param_groups": told, "ds_version": __version__,
+        "param_groups": told,
+        "ds_version": __version__,
     }
     torch.save(common, target / TENSORS / COMMON)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.family import FAMILIES
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
 
 class BaichuanExtractor(Extractor):
-    modality = "text"
+    family = FAMILIES["baichuan"]
     unit = "tokens"
-    budgets = (512, 8192)
     lora_targets = ["W_pack"]
     extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -33,10 +33,6 @@ class BaichuanExtractor(Extractor):
 
     def cost(self, row) -> int:
         return min(len(self.tokenizer.encode(row.transcript or "")), self.config.max_tokens)
-
-    @staticmethod
-    def enough(row) -> bool:
-        return bool((row.transcript or "").strip())
 
     def prepare(self, sample) -> list[list[int]]:
         """The token ids."""

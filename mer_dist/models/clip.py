@@ -8,14 +8,13 @@ import torch.nn.functional as F
 
 from mer_dist.errors import UserError
 from mer_dist.models.extractor import Extractor, Unusable
+from mer_dist.models.family import FAMILIES
 from mer_dist.models.model_folder import read_settings
 
 
 class ClipExtractor(Extractor):
-    modality = "video"
+    family = FAMILIES["clip"]
     unit = "frames"
-    # On a CPU a single frame is work enough, and larger batches are no faster.
-    budgets = (8, 256)
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
 
@@ -44,10 +43,6 @@ class ClipExtractor(Extractor):
 
     def cost(self, row) -> int:
         return min(row.frames, self.config.frames or row.frames)
-
-    @staticmethod
-    def enough(row) -> bool:
-        return row.frames > 0
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Frames, each ``(3, side, side)`` uint8."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
+from mer_dist.models.family import PASS, Family
 from mer_dist.settings import ExtractorConfig
 
 if TYPE_CHECKING:
@@ -40,12 +41,9 @@ class Unusable(Exception):
 class Extractor(nn.Module, ABC):
     """A backbone with its preprocessing. Subclasses fill in the abstract parts."""
 
-    modality: str
+    family: Family
     #: What the length of a piece is counted in.
     unit: str
-    #: Length of all pieces in one forward pass, padding included, on a CPU and on a GPU: enough to
-    #: keep the device busy (docs/benchmarks.md).
-    budgets: tuple[float, float]
     #: LoRA target modules unless the configuration names others.
     lora_targets: list[str]
     #: Files beside the weights that a saved copy needs as well.
@@ -79,11 +77,6 @@ class Extractor(nn.Module, ABC):
     def cost(self, row: Row) -> float:
         """About the summed length of a clip's pieces, known from the manifest."""
 
-    @staticmethod
-    @abstractmethod
-    def enough(row: Row) -> bool:
-        """Whether a clip that has the modality has enough of it to be fed, by the manifest."""
-
     @abstractmethod
     def prepare(self, sample: Sample) -> list[Any]:
         """The clip's pieces in time order, on the CPU.
@@ -109,13 +102,17 @@ class Extractor(nn.Module, ABC):
 
     # --- what they share ---
 
+    @property
+    def modality(self) -> str:
+        return self.family.modality
+
     def note(self) -> str:
         """One line on what was done to the clips prepared so far, for the log; empty: nothing."""
         return ""
 
     def budget(self, device: torch.device) -> float:
         """Length that one forward pass may have on ``device``, in :attr:`unit`."""
-        return self.config.budget or self.budgets[device.type != "cpu"]
+        return self.config.budget or self.family.budgets[device.type != "cpu"]
 
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
         """The pieces of whole clips as one batch for :meth:`forward`."""
@@ -132,10 +129,6 @@ class Extractor(nn.Module, ABC):
         clip_of_piece = torch.repeat_interleave(torch.arange(len(pieces), device=pieces.device), pieces)
         of_clips = torch.zeros_like(pieces).index_add(0, clip_of_piece, lengths)
         return mean_by_clip(vectors, of_clips)
-
-
-#: What a forward pass costs besides its length, as a part of the budget.
-PASS = 1 / 16
 
 
 def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
 
 from mer_dist.errors import UserError
@@ -111,6 +110,8 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
 
 def broken_weights(extractor: Extractor) -> str:
     """The first weights that hold NaN or infinity, by name; empty if none does."""
+    import torch
+
     named = (
         name for name, weight in extractor.backbone.named_parameters() if not torch.isfinite(weight).all()
     )

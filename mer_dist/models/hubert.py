@@ -7,19 +7,15 @@ import torch
 from torch import nn
 
 from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.family import FAMILIES, RECEPTIVE_FIELD
 from mer_dist.models.model_folder import read_settings
 
 SAMPLE_RATE = 16_000
-#: Samples that one output step looks at; less audio gives no step at all.
-RECEPTIVE_FIELD = 400
 
 
 class HubertExtractor(Extractor):
-    modality = "audio"
+    family = FAMILIES["hubert"]
     unit = "seconds"
-    # On a CPU every window runs alone: the convolutions of one fill it, and padding would cost more
-    # than a batch gains.
-    budgets = (0, 120)
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
     # Weight norm in the positional convolution is computed while the model is built, which split
@@ -51,10 +47,6 @@ class HubertExtractor(Extractor):
 
     def cost(self, row) -> float:
         return row.samples / SAMPLE_RATE
-
-    @staticmethod
-    def enough(row) -> bool:
-        return row.samples >= RECEPTIVE_FIELD
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Windows of at most ``window`` seconds, normalised over the whole clip as in the baseline."""

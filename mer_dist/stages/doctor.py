@@ -17,11 +17,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.dist import caches, memory, support
 from mer_dist.dist.caches import existing
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
+from mer_dist.log import told_if_long
 from mer_dist.models import model_folder
 from mer_dist.slurm_settings import SlurmConfig
 from mer_dist.stages import doctor_corpus, plan
@@ -29,7 +31,6 @@ from mer_dist.stages import doctor_corpus, plan
 PYTHON = (3, 11)
 #: Sockets, libraries and loader files of a process, beside one tar per shard.
 OPEN_FILES = 1024
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,9 @@ def doctor(config: Config) -> Iterator[Check]:
     """Every check, one after the other; none of them can end another."""
     for name, check in _checks(config):
         try:
-            yield Check(name=name, ok=True, text=check(config))
+            with told_if_long(f"looking at {name}"):
+                text = check(config)
+            yield Check(name=name, ok=True, text=text)
         except UserError as error:
             yield Check(name=name, ok=False, text=str(error))
         except Exception as error:  # whatever a broken installation raises is an answer
@@ -85,7 +88,7 @@ def _python(config: Config) -> str:
 
 
 def _packages(config: Config) -> str:
-    """What the installed package asks for, in the versions of constraints.txt where that is here."""
+    """What the installed package asks for, in the versions of constraints.txt."""
     from packaging.requirements import Requirement
 
     try:
@@ -98,14 +101,12 @@ def _packages(config: Config) -> str:
     # Accelerate would leave a missing tracker out without a word.
     wrong += [f"{name} of trackers is missing" for name in config.trackers if find_spec(name) is None]
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}: pip install the versions of constraints.txt")
-    return f"{len(names)} installed" + (", in the tested versions" if tested else "")
+        raise UserError(f"{'; '.join(wrong)}: pip install the versions of {files.shipped('constraints.txt')}")
+    return f"{len(names)} installed, in the tested versions"
 
 
 def _tested_versions() -> dict[str, str]:
-    path = ROOT / "constraints.txt"
-    if not path.is_file():
-        return {}
+    path = files.shipped("constraints.txt")
     pins = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
     return dict(pin.split("==") for pin in pins if "==" in pin)
 

@@ -27,6 +27,7 @@ from mer_dist.dist.together import tell_missing
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
+from mer_dist.models.family import FAMILIES, PASS
 from mer_dist.prefetch import prefetched
 from mer_dist.records import UNLABELED, Problem
 from mer_dist.settings import ExtractorConfig
@@ -87,18 +88,8 @@ class Work:
 @preempt.listening()
 def extract(config: Config) -> None:
     """Extract every feature set that is incomplete. Runs alone or as one of many ranks."""
-    import torch
-
-    from mer_dist.models.classifier import check_files
-
-    torch.set_num_threads(config.run.threads)
     works = planned(config)
-    for work in works:
-        if work.missing():
-            # All of them before the first is computed, which may take hours.
-            if work.adapter is not None:
-                copies.check_whole(work.adapter)
-            check_files(work.extractor, work.adapter)
+    _check([work for work in works if work.missing()])
     run = Run(config.run.folder)
     if place().rank == 0:
         save(config, run.config)
@@ -111,6 +102,22 @@ def extract(config: Config) -> None:
         tell_missing(run.lock, {work.set_name: (work.sizes, missing[work.set_name]) for work in works})
     else:
         _close(works, run)
+
+
+def _check(unfinished: list[Work]) -> None:
+    """Look at all files that are to be read before the first set is computed, which may take hours.
+
+    Raises:
+        UserError: one of them is missing, damaged, or belongs to another model.
+    """
+    if not unfinished:
+        return
+    from mer_dist.models.classifier import check_files
+
+    for work in unfinished:
+        if work.adapter is not None:
+            copies.check_whole(work.adapter)
+        check_files(work.extractor, work.adapter)
 
 
 def unfinished(config: Config) -> list[Work]:
@@ -192,23 +199,23 @@ def _batch_rule(extractor: ExtractorConfig) -> list:
     A shard that is made on a CPU and one that is made on a GPU differ in these bits anyway, so the
     rule for both stands here and a run may be moved.
     """
-    from mer_dist.models.classifier import FAMILIES
-    from mer_dist.models.extractor import PASS
-
     return [extractor.budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
 
 
 def _extract_set(work: Work, config: Config) -> None:
     """Do this rank's missing shards of one set."""
-    from mer_dist.models.classifier import load_extractor
-
     missing = set(work.missing())
     here = place()
     mine = [shard for shard in shares(work.sizes, here.world)[here.rank] if shard in missing]
     if not mine:
         return
+    import torch
+
+    from mer_dist.models.classifier import load_extractor
+
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
+    torch.set_num_threads(config.run.threads)
     run, started = Run(config.run.folder), time.monotonic()
     extractor = load_extractor(work.extractor, work.adapter).to(_device())
     times.note(

@@ -84,13 +84,10 @@ def fuse(config: Config) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
-    import torch
-
     from mer_dist.stages.self_train import by_fold, held_out, present, self_train
     from mer_dist.stages.vote import check_names, publish, tell, vote
     from mer_dist.stages.vote import made_from as vote_made_from
 
-    torch.set_num_threads(config.run.threads)
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
     if problems:
@@ -135,6 +132,7 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
 
     from mer_dist.models.fusion import Inputs
 
+    torch.set_num_threads(config.run.threads)
     found = [_of_set(config, sets, name) for name in fused]
     merged = (
         [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")

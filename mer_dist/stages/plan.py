@@ -18,6 +18,7 @@ from mer_dist.dist import memory, support
 from mer_dist.dist.memory import Held, Layout
 from mer_dist.dist.partition import micro_size
 from mer_dist.errors import UserError
+from mer_dist.log import told_if_long
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
 
@@ -42,11 +43,16 @@ def plan(config: Config, clips: int | None = None) -> dict:
     Raises:
         UserError: an extractor's size cannot be known, or the launch file cannot be read.
     """
-    _silence_libraries()
     layout = memory.layout(config.run)
-    found, why = _clips(config, clips)
-    sizes = {name: _size(config, name) for name in config.extractors}
-    extractors = {name: _extractor(config, name, sized, layout) for name, sized in sizes.items()}
+    with told_if_long("counting the clips of the corpus"):
+        found, why = _clips(config, clips)
+    with told_if_long("loading the modelling code"):
+        _silence_libraries()
+        sizes = {name: _size(config, name) for name in config.extractors}
+    extractors = {}
+    for name, sized in sizes.items():
+        with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
+            extractors[name] = _extractor(config, name, sized, layout)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {

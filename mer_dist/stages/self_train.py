@@ -17,12 +17,10 @@ import time
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
-import torch
 from safetensors.numpy import save_file
-from torch import Tensor
 
 from mer_dist import files, lineage, metrics, predictions, prior, selection, times
 from mer_dist.config import Config, as_dict
@@ -31,11 +29,14 @@ from mer_dist.errors import UserError, reading
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
-from mer_dist.models import ensemble
-from mer_dist.models.ensemble import Lesson, seed_of
-from mer_dist.models.fusion import Inputs, Model
 from mer_dist.selection import Selection
 from mer_dist.settings import SelfTrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mer_dist.models.ensemble import Lesson
+    from mer_dist.models.fusion import Inputs, Model
 
 #: Beside the predictions of a round: what each fold's models say of the unlabelled clips and, in
 #: round 0, what models without two folds say of the labelled ones.
@@ -159,6 +160,8 @@ class _Round:
 
     def run(self, made_from: str) -> dict:
         """Run the round; returns the mark of its folder."""
+        from mer_dist.models import ensemble
+
         started = time.monotonic()
         facts = {} if self.number else self._without_pairs()
         dropout = chosen_dropout(self.out) if self.number else facts["dropout"]
@@ -244,14 +247,20 @@ class _Round:
         """The models to go on from: read back, so that an interruption changes nothing."""
         if self.number == 0 or self.config.self_train.start == "scratch":
             return None
+        from safetensors.torch import load_file
+
         device = str(self.inputs.values[0].device)
         path = self.out.round(self.number - 1) / MODELS
         with reading(path, "delete its folder and run fuse"):
-            return safetensors.torch.load_file(path, device)
+            return load_file(path, device)
 
     def _lesson(
         self, without: list[int], seed: int, dropout: float, chosen: Selection | None = None
     ) -> Lesson:
+        import torch
+
+        from mer_dist.models.ensemble import Lesson, seed_of
+
         rows = self.clips.outside(*without)
         rows = rows[self.present[rows]]
         label, weight = self.clips.truth[rows], np.ones(len(rows))
@@ -283,6 +292,10 @@ class _Round:
         return every
 
     def _probability(self, model: Model, rows: np.ndarray) -> np.ndarray:
+        import torch
+
+        from mer_dist.models import ensemble
+
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
         return np.exp(ensemble.predict(model, self.inputs, on_device, self._between).double().numpy())
 
@@ -297,6 +310,8 @@ class _Round:
         need pseudo-labels from models without three folds, and so on. Later rounds are surer than
         the temperature knows.
         """
+        from mer_dist.models import ensemble
+
         clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
         pairs = [
             pair for pair in combinations(range(clips.folds), 2) if self.present[clips.outside(*pair)].any()
@@ -343,9 +358,11 @@ class _Round:
         files.write_json(folder / "curves.json", {"folds": curves})
 
     def _write_models(self, folder: Path, model: Model) -> None:
+        from safetensors.torch import save_file as save_tensors
+
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         members = _members(self.clips.folds, self.config.fuse.seeds)
-        safetensors.torch.save_file(state, folder / MODELS, {"members": " ".join(members)})
+        save_tensors(state, folder / MODELS, {"members": " ".join(members)})
 
     def _write_lineage(self, folder: Path, chosen: list[Selection]) -> None:
         names = [self.clips.names[row] for row in self.unlabeled]

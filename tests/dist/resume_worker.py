@@ -176,8 +176,10 @@ def run_groups(joined, out: Path) -> None:
     for name in ("left", "mended"):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
-        groups = [{"params": list(part.parameters()), "weight_decay": decay}
-                  for part, decay in zip(model, DECAYS, strict=True)]
+        groups = [
+            {"params": list(part.parameters()), "weight_decay": decay}
+            for part, decay in zip(model, DECAYS, strict=True)
+        ]
         optimizer = torch.optim.AdamW(groups, lr=0.1)
         settings = FinetuneConfig(batch=6, micro_batch=6 // joined.num_processes)
         engine, wrapped = prepare(joined, settings, model, optimizer)

@@ -77,9 +77,7 @@ def damage(path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a flipped bit", "a zeroed block"])
-def test_a_damaged_checkpoint_of_the_right_size_is_passed_over_for_the_one_before(
-    tmp_path, caplog, how
-):
+def test_a_damaged_checkpoint_of_the_right_size_is_passed_over_for_the_one_before(tmp_path, caplog, how):
     model = torch.nn.Linear(100, 100)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 100)).sum().backward()

@@ -14,8 +14,14 @@ from mer_dist.settings import RunConfig
 #: Baichuan-13B without its head for the next token; adapters of rank 16 on W_pack and our head.
 PARAMETERS, TRAINABLE, LARGEST = 12_937_221_120, 13_137_926, 327_680_000
 LORA = Held(
-    parameters=PARAMETERS, trainable=TRAINABLE, frozen_bytes=2 * PARAMETERS, element=2, quantize="none",
-    full=False, largest_layer=LARGEST, dequantized=0,
+    parameters=PARAMETERS,
+    trainable=TRAINABLE,
+    frozen_bytes=2 * PARAMETERS,
+    element=2,
+    quantize="none",
+    full=False,
+    largest_layer=LARGEST,
+    dequantized=0,
 )
 FULL = replace(LORA, full=True, trainable=PARAMETERS, frozen_bytes=0)
 NODE = Layout(processes=8, zero_stage=3)

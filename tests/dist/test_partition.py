@@ -58,6 +58,9 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_and_the_message_says
     config = SimpleNamespace(extractors={"clip": tuned, "hubert": SimpleNamespace(finetune=None)})
     for processes in (1, 2, 3, 4, 6, 12):
         check_batches(config, processes)
-    with pytest.raises(UserError, match="clip.finetune.batch is 12, which 5 processes cannot share evenly; "
-                                        "start one of 1, 2, 3, 4, 6, 12 processes, or take a multiple of 5"):
+    with pytest.raises(
+        UserError,
+        match="clip.finetune.batch is 12, which 5 processes cannot share evenly; "
+        "start one of 1, 2, 3, 4, 6, 12 processes, or take a multiple of 5",
+    ):
         check_batches(config, 5)

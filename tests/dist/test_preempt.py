@@ -72,8 +72,10 @@ def test_a_handler_that_a_test_leaves_is_named_and_taken_back():
 
 def test_a_signal_to_a_command_that_is_done_does_not_spoil_its_code():
     """Slurm and launchers send it to every process, also to one that is just about to end."""
-    code = ("import atexit, os, signal; from mer_dist import __main__\n"
-            "atexit.register(lambda: [os.kill(os.getpid(), one) for one in (signal.SIGTERM, signal.SIGUSR1)])\n"
-            "__main__.main = lambda: 3\n"
-            "__main__.process()")
+    code = (
+        "import atexit, os, signal; from mer_dist import __main__\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), one) for one in (signal.SIGTERM, signal.SIGUSR1)])\n"
+        "__main__.main = lambda: 3\n"
+        "__main__.process()"
+    )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 3

@@ -40,14 +40,26 @@ def train(models: Path, out: Path, *told: int | str, precision="fp32") -> Path: 
 
 
 def launch(
-    models: Path, out: Path, processes: int, stage: int, *cases: str, precision="fp32"  # noqa: F811
+    models: Path,
+    out: Path,
+    processes: int,
+    stage: int,
+    *cases: str,
+    precision="fp32",  # noqa: F811
 ) -> subprocess.CompletedProcess:
     command = [sys.executable]
     if stage:
         command += [
-            "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
-            "--zero_stage", str(stage), "--num_processes", str(processes),
-            "--main_process_port", str(env.free_port()),
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(ROOT / "launch/zero3-cpu.yaml"),
+            "--zero_stage",
+            str(stage),
+            "--num_processes",
+            str(processes),
+            "--main_process_port",
+            str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
     return run(command, env.for_children(1), 900)
@@ -77,8 +89,18 @@ def two(models, here) -> Path:  # noqa: F811
 def one(models, here) -> Path:  # noqa: F811
     """One process without DeepSpeed, stopped; by LoRA undisturbed, too, and gone on with each fault."""
     faults = [f"lora+onward-{fault}" for fault in FAULTS]
-    return train(models, here / "one", 1, 0, *(f"{way}+until" for way in WAYS), "lora+through",
-                 "lora+onward", "lora+deferred", "lora+midway", *faults)
+    return train(
+        models,
+        here / "one",
+        1,
+        0,
+        *(f"{way}+until" for way in WAYS),
+        "lora+through",
+        "lora+onward",
+        "lora+deferred",
+        "lora+midway",
+        *faults,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +118,12 @@ def half(models, here) -> Path:  # noqa: F811
 
 #: title -> who was stopped, how many processes go on, and at which ZeRO stage (0: without DeepSpeed)
 MOVES = {
-    "2 to 2": ("two", 2, 3), "2 to 1": ("two", 1, 0), "2 to 3": ("two", 3, 3), "1 to 2": ("one", 2, 3),
-    "ZeRO-3 to ZeRO-2": ("two", 2, 2), "ZeRO-2 to 1": ("zero2", 1, 0),
+    "2 to 2": ("two", 2, 3),
+    "2 to 1": ("two", 1, 0),
+    "2 to 3": ("two", 3, 3),
+    "1 to 2": ("one", 2, 3),
+    "ZeRO-3 to ZeRO-2": ("two", 2, 2),
+    "ZeRO-2 to 1": ("zero2", 1, 0),
 }
 
 
@@ -109,13 +135,17 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
     folder = moved(source, here / move.replace(" ", "-"))
     train(models, folder, processes, stage, *(f"{way}+onward" for way in ways))
     for way in ways:
-        told, whole_run = (json.loads(path.read_text()) for path in
-                           (folder / f"{way}+onward.json", two / f"{way}+through.json"))
+        told, whole_run = (
+            json.loads(path.read_text())
+            for path in (folder / f"{way}+onward.json", two / f"{way}+through.json")
+        )
         assert told["started_at"] == STOP
         # Other random numbers, batches, moments or counters would show in the first digits.
         assert np.allclose(told["losses"], whole_run["losses"][STOP:], rtol=1e-4, atol=1e-4)
-        weights, wanted = (load_file(path) for path in
-                           (folder / f"{way}+onward.safetensors", two / f"{way}+through.safetensors"))
+        weights, wanted = (
+            load_file(path)
+            for path in (folder / f"{way}+onward.safetensors", two / f"{way}+through.safetensors")
+        )
         apart = max((weights[name] - wanted[name]).abs().max().item() for name in wanted)
         if move == "2 to 2":
             assert apart == 0 and told["losses"] == whole_run["losses"][STOP:]
@@ -141,7 +171,9 @@ def losses(path: Path) -> np.ndarray:
 def test_what_was_done_of_an_epoch_is_not_read_again(one):
     """Three epochs of 39 clips in batches of twelve, each followed by the 11 that are held out; of the
     second epoch the first two batches were done."""
-    read = {mode: json.loads((one / f"lora+{mode}.json").read_text())["read"] for mode in ("through", "onward")}
+    read = {
+        mode: json.loads((one / f"lora+{mode}.json").read_text())["read"] for mode in ("through", "onward")
+    }
     assert read == {"through": 3 * (48 + 12), "onward": 24 + 12 + 48 + 12}
 
 
@@ -170,8 +202,9 @@ def test_the_ranks_together_train_on_every_clip_once_an_epoch(request, who, rank
 def test_a_request_to_stop_inside_a_step_waits_for_its_end(request, who):
     """Before it, a part of the gradients would be lost."""
     folder = request.getfixturevalue(who)
-    told, undisturbed = (json.loads((folder / f"lora+{mode}.json").read_text())
-                         for mode in ("deferred", "through"))
+    told, undisturbed = (
+        json.loads((folder / f"lora+{mode}.json").read_text()) for mode in ("deferred", "through")
+    )
     assert told["started_at"] == STOP + 1
     assert told["losses"] == undisturbed["losses"][STOP + 1 :] and told["epochs"] == undisturbed["epochs"]
     weights, wanted = ((folder / f"lora+{mode}.safetensors").read_bytes() for mode in ("deferred", "through"))
@@ -243,9 +276,13 @@ def hostile(two, tmp_path) -> tuple[Path, Path]:
 
 def test_code_in_a_checkpoint_is_neither_run_nor_converted(hostile, tmp_path):
     checkpoint, sign = hostile
-    for read in (lambda: trained_weights(checkpoint, torch.float32),
-                 lambda: _convert(checkpoint, tmp_path / "converted", STOP)):
-        with pytest.raises(UserError, match=f"{checkpoint}: refused, and nothing of it is run: it holds posix.mkdir;"):
+    for read in (
+        lambda: trained_weights(checkpoint, torch.float32),
+        lambda: _convert(checkpoint, tmp_path / "converted", STOP),
+    ):
+        with pytest.raises(
+            UserError, match=f"{checkpoint}: refused, and nothing of it is run: it holds posix.mkdir;"
+        ):
             read()
         assert not sign.exists()
 

@@ -1,9 +1,12 @@
-"""What is refused before any model is loaded."""
+"""What is refused before any model is loaded, and what is not imported for nothing."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from mer_dist.dist import env, runtime
 from mer_dist.dist.runtime import accelerator
 from mer_dist.errors import UserError
 
@@ -11,3 +14,28 @@ from mer_dist.errors import UserError
 def test_a_tracker_that_is_not_installed_is_refused_not_left_out(tmp_path):
     with pytest.raises(UserError, match="no_such_tracker, which is not installed"):
         accelerator("fp32", ["no_such_tracker"], tmp_path, threads=1)
+
+
+def test_one_process_does_not_ask_accelerate_which_would_import_deepspeed():
+    def asked(model):
+        raise AssertionError("asked")
+
+    alone = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None), unwrap_model=asked)
+    split = SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=object()), unwrap_model=lambda model: "own"
+    )
+    assert runtime.unwrapped(alone, "model") == "model" and runtime.unwrapped(split, "model") == "own"
+
+
+def test_torch_is_not_imported_to_choose_what_the_environment_says(monkeypatch):
+    def asked():
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(env, "has_gpu", asked)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    assert env.for_children(1)["DS_ACCELERATOR"] == "cuda"
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(env, "has_gpu", lambda: False)
+    assert env.for_children(1)["DS_ACCELERATOR"] == "cpu"
+    monkeypatch.setattr(env, "has_gpu", lambda: True)
+    assert "DS_ACCELERATOR" not in env.for_children(1)

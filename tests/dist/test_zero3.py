@@ -25,7 +25,7 @@ from mer_dist.settings import ExtractorConfig
 
 WORKER = Path(__file__).with_name("zero3_worker.py")
 sys.path.insert(0, str(WORKER.parent))
-import zero3_worker  # noqa: E402
+import zero3_worker
 
 pytestmark = pytest.mark.processes
 WAYS = ("full", "lora", "nf4", "int8", "hubert", "hubert-full", "clip", "own")
@@ -46,8 +46,12 @@ def models(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     # bitsandbytes packs 4-bit weights in blocks of 64; six heads have the slopes of no power of two.
     config = BaichuanConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
-        num_attention_heads=6, initializer_range=0.05,
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        initializer_range=0.05,
     )
     BaichuanForCausalLM(config).save_pretrained(folder / "baichuan")
     return folder
@@ -58,8 +62,14 @@ def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_
     command = [sys.executable]
     if zero_stage:
         command += [
-            "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/zero3-cpu.yaml"),
-            "--zero_stage", str(zero_stage), "--main_process_port", str(env.free_port()),
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(ROOT / "launch/zero3-cpu.yaml"),
+            "--zero_stage",
+            str(zero_stage),
+            "--main_process_port",
+            str(env.free_port()),
         ]
     command += [str(WORKER), str(models), str(out), precision, *cases]
     done = processes.run(command, env.for_children(1), 900)
@@ -132,14 +142,17 @@ def test_half_precision_under_zero3_follows_one_process(half_precision, case):
     assert two["losses"][-1] < (0.8 if case == "hubert" else 0.25) * two["losses"][0]
 
 
-@pytest.mark.parametrize("case, family", [("lora", "baichuan"), ("wide", "baichuan"),
-                                          ("hubert", "hubert"), ("clip", "clip")])
+@pytest.mark.parametrize(
+    "case, family", [("lora", "baichuan"), ("wide", "baichuan"), ("hubert", "hubert"), ("clip", "clip")]
+)
 def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(models, zero3, case, family):
     """``wide`` has adapters above the size that every rank keeps whole: saved without gathering they
     would be empty, and no error would tell."""
     saved = load_file(zero3 / case / "adapter_model.safetensors")
     # Two for each adapted layer: one in each of two, four in each of four.
-    assert len(saved) == (4 if family == "baichuan" else 32) and all(value.numel() > 0 for value in saved.values())
+    assert len(saved) == (4 if family == "baichuan" else 32) and all(
+        value.numel() > 0 for value in saved.values()
+    )
     assert (max(value.numel() for value in saved.values()) > 100_000) == (case == "wide")
 
     published = ExtractorConfig(family=family, path=str(models / family))
@@ -172,7 +185,8 @@ def test_a_checkpoint_of_two_ranks_gives_the_whole_trained_tensors(zero3, case):
     saved = load_file(zero3 / case / f"{file}.safetensors")
     own = {
         name.replace("extractor.backbone.", "").replace(".default", ""): value
-        for name, value in weights.items() if not name.startswith("head.")
+        for name, value in weights.items()
+        if not name.startswith("head.")
     }
     assert own.keys() == saved.keys()
     assert all(torch.equal(own[name], saved[name]) for name in own)

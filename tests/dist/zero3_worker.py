@@ -71,11 +71,23 @@ def pieces(extractor) -> list[list]:
 
 
 def config(
-    models: str, precision: str, family="baichuan", method="lora", quantize="none", rank=4, epochs=3, zero=None
+    models: str,
+    precision: str,
+    family="baichuan",
+    method="lora",
+    quantize="none",
+    rank=4,
+    epochs=3,
+    zero=None,
 ) -> ExtractorConfig:
     # 39 training clips in batches of 8: the last global batch is short, and odd over two ranks.
     settings = FinetuneConfig(
-        method=method, epochs=epochs, batch=8, micro_batch=2, learning_rate=6e-3, precision=precision,
+        method=method,
+        epochs=epochs,
+        batch=8,
+        micro_batch=2,
+        learning_rate=6e-3,
+        precision=precision,
         lora=LoraConfig(rank=rank, dropout=0.0),
     )
     path = str(Path(models) / family)
@@ -89,8 +101,12 @@ def task(extractor) -> Task:
         return extractor.collate_clips([clips[max(place, 0)] for place in positions])
 
     return Task(
-        load=load, targets=targets, train=np.arange(39), held_out=np.arange(39, 50),
-        class_weights=np.ones(3), name="test",
+        load=load,
+        targets=targets,
+        train=np.arange(39),
+        held_out=np.arange(39, 50),
+        class_weights=np.ones(3),
+        name="test",
     )
 
 
@@ -100,7 +116,9 @@ def held_here(model: torch.nn.Module) -> int:
     weights = [getattr(weight, "ds_tensor", weight) for weight in model.parameters()]
     known = {weight.untyped_storage().data_ptr() for weight in weights}
     states = (getattr(getattr(layer, "state", None), "CB", None) for layer in model.modules())
-    extra = [state for state in states if state is not None and state.untyped_storage().data_ptr() not in known]
+    extra = [
+        state for state in states if state is not None and state.untyped_storage().data_ptr() not in known
+    ]
     return sum(tensor.numel() for tensor in (*weights, *extra))
 
 
@@ -131,15 +149,21 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
     if joined.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         save(classifier, weights, out)
-    Checkpoints(joined, out / "checkpoints", "test", 1, 0).save(trainer.model, trainer.optimizer, trainer.progress)
+    Checkpoints(joined, out / "checkpoints", "test", 1, 0).save(
+        trainer.model, trainer.optimizer, trainer.progress
+    )
     if joined.is_main_process:
         facts = {
             "losses": [row["train_loss"] for row in history["epochs"]],
             "held_out": [row["validation_loss"] for row in history["epochs"]],
-            "first_logits": first, "logits": last, "weights_held": held,
+            "first_logits": first,
+            "logits": last,
+            "weights_held": held,
             "trained": sum(weight.numel() for weight in weights.values()),
             "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(joined) else None,
-            "steps": trainer.progress.step, "processes": joined.num_processes, "zero_stage": zero_stage(joined),
+            "steps": trainer.progress.step,
+            "processes": joined.num_processes,
+            "zero_stage": zero_stage(joined),
         }
         (out / "facts.json").write_text(json.dumps(facts))
     joined.wait_for_everyone()
@@ -183,6 +207,7 @@ def digest(value: torch.Tensor) -> str:
 def keep_best(joined, checkpoints: Checkpoints):
     """Leave the folder of each best epoch, without which its checkpoint is passed over; nothing looks at
     the weights in it here."""
+
     def keep(model: torch.nn.Module, epoch: int) -> None:
         if joined.is_main_process:
             checkpoints.best(epoch).mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import time
 
 import pytest
 import small_job
 
+from mer_dist import log
 from mer_dist.cli import main
-from mer_dist.config import load
+from mer_dist.config import Config, load
 from mer_dist.errors import UserError
 from mer_dist.stages import doctor as stage
 from mer_dist.stages import doctor_corpus
@@ -56,6 +58,21 @@ def launch_file(job, port: int) -> str:
 
 def faults(path, *overrides) -> dict[str, str]:
     return {check.name: check.text for check in stage.doctor(load(path, overrides)) if not check.ok}
+
+
+def test_a_check_that_takes_long_says_what_it_looks_at(monkeypatch, caplog):
+    def slow(config):
+        time.sleep(0.2)
+        return "sound"
+
+    caplog.set_level("INFO", log.logger.name)
+    monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 0.02)
+    monkeypatch.setattr(stage, "_checks", lambda config: [("disk", slow), ("port", lambda config: "free")])
+    assert [(check.name, check.ok, check.text) for check in stage.doctor(Config())] == [
+        ("disk", True, "sound"),
+        ("port", True, "free"),
+    ]
+    assert "looking at disk ..." in caplog.text and "port" not in caplog.text
 
 
 def test_a_healthy_job_passes_every_check(job, port, capsys):
@@ -120,7 +137,7 @@ def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
 
 def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp_path):
     (tmp_path / "constraints.txt").write_text("torch==1.0.0  # too old\n")
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr("mer_dist.files.shipped", lambda name: tmp_path / name)
     found = faults(job)["packages"]
     assert "torch is 2" in found and "tested is 1.0.0" in found
     config = load(job)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_job
 import soundfile
+from imported import heavy
 from safetensors.torch import load_file, save_file
 
 from mer_dist import copies, features, files, quarantine
@@ -19,7 +21,7 @@ from mer_dist.dist.ancestry import Starter
 from mer_dist.files import digest
 from mer_dist.layout import Run
 from mer_dist.lock import held
-from mer_dist.models.clip import ClipExtractor
+from mer_dist.models.family import FAMILIES
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.extract import clip_vectors, extract, planned
@@ -168,6 +170,14 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     return {work.set_name: work.made_from for work in planned(config)}
 
 
+def test_stages_that_are_done_say_so_without_torch(job):
+    config = load(job)
+    for copy in copies.planned(config):
+        files.mark(copy.folder, copy.made_from)
+    assert heavy("extract", job, *FROZEN) == set()
+    assert heavy("finetune", job) == set()
+
+
 def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]]) -> dict[str, set[int]]:
     """set -> shards whose features are made again."""
     return {
@@ -193,7 +203,7 @@ def test_a_changed_setting_makes_only_the_features_again_that_it_decides(job, ov
 
 def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
     before = fingerprints(job)
-    monkeypatch.setattr(ClipExtractor, "budgets", (9, 256))
+    monkeypatch.setitem(FAMILIES, "clip", replace(FAMILIES["clip"], budgets=(9, 256)))
     again = changed(before, fingerprints(job))
     assert {name for name, shards in again.items() if shards} == {
         "clip",

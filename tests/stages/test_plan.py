@@ -8,6 +8,7 @@ import media_files
 import pytest
 from conftest import ROOT
 
+from mer_dist import log
 from mer_dist.cli import main
 from mer_dist.config import as_dict, load
 from mer_dist.dist import memory
@@ -74,12 +75,16 @@ def test_what_does_not_fit_is_said(job, capsys):
     assert "WARNING: extract baichuan does not fit" in out
 
 
-def test_a_launch_that_is_not_supported_is_said(job, tmp_path):
+def test_a_launch_that_is_not_supported_is_said(job, tmp_path, caplog, monkeypatch):
     launch = tmp_path / "launch.yaml"
     launch.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 1}\n")
+    caplog.set_level("INFO", log.logger.name)
+    monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 0.01)
     needs = plan(job, f"run.accelerate={launch}")
     assert "ZeRO stage 1" in " ".join(needs["warnings"])
     assert needs["extractors"]["baichuan"]["finetune"]["fits"] == []
+    # Tracing takes seconds, and says so meanwhile.
+    assert "tracing what baichuan holds" in caplog.text
 
 
 @pytest.mark.parametrize("file", sorted(RECIPE.glob("*.yaml")), ids=lambda file: file.stem)
