@@ -88,9 +88,11 @@ def test_the_processes_above_are_read_as_the_system_shows_them():
         [
             "sh",
             "-c",
-            f"RANK=0 WORLD_SIZE=4 {sys.executable} -c 'from mer_dist.dist.ancestry import *; "
-            "from mer_dist.dist import ancestry; print([(p.words[0], p.values) for p in "
-            "ancestry._above()]); print(started_by())'; true",
+            (
+                f"RANK=0 WORLD_SIZE=4 {sys.executable} -c 'from mer_dist.dist.ancestry import *; "
+                "from mer_dist.dist import ancestry; print([(p.words[0], p.values) for p in "
+                "ancestry._above()]); print(started_by())'; true"
+            ),
         ],
         capture_output=True,
         text=True,

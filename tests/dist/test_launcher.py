@@ -20,8 +20,10 @@ from mer_dist.dist.launcher import cause
         ({3: (-99, 10)}, "rank 3 ended by signal 99;"),
         (
             {0: (1, 10), 1: (-SIGKILL, 40)},
-            "rank 0 ended with an error, and the log of each says more; those left "
-            "were ended, rank 1 by force",
+            (
+                "rank 0 ended with an error, and the log of each says more; those left "
+                "were ended, rank 1 by force"
+            ),
         ),
         (
             {0: (1, 10), 1: (1, 40)},

@@ -11,8 +11,10 @@ from mer_dist.dist.lifeline import lost
     ("told", "why"),
     [
         (
-            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8071. "
-            "This is typically caused by a remote worker crashing.\nmore",
+            (
+                "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8071. "
+                "This is typically caused by a remote worker crashing.\nmore"
+            ),
             "has ended",
         ),
         (

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_models
 import torch
 from conftest import ROOT
 from processes import run
 from safetensors.torch import load_file
-from test_zero3 import models  # noqa: F401  the same small models
 
 from mer_dist import files
 from mer_dist.dist import env
@@ -33,19 +33,19 @@ STOP = 6
 pytestmark = pytest.mark.processes
 
 
-def train(models: Path, out: Path, *told: int | str, precision="fp32") -> Path:  # noqa: F811
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return rank_models.make(tmp_path_factory.mktemp("models"))
+
+
+def train(models: Path, out: Path, *told: int | str, precision="fp32") -> Path:
     done = launch(models, out, *told, precision=precision)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
 def launch(
-    models: Path,
-    out: Path,
-    processes: int,
-    stage: int,
-    *cases: str,
-    precision="fp32",  # noqa: F811
+    models: Path, out: Path, processes: int, stage: int, *cases: str, precision="fp32"
 ) -> subprocess.CompletedProcess:
     command = [sys.executable]
     if stage:
@@ -79,14 +79,14 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(models, here) -> Path:  # noqa: F811
+def two(models, here) -> Path:
     """Two ranks under ZeRO-3, undisturbed and stopped."""
     cases = [f"{way}+{mode}" for way in WAYS for mode in ("through", "until")]
     return train(models, here / "two", 2, 3, *cases, "lora+deferred", "groups")
 
 
 @pytest.fixture(scope="module")
-def one(models, here) -> Path:  # noqa: F811
+def one(models, here) -> Path:
     """One process without DeepSpeed, stopped; by LoRA undisturbed, too, and gone on with each fault."""
     faults = [f"lora+onward-{fault}" for fault in FAULTS]
     return train(
@@ -104,13 +104,13 @@ def one(models, here) -> Path:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def zero2(models, here) -> Path:  # noqa: F811
+def zero2(models, here) -> Path:
     """Two ranks under ZeRO-2, stopped."""
     return train(models, here / "zero2", 2, 2, "full+until", "lora+until")
 
 
 @pytest.fixture(scope="module")
-def half(models, here) -> Path:  # noqa: F811
+def half(models, here) -> Path:
     """Two ranks under ZeRO-3 in bf16, undisturbed and stopped."""
     cases = [f"{way}+{mode}" for way in HALF for mode in ("through", "until")]
     return train(models, here / "half", 2, 3, *cases, precision="bf16")
@@ -128,7 +128,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_training_goes_on_with_any_number_of_processes(request, models, here, two, move):  # noqa: F811
+def test_a_training_goes_on_with_any_number_of_processes(request, models, here, two, move):
     stopped, processes, stage = MOVES[move]
     source = request.getfixturevalue(stopped)
     ways = [way for way in WAYS if (source / way).exists()]
@@ -155,7 +155,7 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
 
 
 @pytest.mark.parametrize("processes, stage", [(1, 0), (3, 3)])
-def test_it_does_so_in_half_precision(models, here, half, processes, stage):  # noqa: F811
+def test_it_does_so_in_half_precision(models, here, half, processes, stage):
     """Sums in another order end in another bf16 number, and a process alone keeps float32 weights."""
     folder = moved(half, here / f"half-{processes}")
     train(models, folder, processes, stage, *(f"{way}+onward" for way in HALF), precision="bf16")
@@ -188,7 +188,8 @@ def trained(folder: Path, case: str) -> dict[str, list[int]]:
 
 def every_clip_once_an_epoch(*parts: dict[str, list[int]]) -> None:
     for epoch in ("1", "2", "3"):
-        assert sorted(sum((part.get(epoch, []) for part in parts), [])) == list(range(39))
+        done = [position for part in parts for position in part.get(epoch, [])]
+        assert sorted(done) == list(range(39))
 
 
 @pytest.mark.parametrize("who, ranks", [("one", 1), ("two", 2)])
@@ -227,7 +228,7 @@ def test_what_a_resume_can_get_wrong_without_an_error_would_be_seen(one, fault):
     assert len(spoilt) != len(wanted) or np.abs(spoilt - wanted).max() > 1e-3
 
 
-def test_deepspeeds_two_faults_are_there_and_are_mended(models, here, two):  # noqa: F811
+def test_deepspeeds_two_faults_are_there_and_are_mended(models, here, two):
     """If ``left`` comes out right one day, DeepSpeed has mended its loading, and our mending can go."""
     folder = moved(two, here / "groups")
     train(models, folder, 3, 3, "groups")
@@ -260,7 +261,7 @@ def hostile(two, tmp_path) -> tuple[Path, Path]:
     """A checkpoint of two ranks in which one file runs code, with a mark and checksums as if it belonged
     there; and the folder that shows that it ran."""
     (checkpoint,) = whole(moved(two, tmp_path / "moved") / "full")
-    part, sign = sorted(checkpoint.glob("*_optim_states.pt"))[-1], tmp_path / "sign"
+    part, sign = max(checkpoint.glob("*_optim_states.pt")), tmp_path / "sign"
     with tensors_only(checkpoint):
         content = torch.load(part, weights_only=False)
     content["optimizer_state_dict"]["planted"] = Planted(sign)
@@ -288,7 +289,7 @@ def test_code_in_a_checkpoint_is_neither_run_nor_converted(hostile, tmp_path):
 
 
 @pytest.mark.parametrize("processes, stage", [(2, 3), (1, 0)])
-def test_no_rank_goes_on_from_a_checkpoint_with_code(models, hostile, processes, stage):  # noqa: F811
+def test_no_rank_goes_on_from_a_checkpoint_with_code(models, hostile, processes, stage):
     checkpoint, sign = hostile
     done = launch(models, checkpoint.parent.parent, processes, stage, "full+onward")
     assert done.returncode == 1

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import processes
 import pytest
-import small_models
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -18,13 +17,13 @@ from mer_dist.dist import env
 from mer_dist.dist.checkpoint import trained_weights, whole
 from mer_dist.dist.support import check
 from mer_dist.errors import UserError
-from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM, BaichuanModel
+from mer_dist.models.baichuan import BaichuanModel
 from mer_dist.models.classifier import load_extractor
-from mer_dist.models.tokenizer import BaichuanTokenizer
 from mer_dist.settings import ExtractorConfig
 
 WORKER = Path(__file__).with_name("zero3_worker.py")
 sys.path.insert(0, str(WORKER.parent))
+import rank_models
 import zero3_worker
 
 pytestmark = pytest.mark.processes
@@ -36,25 +35,7 @@ HALF = ("full-long", "lora-long", "hubert")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    small_models.make(folder, [f"我说第{row}句话" for row in range(34)])
-    # Ranks draw other dropouts than one process.
-    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-    small_models.make_hubert(folder / "hubert", **dict.fromkeys(dropouts, 0.0))
-    tokenizer = BaichuanTokenizer.train(zero3_worker.lines()[0] * 4, 400)
-    tokenizer.save_pretrained(folder / "baichuan")
-    torch.manual_seed(0)
-    # bitsandbytes packs 4-bit weights in blocks of 64; six heads have the slopes of no power of two.
-    config = BaichuanConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        initializer_range=0.05,
-    )
-    BaichuanForCausalLM(config).save_pretrained(folder / "baichuan")
-    return folder
+    return rank_models.make(tmp_path_factory.mktemp("models"))
 
 
 def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_stage: int) -> Path:
@@ -213,8 +194,8 @@ def stopped_and_not(folder: Path) -> None:
 
 
 def test_a_way_of_launching_that_was_never_tried_is_refused():
-    for processes, stage in ((1, 0), (2, 2), (2, 3), (1, 3)):
-        check(processes, stage)
+    for count, stage in ((1, 0), (2, 2), (2, 3), (1, 3)):
+        check(count, stage)
     with pytest.raises(UserError, match="ZeRO stage 1"):
         check(2, 1)
     with pytest.raises(UserError, match="NVMe"):
