@@ -13,10 +13,11 @@ from mer_dist.models.tokenizer import BaichuanTokenizer
 
 
 def make(folder: Path) -> Path:
-    small_models.make(folder, [f"我说第{row}句话" for row in range(34)])
+    sizes = {**small_models.SIZES, "num_hidden_layers": 2}
+    small_models.make(folder, [f"我说第{row}句话" for row in range(34)], sizes)
     # Ranks draw other dropouts than one process.
     dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-    small_models.make_hubert(folder / "hubert", **dict.fromkeys(dropouts, 0.0))
+    small_models.make_hubert(folder / "hubert", sizes, **dict.fromkeys(dropouts, 0.0))
     tokenizer = BaichuanTokenizer.train(zero3_worker.lines()[0] * 4, 400)
     tokenizer.save_pretrained(folder / "baichuan")
     torch.manual_seed(0)

@@ -149,6 +149,7 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
         apart = max((weights[name] - wanted[name]).abs().max().item() for name in wanted)
         if move == "2 to 2":
             assert apart == 0 and told["losses"] == whole_run["losses"][STOP:]
+            assert told["epochs"] == whole_run["epochs"]
         assert apart < 1e-3, f"{way}: {apart}"
         assert not list((folder / way).glob(".*")), "the converted checkpoint was left behind"
         every_clip_once_an_epoch(trained(source, f"{way}+until"), trained(folder, f"{way}+onward"))

@@ -74,7 +74,7 @@ def zero2(models, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def zero3(models, tmp_path_factory) -> Path:
-    return train(models, tmp_path_factory.mktemp("zero3"), "fp32", (*WAYS, "wide", *RESUMED), 3)
+    return train(models, tmp_path_factory.mktemp("zero3"), "fp32", (*WAYS, "wide"), 3)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,8 @@ def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(m
     """``wide`` has adapters above the size that every rank keeps whole: saved without gathering they
     would be empty, and no error would tell."""
     saved = load_file(zero3 / case / "adapter_model.safetensors")
-    # Two for each adapted layer: one in each of two, four in each of four.
-    assert len(saved) == (4 if family == "baichuan" else 32) and all(
+    # Two for each projection: one in each of two layers, or four.
+    assert len(saved) == (4 if family == "baichuan" else 16) and all(
         value.numel() > 0 for value in saved.values()
     )
     assert (max(value.numel() for value in saved.values()) > 100_000) == (case == "wide")
@@ -173,10 +173,10 @@ def test_a_checkpoint_of_two_ranks_gives_the_whole_trained_tensors(zero3, case):
     assert all(torch.equal(own[name], saved[name]) for name in own)
 
 
-@pytest.mark.parametrize("launch", ["alone", "zero3"])
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_training_that_was_stopped_goes_on_bit_for_bit(request, launch, case):
-    stopped_and_not(request.getfixturevalue(launch) / case)
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(alone, case):
+    """So do two ranks under ZeRO-3: test_resume, "2 to 2"."""
+    stopped_and_not(alone / case)
 
 
 @pytest.mark.parametrize("case", HALF_RESUMED)

@@ -21,7 +21,7 @@ def test_every_file_is_listed_with_a_whole_sentence_of_its_own(capsys):
     assert main(["config", "list"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     there = [path for folder in ("configs", "launch", "slurm") for path in (ROOT / folder).rglob("*.*")]
-    others = {"launch/demo.sh", "launch/setup.sh", "launch/test.sh"}
+    others = {path.relative_to(ROOT).as_posix() for path in (ROOT / "launch").glob("*.sh")}
     assert rows.keys() == {path.relative_to(ROOT).as_posix() for path in there} - others | {"constraints.txt"}
     assert all(told.endswith(".") for told in rows.values())
     assert rows["launch/multinode.yaml"] == "Several nodes of 8 GPUs under ZeRO-3."
