@@ -124,18 +124,12 @@ def read_labels(
         rows = mertools.label_table(path)
     else:
         rows = table.read(path, ("name",), encoding)
-    named = {"label", "discrete"}.intersection(rows.columns)
-    if len(named) != 1:
-        has = ", ".join(map(repr, rows.columns[:20]))
-        raise UserError(
-            f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
-        )
-    (column,) = named
+    column = cells.label_column(path, rows.columns)
     found: dict[str, str | None] = {}
     bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
     for name, row in rows.rows.items():
-        split, why = cells.split(row.get("split", ""), row[column])
-        label = None
+        cell, label = known.cell(row[column]), None
+        split, why = cells.split(row.get("split", ""), cell)
         if not why and split != UNLABELED:
             label, why = known.read(row[column])
         if why:
@@ -232,13 +226,14 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
             "clips of this run; are the names the same? For example it has "
             f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
         )
-    if strange := len(set(found.names) - known):
+    if strange := sorted(set(found.names) - known):
         logger.warning(
             "features %s: %d of its clips are not among the clips of this run and are left "
-            "out; of fuse.labels, those are the rows that can be used, with an empty label where "
-            "a clip is to be answered",
+            "out, for example %s; of fuse.labels, those are the rows that can be used, with an empty "
+            "label where a clip is to be answered",
             set_name,
-            strange,
+            len(strange),
+            ", ".join(strange[:3]),
         )
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
