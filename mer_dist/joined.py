@@ -73,8 +73,6 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
             f"{', '.join(config.corpus.labels)}"
         )
     fold_of = folds.of_run(config, labeled)
-    names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
-    index = {label: row for row, label in enumerate(config.corpus.labels)}
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
@@ -87,13 +85,32 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
             "shards and notes them",
             run.shards,
         )
+    return _clips(config, label_of, fold_of), problems
+
+
+def present_clips(config: Config, run: Run) -> Clips:
+    """The same without a word, and without making anything: where the saved folds are not of these labels,
+    the clips have none.
+
+    Raises:
+        UserError: the labels cannot be read.
+    """
+    label_of, _ = labels_of(config, run)
+    labeled = {name: label for name, label in label_of.items() if label is not None}
+    return _clips(config, label_of, folds.saved(run.folds, labeled, config.folds) or {})
+
+
+def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, int]) -> Clips:
+    labeled = sorted(name for name, label in label_of.items() if label is not None)
+    names = [*labeled, *sorted(label_of.keys() - {*labeled})]
+    index = {label: row for row, label in enumerate(config.corpus.labels)}
     return Clips(
         labels=list(config.corpus.labels),
         names=names,
         truth=np.array([index.get(label_of[name], -1) for name in names]),
         fold=np.array([fold_of.get(name, -1) for name in names]),
         folds=config.folds.count,
-    ), problems
+    )
 
 
 def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:

@@ -152,7 +152,7 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     told = capsys.readouterr().err
     assert "face: 3 clips cannot be used and are masked" in told and "mer-dist quarantine " in told
     assert "2 x video: features face: all zeros" in told
-    assert "1 x video: features face: not readable as a .npy array" in told
+    assert "1 x video: features face: this is no .npy file: it begins with 'no array'" in told
     assert main(["import-features", str(run), "line", str(good), "--modality", "text"]) == 0
     assert main(["import-features", str(run), "line", str(tmp_path / "gone"), "--modality", "text"]) == 2
     assert "no such folder" in capsys.readouterr().err

@@ -27,6 +27,21 @@ _OTHERS = (
 )
 
 
+#: How texts begin that are no tables.
+_OTHER_TEXTS = (
+    (r"\d+\s*\r?\n\s*\d\d:\d\d:\d\d[,.]\d+ *-->", "subtitles (SRT)"),
+    (r"WEBVTT\b", "subtitles (WebVTT)"),
+    (r"\[(script info|v4\+? styles)\]", "subtitles (ASS)"),
+    (r'(file type = )?"?ooTextFile', "a TextGrid of Praat"),
+    (r'\{[^\n]*"[^\n]*\}\s*\n\s*\{', "JSON, one object a line"),
+    (r'[\[{]\s*["\[{\]}\d]', "JSON"),
+    (r"<!doctype html|<html", "an HTML page, as servers send in place of a file that is not there"),
+    (r"<\?xml|<[a-z][\w:.-]*[\s>]", "XML"),
+    (r"version https://git-lfs", "what Git LFS leaves in place of a file; fetch that with git lfs pull"),
+    (r"%PDF|\{\\rtf", "a document"),
+)
+
+
 @dataclass(kw_only=True)
 class Table:
     """The rows of a CSV file by clip name."""
@@ -122,6 +137,8 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     header, records, delimiter = max(readings, key=found)
     shown = ", ".join(map(names.shown, header[:20])) or "nothing"
     if absent := [column for column in columns if column not in header]:
+        if why := _other_text(lines[start : start + 20]):
+            raise UserError(f"{path}: {why} {','.join(columns)}")
         raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
     if twice := sorted({column for column in header if column and header.count(column) > 1}):
         raise UserError(
@@ -130,6 +147,18 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     if delimiter != ",":
         logger.info("%s: read with %r between its fields", path, delimiter)
     return header, list(records), delimiter
+
+
+def _other_text(lines: list[str]) -> str | None:
+    """What is wrong with a text that begins with these lines and not with a header, as far as that is known."""
+    text = "".join(lines).lstrip()
+    for form, kind in _OTHER_TEXTS:
+        if re.match(form, text, re.IGNORECASE):
+            return f"it is {kind}, and no table; make a CSV of it, with the header"
+    comment = text.startswith(("#", "%", "//", ";;"))
+    return (
+        "its first line is a comment; take that out, so that it begins with the header" if comment else None
+    )
 
 
 def _by_name(table: Table, records: list[Record], used: str) -> Table:

@@ -6,7 +6,7 @@ import pytest
 
 from mer_dist.corpus import manifest, mer2024, table
 from mer_dist.joined import read_labels
-from mer_dist.stages.vote import _names
+from mer_dist.recipes import wanted_names
 
 ROWS = "".join(f"c{row:02d},text number {row},{('calm', 'tense')[row % 2]}\n" for row in range(6))
 SWALLOWED = 'q1,"I told him,calm\nc10,more,tense\nu11,free,\nq2,go away",tense\n'
@@ -42,7 +42,12 @@ def test_rows_that_a_quote_swallowed_are_read_and_the_two_that_hold_it_are_named
             "c1 c3",
         ),
         # It closes in the very next row, which ends in another field than it began.
-        ("name,label,text", 'c1,calm,a\nc2,calm,"so\nc3,tense,then, he"\nc4,tense,d\n', {"c2", "c3"}, "c1 c4"),
+        (
+            "name,label,text",
+            'c1,calm,a\nc2,calm,"so\nc3,tense,then, he"\nc4,tense,d\n',
+            {"c2", "c3"},
+            "c1 c4",
+        ),
         # The first row opens it, the last one closes it, and no other is whole.
         ("name,text,label", 'c1,"a,calm\nc2,b,calm\nc3,c",tense\n', {"c1", "c3"}, "c2"),
         # Twice, with another delimiter.
@@ -119,4 +124,4 @@ def test_labels_transcripts_and_names_to_answer_lose_no_row_to_a_quote(tmp_path)
 
     (tmp_path / "wanted.csv").write_text('name\nu01\n"u02\nu03\nu04"\n')
     with pytest.raises(Exception, match="line 3: the quote that is opened here is closed only in line 5"):
-        _names(str(tmp_path / "wanted.csv"))
+        wanted_names(str(tmp_path / "wanted.csv"))

@@ -88,7 +88,9 @@ def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
     with pytest.raises(UserError, match="line 2: label 'joyful'"):
         score(run.folder, other)
     other.write_text("name,emotion\nclip_0100,happy\n")
-    with pytest.raises(UserError, match="neither a column discrete nor label; it has: 'name', 'emotion'"):
+    with pytest.raises(
+        UserError, match="needs a column label, or discrete, and not both; it has: 'name', 'emotion'"
+    ):
         score(run.folder, other)
     with pytest.raises(UserError, match="no run there"):
         score(tmp_path / "nowhere")
