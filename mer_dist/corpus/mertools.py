@@ -102,9 +102,11 @@ def _no_array(path: Path) -> str:
     for magic, kind in _OTHERS:
         if head.startswith(magic):
             return f"this is no .npy file, but {kind}"
-    text = head.decode("ascii", "replace")
-    shown = repr(text.strip()) if text.isprintable() or text.strip().isprintable() else str(head[:12])
-    return f"this is no .npy file: it begins with {shown}" if head else "this is no .npy file: it is empty"
+    if not head:
+        return "this is no .npy file: it is empty"
+    line = head.strip().partition(b"\n")[0].strip()
+    text = line.decode("ascii", "backslashreplace") if line.isascii() else ""
+    return f"this is no .npy file: it begins with {repr(text) if text.isprintable() and text else head[:12]}"
 
 
 def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
