@@ -8,6 +8,7 @@ do not begin with a name, end with a label, or have as many fields as the table.
 from __future__ import annotations
 
 import csv
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -92,7 +93,7 @@ def freed(
         if sure:
             *between, last = records(lines, record.line, delimiter, record.end)
             opening = lines[record.line - 1].strip().split(delimiter)
-            kept.append(Record(record.line, record.line, opening, _opens(record, row)))
+            kept.append(Record(record.line, record.line, opening, _opens(record)))
             enough = last.fields if len(last.fields) >= len(columns) else []
             last = last._replace(fields=enough, why=last.why or _closes(record))
             left.extendleft(reversed([*between, last]))
@@ -111,18 +112,17 @@ def freed(
     return kept
 
 
-def _opens(record: Record, row: int) -> str:
+def _opens(record: Record) -> str:
     return (
-        f"the quote that is opened here is closed only in line {record.end}, though line {row} is a row; "
-        f"close it in line {record.line}, or write a quote that belongs to the text twice, all of it between "
-        "quotes"
+        f"a quote that is opened here is closed only behind other rows (lines {record.line} to {record.end}); "
+        "close it in this row, or write quotes that belong to the text twice, and all of it between quotes"
     )
 
 
 def _closes(record: Record) -> str:
     return (
-        f"here ends the quote that is opened in line {record.line}, a row before; put the field between quotes "
-        "of its own"
+        f"a quote that is closed here was opened in a row before (lines {record.line} to {record.end}); write "
+        "quotes that belong to the text twice, and all of it between quotes"
     )
 
 
@@ -132,7 +132,8 @@ class _Form:
     def __init__(self, found: list[Record], columns: list[str], delimiter: str, known: Collection[str]):
         self.columns, self.delimiter, self.known = columns, delimiter, known
         self.place = columns.index("name")
-        self.kinds = {_kinds(self._name(record.fields)) for record in found}
+        called = {self._name(record.fields) for record in found}
+        self.kinds, self.forms = {*map(_kinds, called)}, {*map(_form, called)}
         rows = [record.fields for record in found if record.line == record.end and not record.why]
         #: Column -> what stands in it.
         self.values = [
@@ -178,8 +179,9 @@ class _Form:
         return any(field in values for place, (field, values) in pairs if place != self.place)
 
     def _telling(self, name: str) -> bool:
-        """Whether nothing but a clip is called so: a word, or a number, may be part of a sentence."""
-        return name in self.known or len(_kinds(name) - {" "}) > 1
+        """Whether it is called as other clips are but for its number: a word, or a number alone, may be part of
+        a sentence."""
+        return name in self.known or (_form(name) in self.forms and len(_kinds(name) - {" "}) > 1)
 
     def _whole(self, fields: list[str]) -> bool:
         return len(fields) == len(self.columns)
@@ -198,3 +200,8 @@ def _kinds(name: str) -> frozenset[str]:
     return frozenset(
         kind if kind in "LN" else character for kind, character in zip(classes, name, strict=True)
     )
+
+
+def _form(name: str) -> str:
+    """A name whatever its numbers are."""
+    return re.sub(r"\d+", "0", name)

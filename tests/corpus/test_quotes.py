@@ -20,8 +20,12 @@ def test_rows_that_a_quote_swallowed_are_read_and_the_two_that_hold_it_are_named
     assert (found["c10"], found["u11"], found["z1"]) == (("more", "tense"), ("free", None), ("last", "calm"))
     reasons = {problem.name: problem.reason for problem in problems}
     assert reasons.keys() == {"q1", "q2"}
-    assert reasons["q1"].startswith("all.csv line 8: the quote that is opened here is closed only in line 11")
-    assert reasons["q2"].startswith("all.csv line 11: here ends the quote that is opened in line 8")
+    assert reasons["q1"].startswith(
+        "all.csv line 8: a quote that is opened here is closed only behind other rows (lines 8 to 11)"
+    )
+    assert reasons["q2"].startswith(
+        "all.csv line 11: a quote that is closed here was opened in a row before (lines 8 to 11)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,12 @@ def test_a_transcript_of_several_lines_goes_through_without_a_word(tmp_path, cap
     assert len(found.rows) == 3 and not found.bad and not caplog.messages
 
 
+def test_turns_of_speakers_are_no_rows(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text('name,text\nc01,hello\nc02,"A1,hello\nB2,hi"\nc03,x\n')
+    assert table.read(tmp_path / "t.csv", ("name",)).rows["c02"]["text"] == "A1,hello\nB2,hi"
+    assert "the quote in line 3 is closed in line 4" in caplog.text
+
+
 def test_lines_that_may_be_rows_or_not_stay_text_and_are_told_with_both_ends_of_the_quote(tmp_path, caplog):
     (tmp_path / "t.csv").write_text('name,text\nann,hello\nbob,"yes\nwell,no\nso"\n')
     found = table.read(tmp_path / "t.csv", ("name",))
@@ -120,8 +130,11 @@ def test_labels_transcripts_and_names_to_answer_lose_no_row_to_a_quote(tmp_path)
     clips, problems = mer2024.clips(tmp_path, ["calm", "tense"])
     assert {clip.name: clip.transcript for clip in clips} == {"l1": "a", "l2": None, "l3": "c", "l4": None}
     assert {(problem.name, problem.lost) for problem in problems} == {("l2", "text"), ("l4", "text")}
-    assert "closed only in line 5" in problems[0].reason
+    assert "behind other rows (lines 3 to 5)" in problems[0].reason
 
     (tmp_path / "wanted.csv").write_text('name\nu01\n"u02\nu03\nu04"\n')
-    with pytest.raises(Exception, match="line 3: the quote that is opened here is closed only in line 5"):
+    with pytest.raises(
+        Exception,
+        match=r"line 3: a quote that is opened here is closed only behind other rows \(lines 3 to 5\)",
+    ):
         wanted_names(str(tmp_path / "wanted.csv"))
