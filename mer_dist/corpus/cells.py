@@ -12,10 +12,27 @@ from mer_dist.errors import UserError
 from mer_dist.log import logger
 from mer_dist.records import LABELED, UNLABELED, plain
 
-#: What people and programs write into a cell that holds nothing, as pandas does, Excel, R and databases.
+#: What people and programs write into a cell that holds nothing: pandas, Excel, R, databases, JavaScript.
+#: Of Excel's errors the first is what becomes of a line of speech that begins with a dash.
 NOTHING = frozenset(
-    ["na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nan", "-nan", "null", "(null)", "\\n", "none", "nil"]
-    + ["-", "--", "---", "–", "—", "?", "unknown", "unlabeled", "unlabelled"]
+    [
+        "na",
+        "n/a",
+        "n.a.",
+        "#n/a",
+        "#na",
+        "<na>",
+        "nan",
+        "-nan",
+        "null",
+        "(null)",
+        "[null]",
+        "\\n",
+        "none",
+        "nil",
+    ]
+    + ["#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "undefined", "unknown"]
+    + ["-", "--", "---", "–", "—", "?", "unlabeled", "unlabelled"]
 )
 _SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
 #: What others call these parts; which of them is to be learned from, only they know.

@@ -14,7 +14,21 @@ def read(cell):
 
 @pytest.mark.parametrize(
     "cell",
-    ["nan", " NULL ", "None", "#N/A", "<NA>", "\\N", "--", "\u200b", "\ufeff \u00a0", "\0", "\u3164", ""],
+    [
+        "nan",
+        " NULL ",
+        "None",
+        "#N/A",
+        "#NAME?",
+        "<NA>",
+        "\\N",
+        "--",
+        "\u200b",
+        "\ufeff \u00a0",
+        "\0",
+        "\u3164",
+        "",
+    ],
 )
 def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
     assert read(cell) == (None, ())
