@@ -8,6 +8,7 @@ make again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -165,11 +166,11 @@ class Stale:
 def stale(config: Config, run: Run) -> list[Stale]:
     """What of the probes, rounds and vote of a run is older than what it is made from; nothing is changed.
 
-    What cannot be compared, because features or labels are gone, is passed over: ``verify`` tells of those.
+    What cannot be compared, because features or ``vote.names`` are gone, is passed over: ``verify`` tells that.
     ``config`` is what the run was told last, so settings that no stage has seen yet are not known here.
 
     Raises:
-        UserError: the labels, or the names in ``vote.names``, cannot be read.
+        UserError: the labels cannot be read, or no feature set is to be fused.
     """
     if not predictions.all_of(run):
         return []
@@ -209,7 +210,8 @@ class _Found:
         self.config, self.run, self.clips = config, run, clips
         self.parts = probed(config, run)
         self.sets = {name: self._set(name) for name in {*chain.from_iterable(self.parts.values())}}
-        self.voted = run.answer.exists()
+        #: What an unfinished run has not made yet is not stale.
+        self.answered = run.answer.exists()
 
     def _set(self, name: str) -> str | None:
         try:
@@ -226,21 +228,20 @@ class _Found:
         probes = {
             name: probe(self.clips, of) for name, parts in self.parts.items() if (of := self._of(parts))
         }
-        marks = (files.marked(self.run.probes) or {}).get("sets", {})
+        marks = _dictionary(_dictionary(files.marked(self.run.probes)).get("sets"))
         for name, recipe in probes.items():
             place = self.run.probes / f"{name}.parquet"
             yield from self._compare(place, marks.get(name) if place.exists() else None, recipe)
-        names = joined.fused_sets(self.config)
-        if (of := self._of(names)) is None:
+        if (of := self._of(joined.fused_sets(self.config))) is None:
             return
         last = fused(self.clips, of)
         for number, recipe in self._rounds(last):
             last, place = recipe, self.run.round(number)
             yield from self._compare(place, files.marked(place), recipe)
-        voting_now = voting(self.config, probes)
-        if all(name in probes for name in voting_now):
-            recipe = vote(self.config, last, [probes[name] for name in voting_now])
-            yield from self._compare(self.run.vote, files.marked(self.run.vote), recipe)
+        if all(name in probes for name in voting(self.config, probes)):
+            with suppress(UserError):
+                recipe = vote(self.config, last, [probes[name] for name in voting(self.config, probes)])
+                yield from self._compare(self.run.vote, files.marked(self.run.vote), recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
         """The rounds that there are to be, as far as that is known without making one."""
@@ -248,26 +249,26 @@ class _Found:
         for number in range(last + 1):
             before = round_of(self.config, number, last, before)
             yield number, before
-            wafs.append((files.marked(self.run.round(number)) or {}).get("oof_waf", 0.0))
+            waf = _dictionary(files.marked(self.run.round(number))).get("oof_waf")
+            wafs.append(waf if isinstance(waf, float) else 0.0)
             if number < last and enough(wafs, self.config.self_train.patience):
                 return
 
     def _compare(self, place: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
         part = str(place.relative_to(self.run.folder).with_suffix(""))
-        if mark is None:
-            # What an unfinished run has not made yet is not stale.
-            if self.voted:
-                yield Stale(
-                    part, "missing or not whole, though there is an answer that is to be made from it"
-                )
-        elif mark.get("made_from") != recipe.made_from:
-            of = mark.get("of") or {}
+        mark = _dictionary(mark)
+        if not mark and self.answered:
+            yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")
+        if not mark or mark.get("made_from") == recipe.made_from:
+            return
+        if of := _dictionary(mark.get("of")):
             changed = sorted(name for name in {*of, *recipe.of} if of.get(name) != recipe.of.get(name))
-            if not of:
-                changed, what = (
-                    [],
-                    "labels, features or settings than those of this run, or by another version",
-                )
-            else:
-                what = f"{', '.join(changed)} than those of this run"
-            yield Stale(part, f"stale, made from other {what}", tuple(changed))
+            what = f"{', '.join(changed)} than those of this run"
+        else:
+            changed, what = [], "labels, features or settings than those of this run, or by another version"
+        yield Stale(part, f"stale, made from other {what}", tuple(changed))
+
+
+def _dictionary(value: object) -> dict:
+    """What stands in a mark, which may be of another version or damaged."""
+    return value if isinstance(value, dict) else {}

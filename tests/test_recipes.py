@@ -161,3 +161,20 @@ def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
     assert len(before) > 8 and [*stale(folder)] == ["vote"]
     fuse(config)
     assert stale(folder) == {} and {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_marks_of_another_kind_are_no_marks(folder):
+    run = Run(folder / "run")
+    for place, facts in ((run.probes, {"sets": [1]}), (run.round(0), {"of": 3, "oof_waf": "x"})):
+        files.write_json(place / files.MARK, {"made_from": "x", **facts})
+    found = stale(folder)
+    assert found["probes/voice"].startswith("missing") and "another version" in found["rounds/00"]
+    assert "rounds/01" not in found
+
+
+def test_a_list_of_names_that_is_gone_does_not_hide_what_is_stale_and_another_one_is_told(folder):
+    (folder / "names.csv").write_text("name\nclip_0020\n")
+    told(folder, f"vote.names={folder / 'names.csv'}")
+    assert "names in vote.names" in stale(folder)["vote"]
+    (folder / "names.csv").unlink()
+    assert stale(folder) == {} and len(score(folder / "run")) == 7
