@@ -225,7 +225,8 @@ def test_in_every_path_a_tilde_is_the_home_and_a_shell_variable_is_refused_with_
         return PATHS[key](config.load(path, [override]))
 
     assert loaded("~/a/b") == "/home/me/a/b"
-    assert loaded("./~/a") == "./~/a" and loaded("a~") == "a~" if "slurm" not in key else True
+    if "slurm" not in key:
+        assert loaded("./~/a") == "./~/a" and loaded("a~") == "a~"
     assert loaded("${oc.env:HOME}/a") == "/home/me/a"
     with pytest.raises(
         UserError, match=r"is '\$HOME/a', and variables .* write '~/a', '\$\{oc.env:HOME\}/a', or"

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from mer_dist.corpus import manifest, mer2024, table
+from mer_dist.errors import UserError
 from mer_dist.joined import read_labels
 from mer_dist.recipes import wanted_names
 
@@ -134,7 +135,7 @@ def test_labels_transcripts_and_names_to_answer_lose_no_row_to_a_quote(tmp_path)
 
     (tmp_path / "wanted.csv").write_text('name\nu01\n"u02\nu03\nu04"\n')
     with pytest.raises(
-        Exception,
+        UserError,
         match=r"line 3: a quote that is opened here is closed only behind other rows \(lines 3 to 5\)",
     ):
         wanted_names(str(tmp_path / "wanted.csv"))
