@@ -33,6 +33,7 @@ from mer_dist import decisions, joined, metrics, predictions, prior
 from mer_dist.files import atomic_folder, read_json, write_text
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
+from mer_dist.recipes import Recipe
 from mer_dist.stages.self_train import by_fold, held_out, present
 from mer_dist.stages.vote import vote
 
@@ -176,7 +177,7 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         answers = {}
         for kind in ("none", "estimate"):
             config.run.seed, config.vote.prior = seed, kind
-            vote(config, clips, told, judged, by_fold(run, 0), present(run), f"{seed} {kind}")
+            vote(config, clips, told, judged, by_fold(run, 0), present(run), Recipe(f"{seed} {kind}"))
             answers[kind] = predictions.read(run.vote / "predictions.parquet").answer[rows]
         said = read_json(run.vote / "prior.json")
         yield (

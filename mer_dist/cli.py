@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from mer_dist.dist import preempt
 from mer_dist.dist.env import place
 from mer_dist.dist.lifeline import end_with_launcher, lost
 from mer_dist.dist.together import alone, check_place, introduce
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, code_of, mending
+from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of, mending
 from mer_dist.layout import Run
 from mer_dist.lock import Busy, held
 from mer_dist.log import logger, setup
@@ -39,6 +40,8 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (see the README for what each means)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A shell does so itself, but not between quotes; no folder may be made that is called ~.
+    arguments = [os.path.expanduser(word) if f"{word}/".startswith("~/") else word for word in arguments]
     if arguments[:1] == ["explain"]:
         arguments = names.last(arguments, ("-h", "--help", "--json"))
     parsed, rest = parser().parse_known_args(arguments)
@@ -335,7 +338,10 @@ def verify(parsed: argparse.Namespace) -> int:
 
 
 def status(parsed: argparse.Namespace) -> int:
-    path = Run(parsed.run).status(parsed.stage)
+    run = Run(parsed.run)
+    path = run.status(parsed.stage)
+    if not (run.config.exists() or path.parent.exists()):
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
     code = stage_status.read(path)
     if code is None:
         logger.error(
@@ -345,6 +351,11 @@ def status(parsed: argparse.Namespace) -> int:
             parsed.stage,
         )
         return FAILED
+    if parsed.stage in ("fuse", "run"):
+        from mer_dist import recipes
+
+        for line in recipes.told(run):
+            logger.warning("%s", line)
     return code
 
 

@@ -121,6 +121,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
+        if name := re.search(r"Interpolation key '([A-Za-z_]\w*)' not found", reason):
+            reason += f"; for a variable of the shell write ${{oc.env:{name[1]}}}"
         raise UserError(f"{path}: {key}: {reason}") from None
     except UserError as error:
         if str(error).startswith((str(path), "override")):

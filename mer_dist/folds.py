@@ -138,18 +138,28 @@ def _group(name: str, pattern: str) -> str:
 
 def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
     """The saved folds if they were made from these labels and settings, otherwise new ones."""
-    made_from = fingerprint([sorted(labels.items()), config.count, config.seed, config.group])
+    found = saved(path, labels, config)
+    if found is None:
+        found = make(labels, config)
+        write_json(path, {"made_from": _made_from(labels, config), "folds": found})
+    return found
+
+
+def saved(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, int] | None:
+    """The saved folds if they were made from these labels and settings; None if there are no such."""
     try:
-        saved = read_json(path)
-        if saved["made_from"] == made_from:
-            folds = _checked(saved["folds"])
+        told = read_json(path)
+        if told["made_from"] == _made_from(labels, config):
+            folds = _checked(told["folds"])
             if folds.keys() == labels.keys():
                 return folds
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    folds = make(labels, config)
-    write_json(path, {"made_from": made_from, "folds": folds})
-    return folds
+    return None
+
+
+def _made_from(labels: dict[str, str], config: FoldConfig) -> str:
+    return fingerprint([sorted(labels.items()), config.count, config.seed, config.group])
 
 
 def check_labels(config: Config, labels: dict[str, str]) -> None:

@@ -73,8 +73,6 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
             f"{', '.join(config.corpus.labels)}"
         )
     fold_of = folds.of_run(config, labeled)
-    names = [*sorted(labeled), *sorted(label_of.keys() - labeled.keys())]
-    index: dict[str | None, int] = {label: row for row, label in enumerate(config.corpus.labels)}
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
@@ -87,13 +85,32 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
             "shards and notes them",
             run.shards,
         )
+    return _clips(config, label_of, fold_of), problems
+
+
+def present_clips(config: Config, run: Run) -> Clips:
+    """The same without a word, and without making anything: where the saved folds are not of these labels,
+    the clips have none.
+
+    Raises:
+        UserError: the labels cannot be read.
+    """
+    label_of, _ = labels_of(config, run)
+    labeled = {name: label for name, label in label_of.items() if label is not None}
+    return _clips(config, label_of, folds.saved(run.folds, labeled, config.folds) or {})
+
+
+def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, int]) -> Clips:
+    labeled = sorted(name for name, label in label_of.items() if label is not None)
+    names = [*labeled, *sorted(label_of.keys() - {*labeled})]
+    index: dict[str | None, int] = {label: row for row, label in enumerate(config.corpus.labels)}
     return Clips(
         labels=list(config.corpus.labels),
         names=names,
         truth=np.array([index.get(label_of[name], -1) for name in names]),
         fold=np.array([fold_of.get(name, -1) for name in names]),
         folds=config.folds.count,
-    ), problems
+    )
 
 
 def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
@@ -124,18 +141,12 @@ def read_labels(
         rows = mertools.label_table(path)
     else:
         rows = table.read(path, ("name",), encoding)
-    named = {"label", "discrete"}.intersection(rows.columns)
-    if len(named) != 1:
-        has = ", ".join(map(repr, rows.columns[:20]))
-        raise UserError(
-            f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
-        )
-    (column,) = named
+    column = cells.label_column(path, rows.columns)
     found: dict[str, str | None] = {}
     bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
     for name, row in rows.rows.items():
-        split, why = cells.split(row.get("split", ""), row[column])
-        label = None
+        cell, label = known.cell(row[column]), None
+        split, why = cells.split(row.get("split", ""), cell)
         if not why and split != UNLABELED:
             label, why = known.read(row[column])
         if why:
@@ -232,13 +243,14 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
             "clips of this run; are the names the same? For example it has "
             f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
         )
-    if strange := len(set(found.names) - known):
+    if strange := sorted(set(found.names) - known):
         logger.warning(
             "features %s: %d of its clips are not among the clips of this run and are left "
-            "out; of fuse.labels, those are the rows that can be used, with an empty label where "
-            "a clip is to be answered",
+            "out, for example %s; of fuse.labels, those are the rows that can be used, with an empty "
+            "label where a clip is to be answered",
             set_name,
-            strange,
+            len(strange),
+            ", ".join(strange[:3]),
         )
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 from mer_dist import parquet
+from mer_dist.corpus import table
 from mer_dist.errors import reading
 from mer_dist.files import atomic
 from mer_dist.layout import Run
@@ -25,6 +26,7 @@ from mer_dist.records import LABELED
 #: The probe of all fused sets side by side; no feature set has such a name.
 ALL_SETS = "@all"
 _AGAIN = "delete its folder and run fuse"
+SHOWN = 3
 
 
 @dataclass(kw_only=True)
@@ -73,20 +75,20 @@ def read(path: Path) -> Predictions:
         return _understood(parquet.read(path))
 
 
-def _understood(table: pa.Table) -> Predictions:
-    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+def _understood(content: pa.Table) -> Predictions:
+    facts = {key.decode(): value.decode() for key, value in content.schema.metadata.items()}
     labels = json.loads(facts["labels"])
     index = {label: row for row, label in enumerate(labels)}
-    if any(column.null_count for column in table.columns):
+    if any(column.null_count for column in content.columns):
         raise ValueError("fields are empty")
     return Predictions(
         title=facts["title"],
         labels=labels,
-        names=table["name"].to_pylist(),
-        labeled=np.array([split == LABELED for split in table["split"].to_pylist()]),
-        fold=table["fold"].to_numpy(),
-        probability=np.stack([table[f"p_{label}"].to_numpy() for label in labels], 1),
-        answer=np.array([index[label] for label in table["answer"].to_pylist()]),
+        names=content["name"].to_pylist(),
+        labeled=np.array([split == LABELED for split in content["split"].to_pylist()]),
+        fold=content["fold"].to_numpy(),
+        probability=np.stack([content[f"p_{label}"].to_numpy() for label in labels], 1),
+        answer=np.array([index[label] for label in content["answer"].to_pylist()]),
     )
 
 
@@ -98,6 +100,43 @@ def array(path: Path, name: str) -> np.ndarray:
     """
     with reading(path, _AGAIN):
         return load_file(path)[name]
+
+
+def voted(run: Run) -> dict[str, str]:
+    """name -> label of the vote's own ``answer.csv``; empty if there was no vote."""
+    path = run.vote / run.answer.name
+    if not path.exists():
+        return {}
+    return {name: row["discrete"] for name, row in table.read(path, ("name", "discrete")).rows.items()}
+
+
+def edited(run: Run) -> str:
+    """In how many clips ``answer.csv`` says something else than the vote, and what, with examples; empty
+    where it says the same, or where there is none.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    ours = voted(run)
+    if not (ours and run.answer.exists()):
+        return ""
+    theirs = {
+        name: row["discrete"] for name, row in table.read(run.answer, ("name", "discrete")).rows.items()
+    }
+    kinds = {
+        "say another label": [
+            f"{name} {theirs[name]} and not {label}"
+            for name, label in ours.items()
+            if theirs.get(name, label) != label
+        ],
+        "are gone": [name for name in ours if name not in theirs],
+        "were added": [name for name in theirs if name not in ours],
+    }
+    return "; ".join(
+        f"{len(found)} rows {what} ({', '.join(found[:SHOWN])}{', …' * (len(found) > SHOWN)})"
+        for what, found in kinds.items()
+        if found
+    )
 
 
 def all_of(run: Run) -> list[Path]:

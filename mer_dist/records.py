@@ -38,6 +38,8 @@ class Clip:
     label: str | None
     #: ``labeled`` or ``unlabeled``.
     split: str
+    #: Kinds of what is worth telling of its transcript though nothing of it is lost.
+    remarks: tuple[str, ...] = ()
 
     def names(self, modality: str) -> bool:
         """Whether the corpus says that the clip has this part. One that it says nothing of is absent on

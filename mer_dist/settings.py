@@ -5,6 +5,7 @@ Nothing here imports torch, so a login node can check a configuration in a secon
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -26,6 +27,29 @@ def one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None
 def at_least(section: str, key: str, value: float, least: float) -> None:
     if value < least:
         raise UserError(f"{_key(section, key)} is {value}; it must be at least {least}")
+
+
+def path(section: str, key: str, value: str) -> str:
+    """A path as it is meant: ``~`` at its beginning is the user's home.
+
+    Raises:
+        UserError: a variable of the shell stands in it, which nothing fills in here, or it begins with ``~``
+            and a name that no user has.
+    """
+    if found := re.search(r"\$\{?([A-Za-z_]\w*)\}?", value):
+        written = value.replace(found[0], f"${{oc.env:{found[1]}}}")
+        home = f"{value.replace(found[0], '~')!r}, " if found[1] == "HOME" and not found.start() else ""
+        raise UserError(
+            f"{_key(section, key)} is {value!r}, and variables of the shell are not filled in here; write "
+            f"{home}{written!r}, or the path itself"
+        )
+    whole = os.path.expanduser(value)
+    if whole.startswith("~"):
+        raise UserError(
+            f"{_key(section, key)} is {value!r}, and there is no such user; ~/ is your home, and a folder here "
+            f"that is called so is './{value}'"
+        )
+    return whole
 
 
 def _fraction(section: str, key: str, value: float) -> None:
@@ -53,6 +77,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        self.folder = path("run", "folder", self.folder)
+        self.accelerate = path("run", "accelerate", self.accelerate)
         for key in ("processes", "keep_checkpoints"):
             at_least("run", key, getattr(self, key), 1)
         at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
@@ -75,6 +101,7 @@ class CorpusConfig:
 
     def __post_init__(self):
         one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        self.path = path("corpus", "path", self.path)
         try:
             "name".encode(self.encoding)
         except (LookupError, UnicodeError):
@@ -117,6 +144,7 @@ class ShardConfig:
     clips). ``false``: ``shard`` refuses then, before it changes anything."""
 
     def __post_init__(self):
+        self.openface = path("shard", "openface", self.openface)
         for key in ("workers", "clips", "mebibytes", "frames"):
             at_least("shard", key, getattr(self, key), 1)
         at_least("shard", "image_size", self.image_size, 16)
@@ -219,6 +247,7 @@ class ExtractorConfig:
 
     def __post_init__(self):
         one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        self.path = path("", "path", self.path)
         one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
@@ -296,6 +325,7 @@ class FuseConfig:
 
     def __post_init__(self):
         one_of("fuse", "level", self.level, ("utterance", "frame"))
+        self.labels = path("fuse", "labels", self.labels)
         one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
         one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
         one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
@@ -369,6 +399,7 @@ class VoteConfig:
 
     def __post_init__(self):
         one_of("vote", "kind", self.kind, ("soft", "hard"))
+        self.names = path("vote", "names", self.names)
         one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
         for key, kind in (("given", "given"), ("probes", "probed")):
             if (self.prior == kind) != bool(getattr(self, key)):

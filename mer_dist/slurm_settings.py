@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from mer_dist.errors import UserError
-from mer_dist.settings import at_least, one_of
+from mer_dist.settings import at_least, one_of, path
 
 STAGES = ("shard", "finetune", "extract", "fuse", "report")
 WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:/@+=#-]*")
@@ -94,6 +94,10 @@ class SlurmConfig:
     """Further options of sbatch without their dashes, as ``constraint: a100``; an empty value: a flag."""
 
     def __post_init__(self):
+        self.container, self.python = (
+            path("slurm", key, getattr(self, key)) for key in ("container", "python")
+        )
+        self.container_mounts = [path("slurm", "container_mounts", mount) for mount in self.container_mounts]
         for key in ("partition", "cpu_partition", "account", "qos", "container", "python"):
             _fits(key, getattr(self, key), WORD, "as a word of letters, digits and _ . , : / @ + = # -")
         for mount in self.container_mounts:

@@ -114,6 +114,9 @@ def _wrong(value: Any, wanted: str, where: str, key: str) -> UserError:
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} …"
     # {calm:0.3} is the one word "calm:0.3" without a value.
     hint = "; a space has to follow its colon" if value is None and ":" in key else ""
+    if wanted == "text" and type(value) in (int, float, bool):
+        written = str(value).lower() if isinstance(value, bool) else str(value)
+        hint = f'; put it between quotes: "{written}"'
     return UserError(f"{where}: {key} is {shown} ({type(value).__name__}); it must be {wanted}{hint}")
 
 

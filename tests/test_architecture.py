@@ -45,6 +45,7 @@ LAYERS = (
         "probe",
         "selection",
         "lineage",
+        "recipes",
         "dist",
         "corpus",
     },

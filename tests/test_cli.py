@@ -152,7 +152,7 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     told = capsys.readouterr().err
     assert "face: 3 clips cannot be used and are masked" in told and "mer-dist quarantine " in told
     assert "2 x video: features face: all zeros" in told
-    assert "1 x video: features face: not readable as a .npy array" in told
+    assert "1 x video: features face: this is no .npy file: it begins with 'no array'" in told
     assert main(["import-features", str(run), "line", str(good), "--modality", "text"]) == 0
     assert main(["import-features", str(run), "line", str(tmp_path / "gone"), "--modality", "text"]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -180,3 +180,16 @@ def test_explain_takes_a_name_that_begins_with_a_hyphen(monkeypatch, capsys, wor
     (name,) = {*words} - {"RUN", "--", "--json"}
     assert asked == [("RUN", {"cafe\u0301.mp4": "caf\u00e9"}.get(name, name))]
     assert capsys.readouterr().out == ("{}\n" if "--json" in words else "told\n")
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_and_a_folder_that_is_no_run_has_no_status(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "a.npy", np.ones(3))
+    assert main(["import-features", "~/run", "face", str(tmp_path), "--modality", "video"]) == 0
+    assert Run(tmp_path / "home" / "run").features("face").exists() and not (tmp_path / "~").exists()
+    for folder in ("nope", str(tmp_path)):
+        assert main(["status", folder, "fuse"]) == 2
+        assert f"{folder}: no run there; it has no config.yaml" in capsys.readouterr().err

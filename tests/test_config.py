@@ -199,3 +199,58 @@ def test_reading_a_configuration_never_imports_torch(write):
         [sys.executable, "-c", code, str(write(SMALL))], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+PATHS = {
+    "run.folder": lambda config: config.run.folder,
+    "run.accelerate": lambda config: config.run.accelerate,
+    "corpus.path": lambda config: config.corpus.path,
+    "shard.openface": lambda config: config.shard.openface,
+    "extractors.x.path": lambda config: config.extractors["x"].path,
+    "fuse.labels": lambda config: config.fuse.labels,
+    "vote.names": lambda config: config.vote.names,
+    "slurm.python": lambda config: config.slurm.python,
+    "slurm.container": lambda config: config.slurm.container,
+    "slurm.container_mounts": lambda config: config.slurm.container_mounts[0],
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_in_every_path_a_tilde_is_the_home_and_a_shell_variable_is_refused_with_what_to_write(
+    tmp_path, monkeypatch, key
+):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "job.yaml"
+    path.write_text("run: {folder: r}\nextractors: {x: {family: clip, path: models}}\n")
+
+    def loaded(value: str) -> str:
+        override = f"{key}=['{value}']" if key.endswith("mounts") else f"{key}={value}"
+        return PATHS[key](config.load(path, [override]))
+
+    assert loaded("~/a/b") == "/home/me/a/b"
+    if "slurm" not in key:
+        assert loaded("./~/a") == "./~/a" and loaded("a~") == "a~"
+    assert loaded("${oc.env:HOME}/a") == "/home/me/a"
+    with pytest.raises(
+        UserError, match=r"is '\$HOME/a', and variables .* write '~/a', '\$\{oc.env:HOME\}/a', or"
+    ):
+        loaded("$HOME/a")
+    with pytest.raises(UserError, match=r"variables .* write '/a/\$\{oc.env:DATA\}/b', or the path itself"):
+        loaded("/a/$DATA/b")
+    with pytest.raises(
+        UserError, match=r"key 'HOME' not found; for a variable of the shell write \$\{oc.env:HOME\}"
+    ):
+        loaded("${HOME}/a")
+    with pytest.raises(UserError, match="there is no such user; .* is './~no-one-is-called-so/a'"):
+        loaded("~no-one-is-called-so/a")
+
+
+def test_a_number_where_text_is_wanted_is_answered_with_the_quotes_that_it_needs(tmp_path):
+    (tmp_path / "job.yaml").write_text("run: {folder: r}\ncorpus: {labels: [0, 1]}\n")
+    with pytest.raises(
+        UserError, match=r'corpus.labels\[0\] is 0 \(int\); it must be text; put it between quotes: "0"'
+    ):
+        config.load(tmp_path / "job.yaml")
+    (tmp_path / "job.yaml").write_text("run: {folder: r}\ncorpus: {labels: [true, x]}\n")
+    with pytest.raises(UserError, match='put it between quotes: "true"'):
+        config.load(tmp_path / "job.yaml")

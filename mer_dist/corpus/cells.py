@@ -8,11 +8,32 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
+from mer_dist.errors import UserError
 from mer_dist.log import logger
 from mer_dist.records import LABELED, UNLABELED, plain
 
-#: What people and programs write into a cell that holds nothing.
-NOTHING = {"na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "unknown", "unlabeled", "unlabelled"}
+#: What people and programs write into a cell that holds nothing: pandas, Excel, R, databases, JavaScript.
+#: Of Excel's errors the first is what becomes of a line of speech that begins with a dash.
+NOTHING = frozenset(
+    [
+        "na",
+        "n/a",
+        "n.a.",
+        "#n/a",
+        "#na",
+        "<na>",
+        "nan",
+        "-nan",
+        "null",
+        "(null)",
+        "[null]",
+        "\\n",
+        "none",
+        "nil",
+    ]
+    + ["#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "undefined", "unknown"]
+    + ["-", "--", "---", "–", "—", "?", "unlabeled", "unlabelled"]
+)
 _SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
 #: What others call these parts; which of them is to be learned from, only they know.
 _OTHER_SPLITS = {
@@ -30,6 +51,11 @@ _OTHER_SPLITS = {
 _ALIKE = 0.75
 
 
+def is_nothing(cell: str) -> bool:
+    """Whether the whole cell is such a word, or blank."""
+    return not cell.strip() or plain(cell) in NOTHING
+
+
 class Labels:
     """The labels of one table: as ``corpus.labels`` has them, or why not."""
 
@@ -40,6 +66,15 @@ class Labels:
         for label in labels:
             self._alike.setdefault(plain(label), []).append(label)
         self._understood: Counter[tuple[str, str]] = Counter()
+        self._empty: Counter[str] = Counter()
+
+    def cell(self, text: str) -> str:
+        """The cell, or an empty one if a word stands there that means that; ``none`` may be a label."""
+        if not is_nothing(text) or plain(text) in self._alike:
+            return text
+        if text.strip():
+            self._empty[text.strip()] += 1
+        return ""
 
     def read(self, text: str) -> tuple[str | None, str]:
         """The label, or why there is none; capitals do not matter where only one label fits."""
@@ -59,7 +94,7 @@ class Labels:
         found = alike or [label for one in near for label in self._alike[one]]
         if found:
             return f"is {' or '.join(map(repr, found))} meant?"
-        if plain(text) in NOTHING or not text:
+        if is_nothing(text):
             return "leave label and split empty where a clip has no label"
         if text.isdigit():
             return "numbers can be labels, too: name them there, between quotes"
@@ -67,6 +102,13 @@ class Labels:
 
     def tell(self) -> None:
         """Say which labels were not taken literally."""
+        if self._empty:
+            logger.warning(
+                "%s: %d labels are words for an empty cell and are taken for one: %s",
+                self.file,
+                self._empty.total(),
+                ", ".join(map(repr, [*self._empty][:5])),
+            )
         if self._understood:
             some = ", ".join(f"{text!r} as {label!r}" for text, label in [*self._understood][:5])
             logger.info(
@@ -75,6 +117,21 @@ class Labels:
                 self._understood.total(),
                 some,
             )
+
+
+def label_column(path: Path, columns: list[str]) -> str:
+    """The column of a table ``name,label`` or ``name,discrete`` that holds its labels.
+
+    Raises:
+        UserError: it has none of the two, or both, which may say different things.
+    """
+    named = [column for column in ("label", "discrete") if column in columns]
+    if len(named) != 1:
+        has = ", ".join(map(repr, columns[:20]))
+        raise UserError(
+            f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
+        )
+    return named[0]
 
 
 def split(text: str, label: str) -> tuple[str, str]:

@@ -2,8 +2,8 @@
 
 ``video`` and ``audio`` are paths relative to the CSV; without ``audio`` the sound is the audio
 stream of ``video``. ``transcript`` is the text itself. Any of them may be empty, as may
-``label``. ``split`` is labeled or unlabeled; empty, it follows from the label. A column in which
-nothing would stand may be absent.
+``label``, or hold a word for that, as ``NA``. ``split`` is labeled or unlabeled; empty, it follows
+from the label. A column in which nothing would stand may be absent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mer_dist.corpus import cells, table
 from mer_dist.corpus.encoding import UTF8
+from mer_dist.corpus.texts import Texts
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 from mer_dist.records import UNLABELED, Clip, Problem
@@ -37,7 +38,7 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     path = Path(path)
     rows = table.read(path, ("name",), encoding)
     _check_columns(path, rows.columns)
-    files, emotions = cells.Files(path), cells.Labels(labels, path.name)
+    files, emotions, texts = cells.Files(path), cells.Labels(labels, path.name), Texts(path.name)
     found = []
     problems = [Problem(stage="shard", name=name, lost="clip", reason=why) for name, why in rows.bad.items()]
     for name, row in rows.rows.items():
@@ -48,14 +49,16 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
                 Problem(stage="shard", name=name, lost="clip", reason=f"{rows.place(name)}: {why}")
             )
             continue
+        transcript, remarks = texts.read(row, "transcript")
         found.append(
             Clip(
                 name=name,
                 video=files.find(row["video"]),
                 audio=files.find(row["audio"]),
-                transcript=table.text_or_none(row["transcript"]),
+                transcript=transcript,
                 label=label,
                 split=split,
+                remarks=remarks,
             )
         )
     if not rows.rows and not rows.bad:
@@ -65,8 +68,8 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     )
     if hidden:
         logger.info("%s: %d clips of split unlabeled have a label, which is not used", path, hidden)
-    files.tell()
-    emotions.tell()
+    for told in (files, emotions, texts):
+        told.tell()
     found.sort(key=lambda clip: (clip.split, clip.name))
     return found, problems
 
@@ -93,7 +96,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def _split(row: dict[str, str], labels: cells.Labels) -> tuple[str, str | None, str]:
     """Split, label, and why the row cannot be used."""
-    split, why = cells.split(row["split"], row["label"])
+    cell = labels.cell(row["label"])
+    split, why = cells.split(row["split"], cell)
     if why or split == UNLABELED:
         return split, None, why
     return split, *labels.read(row["label"])

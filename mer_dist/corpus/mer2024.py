@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mer_dist.corpus import cells, names, table
 from mer_dist.corpus.encoding import UTF8
+from mer_dist.corpus.texts import Texts
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
@@ -35,9 +36,9 @@ def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[
     """
     folder = Path(folder)
     videos = _videos(folder)
-    emotions = table.read(folder / LABELS, ("name", "discrete"), encoding)
-    spoken = _transcripts(folder, encoding)
-    known = cells.Labels(labels, emotions.file)
+    emotions = table.read(folder / LABELS, ("name", "discrete"), encoding, videos)
+    spoken = _transcripts(folder, encoding, videos)
+    known, texts = cells.Labels(labels, emotions.file), Texts(spoken.file)
     found, problems = [], []
 
     def lose(name: str, lost: str, reason: str) -> None:
@@ -52,10 +53,21 @@ def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[
                 continue
         if why := _unspoken(name, spoken):
             lose(name, Modality.TEXT, why)
-        transcript = table.text_or_none(spoken.rows.get(name, {}).get("chinese"))
-        found.append(Clip(name=name, video=path, audio=None, transcript=transcript, label=label, split=split))
+        transcript, remarks = texts.read(spoken.rows.get(name, {}), "chinese")
+        found.append(
+            Clip(
+                name=name,
+                video=path,
+                audio=None,
+                transcript=transcript,
+                label=label,
+                split=split,
+                remarks=remarks,
+            )
+        )
     _report_rows_without_clip(videos, emotions, spoken, lose)
     known.tell()
+    texts.tell()
     found.sort(key=lambda clip: (clip.split, clip.name))
     return found, problems
 
@@ -119,10 +131,10 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _transcripts(folder: Path, encoding: str) -> table.Table:
+def _transcripts(folder: Path, encoding: str, known: Collection[str]) -> table.Table:
     found = table.Table(file=TRANSCRIPTS)
     if (folder / TRANSCRIPTS).exists():
-        found = table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding)
+        found = table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding, known)
     if not (found.rows or found.bad):
         logger.warning("%s: no %s with a row in it, so every clip lacks its transcript", folder, TRANSCRIPTS)
     return found
@@ -163,6 +175,11 @@ def _report_rows_without_clip(
     for name, why in spoken.bad.items():
         if name not in videos:
             lose(name, Modality.TEXT, why)
-    extra = len(spoken.rows.keys() - videos.keys())
-    if extra:
-        logger.info("%s: %d rows belong to no clip of this folder", spoken.file, extra)
+    if extra := sorted(spoken.rows.keys() - videos.keys()):
+        logger.warning(
+            "%s: %d rows belong to no clip of this folder: %s%s",
+            spoken.file,
+            len(extra),
+            ", ".join(extra[:SHOWN]),
+            ", …" * (len(extra) > SHOWN),
+        )

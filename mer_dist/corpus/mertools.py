@@ -27,6 +27,14 @@ from mer_dist.log import logger
 from mer_dist.records import LABELED, UNLABELED
 
 LEVELS = ("UTT", "FRA")
+#: How files begin that are saved under this name by mistake.
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive, as .npz and .pt files are"),
+    (b"\x80", "a pickle, which can run code and is not loaded; save it with numpy.save"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"MATLAB", "a MATLAB file"),
+)
 #: Bytes that a label file may unpack to: about a thousand for each clip of MER2024.
 MOST_BYTES = 1 << 27
 
@@ -49,13 +57,20 @@ def read_feature(path: Path) -> np.ndarray:
     Raises:
         ValueError: why the file cannot be used.
     """
+    if why := _no_array(path):
+        raise ValueError(why)
     try:
         # Mapped, so that no memory is taken for what the header claims and the file does not hold.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # On a damaged header numpy may raise anything at all.
-        raise ValueError(f"not readable as a .npy array: {' '.join(str(error).split())}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(f"holds {getattr(array, 'dtype', 'an archive')}, not numbers")
+        why = " ".join(str(error).split())
+        if "Python objects" in why:
+            raise ValueError("holds Python objects (object), not numbers; save it again as float32") from None
+        if "mmap length" in why:
+            raise ValueError("cut off: it ends before all values that its header tells of") from None
+        raise ValueError(f"not readable as a .npy array: {why}") from None
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"holds {array.dtype}, not numbers")
     if array.dtype.itemsize > 8:
         # Such as longdouble, whose layout differs between machines.
         raise ValueError(f"holds {array.dtype}, wider than any stored feature; save it as float32 or float64")
@@ -70,6 +85,29 @@ def read_feature(path: Path) -> np.ndarray:
     if not array.any():
         raise ValueError("all zeros: the baseline's mark of a clip without this modality")
     return array.astype(np.float32) if array.dtype.kind in "iu" else np.array(array)
+
+
+def _no_array(path: Path) -> str:
+    """What a file is that does not begin as .npy files do; empty where it does.
+
+    numpy takes such a file for a pickle, and its advice is to load that.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if head.startswith(b"\x93NUMPY"):
+        return ""
+    for magic, kind in _OTHERS:
+        if head.startswith(magic):
+            return f"this is no .npy file, but {kind}"
+    if not head:
+        return "this is no .npy file: it is empty"
+    line = head.strip().partition(b"\n")[0].strip()
+    text = line.decode("ascii", "backslashreplace") if line.isascii() else ""
+    shown = repr(text if text and text.isprintable() else head[:12])
+    return f"this is no .npy file: it begins with {shown}"
 
 
 def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:

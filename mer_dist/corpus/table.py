@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mer_dist.corpus import encoding as encodings
-from mer_dist.corpus import names
+from mer_dist.corpus import names, quotes
+from mer_dist.corpus.quotes import Record
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 
@@ -26,8 +26,20 @@ _OTHERS = (
     (b"SQLite", "a database"),
 )
 
-#: Line, fields and, where it is not readable, why.
-_Record = tuple[int, list[str], str]
+
+#: How texts begin that are no tables.
+_OTHER_TEXTS = (
+    (r"\d+\s*\r?\n\s*\d\d:\d\d:\d\d[,.]\d+ *-->", "subtitles (SRT)"),
+    (r"WEBVTT\b", "subtitles (WebVTT)"),
+    (r"\[(script info|v4\+? styles)\]", "subtitles (ASS)"),
+    (r'(file type = )?"?ooTextFile', "a TextGrid of Praat"),
+    (r'\{[^\n]*"[^\n]*\}\s*\n\s*\{', "JSON, one object a line"),
+    (r'[\[{]\s*["\[{\]}\d]', "JSON"),
+    (r"<!doctype html|<html", "an HTML page, as servers send in place of a file that is not there"),
+    (r"<\?xml|<[a-z][\w:.-]*[\s>]", "XML"),
+    (r"version https://git-lfs", "what Git LFS leaves in place of a file; fetch that with git lfs pull"),
+    (r"%PDF|\{\\rtf", "a document"),
+)
 
 
 @dataclass(kw_only=True)
@@ -48,16 +60,19 @@ class Table:
         return f"{self.file} line {self.lines[name]}" if name in self.lines else self.file
 
 
-def read(path: Path, columns: tuple[str, ...], encoding: str | None = None) -> Table:
+def read(
+    path: Path, columns: tuple[str, ...], encoding: str | None = None, known: Collection[str] = ()
+) -> Table:
     """Read a CSV file whose header has at least ``columns``, one of them ``name``.
 
     The header may be in capitals, its fields between commas, semicolons or tabs. A ``name`` may carry the
-    suffix of a media file; it comes in NFC. Nothing but an empty field is empty: ``null`` and ``NA`` are
-    text.
+    suffix of a media file; it comes in NFC. Fields come as they are written: what ``null`` and ``NA`` mean
+    is for :mod:`mer_dist.corpus.cells` and :mod:`mer_dist.corpus.texts` to say.
 
     Args:
         encoding: what ``corpus.encoding`` says; None: UTF-8, for files of which it does not speak. A mark
             at the beginning of the file goes before either.
+        known: names of clips that rows may be about, where they are known.
 
     Raises:
         UserError: no such file, no table, another encoding, no such column, or a name that occurs twice.
@@ -71,13 +86,15 @@ def read(path: Path, columns: tuple[str, ...], encoding: str | None = None) -> T
     lines = list(io.StringIO(text, newline=""))
     if _unreadable(path, content, lines):
         encodings.refuse(path, content, used, encoding is not None)
-    header, records = _header(path, lines, columns)
-    foreign = [encodings.is_text(fields) for _, fields, _ in records if not "".join(fields).isascii()]
+    header, records, delimiter = _header(path, lines, columns)
+    foreign = [encodings.is_text(record.fields) for record in records if not "".join(record.fields).isascii()]
     broken = foreign.count(False)
     # Rows may be damaged, or added by another program; where next to all are broken, it is the encoding.
     most = broken > 10 * foreign.count(True) and not encodings.marked(content)
     if broken and (broken == len(records) or (most and broken > 1)):
         encodings.refuse(path, content, used, encoding is not None)
+    if "name" in header:
+        records = quotes.freed(records, lines, delimiter, header, known, path.name)
     return _by_name(Table(file=path.name, columns=header), records, used)
 
 
@@ -98,8 +115,8 @@ def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
     return not encodings.is_text([first])
 
 
-def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[list[str], list[_Record]]:
-    """The columns in small letters and the records, by the delimiter that gives most of ``columns``.
+def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[list[str], list[Record], str]:
+    """The columns in small letters, the records, and the delimiter, the one that gives most of ``columns``.
 
     Raises:
         UserError: the file lacks a column or has one twice.
@@ -109,9 +126,9 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     told = re.fullmatch(r'"?sep=([^\w"])"?[\r\n]*', "".join(lines[start : start + 1]), re.IGNORECASE)
     readings = []
     for delimiter in told[1] if told else DELIMITERS:
-        records = _records(lines, start + bool(told), delimiter)
-        _, fields, _ = next(records, (0, [], ""))
-        readings.append(([column.strip().casefold() for column in fields], records, delimiter))
+        records = quotes.records(lines, start + bool(told), delimiter)
+        first = next(records, Record(0, 0, [], ""))
+        readings.append(([column.strip().casefold() for column in first.fields], records, delimiter))
 
     def found(reading: tuple) -> tuple[int, int]:
         count = sum(column in reading[0] for column in columns)
@@ -120,6 +137,8 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     header, records, delimiter = max(readings, key=found)
     shown = ", ".join(map(names.shown, header[:20])) or "nothing"
     if absent := [column for column in columns if column not in header]:
+        if why := _other_text(lines[start : start + 20]):
+            raise UserError(f"{path}: {why} {','.join(columns)}")
         raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
     if twice := sorted({column for column in header if column and header.count(column) > 1}):
         raise UserError(
@@ -127,14 +146,26 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
         )
     if delimiter != ",":
         logger.info("%s: read with %r between its fields", path, delimiter)
-    return header, list(records)
+    return header, list(records), delimiter
 
 
-def _by_name(table: Table, records: list[_Record], used: str) -> Table:
+def _other_text(lines: list[str]) -> str | None:
+    """What is wrong with a text that begins with these lines and not with a header, as far as that is known."""
+    text = "".join(lines).lstrip()
+    for form, kind in _OTHER_TEXTS:
+        if re.match(form, text, re.IGNORECASE):
+            return f"it is {kind}, and no table; make a CSV of it, with the header"
+    comment = text.startswith(("#", "%", "//", ";;"))
+    return (
+        "its first line is a comment; take that out, so that it begins with the header" if comment else None
+    )
+
+
+def _by_name(table: Table, records: list[Record], used: str) -> Table:
     """``table`` with the records as its rows, or with why they cannot be read."""
     places, broken = [], []
     count = len(table.columns)
-    for line, fields, why in records:
+    for line, _, fields, why in records:
         if not why and not encodings.is_text(fields):
             why = f"not {used.upper()}; save the table in that encoding, or mend the row"
         if not why and len(fields) != count:
@@ -143,6 +174,8 @@ def _by_name(table: Table, records: list[_Record], used: str) -> Table:
         row = dict(zip(table.columns, fields, strict=False))
         name = names.clean(row.get("name", "").strip())
         if why:
+            # Behind a field too many stands another one in its place.
+            name = name if len(fields) == count or table.columns[0] == "name" else ""
             broken.append((line, name, why))
             continue
         places.append((name, f"{table.file} line {line}"))
@@ -153,45 +186,3 @@ def _by_name(table: Table, records: list[_Record], used: str) -> Table:
         known = name not in table.rows and not names.unsafe(name)
         table.bad[name if known else f"{table.file}:{line}"] = f"{table.file} line {line}: {why}"
     return table
-
-
-def text_or_none(field: str | None) -> str | None:
-    """A field as it stands, or None if nothing but blanks is in it."""
-    return field if field and field.strip() else None
-
-
-class _Lines:
-    """An iterator that can be set back to a line."""
-
-    def __init__(self, lines: list[str], position: int):
-        self.lines, self.position = lines, position
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        if self.position == len(self.lines):
-            raise StopIteration
-        self.position += 1
-        return self.lines[self.position - 1]
-
-
-def _records(lines: list[str], start: int, delimiter: str) -> Iterator[_Record]:
-    """The records from line ``start`` on.
-
-    After a quote that is never closed, reading goes on at the next line: it costs one row, not
-    the rest of the file.
-    """
-    cursor = _Lines(lines, start)
-    while cursor.position < len(lines):
-        start = cursor.position
-        try:
-            fields = next(csv.reader(cursor, strict=True, delimiter=delimiter))
-        except csv.Error as error:
-            cursor.position = start + 1
-            why = f"not readable as CSV: {error}; close its quotes, or write each of them twice"
-            yield start + 1, lines[start].strip().split(delimiter), why
-            continue
-        # A line of delimiters alone is what tables leave of rows that were emptied.
-        if any(map(str.strip, fields)):
-            yield start + 1, fields, ""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import metrics, parquet, predictions, quarantine, times
+from mer_dist import metrics, parquet, predictions, quarantine, recipes, times
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.files import MARK, marked, read_json
@@ -95,6 +95,7 @@ def collect(run_folder: Path) -> Facts:
     ]
     stats, remarks = reader.read(run.shards / "stats.json", _statistics) or (None, {})
     adapters = reader.below("adapters/*/*/history.json", _adapter)
+    reader.notes += recipes.told(run)
     return Facts(
         name=run.folder.resolve().name,
         config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),

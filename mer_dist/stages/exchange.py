@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import features, files, quarantine
+from mer_dist import features, files, quarantine, recipes
 from mer_dist.corpus import mertools, names
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
@@ -63,6 +63,8 @@ def import_sets(run: Run, source: list[str], told: list[str]) -> None:
         _check(run, set_name, modality, Path(folder, *([] if name else [set_name])))
     for set_name, modality in chosen.items():
         import_npy(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+    for line in recipes.told(run):
+        logger.warning("%s", line)
 
 
 def _chosen(folder: Path, told: list[str]) -> dict[str, str]:

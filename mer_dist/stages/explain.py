@@ -51,6 +51,7 @@ def explain(folder: Path, name: str) -> dict:
         "rounds": _rounds(run, name),
         "vote": _vote(run, first["fold"]) if told else {},
         "answer": _answer(run, name),
+        "voted": predictions.voted(run).get(name),
     }
 
 
@@ -250,6 +251,10 @@ def _why_another(told: dict) -> list[str]:
 
 
 def _answer_text(told: dict) -> str:
+    voted = told.get("voted")
+    if voted not in (None, told["answer"]):
+        now = told["answer"] or "none, its row is gone"
+        return f"answer: {now}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
     if not told["split"]:
         if told["answer"] is None:
             return "answer: none, since it was left out"

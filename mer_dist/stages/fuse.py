@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from mer_dist import files, joined, predictions, quarantine, times
+from mer_dist import files, joined, predictions, quarantine, recipes, times
 from mer_dist.config import Config, save
 from mer_dist.dist import preempt
 from mer_dist.errors import UserError
@@ -23,13 +23,12 @@ from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
 from mer_dist.predictions import ALL_SETS, Predictions
-from mer_dist.probe import STRENGTHS, probe
+from mer_dist.probe import probe
+from mer_dist.recipes import Recipe
 from mer_dist.records import Problem
 
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28
-#: To be raised when a probe's files or figures change: probes of another version are made again.
-_VERSION = 2
 
 
 @dataclass
@@ -73,8 +72,9 @@ class _Sets:
         found = [problem for of_set in self.problems.values() for problem in of_set]
         quarantine.replace(self.run.quarantine, joined.STAGE, [*self.of_labels, *found, *stay])
 
-    def made_from(self, name: str) -> str:
-        return joined.set_made_from(self.run, name, self.clips.folds)
+    def made_from(self, names: list[str]) -> dict[str, str]:
+        """Set -> its fingerprint."""
+        return {name: joined.set_made_from(self.run, name, self.clips.folds) for name in names}
 
 
 @preempt.listening()
@@ -86,7 +86,6 @@ def fuse(config: Config) -> None:
     """
     from mer_dist.stages.self_train import by_fold, held_out, present, self_train
     from mer_dist.stages.vote import check_names, publish, tell, vote
-    from mer_dist.stages.vote import made_from as vote_made_from
 
     run = Run(config.run.folder)
     clips, problems = joined.read_clips(config, run)
@@ -102,15 +101,15 @@ def fuse(config: Config) -> None:
     sets = _Sets(config, run, clips, problems)
     check_names(config, clips, run)
     fused = joined.fused_sets(config)
-    parts = [clips.made_from, *(sets.made_from(name) for name in fused)]
+    recipe = recipes.fused(clips, sets.made_from(fused))
     save(config, run.config)
     files.sweep(run.folder, run.probes, run.round(0).parent)
     sets.note()
     probes = _probe_all(config, sets)
-    last = self_train(config, clips, files.fingerprint(parts), lambda: _inputs(config, sets, fused))
-    voting = [*fused, *([ALL_SETS] if ALL_SETS in probes else [])]
-    made_from = vote_made_from(config, [last, *(probes[name] for name in voting)])
-    if files.marked(run.vote, made_from):
+    last = self_train(config, clips, recipe, lambda: _inputs(config, sets, fused))
+    voting = recipes.voting(config, probes)
+    recipe = recipes.vote(config, last, [probes[name] for name in voting])
+    if files.marked(run.vote, recipe.made_from):
         logger.info("vote: already there")
     else:
         rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
@@ -121,7 +120,7 @@ def fuse(config: Config) -> None:
             *[held_out(run)] * len(rounds),
             *(predictions.array(_held_out_path(run, name), "held_out") for name in voting),
         ]
-        vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), made_from)
+        vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), recipe)
     publish(run)
     tell(config, clips, present(run), run)
 
@@ -179,30 +178,25 @@ def _held_out_path(run: Run, set_name: str) -> Path:
     return run.probes / f"{set_name}.safetensors"
 
 
-def _probe_all(config: Config, sets: _Sets) -> dict[str, str]:
-    """Probe the sets that have none yet; returns set -> fingerprint."""
+def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
+    """Probe the sets that have none yet; returns set -> recipe."""
     run = sets.run
-    parts = {name: [name] for name in joined.all_sets(config, run)}
-    if len(fused := joined.fused_sets(config)) > 1:
-        parts[ALL_SETS] = fused
-    wanted = {
-        name: files.fingerprint([sets.clips.made_from, *map(sets.made_from, of), STRENGTHS, _VERSION])
-        for name, of in parts.items()
-    }
+    parts = recipes.probed(config, run)
+    wanted = {name: recipes.probe(sets.clips, sets.made_from(of)) for name, of in parts.items()}
     done = (files.marked(run.probes) or {}).get("sets", {})
     done = {
         name: facts
         for name, facts in done.items()
         if _probe_path(run, name).exists() and _held_out_path(run, name).exists()
     }
-    missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name]]
+    missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name].made_from]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started, clips = time.monotonic(), len(sets.clips.names)
         if done.pop(name, None):
             # What is about to be replaced must not pass for what it was.
             files.mark(run.probes, files.fingerprint(done), sets=done, clips=clips)
         _probe(config, sets, name, parts[name])
-        done[name] = {"made_from": wanted[name]}
+        done[name] = {"made_from": wanted[name].made_from, "of": wanted[name].of}
         there = {name: done[name] for name in wanted if name in done}
         times.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
         files.mark(run.probes, files.fingerprint(there), sets=there, clips=clips)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import files, joined, metrics, predictions
+from mer_dist import files, joined, metrics, predictions, recipes
+from mer_dist.config import Config
 from mer_dist.corpus import cells
 from mer_dist.corpus import table as csv_table
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED, plain
+from mer_dist.records import LABELED
 from mer_dist.shards import manifest
 
 SHOWN = 3
@@ -44,9 +46,12 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     paths = predictions.all_of(run)
     if not paths:
         raise UserError(f"{run.folder}: there are no predictions yet; run fuse first")
+    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+    _check_fresh(config, run)
     labeled = {name: label for name, label in joined.labels_of(config, run)[0].items() if label}
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
     asked = {name: label for name, label in truth.items() if name not in labeled | _lost_labeled(run)}
+    _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
     rows = []
     for path in paths:
         told = predictions.read(path)
@@ -55,13 +60,51 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
         if any(name in asked for name in others):
             # With vote.names, answer.csv names clips that are not fused, too.
-            row |= _judge(told, others, asked, _published(run) if path.parent == run.vote else {}, "")
+            row |= _judge(told, others, asked, predictions.voted(run) if path.parent == run.vote else {}, "")
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
     _compare(rows)
     files.write_json(run.scores, rows)
     return rows
+
+
+def _check_fresh(config: Config, run: Run) -> None:
+    """Say what is stale: its figures are those of what was there when it was made.
+
+    Raises:
+        UserError: the labels are others than those that were learned, so that out-of-fold figures would be
+            of both.
+    """
+    found = recipes.stale(config, run)
+    if recipes.labels_changed(config, run, found):
+        raise UserError(
+            f"{config.fuse.labels or run.shards}: the labels, or how they are split into folds, are not those "
+            f"that the predictions of {run.folder} were learned from, and are not scored together; run fuse, "
+            "or put the labels back"
+        )
+    for one in found:
+        logger.warning("%s", one)
+    if how := predictions.edited(run):
+        logger.warning("%s is not what the vote answered, which is what is scored: %s", run.answer, how)
+
+
+def _tell_unused(
+    path: Path | None, unused: Collection[str], truth: dict[str, str], labeled: dict[str, str]
+) -> None:
+    """Say which rows of the truth are passed over: those of labelled clips, which are scored out of fold."""
+    if not unused:
+        return
+    others = sorted(name for name in unused if labeled.get(name, truth[name]) != truth[name])
+    against = f"; {len(others)} of them have another label here, as {others[0]}" if others else ""
+    logger.warning(
+        "%s: %d rows are of labelled clips and are not used: %s%s%s",
+        path,
+        len(unused),
+        ", ".join(sorted(unused)[:SHOWN]),
+        ", …" * (len(unused) > SHOWN),
+        against,
+    )
 
 
 def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
@@ -73,18 +116,13 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
             len(read.bad),
             next(iter(read.bad.values())),
         )
-    column = next((name for name in ("discrete", "label") if name in read.columns), None)
-    if column is None:
-        raise UserError(
-            f"{path}: its first line has neither a column discrete nor label; it has: "
-            f"{', '.join(map(repr, read.columns[:20]))}"
-        )
+    column = cells.label_column(path, read.columns)
     truth, known, without = {}, cells.Labels(labels, read.file), []
     for name, row in read.rows.items():
-        label, why = known.read(row[column])
-        if label is None and (not row[column].strip() or plain(row[column]) in cells.NOTHING):
+        if not known.cell(row[column]):
             without.append(name)
             continue
+        label, why = known.read(row[column])
         if label is None:
             raise UserError(f"{path}: line {read.lines[name]}: {why}")
         truth[name] = label
@@ -105,14 +143,6 @@ def _lost_labeled(run: Run) -> dict[str, str]:
         return {}
     splits = manifest.unstored(run.shards) or {}
     return {name: split for name, split in splits.items() if split == LABELED}
-
-
-def _published(run: Run) -> dict[str, str]:
-    """name -> label of the vote's own ``answer.csv``."""
-    path = run.vote / run.answer.name
-    if not path.exists():
-        return {}
-    return {name: row["discrete"] for name, row in csv_table.read(path, ("name", "discrete")).rows.items()}
 
 
 def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str) -> dict:

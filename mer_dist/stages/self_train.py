@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import save_file
 
-from mer_dist import files, lineage, metrics, predictions, prior, selection, times
-from mer_dist.config import Config, as_dict
+from mer_dist import files, lineage, metrics, predictions, prior, recipes, selection, times
+from mer_dist.config import Config
 from mer_dist.dist import preempt
 from mer_dist.errors import UserError, reading
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
+from mer_dist.recipes import Recipe
 from mer_dist.selection import Selection
-from mer_dist.settings import SelfTrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,46 +45,40 @@ BY_FOLD = "by_fold.safetensors"
 MODELS = "models.safetensors"
 #: A probability below this counts as this much when likelihoods are compared.
 TINY = 1e-6
-#: To be raised when a round's files or figures change: rounds of another version are made again.
-_VERSION = 5
 
 
-def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[], Inputs]) -> str:
+def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], Inputs]) -> Recipe:
     """Run the rounds that are missing, the supervised round 0 among them.
 
     Args:
-        made_from: fingerprint of clips and features.
+        recipe: of clips and features.
         inputs: gives the features of ``clips.names``; called only if there is a round to run.
 
     Returns:
-        The fingerprint of the last round.
+        The recipe of the last round.
 
     Raises:
         UserError: the rule learns thresholds, and there are too few folds to learn them.
     """
     run, settings = Run(config.run.folder), config.self_train
-    model = as_dict(config.fuse)
-    del model["labels"], model["sets"]
-    last = settings.rounds if not clips.labeled.all() else 0
+    last = recipes.last_round(config, clips)
     if last and settings.rule == "precision" and clips.folds < 3:
         raise UserError(
             "self_train.rule precision learns from models that left out two folds, so "
             f"folds.count must be at least 3; it is {clips.folds}"
         )
-    made_from = files.fingerprint([made_from, model, config.run.seed, _VERSION])
     loaded, wafs = None, []
     for number in range(last + 1):
-        part = settings.quota * number / max(last, 1)
-        if number:
-            made_from = files.fingerprint([made_from, number, part, *_own(settings)])
-        if done := files.marked(run.round(number), made_from):
+        recipe = recipes.round_of(config, number, last, recipe)
+        if done := files.marked(run.round(number), recipe.made_from):
             logger.info("%s: already there", title(number, config.fuse.model))
         else:
             preempt.stop_if_asked(f"before {title(number, config.fuse.model)}")
             loaded = loaded or inputs()
-            done = _Round(config, clips, loaded, number, part).run(made_from)
+            part = recipes.part_taken(config, number, last)
+            done = _Round(config, clips, loaded, number, part).run(recipe)
         wafs.append(done["oof_waf"])
-        if number < last and _enough(wafs, settings.patience):
+        if number < last and recipes.enough(wafs, settings.patience):
             logger.info(
                 "self-training stops after round %d of %d: out-of-fold WAF has not risen above "
                 "the %.2f %% of round %d for %d rounds (self_train.patience)",
@@ -98,18 +92,7 @@ def self_train(config: Config, clips: Clips, made_from: str, inputs: Callable[[]
     for folder in (run.folder / "rounds").glob("[0-9]*"):
         if int(folder.name) > number:
             shutil.rmtree(folder)
-    return made_from
-
-
-def _own(settings: SelfTrainConfig) -> list:
-    """What of the settings changes a round, apart from its part of the clips."""
-    precision = settings.precision if settings.rule == "precision" else None
-    return [settings.rule, settings.confidence, precision, settings.weight, settings.start]
-
-
-def _enough(wafs: list[float], patience: int) -> bool:
-    """Whether the last ``patience`` rounds all stayed at or below the best before them."""
-    return bool(patience) and len(wafs) - 1 - wafs.index(max(wafs)) >= patience
+    return recipe
 
 
 def title(number: int, model: str = "agt") -> str:
@@ -158,7 +141,7 @@ class _Round:
         self.unlabeled = np.flatnonzero(~clips.labeled)
         self.present = inputs.present.cpu().numpy()
 
-    def run(self, made_from: str) -> dict:
+    def run(self, recipe: Recipe) -> dict:
         """Run the round; returns the mark of its folder."""
         from mer_dist.models import ensemble
 
@@ -192,7 +175,7 @@ class _Round:
             self._write_curves(folder, losses.numpy())
             if chosen:
                 self._write_lineage(folder, chosen)
-            files.mark(folder, made_from, clips=len(self.clips.names), oof_waf=waf)
+            files.mark(folder, recipe.made_from, of=recipe.of, clips=len(self.clips.names), oof_waf=waf)
         logger.info(
             "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons), 100 * waf, seconds
         )

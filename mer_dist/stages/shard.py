@@ -266,7 +266,7 @@ def _encode(decoded):
         face=decoded.face,
         missing=decoded.missing,
         problems=decoded.problems,
-        remarks=decoded.remarks,
+        remarks=[*decoded.remarks, *decoded.clip.remarks],
     )
 
 

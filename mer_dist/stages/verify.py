@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import config as configuration
-from mer_dist import copies, corpus, features, files, folds, joined, predictions, quarantine
+from mer_dist import copies, corpus, features, files, folds, joined, predictions, quarantine, recipes
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -38,7 +38,7 @@ def verify(run_folder: Path) -> list[str]:
     config = configuration.load(run.config)
     config.run.folder = str(run.folder)  # The folder may have been moved or copied.
     state = _State(run=run, config=config)
-    checks = [_features, _predictions, _answer]
+    checks = [_features, _predictions, _stale, _answer]
     if state.sharded:
         checks = [_corpus, _shards, _adapters, *checks]
     else:
@@ -397,6 +397,14 @@ def _prediction_file(state: _State, what: str, told: predictions.Predictions) ->
     logger.info("%s %d labelled, %d unlabelled", what, told.labeled.sum(), (~told.labeled).sum())
 
 
+def _stale(state: _State) -> None:
+    """Nothing that was fused is older than what it is made from."""
+    found = recipes.stale(state.config, state.run)
+    state.findings += map(str, found)
+    if not found and state.answered:
+        logger.info("probes, rounds and vote: made from the labels, features and settings of now")
+
+
 def _answer(state: _State) -> None:
     """The answer names every unlabelled clip, or each of ``vote.names``, with a label of the set."""
     from mer_dist.corpus import table
@@ -424,5 +432,6 @@ def _answer(state: _State) -> None:
     state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
     voted = state.run.vote / state.run.answer.name
     if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
-        state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}; run fuse")
+        how = predictions.edited(state.run) or "in its bytes"
+        state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}: {how}; run fuse")
     logger.info("answer: %d of %d unlabelled clips", len(asked & answers.rows.keys()), len(asked))

@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import correction, decisions, files, metrics, predictions, prior, quarantine, times
-from mer_dist.config import Config, as_dict
+from mer_dist.config import Config
 from mer_dist.corpus import table
 from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.predictions import Predictions
+from mer_dist.recipes import Recipe, wanted_names
 from mer_dist.shards import manifest
 
 TITLE = "prior-aware vote"
-#: To be raised when the vote changes: one of another version is taken again.
-_VERSION = 7
 SHOWN = 3
 #: How the unlabelled clips are answered, in ``prior.json``.
 EXPECTED_WAF = "expected WAF, as a correction is applied"
@@ -42,7 +41,7 @@ def vote(
     held_out: np.ndarray,
     by_fold: np.ndarray,
     present: np.ndarray,
-    made_from: str,
+    recipe: Recipe,
 ) -> None:
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
@@ -91,7 +90,7 @@ def vote(
         _write_answer(folder / run.answer.name, made, names, lost, common)
         predictions.write(folder / "predictions.parquet", made)
         files.write_json(folder / "prior.json", told)
-        files.mark(folder, made_from, clips=len(clips.names))
+        files.mark(folder, recipe.made_from, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
         "applied" if told["applied"] else "not applied",
@@ -235,24 +234,6 @@ def _given(config: Config, labels: list[str]) -> np.ndarray:
     return new
 
 
-def made_from(config: Config, parts: list[str]) -> str:
-    """Fingerprint of the vote over members of these fingerprints."""
-    names = _names(config.vote.names) if config.vote.names else []
-    facts = [parts, as_dict(config.vote), config.run.seed, config.folds.group, names, _VERSION]
-    return files.fingerprint(facts)
-
-
-def _names(path: str) -> list[str]:
-    """The names in a CSV, in its order."""
-    if not Path(path).is_file():
-        raise UserError(f"vote.names: there is no file {path}")
-    found = table.read(Path(path), ("name",))
-    if found.bad or not found.rows:
-        why = "; ".join([*found.bad.values()][:SHOWN]) or "it names no clip"
-        raise UserError(f"vote.names {path}: {why}")
-    return list(found.rows)
-
-
 def check_names(config: Config, clips: Clips, run: Run) -> None:
     """Refuse clips of ``vote.names`` that could not be answered, before anything is trained.
 
@@ -267,7 +248,7 @@ def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]
     unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
     if not config.vote.names:
         return unlabeled, set()
-    names = _names(config.vote.names)
+    names = wanted_names(config.vote.names)
     quarantined = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip"}
     known, fold_of = set(clips.names), clips.fold_of
     lost = (set(names) & quarantined) - known

@@ -127,3 +127,31 @@ def test_the_published_meld_transcripts_in_gbk_are_known_by_any_few_lines(shared
     assert {
         encoding.likely("\n".join(texts[start : start + 3]).encode("gb18030")) for start in range(0, 600, 3)
     } == {"gb18030"}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("1\n00:00:01,000 --> 00:00:02,000\nHi\n", "it is subtitles (SRT), and no table"),
+        ("\ufeffWEBVTT\n\n00:01.000 --> 00:02.000\nHi\n", "it is subtitles (WebVTT)"),
+        ('File type = "ooTextFile"\nObject class = "TextGrid"\n', "it is a TextGrid of Praat"),
+        ('[{"name": "a", "text": "b"}]', "it is JSON, and no table"),
+        ('{"name": "a"}\n{"name": "b"}\n', "it is JSON, one object a line"),
+        ('{\n  "a": 1\n}', "it is JSON, and no table"),
+        ("<!doctype html>\n<title>404</title>", "it is an HTML page"),
+        ('<?xml version="1.0"?>\n<TIME_ORDER/>', "it is XML"),
+        ("version https://git-lfs.github.com/spec/v1\n", "it is what Git LFS leaves"),
+        ("# exported on Monday\nname,text\na,b\n", "its first line is a comment; take that out"),
+        ("a,b\nc,d\n", "its first line lacks the columns name, text; it has: 'a', 'b'"),
+    ],
+)
+def test_a_text_that_is_no_table_is_known_by_how_it_begins(tmp_path, content, kind):
+    (tmp_path / "texts.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        table.read(tmp_path / "texts.csv", ("name", "text"))
+    assert kind in str(error.value)
+
+
+def test_a_header_that_begins_as_another_format_does_is_a_header(tmp_path):
+    (tmp_path / "texts.csv").write_text("#,name,text\n1,a,b\n")
+    assert table.read(tmp_path / "texts.csv", ("name", "text")).rows["a"]["text"] == "b"

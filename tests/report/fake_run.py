@@ -69,6 +69,9 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
         "transcript": [f"{HOSTILE} 你好"] * len(names),
         "duration": random.uniform(2, 4, len(names)).tolist(),
         "missing": pa.array(missing, pa.list_(pa.string())),
+        **{key: [0] * len(names) for key in ("frames", "samples")},
+        "checksum": [""] * len(names),
+        **{key: [[]] * len(names) for key in ("suffixes", "offsets", "sizes")},
     }
     with files.atomic(run.shards / "manifest.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)

@@ -219,7 +219,7 @@ STOPPED = {
         ]
         + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()]
     ),
-    "before the vote": lambda run: [shutil.rmtree(run.vote), run.scores.unlink()],
+    "before the vote": lambda run: [shutil.rmtree(run.vote), run.scores.unlink(), run.answer.unlink()],
     "with imported features": lambda run: [
         shutil.rmtree(run.shards),
         run.config.unlink(),

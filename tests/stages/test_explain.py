@@ -125,6 +125,24 @@ def test_an_answer_that_is_not_the_most_probable_label_says_why(run):
     assert "expected WAF" not in text(told)
 
 
+def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
+    name = NAMES[120]
+    before, voted = run.answer.read_text(), explain(run.folder, name)["answer"]
+    other = next(label for label in fusion_run.LABELS if label != voted)
+    try:
+        run.answer.write_text(before.replace(f"{name},{voted}", f"{name},{other}"))
+        line = text(explain(run.folder, name)).splitlines()[-1]
+        assert line == (
+            f"answer: {other}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
+        )
+        run.answer.write_text(before.replace(f"{name},{voted}\n", ""))
+        line = text(explain(run.folder, name)).splitlines()[-1]
+        assert line.startswith("answer: none, its row is gone;") and f"which answered {voted}" in line
+    finally:
+        run.answer.write_text(before)
+    assert text(explain(run.folder, name)).splitlines()[-1] == f"answer: {voted}"
+
+
 def test_an_unknown_name_is_answered_with_near_ones(run):
     with pytest.raises(UserError, match="no clip 'clip_0120_' there; near names: clip_0120, "):
         explain(run.folder, "clip_0120_")

@@ -88,7 +88,9 @@ def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
     with pytest.raises(UserError, match="line 2: label 'joyful'"):
         score(run.folder, other)
     other.write_text("name,emotion\nclip_0100,happy\n")
-    with pytest.raises(UserError, match="neither a column discrete nor label; it has: 'name', 'emotion'"):
+    with pytest.raises(
+        UserError, match="needs a column label, or discrete, and not both; it has: 'name', 'emotion'"
+    ):
         score(run.folder, other)
     with pytest.raises(UserError, match="no run there"):
         score(tmp_path / "nowhere")
@@ -127,3 +129,38 @@ def test_no_stage_but_score_has_a_word_for_the_truth_file():
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert path.stem == "score" or not {"truth_csv", "truth.csv"} & (names | texts), path
+
+
+def test_rows_of_a_truth_that_are_not_used_are_counted_and_named_with_those_that_contradict(
+    scored, tmp_path, caplog
+):
+    run, path, truth = scored
+    alike, other = (fusion_run.LABELS[(truth[row] + row) % 3] for row in (0, 1))
+    more = tmp_path / "more.csv"
+    more.write_text(f"{path.read_text()}clip_0000,{alike}\nclip_0001,{other}\n")
+    assert score(run.folder, more) == score(run.folder, path)
+    assert (
+        f"{more}: 2 rows are of labelled clips and are not used: clip_0000, clip_0001; 1 of them have another "
+        "label here, as clip_0001" in caplog.messages
+    )
+
+
+def test_a_truth_with_two_columns_of_labels_is_refused(scored, tmp_path):
+    run, _, _ = scored
+    (tmp_path / "both.csv").write_text("name,discrete,label\nclip_0100,happy,angry\n")
+    with pytest.raises(UserError, match="a column label, or discrete, and not both"):
+        score(run.folder, tmp_path / "both.csv")
+
+
+def test_an_answer_that_was_changed_after_the_vote_is_told_and_the_vote_is_scored(scored, caplog):
+    run, path, _ = scored
+    files.write_text(run.vote / "answer.csv", "name,discrete\nclip_0090,happy\nclip_0091,angry\n")
+    files.write_text(run.answer, "\ufeffname,discrete\r\nclip_0090,happy\r\nclip_0091,angry\r\n")
+    rows = score(run.folder, path)
+    assert "answer.csv is not what" not in caplog.text
+    files.write_text(run.answer, "name,discrete\nclip_0090,angry\nclip_0099,angry\n")
+    assert score(run.folder, path) == rows
+    assert (
+        f"{run.answer} is not what the vote answered, which is what is scored: 1 rows say another label (clip_0090 "
+        "angry and not happy); 1 rows are gone (clip_0091); 1 rows were added (clip_0099)" in caplog.messages
+    )

@@ -18,6 +18,7 @@ from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.models import ensemble, fusion
 from mer_dist.models.fusion import Inputs
+from mer_dist.recipes import Recipe
 from mer_dist.stages.self_train import _Round, by_fold, chosen_dropout, held_out, self_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +35,7 @@ def parts_of(config) -> tuple[Clips, Inputs]:
 
 
 def rounds_of(config, clips, inputs, made_from="") -> list[predictions.Predictions]:
-    self_train(config, clips, made_from, lambda: inputs)
+    self_train(config, clips, Recipe(made_from), lambda: inputs)
     folder = Run(config.run.folder).folder / "rounds"
     return [predictions.read(path) for path in sorted(folder.glob("*/predictions.parquet"))]
 
@@ -180,9 +181,9 @@ def test_what_thresholds_are_learned_on_comes_from_models_without_both_folds(tmp
     for mask in inputs.mask:
         mask[0] = False
     run = Run(config.run.folder)
-    self_train(config, clips, "as they are", lambda: inputs)
+    self_train(config, clips, Recipe("as they are"), lambda: inputs)
     before = held_out(run)
-    self_train(config, permuted(clips, 1), "shuffled", lambda: inputs)
+    self_train(config, permuted(clips, 1), Recipe("shuffled"), lambda: inputs)
     after, fold = held_out(run), clips.fold[clips.labeled]
     for without in range(3):
         lacking = fold == without
@@ -207,7 +208,7 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
         changed = fusion_run.configure(tmp_path, 1, 2, overrides)
         before = [(files.marked(run.round(number)) or {}).get("made_from") for number in range(3)]
         calls.clear()
-        self_train(changed, clips, "", give)
+        self_train(changed, clips, Recipe(""), give)
         after = [(files.marked(run.round(number)) or {}).get("made_from") for number in range(3)]
         return [number for number in range(3) if before[number] != after[number]], len(calls)
 
@@ -265,7 +266,7 @@ def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_pa
     clips, inputs = parts_of(config)
     if not clear:
         inputs.values = [torch.randn(values.shape) for values in inputs.values]
-    self_train(config, clips, "", lambda: inputs)
+    self_train(config, clips, Recipe(""), lambda: inputs)
     assert chosen_dropout(Run(config.run.folder)).tolist() == [best] * 3
 
 
@@ -362,8 +363,8 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
         config.self_train.patience = patience
         left = rounds_of(config, clips, inputs)
         assert len(left) == stop + 1 < 5 and not run.round(stop + 1).exists()
-        last = self_train(config, clips, "", lambda: pytest.fail("there was nothing to do"))
-        assert last == files.marked(run.round(stop))["made_from"]
+        last = self_train(config, clips, Recipe(""), lambda: pytest.fail("there was nothing to do"))
+        assert last.made_from == files.marked(run.round(stop))["made_from"]
         config.self_train.patience = 0
         again = rounds_of(config, clips, inputs)
         assert all(np.array_equal(a.probability, b.probability) for a, b in zip(every, again, strict=True))

@@ -18,6 +18,7 @@ from mer_dist import corpus as listed
 from mer_dist import files, quarantine, times
 from mer_dist.cli import main
 from mer_dist.config import Config
+from mer_dist.corpus import texts
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
@@ -302,7 +303,7 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     assert {name: row.missing for name, row in rows.items()} == {
         "a000": [],
         "u000": [],
-        "null": [],
+        "null": ["text"],
         "cut": [],
         "novideo": ["video"],
         "noaudio": ["audio"],
@@ -311,12 +312,12 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
         "notext": ["text"],
         "blank": ["text"],
     }
-    assert rows["null"].transcript == "null" and rows["cut"].frames == 4
+    assert rows["null"].transcript is None and rows["cut"].frames == 4
     # What is missing is absent from the tar, not stored as zeros.
     assert [suffix for suffix in rows["novideo"].members] == ["flac", "json"]
     assert [suffix for suffix in rows["empty"].members] == ["json"]
     stats = json.loads((tmp_path / "run" / "shards" / "stats.json").read_text())
-    assert stats["missing"] == {"video": 3, "audio": 3, "text": 2}
+    assert stats["missing"] == {"video": 3, "audio": 3, "text": 3}
     assert stats["quarantined"] == {
         "video": 3,
         "audio": 3,
@@ -325,6 +326,23 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
         "part of video": 1,
         "part of audio": 1,
     }
+
+
+def test_remarks_on_transcripts_stand_beside_those_on_media(tmp_path, caplog):
+    caplog.set_level("INFO", "mer_dist")
+    rows = [
+        ["name", "transcript", "label"],
+        ["a", "texts/a.txt", "happy"],
+        ["b", "hi", "sad"],
+        ["c", "c.srt", ""],
+    ]
+    write_csv(tmp_path / "all.csv", rows)
+    config = config_of(tmp_path / "run", tmp_path / "all.csv")
+    config.corpus.format = "manifest"
+    shard(config)
+    stats = files.read_json(tmp_path / "run" / "shards" / "stats.json")
+    assert stats["remarks"] == {texts.PATH: {"clips": 2, "names": ["a", "c"]}}
+    assert f"2 clips: {texts.PATH} (a, c)" in caplog.messages
 
 
 def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):

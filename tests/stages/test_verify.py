@@ -328,12 +328,14 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
     config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path="nowhere"))
     config.fuse.labels, config.fuse.sets = str(tmp_path / "labels.csv"), ["voice"]
+    config.self_train.rounds = 0
     fusion_run.write_set(run, "voice", "audio", ["a", "b", "c"], np.eye(3), imported=True)
     configuration.save(config, run.config)
     files.write_json(run.folds, {"made_from": "x", "folds": {"a": 0, "b": 1}})
     write_predictions(run.vote / "predictions.parquet", {"a": 0, "b": 1}, ["c"])
     files.write_text(run.answer, "name,discrete\nc,happy\n")
-    assert verify(run.folder) == []
+    # There is a vote and nothing that it was taken over.
+    assert {text.partition(":")[0] for text in verify(run.folder)} == {"probes/voice", "rounds/00", "vote"}
     files.write_text(run.answer, "name,discrete\nb,happy\n")
     finding(run, "no answer", "c")
     shutil.rmtree(run.features("voice"))

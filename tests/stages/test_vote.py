@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from mer_dist import config as configuration
-from mer_dist import decisions, files, joined, metrics, predictions, quarantine
+from mer_dist import decisions, files, joined, metrics, predictions, quarantine, recipes
 from mer_dist.errors import UserError
 from mer_dist.joined import Clips
 from mer_dist.layout import Run
 from mer_dist.predictions import Predictions
+from mer_dist.recipes import Recipe
 from mer_dist.records import Problem
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.vote import made_from, pool, publish, vote
+from mer_dist.stages.vote import pool, publish, vote
 
 LABELED, UNLABELED, FOLDS = 300, 600, 3
 EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
@@ -64,7 +65,7 @@ def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -
     config = fusion_run.configure(tmp_path, overrides=overrides)
     told = members[0].probability[~clips.labeled]
     run, present = Run(config.run.folder), np.ones(len(clips.names), bool) if present is None else present
-    vote(config, clips, members, held_out, np.stack([told] * FOLDS), present, "here")
+    vote(config, clips, members, held_out, np.stack([told] * FOLDS), present, Recipe("here"))
     publish(run)
     return predictions.read(run.vote / "predictions.parquet"), files.read_json(run.vote / "prior.json")
 
@@ -396,7 +397,8 @@ def test_another_list_of_names_is_another_vote(tmp_path):
     clips, member, _ = case(EVEN)
     marks = []
     for text in ("name\nclip_0301\n", "name\nclip_0302\n", "name\nclip_0302\n"):
-        marks.append(made_from(fusion_run.configure(tmp_path, overrides=(restrict(tmp_path, text),)), ["x"]))
+        config = fusion_run.configure(tmp_path, overrides=(restrict(tmp_path, text),))
+        marks.append(recipes.vote(config, Recipe("x"), []).made_from)
     assert marks[0] != marks[1] == marks[2]
 
 

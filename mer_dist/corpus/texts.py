@@ -1,0 +1,85 @@
+"""What the transcripts of people's tables hold: speech, nothing, or something that is no speech."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+from mer_dist.corpus import cells
+from mer_dist.log import logger
+
+#: Kinds of what is told. The first two are no text, of the third something is left out; the others stay as
+#: they are written.
+EMPTY_MARK = "a word for an empty cell in place of a transcript, which is no text"
+INVISIBLE = "nothing but characters that cannot be seen, which are no text"
+CONTROL = "control characters in its transcript, which are taken out"
+LOST = "letters of its transcript that were lost before: � stands for them"
+PATH = "the name of a file in place of a transcript; files of text are not read"
+SUBTITLES = "times of subtitles in its transcript"
+MARKUP = "HTML or other markup in its transcript"
+_ODD = (
+    (LOST, re.compile("\ufffd")),
+    (
+        PATH,
+        re.compile(
+            r"\s*[^\n]{1,300}\.(txt|text|srt|vtt|ass|ssa|sub|lrc|lab|trs|eaf|textgrid|json|jsonl|csv|tsv|xml|html?"
+            r"|docx?|pdf|wav|mp3|m4a|flac|mp4|mkv|avi|mov|npy)\s*",
+            re.IGNORECASE,
+        ),
+    ),
+    (SUBTITLES, re.compile(r"\d\d:\d\d[.,]\d{2,3}\s*-->|\[\d\d?:\d\d[.:]\d\d\d?\]")),
+    (MARKUP, re.compile(r"</?[a-zA-Z][^<>\n]*>|&(#\d{2,7}|#[xX][0-9a-fA-F]{2,6}|[a-zA-Z]{2,8}\d?);")),
+)
+#: Letters and marks by their category that nevertheless show nothing: fillers of Hangul, the blank of
+#: Braille, joiners and selectors of variants.
+_UNSEEN = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+)
+
+
+class Texts:
+    """The transcripts of one table as what was said, and what of them is worth telling."""
+
+    def __init__(self, file: str):
+        self.file = file
+        #: Kind -> name -> the cell.
+        self._told: dict[str, dict[str, str]] = {}
+
+    def read(self, row: Mapping[str, str], column: str) -> tuple[str | None, tuple[str, ...]]:
+        """The transcript in a row, None where there is none, and remarks on it.
+
+        Nothing is rewritten: of what is no speech it is told, and only control characters are taken out,
+        which nobody can have said.
+        """
+        cell, name = row.get(column) or "", row.get("name", "")
+        if not cell.strip():
+            return None, ()
+        if cells.is_nothing(cell):
+            return None, self._note(EMPTY_MARK, name, cell)
+        if not any(map(_seen, cell)):
+            return None, self._note(INVISIBLE, name, cell)
+        text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in cell)
+        kinds = [CONTROL] * (text != cell)
+        kinds += [kind for kind, form in _ODD if (form.fullmatch if kind == PATH else form.search)(text)]
+        for kind in kinds:
+            self._note(kind, name, cell)
+        return text, tuple(kinds)
+
+    def _note(self, kind: str, name: str, cell: str) -> tuple[()]:
+        self._told.setdefault(kind, {})[name] = cell
+        return ()
+
+    def tell(self) -> None:
+        """One line for each kind, with an example."""
+        for kind, found in self._told.items():
+            name, cell = next(iter(found.items()))
+            logger.warning("%s: %d cells: %s; as %r of %s", self.file, len(found), kind, cell[:80], name)
+
+
+def _controls(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"
+
+
+def _seen(letter: str) -> bool:
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Zs", "Zl", "Zp") and letter not in _UNSEEN

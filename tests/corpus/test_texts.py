@@ -1,0 +1,102 @@
+"""What stands in the place of a transcript: words for nothing, characters that show nothing, other things."""
+
+import logging
+
+import pytest
+
+from mer_dist.corpus import manifest, mer2024, texts
+from mer_dist.joined import read_labels
+
+
+def read(cell):
+    return texts.Texts("t.csv").read({"name": "c1", "text": cell}, "text")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "nan",
+        " NULL ",
+        "None",
+        "#N/A",
+        "#NAME?",
+        "<NA>",
+        "\\N",
+        "--",
+        "\u200b",
+        "\ufeff \u00a0",
+        "\0",
+        "\u3164",
+        "",
+    ],
+)
+def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
+    assert read(cell) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("cell", "text", "kinds"),
+    [
+        ("a\0b", "ab", (texts.CONTROL,)),
+        ("one\x0btwo\x1b[0m", "one two[0m", (texts.CONTROL,)),
+        ("a\ufffdb", "a\ufffdb", (texts.LOST,)),
+        ("texts/a one.TXT", "texts/a one.TXT", (texts.PATH,)),
+        ("1\n00:00:01,000 --> 00:00:03,000\nHi", "1\n00:00:01,000 --> 00:00:03,000\nHi", (texts.SUBTITLES,)),
+        ("[00:12.50]Hi", "[00:12.50]Hi", (texts.SUBTITLES,)),
+        ("Tom &amp; Jerry", "Tom &amp; Jerry", (texts.MARKUP,)),
+        ("<i>no</i>", "<i>no</i>", (texts.MARKUP,)),
+        (
+            "None of us. I <3 you & him; nan\tsaid so\nat 12:30",
+            "None of us. I <3 you & him; nan\tsaid so\nat 12:30",
+            (),
+        ),
+        ("می‌خواهم 👩‍🚀", "می‌خواهم 👩‍🚀", ()),
+    ],
+)
+def test_speech_is_not_rewritten_and_what_is_none_is_remarked(cell, text, kinds):
+    assert read(cell) == (text, kinds)
+
+
+def test_both_kinds_of_corpus_tell_each_kind_once_with_a_count_and_an_example(tmp_path, caplog):
+    rows = "".join(f"c{row},{cell},\n" for row, cell in enumerate(["nan", "NULL", "a.srt", "b.srt", "hello"]))
+    (tmp_path / "all.csv").write_text(f"name,transcript,label\n{rows}")
+    clips, problems = manifest.clips(tmp_path / "all.csv", ["calm", "tense"])
+    assert problems == []
+    assert [clip.transcript for clip in clips] == [None, None, "a.srt", "b.srt", "hello"]
+    assert [clip.remarks for clip in clips] == [(), (), (texts.PATH,), (texts.PATH,), ()]
+    assert f"all.csv: 2 cells: {texts.EMPTY_MARK}; as 'nan' of c0" in caplog.messages
+    assert f"all.csv: 2 cells: {texts.PATH}; as 'a.srt' of c2" in caplog.messages
+
+    for name in ("l1", "l2"):
+        (tmp_path / "video-labeled").mkdir(exist_ok=True)
+        (tmp_path / "video-labeled" / f"{name}.mp4").touch()
+    (tmp_path / "label-disdim.csv").write_text("name,discrete\nl1,calm\nl2,tense\n")
+    (tmp_path / "label-transcription.csv").write_text("name,chinese\nl1,nan\nl2,<b>hi</b>\nghost,x\n")
+    clips, problems = mer2024.clips(tmp_path, ["calm", "tense"])
+    # As an empty field: a clip without a word, and nothing that was lost.
+    assert [(clip.transcript, clip.remarks) for clip in clips] == [(None, ()), ("<b>hi</b>", (texts.MARKUP,))]
+    assert problems == []
+    assert "label-transcription.csv: 1 rows belong to no clip of this folder: ghost" in caplog.messages
+
+
+def test_a_word_for_nothing_in_place_of_a_label_is_an_empty_label_unless_it_is_one(tmp_path, caplog):
+    (tmp_path / "all.csv").write_text("name,transcript,label\na,x,calm\nb,x,nan\nc,x,None\n")
+    with caplog.at_level(logging.INFO):
+        clips, problems = manifest.clips(tmp_path / "all.csv", ["calm", "tense"])
+        assert read_labels(tmp_path / "all.csv", ["calm", "tense"]) == (
+            {"a": "calm", "b": None, "c": None},
+            [],
+        )
+    assert problems == []
+    assert {clip.name: (clip.label, clip.split) for clip in clips} == {
+        "a": ("calm", "labeled"),
+        "b": (None, "unlabeled"),
+        "c": (None, "unlabeled"),
+    }
+    assert (
+        caplog.text.count(
+            "all.csv: 2 labels are words for an empty cell and are taken for one: 'nan', 'None'"
+        )
+        == 2
+    )
+    assert read_labels(tmp_path / "all.csv", ["calm", "none"])[0] == {"a": "calm", "b": None, "c": "none"}
