@@ -80,7 +80,10 @@ def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder
         "there",
         ("l3", "clip"): "label-disdim.csv line 4: 2 fields instead of 3",
         ("l4", "clip"): "it is in video-labeled, but label-disdim.csv has no row for it",
-        ("ghost", "clip"): "label-disdim.csv line 5: video-labeled has no file ghost.mp4",
+        (
+            "ghost",
+            "clip",
+        ): "label-disdim.csv line 5: video-labeled has no file ghost.mp4, nor another video of that name",
         ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
         ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2; put a field that holds "
         "a delimiter between quotes",
