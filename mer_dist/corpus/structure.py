@@ -34,7 +34,13 @@ def followed(path: Path) -> bool:
 
 def remedy(path: Path) -> str:
     """What to say of a file of which nothing can be read, after the reason that FFmpeg gives."""
-    head = _at(path, 0, 32)
+    try:
+        return _remedy(path, _at(path, 0, 32))
+    except OSError:
+        return ""  # FFmpeg has given that reason.
+
+
+def _remedy(path: Path, head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2:
         return ": it is an animated WebP, which FFmpeg does not decode; convert it to GIF or mp4"
     if head[4:8] not in (b"ftyp", b"styp", b"moof", b"sidx", b"free", b"mdat", b"wide"):
