@@ -31,7 +31,10 @@ _ASIDE = (
     | _FLAGS.non_diegetic
     | _FLAGS.karaoke
 )
-SEVERAL_VIDEOS = "several video tracks; the first that is flagged default and no single picture was used"
+SEVERAL_VIDEOS = (
+    "several video tracks; the first that is flagged default was used, or else the first; "
+    "one that states to be a single picture comes last"
+)
 #: Times are sums of rounded ticks, in seconds.
 TICK = 1e-6
 ENCRYPTED = "it is encrypted"

@@ -76,7 +76,7 @@ def _coloured(frame: av.VideoFrame, size: dict[str, int], remarks: set[str]) -> 
     if frame.colorspace in UNSUPPORTED:
         raise ColourError(
             f"its colours are coded as {UNSUPPORTED[frame.colorspace]}, which cannot be shown here; "
-            "re-encode it with the colour matrix bt709 (ffmpeg: -vf zscale=matrix=709)"
+            "re-encode it with the colour matrix bt709 or bt2020nc in a program that knows this one"
         )
     if frame.colorspace == YCGCO and not frame.format.is_rgb:
         return _from_ycgco(frame, size)
