@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import av
 import numpy as np
 
 #: In formats that may be pieced together a pause of more seconds is a seam, as for the program ffmpeg.
 LONGEST_PAUSE = 10.0
+#: In every format a pause longer than that, and than so many ordinary steps, may be a clock that was set anew.
+LEAP = 20
+#: Packets that share a time, from which on the times say nothing. Whole milliseconds of fast cameras are fewer.
+SHARED = 4
+UNLIKELY = "times of its frames that cannot be so (a leap, or all the same); they were taken by their order"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What may be believed of the times of a video's packets."""
+
+    #: False if they are all the same: frames go by their order and the nominal rate.
+    stamped: bool = True
+    #: Whether a long pause is none: what comes after it follows at once.
+    leaps: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.stamped and not self.leaps
+
+
+def trust(base: float, times: Sequence[int | None], heard: Callable[[], float]) -> Trust:
+    """What the times, in ticks of ``base`` seconds, are worth.
+
+    A long pause may be meant: a picture that stands still, a camera that waits for motion. It is taken for
+    a leap where pauses fill most of the video, its other frames follow closely, and no sound lasts as long.
+
+    Args:
+        heard: seconds of sound that the file holds; asked only where there is such a pause.
+    """
+    known = np.sort([time for time in times if time is not None]) * base
+    if len(known) < 2:
+        return Trust()
+    if len(np.unique(known)) < max(2, len(known) / SHARED):
+        return Trust(stamped=False)
+    steps = np.diff(known)
+    pauses = steps[steps > max(LONGEST_PAUSE, LEAP * np.median(steps))].sum()
+    length = known[-1] - known[0]
+    return Trust(leaps=bool(2 * pauses > length and 2 * heard() < length))
 
 
 class Clock:
@@ -19,26 +59,28 @@ class Clock:
     it follows the one before. A frame without any time comes one step after the last, the first at ``start``.
     """
 
-    def __init__(self, container, stream, start: float = 0.0):
+    def __init__(self, container, stream, start: float = 0.0, worth: Trust = Trust()):
         self.base = stream.time_base
         #: Seconds from frame to frame; FFmpeg, too, takes a stream that does not say it to have 25 a second.
         self.step = float(1 / (stream.guessed_rate or 25))
         # AVI knows when a frame is sent, and not, which differs where there are B-frames, when it is shown.
         self.trusted = not ("avi" in container.format.name and stream.codec_context.has_b_frames)
-        self.pieced = bool(container.format.flags & av.format.Flags.ts_discont.value)
+        self.pieced = worth.leaps or bool(container.format.flags & av.format.Flags.ts_discont.value)
+        self.stamped = worth.stamped
         self.start, self.shift, self.last = start, 0.0, -np.inf
 
     def tells(self, shown: Sequence[int | None], sent: Sequence[int | None]) -> bool:
         """Whether the times of the packets, in the order of the file, are the times of the frames."""
         steps = np.diff([time for time in sent if time is not None]) * float(self.base)
         seams = (steps < 0) | (self.pieced & (steps > LONGEST_PAUSE))
-        return self.trusted and None not in shown and not seams.any()
+        return self.stamped and self.trusted and None not in shown and not seams.any()
 
     def time(self, frame: av.VideoFrame) -> float:
         """Seconds at which the next frame is shown."""
         own, sent = (None if stamp is None else float(stamp * self.base) for stamp in (frame.pts, frame.dts))
         self.trusted = self.trusted and (own is None or own + self.shift >= self.last)
         told = own if self.trusted and own is not None else sent
+        told = told if self.stamped else None
         after = max(self.start, self.last + self.step)
         if told is None:
             self.last = after

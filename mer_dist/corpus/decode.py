@@ -7,13 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist.corpus import faces, media
+from mer_dist.corpus import faces, media, picture
+from mer_dist.corpus.clock import UNLIKELY
 from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip, Modality, Problem
 from mer_dist.settings import ShardConfig
 
 SHORT_SOUND = "sound far shorter than its video"
 LONG_SOUND = "sound far longer than its video"
+CUT_AWAY = (
+    "more than a third of the picture lies outside the central square that is stored, for no face detector "
+    "found a face or none is at work"
+)
+#: A square out of 4:3 loses a quarter, out of 16:9 four ninths.
+MOST_CUT_AWAY = 1 / 3
+APART = "sound and picture of a file begin over half a second apart; each is stored from its own start"
+APART_SECONDS = 0.5
 #: What is far: more than twice as long, and more than half a second. Streams of one file seldom end together.
 FAR, FAR_SECONDS = 2.0, 0.5
 
@@ -26,6 +35,8 @@ class Decoded:
     #: (S,) int16, mono, 16 kHz; None if the audio is missing.
     samples: np.ndarray | None = None
     seconds: float = 0.0
+    #: Second at which the picture begins on the clock of its file; None if that is not known.
+    start: float | None = None
     #: False where no face was found and the frames show the whole picture.
     face: bool = True
     #: Modalities that the clip lacks, sorted.
@@ -109,6 +120,10 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     else:
         decoded.frames = [faces.whole(frame, config.image_size) for frame in video.frames]
         decoded.face = config.faces == "none"
+    whole = config.faces == "none" or not decoded.face
+    decoded.remarks += [CUT_AWAY] * (whole and max(map(_cut_away, video.frames)) > MOST_CUT_AWAY)
+    decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(video.frames)
+    decoded.start = None if UNLIKELY in video.remarks else video.start
     if video.damage:
         decoded.note("part of video", f"{clip.video.name}: {video.damage}")
     decoded.remarks += video.remarks
@@ -121,9 +136,17 @@ def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
     sound = read_sound(source)
     decoded.samples = sound.samples
     decoded.remarks += sound.remarks + _length_remarks(sound.seconds, decoded.seconds)
+    if source == decoded.clip.video and None not in (decoded.start, sound.start):
+        decoded.remarks += [APART] * (abs(sound.start - decoded.start) > APART_SECONDS)
+    decoded.remarks = list(dict.fromkeys(decoded.remarks))
     decoded.seconds = max(decoded.seconds, sound.seconds)
     if sound.damage:
         decoded.note("part of audio", f"{source.name}: {sound.damage}")
+
+
+def _cut_away(frame: np.ndarray) -> float:
+    """The part of a picture (H, W, 3) that is outside its central square."""
+    return 1 - min(frame.shape[:2]) / max(frame.shape[:2])
 
 
 def _length_remarks(sound: float, video: float) -> list[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 
 from mer_dist.corpus import paths, picture, stated
-from mer_dist.corpus.clock import Clock
+from mer_dist.corpus.clock import UNLIKELY, Clock, Trust, trust
 from mer_dist.corpus.picture import Shot
+from mer_dist.corpus.structure import FOLLOWED, followed, remedy
 
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
@@ -29,7 +31,12 @@ _ASIDE = (
     | _FLAGS.non_diegetic
     | _FLAGS.karaoke
 )
-SEVERAL_VIDEOS = "several video tracks; the one that players take was used"
+SEVERAL_VIDEOS = (
+    "several video tracks; the first that is flagged default was used, or else the first; "
+    "one that states to be a single picture comes last"
+)
+#: Times are sums of rounded ticks, in seconds.
+TICK = 1e-6
 ENCRYPTED = "it is encrypted"
 NOT_WHOLE = "the decoder does not vouch for a picture"
 
@@ -42,11 +49,42 @@ class MediaError(Exception):
 class Video:
     #: (H, W, 3) uint8 RGB each, in time order.
     frames: list[np.ndarray]
+    #: On the clock of the file.
+    start: float
     seconds: float
     #: What of the stream did not decode; empty if it is whole.
     damage: str
     #: Kinds of what is worth telling of its pictures.
     remarks: list[str]
+
+
+@dataclass(kw_only=True)
+class _Extent:
+    """Of the packets of a video that are shown."""
+
+    #: Seconds on the clock of the file.
+    start: float
+    end: float
+    #: (N,) seconds of each, sorted; empty if their times are not those of the frames.
+    times: np.ndarray
+    #: How many have a byte.
+    seen: int
+    #: What of them is missing.
+    damage: str
+    trust: Trust
+
+    def targets(self, count: int) -> np.ndarray:
+        """(count,) seconds: the middles of equal stretches."""
+        return self.start + (np.arange(count) + 0.5) * (self.end - self.start) / count
+
+    def from_first(self, time: float) -> _Extent:
+        """From the first frame that decodes: a recording cut out of another may begin with frames that
+        build on a picture which is not in it. A few at the start are usual, and no loss."""
+        if not len(self.times) or time - self.start <= stated.SLACK_SECONDS:
+            return self
+        there, count = int((self.times > time - TICK).sum()), len(self.times)
+        why = f"{there} of {count} frames are there, for those before build on a picture that is not"
+        return replace(self, start=time, damage="; ".join(filter(None, (self.damage, why))))
 
 
 @dataclass(kw_only=True)
@@ -80,21 +118,30 @@ def read_video(path: Path, count: int) -> Video:
         MediaError: no such file, no video stream, or most of it does not decode.
     """
     with _opened(path) as container:
-        start, end, seen, damage = _extent(container, _stream(container, "video", path), path)
+        extent = _extent(container, _stream(container, "video", path), path)
         remarks = {SEVERAL_VIDEOS} if len(_tracks(container, "video")) > 1 else set()
-    targets = start + (np.arange(count) + 0.5) * (end - start) / count
+    remarks |= {UNLIKELY} if not extent.trust.whole else set()
+    remarks |= {FOLLOWED} if followed(path) else set()
     faults: list[str] = []
     with _opened(path) as container:
         stream = _stream(container, "video", path)
-        frames = _shown_at(targets, _shots(container, stream, start, faults), remarks)
-    if 2 * len(faults) > seen:
-        raise MediaError(f"{path.name}: most of its video does not decode: {faults[0]}")
-    if not frames:
+        shots = _shots(container, stream, extent, faults)
+        first = next(shots, None)
+        if first is not None:
+            extent = extent.from_first(first.time)
+            try:
+                frames = _shown_at(extent.targets(count), chain([first], shots), remarks)
+            except picture.ColourError as error:
+                raise MediaError(f"{path.name}: {error}") from None
+    if 2 * len(faults) > extent.seen:
+        raise MediaError(f"{path.name}: most of its video does not decode: {faults[0]}{remedy(path)}")
+    if first is None:
         raise MediaError(f"{path.name}: no frame of its video decodes")
     return Video(
         frames=frames,
-        seconds=end - start,
-        damage=damage or _summary("video", faults),
+        start=extent.start,
+        seconds=extent.end - extent.start,
+        damage=extent.damage or _summary("video", faults),
         remarks=sorted(remarks),
     )
 
@@ -103,10 +150,10 @@ def video_seconds(path: Path) -> float:
     """Length of the video stream; 0 if there is none that can be read."""
     try:
         with _opened(path) as container:
-            start, end, *_ = _extent(container, _stream(container, "video", path), path)
+            extent = _extent(container, _stream(container, "video", path), path)
     except MediaError:
         return 0.0
-    return end - start
+    return extent.end - extent.start
 
 
 @contextmanager
@@ -127,8 +174,13 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
             faults=faults,
             count=len(tracks),
             known=len(_decodable(tracks)),
-            stated=partial(stated.seconds, container, stream, path),
+            stated=partial(_stated, container, stream, path),
         )
+
+
+def _stated(container, stream, path: Path, heard: float) -> float:
+    """Seconds of sound that there are by the file's own word, where so many were heard."""
+    return max(stated.seconds(container, stream, path, heard), heard + _lacking(path, container, heard))
 
 
 @contextmanager
@@ -140,7 +192,7 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         container = av.open(f"file:{path}", metadata_errors="ignore", options=options)
     except (av.FFmpegError, ValueError) as error:
-        raise MediaError(f"{path.name}: not readable: {_plain(error)}") from None
+        raise MediaError(f"{path.name}: not readable: {_plain(error)}{remedy(path)}") from None
     with container:
         yield container
 
@@ -168,9 +220,12 @@ def _tracks(container, kind: str) -> list:
         for stream in container.streams
         if stream.type == kind and not stream.disposition & _FLAGS.attached_pic
     ]
+    # A track of one picture beside one of many is a thumbnail, or the still of an animation.
+    many = kind == "video" and any(stream.frames > 1 for stream in tracks)
     return sorted(
         tracks,
         key=lambda stream: (
+            many and stream.frames == 1,
             not stream.disposition & _FLAGS.default,
             bool(stream.disposition & _ASIDE),
             stream.index,
@@ -189,9 +244,9 @@ def _bound(codec, path: Path) -> None:
     codec.options = {"max_pixels": str(MOST_PIXELS)}
 
 
-def _extent(container, stream, path: Path) -> tuple[float, float, int, str]:
+def _extent(container, stream, path: Path) -> _Extent:
     """Start and end in seconds of the packets that are shown, how many there are, and what is missing."""
-    times, sent, seen, longest, corrupt = [], [], 0, 0, 0
+    times, sent, flagged, keys, seen, longest, broken = [], [], [], set(), 0, 0, 0
     try:
         for packet in container.demux(stream):
             # What an edit list hides is in the file only so that the rest can be decoded.
@@ -199,12 +254,16 @@ def _extent(container, stream, path: Path) -> tuple[float, float, int, str]:
                 continue
             # One without a byte shows the frame before it once more.
             seen += packet.size > 0
-            corrupt += packet.is_corrupt
+            flagged += [len(times)] * packet.is_corrupt
+            keys |= {len(times)} if packet.is_keyframe else set()
             longest = max(longest, packet.duration or 0)
             sent.append(packet.dts)
             times.append(packet.dts if packet.pts is None else packet.pts)
     except av.FFmpegError:
-        corrupt += 1
+        broken = 1
+    # Just before a picture that builds on none the flag may mean the seam of two recordings, where packets
+    # are counted anew, and no loss; if it is one, the decoder finds it.
+    corrupt = broken + sum(not keys & {place + 1, place + 2} for place in flagged)
     promised = _promised(container, stream, seen)
     if not seen:
         hidden = stream.frames and not promised
@@ -214,13 +273,36 @@ def _extent(container, stream, path: Path) -> tuple[float, float, int, str]:
     if not damage and (corrupt or seen < promised):
         damage = f"{seen - corrupt} of {promised} frames are there"
     base = float(stream.time_base)
-    if not Clock(container, stream).tells(times, sent):
+    worth = trust(base, times, partial(_heard, path))
+    if not Clock(container, stream, worth=worth).tells(times, sent) or worth.leaps:
         start = min((time for time in times if time is not None), default=0) * base
-        return *_counted(path, start), seen, damage
-    times.sort()
+        start, end = _counted(path, start, worth)
+        return _Extent(start=start, end=end, times=np.empty(0), seen=seen, damage=damage, trust=worth)
+    own = np.sort(times) * base
     # The last frame is shown as long as the others are, not for the time of a long pause.
-    step = float(np.median(np.diff(times))) if len(times) > 1 else longest or 1
-    return times[0] * base, (times[-1] + step) * base, seen, damage
+    step = float(np.median(np.diff(own))) if len(own) > 1 else (longest or 1) * base
+    start, end = float(own[0]), float(own[-1]) + step
+    damage = stated.missing(end - start, end - start + _lacking(path, container, end)) or damage
+    return _Extent(start=start, end=end, times=own, seen=seen, damage=damage, trust=worth)
+
+
+def _heard(path: Path) -> float:
+    """Seconds of sound in a file, by its packets."""
+    with _opened(path) as container:
+        if not _tracks(container, "audio"):
+            return 0.0
+        stream = _tracks(container, "audio")[0]
+        lengths = [(packet.duration or 0) for packet in container.demux(stream) if packet.size]
+        # In mp4 a packet lasts until the next, also over a leap; in sound they are all of one length.
+        return len(lengths) * float(np.median(lengths or 0) * stream.time_base)
+
+
+def _lacking(path: Path, container, end: float) -> float:
+    """Seconds at the end of a file that it states to have and has not; one stream of it has its ``end``."""
+    if not stated.promises_more(container, end):
+        return 0.0
+    with _opened(path) as again:
+        return stated.cut_off(again)
 
 
 def _promised(container, stream, seen: int) -> int:
@@ -232,20 +314,20 @@ def _promised(container, stream, seen: int) -> int:
     return sum(entry.size > 0 and not entry.is_discard for entry in stream.index_entries)
 
 
-def _counted(path: Path, start: float) -> tuple[float, float]:
+def _counted(path: Path, start: float, worth: Trust) -> tuple[float, float]:
     """Start and end of a video whose packets do not say when they are shown: by decoding it all."""
     with _opened(path) as container:
         stream = _stream(container, "video", path)
-        clock = Clock(container, stream, start)
+        clock = Clock(container, stream, start, worth)
         times = [clock.time(frame) for frame in _decoded(container, stream, [])]
     if not times:
         raise MediaError(f"{path.name}: no frame of its video decodes")
     return times[0], times[-1] + clock.step
 
 
-def _shots(container, stream, start: float, faults: list[str]) -> Iterator[Shot]:
-    """Every frame that decodes with what the file says of it; the first at ``start`` if it says no times."""
-    clock, matrix = Clock(container, stream, start), None
+def _shots(container, stream, extent: _Extent, faults: list[str]) -> Iterator[Shot]:
+    """Every frame that decodes with what the file says of it; the first at the start if it says no times."""
+    clock, matrix = Clock(container, stream, extent.start, extent.trust), None
     declared = stream.sample_aspect_ratio
     by_container = declared != stream.codec_context.sample_aspect_ratio
     for frame in _decoded(container, stream, faults):

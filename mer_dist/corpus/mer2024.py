@@ -122,11 +122,12 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
         some = ", ".join(names.shown(name) for name, _ in others[:SHOWN])
         logger.warning(
             "%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
-            "that lies in this folder itself",
+            "that lies in this folder itself and whose name ends in one of %s",
             part,
             len(others),
             kinds,
             some,
+            " ".join(sorted(SUFFIXES)),
         )
     return found
 
@@ -165,7 +166,11 @@ def _report_rows_without_clip(
 ) -> None:
     for name in emotions.rows:
         if name not in videos:
-            lose(name, "clip", f"{emotions.place(name)}: video-labeled has no file {name}.mp4")
+            lose(
+                name,
+                "clip",
+                f"{emotions.place(name)}: video-labeled has no file {name}.mp4, nor another video of that name",
+            )
         elif videos[name][0] != LABELED:
             where = videos[name][1].parent.name
             lose(name, "label", f"{emotions.place(name)}: not used, because the clip is in {where}")

@@ -43,6 +43,14 @@ VIDEO_SUFFIXES = frozenset(
         ".h264",
         ".h265",
         ".hevc",
+        ".mod",
+        ".tod",
+        ".lrv",
+        ".insv",
+        ".dav",
+        ".wtv",
+        ".gif",
+        ".nut",
     ]
 )
 #: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.

@@ -18,9 +18,27 @@ ODDEST_PIXEL = 4
 TOLERANCE = 5
 ODD_PIXELS = f"pixels said to be over {ODDEST_PIXEL} times as long one way as the other, taken as square"
 ASKEW = "a display matrix that is no quarter turn or mirror image, so pictures are kept as they are stored"
+#: Most of a whole clip lies within so many of 256 levels.
+FEW_LEVELS = 16
+NEARLY_EMPTY = (
+    "pictures nearly of one shade throughout, as black ones or those of a sensor that uses few levels"
+)
+TRANSPARENT = "transparent pictures, laid on black"
+OTHER_MATRIX = "colours coded in a rare way (constant luminance), shown by the nearest one that is supported"
+#: Numbers of ITU-T H.273: matrices that swscale knows, and those without constant luminance next to the others.
+BT709, UNSPECIFIED, YCGCO, BT2020, BT2020_CONSTANT, DERIVED, DERIVED_CONSTANT = 1, 2, 8, 9, 10, 12, 13
+UNSUPPORTED = {11: "SMPTE ST 2085", 14: "ICtCp"}
+#: Primaries -> the matrix that is derived from them; others are close to those of BT.709.
+DERIVED_FROM = {4: 4, 5: 5, 6: 6, 7: 7, 9: BT2020}
+#: From here on players take a picture to be HD, whose colours are coded as in BT.709, where nothing says it.
+HD_WIDTH, HD_LINES = 1280, 720
 #: Kinds of data beside a frame that FFmpeg may know and PyAV not yet: the next numbers after its list.
 _LISTED: list[Any] = [kind.value for kind in Type]  # PyAV's own types do not say that they are numbers
 UNLISTED = range(max(_LISTED) + 1, max(_LISTED) + 17)
+
+
+class ColourError(Exception):
+    """A picture whose colours cannot be shown; the message says why and what to do."""
 
 
 @dataclass(kw_only=True)
@@ -44,15 +62,71 @@ def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
     frame = shot.frame
     wide = frame.width * float(_believable(shot.ratio or Fraction(1), remarks))
     scale = min(1.0, LONGEST_SIDE / max(wide, frame.height))
-    image = frame.to_ndarray(
-        format="rgb24",
-        interpolation="AREA",
-        width=max(1, round(wide * scale)),
-        height=max(1, round(frame.height * scale)),
-    )
+    size = {"width": max(1, round(wide * scale)), "height": max(1, round(frame.height * scale))}
+    image = _coloured(frame, size, remarks)
     if shot.matrix is None:
         return image
     return np.ascontiguousarray(turned(image, orientation(shot.matrix, remarks)))
+
+
+def _coloured(frame: av.VideoFrame, size: dict[str, int], remarks: set[str]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of ``size``.
+
+    Raises:
+        ColourError: its colours are coded in a way that cannot be shown.
+    """
+    if frame.colorspace in UNSUPPORTED:
+        raise ColourError(
+            f"its colours are coded as {UNSUPPORTED[frame.colorspace]}, which cannot be shown here; "
+            "re-encode it with the colour matrix bt709 or bt2020nc in a program that knows this one"
+        )
+    if frame.colorspace == YCGCO and not frame.format.is_rgb:
+        return _from_ycgco(frame, size)
+    if frame.colorspace in (BT2020_CONSTANT, DERIVED, DERIVED_CONSTANT):
+        if frame.colorspace != DERIVED:
+            remarks.add(OTHER_MATRIX)
+        derived = DERIVED_FROM.get(frame.color_primaries, BT709)
+        frame.colorspace = BT2020 if frame.colorspace == BT2020_CONSTANT else derived
+    hd = frame.width >= HD_WIDTH or frame.height >= HD_LINES
+    if frame.colorspace == UNSPECIFIED and hd and not frame.format.is_rgb:
+        frame.colorspace = BT709
+    if not _transparent(frame.format.name):
+        return frame.to_ndarray(format="rgb24", interpolation="AREA", **size)
+    image = frame.to_ndarray(format="rgba", interpolation="AREA", **size)
+    opacity = image[..., 3:]
+    if opacity.min() == 255:
+        return frame.to_ndarray(format="rgb24", interpolation="AREA", **size)
+    remarks.add(TRANSPARENT)
+    return np.rint(image[..., :3] * (opacity / 255)).astype(np.uint8)
+
+
+def _transparent(form: str) -> bool:
+    """Whether pictures of a pixel format may be transparent."""
+    return form.startswith(
+        ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya8", "ya16", "pal8", "ayuv", "vuya")
+    )
+
+
+def _from_ycgco(frame: av.VideoFrame, size: dict[str, int]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB by the equations 18 to 20 of ITU-T H.273, chapter 8.3."""
+    whole = frame.color_range == 2 or frame.format.name.startswith("yuvj")
+    frame.colorspace = BT709  # It stays as it is: from YUV to YUV no matrix is used.
+    planes = frame.reformat(format="yuv444p", interpolation="AREA", **size)
+    luma, green, orange = (plane.astype(float) for plane in planes.to_ndarray(format="yuv444p"))
+    if not whole:
+        luma, green, orange = (luma - 16) * 255 / 219, (green - 128) * 255 / 224, (orange - 128) * 255 / 224
+    else:
+        green, orange = green - 128, orange - 128
+    rest = luma - green
+    image = np.stack([rest + orange, luma + green, rest - orange], axis=-1)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def nearly_empty(frames: list[np.ndarray]) -> bool:
+    """Whether all but a hundredth at either end of the pixels (H, W, 3) of a clip differ by a few levels."""
+    thin = np.concatenate([frame[::4, ::4].reshape(-1) for frame in frames])
+    low, high = np.percentile(thin, (1, 99))
+    return bool(high - low < FEW_LEVELS)
 
 
 def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mer_dist.corpus import media, stated
+from mer_dist.corpus import media, stated, structure
 from mer_dist.corpus.media import MediaError
 
 #: Samples per second of every stored waveform: what HuBERT was trained on.
@@ -61,6 +61,8 @@ class Sound:
     damage: str
     #: Kinds of what is worth telling.
     remarks: list[str] = field(default_factory=list)
+    #: Second at which it begins on the clock of the file; None if that is not known.
+    start: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -89,7 +91,9 @@ def read_sound(path: Path) -> Sound:
         samples = np.concatenate([part for run in heard.runs for part in run.parts])
     if int(samples.max()) - int(samples.min()) <= 2:
         remarks.append(SILENT)
-    return Sound(samples=samples, damage=heard.damage, remarks=remarks)
+    if structure.followed(path):
+        remarks.append(structure.FOLLOWED)
+    return Sound(samples=samples, damage=heard.damage, remarks=remarks, start=heard.gaps.start)
 
 
 class _Run:
@@ -312,8 +316,12 @@ class _Gaps:
     hole: bool = False
     #: Seconds at which the next frame is due; None if that is not known.
     due: float | None = None
+    #: Second of the first frame; None if that is not known.
+    start: float | None = None
 
     def follow(self, frame: av.AudioFrame) -> None:
+        if not self.length:
+            self.start = frame.time
         self.length += frame.samples
         if self.due is not None and frame.time is not None:
             self.hole |= frame.time - self.due > HOLE_SECONDS

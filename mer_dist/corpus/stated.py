@@ -10,10 +10,15 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+import av
+import numpy as np
+
 #: Sizes of a RIFF file from here on stand for "not known yet": writers differ in which they take.
 UNKNOWN_SIZE = 2**31 - 2**16
 #: Frames that FFmpeg writes into the header of an AVI until it knows better.
 UNKNOWN_FRAMES = 2**30
+#: Bytes that are read at once, and zeros at the end of a file that are no more than padding.
+BLOCK, FEW_ZEROS = 2**16, 2**11
 #: What may be missing, in seconds and as a part: encoders pad and trim, headers are rounded.
 SLACK_SECONDS, SLACK = 0.2, 0.05
 
@@ -31,6 +36,38 @@ def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) ->
         return ""
     short = _short(*(float(count * stream.time_base) for count in (there, stream.frames)))
     return f"{there} of {stream.frames} frames are there" if short else ""
+
+
+def promises_more(container, end: float) -> bool:
+    """Whether a Matroska file, or fragments of mp4 with an index, are to go on after ``end`` seconds.
+
+    Its length is that of its longest stream, so that the others have to be looked at before it is a loss.
+    """
+    form = container.format.name
+    fragments = "mp4" in form and not any(stream.frames for stream in container.streams)
+    return (fragments or "matroska" in form) and _short(end, (container.duration or 0) / av.time_base)
+
+
+def cut_off(container) -> float:
+    """Seconds at the end of a file that its header promises and no stream has; it is read to its end."""
+    length = (container.duration or 0) / av.time_base
+    spans: dict[int, list[float]] = {}
+    try:
+        for packet in container.demux():
+            if packet.pts is not None and packet.size:
+                scale = float(packet.time_base)
+                spans.setdefault(packet.stream.index, []).append(
+                    (packet.pts + (packet.duration or 0)) * scale
+                )
+    except av.FFmpegError:
+        pass  # Where it breaks off is what is asked.
+    # The length is the end of the last packet, and one that says no duration lasts as long as the others.
+    ends = [
+        max(own) + (float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf)
+        for own in spans.values()
+    ]
+    end = max(ends, default=0.0)
+    return length - end if _short(end, length) else 0.0
 
 
 def _short(there: float, stated: float) -> bool:
@@ -71,7 +108,9 @@ def _riff(path: Path) -> float:
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             return 1.0
-        file.seek(12)
+        file.seek(8)
+        # A download may set the whole length aside and fill it from the front; in a sound zeros are silence.
+        whole = _filled(path) if file.read(4) == b"AVI " else whole
         while len(head := file.read(12)) == 12:
             kind, size, form = struct.unpack("<4sI4s", head)
             if kind == b"data" or (kind, form) == (b"LIST", b"movi"):
@@ -79,6 +118,20 @@ def _riff(path: Path) -> float:
                 return min(1.0, (whole - file.tell() + 4) / size) if known else 1.0
             file.seek(size + size % 2 - 4, 1)
     return 1.0
+
+
+def _filled(path: Path) -> int:
+    """Bytes of a file up to the last that is not zero; all of them if the zeros at its end are few."""
+    whole = place = path.stat().st_size
+    with open(path, "rb") as file:
+        while place:
+            start = max(0, place - BLOCK)
+            file.seek(start)
+            if rest := file.read(place - start).rstrip(b"\0"):
+                place = start + len(rest)
+                break
+            place = start
+    return place if whole - place >= FEW_ZEROS else whole
 
 
 def _flac(header: bytes) -> float:

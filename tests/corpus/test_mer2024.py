@@ -80,7 +80,10 @@ def test_what_does_not_fit_together_goes_to_quarantine_with_file_and_line(folder
         "there",
         ("l3", "clip"): "label-disdim.csv line 4: 2 fields instead of 3",
         ("l4", "clip"): "it is in video-labeled, but label-disdim.csv has no row for it",
-        ("ghost", "clip"): "label-disdim.csv line 5: video-labeled has no file ghost.mp4",
+        (
+            "ghost",
+            "clip",
+        ): "label-disdim.csv line 5: video-labeled has no file ghost.mp4, nor another video of that name",
         ("u1", "label"): "label-disdim.csv line 6: not used, because the clip is in video-unlabeled",
         ("u1", "text"): "label-transcription.csv line 3: 3 fields instead of 2; put a field that holds "
         "a delimiter between quotes",
@@ -232,3 +235,16 @@ def test_a_folder_without_unlabelled_clips_says_that_nothing_will_be_answered(fo
         (folder / part).rename(folder / part.replace("unlabeled", "unlabelled"))
     assert len(mer2024.clips(folder, LABELS)[0]) == 4
     assert "video-unlabeled*, of which there are 0; not looked into: video-unlabelled, " in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["MOD", "tod", "lrv", "insv", "dav", "wtv", "gif", "nut"])
+def test_what_cameras_and_recorders_write_is_taken_for_a_clip(folder, ending):
+    (folder / "video-labeled" / "l1.mp4").rename(folder / "video-labeled" / f"l1.{ending}")
+    found, _ = mer2024.clips(folder, LABELS)
+    assert [clip.video.name for clip in found if clip.name == "l1"] == [f"l1.{ending}"]
+
+
+def test_other_endings_are_answered_with_those_that_are_taken(folder, caplog):
+    (folder / "video-labeled" / "l1.mp4").rename(folder / "video-labeled" / "l1.clip")
+    mer2024.clips(folder, LABELS)
+    assert "whose name ends in one of .264 .265 .3g2 .3gp .asf .avi" in caplog.text

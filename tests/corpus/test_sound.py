@@ -12,6 +12,7 @@ from media_files import ramp, tone, write_mp4
 from mer_dist.corpus import decode as decoding
 from mer_dist.corpus import media, sound
 from mer_dist.corpus.decode import decode
+from mer_dist.corpus.picture import NEARLY_EMPTY
 from mer_dist.corpus.sound import RATE, read_sound
 from mer_dist.records import Clip
 from mer_dist.settings import ShardConfig
@@ -143,7 +144,7 @@ def test_of_several_videos_the_default_one_is_shown_and_it_is_told(tmp_path):
     clip = Clip(name="a", video=path, audio=None, transcript="x", label=None, split="unlabeled")
     found = decode(clip, SMALL)
     assert found.frames[0].mean() == pytest.approx(200, abs=5)
-    assert found.remarks == [media.SEVERAL_VIDEOS]
+    assert found.remarks == [NEARLY_EMPTY, media.SEVERAL_VIDEOS]
 
 
 HALF = np.concatenate([VOICE[: RATE // 2], -VOICE[RATE // 2 :]])

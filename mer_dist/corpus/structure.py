@@ -1,0 +1,111 @@
+"""The outer structure of a media file, where FFmpeg passes over what people must know: what follows a
+recording in its file and is not read, and why nothing of a file can be read."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLLOWED = "more recordings follow in the same file, which are not read"
+#: Boxes, chunks or tags that are looked at; an hour of FLV has some hundred thousand.
+MOST_PARTS = 1_000_000
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+
+
+def followed(path: Path) -> bool:
+    """Whether a whole second recording stands behind the first, as ``cat a.mp4 b.mp4`` leaves it.
+
+    Looked for in the formats of which FFmpeg reads the first alone: mp4 and its kin, WAV, FLV and ASF.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[4:8] in (b"ftyp", b"moov"):
+        kinds = [kind for kind, _ in _boxes(path)]
+        # Fragments are read wherever they stand.
+        return kinds.count(b"moov") > 1 and b"moof" not in kinds
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        size = struct.unpack("<I", head[4:8])[0] + 8
+        return _at(path, size + size % 2, 4) == b"RIFF"
+    if head[:3] == b"FLV":
+        return _flv_again(path)
+    return head == ASF and _asf_again(path)
+
+
+def remedy(path: Path) -> str:
+    """What to say of a file of which nothing can be read, after the reason that FFmpeg gives."""
+    try:
+        return _remedy(path, _at(path, 0, 32))
+    except OSError:
+        return ""  # FFmpeg has given that reason.
+
+
+def _remedy(path: Path, head: bytes) -> str:
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2:
+        return ": it is an animated WebP, which FFmpeg does not decode; convert it to GIF or mp4"
+    if head[4:8] not in (b"ftyp", b"styp", b"moof", b"sidx", b"free", b"mdat", b"wide"):
+        return ""
+    kinds = [kind for kind, _ in _boxes(path)]
+    if b"moov" in kinds:
+        return ""
+    if b"moof" in kinds:
+        return (
+            ": it is a segment of a stream without its beginning (no moov); put the initialisation segment "
+            "before it: cat init.mp4 segment.m4s > clip.mp4"
+        )
+    return ": the recording was not finished or broke off (no moov, the table of its frames)"
+
+
+def _at(path: Path, place: int, count: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(place)
+        return file.read(count)
+
+
+def _boxes(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Kind and place of every box on the outermost level of an mp4."""
+    whole, place = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        for _ in range(MOST_PARTS):
+            file.seek(place)
+            head = file.read(16)
+            if len(head) < 8:
+                return
+            size, kind = struct.unpack(">I4s", head[:8])
+            yield kind, place
+            if size == 1 and len(head) == 16:
+                size = struct.unpack(">Q", head[8:])[0]
+            if size < 8 or place + size > whole:
+                return
+            place += size
+
+
+def _flv_again(path: Path) -> bool:
+    """Whether a header stands where a tag should."""
+    place = 13
+    with open(path, "rb") as file:
+        for _ in range(MOST_PARTS):
+            file.seek(place)
+            head = file.read(11)
+            if len(head) < 11 or head[:3] == b"FLV":
+                return len(head) == 11
+            place += 15 + int.from_bytes(head[1:4], "big")
+    return False
+
+
+def _asf_again(path: Path) -> bool:
+    """Whether a second header object stands on the outermost level."""
+    whole, place = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        for number in range(MOST_PARTS):
+            file.seek(place)
+            head = file.read(24)
+            if len(head) < 24:
+                return False
+            if number and head[:16] == ASF:
+                return True
+            size = struct.unpack("<Q", head[16:])[0]
+            if size < 24 or place + size >= whole:
+                return False
+            place += size
+    return False

@@ -1,0 +1,259 @@
+"""Files whose clock, colours, end or structure are odd: what is there is used, and what is not is said."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from media_files import ramp, tone, write_mp4
+
+from mer_dist.corpus import decode as decoding
+from mer_dist.corpus import picture, structure
+from mer_dist.corpus.clock import UNLIKELY, trust
+from mer_dist.corpus.decode import APART, CUT_AWAY, decode
+from mer_dist.corpus.media import MediaError, read_video
+from mer_dist.corpus.sound import read_sound
+from mer_dist.records import Clip
+from mer_dist.settings import ShardConfig
+
+
+def remuxed(source, target, change, **options):
+    """``source`` with each packet as ``change(packet, number of its stream)`` leaves it; None drops it."""
+    counts: dict[int, int] = {}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        streams = {own.index: new.add_stream_from_template(own) for own in old.streams}
+        for packet in old.demux():
+            if packet.dts is None:
+                continue
+            own = packet.stream
+            number = counts[own.index] = counts.get(own.index, -1) + 1
+            if change(packet, number):
+                packet.stream = streams[own.index]
+                new.mux(packet)
+    return target
+
+
+def late(kind, seconds, first=0):
+    def change(packet, number):
+        if packet.stream.type == kind and number >= first:
+            packet.pts += round(seconds / packet.time_base)
+            packet.dts += round(seconds / packet.time_base)
+        return True
+
+    return change
+
+
+def decoded(path, **settings):
+    clip = Clip(name="a", video=path, audio=None, transcript="x", label=None, split="labeled")
+    return decode(clip, ShardConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
+@pytest.mark.parametrize("first", [1, 37, 74])
+def test_a_leap_of_the_clock_costs_no_frame(tmp_path, name, first):
+    source = write_mp4(tmp_path / "a.mkv", ramp(75), options={"bf": "0"})
+    video = read_video(remuxed(source, tmp_path / name, late("video", 3600, first)), 75)
+    assert len(video.frames) == 75 and video.seconds == pytest.approx(3, abs=0.05)
+    assert [frame.mean() for frame in video.frames] == pytest.approx(np.linspace(20, 235, 75), abs=4)
+    assert video.remarks == [UNLIKELY] and video.damage == ""
+
+
+def test_times_that_are_all_the_same_cost_no_frame(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuvj420p"
+        for frame in ramp(75):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame)):
+                packet.pts = packet.dts = 0
+                container.mux(packet)
+    video = read_video(tmp_path / "a.mkv", 16)
+    assert len(video.frames) == 16 and video.seconds == pytest.approx(3, abs=0.05)
+    assert video.remarks == [UNLIKELY]
+
+
+def test_a_pause_that_the_sound_fills_is_meant(tmp_path):
+    """A slide that stands for 20 seconds while somebody speaks."""
+    source = write_mp4(tmp_path / "a.mkv", ramp(25), tone(seconds=21), options={"bf": "0"})
+    video = read_video(remuxed(source, tmp_path / "b.mkv", late("video", 20, 20)), 16)
+    assert video.remarks == [] and video.seconds == pytest.approx(21, abs=0.1)
+    assert len(video.frames) < 16
+
+
+@pytest.mark.parametrize(
+    "times", [range(0, 600, 10), [0], [0, 100], [0, 1, 2, 30, 31, 60, 61], np.repeat(np.arange(100), 2)]
+)
+def test_slow_and_uneven_times_are_believed(times):
+    """A time-lapse, one frame, two, a screen that changes seldom, whole milliseconds of a fast camera."""
+    assert trust(1.0 if max(times) > 99 else 0.1, list(times), lambda: 0.0).whole
+
+
+def test_what_comes_before_the_first_key_frame_is_missed_and_the_rest_is_spread_evenly(tmp_path):
+    source = write_mp4(tmp_path / "a.mkv", ramp(75), options={"bf": "0", "g": "50", "sc_threshold": "0"})
+    path = remuxed(source, tmp_path / "b.mkv", lambda packet, number: number >= 20)
+    video = read_video(path, 5)
+    assert video.damage.startswith("25 of 55 frames are there")
+    assert len(video.frames) == 5 and video.seconds == pytest.approx(1, abs=0.02)
+    right = [20 + 215 * (50 + place) / 74 for place in (2, 7, 12, 17, 22)]
+    assert [frame.mean() for frame in video.frames] == pytest.approx(right, abs=4)
+
+
+def cut(path, part, zeros=False):
+    content = path.read_bytes()
+    there = int(len(content) * part)
+    path.write_bytes(content[:there] + bytes(len(content) - there) * zeros)
+    return path
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("name", "muxer"),
+    [
+        ("a.mkv", {}),
+        ("a.avi", {}),
+        ("a.mp4", {"movflags": "frag_keyframe+empty_moov+default_base_moof+global_sidx"}),
+    ],
+)
+def test_what_a_header_promises_and_the_file_lacks_is_said(tmp_path, name, muxer, zeros):
+    noise = np.random.default_rng(0).integers(0, 255, (75, 64, 64, 3), np.uint8)
+    options = {"codec": "mpeg4", "options": {"g": "5", "qmin": "5", "qmax": "5"}, "muxer": muxer}
+    path = write_mp4(tmp_path / name, noise, tone(seconds=3), **options)
+    assert decoded(path).problems == []
+    told = {problem.lost: problem.reason for problem in decoded(cut(path, 0.5, zeros)).problems}
+    for part in ("video", "audio"):
+        # "37 of 75 frames are there", "1.5 of 3.0 s are there".
+        there, _, promised, unit = told[f"part of {part}"].split(": ")[1].split()[:4]
+        assert float(promised) == pytest.approx(75 if unit == "frames" else 3, rel=0.04)
+        assert float(there) == pytest.approx(float(promised) / 2, rel=0.15)
+
+
+def test_sound_that_starts_late_is_told(tmp_path):
+    source = write_mp4(tmp_path / "a.mkv", ramp(25), tone())
+    assert APART not in decoded(source).remarks
+    for seconds, kind in ((2, "audio"), (1, "video")):
+        path = remuxed(source, tmp_path / "b.mkv", late(kind, seconds))
+        assert APART in decoded(path).remarks
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [((60, 160), True), ((160, 60), True), ((64, 64), False), ((60, 80), False)]
+)
+def test_a_picture_of_which_the_square_loses_much_is_told(tmp_path, size, told):
+    frames = np.zeros((5, *size, 3), np.uint8)
+    frames[:, :10] = 255
+    path = write_mp4(tmp_path / "a.mp4", frames, tone(seconds=0.2))
+    for faces in ("cascade", "none"):
+        assert (CUT_AWAY in decoded(path, faces=faces).remarks) == told
+
+
+def test_a_face_that_was_found_is_cut_out_without_a_remark(tmp_path, monkeypatch):
+    crops = [np.zeros((224, 224, 3), np.uint8)]
+    monkeypatch.setattr(decoding.faces, "cascade", lambda frames, size: (crops, True))
+    path = write_mp4(tmp_path / "a.mp4", np.zeros((5, 60, 160, 3), np.uint8))
+    assert CUT_AWAY not in decoded(path).remarks
+
+
+def test_a_clip_of_one_shade_is_told(tmp_path):
+    assert (
+        picture.NEARLY_EMPTY
+        in decoded(write_mp4(tmp_path / "a.mp4", np.zeros((5, 64, 64, 3), np.uint8))).remarks
+    )
+    assert picture.NEARLY_EMPTY not in decoded(write_mp4(tmp_path / "b.mp4", ramp(5))).remarks
+
+
+def coloured(planes, matrix, primaries=2, size=16, limited=True):
+    """A shot of one colour, its three planes of these values."""
+    values = np.broadcast_to(np.uint8(planes)[:, None, None], (3, size, size))
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), "yuv444p")
+    frame.colorspace, frame.color_primaries, frame.color_range = matrix, primaries, 1 if limited else 2
+    return picture.Shot(frame=frame, time=0, ratio=None, matrix=None)
+
+
+def test_colours_of_rare_matrices(tmp_path):
+    remarks: set[str] = set()
+    # Red of 220, 30, 30 by H.273: Y = 30/2 + 220/4 + 30/4, Cg = 30/2 - 220/4 - 30/4, Co = (220 - 30) / 2.
+    luma, green, orange = 77.5, -47.5, 95
+    limited = [round(16 + luma * 219 / 255), round(128 + green * 224 / 255), round(128 + orange * 224 / 255)]
+    whole = [round(luma), round(128 + green), round(128 + orange)]
+    for planes, narrow in ((limited, True), (whole, False)):
+        pixel = picture.shown(coloured(planes, 8, limited=narrow), remarks)[8, 8]
+        assert pixel.tolist() == pytest.approx([220, 30, 30], abs=3)
+    assert remarks == set()
+    known = picture.shown(coloured([63, 102, 240], 1), remarks)
+    assert (picture.shown(coloured([63, 102, 240], 12), remarks) == known).all() and remarks == set()
+    nearest = picture.shown(coloured([63, 102, 240], 9), remarks)
+    assert (picture.shown(coloured([63, 102, 240], 10, 9), remarks) == nearest).all()
+    assert remarks == {picture.OTHER_MATRIX}
+    for matrix, name in ((11, "ST 2085"), (14, "ICtCp")):
+        with pytest.raises(picture.ColourError, match=f"{name}.*re-encode"):
+            picture.shown(coloured([63, 102, 240], matrix), remarks)
+
+
+def test_untagged_colours_are_those_of_hd_in_an_hd_picture():
+    pure = [63, 102, 240]
+    for size, matrix in ((1280, 1), (720, 1), (576, 5)):
+        right, untagged = (
+            picture.shown(coloured(pure, number, size=size), set())[8, 8].tolist() for number in (matrix, 2)
+        )
+        assert untagged == pytest.approx(right, abs=1)
+
+
+def test_what_is_transparent_lies_on_black():
+    image = np.full((16, 16, 4), 200, np.uint8)
+    image[:, :8, 3], image[:, 8:, 3] = 0, 255
+    remarks: set[str] = set()
+    shot = picture.Shot(frame=av.VideoFrame.from_ndarray(image, "rgba"), time=0, ratio=None, matrix=None)
+    shown = picture.shown(shot, remarks)
+    assert (shown[:, :8] == 0).all() and (shown[:, 8:] == 200).all() and remarks == {picture.TRANSPARENT}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.flv", "a.wmv", "a.mkv"])
+def test_a_second_recording_that_is_not_read_is_told(tmp_path, name):
+    codec = {"codec": "flv1" if name == "a.flv" else "mpeg4"}
+    path = write_mp4(tmp_path / name, ramp(25), tone(), **codec)
+    assert not structure.followed(path)
+    path.write_bytes(path.read_bytes() * 2)
+    unread = structure.FOLLOWED in read_video(path, 4).remarks
+    assert unread == (read_video(path, 4).seconds < 1.5)
+
+
+def test_a_second_wav_that_is_not_read_is_told(tmp_path):
+    header = (
+        b"RIFF"
+        + struct.pack("<I", 36 + 32_000)
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    )
+    wave = (tone(rate=16_000) * 2**15).astype("<i2").tobytes()
+    (tmp_path / "a.wav").write_bytes((header + b"data" + struct.pack("<I", 32_000) + wave) * 2)
+    assert structure.FOLLOWED in read_sound(tmp_path / "a.wav").remarks
+
+
+def test_a_thumbnail_does_not_take_the_place_of_the_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
+        for stream in streams:
+            stream.width = stream.height = 64
+            stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 25)
+        for stream, frames in zip(streams, (ramp(1), ramp(25)), strict=True):
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            container.mux(stream.encode(None))
+    video = read_video(tmp_path / "a.mp4", 8)
+    assert len(video.frames) == 8 and video.seconds == pytest.approx(1, abs=0.01)
+
+
+def test_a_file_that_cannot_be_read_says_what_would_help(tmp_path):
+    path = write_mp4(tmp_path / "a.mp4", ramp(25), muxer={"movflags": "frag_keyframe+empty_moov"})
+    content = path.read_bytes()
+    (tmp_path / "segment.mp4").write_bytes(content[content.index(b"moof") - 4 :])
+    with pytest.raises(MediaError, match="segment of a stream without its beginning"):
+        read_video(tmp_path / "segment.mp4", 4)
+    whole = write_mp4(tmp_path / "b.mp4", ramp(25)).read_bytes()
+    (tmp_path / "open.mp4").write_bytes(whole[: whole.index(b"moov") - 4])
+    with pytest.raises(MediaError, match="no moov"):
+        read_video(tmp_path / "open.mp4", 4)
+    webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\2" + bytes(9)
+    (tmp_path / "a.webp").write_bytes(webp)
+    assert "animated WebP" in structure.remedy(tmp_path / "a.webp")
