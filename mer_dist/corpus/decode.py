@@ -136,7 +136,7 @@ def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
     sound = read_sound(source)
     decoded.samples = sound.samples
     decoded.remarks += sound.remarks + _length_remarks(sound.seconds, decoded.seconds)
-    if source == decoded.clip.video and None not in (decoded.start, sound.start):
+    if source == decoded.clip.video and decoded.start is not None and sound.start is not None:
         decoded.remarks += [APART] * (abs(sound.start - decoded.start) > APART_SECONDS)
     decoded.remarks = list(dict.fromkeys(decoded.remarks))
     decoded.seconds = max(decoded.seconds, sound.seconds)

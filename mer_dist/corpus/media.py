@@ -246,7 +246,8 @@ def _bound(codec, path: Path) -> None:
 
 def _extent(container, stream, path: Path) -> _Extent:
     """Start and end in seconds of the packets that are shown, how many there are, and what is missing."""
-    times, sent, flagged, keys, seen, longest, broken = [], [], [], set(), 0, 0, 0
+    times: list[int | None] = []
+    sent, flagged, keys, seen, longest, broken = [], [], set(), 0, 0, 0
     try:
         for packet in container.demux(stream):
             # What an edit list hides is in the file only so that the rest can be decoded.
@@ -278,7 +279,7 @@ def _extent(container, stream, path: Path) -> _Extent:
         start = min((time for time in times if time is not None), default=0) * base
         start, end = _counted(path, start, worth)
         return _Extent(start=start, end=end, times=np.empty(0), seen=seen, damage=damage, trust=worth)
-    own = np.sort(times) * base
+    own = np.sort([time for time in times if time is not None]) * base
     # The last frame is shown as long as the others are, not for the time of a long pause.
     step = float(np.median(np.diff(own))) if len(own) > 1 else (longest or 1) * base
     start, end = float(own[0]), float(own[-1]) + step

@@ -69,7 +69,7 @@ def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
     return np.ascontiguousarray(turned(image, orientation(shot.matrix, remarks)))
 
 
-def _coloured(frame: av.VideoFrame, size: dict[str, int], remarks: set[str]) -> np.ndarray:
+def _coloured(frame: av.VideoFrame, size: dict[str, Any], remarks: set[str]) -> np.ndarray:
     """(H, W, 3) uint8 RGB of ``size``.
 
     Raises:
@@ -107,7 +107,7 @@ def _transparent(form: str) -> bool:
     )
 
 
-def _from_ycgco(frame: av.VideoFrame, size: dict[str, int]) -> np.ndarray:
+def _from_ycgco(frame: av.VideoFrame, size: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8 RGB by the equations 18 to 20 of ITU-T H.273, chapter 8.3."""
     whole = frame.color_range == 2 or frame.format.name.startswith("yuvj")
     frame.colorspace = BT709  # It stays as it is: from YUV to YUV no matrix is used.
