@@ -35,6 +35,11 @@ _ACTIONS = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what starts processes that compute, and the tests marked slow",
+    )
     long_suite.addoption(parser)
 
 
@@ -46,8 +51,24 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long_suite.select(config, items)
+    if config.getoption("--fast"):
+        slow = [item for item in items if _is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not _is_slow(item)]
     # Those take longest, so that they begin first.
     items.sort(key=lambda item: group(item.nodeid) != "ranks")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--fast`` what would be left out whole is not even imported."""
+    if config.getoption("--fast") and collection_path.is_relative_to(ROOT):
+        return collection_path.relative_to(ROOT).as_posix().startswith(RANKS) or None
+    return None
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    marked = item.get_closest_marker("slow") or item.get_closest_marker("processes")
+    return bool(marked) or group(item.nodeid) == "ranks"
 
 
 #: Files whose tests start several processes that compute. One worker takes them all: two such tests at once
