@@ -2,8 +2,9 @@
 
 Four judges, in this order. A floor: of a few clips nothing can be estimated. A two-sample test
 (:mod:`mer_dist.label_shift`): where more than the shares differs, estimates of the shares mean
-nothing, and shares that were told are all there is. The estimates: shares that were told must not
-be expected to lose under them. The gate (:func:`mer_dist.decisions.gate`): a correction must be
+nothing, and shares that were told are all there is. The estimates: most of their distance from the
+labelled shares must be told from noise, and shares that were told must not be expected to lose under
+them. The gate (:func:`mer_dist.decisions.gate`): a correction must be
 expected to pay on labelled clips weighed to the new shares.
 """
 
@@ -17,6 +18,10 @@ from mer_dist import decisions, label_shift, prior
 
 #: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
 FLOOR = 100
+#: Part of the distance between estimated and labelled shares that must be told from noise
+#: (:attr:`mer_dist.prior.Estimate.trust`). Below it estimates are as likely to lose as to gain where what
+#: differs is not seen.
+TRUSTED = 0.5
 #: What decided; :attr:`Verdict.by`.
 JUDGES = BY_FLOOR, BY_TEST, BY_ESTIMATES, BY_GATE = "floor", "two-sample test", "estimates", "gate"
 
@@ -129,6 +134,13 @@ def judge(
             return verdict(False, BY_TEST, differs)
         return verdict(True, BY_TEST, f"{differs}; the shares told are taken at their word")
     measured += f"; two-sample test p = {evidence.p_value:.3f}, not below {label_shift.LEVEL}"
+    if told is None and found.trust < TRUSTED:
+        return verdict(
+            False,
+            BY_ESTIMATES,
+            f"of the distance between estimated and labelled shares {100 * found.trust:.0f} % can be told from "
+            f"noise, and below {100 * TRUSTED:.0f} % no estimate is applied; {measured}",
+        )
     if told is not None:
         under = decisions.gate(held_out, truth, told, found.draws.reshape(-1, len(told)), seed, groups)
         if under.loses:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_prior import NEW, OLD, draw
@@ -71,6 +73,20 @@ def test_where_only_the_shares_differ_the_correction_is_applied_and_wrong_told_s
     assert verdict.applied and verdict.by == correction.BY_GATE
     verdict = judged(known, held_out, truth, NEW[::-1])
     assert not verdict.applied and verdict.by == correction.BY_ESTIMATES
+
+
+@pytest.mark.parametrize(("trust", "applied"), [(0.49, False), (0.51, True)])
+def test_estimates_that_are_mostly_noise_are_not_applied_and_say_nothing_against_told_shares(trust, applied):
+    held_out, truth = draw(900, OLD, 1)
+    unlabeled, _ = draw(700, NEW, 2)
+    known = evidence(unlabeled, held_out, truth)
+    assert known.found.trust > 0.6
+    known = replace(known, found=replace(known.found, trust=trust))
+    verdict = judged(known, held_out, truth)
+    assert verdict.gate.opens and verdict.applied == applied
+    assert verdict.by == (correction.BY_GATE if applied else correction.BY_ESTIMATES)
+    assert applied or "49 % can be told from noise" in verdict.reason
+    assert judged(known, held_out, truth, NEW).applied
 
 
 @pytest.mark.parametrize("count", [2, 10, correction.FLOOR - 1])

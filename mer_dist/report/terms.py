@@ -33,8 +33,7 @@ PRIOR_TERMS = (
         (
             "whether each unlabelled clip's probabilities were multiplied by tried share over "
             "labelled share before it was answered. Four judges are asked in turn, and decided by names "
-            "the one that settled it: the floor, the two-sample test, for given or probed shares the "
-            "estimates, and the gate."
+            "the one that settled it: the floor, the two-sample test, the estimates, and the gate."
         ),
     ),
     (
@@ -56,8 +55,9 @@ PRIOR_TERMS = (
     (
         "estimates",
         (
-            "given or probed shares are not applied where EM and BBSE find other shares, under which "
-            "they would be expected to lower WAF."
+            "they are not applied where less than half of their distance from the labelled shares can be told "
+            "from noise; given or probed shares are not applied where EM and BBSE find other shares, under "
+            "which they would be expected to lower WAF."
         ),
     ),
     (

@@ -180,7 +180,7 @@ def _prior(
     evidence = correction.gather(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
     verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
-    if verdict.by == correction.BY_ESTIMATES:
+    if new is not None and verdict.by == correction.BY_ESTIMATES:
         logger.warning(
             "vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
             "probes" if config.vote.prior == "probed" else "given",
