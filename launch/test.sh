@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The test suite. Arguments go to pytest, for example: bash launch/test.sh -k shard
-# With --fast what takes longest is left out, and all that starts processes which compute: under a minute.
+# With --fast what takes longest is left out, and all that starts processes which compute.
 # With --long only the long tests, which are left out otherwise: a call starts no further test after
 # 25 minutes and ends with 0 when all have passed on these sources, with 75 when some are left (call
 # again, it goes on with those), with 1 when one failed.
