@@ -140,14 +140,17 @@ def launcher_faults(root: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_imports_point_downward_only():
     assert import_faults(PACKAGE) == []
 
 
+@pytest.mark.slow
 def test_files_and_functions_stay_short():
     assert length_faults(PACKAGE) == []
 
 
+@pytest.mark.slow
 def test_only_dist_reads_the_variables_of_a_launcher():
     assert launcher_faults(PACKAGE) == []
 

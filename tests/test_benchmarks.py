@@ -26,6 +26,7 @@ def call_fuse(*words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_the_fusion_benchmark_prints_a_figure_for_every_part(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
     for row in (
@@ -45,6 +46,7 @@ def test_the_fusion_benchmark_prints_a_figure_for_every_part(tmp_path):
     assert sum("aim 4:" in line for line in said) == sum("aim 11:" in line for line in said) == 2
 
 
+@pytest.mark.slow
 def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--full", "--unlabeled", "100", "--width", "8", "--batch", "32")
     rows = [
@@ -60,6 +62,7 @@ def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(tmp_path):
     assert (tmp_path / "full" / "run" / "answer.csv").read_text("utf-8").count("\n") == 101
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("benchmarks", "one_thread")
 def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(tmp_path, monkeypatch, capsys):
     import prior_shift
@@ -83,6 +86,7 @@ def test_the_benchmark_of_the_prior_prints_a_row_for_every_shift(tmp_path, monke
         assert len(row.split()) > 15 and told.removeprefix(shift).count("%") == 2 and "nan" not in row + told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("benchmarks", "one_thread")
 def test_the_benchmark_of_label_shift_prints_a_row_for_every_part(tmp_path, monkeypatch, capsys):
     import label_shift
@@ -102,6 +106,7 @@ def test_the_benchmark_of_label_shift_prints_a_row_for_every_part(tmp_path, monk
     assert "+0.00" in two and " 0 %" in two
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("benchmarks", "one_thread")
 def test_finished_runs_with_one_truth_share_a_row_and_answer_its_clips_alone(tmp_path, monkeypatch, capsys):
     import label_shift

@@ -52,6 +52,7 @@ def test_the_interval_of_a_difference_is_paired_and_widens_where_clips_are_drawn
     assert by_group["high"] - by_group["low"] > 1.2 * (by_clip["high"] - by_clip["low"])
 
 
+@pytest.mark.slow
 def test_every_fusion_has_the_same_clips_and_folds_and_a_second_call_computes_nothing(base, tmp_path):
     import mosi
 
@@ -91,6 +92,7 @@ def trial(base, tmp_path_factory):
     return Trial.make(base, tmp_path_factory.mktemp("few"), 30, 0, [*QUICK, "self_train.rounds=1"])
 
 
+@pytest.mark.slow
 def test_held_out_videos_are_not_in_the_run_and_as_many_clips_as_asked_are_labelled(trial):
     video = {name.rpartition("_")[0] for name in trial.clips.names}
     new = {name.rpartition("_")[0] for name in trial.held_out}
@@ -108,6 +110,7 @@ def test_models_read_back_tell_of_unlabelled_clips_what_the_round_told(trial):
         assert trial.probability(number)[rows] == pytest.approx(told.probability[rows], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_figures_of_few_labels_are_those_of_the_answers(trial):
     from few_labels import LOGISTIC, summary, table, title
 
@@ -139,6 +142,7 @@ def changed(config: Config) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_alone(tmp_path):
     from ablation import FULL, demo_case, run_all, table
 

@@ -27,6 +27,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_an_unknown_key_ends_with_2_and_names_file_key_and_valid_ones(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("run: {folder: x}\ncorpus: {path: y}\nfuse: {epocs: 3}\n")
@@ -47,6 +48,7 @@ def test_a_silent_coercion_is_refused(tmp_path, override, capsys):
     assert override.split("=")[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "extract", "fuse"])
 def test_a_stage_whose_input_is_missing_names_the_stage_to_run_first(tmp_path, stage):
     path = tmp_path / "job.yaml"
@@ -67,6 +69,7 @@ def test_the_log_of_a_stage_is_kept_as_plain_lines_and_as_json_lines(tmp_path):
     assert '"stage": "shard"' in (tmp_path / "run/logs/shard.0.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_every_command_explains_itself():
     top = call("--help")
     assert top.returncode == 0
@@ -75,6 +78,7 @@ def test_every_command_explains_itself():
         assert call(name, "--help").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
     made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
     before = Run(made.run.folder).config.read_bytes()
@@ -82,6 +86,7 @@ def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
     assert Run(made.run.folder).config.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, capsys, launched):
     """Also if a launcher or Slurm has started it, where each rank looks; it leaves no code in the place of

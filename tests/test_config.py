@@ -84,6 +84,7 @@ def test_no_value_is_coerced(write, override, words):
     assert words in message and f"override '{override}'" in message.replace('"', "'")
 
 
+@pytest.mark.slow
 def test_text_that_looks_like_a_number_date_or_boolean_stays_text(write):
     for raw in ("0123", "no", "2024-01-02", "1:30", "0x1F", "True"):
         assert config.load(write(SMALL), [f"run.folder={raw}"]).run.folder == raw
@@ -91,6 +92,7 @@ def test_text_that_looks_like_a_number_date_or_boolean_stays_text(write):
     assert config.load(write(SMALL), ["fuse.weight_decay=0"]).fuse.weight_decay == 0
 
 
+@pytest.mark.slow
 def test_an_interpolation_is_resolved_and_its_type_is_checked(write):
     loaded = config.load(write(SMALL), ["run.threads=${run.processes}"])
     assert loaded.run.threads == 2
@@ -159,6 +161,7 @@ def test_a_value_out_of_range_is_refused_with_file_and_what_is_valid(write, over
     assert words in message and str(path) in message
 
 
+@pytest.mark.slow
 def test_shares_are_told_by_labels_in_other_capitals_too(write):
     labels = "corpus.labels=[calm, sad]"
     loaded = config.load(write(SMALL), [labels, "vote={prior: given, given: {Calm: 0.7, SAD: 0.3}}"])
@@ -174,6 +177,7 @@ def test_an_empty_override_is_empty_text(write):
     assert loaded.vote.names == ""
 
 
+@pytest.mark.slow
 def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):
     odd = [
         "run.folder='0123'",
@@ -189,6 +193,7 @@ def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):
     assert loaded.corpus.labels == ["null", "1e5", "愤怒", "a: b", ""]
 
 
+@pytest.mark.slow
 def test_reading_a_configuration_never_imports_torch(write):
     code = (
         "import sys; from mer_dist import config; config.load(sys.argv[1]);"
@@ -215,6 +220,7 @@ PATHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", PATHS)
 def test_in_every_path_a_tilde_is_the_home_and_a_shell_variable_is_refused_with_what_to_write(
     tmp_path, monkeypatch, key

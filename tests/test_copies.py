@@ -64,6 +64,7 @@ def planned(config: Config) -> dict[str, copies.Copy]:
     return {copy.part: copy for copy in copies.planned(config)}
 
 
+@pytest.mark.slow
 def test_without_cross_fit_one_copy_sees_every_labelled_clip_and_no_folds_are_made(job):
     config = load(job, [OFF, "folds.count=11"])
     made = planned(config)
@@ -72,6 +73,7 @@ def test_without_cross_fit_one_copy_sees_every_labelled_clip_and_no_folds_are_ma
     assert not Run(config.run.folder).folds.exists()
 
 
+@pytest.mark.slow
 def test_cross_fit_does_not_decide_the_weights_of_a_copy(job):
     crossed, alone = planned(load(job)), planned(load(job, [OFF]))
     assert list(crossed) == ["fold-0", "fold-1", "fold-2", "all"]

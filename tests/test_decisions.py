@@ -34,6 +34,7 @@ def test_rows_with_a_weight_are_decided_as_so_many_rows():
     )
 
 
+@pytest.mark.slow
 def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
     held_out, truth = draw(3000, OLD, 4)
     gate = decisions.gate(held_out, truth, NEW, NEW[None], seed=0)
@@ -57,6 +58,7 @@ def test_nothing_to_correct_leaves_the_gate_shut():
     assert gate.gain == 0 and not gate.opens
 
 
+@pytest.mark.slow
 def test_doubt_about_the_prior_shuts_the_gate():
     held_out, truth = draw(3000, OLD, 6)
     new = OLD + 0.5 * (NEW - OLD)

@@ -119,6 +119,7 @@ def _conditional(world, values, gone, shares, count):
     return drawn
 
 
+@pytest.mark.slow
 def test_no_classifier_with_many_labels_beats_the_optimum_and_only_a_nonlinear_one_comes_close(
     world, sample, exact
 ):
@@ -142,6 +143,7 @@ def _flat(sample):
     return np.concatenate([np.where(sample.mask(), sample.values, 0), absent], 1)
 
 
+@pytest.mark.slow
 def test_the_optimum_falls_with_noise_and_further_without_the_modality(world, sample, exact):
     from generated_data import UNLABELED_SHARES
 
@@ -162,6 +164,7 @@ def test_the_optimum_falls_with_noise_and_further_without_the_modality(world, sa
         assert falls == sorted(falls, reverse=True) and falls[0] - falls[-1] > 0.04
 
 
+@pytest.mark.slow
 def test_a_run_gets_no_label_of_an_unlabelled_clip_and_no_missing_modality(tmp_path, monkeypatch):
     import generated
 

@@ -254,6 +254,7 @@ def test_the_label_file_of_the_baseline_is_taken_with_its_train_corpus_labelled(
         joined.read_labels(path, fusion_run.LABELS)
 
 
+@pytest.mark.slow
 def test_numbered_labels_of_a_published_file_are_read_by_their_numbers_or_told_of(shared):
     path = shared / "data" / "meld" / "label.npz"
     found, problems = joined.read_labels(path, [str(number) for number in range(7)])

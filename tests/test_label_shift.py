@@ -11,6 +11,7 @@ from test_prior import NEW, OLD, draw
 from mer_dist import correction, label_shift, prior
 
 
+@pytest.mark.slow
 def test_other_label_shares_alone_are_not_seen_and_another_look_is():
     quiet, seen = [], []
     for seed in range(5):
@@ -52,6 +53,7 @@ def judged(known, held_out, truth, told=None) -> correction.Verdict:
     return correction.judge(known, told, held_out, truth, 0, np.arange(len(truth)))
 
 
+@pytest.mark.slow
 def test_where_more_than_the_shares_differs_nothing_is_estimated_and_told_shares_are_applied():
     held_out, truth = draw(900, OLD, 1)
     unlabeled, _ = draw(700, NEW, 2, apart=0.3)
@@ -65,6 +67,7 @@ def test_where_more_than_the_shares_differs_nothing_is_estimated_and_told_shares
         assert verdict.applied and verdict.by == correction.BY_TEST and (verdict.tried == told).all()
 
 
+@pytest.mark.slow
 def test_where_only_the_shares_differ_the_correction_is_applied_and_wrong_told_shares_are_not():
     held_out, truth = draw(900, OLD, 1)
     unlabeled, _ = draw(700, NEW, 2)
@@ -75,6 +78,7 @@ def test_where_only_the_shares_differ_the_correction_is_applied_and_wrong_told_s
     assert not verdict.applied and verdict.by == correction.BY_ESTIMATES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trust", "applied"), [(0.49, False), (0.51, True)])
 def test_estimates_that_are_mostly_noise_are_not_applied_and_say_nothing_against_told_shares(trust, applied):
     held_out, truth = draw(900, OLD, 1)
@@ -89,6 +93,7 @@ def test_estimates_that_are_mostly_noise_are_not_applied_and_say_nothing_against
     assert judged(known, held_out, truth, NEW).applied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 10, correction.FLOOR - 1])
 def test_of_a_few_clips_nothing_is_estimated_and_nothing_speaks_against_told_shares(count):
     held_out, truth = draw(900, OLD, 1)
@@ -102,6 +107,7 @@ def test_of_a_few_clips_nothing_is_estimated_and_nothing_speaks_against_told_sha
     assert judged(known, held_out, truth, told).applied
 
 
+@pytest.mark.slow
 def test_no_label_becomes_more_than_so_many_times_as_frequent_or_rare():
     held_out, truth = draw(3000, OLD, 1)
     unlabeled, _ = draw(3000, np.array([0.0, 0.0, 0.0, 1.0]), 2)
@@ -111,6 +117,7 @@ def test_no_label_becomes_more_than_so_many_times_as_frequent_or_rare():
     assert found.used.min() > 0.02 and found.used.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_an_interval_does_not_vanish_at_zero_and_holds_a_share_that_hides_behind_a_like_label():
     """No clip looks like the first label, whose clips are 13.9 %: they look like the second."""
     random, shares = np.random.default_rng(0), np.array([0.139, 0.361, 0.3, 0.2])

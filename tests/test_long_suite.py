@@ -59,11 +59,13 @@ def call(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_without_the_option_only_the_short_cases_run(call):
     code, output = call()
     assert code == 0 and "1 passed, 3 deselected" in output
 
 
+@pytest.mark.slow
 def test_a_slice_stops_in_time_and_the_next_call_does_only_what_is_left(call):
     code, output = call("--long", "--long-minutes", "0.05", PAUSE="2")
     # How many fit depends on the machine; that all three are accounted for does not.
@@ -76,6 +78,7 @@ def test_a_slice_stops_in_time_and_the_next_call_does_only_what_is_left(call):
     assert code == 0 and "passed before" in output and "nothing is left" in output
 
 
+@pytest.mark.slow
 def test_a_test_that_failed_is_run_again_and_fails_the_call(call):
     code, output = call("--long", BAD="2")
     assert code == 1 and "1 failed, 2 passed" in output and "nothing is left" not in output
@@ -83,6 +86,7 @@ def test_a_test_that_failed_is_run_again_and_fails_the_call(call):
     assert code == 0 and "1 passed" in output
 
 
+@pytest.mark.slow
 def test_the_whole_suite_fails_if_it_has_survived_too_little_although_every_test_passed(call):
     enough = {"finetune": "17", "extract": "17", "mutations": "334"}
     code, output = call("--long", whole=True, **enough | {"extract": "16"})
@@ -93,6 +97,7 @@ def test_the_whole_suite_fails_if_it_has_survived_too_little_although_every_test
     assert call("--long")[0] == call("--long", "-k", "case", whole=True)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_whole_suite_passes_with_what_is_wanted_of_all_its_slices_together(call):
     enough = {"finetune": "17", "extract": "17", "mutations": "334", "BAD": "3"}
     code, output = call("--long", whole=True, **enough)

@@ -39,6 +39,7 @@ def test_a_table_comes_back_with_its_types_and_metadata_over_many_batches(tmp_pa
         parquet.read(tmp_path / "a", ["gone"])
 
 
+@pytest.mark.slow
 def test_what_the_footer_owns_up_to_is_refused_before_it_is_read(tmp_path):
     path, zeros = tmp_path / "manifest.parquet", pa.table({"name": np.zeros(1 << 23)})
     with pq.ParquetWriter(path, zeros.schema, compression="zstd", use_dictionary=False) as writer:
@@ -70,6 +71,7 @@ def test_one_row_with_many_numbers_is_refused_before_it_is_read(tmp_path, monkey
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
+@pytest.mark.slow
 def test_one_long_text_again_and_again_is_refused_while_it_is_unpacked(tmp_path, monkeypatch):
     """The footer counts the text once."""
     monkeypatch.setattr(parquet, "BYTES", 20 << 20)

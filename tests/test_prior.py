@@ -48,6 +48,7 @@ def test_a_few_clips_do_not_move_the_calibration_far():
     assert nothing.scale == 1 and not nothing.bias.any()
 
 
+@pytest.mark.slow
 def test_both_estimators_find_the_shares_of_the_unlabelled_clips():
     held_out, truth = draw(5000, OLD, 1)
     unlabeled, _ = draw(8000, NEW, 2)
@@ -57,6 +58,7 @@ def test_both_estimators_find_the_shares_of_the_unlabelled_clips():
     assert found.trust > 0.95 and np.abs(found.used - NEW).max() < 0.03
 
 
+@pytest.mark.slow
 def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
     trusts, used, middle = [], [], []
     for seed in range(8):
@@ -71,6 +73,7 @@ def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
     assert kept < 0.6 * moved and error < 0.9 * error_unshrunk
 
 
+@pytest.mark.slow
 def test_where_more_than_the_shares_differs_the_estimators_disagree_and_the_estimate_is_shrunk():
     new = np.array([0.3, 0.3, 0.1, 0.3])
     for seed in range(2):
@@ -88,6 +91,7 @@ def test_where_more_than_the_shares_differs_the_estimators_disagree_and_the_esti
         assert np.linalg.norm(way) < 0.6 * np.linalg.norm(whole)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips():
     widths = []
     for size in (200, 1600):
@@ -107,6 +111,7 @@ def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips(
     assert widths[1] < 0.5 * widths[0]
 
 
+@pytest.mark.slow
 def test_clips_of_a_group_are_drawn_together_and_widen_the_interval():
     rows = prior.resampler(np.array(["a", "b", "a", "c"]))(np.random.default_rng(0))
     counts = np.bincount(rows, minlength=4)
@@ -123,6 +128,7 @@ def test_clips_of_a_group_are_drawn_together_and_widen_the_interval():
     assert widths[1] == pytest.approx(widths[0], rel=0.3) and widths[2] < 0.7 * widths[1]
 
 
+@pytest.mark.slow
 def test_shares_that_may_be_true_spread_around_the_used_ones():
     held_out, truth = draw(400, OLD, 1)
     unlabeled, _ = draw(400, NEW, 2)

@@ -40,6 +40,7 @@ def task(classes: int = 3, width: int = 8, sets: int = 2, distance: float = 1.0,
     return clips, truth, values, [np.ones(len(truth), bool) for _ in values]
 
 
+@pytest.mark.slow
 def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions():
     clips, _, values, valid = task(distance=0.3)
     own, shuffled = clips.fold == 0, clips.truth.copy()
@@ -96,6 +97,7 @@ def test_the_strength_follows_what_the_features_are_worth():
     assert strengths.tolist() == [probe.USUAL] * 2 and np.isnan(held_out).all()
 
 
+@pytest.mark.slow
 def test_what_stands_at_an_absent_set_changes_nothing_and_a_clip_without_any_gets_the_label_shares():
     clips, truth, values, valid = task()
     valid[0][::3] = False

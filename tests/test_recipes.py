@@ -64,6 +64,7 @@ def relabel(folder: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_just_fused_is_not_stale_wherever_it_lies(folder, capsys):
     assert stale(folder) == {} and verify(folder / "run") == []
     moved = shutil.move(folder / "run", folder / "moved")
@@ -71,6 +72,7 @@ def test_a_run_that_was_just_fused_is_not_stale_wherever_it_lies(folder, capsys)
     assert cli.main(["status", str(moved), "fuse"]) == 1 and "stale" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
     folder, tmp_path, capsys, caplog
 ):
@@ -95,6 +97,7 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
     assert "rounds/01: stale" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predictions_are_not_scored_with_labels_that_they_have_not_learned(folder, caplog):
     relabel(folder, ",happy", ",other")
     relabel(folder, ",angry", ",happy")
@@ -116,12 +119,14 @@ def test_predictions_are_not_scored_with_labels_that_they_have_not_learned(folde
         score(run.folder)
 
 
+@pytest.mark.slow
 def test_a_clip_more_to_be_answered_makes_the_answer_stale_but_can_be_scored(folder, caplog):
     relabel(folder, "name,label\n", "name,label\nanother,\n")
     assert all("other clips to be answered than" in stale(folder)[part] for part in (*PROBES, "rounds/00"))
     assert score(folder / "run") and "vote: stale" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_round_that_is_gone_although_it_voted_is_found(folder):
     shutil.rmtree(folder / "run" / "rounds" / "01")
     assert stale(folder) == {
@@ -134,6 +139,7 @@ def test_a_round_that_is_gone_although_it_voted_is_found(folder):
     assert stale(folder) == {} and verify(folder / "run") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "parts", "why"),
     [
@@ -154,6 +160,7 @@ def test_what_other_settings_make_stale_is_what_depends_on_them(folder, override
     assert all(why in found[part] for part in parts[:1])
 
 
+@pytest.mark.slow
 def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
     run, config = Run(folder / "run"), told(folder, "vote.kind=hard")
     before = {path: path.stat().st_mtime_ns for path in run.folder.glob("[pr]ro[bu]*/**/*.parquet")}
@@ -172,6 +179,7 @@ def test_marks_of_another_kind_are_no_marks(folder):
     assert "rounds/01" not in found
 
 
+@pytest.mark.slow
 def test_a_list_of_names_that_is_gone_does_not_hide_what_is_stale_and_another_one_is_told(folder):
     (folder / "names.csv").write_text("name\nclip_0020\n")
     told(folder, f"vote.names={folder / 'names.csv'}")

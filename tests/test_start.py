@@ -20,6 +20,7 @@ def fused(tmp_path_factory) -> Path:
     return Path(config.run.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "more"),
     [
@@ -36,9 +37,11 @@ def test_a_question_to_a_run_imports_nothing_that_computes(fused, command, more)
     assert heavy(command, fused, *more, code=1 if command == "status" else 0) == set()
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_that_computes():
     assert heavy("--help") == set()
 
 
+@pytest.mark.slow
 def test_a_fusion_that_is_done_says_so_without_torch(fused):
     assert heavy("fuse", Run(fused).config) == set()

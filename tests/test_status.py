@@ -80,6 +80,7 @@ def test_of_the_codes_of_several_ranks_the_worst_stays(path):
     assert cli.main(["status", str(path.parent.parent), "finetune"]) == REQUEUE
 
 
+@pytest.mark.slow
 def test_a_stage_that_nobody_launched_leaves_its_code_and_one_that_was_refused_does_not(tmp_path, capsys):
     config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
     job, run = str(tmp_path / "job.yaml"), str(tmp_path / "run")

@@ -85,6 +85,7 @@ def installed(wheel, tmp_path_factory) -> Callable[..., str]:
     return call
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_every_file_that_people_are_sent_to(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if name.startswith("mer_dist/")}
@@ -96,6 +97,7 @@ def test_the_wheel_holds_every_module_and_every_file_that_people_are_sent_to(whe
     assert f"\nVersion: {VERSION}\n" in metadata.decode() and b"Classifier: Typing :: Typed" in metadata
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_the_files_that_come_along(installed):
     assert installed("mer-dist", "--version").strip() == VERSION
     assert installed("mer-dist", "config", "list").rstrip("\n") == config_files.listing()
@@ -108,6 +110,7 @@ def test_an_installed_wheel_finds_the_files_that_come_along(installed):
     assert "copied/launch/workstation.yaml: there already" in again
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_does_a_whole_job_without_the_checkout(installed):
     work = installed.work
     media_files.write_corpus(work / "corpus", LABELED, UNLABELED)

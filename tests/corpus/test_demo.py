@@ -40,6 +40,7 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
     demo.make(tmp_path, COUNT, COUNT, seed=3, workers=1)
     assert contents(tmp_path) == contents(made)
@@ -174,6 +175,7 @@ def _spectrum(wave: np.ndarray) -> np.ndarray:
     return np.log10([part.mean() for part in np.split(power, edges)[1:-1]])
 
 
+@pytest.mark.slow
 def test_the_cascade_finds_most_of_the_drawn_faces():
     found = 0
     sketches = demo.plan(18, 0, 0)[:18]

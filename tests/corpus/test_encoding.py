@@ -113,6 +113,7 @@ def test_what_is_no_table_is_called_by_its_kind_and_not_printed(tmp_path):
         assert str(told.value).isprintable()
 
 
+@pytest.mark.slow
 def test_an_encoding_that_python_does_not_know_is_refused_with_examples(tmp_path):
     job = tmp_path / "job.yaml"
     for name in ("gbkk", "base64", "undefined"):

@@ -51,6 +51,7 @@ def cut(path, part: float):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_sound_that_breaks_off_says_how_much_of_it_is_there(tmp_path, name):
     path = tmp_path / name

@@ -70,6 +70,7 @@ def test_a_handler_that_a_test_leaves_is_named_and_taken_back():
     assert actions() == [*before.values()] and taken_back(before) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_command_that_is_done_does_not_spoil_its_code():
     """Slurm and launchers send it to every process, also to one that is just about to end."""
     code = (

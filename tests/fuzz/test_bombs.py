@@ -81,6 +81,7 @@ def jpeg(width: int, height: int) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [png, jpeg])
 def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
     content = make(9000, 9000) if make is png else make(30_000, 30_000)
@@ -102,6 +103,7 @@ def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
     assert tried(sample.images).startswith("00000.tar, clip a: its pictures cannot be decoded")
 
 
+@pytest.mark.slow
 def test_a_video_of_huge_frames_is_refused_by_its_header_and_by_its_stream(tmp_path, tried):
     path = write_mp4(tmp_path / "a.mp4", np.zeros((2, 6000, 8000, 3), np.uint8), codec="mpeg4")
     assert "video: a.mp4: its frames of 8000 x 6000 pixels are too large" in tried(decoded, path, None)
@@ -155,6 +157,7 @@ def ask_for(gibibytes: int) -> str:
         return "no memory"
 
 
+@pytest.mark.slow
 def test_a_decoding_process_gets_no_more_memory_than_its_bound():
     assert MEMORY == 4 << 30
     found = list(in_order(ask_for, [1, 8], 1, crashed=lambda item: "died"))
@@ -170,6 +173,7 @@ def test_an_npy_header_that_claims_terabytes_takes_no_memory(tmp_path, tried):
     assert tried(mertools.read_feature, path).startswith("cut off: it ends before all values")
 
 
+@pytest.mark.slow
 def test_a_label_file_that_unpacks_to_gigabytes_or_claims_objects_without_end_is_refused(tmp_path, tried):
     path = tmp_path / "label.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -225,6 +229,7 @@ def test_a_csv_of_huge_fields_nuls_and_endless_quotes_costs_its_rows(tmp_path, t
     assert found.rows["a"]["label"] == "happy" and all(map(str.isprintable, found.bad.values()))
 
 
+@pytest.mark.slow
 def test_a_manifest_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
     from mer_dist.shards import manifest
 

@@ -53,6 +53,7 @@ def imports_and_calls() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_unpickles_evaluates_unpacks_or_trusts():
     found = imports_and_calls()
     allowed = {
@@ -103,6 +104,7 @@ def test_a_pickle_in_an_npy_folder_costs_its_clip_and_is_not_run(tmp_path, monke
     assert sorted(os.listdir(tmp_path)) == ["in", "run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "hubert"])
 def test_code_beside_a_model_is_not_run(tmp_path, monkeypatch, family):
     monkeypatch.chdir(tmp_path)
@@ -158,6 +160,7 @@ def config_of(folder) -> Config:
     return made
 
 
+@pytest.mark.slow
 def test_a_tar_of_links_devices_and_paths_out_of_the_folder_is_read_by_nobody_and_named(tmp_path):
     made = config_of(tmp_path)
     run = Run(made.run.folder)
@@ -179,6 +182,7 @@ def test_a_tar_of_links_devices_and_paths_out_of_the_folder_is_read_by_nobody_an
     assert verify(run.folder) == []
 
 
+@pytest.mark.slow
 def test_a_clip_that_crashes_the_decoder_keeps_its_text_and_is_in_quarantine(tmp_path, monkeypatch):
     """The crash is the one part that is made up: it happens in a real worker process."""
     made = config_of(tmp_path)
@@ -193,6 +197,7 @@ def test_a_clip_that_crashes_the_decoder_keeps_its_text_and_is_in_quarantine(tmp
     assert verify(run.folder) == []
 
 
+@pytest.mark.slow
 def test_damaged_label_files_and_arrays_are_refused_or_plain(tmp_path, sandbox, count):
     from fuzz.test_small_files import labels
 

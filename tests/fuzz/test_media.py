@@ -115,6 +115,7 @@ def judged(run: Run, names: dict[str, str]) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=1, long=14))
 def test_a_damaged_media_file_costs_what_does_not_decode_and_no_clip_is_lost(tmp_path, sandbox, count, seed):
     for kind, outcomes in sandbox.call(attack, tmp_path, seed, seconds=300).items():

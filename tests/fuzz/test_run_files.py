@@ -39,6 +39,7 @@ def test_a_damaged_file_of_a_run_is_named_or_made_again(base, tmp_path, sandbox,
     count(suffix[1:], outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=2, long=8))
 def test_a_damaged_configuration_is_refused_by_its_file(tmp_path, sandbox, count, seed):
     outcomes, broken = [], []

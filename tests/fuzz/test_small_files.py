@@ -131,6 +131,7 @@ def vectors(folder: Path, seed: str) -> str:
     return "quarantine" if problems else "harmless"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=1, long=8))
 @pytest.mark.parametrize("kind", ["csv", "npz", "safetensors", "npy"])
 def test_damage_is_named_or_costs_its_clips(tmp_path, sandbox, count, kind, seed):

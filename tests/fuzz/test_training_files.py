@@ -21,6 +21,7 @@ def base(tmp_path_factory, sandbox):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=1, long=20))
 @pytest.mark.parametrize("kind", [*tuned_run.UNDERWAY, "copy"])
 def test_a_damaged_file_of_a_training_is_passed_over_or_named(base, tmp_path, sandbox, count, kind, seed):

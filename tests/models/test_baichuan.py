@@ -174,6 +174,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_no_mask_is_built_for_right_padded_batches():
     length, heads = 512, 8
     model = small(BaichuanModel, heads, 64)

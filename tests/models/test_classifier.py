@@ -39,6 +39,7 @@ def train(classifier, batch: dict[str, torch.Tensor], steps: int = 5, rate: floa
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
 def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp_path, quantize):
     settings = extractor(folders, quantize=quantize)
@@ -101,6 +102,7 @@ def batch_for(loaded) -> dict[str, torch.Tensor]:
     return loaded.collate_clips([list(frame.byte()) for frame in frames])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_gradient_checkpointing_changes_memory_not_gradients(folders, family, method):
@@ -128,6 +130,7 @@ def hubert_with(folder, **settings) -> ExtractorConfig:
     return extractor(folder, "hubert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_hubert_learns_and_loads_again(tmp_path, method):
     settings = hubert_with(tmp_path)

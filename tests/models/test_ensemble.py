@@ -65,6 +65,7 @@ def side_by_side_and_alone(config: FuseConfig, dtype: torch.dtype) -> tuple[torc
     return predict(model, inputs, EVERY), torch.stack(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", KINDS)
 def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(model):
     config = FuseConfig(**SMALL, model=model, epochs=3)
@@ -75,6 +76,7 @@ def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(mo
     assert torch.pdist(members).min() > 1e-2  # no two members are the same model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", KINDS)
 def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(model):
     config = FuseConfig(**SMALL, model=model, epochs=20)
@@ -88,6 +90,7 @@ def test_a_training_that_diverges_ends_with_a_word():
         train(inputs_of(), lessons_of(), FuseConfig(**SMALL | {"learning_rate": 1e30}, epochs=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_members_trained_in_groups_are_the_same_and_in_the_same_order(monkeypatch, size):
     config, inputs, lessons = FuseConfig(**SMALL, epochs=3), inputs_of(), lessons_of()
@@ -105,6 +108,7 @@ def test_members_trained_in_groups_are_the_same_and_in_the_same_order(monkeypatc
     assert (pair[0] - pair[1]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", KINDS)
 def test_a_member_does_not_depend_on_who_its_neighbours_are(model):
     inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
@@ -131,6 +135,7 @@ def test_every_member_sees_its_own_clips_in_its_own_order():
     assert torch.allclose(weights[0, :40].mean(), torch.ones(()))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     inputs, config = inputs_of(), FuseConfig(**SMALL, epochs=2)
 
@@ -154,6 +159,7 @@ def test_a_weight_counts_against_the_others_of_its_lesson_and_not_by_its_size():
     assert torch.equal(*told)
 
 
+@pytest.mark.slow
 def test_of_two_contradictory_labels_of_a_clip_the_heavy_one_is_predicted():
     inputs, truth = inputs_of(), EVERY % CLASSES
     twice, labels = EVERY.repeat(2), torch.cat([truth, (truth + 1) % CLASSES])
@@ -168,6 +174,7 @@ def test_of_two_contradictory_labels_of_a_clip_the_heavy_one_is_predicted():
     assert (told.exp().amax(-1).mean(1) > 0.9).all()
 
 
+@pytest.mark.slow
 def test_label_smoothing_keeps_a_training_from_full_certainty():
     inputs, lesson = inputs_of(), lessons_of()[0]
     lesson.dropout, sure = 0.0, {}
@@ -180,6 +187,7 @@ def test_label_smoothing_keeps_a_training_from_full_certainty():
     assert sure[0.0] > 0.97 and abs(sure[0.3] - 0.8) < 0.03
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_given_state():
     inputs, lessons = inputs_of(), lessons_of()
     config = FuseConfig(**SMALL, epochs=15)
@@ -188,6 +196,7 @@ def test_training_goes_on_from_a_given_state():
     assert (warm[:, 0] < losses[:, 0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_at_once", [1, 7, 16384])
 def test_prediction_does_not_depend_on_how_many_clips_are_taken_at_once(rows_at_once, monkeypatch):
     inputs, lessons = inputs_of(), lessons_of()
@@ -198,6 +207,7 @@ def test_prediction_does_not_depend_on_how_many_clips_are_taken_at_once(rows_at_
     torch.testing.assert_close(predict(model, inputs, EVERY.flip(0)), whole.flip(1), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_half_precision_on_the_host_is_computed_in_single():
     inputs = inputs_of()
     half = Inputs(inputs.modality, [values.half() for values in inputs.values], inputs.mask)

@@ -54,6 +54,7 @@ def learnable() -> tuple[Inputs, torch.Tensor]:
     return inputs, truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [(0,), (1,), (2,), (0, 1), (1, 2)])
 @pytest.mark.parametrize("option", OPTIONS, ids=title_of)
 def test_what_stands_at_an_absent_modality_changes_nothing(option, absent):
@@ -73,6 +74,7 @@ def test_what_stands_at_an_absent_modality_changes_nothing(option, absent):
     assert torch.equal(*told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS, ids=title_of)
 def test_every_option_learns_what_is_to_be_learned_and_is_one_of_its_own(option):
     inputs, truth = learnable()
@@ -88,6 +90,7 @@ def test_every_option_learns_what_is_to_be_learned_and_is_one_of_its_own(option)
     assert same == (option == {"model": "agt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", KINDS)
 @pytest.mark.parametrize("guide", ["audio", "video", "text"])
 def test_a_guide_without_any_feature_set_is_stood_in_for(model, guide):
@@ -141,6 +144,7 @@ def test_one_token_or_none_at_all_can_be_standardised():
     assert found.values[1].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["audio", "text"])
 def test_one_modality_alone_can_be_fused_whether_it_guides_or_not(modality):
     everything, truth = inputs_of(), torch.arange(60) % 3
@@ -171,6 +175,7 @@ def test_modalities_are_hidden_at_random_but_never_all_of_a_clip():
     assert not torch.equal(there[:, 0], there[:, 1])
 
 
+@pytest.mark.slow
 def test_no_modality_alone_suffices_but_their_fusion_does():
     random, truth = torch.Generator().manual_seed(0), torch.arange(300) % 3
     values = []

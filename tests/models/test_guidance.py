@@ -158,6 +158,7 @@ def one_token_tells() -> tuple[Inputs, Tensor, Tensor]:
     return inputs, labels[rows, right], guess
 
 
+@pytest.mark.slow
 def test_where_one_token_tells_the_label_the_guide_finds_it_and_a_mean_of_tokens_cannot():
     inputs, truth, guess = one_token_tells()
     taught, asked = torch.arange(1000), torch.arange(1000, 1300)

@@ -27,6 +27,7 @@ def settings(models: Path, family: str, **options) -> ExtractorConfig:
     return ExtractorConfig(**{"family": family, "path": str(models / family), "finetune": tuned, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_an_adapter_is_merged_into_the_weights_of_four_bits_that_it_was_trained_on(models, tmp_path, family):
     config = settings(models, family, quantize="nf4")
@@ -43,6 +44,7 @@ def test_an_adapter_is_merged_into_the_weights_of_four_bits_that_it_was_trained_
     assert off(vectors(published, family), of_run) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [
@@ -63,6 +65,7 @@ def test_other_ways_to_four_bits_are_turned_back_as_well(models, tmp_path, monke
     assert off(vectors(merged(config, adapter, torch.float32)[0], "clip"), of_run) < 5e-6
 
 
+@pytest.mark.slow
 def test_of_eight_bits_only_the_rounding_of_a_layers_input_is_left(models, tmp_path):
     config = settings(models, "clip", quantize="int8")
     adapter = trained(config, tmp_path / "adapter")
@@ -73,6 +76,7 @@ def test_of_eight_bits_only_the_rounding_of_a_layers_input_is_left(models, tmp_p
     assert torch.allclose(plain, weight.data.float() * weight.SCB[:, None] / 127, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_what_rounding_the_merged_weights_loses_is_measured(models, tmp_path):
     config = settings(models, "clip", quantize="nf4", precision="bf16")
     adapter = trained(config, tmp_path / "adapter")

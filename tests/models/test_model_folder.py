@@ -218,6 +218,7 @@ def adapter(folders: Path, family: str, folder: Path) -> ExtractorConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(model_folder.FAMILIES))
 def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(folders, tmp_path, family):
     config = adapter(folders, family, tmp_path / "adapter")
@@ -250,6 +251,7 @@ def job(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "baichuan"])
 def test_extract_ends_with_2_and_one_line_and_writes_no_feature(job, tmp_path, name):
     folder = Path(load(job).extractors[name].path)

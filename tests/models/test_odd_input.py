@@ -73,6 +73,7 @@ def extracted(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_only_what_cannot_be_used_is_left_out_and_each_has_a_reason(extracted):
     assert extracted.code == QUARANTINED, extracted.log
     # An empty transcript is no fault; its clip has no vector of text, and none of zeros.
@@ -108,6 +109,7 @@ def test_cut_transcripts_are_counted_in_the_log(extracted):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "baichuan", "clip"])
 def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
     extracted, name, caplog, monkeypatch

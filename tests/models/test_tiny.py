@@ -26,6 +26,7 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.mark.slow
 def test_clip_loads_with_its_own_classes(folder):
     from transformers import CLIPModel
 
@@ -76,6 +77,7 @@ def test_baichuan_loads_with_its_tokenizer_in_the_published_layout(folder):
     assert len(states) >= 5 and bool(torch.isfinite(states[-1]).all())
 
 
+@pytest.mark.slow
 def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(folder, tmp_path):
     before = {path: files.stamp(path) for path in folder.rglob("*") if path.is_file()}
     tiny.make(folder)
@@ -86,6 +88,7 @@ def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(fold
         assert files.digest(folder / weights) != files.digest(tmp_path / weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_same_seed_gives_the_same_weights_with_any_threads_and_random_state(folder, tmp_path, threads):
     before = torch.get_num_threads()
@@ -100,6 +103,7 @@ def test_the_same_seed_gives_the_same_weights_with_any_threads_and_random_state(
         assert files.digest(folder / weights) == files.digest(tmp_path / weights)
 
 
+@pytest.mark.slow
 def test_hubert_tells_angry_from_sad_voices_it_never_heard(folder):
     """What makes the frozen audio features worth something: chance is 0.5."""
     from sklearn.linear_model import LogisticRegression

@@ -62,6 +62,7 @@ def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:
 
 
 #: Under DeepSpeed everything is in bf16; alone, autocast keeps copies of float32 weights.
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "sharded"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
@@ -75,6 +76,7 @@ def test_traced_activations_agree_with_a_real_step(models, family, method, check
     assert peak == pytest.approx(real_peak, rel=0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_parameters_are_counted_as_the_loaded_model_has_them(models, family, method):
@@ -97,6 +99,7 @@ def test_lora_targets_of_the_configuration_are_what_is_counted(models):
     assert size.size(config, CLASSES).trainable == adapters + head
 
 
+@pytest.mark.slow
 def test_checkpointing_is_seen_to_save_most_of_the_activations(models):
     config = settings(models, "baichuan", precision="fp32")
     _, plain = trace.training(config, CLASSES, False, CLIPS, FRAMES)

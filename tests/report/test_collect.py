@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fusion_run
 import numpy as np
+import pytest
 
 from mer_dist.config import save
 from mer_dist.layout import Run
 from mer_dist.report.collect import collect
 
 
+@pytest.mark.slow
 def test_the_report_reads_every_label_file_that_fuse_reads(tmp_path):
     config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
     label_of = {f"clip_{row:04d}": fusion_run.LABELS[row % 3] for row in range(12)}

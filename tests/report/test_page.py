@@ -67,6 +67,7 @@ def opened(path, tmp_path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_real_browser_shows_the_headline_and_runs_nothing_from_a_clip_name(run, tmp_path):
     document = opened(report(run.folder), tmp_path)
     wanted = f"{100 * files.read_json(run.scores)[-1]['waf']:.2f}"
@@ -76,6 +77,7 @@ def test_a_real_browser_shows_the_headline_and_runs_nothing_from_a_clip_name(run
     assert document.count("<svg") >= 2 * (3 + 2 * 2 + 2)
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing_from_outside(run):
     page = written(run)
     assert "default-src 'none'" in html.unescape(page)
@@ -84,6 +86,7 @@ def test_the_page_asks_for_nothing_from_outside(run):
     assert not re.search(r"\b(src|srcset|onload|onclick)=|@import|url\(|<link|<iframe", page)
 
 
+@pytest.mark.slow
 def test_names_labels_reasons_and_settings_from_outside_are_escaped(run):
     config = run.config.read_text("utf-8").replace("demo-data", "'</pre><script>x</script>'")
     run.config.write_text(config, encoding="utf-8")
@@ -97,6 +100,7 @@ def test_names_labels_reasons_and_settings_from_outside_are_escaped(run):
     assert "&quot;&gt;&lt;script&gt;y" in page
 
 
+@pytest.mark.slow
 def test_corpus_missing_parts_and_quarantine_are_counted(run):
     text = text_of(written(run))
     assert "240 labelled clips" in text and "400 unlabelled clips" in text
@@ -109,6 +113,7 @@ def test_corpus_missing_parts_and_quarantine_are_counted(run):
     assert facts.corpus.labels == fake_run.LABELS
 
 
+@pytest.mark.slow
 def test_remarks_on_the_corpus_are_counted_and_a_few_clips_of_each_named(run):
     stats = files.read_json(run.shards / "stats.json")
     names = [fake_run.HOSTILE, *(f"c{row:02d}" for row in range(11))]
@@ -125,6 +130,7 @@ def test_remarks_on_the_corpus_are_counted_and_a_few_clips_of_each_named(run):
     assert collect(run.folder).stats == {"clips": 640, "bytes": 123456789}
 
 
+@pytest.mark.slow
 def test_without_saved_scores_the_figures_are_computed_out_of_fold(run):
     files.write_json(run.scores, [])
     table = predictions.read(run.vote / "predictions.parquet")
@@ -143,6 +149,7 @@ def test_without_saved_scores_the_figures_are_computed_out_of_fold(run):
     assert all(row.oof_interval[0] < row.oof < row.oof_interval[1] for row in scores)
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_belongs_to_the_last_predictions(run):
     data = collect(run.folder).confusion
     counts = np.array(data.counts)
@@ -155,6 +162,7 @@ def test_the_confusion_matrix_belongs_to_the_last_predictions(run):
     assert collect(run.folder).confusion.title == fake_run.ROWS[-2][1]
 
 
+@pytest.mark.slow
 def test_scores_of_other_predictions_are_left_out_and_named(run):
     scores = files.read_json(run.scores)
     scores[-1]["oof_waf"] = scores[-1]["waf"] = 0.999
@@ -164,6 +172,7 @@ def test_scores_of_other_predictions_are_left_out_and_named(run):
     assert '<strong id="headline">99.90' not in page
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_help_is_called_so(run):
     scores = files.read_json(run.scores)
     by_title = {row["title"]: row for row in scores}
@@ -177,6 +186,7 @@ def test_a_step_that_does_not_help_is_called_so(run):
     assert (gains <= 0).any() and f"{100 * gains[0]:+.2f} over the best above" in text
 
 
+@pytest.mark.slow
 def test_times_rates_curves_and_the_prior_arrive(run):
     facts = collect(run.folder)
     rates = {(row.stage, row.part): row.rate for row in facts.timings}
@@ -229,6 +239,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", STOPPED)
 def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
     STOPPED[when](run)
@@ -273,6 +284,7 @@ def test_every_single_file_may_be_torn_and_the_page_names_it(run):
     assert "answer.csv cannot be read" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -298,6 +310,7 @@ def test_a_file_of_another_shape_never_stops_the_page(run, content):
     assert "</html>" in written(run)
 
 
+@pytest.mark.slow
 def test_a_diverged_training_is_drawn_with_gaps(run):
     path = run.adapter("face", "fold-0") / "history.json"
     history = files.read_json(path)
@@ -313,6 +326,7 @@ def test_a_diverged_training_is_drawn_with_gaps(run):
     ] == [False, False, True, True, False, False]
 
 
+@pytest.mark.slow
 def test_where_nothing_was_held_out_no_curve_is_called_validation(run):
     assert "Validation WAF" in written(run) and "nothing held out" not in written(run)
     for path in (run.folder / "adapters").glob("*/*/history.json"):
@@ -321,6 +335,7 @@ def test_where_nothing_was_held_out_no_curve_is_called_validation(run):
     assert "Validation WAF" not in page and "WAF, nothing held out" in page and "after the epoch" in page
 
 
+@pytest.mark.slow
 def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_answered(run):
     before = collect(run.folder).corpus
     assert not before.unstored and "nothing could be stored" not in written(run)
@@ -337,6 +352,7 @@ def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_ans
     assert "Of 1 labelled clip nothing" in text
 
 
+@pytest.mark.slow
 def test_the_page_says_of_how_many_clips_a_score_is(run):
     rows = files.read_json(run.scores)
     assert "Of the last row: " not in text_of(written(run))

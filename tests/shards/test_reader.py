@@ -65,6 +65,7 @@ def _read_all(reader, results):
     results.put([len(reader.read(row).jpegs) for row in reversed(reader.rows)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_reader_with_open_tars_works_in_another_process(folder, method):
     reader = Reader(folder)

@@ -50,6 +50,7 @@ def _waits_for_the_next(folder: Path, item: int) -> tuple[int, int]:
     return item, os.getpid()
 
 
+@pytest.mark.slow
 def test_results_come_in_order_from_several_processes(tmp_path):
     results = list(in_order(partial(_waits_for_the_next, tmp_path), range(30), 2, crashed=None))
     assert [item for item, _ in results] == list(range(30))
@@ -57,6 +58,7 @@ def test_results_come_in_order_from_several_processes(tmp_path):
     assert len(processes) == 2 and os.getpid() not in processes
 
 
+@pytest.mark.slow
 def test_no_more_items_are_taken_than_the_workers_need():
     taken = []
     results = in_order(_slow_first, (taken.append(item) or item for item in range(1000)), 1, None)
@@ -65,6 +67,7 @@ def test_no_more_items_are_taken_than_the_workers_need():
     results.close()
 
 
+@pytest.mark.slow
 def test_workers_outlive_the_signals_with_which_slurm_warns_every_process_of_a_job():
     results = in_order(_slow_first, range(20), 2, crashed=None)
     seen = [next(results) for _ in range(3)]
@@ -76,22 +79,26 @@ def test_workers_outlive_the_signals_with_which_slurm_warns_every_process_of_a_j
     assert {process for _, process in seen} <= {process for _, process in rest}, "no worker was replaced"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_the_clip_that_killed_it():
     results = list(in_order(_kills_itself_on_five, range(12), 2, crashed=lambda item: -item))
     assert results == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9, 10, 11]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_got_over_while_others_are_handing_over_much():
     """More than a pipe holds: nobody reads it any more when the pool ends the others."""
     results = list(in_order(_much_but_dies_on_five, range(12), 2, crashed=lambda item: bytes(item)))
     assert [len(result) for result in results] == [MUCH] * 5 + [5] + [MUCH] * 6
 
 
+@pytest.mark.slow
 def test_a_task_that_hangs_is_killed_after_its_time():
     results = list(in_order(_hangs_on_two, range(4), 1, crashed=lambda item: -item, seconds=1))
     assert results == [0, 1, -2, 3]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_task_itself_is_not_hidden():
     with pytest.raises(ValueError, match="no 0"):
         list(in_order(_raises, range(3), 1, crashed=None))
@@ -137,6 +144,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_script_without_main_guard_gets_a_clear_error_and_no_endless_try(tmp_path):
     script = tmp_path / "bare.py"
     script.write_text(

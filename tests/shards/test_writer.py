@@ -90,6 +90,7 @@ def test_names_with_dots_and_hyphens_are_read_by_plain_webdataset_and_stand_whol
         assert json.loads(reader.members(row, "json")["json"])["name"] == reader.read(row).name == row.name
 
 
+@pytest.mark.slow
 def test_every_name_has_a_key_of_its_own_that_gives_it_back():
     letters = ("%", ".", "2", "5", "E", "e", "a")
     texts = ["".join(some) for length in range(1, 7) for some in itertools.product(letters, repeat=length)]

@@ -63,6 +63,7 @@ def test_a_path_that_is_there_is_not_asked_for_and_another_folder_is_to_be_start
     assert f"cd {tmp_path} first" in told
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(tmp_path):
     folder = tmp_path / "job"
     target = folder / "launch" / "workstation.yaml"

@@ -75,6 +75,7 @@ def test_a_check_that_takes_long_says_what_it_looks_at(monkeypatch, caplog):
     assert "looking at disk ..." in caplog.text and "port" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_healthy_job_passes_every_check(job, port, capsys):
     assert main(["doctor", str(job), launch_file(job, port)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -101,6 +102,7 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
     } == named
 
 
+@pytest.mark.slow
 def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
     models = job.parent / "models"
     (models / "baichuan" / "tokenizer.model").unlink()
@@ -127,6 +129,7 @@ def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
     assert "corpus" in lines["corpus"] and str(port) in lines["port"]
 
 
+@pytest.mark.slow
 def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
     path = job.parent / "launch.yaml"
     path.write_text("distributed_type: MULTI_GPU\n")
@@ -135,6 +138,7 @@ def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
     assert "run.accelerate" in faults(job, f"run.accelerate={path}")["launch"]
 
 
+@pytest.mark.slow
 def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp_path):
     (tmp_path / "constraints.txt").write_text("torch==1.0.0  # too old\n")
     monkeypatch.setattr("mer_dist.files.shipped", lambda name: tmp_path / name)
@@ -150,6 +154,7 @@ def test_more_processes_than_this_machine_has_processors_are_found(job):
     assert "set run.processes=" in faults(job, "run.processes=5000")["processors"]
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_told_and_found_where_the_run_folder_cannot_help(
     job, tmp_path, monkeypatch
 ):
@@ -167,12 +172,14 @@ def test_a_home_that_cannot_be_written_is_told_and_found_where_the_run_folder_ca
     assert home("run.processes=1") == "one process compiles nothing"
 
 
+@pytest.mark.slow
 def test_too_little_disk_is_found_before_the_run(job):
     config = load(job, ["extract.anchors=1000000000000"])
     (found,) = (check for check in stage.doctor(config) if check.name == "disk")
     assert not found.ok and "GB are needed" in found.text
 
 
+@pytest.mark.slow
 def test_a_check_that_breaks_down_ends_no_other(job):
     path = job.parent / "models" / "baichuan" / "config.json"
     path.write_text('{"model_type": "baichuan", "hidden_size": [1]}')
@@ -181,6 +188,7 @@ def test_a_check_that_breaks_down_ends_no_other(job):
     assert checks["corpus"].ok and checks["open files"].ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "tasks", "told"),
     [

@@ -49,6 +49,7 @@ def found(config, *names) -> dict[str, tuple[bool, str]]:
     return told
 
 
+@pytest.mark.slow
 def test_a_healthy_corpus_is_counted_by_label_and_three_clips_are_decoded(healthy):
     told = found(config_of(healthy))
     assert all(fine for fine, _ in told.values())
@@ -105,6 +106,7 @@ def test_files_are_looked_for_once(corpus, monkeypatch):
     assert len(looked) == 1
 
 
+@pytest.mark.slow
 def test_files_that_are_there_and_do_not_decode_are_found(corpus):
     for path in corpus.rglob("*.mp4"):
         path.write_text("<html>log in first</html>")

@@ -46,6 +46,7 @@ def lines_with(told: str, *words: str) -> list[str]:
     return [line for line in told.splitlines() if all(word in line for word in words)]
 
 
+@pytest.mark.slow
 def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
     name = NAMES[120]
     told = explain(run.folder, name)
@@ -73,6 +74,7 @@ def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(r
     assert lines_with(text(told), f"answer: {told['predictions'][-1]['answer']}", "labelled")
 
 
+@pytest.mark.slow
 def test_what_is_masked_or_left_out_is_named_with_its_reason(run):
     silent, broken, lost = (explain(run.folder, name) for name in (SILENT, BROKEN, "clip_lost"))
     assert lines_with(text(silent), "voice", "audio", "masked: no sound in the file")
@@ -125,6 +127,7 @@ def test_an_answer_that_is_not_the_most_probable_label_says_why(run):
     assert "expected WAF" not in text(told)
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
     name = NAMES[120]
     before, voted = run.answer.read_text(), explain(run.folder, name)["answer"]
@@ -143,6 +146,7 @@ def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
     assert text(explain(run.folder, name)).splitlines()[-1] == f"answer: {voted}"
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_answered_with_near_ones(run):
     with pytest.raises(UserError, match="no clip 'clip_0120_' there; near names: clip_0120, "):
         explain(run.folder, "clip_0120_")
@@ -150,12 +154,14 @@ def test_an_unknown_name_is_answered_with_near_ones(run):
         explain(run.folder, "zzz")
 
 
+@pytest.mark.slow
 def test_a_run_without_predictions_says_what_to_run_first(tmp_path):
     config, _ = fusion_run.make(tmp_path)
     with pytest.raises(UserError, match="run fuse first"):
         explain(Path(config.run.folder), NAMES[0])
 
 
+@pytest.mark.slow
 def test_the_command_prints_text_or_json(run, capsys):
     assert cli.main(["explain", str(run.folder), NAMES[120]]) == 0
     assert capsys.readouterr().out == text(explain(run.folder, NAMES[120])) + "\n"

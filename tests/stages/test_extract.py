@@ -48,6 +48,7 @@ def hashes(run: Run) -> dict[str, str]:
     return {str(path.relative_to(run.folder)): digest(path) for path in files}
 
 
+@pytest.mark.slow
 def test_every_clip_has_features_of_every_modality(job):
     run = run_of(job)
     names = {row.name for row in manifest.read(run.shards)}
@@ -65,6 +66,7 @@ def test_frame_level_rows_average_to_the_utterance_vector(job):
         assert np.allclose(own.mean(0), found.utterance[row], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_stay_with_their_clip_whatever_the_batch(job):
     """Clips are batched by length; a row joined by position would land on another name."""
     from mer_dist.models.classifier import load_extractor
@@ -96,6 +98,7 @@ def test_two_processes_give_the_same_bytes_and_redo_only_what_is_missing(job):
     assert kept.stat().st_mtime_ns == untouched
 
 
+@pytest.mark.slow
 def test_a_torn_feature_file_is_made_again(job):
     run = run_of(job)
     before = hashes(run)
@@ -105,6 +108,7 @@ def test_a_torn_feature_file_is_made_again(job):
     assert hashes(run) == before
 
 
+@pytest.mark.slow
 def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_path):
     run = run_of(job)
     before = hashes(run)
@@ -115,6 +119,7 @@ def test_a_changed_model_makes_its_own_features_again_and_no_others(job, tmp_pat
     assert hashes(run) == before
 
 
+@pytest.mark.slow
 def test_weights_written_later_make_their_own_features_again_and_no_others(job):
     """Of the same size, so the time alone tells."""
     run, config = run_of(job), load(job, FROZEN)
@@ -143,6 +148,7 @@ def test_weights_written_later_make_their_own_features_again_and_no_others(job):
     assert hashes(run) == before
 
 
+@pytest.mark.slow
 def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
     """So a kill costs a rank no more than one."""
     config = load(job, FROZEN)
@@ -170,6 +176,7 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     return {work.set_name: work.made_from for work in planned(config)}
 
 
+@pytest.mark.slow
 def test_stages_that_are_done_say_so_without_torch(job):
     config = load(job)
     for copy in copies.planned(config):
@@ -186,6 +193,7 @@ def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]])
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "own"),
     [
@@ -201,6 +209,7 @@ def test_a_changed_setting_makes_only_the_features_again_that_it_decides(job, ov
     assert {name[: name.find("@") + 1] or name for name, shards in again.items() if shards} == own
 
 
+@pytest.mark.slow
 def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
     before = fingerprints(job)
     monkeypatch.setitem(FAMILIES, "clip", replace(FAMILIES["clip"], budgets=(9, 256)))
@@ -215,6 +224,7 @@ def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
     assert all(changed(before, fingerprints(job)).values())
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_added_costs_its_own_shard(tmp_path):
     """An unlabelled one: a labelled one changes the folds, and what is fine-tuned with them."""
     job = small_job.make(tmp_path)
@@ -233,6 +243,7 @@ def test_a_clip_that_is_added_costs_its_own_shard(tmp_path):
         assert len(again[name] - {own}) <= 1
 
 
+@pytest.mark.slow
 def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -279,6 +290,7 @@ def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "wrong", "right", "factor"),
     [
@@ -304,6 +316,7 @@ def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
     assert np.isfinite(found.frame).all() and found.utterance.any(1).all()
 
 
+@pytest.mark.slow
 def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
     job, tmp_path, monkeypatch, capsys
 ):
@@ -322,6 +335,7 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
     assert "u000" not in found.names and "u000" in found.missing and np.isfinite(found.utterance).all()
 
 
+@pytest.mark.slow
 def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(
     job, tmp_path, monkeypatch, capsys
 ):

@@ -72,6 +72,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_a_step_and_not_a_bit_of_the_result(call, run, undisturbed):
     older, newest = whole(underway.checkpoints(run))
     flip(newest / "alone.pt")
@@ -81,6 +82,7 @@ def test_a_damaged_checkpoint_costs_a_step_and_not_a_bit_of_the_result(call, run
     assert same_weights(underway.adapter(run), underway.adapter(undisturbed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flipped", "gone", "without its mark"])
 def test_weights_of_the_best_epoch_that_are_damaged_or_gone_are_learned_again(call, run, undisturbed, how):
     """Both checkpoints go back to the same ones, so the copy starts again."""
@@ -97,6 +99,7 @@ def test_weights_of_the_best_epoch_that_are_damaged_or_gone_are_learned_again(ca
     assert same_weights(underway.adapter(run), underway.adapter(undisturbed))
 
 
+@pytest.mark.slow
 def test_weights_of_the_best_epoch_that_are_damaged_during_the_training_are_not_kept(job, run, monkeypatch):
     check, seen = Checkpoints.faults_of_best, []
 
@@ -112,6 +115,7 @@ def test_weights_of_the_best_epoch_that_are_damaged_during_the_training_are_not_
     assert len(seen) == 2 and not underway.adapter(run).exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_taken_for_damaged(call, run, monkeypatch):
     """As of a network file system that hiccups; one that is passed over would go with the next save."""
     before, read = whole(underway.checkpoints(run)), files._crc32
@@ -127,6 +131,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_taken_for_damaged(
     assert whole(underway.checkpoints(run)) == before and not underway.adapter(run).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors", "adapter_config.json"])
 def test_a_flipped_bit_in_a_finished_copy_is_seen_before_it_makes_features(job, undisturbed, tmp_path, name):
     shutil.copytree(undisturbed.folder, tmp_path / "run")
@@ -149,6 +154,7 @@ def test_the_mark_of_a_finished_copy_tells_of_every_file(undisturbed):
     copies.check_whole(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "cut short", "no file"])
 def test_a_shard_that_is_lost_between_two_starts_is_named_and_the_checkpoint_stays(call, run, how):
     tar = run.shards / "00000.tar"

@@ -28,6 +28,7 @@ def fused(config) -> dict[str, predictions.Predictions]:
     return {told.title: told for told in map(predictions.read, predictions.all_of(run))}
 
 
+@pytest.mark.slow
 def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_modality(tmp_path):
     config, truth = fusion_run.make(tmp_path, epochs=25, rounds=1, unlabeled=200)
     told = fused(config)
@@ -56,6 +57,7 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
     assert spent["probes"].clips == 4 * 290 and spent["rounds/01"].clips == 290
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
@@ -85,6 +87,7 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     assert changed() == made[5:]
 
 
+@pytest.mark.slow
 def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=2)
     run = Run(config.run.folder)
@@ -98,6 +101,7 @@ def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
     assert names[-1] in run.answer.read_text()
 
 
+@pytest.mark.slow
 def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
@@ -112,6 +116,7 @@ def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
         assert found == {("fuse", "clip_0004", "text"), ("fuse", "clip_x", "clip")}
 
 
+@pytest.mark.slow
 def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
     run = Run(config.run.folder)
@@ -130,6 +135,7 @@ def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
     assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
 
 
+@pytest.mark.slow
 def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp_path, caplog):
     config, _ = fusion_run.make(tmp_path)
     path = tmp_path / "labels.csv"
@@ -139,6 +145,7 @@ def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp
     assert len(quarantine.read(Run(config.run.folder).quarantine)) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1000)
     run = Run(config.run.folder)
@@ -154,6 +161,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
     assert run.answer.exists()
 
 
+@pytest.mark.slow
 def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
     config.fuse.sets = ["voice", "face"]
@@ -165,12 +173,14 @@ def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
         fuse(config)
 
 
+@pytest.mark.slow
 def test_one_modality_without_the_guide_can_be_fused(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=2)
     config.fuse.sets = ["line"]
     assert "AGT" in fused(config)
 
 
+@pytest.mark.slow
 def test_sets_of_different_clips_are_joined_by_name_and_what_is_missing_is_counted(tmp_path, caplog):
     config, truth = fusion_run.make(tmp_path, epochs=20, rounds=0)
     run, names = Run(config.run.folder), fusion_run.names(210)
@@ -187,6 +197,7 @@ def test_sets_of_different_clips_are_joined_by_name_and_what_is_missing_is_count
         fuse(config)
 
 
+@pytest.mark.slow
 def test_without_unlabelled_clips_there_are_predictions_and_an_empty_answer(tmp_path):
     config, truth = fusion_run.make(tmp_path, epochs=20, rounds=2, unlabeled=0)
     told = fused(config)
@@ -213,12 +224,14 @@ def give_frames(config) -> None:
     config.fuse.level, config.fuse.tokens = "frame", 4
 
 
+@pytest.mark.slow
 def test_frames_are_fused_as_tokens(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=2, rounds=0)
     give_frames(config)
     assert np.isfinite(fused(config)["AGT"].probability).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["utterance", "frame"])
 def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(tmp_path, monkeypatch, level):
     inputs, told = {}, {}
@@ -253,6 +266,7 @@ def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
         fuse(config)
 
 
+@pytest.mark.slow
 def test_real_features_that_nobody_here_made_are_imported_and_fused(tmp_path, shared, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
     import mosi

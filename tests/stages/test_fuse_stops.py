@@ -44,6 +44,7 @@ def whole(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
         yield folder, killing.outputs(Path(config.run.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_signal_ends_it_within_a_step_and_the_next_call_ends_in_the_same_bytes(whole, monkeypatch, step):
     folder, outputs = whole

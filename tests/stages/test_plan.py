@@ -40,6 +40,7 @@ def plan(path, *overrides, clips=None) -> dict:
     return stage.plan(load(path, overrides), clips)
 
 
+@pytest.mark.slow
 def test_baichuan_13b_has_the_published_number_of_parameters(job, shared):
     facts = json.loads((shared / "reference" / "baichuan-13b-facts.json").read_text())
     lm_head = facts["config"]["vocab_size"] * facts["config"]["hidden_size"]
@@ -50,6 +51,7 @@ def test_baichuan_13b_has_the_published_number_of_parameters(job, shared):
     assert found["source"] == "Baichuan-13B-Base"
 
 
+@pytest.mark.slow
 def test_13b_by_lora_on_8_gpus_and_in_full(job):
     lora = plan(job)["extractors"]["baichuan"]["finetune"]
     states = sum(lora["gpu"][key] for key in ("weights", "gradients", "optimizer"))
@@ -61,6 +63,7 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
     assert full["smallest"]["24"] == 16 and full["smallest"]["80"] == 4
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(job, capsys):
     tight = [
         "run.processes=1",
@@ -75,6 +78,7 @@ def test_what_does_not_fit_is_said(job, capsys):
     assert "WARNING: extract baichuan does not fit" in out
 
 
+@pytest.mark.slow
 def test_a_launch_that_is_not_supported_is_said(job, tmp_path, caplog, monkeypatch):
     launch = tmp_path / "launch.yaml"
     launch.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 1}\n")
@@ -87,6 +91,7 @@ def test_a_launch_that_is_not_supported_is_said(job, tmp_path, caplog, monkeypat
     assert "tracing what baichuan holds" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(RECIPE.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_recipe_is_planned_without_corpus_models_or_gpu(file, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -107,6 +112,7 @@ def test_the_recipe_is_planned_without_corpus_models_or_gpu(file, monkeypatch, c
             assert single == (name == "clip" or file.stem == "baichuan-qlora-1gpu")
 
 
+@pytest.mark.slow
 def test_the_variants_of_the_recipe_are_what_their_names_say(monkeypatch):
     monkeypatch.chdir(ROOT)
     layouts = {file.stem: memory.layout(load(file).run) for file in RECIPE.glob("baichuan-*.yaml")}
@@ -117,6 +123,7 @@ def test_the_variants_of_the_recipe_are_what_their_names_say(monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_recipe_have_the_settings_of_the_whole(monkeypatch):
     """Otherwise full.yaml would train again what a part has finished."""
     monkeypatch.chdir(ROOT)
@@ -139,6 +146,7 @@ def test_the_parts_of_the_recipe_have_the_settings_of_the_whole(monkeypatch):
             assert ours == theirs, file
 
 
+@pytest.mark.slow
 def test_shards_and_disk_follow_the_clips_of_the_corpus(job, tmp_path):
     media_files.write_corpus(tmp_path / "corpus", 6, 4)
     needs = plan(job, "shard.clips=4")
@@ -150,6 +158,7 @@ def test_shards_and_disk_follow_the_clips_of_the_corpus(job, tmp_path):
     assert stage.plan(config)["disk"]["features"]["baichuan"] == (10 + 10 + 5 * 128) * 5120 * 2
 
 
+@pytest.mark.slow
 def test_unknown_models_are_refused_by_key_and_file(job, tmp_path):
     with pytest.raises(UserError, match=r"extractors\.baichuan\.path: there is no folder .*nowhere"):
         plan(job, "extractors.baichuan.path=models/nowhere")
@@ -162,6 +171,7 @@ def test_unknown_models_are_refused_by_key_and_file(job, tmp_path):
         plan(job, f"extractors.baichuan.path={folder}")
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_standard_output_and_says_the_same(job, capsys):
     full = "extractors.baichuan.finetune.method=full"
     assert main(["plan", "--json", "--clips", "1000", str(job), full]) == 0

@@ -50,6 +50,7 @@ def scored(tmp_path):
     return run, tmp_path / "truth.csv", truth
 
 
+@pytest.mark.slow
 def test_every_step_is_scored_on_what_the_models_never_saw(scored):
     run, path, truth = scored
     rows = score(run.folder, path)
@@ -62,6 +63,7 @@ def test_every_step_is_scored_on_what_the_models_never_saw(scored):
     assert files.read_json(run.scores) == rows
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_help_is_marked(scored):
     run, path, _ = scored
     rows = score(run.folder, path)
@@ -71,6 +73,7 @@ def test_a_step_that_does_not_help_is_marked(scored):
     assert f"{100 * rows[3]['waf']:.2f}" in shown[5] and len({line.find("(") for line in shown[5:]}) > 0
 
 
+@pytest.mark.slow
 def test_without_a_truth_file_only_out_of_fold_figures_are_given(scored):
     run, _, _ = scored
     rows = score(run.folder)
@@ -78,6 +81,7 @@ def test_without_a_truth_file_only_out_of_fold_figures_are_given(scored):
     assert table(rows).count(" -") == len(rows)
 
 
+@pytest.mark.slow
 def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
     run, _, _ = scored
     other = tmp_path / "other.csv"
@@ -96,6 +100,7 @@ def test_a_truth_file_that_does_not_fit_is_refused(scored, tmp_path):
         score(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_labels_of_a_truth_file_in_other_capitals_are_understood(scored, tmp_path):
     run, path, _ = scored
     other = tmp_path / "other.csv"
@@ -104,6 +109,7 @@ def test_labels_of_a_truth_file_in_other_capitals_are_understood(scored, tmp_pat
     assert score(run.folder, other) == score(run.folder, path)
 
 
+@pytest.mark.slow
 def test_a_row_without_a_label_is_left_out_and_counted(scored, tmp_path, caplog):
     run, path, _ = scored
     head, *rows = path.read_text().splitlines()
@@ -114,6 +120,7 @@ def test_a_row_without_a_label_is_left_out_and_counted(scored, tmp_path, caplog)
     assert "2 clips have no label there and are not scored; for example clip_0090, clip_0091" in caplog.text
 
 
+@pytest.mark.slow
 def test_no_stage_but_score_has_a_word_for_the_truth_file():
     """A stage that wanted the truth would have to be told where it lies."""
     for path in (ROOT / "mer_dist" / "stages").glob("*.py"):
@@ -131,6 +138,7 @@ def test_no_stage_but_score_has_a_word_for_the_truth_file():
         assert path.stem == "score" or not {"truth_csv", "truth.csv"} & (names | texts), path
 
 
+@pytest.mark.slow
 def test_rows_of_a_truth_that_are_not_used_are_counted_and_named_with_those_that_contradict(
     scored, tmp_path, caplog
 ):
@@ -145,6 +153,7 @@ def test_rows_of_a_truth_that_are_not_used_are_counted_and_named_with_those_that
     )
 
 
+@pytest.mark.slow
 def test_a_truth_with_two_columns_of_labels_is_refused(scored, tmp_path):
     run, _, _ = scored
     (tmp_path / "both.csv").write_text("name,discrete,label\nclip_0100,happy,angry\n")
@@ -152,6 +161,7 @@ def test_a_truth_with_two_columns_of_labels_is_refused(scored, tmp_path):
         score(run.folder, tmp_path / "both.csv")
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_changed_after_the_vote_is_told_and_the_vote_is_scored(scored, caplog):
     run, path, _ = scored
     files.write_text(run.vote / "answer.csv", "name,discrete\nclip_0090,happy\nclip_0091,angry\n")

@@ -76,6 +76,7 @@ def easy(config, **changes):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "start"),
     [
@@ -94,6 +95,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
     assert 0 < taken_in(config, 2)[1] < 120, "the way through the pseudo-labels was not tried"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(fusion.KINDS.keys() - {"agt"}))
 def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
@@ -104,6 +106,7 @@ def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     assert 0 < taken_in(config, 1)[1] < 120, "the way through the pseudo-labels was not tried"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", fusion.KINDS)
 def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
@@ -113,6 +116,7 @@ def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypa
     assert not any(np.array_equal(before, after) for before, after in told)
 
 
+@pytest.mark.slow
 def test_that_proof_sees_pseudo_labels_from_other_folds(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=4)
     honest = by_fold
@@ -126,6 +130,7 @@ def test_that_proof_sees_pseudo_labels_from_other_folds(tmp_path, monkeypatch):
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
 
 
+@pytest.mark.slow
 def test_that_proof_sees_thresholds_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=4)[0], rule="precision")
 
@@ -147,6 +152,7 @@ def plain_of(config, read):
     return read(Run(config.run.folder))
 
 
+@pytest.mark.slow
 def test_that_proof_sees_a_training_as_long_as_what_all_folds_took(tmp_path, monkeypatch):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=4)[0], rule="threshold")
     honest, taken = _Round._pseudo_labels, []
@@ -162,6 +168,7 @@ def test_that_proof_sees_a_training_as_long_as_what_all_folds_took(tmp_path, mon
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
 
 
+@pytest.mark.slow
 def test_that_proof_sees_a_warm_start_from_models_of_another_fold(tmp_path, monkeypatch):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=2)[0], start="warm")
     own = _Round._start
@@ -175,6 +182,7 @@ def test_that_proof_sees_a_warm_start_from_models_of_another_fold(tmp_path, monk
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
 
 
+@pytest.mark.slow
 def test_what_thresholds_are_learned_on_comes_from_models_without_both_folds(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     clips, inputs = parts_of(config)
@@ -195,6 +203,7 @@ def test_what_thresholds_are_learned_on_comes_from_models_without_both_folds(tmp
     assert not np.array_equal(before[0][fold == 2][1:], after[0][fold == 2][1:])
 
 
+@pytest.mark.slow
 def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=2, epochs=1)
     clips, inputs = parts_of(config)
@@ -223,6 +232,7 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
     assert not run.round(2).exists()
 
 
+@pytest.mark.slow
 def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=6)
     clips, inputs = parts_of(config)
@@ -249,6 +259,7 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     assert (np.array([curve["train_loss"] for curve in curves])[:, [0, -1]] @ [1, -1] > 0).all()
 
 
+@pytest.mark.slow
 def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
     config, truth = fusion_run.make(tmp_path, rounds=0, epochs=20)
     clips, inputs = parts_of(config)
@@ -259,6 +270,7 @@ def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
     assert metrics.waf(truth[:90], told.answer[clips.labeled]) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clear", "best"), [(True, 0.0), (False, 0.9)])
 def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_path, clear, best):
     config, _ = fusion_run.make(tmp_path, rounds=0, epochs=15)
@@ -270,6 +282,7 @@ def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_pa
     assert chosen_dropout(Run(config.run.folder)).tolist() == [best] * 3
 
 
+@pytest.mark.slow
 def test_with_two_folds_or_no_unlabelled_clip_it_still_runs(tmp_path):
     config, _ = fusion_run.make(tmp_path / "two", rounds=1, epochs=1)
     config.folds.count = 2
@@ -278,6 +291,7 @@ def test_with_two_folds_or_no_unlabelled_clip_it_still_runs(tmp_path):
     assert len(rounds_of(config, *parts_of(config))) == 1
 
 
+@pytest.mark.slow
 def test_each_rule_runs_without_unlabelled_clips_and_with_one_modality(tmp_path):
     for rule in ("threshold", "precision"):
         for start in ("scratch", "warm"):
@@ -288,6 +302,7 @@ def test_each_rule_runs_without_unlabelled_clips_and_with_one_modality(tmp_path)
             assert len(rounds_of(easy(config, rule=rule, start=start), *parts_of(config))) == 2
 
 
+@pytest.mark.slow
 def test_thresholds_cannot_be_learned_with_two_folds_and_it_is_said_before_any_training(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=1)
     config.folds.count, config.self_train.rule = 2, "precision"
@@ -297,6 +312,7 @@ def test_thresholds_cannot_be_learned_with_two_folds_and_it_is_said_before_any_t
     assert len(rounds_of(config, *parts_of(config))) == 2
 
 
+@pytest.mark.slow
 def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothing(tmp_path, caplog):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=1)[0], rule="precision", precision=0.99)
     caplog.set_level("WARNING", "mer_dist")
@@ -307,6 +323,7 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
     assert "no clip is sure enough" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_warm_round_goes_on_from_the_models_of_the_round_before(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=1)[0], start="warm")
     clips, inputs = parts_of(config)
@@ -318,6 +335,7 @@ def test_a_warm_round_goes_on_from_the_models_of_the_round_before(tmp_path):
     assert not np.array_equal(scratch[0].probability, scratch[1].probability)
 
 
+@pytest.mark.slow
 def test_an_interruption_between_warm_rounds_changes_nothing(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=2, epochs=2)[0], start="warm", rule="precision")
     clips, inputs = parts_of(config)
@@ -332,6 +350,7 @@ def test_an_interruption_between_warm_rounds_changes_nothing(tmp_path):
     assert not np.array_equal(last.probability, whole[2].probability), "it starts from round 1"
 
 
+@pytest.mark.slow
 def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     clips, inputs = parts_of(config)
@@ -348,6 +367,7 @@ def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
     assert np.allclose(told, by_fold(Run(config.run.folder), 1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=4, epochs=6)[0])
     clips, inputs = parts_of(config)
@@ -370,6 +390,7 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
         assert all(np.array_equal(a.probability, b.probability) for a, b in zip(every, again, strict=True))
 
 
+@pytest.mark.slow
 def test_every_answer_is_reproduced_by_one_command_from_the_run_folder(tmp_path):
     fusion_run.make(tmp_path)
     config = fusion_run.configure(

@@ -74,6 +74,7 @@ def own_corpus(corpus, tmp_path):
     return shutil.copytree(corpus, tmp_path / "corpus")
 
 
+@pytest.mark.slow
 def test_every_clip_is_in_the_shards_with_frames_in_order_its_tone_and_its_text(done):
     reader = Reader(done / "shards")
     assert [row.name for row in reader.rows] == [
@@ -100,6 +101,7 @@ def test_every_clip_is_in_the_shards_with_frames_in_order_its_tone_and_its_text(
     assert {row.label for row in reader.rows[5:]} == {None}
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes_as_one(corpus, done, tmp_path):
     shard(config_of(tmp_path / "two", corpus, workers=2))
     assert contents(tmp_path / "two") == contents(done) and len(contents(done)) == 4
@@ -135,6 +137,7 @@ def test_a_corpus_that_moved_as_a_whole_is_not_decoded_again(run, own_corpus):
     assert written(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [["00002.tar"], ["00001.parquet", "00002.tar"], ["00000.tar"]])
 def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
     folder = run / "shards"
@@ -168,6 +171,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_a_signal_ends_midway_is_resumed_to_the_same_bytes(corpus, done, tmp_path, number):
     config = config_of(tmp_path / "run", corpus)
@@ -186,6 +190,7 @@ def test_a_process_that_a_signal_ends_midway_is_resumed_to_the_same_bytes(corpus
     assert contents(tmp_path / "run") == contents(done)
 
 
+@pytest.mark.slow
 def test_a_damaged_tar_is_noticed_by_its_size_and_written_again(run, corpus, done):
     tar = run / "shards" / "00001.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
@@ -193,6 +198,7 @@ def test_a_damaged_tar_is_noticed_by_its_size_and_written_again(run, corpus, don
     assert contents(run) == contents(done)
 
 
+@pytest.mark.slow
 def test_one_new_clip_costs_one_new_shard(run, own_corpus):
     before = written(run)
     write_mp4(own_corpus / "video-unlabeled-with-test2noise" / "b000.mp4", ramp(6), tone(500, 0.3))
@@ -204,6 +210,7 @@ def test_one_new_clip_costs_one_new_shard(run, own_corpus):
     assert json.loads((run / "shards" / "stats.json").read_text())["splits"]["unlabeled"] == 4
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     before = written(run)
     (own_corpus / "video-labeled" / "a004.mp4").unlink()
@@ -215,6 +222,7 @@ def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     assert ("a004", "clip") in reasons(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "field", "value"),
     [
@@ -242,6 +250,7 @@ def test_a_change_of_label_text_split_or_file_is_noticed(run, own_corpus, change
     assert manifest.shard_fingerprint(run / "shards", 0) != before
 
 
+@pytest.mark.slow
 def test_other_settings_make_other_shards_and_leave_nothing_of_the_old(run, corpus):
     shard(config_of(run, corpus, clips=8, frames=2))
     rows = manifest.read(run / "shards")
@@ -292,6 +301,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     damaged_corpus(tmp_path / "corpus")
     shard(config_of(tmp_path / "run", tmp_path / "corpus", workers=2))
@@ -328,6 +338,7 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_remarks_on_transcripts_stand_beside_those_on_media(tmp_path, caplog):
     caplog.set_level("INFO", "mer_dist")
     rows = [
@@ -345,6 +356,7 @@ def test_remarks_on_transcripts_stand_beside_those_on_media(tmp_path, caplog):
     assert f"2 clips: {texts.PATH} (a, c)" in caplog.messages
 
 
+@pytest.mark.slow
 def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", labeled=2, unlabeled=0)
     (corpus / "video-labeled" / "a001.mp4").write_bytes(b"")
@@ -360,6 +372,7 @@ def test_lost_clips_are_neither_tried_again_nor_forgotten(tmp_path):
     assert reasons(tmp_path / "run") == rows
 
 
+@pytest.mark.slow
 def test_a_corpus_of_which_nothing_is_usable_ends_with_the_reason(tmp_path):
     (tmp_path / "c" / "video-labeled").mkdir(parents=True)
     (tmp_path / "c" / "video-labeled" / "a.mp4").touch()
@@ -369,6 +382,7 @@ def test_a_corpus_of_which_nothing_is_usable_ends_with_the_reason(tmp_path):
     assert ("a", "clip") in reasons(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
     import cv2
 
@@ -404,6 +418,7 @@ def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
         shard(config)
 
 
+@pytest.mark.slow
 def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run, own_corpus):
     path = own_corpus / "video-labeled" / "a000.mp4"
     path.unlink()
@@ -414,6 +429,7 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     assert rows["a000"].missing == ["audio", "video"]
 
 
+@pytest.mark.slow
 def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp_path, caplog):
     names = ["a", "b", "c", "d", "short", "fine"]
     for name in names:
@@ -579,6 +595,7 @@ def test_folds_that_could_not_be_made_are_known_before_anything_is_replaced(run,
     assert not (tmp_path / "fresh").exists()
 
 
+@pytest.mark.slow
 def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_path):
     rows = []
     for number in range(3):
@@ -597,6 +614,7 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
     assert len(reasons(run)) == 6
 
 
+@pytest.mark.slow
 def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(tmp_path, caplog):
     rows = [
         ["a", "", "", "你好", "calm", ""],

@@ -79,6 +79,7 @@ def answers(folder: Path) -> dict[str, str]:
         return {row["name"]: row["discrete"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_every_clip_that_the_corpus_names_as_unlabelled_is_answered_in_the_order_of_names(made):
     stored = {row.name for row in manifest.read(Run(made / "run").shards)}
     assert stored.isdisjoint(SILENT) and manifest.unstored(Run(made / "run").shards) == dict.fromkeys(
@@ -91,6 +92,7 @@ def test_every_clip_that_the_corpus_names_as_unlabelled_is_answered_in_the_order
         assert np.isfinite(told.probability).all() and set(SILENT) <= set(told.names)
 
 
+@pytest.mark.slow
 def test_log_verify_and_page_tell_the_same_counts(made, caplog):
     from mer_dist.report.collect import collect
 
@@ -107,6 +109,7 @@ def test_log_verify_and_page_tell_the_same_counts(made, caplog):
     assert facts.corpus.unstored == {"unlabeled": 3}
 
 
+@pytest.mark.slow
 def test_score_counts_every_clip_of_the_truth_and_what_has_no_answer_as_wrong(made, tmp_path, caplog):
     truth = {name: label_of(row) for row, name in enumerate(unlabeled_names())}
     right = np.array([answers(made)[name] == label for name, label in truth.items()])
@@ -128,6 +131,7 @@ def test_score_counts_every_clip_of_the_truth_and_what_has_no_answer_as_wrong(ma
     assert "5 without an answer" in table(rows) and "n = 25" in table(rows)
 
 
+@pytest.mark.slow
 def test_its_way_is_told_without_weights_that_do_not_concern_it(made):
     told = explain(made / "run", SILENT[0])
     assert told["split"] == "unlabeled" and told["answer"] == "happy"
@@ -141,6 +145,7 @@ def test_its_way_is_told_without_weights_that_do_not_concern_it(made):
     assert "weight of each member for fold" in labelled and "prior correction" not in labelled
 
 
+@pytest.mark.slow
 def test_wanted_names_may_be_of_clips_without_any_part(made, tmp_path, caplog):
     files.write_text(tmp_path / "names.csv", f"name\n{SILENT[1]}\n{BROKEN}\nu_00\n")
     config = configuration.load(made / "job.yaml", [f"vote.names={tmp_path}/names.csv", "vote.prior=none"])
@@ -154,6 +159,7 @@ def test_wanted_names_may_be_of_clips_without_any_part(made, tmp_path, caplog):
     fuse(configuration.load(made / "job.yaml"))
 
 
+@pytest.mark.slow
 def test_shards_of_an_earlier_version_are_kept_and_their_lost_clips_are_noted_and_answered(
     made, tmp_path, caplog
 ):
@@ -169,6 +175,7 @@ def test_shards_of_an_earlier_version_are_kept_and_their_lost_clips_are_noted_an
     assert set(SILENT) <= set(joined.read_clips(config, run)[0].names) and tar.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_rows_of_a_label_file_that_cannot_be_used_are_named_again_at_the_end(tmp_path, caplog):
     config, _ = fusion_run.make(tmp_path, labeled=30, unlabeled=10, epochs=1, rounds=0)
     labels = tmp_path / "labels.csv"

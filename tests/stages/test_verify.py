@@ -139,6 +139,7 @@ def run(whole, tmp_path):
     return Run(shutil.copytree(whole, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_that_adds_up_has_no_finding(run):
     assert verify(run.folder) == []
 
@@ -159,12 +160,14 @@ def finding(run, *words):
     return findings
 
 
+@pytest.mark.slow
 def test_a_clip_that_was_dropped_from_the_manifest_is_found(run):
     path = run.shards / manifest.MANIFEST
     manifest.write_rows(path, [row for row in manifest.read(run.shards) if row.name != "a002"])
     finding(run, "of the corpus are neither in the shards nor in quarantine", "a002")
 
 
+@pytest.mark.slow
 def test_a_lost_clip_that_is_not_in_quarantine_is_found(run):
     quarantine.replace(run.quarantine, "shard", [])
     finding(run, "could not be listed and are not in quarantine", "a001")
@@ -178,6 +181,7 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
     finding(run, "in quarantine without a reason", "a000", "a001")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")]
 )
@@ -200,6 +204,7 @@ def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
     finding(run, "differ from their checksum", row.name)
 
 
+@pytest.mark.slow
 def test_a_short_or_missing_tar_and_an_unfinished_stage_are_found(run):
     tar = manifest.tar_path(run.shards, 0)
     tar.write_bytes(tar.read_bytes()[:1000])
@@ -231,6 +236,7 @@ def test_a_clip_without_row_and_without_reason_in_a_feature_set_is_found(run, se
     assert len(finding(run, f"features {set_name}: have neither a row nor a reason", gone)) == 1
 
 
+@pytest.mark.slow
 def test_faults_inside_feature_files_are_found(run):
     shutil.rmtree(run.features("text@fold-1"))
     part = feature_set(["a002", "a004"], "text")
@@ -258,6 +264,7 @@ def test_a_row_for_a_modality_that_the_clip_lacks_is_found(run):
     finding(run, "hubert: have a row although they lack the audio", "a000")
 
 
+@pytest.mark.slow
 def test_an_imported_set_is_only_read(run):
     write_features(run, "other", feature_set(["elsewhere"]))
     description = json.loads((run.features("other") / "set.json").read_text())
@@ -270,6 +277,7 @@ def test_an_imported_set_is_only_read(run):
     finding(run, "other", "features are gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["probes/hubert", "rounds/00/predictions", "vote/predictions"])
 def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
     path = run.folder / f"{place}.parquet"
@@ -288,6 +296,7 @@ def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
     finding(run, place, "not readable")
 
 
+@pytest.mark.slow
 def test_folds_that_do_not_fit_the_labels_are_found(run):
     files.write_json(run.folds, {"made_from": "x", "folds": {**FOLDS, "gone": 1}})
     finding(run, "labelled without a fold, or the reverse", "gone")
@@ -295,6 +304,7 @@ def test_folds_that_do_not_fit_the_labels_are_found(run):
     finding(run, "folds.json", "no such file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -314,6 +324,7 @@ def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, wo
     finding(run, *words)
 
 
+@pytest.mark.slow
 def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     (tmp_path / "names.csv").write_text("name\nu001\n")
     config = configuration.load(run.config, [f"vote.names={tmp_path}/names.csv"])
@@ -323,6 +334,7 @@ def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     assert verify(run.folder) == []
 
 
+@pytest.mark.slow
 def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     run = Run(tmp_path / "run")
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
@@ -351,6 +363,7 @@ def test_feature_sets_that_are_gone_are_found_although_there_is_an_answer(run, g
     assert verify(run.folder) == [f"features {name}: there are none; run extract" for name in sorted(gone)]
 
 
+@pytest.mark.slow
 def test_weights_that_change_places_are_found_however_they_did(run):
     first, second, aside = (run.adapter("text", part) for part in ("fold-0", "fold-1", "aside"))
     ours, theirs = ((folder / "weights").read_bytes() for folder in (first, second))
@@ -370,6 +383,7 @@ def test_weights_that_change_places_are_found_however_they_did(run):
     ]
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     config = configuration.load(run.config)
     config.run.folder = str(run.folder)
@@ -389,12 +403,14 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     assert verify(run.folder) == [], "they may be deleted once the features are there"
 
 
+@pytest.mark.slow
 def test_features_of_another_copy_are_found(run):
     path = run.features("text@fold-1") / features.DESCRIPTION
     files.write_json(path, files.read_json(path) | {"part": "fold-0", "trained_without": 0})
     finding(run, "text@fold-1", "this is part 'fold-0'")
 
 
+@pytest.mark.slow
 def test_an_answer_that_the_vote_did_not_give_is_found(run):
     files.write_text(run.vote / run.answer.name, ANSWER)
     assert verify(run.folder) == []
@@ -402,6 +418,7 @@ def test_an_answer_that_the_vote_did_not_give_is_found(run):
     finding(run, "answer.csv: not what the vote answered")
 
 
+@pytest.mark.slow
 def test_the_answer_is_counted_against_the_corpus_and_not_against_what_was_stored(run, caplog):
     with caplog.at_level("INFO", logger="mer_dist"):
         assert verify(run.folder) == []

@@ -70,6 +70,7 @@ def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -
     return predictions.read(run.vote / "predictions.parquet"), files.read_json(run.vote / "prior.json")
 
 
+@pytest.mark.slow
 def test_a_shift_of_the_prior_is_found_and_correcting_for_it_helps(tmp_path):
     clips, member, truth = case(SHIFTED, sharp=2.0)
     made, told = voted(tmp_path, clips, [member])
@@ -81,6 +82,7 @@ def test_a_shift_of_the_prior_is_found_and_correcting_for_it_helps(tmp_path):
     assert {"em", "bbse"} == told["estimated"].keys() and told["labels"] == fusion_run.LABELS
 
 
+@pytest.mark.slow
 def test_without_a_shift_the_vote_loses_less_than_a_fifth_of_a_point_on_average(tmp_path):
     changes = []
     for seed in range(6):
@@ -94,6 +96,7 @@ def test_without_a_shift_the_vote_loses_less_than_a_fifth_of_a_point_on_average(
     assert np.mean(changes) > -0.002
 
 
+@pytest.mark.slow
 def test_intervals_of_both_estimators_are_kept_and_cover_the_truth(tmp_path):
     covered = []
     for seed in range(4):
@@ -107,6 +110,7 @@ def test_intervals_of_both_estimators_are_kept_and_cover_the_truth(tmp_path):
     assert np.sum(covered) >= 20  # of 24
 
 
+@pytest.mark.slow
 def test_a_labelled_clip_is_pooled_by_what_models_without_its_fold_say(tmp_path):
     clips, member, truth = case(EVEN)
     noise = np.random.default_rng(9).dirichlet([1, 1, 1], len(truth))
@@ -135,6 +139,7 @@ def own_answers_with_other_labels(config, monkeypatch, fold: int) -> list[Predic
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, monkeypatch, kind):
@@ -146,6 +151,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, mo
     assert np.array_equal(before.answer[own], after.answer[own])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
@@ -160,6 +166,7 @@ def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_pat
     assert not np.array_equal(before.probability[own], after.probability[own])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_with_two_folds_the_members_have_equal_weights_for_labelled_clips(tmp_path):
     fusion_run.make(tmp_path)
@@ -171,6 +178,7 @@ def test_with_two_folds_the_members_have_equal_weights_for_labelled_clips(tmp_pa
     assert len(set(told["weights"].values())) > 1
 
 
+@pytest.mark.slow
 def test_calibration_makes_the_pooled_probabilities_honest(tmp_path):
     clips, member, truth = case(EVEN, sharp=4.0)
     made, _ = voted(tmp_path, clips, [member])
@@ -180,6 +188,7 @@ def test_calibration_makes_the_pooled_probabilities_honest(tmp_path):
     assert member.probability[own].max(1).mean() > right + 0.1
 
 
+@pytest.mark.slow
 def test_a_prior_given_by_hand_is_used_through_the_same_gate_and_its_origin_is_kept(tmp_path):
     clips, member, truth = case(SHIFTED)
     given = "vote.given={neutral: 0.1, angry: 0.1, happy: 0.8}"
@@ -189,6 +198,7 @@ def test_a_prior_given_by_hand_is_used_through_the_same_gate_and_its_origin_is_k
         configuration.load(tmp_path / "job.yaml", ["vote.prior=given", "vote.given={happy: 0.8}"])
 
 
+@pytest.mark.slow
 def test_groups_of_folds_are_drawn_together_for_the_intervals(tmp_path):
     clips, member, _ = case(SHIFTED)
     _, apart = voted(tmp_path, clips, [member])
@@ -197,6 +207,7 @@ def test_groups_of_folds_are_drawn_together_for_the_intervals(tmp_path):
     assert apart["estimated"] == grouped["estimated"] and apart["intervals"] != grouped["intervals"]
 
 
+@pytest.mark.slow
 def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, caplog):
     clips, member, truth = case(SHIFTED)
     now = np.bincount(truth[~clips.labeled]) / UNLABELED
@@ -216,6 +227,7 @@ def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, c
         configuration.load(tmp_path / "job.yaml", [probes])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("now", [EVEN, SHIFTED])
 def test_a_prior_told_wrongly_stays_outside_the_gate(tmp_path, caplog, now):
     """Labelled clips weighed to it gain by it, whatever it is; the unlabelled ones contradict it."""
@@ -229,6 +241,7 @@ def test_a_prior_told_wrongly_stays_outside_the_gate(tmp_path, caplog, now):
     assert told["estimated"].keys() == told["intervals"].keys() == {"em", "bbse"}
 
 
+@pytest.mark.slow
 def test_a_prior_told_rightly_passes_the_gate(tmp_path, caplog):
     for seed in range(4):
         clips, member, _ = case(SHIFTED, seed=seed)
@@ -238,6 +251,7 @@ def test_a_prior_told_rightly_passes_the_gate(tmp_path, caplog):
     assert "does not fit" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_prior_that_changes_nothing_is_not_applied(tmp_path):
     clips, member, _ = case(EVEN)
     member.probability[:] = np.random.default_rng(1).dirichlet([1, 1, 1], len(clips.names))
@@ -246,6 +260,7 @@ def test_a_prior_that_changes_nothing_is_not_applied(tmp_path):
     assert not told["applied"] and told["used"] == told["labeled"]
 
 
+@pytest.mark.slow
 def test_a_hard_vote_is_the_weighted_majority_of_the_answers(tmp_path):
     clips, member, truth = case(EVEN)
     random = np.random.default_rng(3)
@@ -282,6 +297,7 @@ def test_without_a_prior_the_answer_is_the_plain_argmax(tmp_path, caplog):
     assert "not applied: vote.prior is none" in caplog.text and "expected WAF" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 3])
 def test_without_a_correction_each_clip_gets_its_most_probable_label(tmp_path, caplog, seed):
     """A mild shift that the gate lets go: answers by expected WAF would lose half a point and more."""
@@ -298,6 +314,7 @@ def test_without_a_correction_each_clip_gets_its_most_probable_label(tmp_path, c
     assert "maximise expected WAF" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares, seed", [((1, 1, 2), 4), ((1, 4, 6), 1)])
 def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, shares, seed):
     caplog.set_level("INFO", "mer_dist")
@@ -317,6 +334,7 @@ def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, 
     ) in caplog.text
 
 
+@pytest.mark.slow
 def test_shares_told_that_the_unlabelled_clips_contradict_leave_the_most_probable_labels(tmp_path):
     clips, member, _ = case(SHIFTED)
     given = "vote.given={neutral: 0.8, angry: 0.1, happy: 0.1}"
@@ -333,6 +351,7 @@ def test_without_unlabelled_clips_there_is_a_vote_and_an_empty_answer(tmp_path):
     assert (tmp_path / "run" / "answer.csv").read_text() == "name,discrete\n"
 
 
+@pytest.mark.slow
 def test_the_answer_names_each_unlabelled_clip_once_with_its_label(tmp_path):
     clips, member, _ = case(EVEN)
     made, _ = voted(tmp_path, clips, [member])
@@ -347,6 +366,7 @@ def restrict(tmp_path, text: str) -> str:
     return f"vote.names={tmp_path}/names.csv"
 
 
+@pytest.mark.slow
 def test_the_answer_has_the_wanted_names_in_their_order(tmp_path):
     clips, member, truth = case(EVEN)
     happy = np.flatnonzero((truth == 2) & ~clips.labeled)
@@ -393,6 +413,7 @@ def test_a_wanted_clip_in_quarantine_gets_the_most_frequent_label(tmp_path, capl
     assert "1 clips of vote.names are in quarantine" in caplog.text
 
 
+@pytest.mark.slow
 def test_another_list_of_names_is_another_vote(tmp_path):
     clips, member, _ = case(EVEN)
     marks = []
@@ -402,6 +423,7 @@ def test_another_list_of_names_is_another_vote(tmp_path):
     assert marks[0] != marks[1] == marks[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 10])
 def test_two_or_ten_wanted_names_give_no_prior_and_one_without_any_modality_no_runaway_label(
     tmp_path, count, caplog
@@ -421,6 +443,7 @@ def test_two_or_ten_wanted_names_give_no_prior_and_one_without_any_modality_no_r
     assert np.array_equal(made.answer[~clips.labeled], made.probability[~clips.labeled].argmax(1))
 
 
+@pytest.mark.slow
 def test_a_vote_over_clips_that_look_different_says_so_and_takes_shares_that_were_told(tmp_path, caplog):
     caplog.set_level("INFO", "mer_dist")
     clips, member, truth = case(SHIFTED)
@@ -438,6 +461,7 @@ def test_a_vote_over_clips_that_look_different_says_so_and_takes_shares_that_wer
     assert told["decided_by"] == "two-sample test" and "does not fit" not in caplog.text
 
 
+@pytest.mark.slow
 def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
     clips, member, _ = case(SHIFTED, sharp=2.0)
     present = np.random.default_rng(3).random(len(clips.names)) > 0.3
@@ -450,6 +474,7 @@ def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
     assert 0.65 < of_happy[0] < 0.85 and of_happy[1] < of_happy[0] - 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_a_clip_without_any_modality_gets_the_label_shares_as_they_are(tmp_path, kind):
     clips, member, _ = case(SHIFTED, sharp=2.0)
@@ -463,6 +488,7 @@ def test_a_clip_without_any_modality_gets_the_label_shares_as_they_are(tmp_path,
     assert np.allclose(made.probability[~clips.labeled & ~present], corrected / corrected.sum(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_cut_short_is_put_in_its_place_again(tmp_path):
     clips, member, _ = case(EVEN)
     voted(tmp_path, clips, [member])
