@@ -103,6 +103,7 @@ def test_held_out_videos_are_not_in_the_run_and_as_many_clips_as_asked_are_label
     assert abs(trial.truth[: len(known)][known].mean() - trial.truth[: len(known)].mean()) < 0.03
 
 
+@pytest.mark.slow
 def test_models_read_back_tell_of_unlabelled_clips_what_the_round_told(trial):
     rows = np.flatnonzero(~trial.clips.labeled)
     for number in (0, 1):

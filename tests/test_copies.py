@@ -82,6 +82,7 @@ def test_cross_fit_does_not_decide_the_weights_of_a_copy(job):
     assert other["all"].made_from != alone["all"].made_from
 
 
+@pytest.mark.slow
 def test_a_label_that_the_configuration_does_not_name_is_refused_without_folds_too(job):
     with pytest.raises(UserError, match="labelled sad, which corpus.labels does not name"):
         copies.planned(load(job, [OFF, "corpus.labels=[happy, angry]"]))

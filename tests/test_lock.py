@@ -115,6 +115,7 @@ def test_the_ranks_of_a_job_share_the_lock_until_the_last_of_them_is_killed(tmp_
             raise AssertionError("a command holds the lock")
 
 
+@pytest.mark.slow
 def test_a_rank_waits_for_the_last_of_another_job(tmp_path, rank):
     path, last = tmp_path / "lock", rank("before", 3)
     threading.Timer(0.7, last.kill).start()

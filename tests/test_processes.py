@@ -19,6 +19,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     told = tmp_path / "child"
     with pytest.raises(subprocess.TimeoutExpired):

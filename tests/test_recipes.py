@@ -170,6 +170,7 @@ def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
     assert stale(folder) == {} and {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_marks_of_another_kind_are_no_marks(folder):
     run = Run(folder / "run")
     for place, facts in ((run.probes, {"sets": [1]}), (run.round(0), {"of": 3, "oof_waf": "x"})):

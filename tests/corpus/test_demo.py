@@ -53,6 +53,7 @@ def test_another_seed_draws_and_says_something_else():
     assert not np.array_equal(demo.voice(here)[:16_000], demo.voice(there)[:16_000])
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_and_a_stopped_one_goes_on(made):
     before = contents(made)
     lost = made / "corpus" / "video-labeled" / "sample_00000003.mp4"

@@ -116,6 +116,7 @@ def test_a_video_of_huge_frames_is_refused_by_its_header_and_by_its_stream(tmp_p
     assert any(line.startswith("video: a.mp4") for line in lost), lost
 
 
+@pytest.mark.slow
 def test_a_video_that_claims_billions_of_frames_is_masked_and_costs_no_memory(tmp_path, tried):
     path = write_mp4(tmp_path / "a.mp4", ramp(8))
     content = bytearray(path.read_bytes())
@@ -126,6 +127,7 @@ def test_a_video_that_claims_billions_of_frames_is_masked_and_costs_no_memory(tm
     assert any("video" in line for line in tried(decoded, path, None))
 
 
+@pytest.mark.slow
 def test_a_wav_that_claims_hours_gives_what_is_there_and_one_of_hours_is_refused(tmp_path, tried):
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(300, 0.5, 16_000), 16_000)
@@ -200,6 +202,7 @@ LAUGHS = "run: {folder: &a0 [x, x]}\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

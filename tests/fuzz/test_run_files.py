@@ -21,6 +21,7 @@ def base(tmp_path_factory, sandbox):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=1, long=20))
 @pytest.mark.parametrize("suffix", [".tar", ".parquet", ".safetensors", ".json", ".csv"])
 def test_a_damaged_file_of_a_run_is_named_or_made_again(base, tmp_path, sandbox, count, suffix, seed):

@@ -62,6 +62,7 @@ def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp
         assert (again(**batch) - base).abs().max() > 0.05 * trained.abs().max()
 
 
+@pytest.mark.slow
 def test_the_adapters_config_is_the_same_from_every_process(folders, tmp_path):
     """The library holds the modules as a set, whose order follows from a process's own hashes."""
     classifier = trainable_classifier(extractor(folders, "clip"), 3, 0, sharded=False)

@@ -189,6 +189,7 @@ def test_every_kind_of_tensor_that_torch_saves_passes(published):
     model_folder.check(published, "baichuan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, words", [("drop", "lack"), ("shape", "has the shape")])
 def test_weights_that_do_not_fit_the_config_are_refused(broken, change, words):
     folder = broken("hubert")
@@ -266,6 +267,7 @@ def test_extract_ends_with_2_and_one_line_and_writes_no_feature(job, tmp_path, n
     assert not list(Run(load(job).run.folder).folder.glob("features/**/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_run_ends_with_2_before_it_makes_a_shard(job, tmp_path, capsys):
     options = [f"run.folder={tmp_path}/run", "extractors.hubert.path=me/chinese-hubert-large"]
     assert cli.main(["run", str(job), *options]) == USAGE

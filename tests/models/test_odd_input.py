@@ -85,6 +85,7 @@ def test_only_what_cannot_be_used_is_left_out_and_each_has_a_reason(extracted):
         assert set(found.missing) == missing
 
 
+@pytest.mark.slow
 def test_the_features_of_odd_clips_are_finite_and_as_many_as_they_have_parts(extracted):
     for found in extracted.sets.values():
         assert np.isfinite(found.utterance).all() and np.isfinite(found.frame).all()

@@ -41,6 +41,7 @@ def test_clip_loads_with_its_own_classes(folder):
     assert embedding.std(0).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_hubert_loads_and_sees_400_samples_every_320(folder):
     from transformers import AutoFeatureExtractor, HubertModel
 

@@ -90,6 +90,7 @@ def test_parameters_are_counted_as_the_loaded_model_has_them(models, family, met
     assert counted.parameters == sum(weight.numel() for weight in backbone.parameters())
 
 
+@pytest.mark.slow
 def test_lora_targets_of_the_configuration_are_what_is_counted(models):
     config = settings(models, "baichuan")
     config.finetune.lora.rank, config.finetune.lora.targets = 4, ["W_pack", "o_proj"]

@@ -150,6 +150,7 @@ def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp
     assert "nonesuch of trackers is missing" in found
 
 
+@pytest.mark.slow
 def test_more_processes_than_this_machine_has_processors_are_found(job):
     assert "set run.processes=" in faults(job, "run.processes=5000")["processors"]
 

@@ -65,6 +65,7 @@ def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
     assert f"{name},{told['answer']}\n" in run.answer.read_text()
 
 
+@pytest.mark.slow
 def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(run):
     told = explain(run.folder, NAMES[7])
     assert told["label"] == fusion_run.LABELS[7 % 3] and told["rounds"] == [] and told["answer"] is None

@@ -59,6 +59,7 @@ def test_every_clip_has_features_of_every_modality(job):
         assert features.description(run.features(name))["trained_without"] is None
 
 
+@pytest.mark.slow
 def test_frame_level_rows_average_to_the_utterance_vector(job):
     found = features.load(run_of(job).features("hubert"))
     for row in range(len(found.names)):

@@ -147,6 +147,7 @@ def test_a_flipped_bit_in_a_finished_copy_is_seen_before_it_makes_features(job, 
     assert not (tmp_path / "model").exists() and not run.features("clip@all").exists()
 
 
+@pytest.mark.slow
 def test_the_mark_of_a_finished_copy_tells_of_every_file(undisturbed):
     folder = underway.adapter(undisturbed)
     names = {path.name for path in folder.iterdir()} - {files.MARK}

@@ -107,6 +107,7 @@ def test_two_workers_write_the_same_bytes_as_one(corpus, done, tmp_path):
     assert contents(tmp_path / "two") == contents(done) and len(contents(done)) == 4
 
 
+@pytest.mark.slow
 def test_plain_webdataset_reads_the_shards(done):
     urls = sorted(str(path) for path in (done / "shards").glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))

@@ -144,6 +144,7 @@ def test_a_run_that_adds_up_has_no_finding(run):
     assert verify(run.folder) == []
 
 
+@pytest.mark.slow
 def test_a_run_of_shards_only_adds_up_too(run, caplog):
     caplog.set_level("INFO", "mer_dist")
     for name in ("adapters", "features", "probes", "rounds", "vote"):
@@ -354,6 +355,7 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     finding(run, "features voice: there are none; run import-features")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gone", [("hubert",), ("text@fold-1",), ("hubert", "text@all", "text@fold-0", "text@fold-1")]
 )
