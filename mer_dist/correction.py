@@ -105,48 +105,74 @@ def judge(
         truth, groups: (n,), of ``held_out``; see :func:`mer_dist.decisions.gate`.
     """
     found = evidence.found
-    tried, plausible = (found.used, found.plausible) if told is None else (told, told[None])
-    gate = decisions.gate(held_out, truth, tried, plausible, seed, groups)
-    measured = (
+    if told is None:
+        tried = found.used
+        gate = decisions.gate(held_out, truth, tried, found.plausible, seed, groups)
+        applied, by, reason = _of_estimate(evidence, gate)
+    else:
+        tried = told
+        gate = decisions.gate(held_out, truth, tried, told[None], seed, groups)
+        draws = found.draws.reshape(-1, len(told))
+        known = evidence.enough and evidence.only_shares
+        loses = known and decisions.gate(held_out, truth, told, draws, seed, groups).loses
+        applied, by, reason = _of_told(evidence, gate, loses)
+    return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
+
+
+def _of_estimate(evidence: Evidence, gate: decisions.Gate) -> tuple[bool, str, str]:
+    """Whether an estimate is applied, what decided, and why."""
+    if not evidence.enough:
+        return False, BY_FLOOR, _few(evidence)
+    if not evidence.only_shares:
+        return False, BY_TEST, _differs(evidence)
+    if evidence.found.trust < TRUSTED:
+        noise = (
+            f"of the distance between estimated and labelled shares {100 * evidence.found.trust:.0f} % can be "
+            f"told from noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
+        )
+        return False, BY_ESTIMATES, f"{noise}; {_measured(gate)}; {_passed(evidence)}"
+    return gate.opens, BY_GATE, f"{_measured(gate)}; {_passed(evidence)}"
+
+
+def _of_told(evidence: Evidence, gate: decisions.Gate, loses: bool) -> tuple[bool, str, str]:
+    """The same of shares that were told; ``loses``: whether a loss is expected under the estimates."""
+    if not evidence.enough:
+        reason = f"{_few(evidence)}, so nothing speaks against the shares told; {_measured(gate)}"
+        return gate.opens, BY_FLOOR, reason
+    if not evidence.only_shares:
+        return True, BY_TEST, f"{_differs(evidence)}; the shares told are taken at their word"
+    measured = f"{_measured(gate)}; {_passed(evidence)}"
+    if loses:
+        return (
+            False,
+            BY_ESTIMATES,
+            f"EM and BBSE find other label shares, under which it would lose; {measured}",
+        )
+    return gate.opens, BY_GATE, measured
+
+
+def _few(evidence: Evidence) -> str:
+    return (
+        f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
+        f"with fewer than {FLOOR} of either no label shares are estimated"
+    )
+
+
+def _differs(evidence: Evidence) -> str:
+    return (
+        "a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
+        f"labels (p = {evidence.p_value:.3f}, below {label_shift.LEVEL}): more than the label "
+        "shares differs, and estimates of them mean nothing"
+    )
+
+
+def _passed(evidence: Evidence) -> str:
+    return f"two-sample test p = {evidence.p_value:.3f}, not below {label_shift.LEVEL}"
+
+
+def _measured(gate: decisions.Gate) -> str:
+    return (
         "on labelled clips weighed to it, answered for expected WAF, out-of-fold WAF is "
         f"{100 * gate.after:.2f} % with and {100 * gate.before:.2f} % without it, deviation of the gain "
         f"{100 * gate.noise:.2f}"
     )
-
-    def verdict(applied: bool, by: str, reason: str) -> Verdict:
-        return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
-
-    if not evidence.enough:
-        few = (
-            f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
-            f"with fewer than {FLOOR} of either no label shares are estimated"
-        )
-        if told is None:
-            return verdict(False, BY_FLOOR, few)
-        return verdict(gate.opens, BY_FLOOR, f"{few}, so nothing speaks against the shares told; {measured}")
-    if not evidence.only_shares:
-        differs = (
-            "a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
-            f"labels (p = {evidence.p_value:.3f}, below {label_shift.LEVEL}): more than the label "
-            "shares differs, and estimates of them mean nothing"
-        )
-        if told is None:
-            return verdict(False, BY_TEST, differs)
-        return verdict(True, BY_TEST, f"{differs}; the shares told are taken at their word")
-    measured += f"; two-sample test p = {evidence.p_value:.3f}, not below {label_shift.LEVEL}"
-    if told is None and found.trust < TRUSTED:
-        return verdict(
-            False,
-            BY_ESTIMATES,
-            f"of the distance between estimated and labelled shares {100 * found.trust:.0f} % can be told from "
-            f"noise, and below {100 * TRUSTED:.0f} % no estimate is applied; {measured}",
-        )
-    if told is not None:
-        under = decisions.gate(held_out, truth, told, found.draws.reshape(-1, len(told)), seed, groups)
-        if under.loses:
-            return verdict(
-                False,
-                BY_ESTIMATES,
-                f"EM and BBSE find other label shares, under which it would lose; {measured}",
-            )
-    return verdict(gate.opens, BY_GATE, measured)

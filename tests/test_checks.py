@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, skip
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -90,7 +90,7 @@ def test_ci_runs_the_checks_and_every_shell_script_is_among_what_is_checked():
     }
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if files.returncode:
-        pytest.skip("not a git checkout")
+        skip("this is no git checkout")
     paths = [ROOT / name for name in files.stdout.split("\0") if name and (ROOT / name).is_file()]
     with_bash = {path for path in paths if path.read_bytes()[:32].startswith(b"#!/usr/bin/env bash")}
     assert with_bash <= checked

@@ -65,16 +65,10 @@ def vote(
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
     told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
     told["answered_by"] = EXPECTED_WAF if told["applied"] else MOST_PROBABLE
-    answer = pooled.argmax(1)
     if told["applied"]:
         old, new = np.array(told["labeled"]), np.array(told["used"])
         pooled[~clips.labeled] = prior.adapt(pooled[~clips.labeled], old, new)
-        # Expected WAF is that of the clips which are scored together. It takes the probabilities at
-        # their word, all at once: of that only a correction has been found to pay; see docs/results.md.
-        for part in (asked, ~clips.labeled & ~asked):
-            answer[part] = decisions.decide(pooled[part])
-    # Nothing is known of these but the shares, and trading one for another would be a guess.
-    answer[~present] = pooled[~present].argmax(1)
+    answer = _answers(pooled, clips, asked, present, told["applied"])
     made = Predictions(
         title=TITLE,
         labels=clips.labels,
@@ -97,6 +91,21 @@ def vote(
         told["reason"],
         _how(told["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
+
+
+def _answers(
+    pooled: np.ndarray, clips: Clips, asked: np.ndarray, present: np.ndarray, corrected: bool
+) -> np.ndarray:
+    """(N,): the most probable label of each clip, or answers for expected WAF of those that were corrected."""
+    answer = pooled.argmax(1)
+    if corrected:
+        # Expected WAF is that of the clips which are scored together. It takes the probabilities at
+        # their word, all at once: of that only a correction has been found to pay; see docs/results.md.
+        for part in (asked, ~clips.labeled & ~asked):
+            answer[part] = decisions.decide(pooled[part])
+        # Nothing is known of these but the shares, and trading one for another would be a guess.
+        answer[~present] = pooled[~present].argmax(1)
+    return answer
 
 
 def _how(corrected: bool, moved: int, asked: int) -> str:

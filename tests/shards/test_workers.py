@@ -116,18 +116,23 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    parent = subprocess.run(
+def run_script(script: Path) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
         [sys.executable, script],
         check=False,
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": paths},
     )
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = run_script(script)
     assert parent.returncode == -signal.SIGKILL, parent.stderr
     workers = [int(pid) for pid in parent.stdout.split()]
     assert workers
@@ -151,13 +156,6 @@ def test_a_script_without_main_guard_gets_a_clear_error_and_no_endless_try(tmp_p
     script.write_text(
         "from mer_dist.shards.workers import in_order\nprint(list(in_order(abs, [1, 2], 1, crashed=None)))\n"
     )
-    result = subprocess.run(
-        [sys.executable, script],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+    result = run_script(script)
     assert result.returncode == 1
     assert "worker processes cannot be started" in result.stderr
