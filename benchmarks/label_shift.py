@@ -124,6 +124,11 @@ def of_mosi(folder: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
 
 
 def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
+    for title, trial, others, rows in crema_parts(path, seeds):
+        yield title, answer(trial, others, rows)
+
+
+def crema_parts(path: Path, seeds: range) -> Iterator[tuple[str, Trial, Part, np.ndarray]]:
     """Half of the even actors labelled, the others answered: as they are, resampled, and LO to HI."""
     data = np.load(path, allow_pickle=False)
     votes = data["voice_votes"].astype(float)
@@ -142,10 +147,10 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
         first, second = (np.isin(actor, some) for some in np.array_split(actors, 2))
         trial = Trial(whole.rows(np.flatnonzero(first & (random.random(len(actor)) < 0.5))), 6, seed)
         rest = np.flatnonzero(second)
-        yield "CREMA-D voice, as it is", answer(trial, whole.rows(rest), rest)
+        yield "CREMA-D voice, as it is", trial, whole.rows(rest), rest
         shares = random.dirichlet(np.full(6, 3))
         kept = rest[random.random(len(rest)) < (shares / shares.max())[whole.truth[rest]]]
-        yield "CREMA-D voice, resampled", answer(trial, whole.rows(kept), kept)
+        yield "CREMA-D voice, resampled", trial, whole.rows(kept), kept
         # No actor says a neutral line faintly: some of the other lines stand for it.
         neutral = (data["labels"].astype(str)[whole.truth] == "neutral") & (random.random(len(actor)) < 0.1)
         faint, strong = (
@@ -153,7 +158,7 @@ def of_crema(path: Path, seeds: range) -> Iterator[tuple[str, Answered]]:
             for half, kind in ((first, "LO"), (second, "HI"))
         )
         trial = Trial(whole.rows(faint), 6, seed)
-        yield "CREMA-D voice, LO to HI", answer(trial, whole.rows(strong), strong)
+        yield "CREMA-D voice, LO to HI", trial, whole.rows(strong), strong
 
 
 def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import forks
 import long_suite
 import pytest
+from costs import Costs
 from long_suite import cases  # noqa: F401  (for the tests)
 
 from mer_dist.log import logger
@@ -40,10 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what starts processes that compute, and the tests marked slow",
     )
+    parser.addoption("--costs", type=Path, help="append what each test costs to this file (tests/costs.py)")
     long_suite.addoption(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--costs"):
+        config.pluginmanager.register(Costs(path.resolve()), "costs")
     if config.getoption("--long"):
         config.pluginmanager.register(long_suite.Slice(config), "slice")
 

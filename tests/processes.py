@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from conftest import ROOT
+
+from mer_dist.dist import env
 
 
 def run(
@@ -33,6 +37,15 @@ def run(
         started.communicate()
         raise
     return subprocess.CompletedProcess(command, started.returncode, out, error)
+
+
+def launched(stage: int | None = None, processes: int | None = None) -> list[str]:
+    """``accelerate launch`` under DeepSpeed on this machine, to be followed by a script or ``-m`` and a module;
+    what is not told is as in the launch file: ZeRO-3, two processes."""
+    own = {"--zero_stage": stage, "--num_processes": processes, "--main_process_port": env.free_port()}
+    given = [word for option, value in own.items() if value is not None for word in (option, str(value))]
+    file = str(ROOT / "launch" / "zero3-cpu.yaml")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, *given]
 
 
 def descendants(process: int) -> list[psutil.Process]:

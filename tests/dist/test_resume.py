@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import rank_models
 import torch
-from conftest import ROOT
-from processes import run
+from processes import launched, run
 from safetensors.torch import load_file
 
 from mer_dist import files
@@ -47,20 +46,7 @@ def train(models: Path, out: Path, *told: int | str, precision="fp32") -> Path:
 def launch(
     models: Path, out: Path, processes: int, stage: int, *cases: str, precision="fp32"
 ) -> subprocess.CompletedProcess:
-    command = [sys.executable]
-    if stage:
-        command += [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(ROOT / "launch/zero3-cpu.yaml"),
-            "--zero_stage",
-            str(stage),
-            "--num_processes",
-            str(processes),
-            "--main_process_port",
-            str(env.free_port()),
-        ]
+    command = launched(stage, processes) if stage else [sys.executable]
     command += [str(WORKER), str(models), str(out), precision, *cases]
     return run(command, env.for_children(1), 900)
 

@@ -10,7 +10,6 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
 
 from mer_dist.dist import env
@@ -40,18 +39,7 @@ def models(tmp_path_factory) -> Path:
 
 def train(models: Path, out: Path, precision: str, cases: tuple[str, ...], zero_stage: int) -> Path:
     """Run the cases in one process (stage 0) or under DeepSpeed in two; returns ``out``."""
-    command = [sys.executable]
-    if zero_stage:
-        command += [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(ROOT / "launch/zero3-cpu.yaml"),
-            "--zero_stage",
-            str(zero_stage),
-            "--main_process_port",
-            str(env.free_port()),
-        ]
+    command = processes.launched(zero_stage) if zero_stage else [sys.executable]
     command += [str(WORKER), str(models), str(out), precision, *cases]
     done = processes.run(command, env.for_children(1), 900)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import media_files
 import small_models
-from conftest import ROOT
-from processes import run
+from processes import launched, run
 
 from mer_dist.dist import env
 
@@ -50,18 +49,8 @@ def make(folder: Path, processes: int = 1) -> Path:
 
 def mer_dist(*arguments: str | Path, processes: int = 1, timeout: int = 500) -> subprocess.CompletedProcess:
     """The command as a user calls it, alone or under ``accelerate launch``."""
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        str(processes),
-        "--config_file",
-        str(ROOT / "launch/zero3-cpu.yaml"),
-        "--main_process_port",
-        str(env.free_port()),
-    ]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "mer_dist"]
-    return run([*command, *arguments], env.for_children(1), timeout)
+    launcher = launched(processes=processes) if processes > 1 else [sys.executable]
+    return run([*launcher, "-m", "mer_dist", *arguments], env.for_children(1), timeout)
 
 
 def start(*arguments: str | Path, said: str | Path = os.devnull) -> subprocess.Popen:

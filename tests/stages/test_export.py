@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import pytest
 import small_adapters
 import small_job
 import torch
-from conftest import ROOT
 from modes import as_umask, others
 from peft import PeftModel
+from processes import launched
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionModelWithProjection
 
@@ -98,13 +97,7 @@ def test_a_checkpoint_of_two_ranks_that_were_killed_is_exported_and_gone_on_from
     where = run.checkpoints("baichuan", "all")
     with open(tmp_path / "log", "w") as log:
         command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(ROOT / "launch/zero3-cpu.yaml"),
-            "--main_process_port",
-            str(env.free_port()),
+            *launched(),
             "-m",
             "mer_dist",
             "finetune",
@@ -112,12 +105,12 @@ def test_a_checkpoint_of_two_ranks_that_were_killed_is_exported_and_gone_on_from
             *options,
             "run.checkpoint_minutes=0.0001",
         ]
-        launched = subprocess.Popen(command, env=env.for_children(1), stderr=log)
+        started = subprocess.Popen(command, env=env.for_children(1), stderr=log)
     small_job.wait_for(lambda: any(where.glob("step-*[1-9]")), 200)
     # The ranks first: torch's launcher starts each in a session of its own.
-    for process in [*psutil.Process(launched.pid).children(recursive=True), launched]:
+    for process in [*psutil.Process(started.pid).children(recursive=True), started]:
         process.kill()
-    launched.wait()
+    started.wait()
     found = whole(where)
     assert found, (tmp_path / "log").read_text()[-2000:]
 

@@ -15,9 +15,8 @@ import psutil
 import pytest
 import small_job
 import torch
-from conftest import ROOT
 from long_suite import cases, note_kills
-from processes import alive, descendants, kill, ranks, seconds_until
+from processes import alive, descendants, kill, launched, ranks, seconds_until
 from safetensors.torch import load_file
 
 from mer_dist import config as configuration
@@ -83,18 +82,7 @@ def adapter(folder: Path) -> Path:
 
 
 def start(job: Path, folder: Path, processes: int, *options: str) -> subprocess.Popen:
-    command = [sys.executable]
-    if processes > 1:
-        command += [
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            str(processes),
-            "--config_file",
-            str(ROOT / "launch/zero3-cpu.yaml"),
-            "--main_process_port",
-            str(env.free_port()),
-        ]
+    command = launched(processes=processes) if processes > 1 else [sys.executable]
     command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}", *options]
     return subprocess.Popen(
         command, env=env.for_children(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
