@@ -15,11 +15,15 @@ EMPTY_MARK = "a word for an empty cell in place of a transcript, which is no tex
 INVISIBLE = "nothing but characters that cannot be seen, which are no text"
 CONTROL = "control characters in its transcript, which are taken out"
 LOST = "letters of its transcript that were lost before: � stands for them"
+UNKNOWN = "question marks alone, which a program writes for letters that it cannot"
+ESCAPED = "letters that are written as \\u and a number"
 PATH = "the name of a file in place of a transcript; files of text are not read"
 SUBTITLES = "times of subtitles in its transcript"
 MARKUP = "HTML or other markup in its transcript"
 _ODD = (
     (LOST, re.compile("\ufffd")),
+    (UNKNOWN, re.compile(r"^[^\w?]*\?{3,}[^\w]*$")),
+    (ESCAPED, re.compile(r"\\u[0-9a-fA-F]{4}")),
     (
         PATH,
         re.compile(

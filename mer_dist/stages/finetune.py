@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from mer_dist.dist.partition import NOBODY
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 #: The learning curves of a finished copy.
 HISTORY = "history.json"
@@ -41,7 +45,7 @@ def finetune(config: Config) -> None:
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import accelerator, agreed, anywhere, offloaded_to, zero_stage
+    from mer_dist.dist.runtime import agreed, anywhere, offloaded_to, zero_stage
     from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
 
@@ -65,19 +69,7 @@ def finetune(config: Config) -> None:
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
-    try:
-        joined = accelerator(
-            planned[0].extractor.finetuning.precision,
-            config.trackers,
-            run.tracking,
-            config.run.threads,
-            config.run.timeout_minutes,
-        )
-    except RuntimeError:
-        # The signal also reaches the compiler of DeepSpeed's operators, or a rank that the others wait for.
-        if preempt.asked():
-            raise Stopped("asked to stop while the ranks came together") from None
-        raise
+    joined = _come_together(config, run, planned[0])
     check(joined.num_processes, zero_stage(joined), offloaded_to(joined))
     check_batches(config, joined.num_processes)
     if joined.is_main_process:
@@ -100,6 +92,29 @@ def finetune(config: Config) -> None:
         raise
     # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
     joined.end_training()
+
+
+def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
+    """All ranks, once each of them has come.
+
+    Raises:
+        Stopped: a request to stop came meanwhile.
+    """
+    from mer_dist.dist.runtime import accelerator
+
+    try:
+        return accelerator(
+            first.extractor.finetuning.precision,
+            config.trackers,
+            run.tracking,
+            config.run.threads,
+            config.run.timeout_minutes,
+        )
+    except RuntimeError:
+        # The signal also reaches the compiler of DeepSpeed's operators, or a rank that the others wait for.
+        if preempt.asked():
+            raise Stopped("asked to stop while the ranks came together") from None
+        raise
 
 
 def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
