@@ -9,6 +9,9 @@ import cv2
 import cv2.data
 import numpy as np
 
+from mer_dist.errors import UserError
+from mer_dist.settings import ShardConfig
+
 #: The detector runs on every so many frames and the last one; between them the box moves evenly.
 DETECT_EVERY = 4
 #: The detector sees a frame of at most this many pixels on its longer side.
@@ -16,6 +19,20 @@ DETECT_SIDE = 320
 #: Part of the face box that is added on each side: brows and chin lie at its border.
 PADDING = 0.15
 SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
+
+
+def check(config: ShardConfig) -> None:
+    """
+    Raises:
+        UserError: what finds the faces is not there, so that it would fail on every clip.
+    """
+    if config.faces == "openface" and not Path(config.openface).is_dir():
+        raise UserError(f"shard.openface: there is no folder {config.openface}")
+    if config.faces == "cascade" and not hasattr(cv2, "CascadeClassifier"):
+        raise UserError(
+            f"OpenCV {cv2.__version__} has no cascade of classifiers, which finds the faces: "
+            "pip install 'opencv-python-headless<5', or set shard.faces to none or openface"
+        )
 
 
 def whole(frame: np.ndarray, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 
 #: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
@@ -91,13 +91,22 @@ def _coloured(frame: av.VideoFrame, size: dict[str, Any], remarks: set[str]) -> 
     if frame.colorspace == UNSPECIFIED and hd and not frame.format.is_rgb:
         frame.colorspace = BT709
     if not _transparent(frame.format.name):
-        return frame.to_ndarray(format="rgb24", interpolation="AREA", **size)
-    image = frame.to_ndarray(format="rgba", interpolation="AREA", **size)
+        return _converted(frame, "rgb24", size)
+    image = _converted(frame, "rgba", size)
     opacity = image[..., 3:]
     if opacity.min() == 255:
-        return frame.to_ndarray(format="rgb24", interpolation="AREA", **size)
+        return _converted(frame, "rgb24", size)
     remarks.add(TRANSPARENT)
     return np.rint(image[..., :3] * (opacity / 255)).astype(np.uint8)
+
+
+def _converted(frame: av.VideoFrame, form: str, size: dict[str, Any]) -> np.ndarray:
+    """A frame of another pixel format and size, computed by one thread: the workers are the parallelism.
+
+    Left to itself PyAV takes as many threads as there are processors for each frame, and keeps them as long
+    as the frame; on a machine of many a worker has no room for so many stacks.
+    """
+    return frame.to_ndarray(format=form, interpolation="AREA", threads=1, **size)
 
 
 def _transparent(form: str) -> bool:
@@ -111,8 +120,7 @@ def _from_ycgco(frame: av.VideoFrame, size: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8 RGB by the equations 18 to 20 of ITU-T H.273, chapter 8.3."""
     whole = frame.color_range == 2 or frame.format.name.startswith("yuvj")
     frame.colorspace = BT709  # It stays as it is: from YUV to YUV no matrix is used.
-    planes = frame.reformat(format="yuv444p", interpolation="AREA", **size)
-    luma, green, orange = (plane.astype(float) for plane in planes.to_ndarray(format="yuv444p"))
+    luma, green, orange = (plane.astype(float) for plane in _converted(frame, "yuv444p", size))
     if not whole:
         luma, green, orange = (luma - 16) * 255 / 219, (green - 128) * 255 / 224, (orange - 128) * 255 / 224
     else:
@@ -138,11 +146,12 @@ def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame, from its container or its codec, as libavutil/display.h describes it."""
-    data: Any
+    # frame.side_data would stay with the frame and hold it, so that each lived on until Python looks for cycles.
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        told = SideDataContainer(frame)
     except ValueError:
-        data = _listed(frame).side_data.get("DISPLAYMATRIX")
+        told = SideDataContainer(_listed(frame))
+    data: Any = told.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from pathlib import Path
 
 from mer_dist import corpus, folds, joined, quarantine
 from mer_dist.config import Config
@@ -58,8 +57,9 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
     if lost > len(clips):
         told = f"{len(clips)} of its clips can be used, {lost} cannot; {wrong}"
         raise UserError(f"{config.corpus.path}: {told}")
-    if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
-        raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
+    from mer_dist.corpus import faces
+
+    faces.check(config.shard)
     told = replaced.taken(config, clips, problems)
     return f"{len(clips)} clips, {labeled} of them labelled, {wrong}" + (f"; {told}" if told else "")
 
@@ -134,6 +134,9 @@ def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
     dead = sum(not (frames or seconds) for frames, seconds, _ in results)
     if 2 * dead > len(tried):
         raise UserError(f"{dead} of {len(tried)} clips do not decode{_kinds(problems)}; look at these files")
+    for part, count in Counter(problem.lost for problem in problems).items():
+        if count == len(tried) > 1:
+            raise UserError(f"the {part} of all {count} clips that were tried is lost{_kinds(problems)}")
     parts = [
         f"{clip.name} {frames} frames, {seconds:.1f} s of sound"
         for clip, (frames, seconds, _) in zip(tried, results, strict=True)

@@ -50,10 +50,11 @@ def shard(config: Config, fused: bool = False) -> None:
             the run away; in each case the shards that are there stay.
         Stopped: a signal asked for it.
     """
+    from mer_dist.corpus import faces
+
     run = Run(config.run.folder)
     clips, unlisted = corpus.clips(config.corpus)
-    if config.shard.faces == "openface" and not Path(config.shard.openface).is_dir():
-        raise UserError(f"shard.openface: there is no folder {config.shard.openface}")
+    faces.check(config.shard)
     taken = replaced.taken(config, clips, unlisted)
     _check_folds(config, clips, fused)
     made_from = _settings(config.shard)
@@ -116,21 +117,21 @@ def _settings(config: ShardConfig) -> str:
 
 def _source(clip: Clip, config: Config) -> str:
     """Fingerprint of what a clip is made from; a corpus that moves as a whole stays the same."""
-    from mer_dist.corpus.faces import openface_folder
+    from mer_dist.corpus import faces
 
     # A CSV lies beside its media; a MER2024 folder holds them.
     root = Path(config.corpus.path)
     root = root.parent if config.corpus.format == "manifest" else root
     places = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
-    faces = None
+    crops = None
     if config.shard.faces == "openface":
-        faces = files.stamp(openface_folder(Path(config.shard.openface), clip.name))
+        crops = files.stamp(faces.openface_folder(Path(config.shard.openface), clip.name))
     return files.fingerprint(
         [
             places,
             files.stamp(clip.video),
             files.stamp(clip.audio),
-            faces,
+            crops,
             clip.transcript,
             clip.label,
             clip.split,

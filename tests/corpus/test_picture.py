@@ -3,6 +3,8 @@
 The right values are asserted for every file; the program ffmpeg, where it is installed, must show the same.
 """
 
+import gc
+import os
 import shutil
 import struct
 import subprocess
@@ -14,12 +16,13 @@ import cv2
 import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
+from av.sidedata.sidedata import SideDataContainer
 from conftest import skip
 from media_files import edited, laid_down, ramp, write_mp4
 
 from mer_dist.corpus import media
 from mer_dist.corpus.decode import decode
-from mer_dist.corpus.picture import ASKEW, LONGEST_SIDE, ODD_PIXELS
+from mer_dist.corpus.picture import ASKEW, LONGEST_SIDE, ODD_PIXELS, Shot, display_matrix, shown
 from mer_dist.records import Clip
 from mer_dist.settings import ShardConfig
 
@@ -328,3 +331,19 @@ def test_a_stream_without_times_gives_its_frames_by_their_order(tmp_path, name, 
     levels = greys(all_frames(path))
     assert len(levels) == 25 and all(before < after for before, after in pairwise(levels))
     assert_as_played(path)
+
+
+def test_a_picture_is_converted_by_one_thread_and_kept_no_longer_than_it_is_looked_at(tmp_path):
+    """Otherwise a worker on a machine of many processors runs out of room for the stacks of threads."""
+    write_mp4(tmp_path / "clip.mp4", quadrants(count=6))
+    frame = av.VideoFrame.from_ndarray(quadrants(1)[0], format="rgb24").reformat(format="yuv420p", threads=1)
+    before = len(os.listdir("/proc/self/task"))
+    shown(Shot(frame=frame, time=0.0, ratio=None, matrix=display_matrix(frame)), set())
+    assert len(os.listdir("/proc/self/task")) == before
+    gc.collect()
+    gc.disable()
+    try:
+        media.read_video(tmp_path / "clip.mp4", 6)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, SideDataContainer)]
+    finally:
+        gc.enable()

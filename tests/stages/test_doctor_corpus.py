@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 
+import cv2
 import pytest
 from media_files import write_corpus, write_csv
 
 from mer_dist.config import Config
 from mer_dist.errors import UserError
+from mer_dist.records import Problem
 from mer_dist.settings import CorpusConfig, FoldConfig, FuseConfig, RunConfig, ShardConfig
 from mer_dist.stages import doctor_corpus
+from mer_dist.stages.shard import shard
 
 HEADER = ["name", "video", "audio", "transcript", "label", "split"]
 
@@ -113,6 +116,30 @@ def test_files_that_are_there_and_do_not_decode_are_found(corpus):
     told = found(config_of(corpus), "media", "decoding")
     assert told["media"][0] and not told["decoding"][0]
     assert told["decoding"][1].startswith("3 of 3 clips do not decode (3 x audio: *.mp4: not readable: ")
+
+
+def test_a_part_that_no_clip_gives_is_found_though_the_others_are_whole(healthy, monkeypatch):
+    def told(_, clips, *__, **___):
+        return [
+            (0, 1.0, [Problem(stage="doctor", name=clip.name, lost="video", reason="no room")])
+            for clip in clips
+        ]
+
+    monkeypatch.setattr(doctor_corpus.workers, "in_order", told)
+    fine, text = found(config_of(healthy), "decoding")["decoding"]
+    assert not fine and text == "the video of all 3 clips that were tried is lost (3 x video: no room)"
+
+
+def test_a_release_of_opencv_without_the_cascade_is_refused_before_the_first_clip(healthy, monkeypatch):
+    config = config_of(healthy)
+    config.shard.faces = "cascade"
+    monkeypatch.delattr(cv2, "CascadeClassifier")
+    fine, text = found(config)["corpus"]
+    assert not fine and "opencv-python-headless<5" in text and "shard.faces" in text
+    with pytest.raises(UserError, match="opencv-python-headless<5"):
+        shard(config)
+    config.shard.faces = "none"
+    assert found(config, "corpus")["corpus"][0]
 
 
 def test_a_corpus_without_a_labelled_clip_or_with_too_few_is_never_fine(corpus, tmp_path):
