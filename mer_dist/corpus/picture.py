@@ -8,7 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer, Type
+from av.sidedata import sidedata
 
 #: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
@@ -33,7 +33,9 @@ DERIVED_FROM = {4: 4, 5: 5, 6: 6, 7: 7, 9: BT2020}
 #: From here on players take a picture to be HD, whose colours are coded as in BT.709, where nothing says it.
 HD_WIDTH, HD_LINES = 1280, 720
 #: Kinds of data beside a frame that FFmpeg may know and PyAV not yet: the next numbers after its list.
-_LISTED: list[Any] = [kind.value for kind in Type]  # PyAV's own types do not say that they are numbers
+_LISTED: list[Any] = [
+    kind.value for kind in sidedata.Type
+]  # PyAV's own types do not say that they are numbers
 UNLISTED = range(max(_LISTED) + 1, max(_LISTED) + 17)
 
 
@@ -147,11 +149,12 @@ def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame, from its container or its codec, as libavutil/display.h describes it."""
     # frame.side_data would stay with the frame and hold it, so that each lived on until Python looks for cycles.
+    listed: Any = sidedata.SideDataContainer  # PyAV's own types leave its argument out
     try:
-        told = SideDataContainer(frame)
+        told = listed(frame)
     except ValueError:
-        told = SideDataContainer(_listed(frame))
-    data: Any = told.get("DISPLAYMATRIX")
+        told = listed(_listed(frame))
+    data = told.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 
