@@ -169,9 +169,11 @@ class _Step:
         evenly, smooth = log_p.mean(-1), self.config.label_smoothing
         gain = (1 - smooth) * (self.targets * log_p).sum(-1) + smooth * evenly
         loss = -(self.weights * gain).mean(-1)
-        loss.sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        try:
+            loss.sum().backward()
+            self.optimizer.step()
+        finally:  # also if this was a recording that failed: the next step has gradients of its own
+            self.optimizer.zero_grad()
         return loss.detach()
 
 
