@@ -17,6 +17,7 @@ from mer_dist.errors import UserError
 from mer_dist.files import fingerprint
 from mer_dist.models.fusion import Inputs, Model, build
 from mer_dist.models.members import Streams
+from mer_dist.models.replay import Replayed, recordable
 from mer_dist.settings import FuseConfig
 
 #: Clips × members in one forward pass of prediction: more leave a CPU's cache.
@@ -110,36 +111,70 @@ def _train(
     model = _build(inputs, lessons, config)
     if start is not None:
         model.load_state_dict(start)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
     model.train()
+    step = _Step(model, inputs, lessons, config)
+    run = Replayed(step, step.rows.device, config.epochs * steps)
     curves = []
-    for epoch in range(config.epochs):
-        rows, targets, weights = _epoch(lessons, model.streams, steps * config.batch)
-        losses = []
-        for step in range(steps):
-            between()
-            part = slice(step * config.batch, (step + 1) * config.batch)
-            log_p = F.log_softmax(model(inputs[rows[:, part]]), -1)
-            # A smoothed target spreads a little of its mass evenly over the classes.
-            evenly, smooth = log_p.mean(-1), config.label_smoothing
-            gain = (1 - smooth) * (targets[:, part] * log_p).sum(-1) + smooth * evenly
-            loss = -(weights[:, part] * gain).mean(-1)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            done = (epoch * steps + step) / (config.epochs * steps)
-            optimizer.param_groups[0]["lr"] = config.learning_rate * _warm_cosine(done)
-            optimizer.step()
-            losses.append(loss.detach())
-        curves.append(torch.stack(losses).mean(0))
-    mean_losses = torch.stack(curves, 1).cpu()
+    with recordable(step.rows.device):
+        for epoch in range(config.epochs):
+            whole = _epoch(lessons, model.streams, steps * config.batch)
+            batches = zip(*(part.split(config.batch, 1) for part in whole), strict=True)
+            losses = []
+            for number, (rows, targets, weights) in enumerate(batches):
+                between()
+                done = (epoch * steps + number) / (config.epochs * steps)
+                step.take(rows, targets, weights, config.learning_rate * _warm_cosine(done))
+                losses.append(run().clone())
+            curves.append(torch.stack(losses).mean(0))
+        mean_losses = torch.stack(curves, 1).cpu()
     if not torch.isfinite(mean_losses).all():
         raise UserError(
             "fuse: training diverged, the loss is no number any more; lower "
             f"fuse.learning_rate, which is {config.learning_rate:g}"
         )
     return model, mean_losses
+
+
+class _Step:
+    """A training step of all members, on a batch and a learning rate that stand in fixed places.
+
+    So a GPU can replay it: see :class:`mer_dist.models.replay.Replayed`.
+    """
+
+    def __init__(self, model: Model, inputs: Inputs, lessons: list[Lesson], config: FuseConfig):
+        self.model, self.inputs, self.config = model, inputs, config
+        some, batch = lessons[0], (len(lessons), config.batch)
+        self.rows = some.rows.new_empty(batch)
+        self.targets = some.targets.new_empty(*batch, some.targets.shape[1])
+        self.weights = some.weights.new_empty(batch)
+        # A CPU's optimizer reads a double; a GPU's reads a float, and where it stands.
+        precise = torch.float32 if self.rows.is_cuda else torch.float64
+        self.rate = torch.tensor(config.learning_rate, dtype=precise, device=self.rows.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), self.rate, weight_decay=config.weight_decay, fused=True, capturable=True
+        )
+
+    def take(self, rows: Tensor, targets: Tensor, weights: Tensor, rate: float) -> None:
+        """Batch ``(E, B, ...)`` and learning rate of the next call."""
+        self.rows.copy_(rows)
+        self.targets.copy_(targets)
+        self.weights.copy_(weights)
+        self.rate.fill_(rate)
+
+    def __call__(self) -> Tensor:
+        """Loss (E,) before the step."""
+        with self.model.streams.step():
+            log_p = F.log_softmax(self.model(self.inputs[self.rows]), -1)
+        # A smoothed target spreads a little of its mass evenly over the classes.
+        evenly, smooth = log_p.mean(-1), self.config.label_smoothing
+        gain = (1 - smooth) * (self.targets * log_p).sum(-1) + smooth * evenly
+        loss = -(self.weights * gain).mean(-1)
+        try:
+            loss.sum().backward()
+            self.optimizer.step()
+        finally:  # also if this was a recording that failed: the next step has gradients of its own
+            self.optimizer.zero_grad()
+        return loss.detach()
 
 
 def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,5 +201,5 @@ def predict(model: Model, inputs: Inputs, rows: Tensor, between: Callable[[], No
     parts = []
     for part in rows.split(max(at_once, 1)):
         between()
-        parts.append(F.log_softmax(model(inputs[part.expand(members, -1)]), -1).cpu())
-    return torch.cat(parts, 1)
+        parts.append(F.log_softmax(model(inputs[part].shared(members)), -1))
+    return torch.cat(parts, 1).cpu()

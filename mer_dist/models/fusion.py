@@ -55,6 +55,11 @@ class Inputs:
         values = [some.unflatten(0, rows.shape) for some in flat]
         return Inputs(self.modality, values, [mask[rows] for mask in self.mask])
 
+    def shared(self, members: int) -> Inputs:
+        """The same clips for so many members, (E, N, T, D), without a copy for each."""
+        values = [values.expand(members, *values.shape) for values in self.values]
+        return Inputs(self.modality, values, [mask.expand(members, *mask.shape) for mask in self.mask])
+
     @property
     def present(self) -> Tensor:
         """(N,) bool: clips that have at least one modality."""
@@ -172,7 +177,7 @@ class AGT(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
-        hidden = self._hide(inputs) if self.training and self.modality_dropout.any() else inputs.mask
+        hidden = self._hide(inputs) if self.training and self.modality_dropout.some else inputs.mask
         values = [self.feature_dropout(values) for values in inputs.values]
         tokens, masks = self._tokens(inputs.modality, values, hidden)
         guide, asks = self._guide(tokens, masks)
@@ -207,10 +212,9 @@ class AGT(nn.Module):
         """The masks with modalities hidden at random, but never all that a clip has."""
         kinds = list(dict.fromkeys(inputs.modality))
         clips = inputs.mask[0].shape[1]
-        keep = ~self.streams.below(self.modality_dropout, clips, len(kinds))
+        keep = self.streams.kept(self.modality_dropout, clips, len(kinds)).split(1, -1)
         hidden = [
-            mask & keep[..., [kinds.index(name)]]
-            for name, mask in zip(inputs.modality, inputs.mask, strict=True)
+            mask & keep[kinds.index(name)] for name, mask in zip(inputs.modality, inputs.mask, strict=True)
         ]
         left = torch.stack([mask.any(-1) for mask in hidden]).any(0)[..., None]
         return [torch.where(left, some, mask) for some, mask in zip(hidden, inputs.mask, strict=True)]

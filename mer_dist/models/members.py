@@ -9,41 +9,75 @@ E members, B clips, Q queries, K keys, W width.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mer_dist.models.counted import Counted
+
+
+def counts(device: torch.device) -> bool:
+    """Whether what is dropped is drawn by counting: on a GPU, where each draw of a generator is a kernel."""
+    return device.type == "cuda"
+
+
+@dataclass
+class Chance:
+    """Of something to happen, rounded to 1/256: one for all members or one for each."""
+
+    #: (E,) uint8, in units of 1/256.
+    parts: Tensor
+    #: Whether any is not 0; known without waiting for the device.
+    some: bool
+
 
 class Streams:
-    """One random stream per member, so that a member never depends on its neighbours."""
+    """One random stream per member, so that a member never depends on its neighbours.
+
+    Weights and orders come from a generator per member. So does what is dropped on a CPU; a GPU
+    draws it by counting, see :mod:`mer_dist.models.counted`, from the same seeds but other bits.
+    """
 
     def __init__(self, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32):
         self.device, self.dtype = device, dtype
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.counted = Counted(seeds, device) if counts(device) else None
 
     def uniform(self, *shape: int) -> Tensor:
         """(E, *shape) in [0, 1), as floats of the models' precision."""
         draw = [torch.rand(shape, generator=own, device=self.device) for own in self.generators]
         return torch.stack(draw).to(self.dtype)
 
-    def below(self, chance: Tensor, *shape: int) -> Tensor:
-        """(E, *shape) bool, True with the member's ``chance`` (E,), an uint8 in units of 1/256.
+    def step(self) -> AbstractContextManager[None]:
+        """Around the forward pass of a training step: a GPU draws at once what is dropped in it."""
+        return nullcontext() if self.counted is None else self.counted.step()
+
+    def kept(self, chance: Chance, *shape: int) -> Tensor:
+        """(E, *shape) bool, False with the member's chance.
 
         A byte is enough for a decision, and eight of them cost one number.
         """
         count = math.prod(shape)
-        words = torch.empty(len(self.generators), -(-count // 8), dtype=torch.int64, device=self.device)
+        drawn = self._words(-(-count // 8)).view(torch.uint8)[:, :count]
+        return (drawn >= chance.parts[:, None]).unflatten(1, shape)
+
+    def _words(self, count: int) -> Tensor:
+        """(E, count) int64, all bits random."""
+        if self.counted is not None:
+            return self.counted.take(count)
+        words = torch.empty(len(self.generators), count, dtype=torch.int64, device=self.device)
         for own, row in zip(self.generators, words, strict=True):
             row.random_(-(2**63), None, generator=own)
-        drawn = words.view(torch.uint8)[:, :count]
-        return (drawn < chance[:, None]).unflatten(1, shape)
+        return words
 
-    def chance(self, chances: float | list[float]) -> Tensor:
-        """(E,) uint8 for :meth:`below`, of one chance for all members or one for each."""
+    def chance(self, chances: float | list[float]) -> Chance:
+        """For :meth:`kept`, of one number for all members or one for each."""
         each = [chances] * len(self.generators) if isinstance(chances, float) else chances
         parts = [min(round(256 * chance), 255) for chance in each]
-        return torch.tensor(parts, dtype=torch.uint8, device=self.device)
+        return Chance(torch.tensor(parts, dtype=torch.uint8, device=self.device), any(parts))
 
     def order(self, member: int, count: int, length: int) -> Tensor:
         """``length`` of the numbers below ``count``: each once in random order, then over again."""
@@ -72,13 +106,12 @@ class Dropout(nn.Module):
     def __init__(self, streams: Streams, chances: float | list[float]):
         super().__init__()
         self.streams, self.chance = streams, streams.chance(chances)
-        self.some = bool(self.chance.any())
-        self.scale = 1 / (1 - self.chance.to(streams.dtype) / 256)
+        self.scale = 1 / (1 - self.chance.parts.to(streams.dtype) / 256)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.some:
+        if not self.training or not self.chance.some:
             return x
-        keep = ~self.streams.below(self.chance, *x.shape[1:])
+        keep = self.streams.kept(self.chance, *x.shape[1:])
         # Bits times numbers first: bits times the scale would make a second tensor of numbers.
         return (x * keep).mul_(self.scale.view(-1, *[1] * (x.dim() - 1)))
 
