@@ -3,6 +3,7 @@
     python benchmarks/gpu.py --out runs/gpu                 # every step, the most valuable first
     python benchmarks/gpu.py --out runs/gpu --only fusion   # one of them
     python benchmarks/gpu.py --out runs/gpu --tiny          # the same code with toy shapes, on a CPU
+    python benchmarks/gpu.py --out runs/gpu --table         # what was measured, in Markdown
 
 Models have random weights in the published layouts. Each step is a process of its own that appends rows to
 OUT/results.jsonl, and is left out once the deadline is near; what one prints is in OUT/STEP.log. GB are 10^9 bytes.
@@ -11,8 +12,10 @@ OUT/results.jsonl, and is left out once the deadline is near; what one prints is
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -127,7 +130,9 @@ def _wait_for(check: Check, children: dict[str, subprocess.Popen], seconds: floa
         try:
             code: int | str = child.wait(max(1, end - time.time()))
         except subprocess.TimeoutExpired:
-            child.kill()
+            # A step ends what it has started.
+            child.terminate()
+            child.wait()
             code = "out of time"
         if code:
             said = (check.out / f"{name}.log").read_text("utf-8", "replace")
@@ -141,6 +146,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where 30 GB of weights go (OUT/work)")
     parser.add_argument("--only", choices=[step.name for step in STEPS], help="one step alone")
     parser.add_argument("--tiny", action="store_true", help="toy shapes on a CPU: shows that it runs")
+    parser.add_argument("--table", action="store_true", help="print the results that are there")
     parser.add_argument("--limit", type=float, default=530, help="seconds in all (530)")
     parser.add_argument("--started", type=float, default=time.time(), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -148,10 +154,14 @@ def main() -> None:
     check = Check(given.out.absolute(), work.absolute(), given.tiny, given.started)
     for folder in (check.out, check.work):
         folder.mkdir(parents=True, exist_ok=True)
+    if given.table:
+        print("\n".join(importlib.import_module("gpu_table").tables(check)))
+        return
     if not given.only:
         run_all(check, given.limit)
         return
-    module = __import__(next(step.module for step in STEPS if step.name == given.only))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))
+    module = importlib.import_module(next(step.module for step in STEPS if step.name == given.only))
     getattr(module, f"step_{given.only}")(check)
 
 

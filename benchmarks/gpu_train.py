@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,9 +17,6 @@ from typing import Self
 from gpu import REPOSITORY, Check
 from gpu_inputs import baichuan_shape
 from gpu_runs import runs
-
-#: Seconds after which a training that hangs is ended.
-HANGS = 240
 
 
 def step_train_text(check: Check) -> None:
@@ -114,19 +112,21 @@ def _train(check: Check, run: str, zero3: bool = False, kill_at: str = "") -> No
             cwd=REPOSITORY,
             env=check.environment,
         )
-        timer = threading.Timer(HANGS, os.killpg, (child.pid, signal.SIGKILL))
-        timer.start()
         assert child.stdout is not None
-        for line in child.stdout:
-            said.append(line)
-            if re.search(r"epoch \d+/\d+: loss", line):
-                at_epochs.append(round(card.now(), 2))
-            if kill_at and kill_at in line:
-                killed = time.time() - started
+        try:
+            for line in child.stdout:
+                said.append(line)
+                if re.search(r"epoch \d+/\d+: loss", line):
+                    at_epochs.append(round(card.now(), 2))
+                if kill_at and kill_at in line:
+                    killed = time.time() - started
+                    break
+            else:
+                child.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-                break
         code = child.wait()
-        timer.cancel()
     name = f"{run}{'-killed' if kill_at else ''}"
     (check.out / f"{name}-training.log").write_text("".join(said)[-60000:])
     rates = [float(rate) for rate in re.findall(r"\(([\d.]+) clips/s\)", "".join(said))]
