@@ -60,6 +60,10 @@ def _curve(folder: Path) -> list[dict[str, float]]:
     return json.loads(path.read_text())["epochs"]
 
 
+#: Runs of which the operations of a clip are known.
+OF_TEXT = ("train_text", "train_by_clips", "train_zero3", "train_nf4")
+
+
 class Card(threading.Thread):
     """The memory of the whole card above what was taken before, GB, while another process works."""
 
@@ -135,7 +139,7 @@ def _train(check: Check, run: str, zero3: bool = False, kill_at: str = "") -> No
         facts["killed_after"] = killed
     elif code:
         facts["said"] = "".join(said)[-900:]
-    elif rates and "text" in run or "nf4" in run:
+    elif rates and run in OF_TEXT:
         facts["of_peak"] = (
             rates[-1] * _flops_of_a_clip(check) / 1e12 / check.told("device", "bf16", float("nan"))
         )
