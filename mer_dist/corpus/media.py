@@ -300,10 +300,10 @@ def _heard(path: Path) -> float:
 
 def _lacking(path: Path, container, end: float) -> float:
     """Seconds at the end of a file that it states to have and has not; one stream of it has its ``end``."""
-    if not stated.promises_more(container, end):
+    if not stated.promises_more(container, path, end):
         return 0.0
     with _opened(path) as again:
-        return stated.cut_off(again)
+        return stated.cut_off(again, path)
 
 
 def _promised(container, stream, seen: int) -> int:
