@@ -199,7 +199,9 @@ def twins(shards_folder: Path) -> list[list[str]]:
         return []
     with reading(path, "delete it and run shard"):
         groups = read_json(path)
-        if not all(isinstance(name, str) for names in groups for name in names):
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in groups
+        ):
             raise ValueError("it does not name clips")
         return groups
 
