@@ -68,13 +68,12 @@ def cut_off(container, path: Path) -> float:
                 )
     except av.FFmpegError:
         pass  # Where it breaks off is what is asked.
-    # The length is the end of the last packet, and one that says no duration lasts as long as the others.
-    ends = [
-        max(own) + (float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf)
-        for own in spans.values()
-    ]
-    end = max(ends, default=0.0)
-    return length - end if _short(end, length) else 0.0
+    # The length is the end of the last packet; whether one is lacking is doubted for as long as others last,
+    # since it may say no duration, and be shown for long.
+    steps = [float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf for own in spans.values()]
+    ends = [max(own) for own in spans.values()]
+    latest = max((end + step for end, step in zip(ends, steps, strict=True)), default=0.0)
+    return length - max(ends, default=0.0) if _short(latest, length) else 0.0
 
 
 def _length(container, path: Path) -> float:
