@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,17 @@ from mer_dist.errors import UserError, reading
 from mer_dist.files import fingerprint, read_json, write_json
 from mer_dist.layout import Run
 from mer_dist.settings import FoldConfig
+from mer_dist.shards import manifest
 
 SHOWN = 3
 
 
-def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
-    """Stratified, seeded folds; clips of one group stay together.
+#: Names of clips that are one recording, group by group; see mer_dist/corpus/twins.py.
+Twins = Sequence[Sequence[str]]
+
+
+def make(labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
+    """Stratified, seeded folds; clips of one group, and those that are one recording, stay together.
 
     Args:
         labels: clip name -> label. The result does not depend on its order.
@@ -39,25 +45,28 @@ def make(labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
             "add clips of them, or leave them out of corpus.labels"
         )
     targets = [labels[name] for name in names]
-    if config.group:
-        groups = [_group(name, config.group) for name in names]
-        if len(set(groups)) < config.count:
-            found = len(set(groups))
-            raise UserError(f"folds.group makes {found} groups, fewer than folds.count {config.count}")
-        splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
-        splits = splitter.split(names, targets, groups)
-    else:
+    group_of = _groups(names, config.group, twins)
+    if not group_of:
         splitter = StratifiedKFold(config.count, shuffle=True, random_state=config.seed)
-        splits = splitter.split(names, targets)
-    made = {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
-    if not config.group:
-        return made
+        return _numbered(names, splitter.split(names, targets))
+    groups = [group_of[name] for name in names]
+    if len(set(groups)) < config.count:
+        found = len(set(groups))
+        why = f"the labelled clips are of {found} recording{'s' * (found > 1)}, each in one fold alone"
+        why = f"folds.group makes {found} groups" if config.group else why
+        raise UserError(f"{why}, fewer than folds.count {config.count}")
+    splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
+    made = _numbered(names, splitter.split(names, targets, groups))
     home = _spread(
         {group: made[name] for name, group in zip(names, groups, strict=True)},
         Counter(zip(groups, targets, strict=True)),
         config.count,
     )
     return {name: home[group] for name, group in zip(names, groups, strict=True)}
+
+
+def _numbered(names: list[str], splits: Iterable) -> dict[str, int]:
+    return {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
 
 
 def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -> dict[str, int]:
@@ -101,18 +110,19 @@ def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -
     return dict(zip(groups, fold.tolist(), strict=True))
 
 
-def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str) -> list[str]:
+def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins: Twins = ()) -> list[str]:
     """One line for each label that models which left out a fold, or two, have never seen.
 
     Args:
         labels: labelled clip -> label.
-        pattern: ``folds.group``; without it there is no such label.
+        pattern: ``folds.group``; without it, and without twins, there is no such label.
     """
     count, lines = len({*fold_of.values()}), []
+    group_of = _groups(sorted(labels), pattern, twins)
     for label in sorted({*labels.values()}):
         names = [name for name, own in labels.items() if own == label]
         within = sorted({fold_of[name] for name in names})
-        groups = sorted({_group(name, pattern) for name in names}) if pattern else []
+        groups = sorted({group_of[name] for name in names}) if group_of else []
         of = f"group{'s' * (len(groups) > 1)} {', '.join(groups[:SHOWN])}{', …' * (len(groups) > SHOWN)}"
         if len(within) == 1:
             lines.append(
@@ -129,6 +139,33 @@ def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str) -> lis
     return lines
 
 
+def _groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
+    """name -> the group whose clips stay together, called as ``folds.group`` finds it or by its first clip;
+    empty where every clip stands for itself."""
+    twins = _present(twins, names)
+    if not (pattern or twins):
+        return {}
+    own = {name: _group(name, pattern) if pattern else name for name in names}
+    joined = {group: group for group in own.values()}
+
+    def first(group: str) -> str:
+        while joined[group] != group:
+            group = joined[group]
+        return group
+
+    for together in twins:
+        head, *others = sorted({first(own[name]) for name in together})
+        joined |= dict.fromkeys(others, head)
+    return {name: first(group) for name, group in own.items()}
+
+
+def _present(twins: Twins, names: Iterable[str]) -> list[list[str]]:
+    """Of these clips those that are one recording with another of them."""
+    known = set(names)
+    parts = ([name for name in names if name in known] for names in twins)
+    return sorted(sorted(part) for part in parts if len(part) > 1)
+
+
 def _group(name: str, pattern: str) -> str:
     match = re.search(pattern, name)
     if match is None:
@@ -136,20 +173,20 @@ def _group(name: str, pattern: str) -> str:
     return match.group(1)
 
 
-def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, int]:
+def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
     """The saved folds if they were made from these labels and settings, otherwise new ones."""
-    found = saved(path, labels, config)
+    found = saved(path, labels, config, twins)
     if found is None:
-        found = make(labels, config)
-        write_json(path, {"made_from": _made_from(labels, config), "folds": found})
+        found = make(labels, config, twins)
+        write_json(path, {"made_from": _made_from(labels, config, twins), "folds": found})
     return found
 
 
-def saved(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, int] | None:
+def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int] | None:
     """The saved folds if they were made from these labels and settings; None if there are no such."""
     try:
         told = read_json(path)
-        if told["made_from"] == _made_from(labels, config):
+        if told["made_from"] == _made_from(labels, config, twins):
             folds = _checked(told["folds"])
             if folds.keys() == labels.keys():
                 return folds
@@ -158,8 +195,9 @@ def saved(path: Path, labels: dict[str, str], config: FoldConfig) -> dict[str, i
     return None
 
 
-def _made_from(labels: dict[str, str], config: FoldConfig) -> str:
-    return fingerprint([sorted(labels.items()), config.count, config.seed, config.group])
+def _made_from(labels: dict[str, str], config: FoldConfig, twins: Twins) -> str:
+    facts = [sorted(labels.items()), config.count, config.seed, config.group]
+    return fingerprint([*facts, *filter(None, [_present(twins, labels)])])
 
 
 def check_labels(config: Config, labels: dict[str, str]) -> None:
@@ -179,7 +217,13 @@ def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
         UserError: a label is not in the configuration, or has too few clips.
     """
     check_labels(config, labels)
-    return load_or_make(Run(config.run.folder).folds, labels, config.folds)
+    run = Run(config.run.folder)
+    return load_or_make(run.folds, labels, config.folds, manifest.twins(run.shards))
+
+
+def saved_of_run(config: Config, run: Run, labels: dict[str, str]) -> dict[str, int] | None:
+    """The same where they were made; None where they were not."""
+    return saved(run.folds, labels, config.folds, manifest.twins(run.shards))
 
 
 def read(path: Path) -> dict[str, int]:

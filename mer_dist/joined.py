@@ -76,7 +76,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
-    for line in folds.unseen(labeled, fold_of, config.folds.group):
+    for line in folds.unseen(labeled, fold_of, config.folds.group, manifest.twins(run.shards)):
         logger.warning("folds: %s", line)
     if not config.fuse.labels and manifest.unstored(run.shards) is None:
         logger.warning(
@@ -97,7 +97,7 @@ def present_clips(config: Config, run: Run) -> Clips:
     """
     label_of, _ = labels_of(config, run)
     labeled = {name: label for name, label in label_of.items() if label is not None}
-    return _clips(config, label_of, folds.saved(run.folds, labeled, config.folds) or {})
+    return _clips(config, label_of, folds.saved_of_run(config, run, labeled) or {})
 
 
 def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, int]) -> Clips:

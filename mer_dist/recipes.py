@@ -200,7 +200,7 @@ def labels_changed(config: Config, run: Run, found: list[Stale]) -> bool:
         return True
     # Runs of an earlier version: the folds are made from the labels that fuse saw last.
     labeled = {name: label for name, label in joined.labels_of(config, run)[0].items() if label}
-    return run.folds.exists() and folds.saved(run.folds, labeled, config.folds) is None
+    return run.folds.exists() and folds.saved_of_run(config, run, labeled) is None
 
 
 class _Found:

@@ -169,3 +169,41 @@ def test_of_very_many_groups_only_those_of_the_rare_label_are_tried():
     assert made["g0000"] != made["g0005"]
     assert sum(made[group] != home[group] for group in home) == 1
     assert peak < 10e6
+
+
+TWINS = [["clip000", "clip001"], ["clip001", "clip059"], ["clip007", "an unlabelled one"]]
+
+
+@pytest.mark.parametrize("group", ["", r"^(clip..)"])
+def test_clips_that_are_one_recording_share_a_fold(group):
+    config = FoldConfig(count=5, group=group)
+    made = folds.make(LABELS, config, TWINS)
+    assert made.keys() == LABELS.keys() and {*made.values()} == {*range(5)}
+    assert made["clip000"] == made["clip001"] == made["clip059"] and LABELS["clip000"] != LABELS["clip001"]
+    if group:
+        assert len({made[f"clip05{digit}"] for digit in range(10)} | {made["clip003"]}) == 1
+    else:
+        counts = Counter(made.values())
+        assert max(counts.values()) - min(counts.values()) <= 2
+    assert folds.unseen(LABELS, made, group, TWINS) == []
+
+
+def test_folds_of_a_corpus_without_twins_stay_and_those_with_are_made_anew(tmp_path):
+    config = FoldConfig(count=5)
+    # One of a pair without a label is no twin of a labelled clip.
+    assert folds.make(LABELS, config, TWINS[2:]) == folds.make(LABELS, config)
+    made = folds.load_or_make(tmp_path / "folds.json", LABELS, config)
+    assert folds.saved(tmp_path / "folds.json", LABELS, config, TWINS[2:]) == made
+    assert folds.saved(tmp_path / "folds.json", LABELS, config, TWINS) is None
+    made = folds.load_or_make(tmp_path / "folds.json", LABELS, config, TWINS)
+    assert made["clip000"] == made["clip059"]
+    assert folds.saved(tmp_path / "folds.json", LABELS, config, [*reversed(TWINS)]) == made
+
+
+def test_labels_of_one_recording_alone_are_told_and_too_few_recordings_refused():
+    labels = {f"c{number}": ("happy", "sad")[number % 2] for number in range(12)}
+    even, odd = list(labels)[::2], list(labels)[1::2]
+    (line,) = folds.unseen(labels, folds.make(labels, FoldConfig(count=3), [odd]), "", [odd])
+    assert "all 6 clips labelled sad are in fold" in line and "(group c1)" in line
+    with pytest.raises(UserError, match="of 2 recordings, each in one fold alone, fewer than folds.count 3"):
+        folds.make(labels, FoldConfig(count=3), [odd, even])

@@ -9,10 +9,12 @@ from the label. A column in which nothing would stand may be absent.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from mer_dist.corpus import cells, table
 from mer_dist.corpus.encoding import UTF8
+from mer_dist.corpus.table import Table
 from mer_dist.corpus.texts import Texts
 from mer_dist.errors import UserError
 from mer_dist.log import logger
@@ -27,6 +29,11 @@ SYNONYMS = {
     **dict.fromkeys(("wav", "sound"), "audio"),
     **dict.fromkeys(("part", "set", "subset"), "split"),
 }
+#: Names of columns, letters alone, that say where in a file a part of it begins and ends.
+_TIMES = re.compile(
+    r"(t|time|seg|segment|clip|utt|utterance)?(start|begin|beginning|onset|from|end|ending|stop|offset|until|to)"
+    r"(s|sec|secs|second|seconds|ms|msec|time|times|frame|timestamp){0,2}|[tx](min|max)|timestamps?"
+)
 
 
 def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
@@ -70,6 +77,8 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
         logger.info("%s: %d clips of split unlabeled have a label, which is not used", path, hidden)
     for told in (files, emotions, texts):
         told.tell()
+    found, parts = _whole(path, rows, found)
+    problems += parts
     found.sort(key=lambda clip: (clip.split, clip.name))
     return found, problems
 
@@ -92,6 +101,44 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             )
     if others:
         logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
+
+
+def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list[Problem]]:
+    """Without the clips that are parts of a file by columns of times, as a file is stored whole.
+
+    Times beside files of their own tell where those were cut out. They are parts where rows of one file have
+    different times, and if most rows are such, all are.
+
+    Raises:
+        UserError: all of them are.
+    """
+    columns = [column for column in rows.columns if _TIMES.fullmatch(re.sub("[^a-z]", "", column))]
+    spans: dict[str, tuple[str, ...]] = {}
+    by_file: dict[Path, list[str]] = {}
+    for clip in found:
+        told = tuple(rows.rows[clip.name][column].strip() for column in columns)
+        media = clip.audio or clip.video
+        if media and not all(map(cells.is_nothing, told)):
+            spans[clip.name] = told
+            by_file.setdefault(media, []).append(clip.name)
+    shared = {
+        name for names in by_file.values() if len({spans[name] for name in names}) > 1 for name in names
+    }
+    parts = {*spans} if 2 * len(shared) > len(spans) else shared
+    problems = []
+    for clip in found:
+        if clip.name in parts:
+            media = clip.audio or clip.video
+            times = ", ".join(map(" ".join, zip(columns, spans[clip.name], strict=True)))
+            why = (
+                f"{rows.place(clip.name)}: it is a part of {media and media.name} by its columns ({times}), and "
+                "files are stored whole; cut each part into a file of its own, as ffmpeg -ss START -to END -i "
+                "FILM PART does, and name that"
+            )
+            problems.append(Problem(stage="shard", name=clip.name, lost="clip", reason=why))
+    if problems and len(problems) == len(found):
+        raise UserError(f"{path}: every clip is a part of a file; the first: {problems[0].reason}")
+    return [clip for clip in found if clip.name not in parts], problems
 
 
 def _split(row: dict[str, str], labels: cells.Labels) -> tuple[str, str | None, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from mer_dist.corpus import paths, picture, stated
 from mer_dist.corpus.clock import UNLIKELY, Clock, Trust, trust
 from mer_dist.corpus.picture import Shot
-from mer_dist.corpus.structure import FOLLOWED, followed, remedy
+from mer_dist.corpus.structure import FOLLOWED, MOTION_PHOTO, followed, motion_photo, remedy
 
 #: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
@@ -99,6 +99,8 @@ class Track:
     #: Tracks of this kind in the file, and those of them that have a decoder.
     count: int
     known: int
+    #: Of this kind in other programmes of a broadcast.
+    others: int
     #: How many seconds of sound the file says it has, given how many came out of it; asked after them all.
     stated: Callable[[float], float]
 
@@ -122,6 +124,7 @@ def read_video(path: Path, count: int) -> Video:
         remarks = {SEVERAL_VIDEOS} if len(_tracks(container, "video")) > 1 else set()
     remarks |= {UNLIKELY} if not extent.trust.whole else set()
     remarks |= {FOLLOWED} if followed(path) else set()
+    remarks |= {MOTION_PHOTO} if motion_photo(path) else set()
     faults: list[str] = []
     with _opened(path) as container:
         stream = _stream(container, "video", path)
@@ -173,6 +176,7 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
             frames=_decoded(container, stream, faults),
             faults=faults,
             count=len(tracks),
+            others=len(_all_tracks(container, kind)) - len(tracks),
             known=len(_decodable(tracks)),
             stated=partial(_stated, container, stream, path),
         )
@@ -202,7 +206,8 @@ def _stream(container, kind: str, path: Path, place: int = 0):
     after it; decoded by one thread: the workers are the parallelism."""
     tracks = _tracks(container, kind)
     if not tracks:
-        raise MediaError(f"{path.name}: no {kind} stream")
+        elsewhere = " in the programme of its picture" * bool(_all_tracks(container, kind))
+        raise MediaError(f"{path.name}: no {kind} stream{elsewhere}")
     if not _decodable(tracks):
         raise MediaError(f"{path.name}: its {kind} has an unknown codec")
     stream = _decodable(tracks)[place]
@@ -213,13 +218,14 @@ def _stream(container, kind: str, path: Path, place: int = 0):
 
 
 def _tracks(container, kind: str) -> list:
-    """The streams of a kind as players prefer them: flagged default, not beside another one, the first."""
-    # Cover art is a video stream of one picture that is no part of the clip.
-    tracks = [
-        stream
-        for stream in container.streams
-        if stream.type == kind and not stream.disposition & _FLAGS.attached_pic
-    ]
+    """The streams of a kind as players prefer them: flagged default, not beside another one, the first.
+
+    A broadcast may carry several programmes; sound is that of the programme whose picture is shown.
+    """
+    tracks = _all_tracks(container, kind)
+    pictures = _decodable(_tracks(container, "video")) if kind == "audio" else []
+    if pictures:
+        tracks = [track for track in tracks if _together(container, track, pictures[0])]
     # A track of one picture beside one of many is a thumbnail, or the still of an animation.
     many = kind == "video" and any(stream.frames > 1 for stream in tracks)
     return sorted(
@@ -231,6 +237,21 @@ def _tracks(container, kind: str) -> list:
             stream.index,
         ),
     )
+
+
+def _all_tracks(container, kind: str) -> list:
+    """The streams of a kind. Cover art is a video stream of one picture that is no part of the clip."""
+    return [
+        stream
+        for stream in container.streams
+        if stream.type == kind and not stream.disposition & _FLAGS.attached_pic
+    ]
+
+
+def _together(container, sound, picture) -> bool:
+    """Whether FFmpeg knows of no programmes, or both are of the same, and so have the same best picture."""
+    first, second = (container.streams.best("video", related=stream) for stream in (sound, picture))
+    return first == second
 
 
 def _decodable(tracks: list) -> list:
@@ -300,10 +321,10 @@ def _heard(path: Path) -> float:
 
 def _lacking(path: Path, container, end: float) -> float:
     """Seconds at the end of a file that it states to have and has not; one stream of it has its ``end``."""
-    if not stated.promises_more(container, end):
+    if not stated.promises_more(container, path, end):
         return 0.0
     with _opened(path) as again:
-        return stated.cut_off(again)
+        return stated.cut_off(again, path)
 
 
 def _promised(container, stream, seen: int) -> int:

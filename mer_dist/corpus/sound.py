@@ -44,6 +44,7 @@ SILENCE = 1e-12
 _MOST_PLANES = 8
 
 SEVERAL_TRACKS = "several sound tracks; the one that players take was used"
+SEVERAL_PROGRAMMES = "sound of several programmes; that of the programme whose picture is stored was used"
 CANCELLING = "channels cancel in the mono mix; the louder of those that do were used"
 LEFT_OUT = "sound only on a channel that the mono mix leaves out; it was used"
 TOO_LOUD = "sound beyond full scale, brought into range"
@@ -82,6 +83,7 @@ def read_sound(path: Path) -> Sound:
     if not heard.length:
         raise MediaError(f"{path.name}: {heard.nothing}")
     remarks = [SEVERAL_TRACKS] * (heard.tracks > 1) + [HOLE] * heard.gaps.hole
+    remarks += [SEVERAL_PROGRAMMES] * (heard.others > 0)
     weights, changes = zip(*(run.safe_weights() for run in heard.runs), strict=True)
     remarks += sorted(set(filter(None, changes)))
     if any(changes) or not heard.mixed or heard.misfit:
@@ -184,6 +186,7 @@ class _Heard:
     damage: str
     tracks: int
     known: int
+    others: int
     gaps: _Gaps
     #: Why nothing came of it, where nothing did.
     nothing: str
@@ -226,7 +229,8 @@ def _hear(path: Path, place: int) -> _Heard:
     nothing = "".join(["nothing of its sound decodes", *(f": {fault}" for fault in track.faults[:1])])
     if gaps.length:
         nothing = f"its sound is only {gaps.length} samples long"
-    return _Heard(runs=runs, damage=damage, tracks=track.count, known=track.known, gaps=gaps, nothing=nothing)
+    counts = {"tracks": track.count, "known": track.known, "others": track.others}
+    return _Heard(runs=runs, damage=damage, gaps=gaps, nothing=nothing, **counts)
 
 
 def _mixed(path: Path, place: int, weights: Iterable[np.ndarray]) -> np.ndarray:

@@ -7,18 +7,24 @@ there is no promise, nor where a program wrote into a pipe and could not come ba
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 
 #: Sizes of a RIFF file from here on stand for "not known yet": writers differ in which they take.
-UNKNOWN_SIZE = 2**31 - 2**16
+UNKNOWN_SIZE, UNKNOWN_LONG = 2**31 - 2**16, 2**63 - 2**16
 #: Frames that FFmpeg writes into the header of an AVI until it knows better.
 UNKNOWN_FRAMES = 2**30
 #: Bytes that are read at once, and zeros at the end of a file that are no more than padding.
 BLOCK, FEW_ZEROS = 2**16, 2**11
+#: Formats of several streams whose header says how long the recording is, other than Matroska and mp4.
+RECORDINGS = ("asf", "flv", "gxf", "ivf", "mxf", "rm")
+#: Formats whose header says how many samples of sound there are, and FFmpeg with it.
+SOUNDS = ("aiff", "au", "caf", "nistsphere", "rso", "tta", "wv")
+#: What a header of ASF says of a file as a whole, and the first bit of its flags: a broadcast, not known yet.
+ASF_FILE, ASF_BROADCAST = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"), 1
 #: What may be missing, in seconds and as a part: encoders pad and trim, headers are rounded.
 SLACK_SECONDS, SLACK = 0.2, 0.05
 
@@ -38,19 +44,20 @@ def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) ->
     return f"{there} of {stream.frames} frames are there" if short else ""
 
 
-def promises_more(container, end: float) -> bool:
-    """Whether a Matroska file, or fragments of mp4 with an index, are to go on after ``end`` seconds.
+def promises_more(container, path: Path, end: float) -> bool:
+    """Whether a recording, or fragments of mp4 with an index, are to go on after ``end`` seconds.
 
     Its length is that of its longest stream, so that the others have to be looked at before it is a loss.
     """
     form = container.format.name
     fragments = "mp4" in form and not any(stream.frames for stream in container.streams)
-    return (fragments or "matroska" in form) and _short(end, (container.duration or 0) / av.time_base)
+    told = fragments or "matroska" in form or form in RECORDINGS
+    return told and _short(end, _length(container, path))
 
 
-def cut_off(container) -> float:
+def cut_off(container, path: Path) -> float:
     """Seconds at the end of a file that its header promises and no stream has; it is read to its end."""
-    length = (container.duration or 0) / av.time_base
+    length = _length(container, path)
     spans: dict[int, list[float]] = {}
     try:
         for packet in container.demux():
@@ -61,13 +68,18 @@ def cut_off(container) -> float:
                 )
     except av.FFmpegError:
         pass  # Where it breaks off is what is asked.
-    # The length is the end of the last packet, and one that says no duration lasts as long as the others.
-    ends = [
-        max(own) + (float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf)
-        for own in spans.values()
-    ]
-    end = max(ends, default=0.0)
-    return length - end if _short(end, length) else 0.0
+    # The length is the end of the last packet; whether one is lacking is doubted for as long as others last,
+    # since it may say no duration, and be shown for long.
+    steps = [float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf for own in spans.values()]
+    ends = [max(own) for own in spans.values()]
+    latest = max((end + step for end, step in zip(ends, steps, strict=True)), default=0.0)
+    return length - max(ends, default=0.0) if _short(latest, length) else 0.0
+
+
+def _length(container, path: Path) -> float:
+    """Seconds of a recording by its header."""
+    # FFmpeg does not pass an ASF's on where the file is shorter than that says, too.
+    return _asf(path) if container.format.name == "asf" else (container.duration or 0) / av.time_base
 
 
 def _short(there: float, stated: float) -> bool:
@@ -83,13 +95,15 @@ def seconds(container, stream, path: Path, heard: float) -> float:
     if "mp4" in form:
         # Not the length in time: a packet may be said to last for as long as a pause in a recording.
         return heard / max(_listed(container, stream), 1e-9)
-    if form in ("wav", "avi"):
-        return heard / max(_riff(path), 1e-9)
+    if form in PARTS:
+        return heard / max(PARTS[form](path), 1e-9)
     if form == "flac":
         return _flac(bytes(stream.codec_context.extradata or b""))
     if form == "mp3":
         return _mp3(path, stream.codec_context.sample_rate)
-    if form in ("aiff", "au", "caf"):
+    if form == "sox":
+        return _sox(path)
+    if form in SOUNDS:
         length = stream.frames if form == "caf" else stream.duration
         return float((length or 0) * stream.time_base)
     return heard
@@ -103,21 +117,81 @@ def _listed(container, stream) -> float:
 
 
 def _riff(path: Path) -> float:
-    """Of the sound of a WAV, or the recording of an AVI, the part that lies in the file."""
-    whole = path.stat().st_size
+    """Of the sound of a WAV or of its kin, long, big-endian and Amiga's, or of the recording of an AVI the
+    part that lies in the file."""
+    whole, long = path.stat().st_size, 0
     with open(path, "rb") as file:
-        if file.read(4) != b"RIFF":
+        mark = file.read(4)
+        if mark not in (b"RIFF", b"RF64", b"BW64", b"RIFX", b"FORM"):
             return 1.0
+        form = ">4sI4s" if mark in (b"RIFX", b"FORM") else "<4sI4s"
         file.seek(8)
         # A download may set the whole length aside and fill it from the front; in a sound zeros are silence.
         whole = _filled(path) if file.read(4) == b"AVI " else whole
         while len(head := file.read(12)) == 12:
-            kind, size, form = struct.unpack("<4sI4s", head)
-            if kind == b"data" or (kind, form) == (b"LIST", b"movi"):
-                known = 0 < size < UNKNOWN_SIZE
-                return min(1.0, (whole - file.tell() + 4) / size) if known else 1.0
-            file.seek(size + size % 2 - 4, 1)
+            kind, size, first = struct.unpack(form, head)
+            place = file.tell() - 4
+            if kind == b"ds64":
+                # The size of the file and that of the sound, which 32 bits do not hold.
+                long = int.from_bytes(file.read(12)[4:], "little")
+            if kind in (b"data", b"BODY") or (kind, first) == (b"LIST", b"movi"):
+                return _there(long or size, whole - place, UNKNOWN_LONG if long else UNKNOWN_SIZE)
+            file.seek(place + size + size % 2)
     return 1.0
+
+
+def _there(size: int, found: int, unknown: int) -> float:
+    """The part of so many bytes that was found, if they are known."""
+    return min(1.0, found / size) if 0 < size < unknown else 1.0
+
+
+def _wave64(path: Path) -> float:
+    """Of the sound of Sony's Wave64 the part that lies in the file; chunks count their own 24 bytes."""
+    whole, place = path.stat().st_size, 40
+    with open(path, "rb") as file:
+        while file.seek(place) < whole and len(head := file.read(24)) == 24:
+            size = int.from_bytes(head[16:], "little") - 24
+            if head[:4] == b"data":
+                return _there(size, whole - place - 24, UNKNOWN_LONG)
+            if size < 0:
+                break
+            place += 24 + size + -size % 8
+    return 1.0
+
+
+def _voc(path: Path) -> float:
+    """Of the blocks of sound of a Creative Voice file the part that lies in it; the last may be cut."""
+    whole, stated, there = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        file.seek(20)
+        place = int.from_bytes(file.read(2), "little")
+        while file.seek(place) < whole and len(head := file.read(4)) == 4 and head[0]:
+            size = int.from_bytes(head[1:], "little")
+            stated += size
+            there += min(size, whole - place - 4)
+            place += 4 + size
+    return there / stated if stated else 1.0
+
+
+def _sox(path: Path) -> float:
+    """Seconds of a file of SoX's own: samples of all channels, their rate, and the channels."""
+    with open(path, "rb") as file:
+        head = file.read(28)
+    if len(head) < 28:
+        return 0.0
+    samples, rate, channels = struct.unpack("<8xQdI" if head[:4] == b".SoX" else ">8xQdI", head)
+    return samples / channels / rate if channels and rate > 0 else 0.0
+
+
+def _asf(path: Path) -> float:
+    """Seconds by the file properties of an ASF, without the lead that players take; 0 if not known."""
+    with open(path, "rb") as file:
+        head = file.read(BLOCK)
+    told = head[max(head.find(ASF_FILE), 0) :][24:92]
+    if ASF_FILE not in head or len(told) < 68:
+        return 0.0
+    played, _, lead, flags = struct.unpack("<QQQI", told[40:68])
+    return 0.0 if flags & ASF_BROADCAST else max(0.0, played / 1e7 - lead / 1e3)
 
 
 def _filled(path: Path) -> int:
@@ -160,3 +234,11 @@ def _mp3(path: Path, rate: int) -> float:
             continue
         return int.from_bytes(told[place:], "big") * samples / max(rate, 1)
     return 0.0
+
+
+#: Format -> of the bytes of its sound or recording that its header tells of the part that lies in the file.
+PARTS: dict[str, Callable[[Path], float]] = {
+    **dict.fromkeys(("avi", "wav", "iff"), _riff),
+    "w64": _wave64,
+    "voc": _voc,
+}

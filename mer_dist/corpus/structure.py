@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 FOLLOWED = "more recordings follow in the same file, which are not read"
+MOTION_PHOTO = "a video stands behind the still in the same file, as in a motion photo; the still was used"
 #: Boxes, chunks or tags that are looked at; an hour of FLV has some hundred thousand.
 MOST_PARTS = 1_000_000
+#: Bytes that are searched at once, and places that may turn out to be a video's beginning.
+BLOCK, MOST_PLACES = 2**20, 16
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
@@ -30,6 +34,31 @@ def followed(path: Path) -> bool:
     if head[:3] == b"FLV":
         return _flv_again(path)
     return head == ASF and _asf_again(path)
+
+
+def motion_photo(path: Path) -> bool:
+    """Whether a video is hidden in a still picture: an mp4 behind a JPEG, or in the box of HEIC for it."""
+    head = _at(path, 0, 8)
+    if head[4:] == b"ftyp":
+        return b"mpvd" in [kind for kind, _ in _boxes(path)]
+    if head[:3] != b"\xff\xd8\xff":
+        return False
+    starts = islice(_places(path, b"ftyp"), MOST_PLACES)
+    return any({b"moov", b"moof"} & {kind for kind, _ in _boxes(path, place - 4)} for place in starts)
+
+
+def _places(path: Path, mark: bytes) -> Iterator[int]:
+    """Where some bytes stand in a file."""
+    with open(path, "rb") as file:
+        base, held = 0, b""
+        while block := file.read(BLOCK):
+            held += block
+            found = held.find(mark)
+            while found >= 0:
+                yield base + found
+                found = held.find(mark, found + 1)
+            kept = len(mark) - 1
+            base, held = base + len(held) - kept, held[-kept:]
 
 
 def remedy(path: Path) -> str:
@@ -62,9 +91,9 @@ def _at(path: Path, place: int, count: int) -> bytes:
         return file.read(count)
 
 
-def _boxes(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Kind and place of every box on the outermost level of an mp4."""
-    whole, place = path.stat().st_size, 0
+def _boxes(path: Path, place: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Kind and place of every box on the outermost level of an mp4 that begins at ``place``."""
+    whole = path.stat().st_size
     with open(path, "rb") as file:
         for _ in range(MOST_PARTS):
             file.seek(place)

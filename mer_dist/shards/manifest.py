@@ -2,7 +2,8 @@
 
 ``manifest.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
 of that shard and, as metadata, :class:`Facts`: it is written after the tar, so it is the proof
-that the tar is whole. ``unstored.json`` names the clips of the corpus that are in no tar.
+that the tar is whole. ``unstored.json`` names the clips of the corpus that are in no tar, ``twins.json``
+those that are one recording under several names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mer_dist.records import LABELED, UNLABELED, Problem
 
 MANIFEST = "manifest.parquet"
 UNSTORED = "unstored.json"
+TWINS = "twins.json"
 _FACTS = b"mer_dist.shard"
 SCHEMA = pa.schema(
     [
@@ -179,6 +181,29 @@ def unstored(shards_folder: Path) -> dict[str, str] | None:
         if not isinstance(splits, dict) or {*splits.values()} - {LABELED, UNLABELED}:
             raise ValueError("it does not say of each clip whether it is labelled")
         return splits
+
+
+def write_twins(shards_folder: Path, groups: list[list[str]]) -> None:
+    """Note the clips that are one recording: their names, group by group."""
+    write_json(Path(shards_folder) / TWINS, groups)
+
+
+def twins(shards_folder: Path) -> list[list[str]]:
+    """Names of clips that are one recording; none where an earlier version made the shards.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    path = Path(shards_folder) / TWINS
+    if not path.exists():
+        return []
+    with reading(path, "delete it and run shard"):
+        groups = read_json(path)
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in groups
+        ):
+            raise ValueError("it does not name clips")
+        return groups
 
 
 def tar_path(shards_folder: Path, number: int) -> Path:

@@ -8,7 +8,7 @@ from functools import cache, partial
 
 from mer_dist import corpus, folds, joined, quarantine
 from mer_dist.config import Config
-from mer_dist.corpus import survey
+from mer_dist.corpus import survey, twins
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
@@ -60,12 +60,19 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
     from mer_dist.corpus import faces
 
     faces.check(config.shard)
-    told = replaced.taken(config, clips, problems)
-    return f"{len(clips)} clips, {labeled} of them labelled, {wrong}" + (f"; {told}" if told else "")
+    counted = f"{len(clips)} clips, {labeled} of them labelled, {wrong}"
+    return "; ".join(filter(None, (counted, replaced.taken(config, clips, problems), _twins(clips))))
+
+
+def _twins(clips: list[Clip]) -> str:
+    """Which clips are one recording; of a large corpus by their places alone, as copies have to be read."""
+    same = twins.find(clips, copies=len(clips) <= survey.LOOKED_AT)
+    return twins.told(same, {clip.name: clip.label for clip in clips if clip.label is not None})
 
 
 def _labels(clips: list[Clip], config: Config) -> str:
-    return _counted({clip.name: clip.label for clip in clips if clip.label is not None}, config)
+    label_of = {clip.name: clip.label for clip in clips if clip.label is not None}
+    return _counted(label_of, config, twins.find(clips, copies=False))
 
 
 def _label_file(config: Config) -> str:
@@ -74,8 +81,11 @@ def _label_file(config: Config) -> str:
     return f"{config.fuse.labels}: {told}, {len(label_of)} clips, {len(problems)} problems" + _kinds(problems)
 
 
-def _counted(labels: dict[str, str], config: Config) -> str:
+def _counted(labels: dict[str, str], config: Config, same: folds.Twins = ()) -> str:
     """Clips by label.
+
+    Args:
+        same: those that are one recording.
 
     Raises:
         UserError: there is none, or not enough for the folds.
@@ -83,7 +93,7 @@ def _counted(labels: dict[str, str], config: Config) -> str:
     if not labels:
         known = ", ".join(config.corpus.labels)
         raise UserError(f"no clip has one of the labels {known}, and without any nothing can be learned")
-    folds.make(labels, config.folds)
+    folds.make(labels, config.folds, same)
     counts = Counter(labels.values())
     return ", ".join(f"{label} {counts[label]}" for label in config.corpus.labels)
 

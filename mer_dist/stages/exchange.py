@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_dist import features, files, quarantine, recipes
-from mer_dist.corpus import mertools, names
+from mer_dist.corpus import mertools, names, padding
 from mer_dist.errors import UserError
 from mer_dist.features import FeatureSet
 from mer_dist.layout import Run
@@ -117,7 +117,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     folder = Path(folder)
     _check(run, set_name, modality, folder)
     sources = _sources(folder)
-    found = _survey(sources)
+    found = _survey(folder, sources)
     _doubt(folder, sources, found)
     if found.width is None:
         why = "; the first: {}: {}".format(*next(iter(found.bad.items()))) if found.bad else ""
@@ -126,6 +126,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
         raise UserError(f"{folder}: no .npy file there can be used{why}{there}")
     if others := _others(folder):
         logger.warning("%s: beside the .npy files, not taken: %s", folder, others)
+    before = _names(run.features(set_name))
     with files.atomic_folder(run.features(set_name)) as store:
         starts = range(0, len(sources), CLIPS_PER_SHARD)
         chunks = [[*sources.items()][start : start + CLIPS_PER_SHARD] for start in starts]
@@ -139,8 +140,26 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
         made_from = files.fingerprint([files.stamp(path) for path in sources.values()])
         files.mark(store, made_from, clips=len(sources), shards=[*range(len(chunks))])
     logger.info("imported %s: %d clips of width %d", set_name, len(sources) - len(found.bad), found.width)
+    if gone := sorted(before - sources.keys()):
+        logger.warning(
+            "%s: %d of the %d clips that it had before have no file in %s and are no longer in it, for example %s",
+            set_name,
+            len(gone),
+            len(before),
+            folder,
+            ", ".join(gone[:3]),
+        )
     _quarantine(run, set_name, modality, found)
     return len(found.bad)
+
+
+def _names(folder: Path) -> set[str]:
+    """The clips of a set that have vectors; none where there is no whole set."""
+    try:
+        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        return {name for path in paths for name in features.StoredShard.open(path, frames=False).names}
+    except UserError:
+        return set()  # It is about to be replaced.
 
 
 def _sources(folder: Path) -> dict[str, Path]:
@@ -204,15 +223,24 @@ class _Survey:
     bad: dict[str, str] = field(default_factory=dict)
     #: name -> what of its frames is left out.
     partial: dict[str, str] = field(default_factory=dict)
+    #: Clip -> the rows of its array that are not padding, where some are.
+    filled: dict[str, slice] = field(default_factory=dict)
 
     def read(self, name: str, path: Path) -> np.ndarray:
         """The clip as ``(D,)`` or ``(T, D)``."""
         array = mertools.read_frames(path)[0] if path.is_dir() else mertools.read_feature(path)
-        return array.reshape(-1) if name in self.columns else array
+        if name in self.columns:
+            return array.reshape(-1)
+        return array[self.filled[name]] if name in self.filled else array
 
 
-def _survey(sources: dict[str, Path]) -> _Survey:
+def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
+    """
+    Raises:
+        UserError: time is the second axis of the arrays.
+    """
     shapes, found = {}, _Survey()
+    sequences: dict[str, padding.Sequence] = {}
     for name, path in sources.items():
         unsafe = names.unsafe(names.clean(path.name if path.is_dir() else path.stem))
         faults: list[str] = []
@@ -223,6 +251,8 @@ def _survey(sources: dict[str, Path]) -> _Survey:
                 array, faults = mertools.read_frames(path)
             else:
                 array = mertools.read_feature(path)
+                if array.ndim == 2 and 1 not in array.shape:
+                    sequences[name] = padding.Sequence.of(array)
             shapes[name] = array.shape
         except ValueError as error:
             found.bad[name] = str(error)
@@ -230,6 +260,7 @@ def _survey(sources: dict[str, Path]) -> _Survey:
             found.partial[name] = f"{len(faults)} faults in its frames, which are left out: {faults[0]}"
     found.columns = _columns({name: shape for name, shape in shapes.items() if not sources[name].is_dir()})
     found.long = {name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1} - found.columns
+    found.filled = _filled(folder, sequences)
     widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
         return found
@@ -240,6 +271,37 @@ def _survey(sources: dict[str, Path]) -> _Survey:
         if own != found.width
     }
     return found
+
+
+def _filled(folder: Path, sequences: dict[str, padding.Sequence]) -> dict[str, slice]:
+    """Clip -> the rows that are its own, of a set whose sequences are filled up with zeros.
+
+    Raises:
+        UserError: time is the second axis of the arrays.
+    """
+    if why := padding.turned(sequences.values()):
+        raise UserError(
+            f"{folder}: the arrays of {len(sequences)} clips, as {next(iter(sequences))}, are (D, T), and not (T, D) with a "
+            f"row for each frame: {why}; turn each before it is saved: numpy.save(path, array.T)"
+        )
+    front, behind = padding.ends(sequences.values())
+    filled = {
+        name: slice(one.first_rows * front, one.rows - one.last_rows * behind)
+        for name, one in sequences.items()
+        if (front and one.first_rows) or (behind and one.last_rows)
+    }
+    if filled:
+        rows = sum(sequences[name].rows - own.stop + own.start for name, own in filled.items())
+        logger.warning(
+            "%s: %d of %d sequences %s in rows of zeros; these are padding and are left out, %d of %d rows in all",
+            folder,
+            len(filled),
+            len(sequences),
+            " and ".join(["begin"] * front + ["end"] * behind),
+            rows,
+            sum(one.rows for one in sequences.values()),
+        )
+    return filled
 
 
 def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mer_dist import copies, corpus, files, folds, quarantine, times
 from mer_dist.config import Config, save
-from mer_dist.corpus import survey
+from mer_dist.corpus import survey, twins
 from mer_dist.dist import preempt
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
@@ -63,7 +63,8 @@ def shard(config: Config, fused: bool = False) -> None:
     kept = _kept(run, made_from, sources)
     tried = {name for facts in kept.values() for name in facts.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
-    results = (*(run.shards / name for name in (manifest.MANIFEST, manifest.UNSTORED, STATS)), run.quarantine)
+    own = (manifest.MANIFEST, manifest.UNSTORED, manifest.TWINS, STATS)
+    results = (*(run.shards / name for name in own), run.quarantine)
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
@@ -101,7 +102,7 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
                 f"{config.corpus.path}: no clip has one of the labels "
                 f"{', '.join(config.corpus.labels)}, so nothing can be learned from it"
             )
-        folds.make(labels, config.folds)
+        folds.make(labels, config.folds, twins.find(clips, copies=False))
     except UserError as error:
         if needed:
             raise
@@ -276,13 +277,16 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     shards = {number: manifest.facts_of(run.shards, number) for number in manifest.numbers(run.shards)}
     rows = [row for number in shards for row in manifest.read_rows(manifest.facts_path(run.shards, number))]
     problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
-    stats = _stats(rows, list(shards.values()), problems)
+    same = _twins(clips, rows)
+    labels = {row.name: row.label for row in rows if row.label is not None}
+    stats = _stats(rows, list(shards.values()), problems, twins.remarks(same, labels))
     quarantine.replace(run.quarantine, "shard", problems)
     if not rows:
         raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
     # Those that are unlabelled are answered all the same.
     stored = {row.name for row in rows}
     manifest.write_unstored(run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored})
+    manifest.write_twins(run.shards, same)
     manifest.write_rows(run.shards / manifest.MANIFEST, rows)
     files.write_json(run.shards / STATS, stats)
     files.mark(run.shards, whole, clips=stats["clips"])
@@ -299,6 +303,14 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
         plural, more = "s" * (found["clips"] != 1), ", …" * (found["clips"] > NAMED)
         such = ", ".join(found["names"][:NAMED]) + more
         logger.info("%d clip%s: %s (%s)", found["clips"], plural, kind, such)
+    if any(twins.contradict(names, labels) for names in same):
+        logger.warning("%s", twins.told(same, labels))
+
+
+def _twins(clips: list[Clip], rows: list[Row]) -> list[list[str]]:
+    """Clips that are one recording, of those of whose media something is stored."""
+    there = {row.name for row in rows if row.frames or row.samples}
+    return twins.find([clip for clip in clips if clip.name in there])
 
 
 def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
@@ -308,7 +320,13 @@ def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
     return [row for (name, lost), row in rows.items() if lost == "clip" or name not in gone]
 
 
-def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dict:
+def _stats(
+    rows: list[Row], shards: list[Facts], problems: list[Problem], remarks: dict[str, list[str]]
+) -> dict:
+    """
+    Args:
+        remarks: kind -> clips, of what no shard knows by itself.
+    """
     return {
         "clips": len(rows),
         "splits": Counter(row.split for row in rows),
@@ -319,15 +337,15 @@ def _stats(rows: list[Row], shards: list[Facts], problems: list[Problem]) -> dic
         "shards": sum(bool(facts.sha256) for facts in shards),
         "bytes": sum(facts.bytes for facts in shards),
         "duration": round(sum(row.duration for row in rows), 3),
-        "remarks": _remarks(shards),
+        "remarks": _remarks([*(facts.remarks for facts in shards), remarks]),
     }
 
 
-def _remarks(shards: list[Facts]) -> dict[str, dict]:
+def _remarks(parts: list[dict[str, list[str]]]) -> dict[str, dict]:
     """Each kind of remark, the most frequent first: how many clips, and which."""
     names: dict[str, list[str]] = {}
-    for facts in shards:
-        for kind, own in facts.remarks.items():
+    for part in parts:
+        for kind, own in part.items():
             names.setdefault(kind, []).extend(own)
     kinds = sorted(names, key=lambda kind: (-len(names[kind]), kind))
     return {kind: {"clips": len(names[kind]), "names": sorted(names[kind])} for kind in kinds}

@@ -283,3 +283,41 @@ def test_names_that_are_spelled_in_two_ways_are_one_name(tmp_path):
     )
     with pytest.raises(UserError, match="'caf\u00e9' occurs twice: all.csv line 2 and all.csv line 3"):
         manifest.clips(path, list(EMOTIONS))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [("start", "end"), ("Start_Time (sec)", "End_Time (sec)"), ("onset", "offset"), ("xmin", "xmax")],
+)
+def test_rows_that_are_parts_of_one_film_are_not_stored_whole(tmp_path, columns):
+    header = [*HEADER, *columns]
+
+    def listed(*rows):
+        return manifest.clips(write_csv(tmp_path / "all.csv", [header, *rows]), list(EMOTIONS))
+
+    film = [[f"u{n}", "film.mp4", "", "x", "happy", "", str(n), str(n + 1)] for n in range(3)]
+    other = ["v", "other.mp4", "", "x", "sad", "", "0", "9"]
+    with pytest.raises(
+        UserError, match=r"every clip is a part of a file; the first: all.csv line 2: .*ffmpeg"
+    ):
+        listed(*film, other)
+    clips, problems = listed(*film, other, ["w", "own.mp4", "", "x", "sad", "", "", ""])
+    assert [clip.name for clip in clips] == ["w"]
+    assert [(problem.name, problem.lost) for problem in problems] == [
+        (n, "clip") for n in ("u0", "u1", "u2", "v")
+    ]
+    shown = ", ".join(f"{column.casefold()} {time}" for column, time in zip(columns, (1, 2), strict=True))
+    assert f"all.csv line 3: it is a part of film.mp4 by its columns ({shown})" in problems[1].reason
+
+
+def test_times_beside_files_of_their_own_say_where_those_were_cut_out(tmp_path):
+    """As in MELD; two names for one file are still two names, and a file that twice has other times is none."""
+    header = [*HEADER, "StartTime", "EndTime"]
+    rows = [[f"u{n}", f"{n}.mp4", "", "x", "happy", "", f"00:0{n}", f"00:0{n + 1}"] for n in range(6)]
+    twice = ["again", "0.mp4", "", "x", "happy", "", "00:00", "00:01"]
+    path = write_csv(tmp_path / "all.csv", [header, *rows, twice])
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert len(clips) == 7 and problems == []
+    path = write_csv(tmp_path / "all.csv", [header, *rows, [*twice[:-1], "00:02"]])
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert len(clips) == 5 and {problem.name for problem in problems} == {"again", "u0"}

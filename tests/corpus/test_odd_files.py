@@ -16,6 +16,7 @@ from mer_dist.corpus.media import MediaError, read_video
 from mer_dist.corpus.sound import read_sound
 from mer_dist.records import Clip
 from mer_dist.settings import ShardConfig
+from mer_dist.shards.encode import jpeg
 
 
 def remuxed(source, target, change, **options):
@@ -257,3 +258,19 @@ def test_a_file_that_cannot_be_read_says_what_would_help(tmp_path):
     webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\2" + bytes(9)
     (tmp_path / "a.webp").write_bytes(webp)
     assert "animated WebP" in structure.remedy(tmp_path / "a.webp")
+
+
+def test_a_video_behind_a_still_is_said(tmp_path):
+    """As telephones write it: the mp4 behind the JPEG, or in a box of a HEIC."""
+    still = jpeg(ramp(1)[0])
+    film = write_mp4(tmp_path / "film.mp4", ramp(25), tone()).read_bytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(still + b"ftyp" + still)
+    assert read_video(path, 4).remarks == []
+    for behind in (film, b"\0" * 2**20 + film + b"SEFT", bytes(2**20 - len(still) - 6) + film):
+        path.write_bytes(still + behind)
+        video = read_video(path, 4)
+        assert len(video.frames) == 1 and video.remarks == [structure.MOTION_PHOTO]
+    path = tmp_path / "a.heic"
+    path.write_bytes(film + struct.pack(">I4s", 8 + len(film), b"mpvd") + film)
+    assert structure.motion_photo(path) and not structure.motion_photo(tmp_path / "film.mp4")

@@ -1,7 +1,9 @@
 """What is stored of sound: the track that a player takes, and a voice whatever its channels and level."""
 
 import shutil
+import struct
 from fractions import Fraction
+from itertools import zip_longest
 
 import av
 import numpy as np
@@ -70,6 +72,46 @@ def write_tracks(path, *tracks, codec="flac"):
                 container.mux([spoilt(packet) if damaged else packet for packet in stream.encode(block)])
             container.mux([spoilt(packet) if damaged else packet for packet in stream.encode(None)])
     return path
+
+
+def broadcast(path, *programmes):
+    """A transport stream of the ``(frames, sound)`` of several programmes, each with its own tables."""
+    parts, table = [], struct.pack(">BHHBBB", 0, 0xB00D + 4 * (len(programmes) - 1), 1, 0xC1, 0, 0)
+    for number, (frames, wave) in enumerate(programmes, 1):
+        pids = {"mpegts_start_pid": str(256 * number), "mpegts_pmt_start_pid": str(256 * number + 200)}
+        pids |= {"mpegts_service_id": str(number), "mpegts_flags": "system_b"}
+        own = path.with_name(f"{number}.ts")
+        write_mp4(own, frames, wave, codec="mpeg2video", muxer=pids)
+        content = own.read_bytes()
+        packets = [content[place : place + 188] for place in range(0, len(content), 188)]
+        kept = [packet for packet in packets if int.from_bytes(packet[1:3], "big") & 0x1FFF >= 256]
+        parts.append(kept)
+        table += struct.pack(">HH", number, 0xE000 | (256 * number + 200))
+    check = 0xFFFFFFFF
+    for byte in table:
+        check ^= byte << 24
+        for _ in range(8):
+            check = (check << 1 ^ (0x04C11DB7 if check >> 31 else 0)) & 0xFFFFFFFF
+    first = (b"\x47\x40\x00\x10\x00" + table + struct.pack(">I", check)).ljust(188, b"\xff")
+    mixed = [packet for row in zip_longest(*parts, fillvalue=b"") for packet in row]
+    path.write_bytes(first + b"".join(mixed))
+    return path
+
+
+def test_the_sound_of_a_broadcast_is_of_the_programme_whose_picture_is_shown(tmp_path):
+    radio, talk = (None, tone(300, 2)), (None, tone(1500, 2))
+    path = broadcast(tmp_path / "a.ts", radio, (ramp(50), tone(900, 2)), talk)
+    with av.open(str(path)) as container:  # the radio comes first
+        assert [stream.type for stream in container.streams] == ["audio", "video", "audio", "audio"]
+    found = read_sound(path)
+    assert pitch(found.samples) == pytest.approx(900, abs=2)
+    assert found.remarks == [sound.SEVERAL_PROGRAMMES] and found.damage == ""
+    silent = broadcast(tmp_path / "b.ts", radio, (ramp(50), None))
+    with pytest.raises(media.MediaError, match=r"b\.ts: no audio stream in the programme of its picture"):
+        read_sound(silent)
+    # Without a picture the first is as good as any.
+    found = read_sound(broadcast(tmp_path / "c.ts", radio, talk))
+    assert pitch(found.samples) == pytest.approx(300, abs=2) and found.remarks == [sound.SEVERAL_TRACKS]
 
 
 def spoilt(packet: av.Packet) -> av.Packet:

@@ -42,7 +42,39 @@ MAKERS = {
     "a.mp3": lambda path: encoded(path, "libmp3lame"),
     "a.m4a": lambda path: encoded(path, "aac", movflags="faststart"),
     "a.avi": lambda path: encoded(path, "pcm_s16le"),
+    "long.wav": lambda path: encoded(path, "pcm_s16le", rf64="always"),
+    "big.wav": lambda path: soundfile.write(path, WAVE, RATE, endian="BIG"),
+    "a.w64": lambda path: soundfile.write(path, WAVE, RATE, format="W64", subtype="PCM_16"),
+    "a.sph": lambda path: soundfile.write(path, WAVE, RATE, format="NIST", subtype="PCM_16"),
+    "a.8svx": lambda path: soundfile.write(path, WAVE, RATE, format="SVX", subtype="PCM_S8"),
+    "a.voc": lambda path: soundfile.write(path, WAVE, RATE, format="VOC", subtype="PCM_16"),
+    "a.sox": lambda path: encoded(path, "pcm_s32le"),
+    "a.rso": lambda path: encoded(path, "pcm_u8"),
 }
+
+
+@pytest.mark.slow
+def test_lossless_sound_that_breaks_off_says_how_much_of_it_is_there(tmp_path):
+    """Its packets are long, so that more is lost than was cut away."""
+    assert read_sound(encoded(tmp_path / "a.tta", "tta")).damage == ""
+    sound = read_sound(cut(tmp_path / "a.tta", 0.9))
+    assert f"{sound.seconds:.1f} of 4.0 s are there" in sound.damage and sound.seconds < 3.7
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mxf", "mpeg2video"), ("a.wmv", "msmpeg4"), ("a.rm", "rv10"), ("a.flv", "flv"), ("a.ivf", "libvpx")],
+)
+def test_a_recording_that_breaks_off_says_how_much_of_it_is_there(tmp_path, name, codec):
+    def made():
+        return write_mp4(tmp_path / name, ramp(100), codec=codec)
+
+    assert read_video(made(), 4).damage == ""
+    # The last seconds of a container may be its index.
+    video = read_video(cut(made(), 0.5), 4)
+    assert video.seconds < 3 and video.damage in {
+        f"{video.seconds:.1f} of {seconds} s are there" for seconds in (3.9, 4.0, 4.1)
+    }
 
 
 def cut(path, part: float):

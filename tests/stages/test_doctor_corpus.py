@@ -183,3 +183,24 @@ def test_what_a_run_that_is_there_would_lose_is_known(corpus, monkeypatch):
     monkeypatch.setattr(doctor_corpus.replaced, "stored", lambda folder: stored)
     fine, text = found(config, "corpus")["corpus"]
     assert not fine and text.startswith("3 of 3 clips in the shards of") and "shard.remove=true" in text
+
+
+def test_one_recording_under_several_names_is_told_and_counts_as_one_for_the_folds(tmp_path):
+    rows = [["name", "video", "transcript", "label"]]
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").write_bytes(bytes([number, 1]))
+        rows.append([f"c{number}", f"{number}.mp4", "x", ("happy", "sad")[number % 2]])
+    path = tmp_path / "all.csv"
+    write_csv(path, [*rows, ["again", "0.mp4", "x", "sad"]])
+    shutil.copy(tmp_path / "1.mp4", tmp_path / "copy.mp4")
+    config = config_of(path)
+    fine, told = found(config, "corpus")["corpus"]
+    assert fine and told.endswith(
+        "; 2 clips are 1 recording under several names, 1 of them with different labels, as again (sad) and "
+        "c0 (happy)"
+    )
+    write_csv(path, [*rows, ["again", "copy.mp4", "x", "sad"]])
+    assert "as again (sad) and c1 (sad)" in found(config, "corpus")["corpus"][1]
+    write_csv(path, [rows[0], *([name, "0.mp4", text, label] for name, _, text, label in rows[1:])])
+    fine, told = found(config, "labels")["labels"]
+    assert not fine and "the labelled clips are of 1 recording, each" in told

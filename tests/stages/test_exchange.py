@@ -266,3 +266,82 @@ def test_what_may_be_meant_otherwise_is_told(run, tmp_path, caplog):
         write(tmp_path / "parts" / part, c1=np.ones(3))
     with pytest.raises(UserError, match="Test, train are parts of a corpus and not clips; put the files"):
         import_npy(run, "x", "text", tmp_path / "parts")
+
+
+def filled(lengths, whole=40, width=6, front=False):
+    """Sequences of these lengths, filled up with zeros to one, as tools that stack them leave them."""
+    random, arrays = np.random.default_rng(0), {}
+    for row, length in enumerate(lengths):
+        own = random.normal(size=(length, width)).astype(np.float32)
+        own[length // 2] = 0  # a frame without a feature stays where it is
+        before = (whole - length) * front
+        arrays[f"c{row:02d}"] = np.pad(own, [(before, whole - length - before), (0, 0)])
+    return arrays
+
+
+@pytest.mark.parametrize("front", [False, True])
+def test_zeros_that_fill_sequences_up_to_one_length_are_no_frames(run, tmp_path, capsys, front):
+    lengths = [5, 40, 12, 30, 7, 21]
+    arrays = filled(lengths, front=front)
+    setup("import")
+    import_npy(run, "voice", "audio", write(tmp_path / "in", **arrays))
+    side = "begin" if front else "end"
+    said = f"5 of 6 sequences {side} in rows of zeros; these are padding and are left out, 125 of 240 rows in all"
+    assert said in capsys.readouterr().err
+    found = features.load(run.features("voice"))
+    for row, (length, array) in enumerate(zip(lengths, arrays.values(), strict=True)):
+        own = array[40 - length :] if front else array[:length]
+        assert np.array_equal(found.frames_of(row), own) and len(own) == length
+        assert found.utterance[row] == pytest.approx(own.mean(0), abs=1e-6)
+
+
+def test_a_frame_of_zeros_at_the_end_of_one_clip_is_a_frame(run, tmp_path, capsys):
+    setup("import")
+    import_npy(run, "voice", "audio", write(tmp_path / "in", **filled([5, 4, 5, 5], 5)))
+    assert features.load(run.features("voice")).offsets.tolist() == [0, 5, 10, 15, 20]
+    assert "padding" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({f"c{t}": np.ones((13, t)) for t in (40, 52, 61)}, "all have 13 rows, and 40 to 61 columns"),
+        (
+            {name: array.T for name, array in filled([5, 40, 12, 30, 7]).items()},
+            "end in columns of zeros, up to 35 of 40",
+        ),
+        (
+            {name: array.T for name, array in filled([5, 40, 12, 30, 7], front=True).items()},
+            "begin in columns of zeros, up to 35 of 40",
+        ),
+    ],
+)
+def test_arrays_whose_second_axis_is_time_are_refused(run, tmp_path, words, arrays):
+    with pytest.raises(
+        UserError, match=rf"in: the arrays of \d clips, as c.*, are \(D, T\).*{words}.*array.T"
+    ):
+        import_npy(run, "voice", "audio", write(tmp_path / "in", **arrays))
+    assert not run.features("voice").exists()
+
+
+def test_features_that_are_nothing_in_some_clips_and_single_odd_files_are_no_other_axis(run, tmp_path):
+    """The last muscles of a face may never move in a clip; all clips may be as long, and one of another set."""
+    arrays = {name: array + 0 for name, array in filled([20] * 9, 20).items()}
+    for row, array in enumerate(arrays.values()):
+        array[:, array.shape[1] - row % 3 :] = 0
+    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays, odd=np.ones((20, 7)))) == 1
+    found = features.load(run.features("face"))
+    assert found.width == 6 and len(found.frame) == 9 * 20
+
+
+def test_clips_that_a_set_loses_when_it_is_imported_again_are_told(run, tmp_path, capsys):
+    arrays = {f"c{row:02d}": np.full(3, row + 1.0) for row in range(60)}
+    setup("import")
+    import_npy(run, "face", "video", write(tmp_path / "all", **arrays))
+    import_npy(run, "face", "video", write(tmp_path / "all", **arrays, more=np.ones(3)))
+    assert "before" not in capsys.readouterr().err
+    few = write(tmp_path / "few", **{name: arrays[name] for name in ("c00", "c01", "c02", "c59")})
+    import_npy(run, "face", "video", few)
+    told = f"face: 57 of the 61 clips that it had before have no file in {few} and are no longer in it, for example c03"
+    assert told in capsys.readouterr().err
+    assert len(features.load(run.features("face")).names) == 4

@@ -433,9 +433,9 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
 @pytest.mark.slow
 def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp_path, caplog):
     names = ["a", "b", "c", "d", "short", "fine"]
-    for name in names:
+    for number, name in enumerate(names):
         hum = tone(400, 0.3 if name == "short" else 1.0) * (len(name) > 1)
-        write_mp4(tmp_path / f"{name}.mp4", ramp(25), hum)
+        write_mp4(tmp_path / f"{name}.mp4", ramp(25 + number), hum)
     rows = [
         ["name", "video", "audio", "transcript", "label", "split"],
         *([name, f"{name}.mp4", "", "words", "", ""] for name in names),

@@ -1,0 +1,69 @@
+"""What arrays of one length hide: rows of zeros that fill them up, and axes in the other order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Part of the sequences from which on zeros at their ends are padding; fewer are frames without a feature.
+MANY = 0.1
+#: Counts of zeros at an end, and more, differ along the axis of time. Features that are nothing in some clips, as
+#: of a facial muscle that never moves, give two or three.
+LENGTHS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """Of an array (T, D), T > 1: its shape, and how many of its first and last rows and columns are zeros."""
+
+    rows: int
+    columns: int
+    first_rows: int
+    last_rows: int
+    first_columns: int
+    last_columns: int
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Sequence:
+        """``array`` has a value that is not zero."""
+        used = array != 0
+        rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
+        height, width = array.shape
+        return cls(
+            rows=height,
+            columns=width,
+            first_rows=int(rows[0]),
+            last_rows=height - 1 - int(rows[-1]),
+            first_columns=int(columns[0]),
+            last_columns=width - 1 - int(columns[-1]),
+        )
+
+
+def ends(found: Collection[Sequence]) -> tuple[bool, bool]:
+    """Whether the sequences of a set are filled up in front, and behind."""
+    front, behind = (sum(map(bool, own)) for own in _each(found, "first_rows", "last_rows"))
+    least = max(2, MANY * len(found))
+    return front >= least, behind >= least
+
+
+def turned(found: Collection[Sequence]) -> str:
+    """Why these arrays are (D, T) and not (T, D), as far as that shows; empty where it does not."""
+    heights, widths = (Counter(own) for own in _each(found, "rows", "columns"))
+    if len(found) < 2 or len(heights) > 1:
+        return ""
+    if 2 * max(widths.values()) <= len(found):
+        return f"all have {max(heights)} rows, and {min(widths)} to {max(widths)} columns"
+    for side, edge in (("end", "last"), ("begin", "first")):
+        columns, rows = _each(found, f"{edge}_columns", f"{edge}_rows")
+        many = 2 * sum(map(bool, columns)) >= len(found)
+        if many and len({*columns}) >= LENGTHS > len({*rows}):
+            most = max(columns)
+            return f"most {side} in columns of zeros, up to {most} of {max(widths)}, as padding is in time"
+    return ""
+
+
+def _each(found: Collection[Sequence], *fields: str) -> list[list[int]]:
+    return [[getattr(one, field) for one in found] for field in fields]

@@ -1,0 +1,86 @@
+"""Clips of several names that are one recording are told, and stay in one fold."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from media_files import write_csv, write_mp4
+
+from mer_dist import folds
+from mer_dist.config import Config
+from mer_dist.corpus import twins
+from mer_dist.layout import Run
+from mer_dist.records import Clip
+from mer_dist.settings import CorpusConfig, FoldConfig, RunConfig, ShardConfig
+from mer_dist.shards import manifest
+from mer_dist.stages.shard import shard
+
+
+@pytest.mark.slow
+def test_one_recording_under_several_names_is_told_and_stays_in_one_fold(tmp_path, caplog):
+    for name, level in (("a", 30), ("b", 90), ("c", 150), ("d", 210)):
+        write_mp4(tmp_path / f"{name}.mp4", np.full((5, 48, 48, 3), level, np.uint8))
+    shutil.copy(tmp_path / "b.mp4", tmp_path / "copy of b.mp4")
+    os.symlink(tmp_path / "c.mp4", tmp_path / "link to c.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"nothing of it")
+    rows = [
+        ["a1", "a.mp4", "", "x", "calm", ""],
+        ["a2", "a.mp4", "", "x", "tense", ""],
+        ["b1", "b.mp4", "", "x", "calm", ""],
+        ["b2", "copy of b.mp4", "", "x", "calm", ""],
+        ["c1", "c.mp4", "", "x", "tense", ""],
+        ["c2", "link to c.mp4", "", "x", "", ""],
+        ["d1", "d.mp4", "", "x", "tense", ""],
+        ["e1", "broken.mp4", "", "x", "tense", ""],
+        ["e2", "broken.mp4", "", "x", "", ""],
+    ]
+    header = ["name", "video", "audio", "transcript", "label", "split"]
+    table = write_csv(tmp_path / "all.csv", [header, *rows])
+    config = Config(
+        run=RunConfig(folder=f"{tmp_path}/run"),
+        corpus=CorpusConfig(path=str(table), format="manifest", labels=["calm", "tense"]),
+        shard=ShardConfig(frames=2, image_size=32, faces="none", workers=1),
+        folds=FoldConfig(count=3),
+    )
+    shard(config)
+    run = Run(tmp_path / "run")
+    groups = [["a1", "a2"], ["b1", "b2"], ["c1", "c2"]]
+    assert manifest.twins(run.shards) == groups
+    stats = json.loads((run.shards / "stats.json").read_text())
+    assert stats["remarks"][twins.SAME]["names"] == ["b1", "b2", "c1", "c2"]
+    assert stats["remarks"][twins.DIFFERENT]["names"] == ["a1", "a2"]
+    said = "6 clips are 3 recordings under several names, 1 of them with different labels, as a1 (calm) and a2 (ten"
+    assert said in caplog.text
+    labels = {row.name: row.label for row in manifest.read(run.shards) if row.label}
+    fold_of = folds.of_run(config, labels)
+    assert fold_of["a1"] == fold_of["a2"] and fold_of["b1"] == fold_of["b2"] and len({*fold_of.values()}) == 3
+    # What an earlier version made is looked at once more, and stays.
+    tars = {path.name: path.stat().st_mtime_ns for path in run.shards.glob("*.tar")}
+    (run.shards / "twins.json").unlink()
+    shard(config)
+    assert manifest.twins(run.shards) == groups
+    assert tars == {path.name: path.stat().st_mtime_ns for path in run.shards.glob("*.tar")}
+
+
+def test_a_picture_that_stands_for_many_and_empty_files_are_no_twins(tmp_path):
+    for name, content in (("face.jpg", b"face"), ("1.wav", b"one"), ("2.wav", b"two"), ("3.wav", b"one")):
+        (tmp_path / name).write_bytes(content)
+    for name in ("0.wav", "00.wav"):
+        (tmp_path / name).write_bytes(b"")
+
+    def clip(name, video, audio):
+        video, audio = (part and tmp_path / part for part in (video, audio))
+        return Clip(name=name, video=video, audio=audio, transcript=None, label=None, split="unlabeled")
+
+    clips = [clip("a", "face.jpg", "1.wav"), clip("b", "face.jpg", "2.wav"), clip("c", "face.jpg", "3.wav")]
+    clips += [
+        clip("d", None, "0.wav"),
+        clip("e", None, "00.wav"),
+        clip("f", None, None),
+        clip("g", None, "no.wav"),
+    ]
+    assert twins.find(clips) == [["a", "c"]] and twins.find(clips, copies=False) == []
+    clips += [clip("h", "1.wav", "1.wav"), clip("i", None, "3.wav")]
+    assert twins.find(clips) == [["a", "c"], ["h", "i"]]
