@@ -6,7 +6,6 @@ import configparser
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, skip
