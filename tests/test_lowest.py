@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, skip
 
 pytestmark = pytest.mark.long
-#: What reads models, trains adapters, writes shards and reads configurations, by these packages.
-TESTS = ("tests/models", "tests/shards", "tests/test_config.py", "tests/stages/test_extract.py")
+#: What reads models, trains adapters, writes shards and reads configurations, by these packages, quickly.
+TESTS = ("tests/models", "tests/shards", "tests/test_config.py", "-m", "not slow and not processes")
 
 
 def lowest() -> list[str]:
