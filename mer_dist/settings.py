@@ -193,7 +193,7 @@ class FinetuneConfig:
     """Clips per optimizer step, over all processes."""
     budget: float = 0.0
     """Tokens, frames or seconds of audio that one process computes at a time, padding included; the rest of
-    ``batch`` is accumulated. 0: by family and device, which all published models fit."""
+    ``batch`` is accumulated. 0: the family's rule for the device."""
     micro_batch: int = 0
     """The most clips that one process computes at a time; 0: any number within the budget. Alone, without
     ``budget``, it decides instead: passes of so many clips, long or short."""

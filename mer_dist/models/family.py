@@ -36,9 +36,9 @@ class Family:
         return self.training_budgets[0 if memory is None else 1 + (memory >= LARGE)]
 
 
-# What autograd keeps in bf16 decides the budgets of training, so that half of a card is left for weights and
-# states: 9 to 11 GB on a GPU of 24, 35 to 45 GB on one of 80. So much is also work enough: the published
-# models' weights are read, or gathered by ZeRO-3, in a fraction of the time that it takes.
+# What autograd keeps in bf16 decides the budgets of training, with half of a card or more left for weights and
+# states: 5 to 11 GB on a GPU of 24, 36 to 46 GB on one of 80. There it is also work enough: published weights
+# are read in a fraction of the time that the pass computes.
 FAMILIES = {
     # On a CPU a single frame is work enough, and larger batches are no faster.
     "clip": Family(
@@ -60,8 +60,9 @@ FAMILIES = {
     "baichuan": Family(
         modality="text",
         budgets=(512, 8192),
-        # Baichuan-13B keeps 8.7 MB a token. A thousand take as long as reading the weights 4 times.
-        training_budgets=(512, 1024, 4096),
+        # Baichuan-13B keeps 8.8 MB a token. Four thousand are the 32 lines of a step in one pass; on two
+        # GPUs of 24 GB five hundred is what half of the model leaves room for.
+        training_budgets=(512, 512, 4096),
         enough=lambda row: bool((row.transcript or "").strip()),
     ),
 }

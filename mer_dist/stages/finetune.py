@@ -67,9 +67,7 @@ def finetune(config: Config) -> None:
                 " or ".join(absent),
                 copy.without,
             )
-    if any(copy.extractor.finetuning.deterministic for copy in planned):
-        # cuBLAS reads it as CUDA starts: of several workspaces it would take any, with other sums.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _fix_workspaces(planned)
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
@@ -119,6 +117,13 @@ def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
         if preempt.asked():
             raise Stopped("asked to stop while the ranks came together") from None
         raise
+
+
+def _fix_workspaces(planned: list[Copy]) -> None:
+    """Where a copy is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
+    product, and sum in another order in each."""
+    if any(copy.extractor.finetuning.deterministic for copy in planned):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:

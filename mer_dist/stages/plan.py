@@ -219,16 +219,17 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
 def _smallest(layout: Layout, step) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
     stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
-    found: dict[str, int | None] = dict.fromkeys(map(str, GPUS))
-    for world in reversed(WORLDS):
+
+    def fits(world: int, size: int) -> bool:
         where = Layout(
             processes=world,
             zero_stage=stage if world > 1 else 0,
             machines=ceil(world / 8),
             reduce_bucket=layout.reduce_bucket,
         )
-        found |= {f"{size}": world for size in GPUS if step(where, size)[1] <= size * 10**9}
-    return found
+        return step(where, size)[1] <= size * 10**9
+
+    return {f"{size}": next((world for world in WORLDS if fits(world, size)), None) for size in GPUS}
 
 
 def _refused(layout: Layout, config: Config) -> str:
