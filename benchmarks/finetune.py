@@ -18,13 +18,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import setting
 
 from mer_dist import copies
 from mer_dist.dist import env
 from mer_dist.settings import FinetuneConfig
+
+if TYPE_CHECKING:
+    from mer_dist.dist.training import Pass
 
 LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
 STEPS, ROUNDS = 4, 5
@@ -88,7 +91,7 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
     (copy,) = copies.planned(config)
 
     classifier = trainable_classifier(extractor, len(config.corpus.labels), 0, True)
-    task = _task(copy, config, classifier.extractor)
+    task = _task(copy, config, classifier.extractor, budget=0.0)
     task.train = task.train[: STEPS * settings.batch]
     trainer = Trainer(joined, classifier, task, settings, seed=0)
     bare = Bare(trainer, trainable_classifier(extractor, len(config.corpus.labels), 0, True))
@@ -155,7 +158,7 @@ def written(path: Path, size: int) -> float:
 
 
 class Bare:
-    """A loop as short as DeepSpeed allows, on micro-batches that are in memory."""
+    """A loop as short as DeepSpeed allows, on passes that are in memory."""
 
     def __init__(self, trainer, model):
         import torch
@@ -169,16 +172,16 @@ class Bare:
         self.engine, _ = prepare(joined, config, model, optimizer)
         self.targets = trainer.task.targets
 
-    def train(self, ready: list[list[tuple[np.ndarray, dict]]]) -> None:
+    def train(self, ready: list[list[Pass]]) -> None:
         import torch
         import torch.nn.functional as F
 
         self.engine.train()
         for step in ready:
-            for micro, (_, positions, inputs) in enumerate(step):
-                self.engine.set_gradient_accumulation_boundary(micro == len(step) - 1)
-                loss = F.cross_entropy(self.engine(**inputs), torch.tensor(self.targets[positions]))
-                self.engine.backward(loss)
+            for number, part in enumerate(step, 1):
+                self.engine.set_gradient_accumulation_boundary(number == len(step))
+                loss = F.cross_entropy(self.engine(**part.inputs), torch.tensor(self.targets[part.positions]))
+                self.engine.backward(loss / len(step))
                 self.engine.step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,14 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+#: More threads decode no faster: what they do in Python they do in turn.
+MOST_LOADERS = 4
+
+
+def loaders(here: int) -> int:
+    """Threads that one of ``here`` processes has to read and decode beside a GPU: its share of the processors,
+    one of which drives the GPU."""
+    return max(1, min(MOST_LOADERS, len(os.sched_getaffinity(0)) // here - 1))
 
 
 def prefetched(

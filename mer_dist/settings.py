@@ -191,8 +191,12 @@ class FinetuneConfig:
     epochs: int = 5
     batch: int = 32
     """Clips per optimizer step, over all processes."""
-    micro_batch: int = 4
-    """Clips that one process computes at a time; the rest of ``batch`` is accumulated."""
+    budget: float = 0.0
+    """Tokens, frames or seconds of audio that one process computes at a time, padding included; the rest of
+    ``batch`` is accumulated. 0: the family's rule for the device."""
+    micro_batch: int = 0
+    """The most clips that one process computes at a time; 0: any number within the budget. Alone, without
+    ``budget``, it decides instead: passes of so many clips, long or short."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -209,14 +213,17 @@ class FinetuneConfig:
     precision: str = "bf16"
     """``bf16`` or ``fp32``."""
     gradient_checkpointing: bool = False
+    deterministic: bool = False
+    """On a GPU: only operations that give the same bits every time, so that a training that was interrupted
+    ends with the bits of one that was not. Slower; on CPUs it is so anyway."""
 
     def __post_init__(self):
         one_of("finetune", "method", self.method, ("lora", "full"))
         one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
         one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
-        for key in ("epochs", "batch", "micro_batch"):
+        for key in ("epochs", "batch"):
             at_least("finetune", key, getattr(self, key), 1)
-        for key in ("learning_rate", "weight_decay"):
+        for key in ("budget", "micro_batch", "learning_rate", "weight_decay"):
             at_least("finetune", key, getattr(self, key), 0)
         at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
         for key in ("warmup", "label_smoothing", "validation"):

@@ -49,6 +49,12 @@ def place() -> Place:
     )
 
 
+def ranks_here() -> int:
+    """Processes of the launcher on this machine, as far as it says so."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(told)) if re.fullmatch("[0-9]{1,6}", told) else 1
+
+
 def alone() -> None:
     """From now on this process is the only one, whatever a launcher, or one of before, has told it."""
     for name in OF_A_RANK:

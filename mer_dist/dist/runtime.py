@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mer_dist.dist import memory
 from mer_dist.dist.env import own_tools_first, place
-from mer_dist.dist.partition import micro_size
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig
 
@@ -133,15 +132,16 @@ def unwrapped(joined: Accelerator, model: nn.Module) -> nn.Module:
 
 
 def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
-    micro = micro_size(config.batch, config.micro_batch, joined.num_processes)
-    accumulation = config.batch // (micro * joined.num_processes)
-    joined.gradient_accumulation_steps = accumulation
+    """DeepSpeed would divide by the passes of a step, whose number changes: the trainer scales the loss itself
+    and says which pass is the last."""
+    joined.gradient_accumulation_steps = 1
     plugin = joined.state.deepspeed_plugin
     if plugin is not None:
+        share = -(-config.batch // joined.num_processes)
         plugin.deepspeed_config.update(
-            train_micro_batch_size_per_gpu=micro,
-            gradient_accumulation_steps=accumulation,
-            train_batch_size=config.batch,
+            train_micro_batch_size_per_gpu=share,
+            gradient_accumulation_steps=1,
+            train_batch_size=share * joined.num_processes,
             gradient_clipping=config.clip_norm,
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,27 +16,48 @@ from torch import nn
 
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints, Progress
-from mer_dist.dist.partition import NOBODY, epoch_order, global_batches, micro_batches, micro_size
+from mer_dist.dist.env import ranks_here
+from mer_dist.dist.partition import NOBODY, Passes, epoch_order, global_batches
 from mer_dist.dist.runtime import prepare, settle, unwrapped
 from mer_dist.errors import Stopped, UserError
 from mer_dist.log import logger
 from mer_dist.metrics import waf
-from mer_dist.prefetch import prefetched
+from mer_dist.prefetch import loaders, prefetched
 from mer_dist.settings import FinetuneConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-#: Place of the first clip in the global batch, positions of the clips, and the model's inputs, on the CPU.
-MicroBatch = tuple[int, np.ndarray, dict[str, torch.Tensor]]
+class Pass(NamedTuple):
+    """What goes through the model at a time, on the CPU."""
+
+    #: of the first clip, in the order in which the global batch is cut.
+    place: int
+    #: (B,) of the clips.
+    positions: np.ndarray
+    #: the same for the device.
+    owners: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+
+
+class Said(NamedTuple):
+    """What all ranks know after a step."""
+
+    #: summed over the clips of the global batch.
+    loss: float
+    #: whether any rank was asked to stop, or holds a checkpoint for due.
+    stop: bool
+    save: bool
+    #: whether loss and gradients are finite numbers.
+    finite: bool
 
 
 @dataclass(kw_only=True)
 class Task:
     """What to learn, from which clips. A position is a clip's place among N."""
 
-    #: positions of one micro-batch -> model inputs; :data:`NOBODY` places repeat a real clip.
+    #: positions of one pass -> model inputs; :data:`NOBODY` places repeat a real clip.
     load: Callable[[np.ndarray], dict[str, torch.Tensor]]
     #: (N,) class indices.
     targets: np.ndarray
@@ -45,6 +67,8 @@ class Task:
     held_out: np.ndarray
     #: (C,) weight of each class in the loss.
     class_weights: np.ndarray
+    #: how global batches are cut.
+    passes: Passes
     #: prefix of what is sent to the trackers.
     name: str
 
@@ -55,7 +79,12 @@ class Task:
 
 
 class Trainer:
-    """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start."""
+    """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start.
+
+    On a CPU the same start, seed and number of ranks give the same bits, wherever a training was interrupted.
+    On a GPU they do so by ``config.deterministic``; without it, the gradients of attention come out of sums in
+    any order, and losses agree to the digits of the precision.
+    """
 
     def __init__(
         self,
@@ -68,9 +97,13 @@ class Trainer:
     ):
         self.joined, self.task, self.config, self.seed = joined, task, config, seed
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        on_gpu = joined.device.type == "cuda"
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_gpu or None
+        )
         self.model, self.optimizer = prepare(joined, config, model, optimizer)
         self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
+        self.targets = torch.tensor(task.targets, device=joined.device)
         self.steps_per_epoch = -(-len(task.train) // config.batch)
         self.checkpoints = checkpoints
         resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
@@ -94,13 +127,18 @@ class Trainer:
         Raises:
             Stopped: a signal asked for it; all ranks stop at the same step, after a checkpoint.
         """
+        with _deterministic(self.config.deterministic):
+            return self._run(keep, note)
+
+    def _run(self, keep: Callable[[nn.Module, int], None], note: Callable[[int, float, int], None]) -> dict:
         progress = self.progress
         while progress.epoch <= self.config.epochs:
             started = time.monotonic()
             loss, clips = self.train_epoch()
             rate = clips / (time.monotonic() - started)
             row = {"epoch": progress.epoch, "train_loss": loss, **self.evaluate()}
-            self._check_number(row["validation_loss"], None, f"the evaluation after epoch {progress.epoch}")
+            finite = math.isfinite(row["validation_loss"])
+            self._check_number(finite, f"the evaluation after epoch {progress.epoch}")
             progress.epochs.append(row)
             self._tell(row, rate)
             note(progress.epoch, time.monotonic() - started, clips)
@@ -119,12 +157,13 @@ class Trainer:
         progress = self.progress
         order = epoch_order(len(self.task.train), self.seed, progress.epoch)
         batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
+        # An evaluation may have taken long.
+        self._save_or_stop(self._agreed(torch.zeros((), device=self.joined.device), None))
         for batch, mine in self._loaded(batches):
-            self._save_or_stop_together()
-            progress.loss += self._optimizer_step(batch, mine)
+            said = self._optimizer_step(batch, mine)
+            progress.loss += said.loss
             progress.batch += 1
-        # An evaluation may take longer than the time that is left.
-        self._save_or_stop_together()
+            self._save_or_stop(said)
         clips = sum(int((batch != NOBODY).sum()) for batch in batches)
         return progress.loss / len(self.task.train), clips
 
@@ -143,23 +182,27 @@ class Trainer:
         curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
         self.joined.log(curves, self.progress.step)
 
-    def _optimizer_step(self, batch: np.ndarray, mine: list[MicroBatch]) -> float:
-        """One step over a global batch, of which ``mine`` is this rank's part; returns the summed
-        loss of all its clips."""
+    def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> Said:
+        """One step over a global batch, of which ``mine`` is this rank's part. The device is waited for once,
+        at its end.
+
+        Raises:
+            UserError: see :meth:`_check_number`.
+        """
         step = self.progress.step
         rate = learning_rate(step, self.steps_per_epoch * self.config.epochs, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clips = int((batch != NOBODY).sum())
-        # Accelerate averages over ranks and micro-batches; the mean over clips is wanted.
-        scale = self.joined.num_processes * len(mine) / clips
+        # Gradients are averaged over ranks and summed over passes; the mean over clips is wanted.
+        scale = self.joined.num_processes / clips
         summed, norm = torch.zeros((), device=self.joined.device), None
-        for place, positions, inputs in mine:
+        for number, part in enumerate(mine, 1):
             # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
             # the rank that computes it.
-            torch.manual_seed(_mix(self.seed, step, place))
-            with self.joined.accumulate(self.model):
-                loss = self._loss(positions, inputs)
+            torch.manual_seed(_mix(self.seed, step, part.place))
+            with self._accumulating(last=number == len(mine)):
+                loss = self._loss(part)
                 self.joined.backward(loss * scale)
                 if self.joined.sync_gradients:
                     norm = self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -167,20 +210,43 @@ class Trainer:
                 self.optimizer.zero_grad()
             summed += loss.detach()
         self.progress.step += 1
-        total = self.joined.reduce(summed, "sum").item()
-        self._check_number(total, norm, f"step {self.progress.step}")
-        return total
+        said = self._agreed(summed, norm)
+        self._check_number(said.finite, f"step {self.progress.step}")
+        return said
 
-    def _check_number(self, loss: float, norm: torch.Tensor | float | None, where: str) -> None:
-        """Before the next checkpoint: weights that such a step has changed are lost for good.
+    @contextmanager
+    def _accumulating(self, last: bool) -> Iterator[None]:
+        """Gradients are summed up, and travel between ranks and take the step with the ``last`` pass alone.
+
+        Accelerate's own ``accumulate`` counts passes, and would have the same number in every step.
+        """
+        self.joined.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else self.joined.no_sync(self.model):
+            yield
+
+    def _agreed(self, loss: torch.Tensor, norm: torch.Tensor | float | None) -> Said:
+        """Ranks may see a signal or their clock at different steps; they agree before they act, on that and
+        on the loss by one reduction.
 
         Args:
+            loss: of this rank.
             norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
+        """
+        due = self.checkpoints is not None and self.checkpoints.due()
+        wishes = self._sent(torch.tensor([float(preempt.asked()), float(due)]))
+        size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
+        unsound = ~(torch.isfinite(size) & (size >= 0))
+        told = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
+        total, stop, save, unsound = self.joined.reduce(told, "sum").tolist()
+        return Said(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
+
+    def _check_number(self, finite: bool, where: str) -> None:
+        """Before the next checkpoint: weights that such a step has changed are lost for good.
 
         Raises:
             UserError: the loss, or the size of the gradients, is no finite number, on all ranks alike.
         """
-        if math.isfinite(loss) and (norm is None or 0 <= norm < math.inf):
+        if finite:
             return
         extractor, settings = self.task.name.partition("/")[0], self.config
         held = "" if settings.precision == "fp32" else f", or its precision from {settings.precision} to fp32"
@@ -190,67 +256,70 @@ class Trainer:
             "at the first step, the weights of the model folder are no numbers. Earlier checkpoints are kept"
         )
 
-    def _loss(self, positions: np.ndarray, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the weighted cross-entropy over the real clips of a micro-batch."""
-        logits = self._logits(inputs)
-        targets = torch.tensor(self.task.targets[positions], device=logits.device)
+    def _loss(self, part: Pass) -> torch.Tensor:
+        """Sum of the weighted cross-entropy over the real clips of a pass."""
+        owners, logits = self._sent(part.owners), self._logits(part)
         losses = F.cross_entropy(
             logits,
-            targets,
+            self.targets[owners],
             weight=self.class_weights,
             reduction="none",
             label_smoothing=self.config.label_smoothing,
         )
-        real = torch.tensor(positions != NOBODY, device=logits.device)
-        return torch.where(real, losses, 0.0).sum()
+        return torch.where(owners != NOBODY, losses, 0.0).sum()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and WAF on the clips that choose the epoch, computed by all ranks together."""
         self.model.eval()
-        logits, positions = self._predict(self.task.held_out)
+        logits = self._predict(self.task.held_out)
         settle(self.joined, self.model)
-        targets = torch.tensor(self.task.targets[positions])
+        targets = torch.tensor(self.task.targets[self.task.held_out])
         return {
             "validation_loss": F.cross_entropy(logits, targets).item(),
             "validation_waf": waf(targets.numpy(), logits.argmax(1).numpy()),
         }
 
-    def _predict(self, positions: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Logits of ``positions`` in any order, and which position each row belongs to."""
-        rows, owners = [], []
-        for _, parts in self._loaded(global_batches(positions, self.config.batch)):
-            for _, mine, inputs in parts:
-                logits = self._logits(inputs)
-                owned = torch.tensor(mine, device=logits.device)
-                rows.append(self.joined.gather(logits).cpu())
-                owners.append(self.joined.gather(owned).cpu())
-        owner = torch.cat(owners).numpy()
-        return torch.cat(rows)[owner != NOBODY], owner[owner != NOBODY]
+    def _predict(self, positions: np.ndarray) -> torch.Tensor:
+        """Logits ``(len(positions), C)`` on the CPU, computed by all ranks together."""
+        # A row for each clip, which one rank fills, and the last one for nobody.
+        shape = len(self.task.targets) + 1, len(self.class_weights)
+        whole = torch.zeros(shape, device=self.joined.device)
+        for _, mine in self._loaded(global_batches(positions, self.config.batch)):
+            for part in mine:
+                whole[self._sent(part.owners)] = self._logits(part)
+        return self.joined.reduce(whole, "sum").cpu()[torch.from_numpy(positions)]
 
-    def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[MicroBatch]]]:
-        """Each global batch with this rank's part of it, read while the one before is computed."""
+    def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Pass]]]:
+        """Each global batch with this rank's part of it, read while those before are computed."""
         rank, world = self.joined.process_index, self.joined.num_processes
-        size = micro_size(self.config.batch, self.config.micro_batch, world)
+        on_gpu = self.joined.device.type == "cuda"
 
         def load(batch: np.ndarray):
-            mine = micro_batches(batch, size, rank, world)
-            return batch, [(place, positions, self.task.load(positions)) for place, positions in mine]
+            return batch, [read(*part) for part in self.task.passes.cut(batch, world)[rank::world]]
 
-        return prefetched(load, batches)
+        def read(place: int, positions: np.ndarray) -> Pass:
+            inputs, owners = self.task.load(positions), torch.from_numpy(positions)
+            if on_gpu:
+                # Copies from other memory make the host wait, and the device as well.
+                inputs = {name: value.pin_memory() for name, value in inputs.items()}
+                owners = owners.pin_memory()
+            return Pass(place, positions, owners, inputs)
 
-    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        moved = {name: value.to(self.joined.device, non_blocking=True) for name, value in inputs.items()}
-        return self.model(**moved)
+        threads = loaders(ranks_here()) if on_gpu else 1
+        return prefetched(load, batches, ahead=threads + 1, threads=threads)
 
-    def _save_or_stop_together(self) -> None:
-        """Ranks may see a signal or their clock at different steps; they agree before they act."""
-        due = self.checkpoints is not None and self.checkpoints.due()
-        wishes = torch.tensor([float(preempt.asked()), float(due)], device=self.joined.device)
-        stop, save = (self.joined.reduce(wishes, "sum") > 0).tolist()
-        if self.checkpoints is not None and (stop or save) and self.progress.step:
+    def _sent(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.joined.device, non_blocking=True)
+
+    def _logits(self, part: Pass) -> torch.Tensor:
+        return self.model(**{name: self._sent(value) for name, value in part.inputs.items()})
+
+    def _save_or_stop(self, said: Said) -> None:
+        """What all ranks agreed on."""
+        if self.checkpoints is not None and (said.stop or said.save) and self.progress.step:
             self.checkpoints.save(self.model, self.optimizer, self.progress)
-        if stop:
+        if said.stop:
             raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")
 
 
@@ -260,6 +329,17 @@ def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+@contextmanager
+def _deterministic(asked: bool) -> Iterator[None]:
+    """Meanwhile an operation of torch that may give other bits another time fails, where it has no other form."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asked or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _mix(*parts: int) -> int:

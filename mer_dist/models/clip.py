@@ -59,7 +59,9 @@ class ClipExtractor(Extractor):
 
     def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
-        mean, deviation = torch.tensor([self.mean, self.deviation], device=pixels.device)[..., None, None]
+        # Not waiting for it: this small copy would hold up all that is queued.
+        moments = torch.tensor([self.mean, self.deviation]).to(pixels.device, non_blocking=True)
+        mean, deviation = moments[..., None, None]
         values = pixels.float().sub_(255 * mean).div_(255 * deviation)
         embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
         return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)

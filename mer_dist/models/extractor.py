@@ -8,6 +8,7 @@ through a linear head, so what is trained is what is extracted.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from torch import nn
 
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
-from mer_dist.models.family import PASS, Family
+from mer_dist.models.family import PASS, Family, longest_piece
 from mer_dist.settings import ExtractorConfig
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class Extractor(nn.Module, ABC):
         """Length that one forward pass may have on ``device``, in :attr:`unit`."""
         return self.config.budget or self.family.budgets[device.type != "cpu"]
 
+    def shape(self, row: Row) -> tuple[int, float]:
+        """Pieces of a clip and the length of the longest, known from the manifest."""
+        whole, cost = longest_piece(self.config), self.cost(row)
+        return max(1, math.ceil(cost / whole)), min(cost, whole)
+
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
         """The pieces of whole clips as one batch for :meth:`forward`."""
         batch = self.collate([piece for pieces in clips for piece in pieces])
@@ -126,9 +132,8 @@ class Extractor(nn.Module, ABC):
             pieces: ``(B,)``, how many each clip has.
         """
         vectors, lengths = self.vectors(**batch)
-        clip_of_piece = torch.repeat_interleave(torch.arange(len(pieces), device=pieces.device), pieces)
-        of_clips = torch.zeros_like(pieces).index_add(0, clip_of_piece, lengths)
-        return mean_by_clip(vectors, of_clips)
+        of_clips = torch.segment_reduce(lengths.float(), "sum", lengths=pieces, unsafe=True)
+        return mean_by_clip(vectors, of_clips.long())
 
 
 def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
@@ -154,11 +159,26 @@ def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
 
 
 def mean_by_clip(vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean of ragged ``(F, D)`` vectors over each clip's stretch, ``(B, D)``, summed in float32."""
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=vectors.device), lengths)
-    total = vectors.new_zeros((len(lengths), vectors.shape[1]), dtype=torch.float32)
-    total = total.index_add(0, owner, vectors.float())
+    """Mean of ragged ``(F, D)`` vectors over each clip's stretch, ``(B, D)``, summed in float32, in time order.
+
+    On a GPU, too, the sums are the same every time, and the host does not wait for them.
+    """
+    # Checked, the lengths would be read back from the device.
+    total = torch.segment_reduce(vectors.float(), "sum", lengths=lengths, unsafe=True)
     return total / lengths[:, None]
+
+
+def packing(mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``(P,)`` lengths of padded rows, and the ``(F,)`` real places in all of them, which mask ``(P, L)`` tells.
+
+    Found on the CPU: a device would have to be waited for to know how many there are.
+    """
+    return {"lengths": mask.sum(1), "real": mask.flatten().nonzero()[:, 0]}
+
+
+def packed(rows: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The vectors ``(F, D)`` at the real places of padded ``(P, L, D)`` rows."""
+    return rows.flatten(0, 1).index_select(0, real)
 
 
 def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:

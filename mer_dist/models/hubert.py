@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.extractor import Extractor, Unusable, packed, packing, sum_of_last_four
 from mer_dist.models.family import FAMILIES, RECEPTIVE_FIELD
 from mer_dist.models.model_folder import read_settings
 
@@ -63,13 +63,18 @@ class HubertExtractor(Extractor):
         return len(piece) / SAMPLE_RATE
 
     def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        samples = torch.tensor([len(piece) for piece in pieces])
+        steps = self.backbone._get_feat_extract_output_lengths(samples)
         return {
             "waves": nn.utils.rnn.pad_sequence(pieces, batch_first=True),
-            "samples": torch.tensor([len(piece) for piece in pieces]),
+            "samples": samples,
+            **packing(torch.arange(int(steps.max())) < steps[:, None]),
         }
 
-    def vectors(self, waves: torch.Tensor, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``waves`` (P, S) padded; ``samples`` (P,) real lengths."""
+    def vectors(
+        self, waves: torch.Tensor, samples: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``waves`` (P, S) padded; ``samples`` (P,) real lengths, and ``lengths`` (P,) steps made of them."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
         mask = torch.arange(waves.shape[1], device=waves.device) < samples[:, None]
@@ -78,9 +83,7 @@ class HubertExtractor(Extractor):
         )
         # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
         states = (*out.hidden_states[:-1], out.last_hidden_state)
-        lengths = self.backbone._get_feat_extract_output_lengths(samples)
-        real = torch.arange(states[-1].shape[1], device=waves.device) < lengths[:, None]
-        return sum_of_last_four(states)[real], lengths
+        return packed(sum_of_last_four(states), real), lengths
 
 
 class RealStepsNorm(nn.Module):

@@ -138,11 +138,6 @@ def _train(
     return kept, live.peak
 
 
-def longest_piece(config: ExtractorConfig) -> float:
-    """Length of the longest piece that the settings allow, in the family's unit."""
-    return {"clip": 1, "hubert": config.window, "baichuan": config.max_tokens}[config.family]
-
-
 def _extract(config: ExtractorConfig, extractor: Extractor, pieces: int) -> int:
     with _faked(extractor.eval()), torch.no_grad():
         inputs = _inputs(config, extractor.backbone, pieces, frames=1)

@@ -24,6 +24,7 @@ from mer_dist.dist.partition import NOBODY
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger
+from mer_dist.models.family import FAMILIES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,6 +67,7 @@ def finetune(config: Config) -> None:
                 " or ".join(absent),
                 copy.without,
             )
+    _fix_workspaces(planned)
     run = Run(config.run.folder)
     if place().launched:
         caches.settle(run.caches)
@@ -117,6 +119,13 @@ def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
         raise
 
 
+def _fix_workspaces(planned: list[Copy]) -> None:
+    """Where a copy is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
+    product, and sum in another order in each."""
+    if any(copy.extractor.finetuning.deterministic for copy in planned):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
     """Labels that other copies of the extractor learn, and this one has no clip of."""
     known = {label for other in planned if other.name == copy.name for label in other.labels.values()}
@@ -135,7 +144,7 @@ def train(joined, copy: Copy, config: Config) -> None:
     classifier = trainable_classifier(
         copy.extractor, len(config.corpus.labels), config.run.seed, zero_stage(joined) > 0
     )
-    task = _task(copy, config, classifier.extractor)
+    task = _task(copy, config, classifier.extractor, _budget(joined, copy))
     checkpoints = Checkpoints(
         joined, underway, copy.made_from, config.run.keep_checkpoints, config.run.checkpoint_minutes
     )
@@ -189,7 +198,20 @@ def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: i
         )
 
 
-def _task(copy: Copy, config: Config, extractor):
+def _budget(joined: Accelerator, copy: Copy) -> float:
+    """Of one pass forward and backward: what the smallest of all ranks' devices takes, since they cut the
+    batches alike."""
+    import torch
+
+    from mer_dist.dist.runtime import from_all
+
+    on_gpu = joined.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(joined.device).total_memory if on_gpu else None
+    return min(from_all(joined, FAMILIES[copy.extractor.family].training_budget(memory)))
+
+
+def _task(copy: Copy, config: Config, extractor, budget: float):
+    from mer_dist.dist.partition import Passes
     from mer_dist.dist.training import Task
     from mer_dist.shards.reader import Reader
 
@@ -197,11 +219,13 @@ def _task(copy: Copy, config: Config, extractor):
     labels = config.corpus.labels
     targets = np.array([labels.index(label) for label in copy.labels.values()])
     train, held_out = _hold_out(targets, settings.validation, config.run.seed)
+    pieces, longest = np.array([extractor.shape(row) for row in copy.rows], float).T
+    shortest = np.lexsort((longest, pieces))[0]
     reader = Reader(Run(config.run.folder).shards)
 
     def load(positions: np.ndarray):
         real = positions[positions != NOBODY]
-        stand_in = real[0] if len(real) else train[0]
+        stand_in = real[0] if len(real) else shortest
         rows = [copy.rows[stand_in if place == NOBODY else place] for place in positions]
         samples = (reader.read(row, extractor.modality) for row in rows)
         return extractor.collate_clips([extractor.prepare(sample) for sample in samples])
@@ -212,6 +236,7 @@ def _task(copy: Copy, config: Config, extractor):
         train=train,
         held_out=held_out,
         class_weights=_class_weights(targets[train], len(labels), settings.class_weights),
+        passes=Passes.of(settings, pieces, longest, budget),
         name=f"{copy.name}/{copy.part}",
     )
 

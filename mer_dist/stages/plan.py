@@ -12,13 +12,16 @@ from dataclasses import asdict
 from functools import cache
 from math import ceil
 
+import numpy as np
+
 from mer_dist import copies, corpus
 from mer_dist.config import Config
 from mer_dist.dist import memory, support
 from mer_dist.dist.memory import Held, Layout
-from mer_dist.dist.partition import micro_size
+from mer_dist.dist.partition import Passes
 from mer_dist.errors import UserError
 from mer_dist.log import told_if_long
+from mer_dist.models.family import FAMILIES, longest_piece
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
 
@@ -124,7 +127,7 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
 
     weights = sized.weight_bytes(extractor.quantize, BYTES[extractor.precision])
     bare = size.bare_extractor(extractor, torch.float32)
-    longest = trace.longest_piece(extractor)
+    longest = longest_piece(extractor)
     batch = max(1, int(bare.budget(torch.device("cuda")) // longest))
     rows = {
         "weights": weights,
@@ -152,39 +155,46 @@ def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
     extractor = config.extractors[name]
     settings = extractor.finetuning
     refused = _refused(layout, config)
-    micro = micro_size(settings.batch, settings.micro_batch, layout.processes)
     step = _step(config, extractor, sized)
-    rows, total, held = step(layout)
+    by_size = {size: step(layout, size) for size in GPUS}
+    fits = [size for size, (_, total, *_) in by_size.items() if total <= size * 10**9]
+    # What a small GPU takes at a time, if the training fits one; a large one takes more.
+    rows, total, held, at_a_time = by_size[fits[0] if fits else GPUS[-1]]
     return {
         "method": settings.method,
         "trainable": sized.trainable,
         "refused": refused,
         "copies": len(copies.parts(config, name)),
-        "micro_batch": micro,
-        "at_a_time": f"{micro} clips",
+        "micro_batch": at_a_time,
+        "at_a_time": f"{at_a_time} clips",
         "gpu": rows,
         "gpu_total": total,
         "host": memory.host(held, layout),
-        "fits": [size for size in GPUS if total <= size * 10**9 and not refused],
+        "fits": [] if refused else fits,
         "smallest": _smallest(layout, step),
     }
 
 
 def _step(config: Config, extractor: ExtractorConfig, sized):
-    """A function of the layout: rows of one GPU, their peak, and what is held."""
+    """A function of the layout and a GPU's size in GB: rows of one GPU, their peak, what is held, and how
+    many of the longest clips the costliest pass is worth."""
     from mer_dist.models import trace
 
     settings, classes = extractor.finetuning, len(config.corpus.labels)
+    frames = min(config.shard.frames, extractor.frames or config.shard.frames)
+    pieces, longest = np.array([frames if extractor.family == "clip" else 1]), longest_piece(extractor)
 
     @cache
     def activations(sharded: bool, micro: int) -> int:
         return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
 
-    def step(where: Layout) -> tuple[dict[str, int], int, Held]:
+    def step(where: Layout, size: int) -> tuple[dict[str, int], int, Held, int]:
         held = _held(extractor, sized, where)
-        micro = micro_size(settings.batch, settings.micro_batch, where.processes)
-        rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, micro)}
-        return rows, memory.peak(held, rows), held
+        budget = FAMILIES[extractor.family].training_budget(size * 10**9)
+        passes = Passes.of(settings, pieces, np.array([longest]), budget)
+        clips = passes.most(settings.batch, where.processes)
+        rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, clips)}
+        return rows, memory.peak(held, rows), held, clips
 
     return step
 
@@ -209,19 +219,17 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
 def _smallest(layout: Layout, step) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
     stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
-    peaks = {}
-    for world in WORLDS:
+
+    def fits(world: int, size: int) -> bool:
         where = Layout(
             processes=world,
             zero_stage=stage if world > 1 else 0,
             machines=ceil(world / 8),
             reduce_bucket=layout.reduce_bucket,
         )
-        peaks[world] = step(where)[1]
-    return {
-        f"{size}": next((world for world, peak in peaks.items() if peak <= size * 10**9), None)
-        for size in GPUS
-    }
+        return step(where, size)[1] <= size * 10**9
+
+    return {f"{size}": next((world for world in WORLDS if fits(world, size)), None) for size in GPUS}
 
 
 def _refused(layout: Layout, config: Config) -> str:

@@ -25,7 +25,7 @@ from mer_dist.errors import UserError
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 FAULTS = ("position", "random", "mode", "order", "rate", "moments")
-WAYS = ("full", "lora", "nf4", "int8", "split")
+WAYS = ("full", "lora", "nf4", "int8", "split", "length")
 HALF = ("full", "lora", "nf4")
 STOP = 6
 
@@ -82,6 +82,7 @@ def one(models, here) -> Path:
         0,
         *(f"{way}+until" for way in WAYS),
         "lora+through",
+        "length+through",
         "lora+onward",
         "lora+deferred",
         "lora+midway",
@@ -177,6 +178,12 @@ def every_clip_once_an_epoch(*parts: dict[str, list[int]]) -> None:
     for epoch in ("1", "2", "3"):
         done = [position for part in parts for position in part.get(epoch, [])]
         assert sorted(done) == list(range(39))
+
+
+def test_two_ranks_learn_the_same_from_passes_by_length_as_one(one, two):
+    """They cut other passes, of which every rank has as many."""
+    assert np.allclose(losses(one / "length+through.json"), losses(two / "length+through.json"), atol=1e-5)
+    every_clip_once_an_epoch(trained(two, "length+through"))
 
 
 @pytest.mark.parametrize("who, ranks", [("one", 1), ("two", 2)])

@@ -19,6 +19,7 @@ import torch
 from mer_dist import files
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints
+from mer_dist.dist.partition import Passes
 from mer_dist.dist.runtime import accelerator, gathered, zero_stage
 from mer_dist.dist.training import Task, Trainer
 from mer_dist.errors import Stopped
@@ -79,13 +80,15 @@ def config(
     rank=4,
     epochs=3,
     zero=None,
+    budget=0.0,
 ) -> ExtractorConfig:
     # 39 training clips in batches of 8: the last global batch is short, and odd over two ranks.
     settings = FinetuneConfig(
         method=method,
         epochs=epochs,
         batch=8,
-        micro_batch=2,
+        micro_batch=0 if budget else 2,
+        budget=budget,
         learning_rate=6e-3,
         precision=precision,
         lora=LoraConfig(rank=rank, dropout=0.0),
@@ -96,6 +99,8 @@ def config(
 
 def task(extractor) -> Task:
     targets, clips = lines()[1], pieces(extractor)
+    longest = np.array([max(map(extractor.length, clip)) for clip in clips], float)
+    counts = np.array(list(map(len, clips)))
 
     def load(positions: np.ndarray):
         return extractor.collate_clips([clips[max(place, 0)] for place in positions])
@@ -106,6 +111,7 @@ def task(extractor) -> Task:
         train=np.arange(39),
         held_out=np.arange(39, 50),
         class_weights=np.ones(3),
+        passes=Passes.of(extractor.config.finetuning, counts, longest, budget=0),
         name="test",
     )
 
@@ -218,14 +224,13 @@ def keep_best(joined, checkpoints: Checkpoints):
 
 
 def stop_before(trainer: Trainer, step: int) -> None:
-    """As if the last rank alone were sent a signal just before that step."""
+    """As if the last rank alone were sent a signal in the step before that one."""
     run_step = trainer._optimizer_step
 
     def counted(*batch):
-        loss = run_step(*batch)
-        if trainer.progress.step == step and trainer.joined.is_last_process:
+        if trainer.progress.step == step - 1 and trainer.joined.is_last_process:
             preempt._ask(0, None)
-        return loss
+        return run_step(*batch)
 
     trainer._optimizer_step = counted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.clip import resize
-from mer_dist.models.extractor import Unusable, fitting_batches, mean_by_clip
+from mer_dist.models.extractor import Unusable, fitting_batches, mean_by_clip, packed, packing
 from mer_dist.models.family import PASS
 from mer_dist.settings import ExtractorConfig
 from mer_dist.shards.encode import flac, jpeg
@@ -230,6 +231,42 @@ def test_utterance_is_the_mean_over_each_clips_own_vectors():
     vectors = torch.arange(12.0).reshape(6, 2)
     mean = mean_by_clip(vectors, torch.tensor([1, 3, 2]))
     assert mean.tolist() == [[0, 1], [4, 5], [9, 10]]
+
+
+def test_sums_by_clip_and_packing_have_the_bits_of_what_a_gpu_would_wait_for():
+    """``index_add`` and a mask as index: on a GPU sums in any order, and counts that are read back."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 40, (30,), generator=draw)
+    mask = torch.arange(40) < lengths[:, None]
+    rows = torch.randn(30, 40, 8, generator=draw, requires_grad=True)
+    told = packing(mask)
+    assert torch.equal(told["lengths"], lengths)
+    vectors = packed(rows, told["real"])
+    assert torch.equal(vectors, rows[mask])
+    pieces = torch.tensor([3, 1, 6, 20])
+    of_clips = torch.stack([part.sum() for part in lengths.split(pieces.tolist())])
+    owner = torch.repeat_interleave(torch.arange(4), of_clips)
+    wanted = torch.zeros(4, 8).index_add(0, owner, rows[mask]) / of_clips[:, None]
+    mean = mean_by_clip(vectors, of_clips)
+    assert torch.equal(mean, wanted)
+    weight = torch.randn(4, 8, generator=draw)
+    (gradient,), (same,) = (torch.autograd.grad((value * weight).sum(), rows) for value in (mean, wanted))
+    assert torch.equal(gradient, same)
+
+
+def test_what_a_pass_costs_is_known_before_decoding(folders):
+    """Frames one by one, sound in windows, and a line as its tokens: what prepare then makes."""
+    sound, line = sample(seconds=2.5), sample(transcript=LINES[1])
+    row = SimpleNamespace(samples=40_000, frames=5, transcript=LINES[1], missing=())
+    for family, settings, clip in (
+        ("hubert", {"window": 1.0}, sound),
+        ("baichuan", {}, line),
+        ("baichuan", {"max_tokens": 3}, line),
+        ("clip", {"frames": 4}, sample(images=5)),
+    ):
+        loaded = extractor(folders, family, **settings)
+        lengths = [loaded.length(piece) for piece in loaded.prepare(clip)]
+        assert loaded.shape(row) == (len(lengths), max(lengths)), family
 
 
 def cost_of(batches: list[list[int]], lengths: list[float], budget: float) -> float:

@@ -10,9 +10,12 @@ import torch
 
 from mer_dist.models import size, trace
 from mer_dist.models.classifier import trainable_classifier
+from mer_dist.models.extractor import packing
 from mer_dist.settings import ExtractorConfig, FinetuneConfig
 
 CLASSES, CLIPS, FRAMES, TOKENS = 6, 2, 3, 40
+#: that the small HuBERT makes of a second.
+STEPS = 49
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4}
 
 
@@ -42,9 +45,10 @@ def batch(family: str) -> dict[str, torch.Tensor]:
             "waves": torch.randn(CLIPS, 16_000),
             "samples": torch.full((CLIPS,), 16_000),
             "pieces": torch.ones(CLIPS, dtype=torch.long),
+            **packing(torch.ones(CLIPS, STEPS)),
         }
     ids = torch.ones(CLIPS, TOKENS, dtype=torch.long)
-    return {"ids": ids, "mask": torch.ones_like(ids), "pieces": torch.ones(CLIPS, dtype=torch.long)}
+    return {"ids": ids, "pieces": torch.ones(CLIPS, dtype=torch.long), **packing(ids)}
 
 
 def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mer_dist.config import load
 from mer_dist.dist import runtime
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
+from mer_dist.models.family import FAMILIES
 from mer_dist.records import LABELED
 from mer_dist.shards import manifest
 from mer_dist.stages import finetune
@@ -230,3 +232,37 @@ def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, 
     monkeypatch.setattr(finetune.preempt, "asked", lambda: True)
     with pytest.raises(Stopped, match="while the ranks came together"):
         finetune.finetune(config)
+
+
+def test_all_ranks_cut_by_the_budget_of_the_smallest_card(monkeypatch):
+    """Ranks that cut otherwise would wait for one another for ever."""
+    copy = SimpleNamespace(extractor=SimpleNamespace(family="baichuan"))
+    card = SimpleNamespace(total_memory=85 * 10**9)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
+    monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value, 512])
+    small, large = FAMILIES["baichuan"].training_budgets[1:]
+    assert small == 512 < large
+    joined = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    assert finetune._budget(joined, copy) == 512
+    monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value])
+    assert finetune._budget(joined, copy) == large
+    card.total_memory = 25 * 10**9
+    assert finetune._budget(joined, copy) == small
+    joined.device.type = "cpu"
+    assert finetune._budget(joined, copy) == FAMILIES["baichuan"].training_budgets[0]
+
+
+def test_workspaces_are_fixed_before_cuda_starts_where_a_copy_is_to_be_deterministic(monkeypatch):
+    def copy(asked: bool):
+        tuned = SimpleNamespace(deterministic=asked)
+        return SimpleNamespace(extractor=SimpleNamespace(finetuning=tuned))
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    finetune._fix_workspaces([copy(False)])
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    finetune._fix_workspaces([copy(False), copy(True)])
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    finetune._fix_workspaces([copy(False), copy(True)])
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

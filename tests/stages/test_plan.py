@@ -64,6 +64,23 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
 
 
 @pytest.mark.slow
+def test_passes_by_length_are_counted_by_the_size_of_the_gpu(job):
+    """A large GPU takes more at a time, unless the budget or a number of clips is given."""
+
+    def at_a_time(*told: str) -> list[tuple[int, float]]:
+        finetune = "extractors.baichuan.finetune."
+        config = load(job, ["run.processes=1", *(f"{finetune}{key}" for key in ("micro_batch=0", *told))])
+        step = stage._step(config, config.extractors["baichuan"], stage._size(config, "baichuan"))
+        found = [step(memory.layout(config.run), size) for size in (24, 80)]
+        return [(clips, rows["activations"]) for rows, _, _, clips in found]
+
+    (few, small), (many, large) = at_a_time()
+    assert (few, many) == (1, 8) and large == pytest.approx(8 * small, rel=0.05)
+    assert at_a_time("budget=2048") == [(4, pytest.approx(4 * small, rel=0.05))] * 2
+    assert [clips for clips, _ in at_a_time("micro_batch=1")] == [1, 1]
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(job, capsys):
     tight = [
         "run.processes=1",
