@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from math import ceil
 
 from mer_dist import copies, corpus
@@ -21,6 +21,8 @@ from mer_dist.errors import UserError
 from mer_dist.log import told_if_long
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
+from mer_dist.stages import plan_layouts
+from mer_dist.stages.plan_layouts import Tuning
 
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)
@@ -49,21 +51,63 @@ def plan(config: Config, clips: int | None = None) -> dict:
     with told_if_long("loading the modelling code"):
         _silence_libraries()
         sizes = {name: _size(config, name) for name in config.extractors}
+    with told_if_long("tracing what each layout of fine-tuning holds in memory"):
+        tuned = _tuned(config, sizes)
+        choices = plan_layouts.compare(layout, tuned)
+        room = plan_layouts.room_here()
+        layout = plan_layouts.settled(config.run, layout, choices, room)
     extractors = {}
     for name, sized in sizes.items():
         with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
-            extractors[name] = _extractor(config, name, sized, layout)
+            extractors[name] = _extractor(config, name, sized, layout, tuned)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
-        "layout": asdict(layout),
+        "layout": {**asdict(layout), "told": layout.told},
+        "layouts": [asdict(choice) for choice in choices],
+        "layouts_proposed": plan_layouts.reasons(choices, plan_layouts.rooms(GPUS, room)),
         "clips": found,
         "clips_unknown": why,
         "extractors": extractors,
         "shards": shards,
         "disk": disk,
-        "warnings": _warnings(config, layout, extractors, shards),
+        "warnings": [
+            *_warnings(config, layout, extractors, shards),
+            *plan_layouts.alone_by_file(config.run, tuned),
+        ],
     }
+
+
+def chosen(config: Config) -> Layout:
+    """The layout in which ``mer-dist run`` starts fine-tuning on this machine.
+
+    Raises:
+        UserError: as :func:`plan`.
+    """
+    layout, room = memory.layout(config.run), plan_layouts.room_here()
+    if not plan_layouts.is_open(config.run, layout, room):
+        return layout
+    _silence_libraries()
+    with told_if_long("choosing the layout of fine-tuning"):
+        sizes = {name: _size(config, name) for name in config.extractors}
+        return plan_layouts.settled(
+            config.run, layout, plan_layouts.compare(layout, _tuned(config, sizes)), room
+        )
+
+
+def _tuned(config: Config, sizes: dict) -> dict[str, Tuning]:
+    return {
+        name: Tuning(step=_step(config, extractor, sizes[name]), passes=partial(_passes, extractor))
+        for name, extractor in config.extractors.items()
+        if extractor.finetune
+    }
+
+
+def _passes(extractor: ExtractorConfig, where: Layout) -> int:
+    """Micro-batches of one process in an optimizer step."""
+    settings = extractor.finetuning
+    micro = micro_size(settings.batch, settings.micro_batch, where.processes)
+    return max(1, settings.batch // (micro * where.processes))
 
 
 def _silence_libraries() -> None:
@@ -100,7 +144,7 @@ def _size(config: Config, name: str):
         raise UserError(f"{key}{error}") from None
 
 
-def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
+def _extractor(config: Config, name: str, sized, layout: Layout, tuned: dict[str, Tuning]) -> dict:
     from mer_dist.models import size
 
     extractor = config.extractors[name]
@@ -112,7 +156,9 @@ def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
         "parameters": sized.parameters,
         "width": sized.width,
         "extract": _extraction(config, extractor, sized),
-        "finetune": _finetuning(config, name, sized, layout) if extractor.finetune else None,
+        "finetune": _finetuning(config, name, sized, layout, tuned[name].step)
+        if extractor.finetune
+        else None,
     }
 
 
@@ -147,13 +193,12 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
     return 0 if extractor.quantize == "none" else sized.largest_linear * element
 
 
-def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
+def _finetuning(config: Config, name: str, sized, layout: Layout, step) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
     settings = extractor.finetuning
     refused = _refused(layout, config)
     micro = micro_size(settings.batch, settings.micro_batch, layout.processes)
-    step = _step(config, extractor, sized)
     rows, total, held = step(layout)
     return {
         "method": settings.method,
@@ -166,7 +211,7 @@ def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
         "gpu_total": total,
         "host": memory.host(held, layout),
         "fits": [size for size in GPUS if total <= size * 10**9 and not refused],
-        "smallest": _smallest(layout, step),
+        "smallest": _smallest(config, layout, step),
     }
 
 
@@ -191,6 +236,8 @@ def _step(config: Config, extractor: ExtractorConfig, sized):
 
 def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
+    from mer_dist.models.classifier import FAMILIES
+
     settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
@@ -203,12 +250,16 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
         full=full,
         largest_layer=sized.largest_layer,
         dequantized=_dequantized(extractor, sized, frozen),
+        sharded_as_it_loads=FAMILIES[extractor.family].sharded_as_it_loads,
     )
 
 
-def _smallest(layout: Layout, step) -> dict[str, int | None]:
+def _smallest(config: Config, layout: Layout, step) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
-    stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
+    told = config.run.accelerate or config.run.layout != "auto"
+    known = layout.processes > 1 and layout.zero_stage in (0, *support.ZERO_STAGES)
+    # What is open may be ZeRO-3, which holds the least.
+    stage = layout.zero_stage if told and known else 3
     peaks = {}
     for world in WORLDS:
         where = Layout(
@@ -227,7 +278,7 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
 def _refused(layout: Layout, config: Config) -> str:
     """Why this way of launching is not supported; empty if it is."""
     try:
-        support.check(layout.processes, layout.zero_stage)
+        support.check(layout.zero_stage)
         support.check_batches(config, layout.processes)
     except UserError as error:
         return str(error)
@@ -332,14 +383,15 @@ def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) ->
 def table(needs: dict) -> str:
     """The plan for a reader; GB are 10^9 bytes."""
     layout = needs["layout"]
-    stage = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "no DeepSpeed"
     nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
     parts = [
-        f"finetune: {_processes(layout)}, one per GPU{nodes}, {stage}",
+        f"finetune: {_processes(layout)}, one per GPU{nodes}, {layout['told']}",
         _grid(_models_table(needs), left=2),
         _grid(_memory_table(needs, "finetune")),
         _grid(_memory_table(needs, "extract")),
         _grid(_gpus_table(needs)),
+        _grid(plan_layouts.table(needs["layouts"])),
+        "\n".join(needs["layouts_proposed"]),
         "\n".join(_folder_lines(needs)),
         "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
     ]

@@ -7,6 +7,7 @@ trained twice, once with a stop in between. Each case leaves a folder with what 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -19,10 +20,10 @@ import torch
 from mer_dist import files
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints
-from mer_dist.dist.runtime import accelerator, gathered, zero_stage
+from mer_dist.dist.runtime import accelerator, free, gathered, zero_stage
 from mer_dist.dist.training import Task, Trainer
 from mer_dist.errors import Stopped
-from mer_dist.models.classifier import save, trainable_classifier
+from mer_dist.models.classifier import Classifier, save, trainable_classifier
 from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 
 WORDS = ("开心", "难过", "生气")
@@ -136,7 +137,16 @@ def told(joined, zero: dict | None):
     plugin.deepspeed_config["zero_optimization"] = settings
 
 
+def in_memory() -> tuple[int, int]:
+    """Classifiers, and bytes of tensors, that something in this process points to."""
+    found = [item for item in gc.get_objects() if isinstance(item, Classifier | torch.Tensor)]
+    tensors = [item for item in found if isinstance(item, torch.Tensor)]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return len(found) - len(tensors), sum(storages.values())
+
+
 def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
+    before = in_memory()
     classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
     work = task(classifier.extractor)
     trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
@@ -159,6 +169,7 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
             "first_logits": first,
             "logits": last,
             "weights_held": held,
+            "in_memory_before": before,
             "trained": sum(weight.numel() for weight in weights.values()),
             "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(joined) else None,
             "steps": trainer.progress.step,
@@ -167,7 +178,6 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
         }
         (out / "facts.json").write_text(json.dumps(facts))
     joined.wait_for_everyone()
-    joined.free_memory()
 
 
 def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
@@ -243,6 +253,7 @@ def main(models: str, out: str, precision: str, cases: list[str]) -> None:
         act = run_resumed if resumed else run_case
         with told(joined, CASES[way].get("zero")):
             act(joined, config(models, precision, **CASES[way]), Path(out) / case)
+        free(joined)
     joined.end_training()
 
 
