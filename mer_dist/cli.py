@@ -287,7 +287,7 @@ def slurm_task(parsed: argparse.Namespace) -> int:
     preempt.install()
     config = load(parsed.config, parsed.overrides)
     run = Run(config.run.folder)
-    step = slurmstep.become_rank(config.slurm.extract_tasks, config.run.accelerate)
+    step = slurmstep.become_rank(config.slurm.extract_tasks, config.run.accelerate, config.run.layout)
     if step.speaks:
         started(run, parsed.stage, step)
     parsed.command = parsed.stage

@@ -64,7 +64,11 @@ class RunConfig:
     processes: int = 1
     """Processes that ``mer-dist run`` starts for finetune and extract; usually one per GPU."""
     accelerate: str = ""
-    """Accelerate launch file for finetune; empty: ZeRO-3 on this machine with ``processes``."""
+    """Accelerate launch file for finetune; empty: this machine with ``processes`` in the layout below."""
+    layout: str = "auto"
+    """How the processes of a fine-tuning share the model. ``ddp``: plain data parallelism, each holds all of it;
+    ``zero2``: gradients and optimizer are split; ``zero3``: the weights, too. ``auto``: of those that fit the
+    GPUs of this machine the one by which the fewest bytes travel; without a GPU ``zero3``."""
     threads: int = 1
     """CPU threads of torch in each process; two busy processes with several threads stall."""
     checkpoint_minutes: float = 15.0
@@ -83,6 +87,12 @@ class RunConfig:
             at_least("run", key, getattr(self, key), 1)
         at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
         at_least("run", "timeout_minutes", self.timeout_minutes, 0.1)
+        one_of("run", "layout", self.layout, ("auto", "ddp", "zero2", "zero3"))
+        if self.accelerate and self.layout != "auto":
+            raise UserError(
+                f"run.layout is {self.layout}, and run.accelerate names a launch file, which says how the processes "
+                "share the model; leave one of them out"
+            )
         at_least("run", "threads", self.threads, 1)
         at_least("run", "seed", self.seed, 0)
 

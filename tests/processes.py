@@ -40,11 +40,16 @@ def run(
 
 
 def launched(stage: int | None = None, processes: int | None = None) -> list[str]:
-    """``accelerate launch`` under DeepSpeed on this machine, to be followed by a script or ``-m`` and a module;
-    what is not told is as in the launch file: ZeRO-3, two processes."""
-    own = {"--zero_stage": stage, "--num_processes": processes, "--main_process_port": env.free_port()}
+    """``accelerate launch`` on this machine, to be followed by a script or ``-m`` and a module; what is not told
+    is as in the launch file: ZeRO-3, two processes. Stage 0 is plain data parallelism, without DeepSpeed."""
+    processes = processes or (2 if stage == 0 else None)
+    own = {
+        "--zero_stage": stage or None,
+        "--num_processes": processes,
+        "--main_process_port": env.free_port(),
+    }
     given = [word for option, value in own.items() if value is not None for word in (option, str(value))]
-    file = str(ROOT / "launch" / "zero3-cpu.yaml")
+    file = str(ROOT / "launch" / ("ddp.yaml" if stage == 0 else "zero3-cpu.yaml"))
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, *given]
 
 

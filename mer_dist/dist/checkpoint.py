@@ -25,14 +25,14 @@ import torch
 
 from mer_dist import files
 from mer_dist.dist import universal
-from mer_dist.dist.runtime import agreed, from_all, zero_stage
+from mer_dist.dist.runtime import agreed, from_all, unwrapped, zero_stage
 from mer_dist.errors import UserError
 from mer_dist.log import logger
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: Trainable weights and optimizer of a process that trains alone, without DeepSpeed.
+#: Trainable weights and optimizer without DeepSpeed: every process holds all of them, and rank 0 writes them.
 ALONE = "alone.pt"
 #: Bytes below which a disk on which writing failed is taken for full.
 FULL = 2**20
@@ -138,8 +138,10 @@ class Checkpoints:
     def _write(self, temporary: Path, model: Any, optimizer: Any) -> None:
         """This rank's part."""
         if zero_stage(self.joined) == 0:
-            trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-            torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
+            if self.joined.is_main_process:
+                named = unwrapped(self.joined, model).named_parameters()
+                trained = {name: value for name, value in named if value.requires_grad}
+                torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
         else:
             model.save_checkpoint(
                 str(self.folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True
@@ -177,8 +179,9 @@ class Checkpoints:
             return None
         newest, facts = found
         progress = Progress(**facts["progress"])
-        written = (facts["processes"], facts["zero_stage"])
-        if written == (self.joined.num_processes, zero_stage(self.joined)):
+        written, stage = (facts["processes"], facts["zero_stage"]), zero_stage(self.joined)
+        # Without DeepSpeed it is the same of any number of processes.
+        if written == (self.joined.num_processes, stage) or written[1] == stage == 0:
             self._load_as_written(newest, model, optimizer)
         else:
             logger.info("%s was written by %d processes at ZeRO stage %d; it is converted", newest, *written)
@@ -190,7 +193,7 @@ class Checkpoints:
         if zero_stage(self.joined) == 0:
             with tensors_only(checkpoint):
                 state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
-            model.load_state_dict(state["weights"], strict=False)
+            unwrapped(self.joined, model).load_state_dict(state["weights"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             return
         with tensors_only(checkpoint):
@@ -208,8 +211,11 @@ class Checkpoints:
         if self.joined.is_main_process:
             _convert(checkpoint, converted, step)
         self.joined.wait_for_everyone()
+        stage = zero_stage(self.joined)
         with tensors_only(checkpoint):
-            universal.load(converted, model, optimizer, step, zero_stage(self.joined))
+            universal.load(
+                converted, model if stage else unwrapped(self.joined, model), optimizer, step, stage
+            )
         self.joined.wait_for_everyone()
         if self.joined.is_main_process:
             shutil.rmtree(converted)
@@ -270,7 +276,11 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
     with tensors_only(checkpoint):
         told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
     weights, optimizer = told["weights"], told["optimizer"]
-    moments = dict(zip(weights, optimizer["state"].values(), strict=True))
+    # A weight that no gradient ever reached has none, where DeepSpeed has zeros.
+    moments = {
+        name: optimizer["state"].get(number) or dict.fromkeys(universal.MOMENTS, torch.zeros_like(weight))
+        for number, (name, weight) in enumerate(weights.items())
+    }
     universal.write(weights, moments, len(optimizer["param_groups"]), step, target)
 
 

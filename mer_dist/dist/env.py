@@ -55,6 +55,11 @@ def ranks_here() -> int:
     return max(1, int(told)) if re.fullmatch("[0-9]{1,6}", told) else 1
 
 
+def under_deepspeed() -> bool:
+    """Whether ``accelerate launch`` was told to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def alone() -> None:
     """From now on this process is the only one, whatever a launcher, or one of before, has told it."""
     for name in OF_A_RANK:

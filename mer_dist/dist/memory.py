@@ -20,6 +20,10 @@ MAX_LIVE = 1_000_000_000
 REDUCE_BUCKET = 500_000_000
 #: Accelerate's default.
 PORT = 29500
+#: Of ``run.layout`` -> ZeRO stage of several processes; ``auto``: where nothing is known of the GPUs.
+STAGES = {"auto": 3, "ddp": 0, "zero2": 2, "zero3": 3}
+#: What Accelerate calls the ways of joining processes that are supported.
+JOINED = ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED")
 #: CUDA context, NCCL and library workspaces of one process; a usual figure, not computed.
 CONTEXT = 1_000_000_000
 #: Host memory of a process that has imported torch, transformers and DeepSpeed; likewise.
@@ -32,7 +36,7 @@ class Layout:
 
     processes: int
     machines: int = 1
-    #: 0: no DeepSpeed; every process holds everything.
+    #: 0: no DeepSpeed; every process holds everything, and several are plainly data parallel.
     zero_stage: int = 0
     #: elements, if the user's own DeepSpeed file says so.
     reduce_bucket: int | None = None
@@ -40,6 +44,12 @@ class Layout:
     @property
     def per_machine(self) -> int:
         return -(-self.processes // self.machines)
+
+    @property
+    def told(self) -> str:
+        if self.zero_stage:
+            return f"ZeRO-{self.zero_stage}"
+        return "plain data parallelism" if self.processes > 1 else "no DeepSpeed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,8 @@ class Held:
     largest_layer: int
     #: of the largest linear layer once it is dequantised; 0: nothing is quantised.
     dequantized: int
+    #: whether ZeRO-3 may split the weights while they are read.
+    sharded_as_it_loads: bool = True
 
     @property
     def whole(self) -> int:
@@ -72,21 +84,37 @@ def reduce_bucket(trainable: int) -> int:
 
 
 def layout(run: RunConfig) -> Layout:
-    """The layout of ``finetune``: alone, ZeRO-3 as ``mer-dist run`` launches it, or by the file.
+    """The layout of ``finetune`` as ``mer-dist run`` launches it: alone, by ``run.layout``, or by the file.
 
     Raises:
         UserError: ``run.accelerate`` cannot be read.
     """
     if not run.accelerate:
-        return Layout(processes=run.processes, zero_stage=3 if run.processes > 1 else 0)
+        return Layout(processes=run.processes, zero_stage=STAGES[run.layout] if run.processes > 1 else 0)
     settings = _mapping(run.accelerate, "run.accelerate")
     machines = _number(settings, "num_machines", 1, run)
     # mer-dist run gives its own number; on several machines every launcher takes it from the file.
     processes = run.processes
     if machines > 1:
         processes = _number(settings, "num_processes", run.processes, run)
-    stage, bucket = _zero(settings, run.accelerate) if processes > 1 else (0, None)
+    stage, bucket = _zero(settings, run.accelerate)
+    if processes == 1:
+        # It trains here, without a launcher.
+        stage, bucket = 0, None
     return Layout(processes=processes, machines=machines, zero_stage=stage, reduce_bucket=bucket)
+
+
+def alone_by_file(run: RunConfig) -> Layout | None:
+    """The layout if ``accelerate launch`` starts the launch file with one process, which ``mer-dist run`` would
+    train without it; None where that makes no difference.
+
+    Raises:
+        UserError: ``run.accelerate`` cannot be read.
+    """
+    if not run.accelerate or layout(run).processes > 1:
+        return None
+    stage, bucket = _zero(_mapping(run.accelerate, "run.accelerate"), run.accelerate)
+    return Layout(processes=1, zero_stage=stage, reduce_bucket=bucket) if stage else None
 
 
 def launch_port(run: RunConfig) -> int:
@@ -120,7 +148,13 @@ def _number(settings: dict, key: str, default: int, run: RunConfig) -> int:
 
 def _zero(settings: dict, path: str) -> tuple[int, int | None]:
     """The ZeRO stage, and the gradient buffer if a DeepSpeed file of the user's sets it."""
-    if settings.get("distributed_type") != "DEEPSPEED":
+    kind = settings.get("distributed_type", "NO")
+    if kind not in JOINED:
+        raise UserError(
+            f"run.accelerate: distributed_type {kind} of {path} is not supported; set it to MULTI_GPU (plain data "
+            "parallelism) or DEEPSPEED"
+        )
+    if kind != "DEEPSPEED":
         return 0, None
     own = settings.get("deepspeed_config") or {}
     if "deepspeed_config_file" in own:
@@ -156,6 +190,27 @@ def gpu(held: Held, where: Layout) -> dict[str, int]:
     rows["dequantised layer"] = held.dequantized
     rows["CUDA and NCCL"] = CONTEXT
     return rows
+
+
+def travels(held: Held, where: Layout, passes: int) -> int:
+    """Bytes that each process sends, and receives as many, in one optimizer step, as rings and their like do it.
+
+    Plain data parallelism sums the gradients once; ZeRO-2 after every pass, to the process that updates them, and
+    gathers the new weights; ZeRO-3 gathers all weights for every pass, forward and backward again. 8-bit weights it
+    leaves whole.
+
+    Args:
+        passes: micro-batches of one process in a step.
+    """
+    trained = held.trainable * held.element
+    if where.zero_stage == 0:
+        whole = 2 * trained
+    elif where.zero_stage == 2:
+        whole = (passes + 1) * trained
+    else:
+        split = trained if held.quantize == "int8" else held.whole
+        whole = passes * (2 * split + trained)
+    return whole * (where.processes - 1) // where.processes
 
 
 def _whole(held: Held) -> dict[str, int]:
@@ -195,13 +250,16 @@ def peak(held: Held, rows: dict[str, int]) -> int:
 def host(held: Held, where: Layout) -> int:
     """Bytes of host memory of one process while it loads, without the page cache of the files.
 
-    Under ZeRO-3 rank 0 maps the files and every rank keeps its share; otherwise, and quantised,
-    each process reads the whole model.
+    Under ZeRO-3 rank 0 maps the files and every rank keeps its share; otherwise, and quantised, or where the
+    family cannot be split as it is read, each process reads the whole model. What is quantised is read in its
+    own type first, a weight at a time.
     """
-    if where.zero_stage == 3 and held.quantize == "none":
+    if where.zero_stage == 3 and held.quantize == "none" and held.sharded_as_it_loads:
         loading = held.whole // where.processes
     else:
         loading = held.whole
+    if held.quantize != "none":
+        loading += 2 * held.largest_layer
     if held.full and where.zero_stage:
         loading = max(loading, _deepspeed(held, where)[1] // where.per_machine)
     return PROCESS + loading

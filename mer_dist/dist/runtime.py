@@ -1,7 +1,8 @@
-"""The process group of fine-tuning: Accelerate, with DeepSpeed ZeRO-3 where it was launched so."""
+"""The process group of fine-tuning: Accelerate, plainly data parallel, or with DeepSpeed where it was launched so."""
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mer_dist.dist import memory
-from mer_dist.dist.env import own_tools_first, place
+from mer_dist.dist.env import own_tools_first, place, under_deepspeed
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig
 
@@ -38,7 +39,6 @@ def accelerator(
     import torch
     import torch.distributed
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
 
     # The libraries' notes to each other about coming versions would drown the log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|transformers|deepspeed")
@@ -47,15 +47,14 @@ def accelerator(
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    limit = timedelta(minutes=timeout)
-    group = [InitProcessGroupKwargs(backend=backend, timeout=limit)] if place().launched else []
     joined = Accelerator(
+        # Without this it believes every rank alone on a machine that has no GPU.
+        cpu=place().launched and not under_deepspeed() and not torch.cuda.is_available(),
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
         project_dir=tracking,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=group,
+        kwargs_handlers=_group(timedelta(minutes=timeout)) if place().launched else [],
     )
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if not joined.num_processes == world == place().world:
@@ -63,6 +62,27 @@ def accelerator(
             f"Accelerate counts {joined.num_processes} processes, torch {world}, the launcher {place().world}"
         )
     return joined
+
+
+def _group(limit: timedelta) -> list:
+    """How Accelerate shall join the ranks: through DeepSpeed, or by a group that is made here."""
+    import torch
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    on_gpu = torch.cuda.is_available()
+    backend = "nccl" if on_gpu else "gloo"
+    if under_deepspeed():
+        return [InitProcessGroupKwargs(backend=backend, timeout=limit)]
+    # DeepSpeed names the device itself; NCCL would guess it at the first barrier.
+    device = torch.device("cuda", place().local_rank) if on_gpu else None
+    torch.distributed.init_process_group(backend, timeout=limit, device_id=device)
+    # Some weights never get a gradient (HuBERT's embedding of masked steps); and as torch is told so, it leaves
+    # the buckets of gradients as they are first cut, in which a resumed training sums in the same order.
+    return [
+        DistributedDataParallelKwargs(
+            find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    ]
 
 
 def agreed(joined: Accelerator, value):
@@ -90,6 +110,19 @@ def zero_stage(joined: Accelerator) -> int:
     """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
     plugin = joined.state.deepspeed_plugin
     return 0 if plugin is None else plugin.zero_stage
+
+
+def unknown_kind(joined: Accelerator) -> str:
+    """By what Accelerate joins the ranks, where it is neither DeepSpeed nor plain data parallelism."""
+    from accelerate.utils import DistributedType
+
+    known = (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+        DistributedType.DEEPSPEED,
+    )
+    return "" if joined.distributed_type in known else str(joined.distributed_type.value)
 
 
 def offloaded_to(joined: Accelerator) -> set[str]:
@@ -124,11 +157,15 @@ def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optim
 
 
 def unwrapped(joined: Accelerator, model: nn.Module) -> nn.Module:
-    """The model that was prepared, without what is wrapped round it for DeepSpeed.
+    """The model that was prepared, without what is wrapped round it for several ranks.
 
-    Without DeepSpeed nothing is, and Accelerate would import DeepSpeed, for seconds, to ask whether so.
+    Without DeepSpeed Accelerate is not asked, which would import DeepSpeed, for seconds.
     """
-    return model if joined.state.deepspeed_plugin is None else joined.unwrap_model(model)
+    from torch.nn.parallel import DistributedDataParallel
+
+    if joined.state.deepspeed_plugin is not None:
+        return joined.unwrap_model(model)
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
@@ -151,6 +188,37 @@ def settle(joined: Accelerator, model: Any) -> None:
     that no backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
     if zero_stage(joined) == 3:
         model.empty_partition_cache()
+
+
+def free(joined: Accelerator) -> None:
+    """Let go of what was prepared, once the caller holds none of it either: the next model needs its memory.
+
+    DeepSpeed's engine, hooks and closures point at each other, which only the collector of cycles sees, and
+    lists of ZeRO-3's that belong to no engine keep every model for good.
+    """
+    import torch
+
+    if zero_stage(joined) == 3:
+        _forget_models()
+    # It collects while it still points to the models itself.
+    joined.free_memory()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _forget_models() -> None:
+    """Empty what DeepSpeed keeps for a whole process: the modules that were last run, and what its coordinator
+    remembers by module, for all instances together."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for method in vars(PartitionedParameterCoordinator).values():
+        # Its methods are wrapped without a name for what is inside.
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def gathered(joined: Accelerator, parameters: dict) -> dict:

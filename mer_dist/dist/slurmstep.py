@@ -10,8 +10,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mer_dist.dist.env import alone, has_gpu
+from mer_dist.dist.memory import STAGES
 from mer_dist.errors import UserError
 from mer_dist.strict import parse
 
@@ -42,12 +44,13 @@ class Step:
     """Whether this process leaves word for the job: its first, and so every task of an array."""
 
 
-def become_rank(array: int, launch_file: str) -> Step:
+def become_rank(array: int, launch_file: str, layout: str = "auto") -> Step:
     """Set RANK, WORLD_SIZE and what else a launcher would set, and say which job this is.
 
     Args:
         array: number of tasks that the work of a job array is split over.
-        launch_file: Accelerate's, for its DeepSpeed settings; empty: ZeRO-3.
+        launch_file: Accelerate's, for its DeepSpeed settings.
+        layout: ``run.layout``, where there is no launch file; ``auto``: ZeRO-3.
 
     Raises:
         UserError: no srun started this process, or the array is larger than ``array``.
@@ -78,8 +81,7 @@ def become_rank(array: int, launch_file: str) -> Step:
             WORLD_SIZE=str(world),
             LOCAL_RANK=str(local),
             MASTER_PORT=str(port(number, restarts)),
-            ACCELERATE_USE_DEEPSPEED="true",
-            **_deepspeed(launch_file),
+            **_joined(launch_file, layout),
         )
     return step
 
@@ -99,11 +101,20 @@ def port(job: int, restarts: int) -> int:
     return PORTS[(31 * job + restarts) % len(PORTS)]
 
 
-def _deepspeed(launch_file: str) -> dict[str, str]:
-    told = {"zero_stage": 3, "zero3_init_flag": True}
+def _joined(launch_file: str, layout: str) -> dict[str, str]:
+    """By what the ranks share the model: DeepSpeed with its settings, or neither."""
+    told: dict[str, Any] = {}
+    stage = STAGES[layout]
     if launch_file:
-        text = Path(launch_file).read_text(encoding="utf-8")
-        told = (parse(text, launch_file) or {}).get("deepspeed_config") or told
+        told = parse(Path(launch_file).read_text(encoding="utf-8"), launch_file) or {}
+        stage = 0 if told.get("distributed_type") in ("MULTI_GPU", "MULTI_CPU") else 3
+    if stage == 0:
+        return {"ACCELERATE_USE_DEEPSPEED": "false"}
+    own = told.get("deepspeed_config") or {"zero_stage": stage, "zero3_init_flag": stage == 3}
+    return {"ACCELERATE_USE_DEEPSPEED": "true", **_deepspeed(own, launch_file)}
+
+
+def _deepspeed(told: dict, launch_file: str) -> dict[str, str]:
     # How launchers of several nodes find each other says nothing here.
     told = {key: value for key, value in told.items() if key != "deepspeed_multinode_launcher"}
     unknown = told.keys() - DEEPSPEED.keys()

@@ -1,7 +1,7 @@
 """Which ways of training work under which way of launching.
 
 ``tests/dist/test_zero3.py`` tries every cell: {full, lora, lora on nf4, lora on int8} × {one process,
-ZeRO-2, ZeRO-3}. All of them learn what one process learns; what is not in that table is refused
+plain data parallelism, ZeRO-2, ZeRO-3}. All of them learn what one process learns; what is not in that table is refused
 before anything is loaded.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mer_dist import files
 from mer_dist.config import Config
 from mer_dist.errors import UserError
 
 ZERO_STAGES = (2, 3)
 
 
-def check(processes: int, zero_stage: int, offloaded_to: Iterable[str] = ()) -> None:
+def check(zero_stage: int, offloaded_to: Iterable[str] = (), kind: str = "") -> None:
     """Refuse a way of launching that was never tried. Weights in 4 or 8 bits that are to be trained
     in full are refused before, by the configuration.
 
     Args:
         zero_stage: 0 without DeepSpeed.
         offloaded_to: devices on which DeepSpeed keeps parameters or optimizer.
+        kind: what joins the processes, where it is neither DeepSpeed nor plain data parallelism.
 
     Raises:
         UserError: it says what to use instead.
@@ -38,11 +38,10 @@ def check(processes: int, zero_stage: int, offloaded_to: Iterable[str] = ()) -> 
             "offload_optimizer_device and offload_param_device to cpu or none in the accelerate "
             "launch file"
         )
-    if processes > 1 and zero_stage == 0:
+    if kind:
         raise UserError(
-            f"{processes} processes without DeepSpeed are not supported; start them with a launch file "
-            "that shards the model with ZeRO-3, as launch/workstation.yaml"
-            f"{files.offered('launch/workstation.yaml')}"
+            f"distributed_type {kind} is not supported; set it to MULTI_GPU (plain data parallelism) or "
+            "DEEPSPEED in the accelerate launch file"
         )
 
 

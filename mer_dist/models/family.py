@@ -31,7 +31,7 @@ class Family:
     #: Whether a clip that has the modality has enough of it to be fed, by the manifest.
     enough: Callable[[Row], bool]
 
-    def training_budget(self, memory: int | None) -> float:
+    def training_budget(self, memory: float | None) -> float:
         """Of the device with so many bytes; None: of a CPU."""
         return self.training_budgets[0 if memory is None else 1 + (memory >= LARGE)]
 

@@ -126,9 +126,9 @@ def _package_fault(item, tested: dict[str, str]) -> str:
 
 def _launch(config: Config) -> str:
     layout = memory.layout(config.run)
-    support.check(layout.processes, layout.zero_stage)
+    support.check(layout.zero_stage)
     support.check_batches(config, layout.processes)
-    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "no DeepSpeed"
+    how = layout.told
     return f"{layout.processes} processes, {layout.machines} machines, {how}"
 
 

@@ -46,7 +46,7 @@ def finetune(config: Config) -> None:
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import agreed, anywhere, offloaded_to, zero_stage
+    from mer_dist.dist.runtime import agreed, anywhere, offloaded_to, unknown_kind, zero_stage
     from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
 
@@ -72,7 +72,7 @@ def finetune(config: Config) -> None:
     if place().launched:
         caches.settle(run.caches)
     joined = _come_together(config, run, planned[0])
-    check(joined.num_processes, zero_stage(joined), offloaded_to(joined))
+    check(zero_stage(joined), offloaded_to(joined), unknown_kind(joined))
     check_batches(config, joined.num_processes)
     if joined.is_main_process:
         joined.init_trackers("finetune")
@@ -133,7 +133,15 @@ def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
 
 
 def train(joined, copy: Copy, config: Config) -> None:
-    """Train one copy on all ranks and leave it, complete, in its folder."""
+    """Train one copy on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
+    from mer_dist.dist.runtime import free
+
+    _train(joined, copy, config)
+    # Only here does no name point to its model any more.
+    free(joined)
+
+
+def _train(joined, copy: Copy, config: Config) -> None:
     from mer_dist.dist.checkpoint import Checkpoints
     from mer_dist.dist.runtime import gathered, zero_stage
     from mer_dist.dist.training import Trainer
@@ -178,7 +186,6 @@ def train(joined, copy: Copy, config: Config) -> None:
         _finish(copy, best, history, joined.num_processes, zero_stage(joined))
         shutil.rmtree(underway)
     joined.wait_for_everyone()
-    joined.free_memory()
 
 
 def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: int) -> None:

@@ -24,6 +24,8 @@ from mer_dist.log import told_if_long
 from mer_dist.models.family import FAMILIES, longest_piece
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
+from mer_dist.stages import plan_layouts
+from mer_dist.stages.plan_layouts import Step, Training
 
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)
@@ -52,20 +54,55 @@ def plan(config: Config, clips: int | None = None) -> dict:
     with told_if_long("loading the modelling code"):
         _silence_libraries()
         sizes = {name: _size(config, name) for name in config.extractors}
+    with told_if_long("tracing what each layout of fine-tuning holds in memory"):
+        tuned = _tuned(config, sizes)
+        room = plan_layouts.room_here()
+        rooms = plan_layouts.rooms(GPUS, room)
+        choices = {title: plan_layouts.compare(layout, tuned, size) for title, size in rooms.items()}
+        layout = plan_layouts.settled(config.run, layout, choices[[*rooms][-1]], room)
     extractors = {}
     for name, sized in sizes.items():
         with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
-            extractors[name] = _extractor(config, name, sized, layout)
+            extractors[name] = _extractor(config, name, sized, layout, tuned)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
-        "layout": asdict(layout),
+        "layout": {**asdict(layout), "told": layout.told},
+        "layouts": {title: [asdict(choice) for choice in own] for title, own in choices.items()},
+        "layouts_proposed": plan_layouts.reasons(choices, rooms),
         "clips": found,
         "clips_unknown": why,
         "extractors": extractors,
         "shards": shards,
         "disk": disk,
-        "warnings": _warnings(config, layout, extractors, shards),
+        "warnings": [
+            *_warnings(config, layout, extractors, shards),
+            *plan_layouts.alone_by_file(config.run, tuned, room or GPUS[-1] * 10**9),
+        ],
+    }
+
+
+def chosen(config: Config) -> Layout:
+    """The layout in which ``mer-dist run`` starts fine-tuning on this machine.
+
+    Raises:
+        UserError: as :func:`plan`.
+    """
+    layout, room = memory.layout(config.run), plan_layouts.room_here()
+    if room is None or not plan_layouts.is_open(config.run, layout, room):
+        return layout
+    _silence_libraries()
+    with told_if_long("choosing the layout of fine-tuning"):
+        sizes = {name: _size(config, name) for name in config.extractors}
+        choices = plan_layouts.compare(layout, _tuned(config, sizes), room)
+        return plan_layouts.settled(config.run, layout, choices, room)
+
+
+def _tuned(config: Config, sizes: dict) -> dict[str, Training]:
+    return {
+        name: _training(config, extractor, sizes[name])
+        for name, extractor in config.extractors.items()
+        if extractor.finetune
     }
 
 
@@ -103,7 +140,7 @@ def _size(config: Config, name: str):
         raise UserError(f"{key}{error}") from None
 
 
-def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
+def _extractor(config: Config, name: str, sized, layout: Layout, tuned: dict[str, Training]) -> dict:
     from mer_dist.models import size
 
     extractor = config.extractors[name]
@@ -115,7 +152,7 @@ def _extractor(config: Config, name: str, sized, layout: Layout) -> dict:
         "parameters": sized.parameters,
         "width": sized.width,
         "extract": _extraction(config, extractor, sized),
-        "finetune": _finetuning(config, name, sized, layout) if extractor.finetune else None,
+        "finetune": _finetuning(config, name, sized, layout, tuned[name]) if extractor.finetune else None,
     }
 
 
@@ -150,34 +187,32 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
     return 0 if extractor.quantize == "none" else sized.largest_linear * element
 
 
-def _finetuning(config: Config, name: str, sized, layout: Layout) -> dict:
+def _finetuning(config: Config, name: str, sized, layout: Layout, step: Training) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
     settings = extractor.finetuning
     refused = _refused(layout, config)
-    step = _step(config, extractor, sized)
-    by_size = {size: step(layout, size) for size in GPUS}
-    fits = [size for size, (_, total, *_) in by_size.items() if total <= size * 10**9]
+    by_size = {size: step(layout, size * 10**9) for size in GPUS}
+    fits = [size for size, there in by_size.items() if there.peak <= size * 10**9]
     # What a small GPU takes at a time, if the training fits one; a large one takes more.
-    rows, total, held, at_a_time = by_size[fits[0] if fits else GPUS[-1]]
+    own = by_size[fits[0] if fits else GPUS[-1]]
     return {
         "method": settings.method,
         "trainable": sized.trainable,
         "refused": refused,
         "copies": len(copies.parts(config, name)),
-        "micro_batch": at_a_time,
-        "at_a_time": f"{at_a_time} clips",
-        "gpu": rows,
-        "gpu_total": total,
-        "host": memory.host(held, layout),
+        "micro_batch": own.clips,
+        "at_a_time": f"{own.clips} clips",
+        "gpu": own.rows,
+        "gpu_total": own.peak,
+        "host": memory.host(own.held, layout),
         "fits": [] if refused else fits,
-        "smallest": _smallest(layout, step),
+        "smallest": _smallest(config, layout, step),
     }
 
 
-def _step(config: Config, extractor: ExtractorConfig, sized):
-    """A function of the layout and a GPU's size in GB: rows of one GPU, their peak, what is held, and how
-    many of the longest clips the costliest pass is worth."""
+def _training(config: Config, extractor: ExtractorConfig, sized):
+    """A function of the layout and a GPU's bytes."""
     from mer_dist.models import trace
 
     settings, classes = extractor.finetuning, len(config.corpus.labels)
@@ -188,19 +223,22 @@ def _step(config: Config, extractor: ExtractorConfig, sized):
     def activations(sharded: bool, micro: int) -> int:
         return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
 
-    def step(where: Layout, size: int) -> tuple[dict[str, int], int, Held, int]:
+    def step(where: Layout, room: float) -> Step:
         held = _held(extractor, sized, where)
-        budget = FAMILIES[extractor.family].training_budget(size * 10**9)
+        budget = FAMILIES[extractor.family].training_budget(room)
         passes = Passes.of(settings, pieces, np.array([longest]), budget)
         clips = passes.most(settings.batch, where.processes)
         rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, clips)}
-        return rows, memory.peak(held, rows), held, clips
+        passes_of_a_step = ceil(settings.batch / where.processes / clips)
+        return Step(rows=rows, peak=memory.peak(held, rows), held=held, clips=clips, passes=passes_of_a_step)
 
     return step
 
 
 def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
+    from mer_dist.models.classifier import FAMILIES
+
     settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
@@ -213,12 +251,16 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
         full=full,
         largest_layer=sized.largest_layer,
         dequantized=_dequantized(extractor, sized, frozen),
+        sharded_as_it_loads=FAMILIES[extractor.family].sharded_as_it_loads,
     )
 
 
-def _smallest(layout: Layout, step) -> dict[str, int | None]:
+def _smallest(config: Config, layout: Layout, step: Training) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
-    stage = layout.zero_stage if layout.zero_stage in support.ZERO_STAGES else 3
+    told = config.run.accelerate or config.run.layout != "auto"
+    known = layout.processes > 1 and layout.zero_stage in (0, *support.ZERO_STAGES)
+    # What is open may be ZeRO-3, which holds the least.
+    stage = layout.zero_stage if told and known else 3
 
     def fits(world: int, size: int) -> bool:
         where = Layout(
@@ -227,7 +269,7 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
             machines=ceil(world / 8),
             reduce_bucket=layout.reduce_bucket,
         )
-        return step(where, size)[1] <= size * 10**9
+        return step(where, size * 10**9).peak <= size * 10**9
 
     return {f"{size}": next((world for world in WORLDS if fits(world, size)), None) for size in GPUS}
 
@@ -235,7 +277,7 @@ def _smallest(layout: Layout, step) -> dict[str, int | None]:
 def _refused(layout: Layout, config: Config) -> str:
     """Why this way of launching is not supported; empty if it is."""
     try:
-        support.check(layout.processes, layout.zero_stage)
+        support.check(layout.zero_stage)
         support.check_batches(config, layout.processes)
     except UserError as error:
         return str(error)
@@ -340,14 +382,15 @@ def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) ->
 def table(needs: dict) -> str:
     """The plan for a reader; GB are 10^9 bytes."""
     layout = needs["layout"]
-    stage = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "no DeepSpeed"
     nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
     parts = [
-        f"finetune: {_processes(layout)}, one per GPU{nodes}, {stage}",
+        f"finetune: {_processes(layout)}, one per GPU{nodes}, {layout['told']}",
         _grid(_models_table(needs), left=2),
         _grid(_memory_table(needs, "finetune")),
         _grid(_memory_table(needs, "extract")),
         _grid(_gpus_table(needs)),
+        _grid(plan_layouts.table(needs["layouts"])),
+        "\n".join(needs["layouts_proposed"]),
         "\n".join(_folder_lines(needs)),
         "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
     ]

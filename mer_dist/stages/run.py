@@ -16,17 +16,22 @@ from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, 
 from mer_dist.layout import Run
 from mer_dist.log import logger
 from mer_dist.models import model_folder
+from mer_dist.stages import plan
 
 ORDER = ("shard", "finetune", "extract", "fuse")
-#: As launch/workstation.yaml; one machine under ZeRO-3.
+#: As launch/workstation.yaml, zero2.yaml and ddp.yaml by their ZeRO stage; on one machine.
 LAUNCH = """\
 compute_environment: LOCAL_MACHINE
-distributed_type: DEEPSPEED
-deepspeed_config: {zero_stage: 3, zero3_init_flag: true}
+{joined}
 num_machines: 1
 mixed_precision: "no"
 dynamo_backend: "no"
 """
+JOINED = {
+    0: "distributed_type: MULTI_GPU",
+    2: "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}",
+    3: "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, zero3_init_flag: true}",
+}
 
 
 @preempt.listening()
@@ -102,7 +107,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     status.unlink(missing_ok=True)
     caches.unlock(folder.caches)
     command = [sys.executable, "-m", "mer_dist.dist.launcher", str(folder.log("run", 0))]
-    command += ["--config_file", _launch_file(config), "--num_processes", str(config.run.processes)]
+    command += ["--config_file", _launch_file(stage, config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
     # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.
@@ -119,11 +124,14 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     return FAILED if failed and code != USAGE else code
 
 
-def _launch_file(config: Config) -> str:
+def _launch_file(stage: str, config: Config) -> str:
     """The file of ``run.accelerate``, or one written here, so that no other file of the user's is
-    read. It serves finetune and extract alike: extract takes only its rank from the launcher."""
+    read. Extract takes only its rank from the launcher, whatever the layout."""
     if config.run.accelerate:
         return config.run.accelerate
+    layout = plan.chosen(config) if stage == "finetune" else memory.layout(config.run)
+    if stage == "finetune":
+        logger.info("layout of fine-tuning: %s", layout.told)
     path = Run(config.run.folder).status("launch").with_suffix(".yaml")
-    files.write_text(path, LAUNCH)
+    files.write_text(path, LAUNCH.format(joined=JOINED[layout.zero_stage]))
     return str(path)

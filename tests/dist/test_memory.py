@@ -66,6 +66,17 @@ def test_zero3_leaves_8_bit_weights_whole_and_loads_4_bit_ones_whole():
 def test_on_the_host_only_zero3_keeps_a_share():
     assert memory.host(LORA, NODE) - memory.PROCESS == LORA.whole // 8
     assert memory.host(LORA, replace(NODE, zero_stage=2)) - memory.PROCESS == LORA.whole
+    # HuBERT is read whole by every process, and what is quantised has been larger before.
+    read_whole = replace(LORA, sharded_as_it_loads=False)
+    assert memory.host(read_whole, NODE) - memory.PROCESS == LORA.whole
+    four = replace(LORA, quantize="nf4", frozen_bytes=PARAMETERS * 9 // 16)
+    assert memory.host(four, NODE) - memory.PROCESS == four.whole + 2 * LARGEST
+
+
+def test_8_bit_weights_stay_where_they_are_under_zero3():
+    eight = replace(LORA, quantize="int8", frozen_bytes=PARAMETERS)
+    assert memory.travels(eight, NODE, 1) == 3 * 2 * TRAINABLE * 7 // 8
+    assert memory.travels(LORA, NODE, 2) == (2 * 2 * LORA.whole + 2 * 2 * TRAINABLE) * 7 // 8
 
 
 def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
@@ -82,6 +93,22 @@ def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
     assert memory.layout(run) == Layout(processes=8, zero_stage=0)
     assert memory.layout(RunConfig(folder="x", processes=1)) == Layout(processes=1, zero_stage=0)
     assert memory.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
+    assert memory.layout(run).told == "plain data parallelism"
+    path.write_text("distributed_type: FSDP\n")
+    with pytest.raises(UserError, match="distributed_type FSDP of .* is not supported; set it to MULTI_GPU"):
+        memory.layout(run)
+
+
+def test_one_process_is_trained_here_and_by_a_launch_file_under_what_it_says(tmp_path):
+    path = tmp_path / "launch.yaml"
+    path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n")
+    alone = RunConfig(folder="x", processes=1, accelerate=str(path))
+    assert memory.layout(alone) == Layout(processes=1)
+    assert memory.alone_by_file(alone) == Layout(processes=1, zero_stage=3)
+    assert memory.alone_by_file(RunConfig(folder="x", processes=2, accelerate=str(path))) is None
+    assert memory.alone_by_file(RunConfig(folder="x", processes=1)) is None
+    path.write_text("distributed_type: MULTI_GPU\n")
+    assert memory.alone_by_file(alone) is None
 
 
 def test_a_deepspeed_file_of_its_own_is_followed(tmp_path):

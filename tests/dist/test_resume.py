@@ -46,7 +46,7 @@ def train(models: Path, out: Path, *told: int | str, precision="fp32") -> Path:
 def launch(
     models: Path, out: Path, processes: int, stage: int, *cases: str, precision="fp32"
 ) -> subprocess.CompletedProcess:
-    command = launched(stage, processes) if stage else [sys.executable]
+    command = launched(stage, processes) if processes > 1 else [sys.executable]
     command += [str(WORKER), str(models), str(out), precision, *cases]
     return run(command, env.for_children(1), 900)
 
@@ -97,13 +97,20 @@ def zero2(models, here) -> Path:
 
 
 @pytest.fixture(scope="module")
+def ddp(models, here) -> Path:
+    """Two ranks of plain data parallelism, undisturbed and stopped."""
+    return train(models, here / "ddp", 2, 0, "lora+through", "lora+until", "full+until")
+
+
+@pytest.fixture(scope="module")
 def half(models, here) -> Path:
     """Two ranks under ZeRO-3 in bf16, undisturbed and stopped."""
     cases = [f"{way}+{mode}" for way in HALF for mode in ("through", "until")]
     return train(models, here / "half", 2, 3, *cases, precision="bf16")
 
 
-#: title -> who was stopped, how many processes go on, and at which ZeRO stage (0: without DeepSpeed)
+#: title -> who was stopped, how many processes go on, and at which ZeRO stage (0: without DeepSpeed, and
+#: several are plainly data parallel)
 MOVES = {
     "2 to 2": ("two", 2, 3),
     "2 to 1": ("two", 1, 0),
@@ -111,6 +118,9 @@ MOVES = {
     "1 to 2": ("one", 2, 3),
     "ZeRO-3 to ZeRO-2": ("two", 2, 2),
     "ZeRO-2 to 1": ("zero2", 1, 0),
+    "ZeRO-3 to DDP": ("two", 2, 0),
+    "DDP to ZeRO-3": ("ddp", 2, 3),
+    "DDP to 1": ("ddp", 1, 0),
 }
 
 
@@ -150,6 +160,21 @@ def test_it_does_so_in_half_precision(models, here, half, processes, stage):
     for way in HALF:
         told, whole_run = losses(folder / f"{way}+onward.json"), losses(half / f"{way}+through.json")
         assert np.abs(told - whole_run[STOP:]).max() < 0.005 * whole_run[0]
+
+
+def test_ranks_that_hold_all_of_the_model_go_on_bit_for_bit(models, here, ddp):
+    folder = moved(ddp, here / "ddp-to-ddp")
+    train(models, folder, 2, 0, "lora+onward")
+    told, whole_run = (
+        json.loads(path.read_text()) for path in (folder / "lora+onward.json", ddp / "lora+through.json")
+    )
+    assert told["started_at"] == STOP and told["epochs"] == whole_run["epochs"]
+    assert told["losses"] == whole_run["losses"][STOP:]
+    weights, wanted = (
+        path.read_bytes() for path in (folder / "lora+onward.safetensors", ddp / "lora+through.safetensors")
+    )
+    assert weights == wanted
+    every_clip_once_an_epoch(trained(ddp, "lora+until"), trained(folder, "lora+onward"))
 
 
 def losses(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ trained twice, once with a stop in between. Each case leaves a folder with what 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -20,10 +21,10 @@ from mer_dist import files
 from mer_dist.dist import preempt
 from mer_dist.dist.checkpoint import Checkpoints
 from mer_dist.dist.partition import Passes
-from mer_dist.dist.runtime import accelerator, gathered, zero_stage
+from mer_dist.dist.runtime import accelerator, free, gathered, zero_stage
 from mer_dist.dist.training import Task, Trainer
 from mer_dist.errors import Stopped
-from mer_dist.models.classifier import save, trainable_classifier
+from mer_dist.models.classifier import Classifier, save, trainable_classifier
 from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 
 WORDS = ("开心", "难过", "生气")
@@ -142,7 +143,16 @@ def told(joined, zero: dict | None):
     plugin.deepspeed_config["zero_optimization"] = settings
 
 
+def in_memory() -> tuple[int, int]:
+    """Classifiers, and bytes of tensors, that something in this process points to."""
+    found = [item for item in gc.get_objects() if isinstance(item, Classifier | torch.Tensor)]
+    tensors = [item for item in found if isinstance(item, torch.Tensor)]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return len(found) - len(tensors), sum(storages.values())
+
+
 def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
+    before = in_memory()
     classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
     work = task(classifier.extractor)
     trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
@@ -165,6 +175,7 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
             "first_logits": first,
             "logits": last,
             "weights_held": held,
+            "in_memory_before": before,
             "trained": sum(weight.numel() for weight in weights.values()),
             "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(joined) else None,
             "steps": trainer.progress.step,
@@ -173,7 +184,6 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
         }
         (out / "facts.json").write_text(json.dumps(facts))
     joined.wait_for_everyone()
-    joined.free_memory()
 
 
 def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
@@ -248,6 +258,7 @@ def main(models: str, out: str, precision: str, cases: list[str]) -> None:
         act = run_resumed if resumed else run_case
         with told(joined, CASES[way].get("zero")):
             act(joined, config(models, precision, **CASES[way]), Path(out) / case)
+        free(joined)
     joined.end_training()
 
 

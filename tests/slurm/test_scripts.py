@@ -14,7 +14,7 @@ from conftest import ROOT
 from mer_dist import cli, slurm
 from mer_dist.config import load
 from mer_dist.dist import slurmstep
-from mer_dist.dist.env import place
+from mer_dist.dist.env import place, under_deepspeed
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
 from mer_dist.layout import Run
 from mer_dist.slurm_settings import STAGES, TAKEN, SlurmConfig, seconds
@@ -431,6 +431,14 @@ def test_the_deepspeed_settings_of_an_accelerate_file_hold_under_slurm_too(of_sl
     slurmstep.become_rank(4, str(file))
     assert os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     assert os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "false"
+    file.write_text("distributed_type: MULTI_GPU")
+    slurmstep.become_rank(4, str(file))
+    assert not under_deepspeed()
+    for layout, stage in (("zero2", "2"), ("auto", "3")):
+        slurmstep.become_rank(4, "", layout)
+        assert under_deepspeed() and os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
+    slurmstep.become_rank(4, "", "ddp")
+    assert not under_deepspeed()
     file.write_text("deepspeed_config: {zero_stage: 2, gradient_clipping: 3}")
     with pytest.raises(UserError, match="gradient_clipping"):
         slurmstep.become_rank(4, str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from mer_dist.config import load
 from mer_dist.dist import runtime
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
+from mer_dist.models import classifier
 from mer_dist.models.family import FAMILIES
 from mer_dist.records import LABELED
 from mer_dist.shards import manifest
@@ -217,6 +219,30 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_no_copy(job, tmp_path
         finetune.finetune(config)
     run = Run(config.run.folder)
     assert not run.adapter("clip", "fold-0").exists() and not list(run.folder.rglob("step-*"))
+
+
+def test_a_copy_is_out_of_memory_before_the_next_is_loaded(job, tmp_path, monkeypatch):
+    """One by one three copies, each of which would hold its model until the process ends."""
+    told = [
+        f"run.folder={tmp_path}/run",
+        "extractors.clip.finetune.epochs=1",
+        "extractors.baichuan.finetune=null",
+    ]
+    config, found, make = load(job, told), [], classifier.trainable_classifier
+    shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
+
+    def counted(*arguments):
+        found.append(sum(isinstance(item, classifier.Classifier) for item in gc.get_objects()))
+        return make(*arguments)
+
+    monkeypatch.setattr(classifier, "trainable_classifier", counted)
+    # What the collector of cycles would find by chance is not what is meant.
+    gc.disable()
+    try:
+        finetune.finetune(config)
+    finally:
+        gc.enable()
+    assert found == [0, 0, 0]
 
 
 def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, tmp_path, monkeypatch):
