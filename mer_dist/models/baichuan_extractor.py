@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.extractor import Extractor, Unusable, real_places, sum_of_last_four
 from mer_dist.models.family import FAMILIES
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
@@ -55,12 +55,14 @@ class BaichuanExtractor(Extractor):
         )
 
     def collate(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
-        ids, mask = self.tokenizer.pad(pieces)
-        return {"ids": ids, "mask": mask}
+        lengths = [len(piece) for piece in pieces]
+        ids, _ = self.tokenizer.pad(pieces)
+        return {"ids": ids, "lengths": torch.tensor(lengths), "real": real_places(lengths)}
 
-    def vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``ids`` and ``mask`` (P, L), padded on the right."""
-        states = self.backbone(
-            input_ids=ids, attention_mask=mask, output_hidden_states=4, use_cache=False
-        ).hidden_states
-        return sum_of_last_four(states)[mask.bool()], mask.sum(1)
+    def vectors(
+        self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``ids`` (P, L), padded on the right, where a causal model needs no mask; ``lengths`` (P,);
+        ``real`` (F,), see :func:`real_places`."""
+        states = self.backbone(input_ids=ids, output_hidden_states=4, use_cache=False).hidden_states
+        return sum_of_last_four(states).flatten(0, 1).index_select(0, real), lengths

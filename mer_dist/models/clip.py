@@ -30,6 +30,9 @@ class ClipExtractor(Extractor):
                 "as three numbers each; copy or download it again"
             ) from None
         self.side = self.backbone.config.image_size
+        #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
+        #: which training in half precision would round.
+        self._scale = torch.empty(0)
 
     @staticmethod
     def backbone_class():
@@ -59,8 +62,11 @@ class ClipExtractor(Extractor):
 
     def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
-        mean, deviation = torch.tensor([self.mean, self.deviation], device=pixels.device)[..., None, None]
-        values = pixels.float().sub_(255 * mean).div_(255 * deviation)
+        if self._scale.numel() == 0 or self._scale.device != pixels.device:
+            scale = torch.tensor([self.mean, self.deviation])[..., None, None]
+            self._scale = (255 * scale).to(pixels.device)
+        mean, deviation = self._scale
+        values = pixels.float().sub_(mean).div_(deviation)
         embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
         return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
 

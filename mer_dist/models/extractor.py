@@ -161,6 +161,15 @@ def mean_by_clip(vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return total / lengths[:, None]
 
 
+def real_places(lengths: list[int]) -> torch.Tensor:
+    """``(F,)``, where the real steps lie in a padded ``(P, longest)`` batch laid out in one row.
+
+    Made on the host with the batch: to find them by a mask, the host would have to wait for the device.
+    """
+    longest = max(lengths)
+    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+
+
 def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The challenge baseline's representation of a layered encoder."""
     return reduce(torch.add, hidden_states[-4:])

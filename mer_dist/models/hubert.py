@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.extractor import Extractor, Unusable, sum_of_last_four
+from mer_dist.models.extractor import Extractor, Unusable, real_places, sum_of_last_four
 from mer_dist.models.family import FAMILIES, RECEPTIVE_FIELD
 from mer_dist.models.model_folder import read_settings
 
@@ -63,24 +63,31 @@ class HubertExtractor(Extractor):
         return len(piece) / SAMPLE_RATE
 
     def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {
-            "waves": nn.utils.rnn.pad_sequence(pieces, batch_first=True),
-            "samples": torch.tensor([len(piece) for piece in pieces]),
-        }
+        samples = torch.tensor([len(piece) for piece in pieces])
+        waves = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        steps = self.backbone._get_feat_extract_output_lengths(samples)
+        batch = {"waves": waves, "samples": samples, "real": real_places(steps.tolist())}
+        if samples.min() < waves.shape[1]:
+            # Without one, attention takes a faster kernel.
+            batch["mask"] = torch.arange(waves.shape[1]) < samples[:, None]
+        return batch
 
-    def vectors(self, waves: torch.Tensor, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``waves`` (P, S) padded; ``samples`` (P,) real lengths."""
+    def vectors(
+        self, waves: torch.Tensor, samples: torch.Tensor, real: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``waves`` (P, S) padded; ``samples`` (P,) real lengths; ``real`` (F,), see :func:`real_places`;
+        ``mask`` bool (P, S), True for what is real, None where nothing is padded."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
-        mask = torch.arange(waves.shape[1], device=waves.device) < samples[:, None]
         out = self.backbone(
-            waves.to(self.backbone.dtype), attention_mask=mask.long(), output_hidden_states=True
+            waves.to(self.backbone.dtype),
+            attention_mask=None if mask is None else mask.long(),
+            output_hidden_states=True,
         )
         # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
         states = (*out.hidden_states[:-1], out.last_hidden_state)
-        lengths = self.backbone._get_feat_extract_output_lengths(samples)
-        real = torch.arange(states[-1].shape[1], device=waves.device) < lengths[:, None]
-        return sum_of_last_four(states)[real], lengths
+        steps = self.backbone._get_feat_extract_output_lengths(samples)
+        return sum_of_last_four(states).flatten(0, 1).index_select(0, real), steps
 
 
 class RealStepsNorm(nn.Module):

@@ -41,10 +41,12 @@ def batch(family: str) -> dict[str, torch.Tensor]:
         return {
             "waves": torch.randn(CLIPS, 16_000),
             "samples": torch.full((CLIPS,), 16_000),
+            "real": torch.arange(CLIPS * 49),
             "pieces": torch.ones(CLIPS, dtype=torch.long),
         }
     ids = torch.ones(CLIPS, TOKENS, dtype=torch.long)
-    return {"ids": ids, "mask": torch.ones_like(ids), "pieces": torch.ones(CLIPS, dtype=torch.long)}
+    told = {"lengths": torch.full((CLIPS,), TOKENS), "real": torch.arange(CLIPS * TOKENS)}
+    return {"ids": ids, **told, "pieces": torch.ones(CLIPS, dtype=torch.long)}
 
 
 def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:
