@@ -18,8 +18,8 @@ class ClipExtractor(Extractor):
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
 
-    def __init__(self, config, folder, dtype):
-        super().__init__(config, folder, dtype)
+    def __init__(self, config, folder, dtype, device=None):
+        super().__init__(config, folder, dtype, device)
         settings = read_settings(folder, "preprocessor_config.json")
         try:
             self.mean = [float(value) for value in settings["image_mean"]]

@@ -22,8 +22,8 @@ class HubertExtractor(Extractor):
     # weights cannot be; HuBERT-large is small enough to be read whole.
     sharded_as_it_loads = False
 
-    def __init__(self, config, folder, dtype):
-        super().__init__(config, folder, dtype)
+    def __init__(self, config, folder, dtype, device=None):
+        super().__init__(config, folder, dtype, device)
         settings = read_settings(folder, "preprocessor_config.json")
         self.normalize = bool(settings.get("do_normalize", True))
         # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold teach more unmasked.
