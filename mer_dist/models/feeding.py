@@ -133,6 +133,8 @@ def _ready(
     for places in fitting_batches([extractor.length(piece) for piece in pieces], extractor.budget(device)):
         batch = extractor.collate([pieces[place] for place in places])
         if pace(device).pinned:
+            # A thread begins on the first GPU, where nothing of other ranks shall lie.
+            torch.cuda.set_device(device)
             batch = {key: value.pin_memory() for key, value in batch.items()}
         batches.append((places, batch))
     return Chunk(shard=shard, pieces=counts, refused=refused, batches=batches)

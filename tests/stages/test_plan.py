@@ -64,6 +64,19 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
 
 
 @pytest.mark.slow
+def test_extraction_is_planned_in_the_precision_that_a_gpu_gets(job):
+    def extraction(precision: str) -> dict:
+        told = f"extractors.baichuan.precision={precision}", "extractors.baichuan.finetune=null"
+        needs = plan(job, *told)
+        assert f"at a time, {precision.replace('auto', 'bf16')})" in stage.table(needs)
+        return needs["extractors"]["baichuan"]["extract"]
+
+    auto, half, whole = map(extraction, ("auto", "bf16", "tf32"))
+    assert auto == half and auto["precision"] == "bf16"
+    assert whole["gpu"]["weights"] == 2 * half["gpu"]["weights"]
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(job, capsys):
     tight = [
         "run.processes=1",
