@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ def loaders(here: int) -> int:
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2, threads: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """``map(function, items)`` whose next ``ahead`` results are made while one is used."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque = deque()

@@ -246,8 +246,10 @@ class ExtractorConfig:
     """``clip`` (frames), ``hubert`` (audio) or ``baichuan`` (transcripts)."""
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
-    precision: str = "fp32"
-    """Of extraction: ``fp32``, ``bf16`` or ``fp16``."""
+    precision: str = "auto"
+    """Of extraction: ``fp32``, ``tf32`` (float32 whose products a GPU may round to 10 bits), ``bf16`` or
+    ``fp16``. ``auto``: bf16 on a GPU that computes in it, fp32 elsewhere; a run that is moved keeps what it
+    began with."""
     quantize: str = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
     frames: int = 0
@@ -265,7 +267,7 @@ class ExtractorConfig:
     def __post_init__(self):
         one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
         self.path = path("", "path", self.path)
-        one_of("", "precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("", "precision", self.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")

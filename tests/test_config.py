@@ -101,7 +101,7 @@ def test_an_interpolation_is_resolved_and_its_type_is_checked(write):
     assert "run.threads is '0123' (str)" in refused(write(SMALL), *numeric)
     assert "extract.frame_level is 2 (int)" in refused(write(SMALL), "extract.frame_level=${run.processes}")
     face = "extractors.voice.path=${extractors.face.precision}"
-    assert config.load(write(SMALL), [face]).extractors["voice"].path == "fp32"
+    assert config.load(write(SMALL), [face]).extractors["voice"].path == "auto"
     assert "run.foldr" in refused(write(SMALL), "corpus.path=${run.foldr}")
 
 

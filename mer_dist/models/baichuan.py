@@ -74,14 +74,19 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class BaichuanRMSNorm(nn.Module):
+    """As published, in one kernel on a GPU: float32 inside, also for the product with the weight, which
+    the published code rounds before."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x * scale).to(self.weight.dtype)
+        # Autocast would copy half precision to float32, and let autograd keep that.
+        with torch.autocast(x.device.type, enabled=False):
+            normal = F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return normal.to(self.weight.dtype)
 
 
 class BaichuanMLP(nn.Module):
@@ -95,34 +100,54 @@ class BaichuanMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class BaichuanAttention(nn.Module):
-    """Causal attention whose ALiBi bias rides inside the dot product.
+def alibi_columns(
+    slopes: list[float], head_width: int, first: int, length: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """``(3, heads, length, C)``: what :class:`BaichuanAttention` appends to the queries, keys and values
+    of the positions from ``first`` on, so that ALiBi's bias rides inside the dot product.
 
-    The bias slope * j depends on the key only, so it is appended to each key, with a matching 1 in
-    each query, and no (heads, L, L) mask is built. In half precision one number cannot hold it
-    (0.25 off at j = 118), so a second one carries the rounding error.
+    The bias slope * j depends on the key only: it stands in the key, with a matching 1 in the query,
+    and no (heads, L, L) mask is built. In half precision one number cannot hold it (0.25 off at
+    j = 118), so a second one carries the rounding error. Zeros fill up to the multiple of 8 that the
+    fused kernels of a GPU want: they would copy everything once more to add them.
     """
+    extra = 2 if device.type == "cpu" else 2 + -(head_width + 2) % 8
+    # Made in host memory and sent without waiting, so that the host runs ahead of a GPU.
+    slope = torch.tensor(slopes, dtype=torch.float32).to(device, non_blocking=True)
+    positions = torch.arange(first, first + length, dtype=torch.float32, device=device)
+    exact = slope[:, None] * positions * head_width**0.5
+    columns = torch.zeros(3, len(slopes), length, extra, dtype=dtype, device=device)
+    columns[0, ..., :2].fill_(1)
+    columns[1, ..., 0] = exact
+    columns[1, ..., 1] = exact - columns[1, ..., 0].float()
+    return columns
+
+
+class BaichuanAttention(nn.Module):
+    """Causal attention with the bias of :func:`alibi_columns`."""
 
     def __init__(self, config: BaichuanConfig, layer: int):
         super().__init__()
         self.layer = layer
         self.heads = config.num_attention_heads
         self.head_width = config.hidden_size // config.num_attention_heads
-        # Plain floats: tensors made here would be lost under meta devices and cast by zero.Init.
-        self.slopes = alibi_slopes(self.heads)
         self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
-        """``x`` (B, L, D); ``mask`` bool (B, 1, L, keys), None for plain causal attention."""
+    def forward(
+        self, x: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None
+    ) -> torch.Tensor:
+        """``x`` (B, L, D); ``columns`` (3, heads, L, C) of the same positions; ``mask`` bool
+        (B, 1, L, keys), None for plain causal attention. A ``cache`` keeps keys and values with their
+        columns."""
         batch, length, _ = x.shape
         packed = self.W_pack(x).view(batch, length, 3, self.heads, self.head_width)
-        query, key, value = packed.permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            torch.cat([part, own.expand(batch, -1, -1, -1)], -1)
+            for part, own in zip(packed.permute(2, 0, 3, 1, 4), columns.to(packed.dtype), strict=True)
+        )
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        query = torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1)
-        key = torch.cat([key, self._bias(key)], -1)
-        value = F.pad(value, (0, 2))
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -133,15 +158,6 @@ class BaichuanAttention(nn.Module):
         )[..., : self.head_width]
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
-    def _bias(self, key: torch.Tensor) -> torch.Tensor:
-        """(B, heads, keys, 2): the bias before scaling, split into a rounded part and the rest."""
-        slopes = torch.tensor(self.slopes, dtype=torch.float32, device=key.device)
-        positions = torch.arange(key.shape[2], dtype=torch.float32, device=key.device)
-        exact = slopes[:, None] * positions * self.head_width**0.5
-        rounded = exact.to(key.dtype)
-        pair = torch.stack([rounded, (exact - rounded.float()).to(key.dtype)], -1)
-        return pair.expand(key.shape[0], *pair.shape)
-
 
 class BaichuanLayer(GradientCheckpointingLayer):
     def __init__(self, config: BaichuanConfig, layer: int):
@@ -151,8 +167,8 @@ class BaichuanLayer(GradientCheckpointingLayer):
         self.input_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: torch.Tensor, mask=None, past_key_values=None) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), mask, past_key_values)
+    def forward(self, x: torch.Tensor, columns=None, mask=None, past_key_values=None) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), columns, mask, past_key_values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -170,6 +186,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
         super().__init__(config)
         if config._attn_implementation != "sdpa":
             raise UserError(f"attn_implementation {config._attn_implementation!r}: only sdpa is there")
+        # Plain floats: tensors made here would be lost under meta devices and cast by zero.Init.
+        self.slopes = alibi_slopes(config.num_attention_heads)
+        self.head_width = config.hidden_size // config.num_attention_heads
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
             [BaichuanLayer(config, layer) for layer in range(config.num_hidden_layers)]
@@ -198,10 +217,13 @@ class BaichuanModel(BaichuanPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = attention_pattern(attention_mask, x.shape[1], cached, x.device)
+        columns = alibi_columns(
+            self.slopes, self.head_width, cached, x.shape[1], _computing_dtype(x), x.device
+        )
         every = isinstance(output_hidden_states, bool) or not output_hidden_states
         states = deque([x], maxlen=None if every else output_hidden_states)
         for layer in self.layers:
-            x = layer(x, mask=mask, past_key_values=past_key_values)
+            x = layer(x, columns=columns, mask=mask, past_key_values=past_key_values)
             states.append(x)
         states[-1] = x = self.norm(x)
         return BaseModelOutputWithPast(
@@ -209,6 +231,13 @@ class BaichuanModel(BaichuanPreTrainedModel):
             past_key_values=past_key_values,
             hidden_states=tuple(states) if output_hidden_states else None,
         )
+
+
+def _computing_dtype(x: torch.Tensor) -> torch.dtype:
+    """Of what a linear layer makes of ``x``."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def attention_pattern(

@@ -15,8 +15,8 @@ class BaichuanExtractor(Extractor):
     lora_targets = ["W_pack"]
     extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
-    def __init__(self, config, folder, dtype):
-        super().__init__(config, folder, dtype)
+    def __init__(self, config, folder, dtype, device=None):
+        super().__init__(config, folder, dtype, device)
         self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
         #: clip -> tokens of its transcript, for those longer than ``max_tokens``.
         self.cut: dict[str, int] = {}

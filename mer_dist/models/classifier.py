@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mer_dist.errors import UserError
-from mer_dist.models import model_folder
+from mer_dist.models import model_folder, precision
 from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
@@ -47,19 +47,25 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         _check_adapter(adapter, FAMILIES[config.family].backbone_class(), Path(config.path))
 
 
-def load_extractor(config: ExtractorConfig, adapter: Path | None = None) -> Extractor:
+def load_extractor(
+    config: ExtractorConfig, adapter: Path | None = None, device: torch.device | None = None
+) -> Extractor:
     """The extractor in evaluation mode, frozen as published or as fine-tuned in ``adapter``.
+
+    Args:
+        config: whose ``precision: auto`` is what suits this machine.
+        device: where the weights are read to; None: host memory.
 
     Raises:
         UserError: a file is missing, not whole, or belongs to another model.
     """
     check_files(config, adapter)
+    if config.precision == precision.AUTO:
+        config = precision.settled(config, precision.of_this_machine())
     family, dtype = FAMILIES[config.family], DTYPES[config.precision]
-    if adapter is None:
-        return family(config, Path(config.path), dtype).eval()
-    if not (adapter / "adapter_config.json").exists():
-        return family(config, adapter, dtype).eval()
-    extractor = family(config, Path(config.path), dtype)
+    if adapter is None or not (adapter / "adapter_config.json").exists():
+        return family(config, adapter or Path(config.path), dtype, device).eval()
+    extractor = family(config, Path(config.path), dtype, device)
     loaded = _with_adapter(extractor.backbone, adapter)
     # Merging is faster, but into 4 or 8 bits it would round the adapter away.
     extractor.backbone = loaded.merge_and_unload() if config.quantize == "none" else loaded
@@ -80,7 +86,8 @@ def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[
         UserError: a file is missing, not whole, or belongs to another model.
     """
     check_files(config, adapter)
-    backbone = FAMILIES[config.family](config, Path(config.path), DTYPES[config.precision]).backbone
+    base = precision.settled(config, precision.ELSEWHERE)
+    backbone = FAMILIES[config.family](base, Path(config.path), DTYPES[base.precision]).backbone
     if config.quantize != "none":
         _dequantize(backbone, dtype)
     loaded = _with_adapter(backbone.to("cpu", dtype), adapter)

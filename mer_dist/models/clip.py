@@ -18,8 +18,8 @@ class ClipExtractor(Extractor):
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
 
-    def __init__(self, config, folder, dtype):
-        super().__init__(config, folder, dtype)
+    def __init__(self, config, folder, dtype, device=None):
+        super().__init__(config, folder, dtype, device)
         settings = read_settings(folder, "preprocessor_config.json")
         try:
             self.mean = [float(value) for value in settings["image_mean"]]
@@ -30,6 +30,9 @@ class ClipExtractor(Extractor):
                 "as three numbers each; copy or download it again"
             ) from None
         self.side = self.backbone.config.image_size
+        #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
+        #: which training in half precision would round.
+        self._scale = torch.empty(0)
 
     @staticmethod
     def backbone_class():
@@ -59,10 +62,11 @@ class ClipExtractor(Extractor):
 
     def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
-        # Not waiting for it: this small copy would hold up all that is queued.
-        moments = torch.tensor([self.mean, self.deviation]).to(pixels.device, non_blocking=True)
-        mean, deviation = moments[..., None, None]
-        values = pixels.float().sub_(255 * mean).div_(255 * deviation)
+        if self._scale.numel() == 0 or self._scale.device != pixels.device:
+            scale = torch.tensor([self.mean, self.deviation])[..., None, None]
+            self._scale = (255 * scale).to(pixels.device)
+        mean, deviation = self._scale
+        values = pixels.float().sub_(mean).div_(deviation)
         embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
         return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from mer_dist.errors import UserError
+from mer_dist.log import progress
 from mer_dist.models import model_folder
 from mer_dist.models.family import PASS, Family, longest_piece
 from mer_dist.settings import ExtractorConfig
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mer_dist.shards.manifest import Row
     from mer_dist.shards.reader import Sample
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Unusable(Exception):
@@ -54,13 +55,15 @@ class Extractor(nn.Module, ABC):
     #: Of a fine-tuned one whose adapter is not merged, inside peft's wrapper.
     backbone: PreTrainedModel | PeftModel
 
-    def __init__(self, config: ExtractorConfig, folder: Path, dtype: torch.dtype):
+    def __init__(
+        self, config: ExtractorConfig, folder: Path, dtype: torch.dtype, device: torch.device | None = None
+    ):
         super().__init__()
         model_folder.check(folder, config.family)
         self.config = config
         self.folder = folder
         with nullcontext() if self.sharded_as_it_loads else _loaded_whole():
-            self.backbone = load_pretrained(self.backbone_class(), folder, dtype, config.quantize)
+            self.backbone = load_pretrained(self.backbone_class(), folder, dtype, config.quantize, device)
 
     # --- the parts that differ between families ---
 
@@ -187,13 +190,19 @@ def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def load_pretrained(
-    model_class: type[PreTrainedModel], folder: Path, dtype: torch.dtype, quantize: str = "none"
+    model_class: type[PreTrainedModel],
+    folder: Path,
+    dtype: torch.dtype,
+    quantize: str = "none",
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """``from_pretrained`` of a local folder: no network, no remote code, weights only.
 
     Args:
         quantize: ``none``, or ``nf4`` (Dettmers et al. 2023, "QLoRA") or ``int8`` (Dettmers et al.
             2022, "LLM.int8()") for the linear layers, computing in ``dtype``.
+        device: where each weight goes as it is read, so that the host never holds the model; not under
+            ZeRO-3. None: host memory.
 
     Raises:
         UserError: a weight is missing, has another shape than the config says, or cannot be read.
@@ -204,6 +213,7 @@ def load_pretrained(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     _check_shapes(model_class, folder)
+    hook = logging.set_tqdm_hook(partial(_told, folder))
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -212,9 +222,12 @@ def load_pretrained(
             weights_only=True,
             output_loading_info=True,
             quantization_config=_quantization(quantize, dtype),
+            device_map=None if device is None else {"": device},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        logging.set_tqdm_hook(hook)
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model folder {folder}: its weights lack {some}; is it the right family?")
@@ -224,6 +237,13 @@ def load_pretrained(
             # longer pass them, and parts that ZeRO holds are lost.
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _told(folder: Path, factory: Callable, args: tuple, kwargs: dict) -> Any:
+    """The bar that transformers asks for while it reads weights, as this program draws and logs its own."""
+    if len(args) == 1 and isinstance(args[0], Sized) and isinstance(args[0], Iterable):
+        return progress(args[0], len(args[0]), f"reading {folder.name}", "weights")
+    return factory(*args, **kwargs)
 
 
 def skeleton(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:

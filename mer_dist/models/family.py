@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 #: Samples of sound that one output step of HuBERT looks at; less audio gives no step at all.
 RECEPTIVE_FIELD = 400
+#: Why a clip has no features if the shard stage has already put it in quarantine.
+NOT_IN_SHARD = "not in the shard"
+#: Forward passes' worth of clips that are prepared together, so that they can be sorted by length.
+PASSES_OF_A_CHUNK = 8
 #: What a forward pass costs besides its length, as a part of the budget.
 PASS = 1 / 16
 #: Bytes of GPU memory from which on a card counts as large: those of 80 GB, not those of 24 to 48.

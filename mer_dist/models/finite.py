@@ -105,7 +105,7 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
         return f"{key}.quantize: int8 computes in half precision whatever precision is; set it to nf4 or none"
     if config.precision == "bf16" or config.quantize != "none":
         return f"set {key}.precision to fp32" + (" and its quantize to none" * (config.quantize != "none"))
-    return f"{key}.precision is fp32 already; the model in {extractor.folder} cannot be used as it is"
+    return f"{key}.precision is {config.precision} already; the model in {extractor.folder} cannot be used as it is"
 
 
 def broken_weights(extractor: Extractor) -> str:

@@ -22,8 +22,8 @@ class HubertExtractor(Extractor):
     # weights cannot be; HuBERT-large is small enough to be read whole.
     sharded_as_it_loads = False
 
-    def __init__(self, config, folder, dtype):
-        super().__init__(config, folder, dtype)
+    def __init__(self, config, folder, dtype, device=None):
+        super().__init__(config, folder, dtype, device)
         settings = read_settings(folder, "preprocessor_config.json")
         self.normalize = bool(settings.get("do_normalize", True))
         # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold teach more unmasked.
@@ -65,21 +65,33 @@ class HubertExtractor(Extractor):
     def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         samples = torch.tensor([len(piece) for piece in pieces])
         steps = self.backbone._get_feat_extract_output_lengths(samples)
-        return {
-            "waves": nn.utils.rnn.pad_sequence(pieces, batch_first=True),
+        waves = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        batch = {
+            "waves": waves,
             "samples": samples,
             **packing(torch.arange(int(steps.max())) < steps[:, None]),
         }
+        if samples.min() < waves.shape[1]:
+            # Without one, attention takes a faster kernel.
+            batch["mask"] = torch.arange(waves.shape[1]) < samples[:, None]
+        return batch
 
     def vectors(
-        self, waves: torch.Tensor, samples: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
+        self,
+        waves: torch.Tensor,
+        samples: torch.Tensor,
+        lengths: torch.Tensor,
+        real: torch.Tensor,
+        mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``waves`` (P, S) padded; ``samples`` (P,) real lengths, and ``lengths`` (P,) steps made of them."""
+        """``waves`` (P, S) padded; ``samples`` (P,) real lengths, and ``lengths`` (P,) steps made of them;
+        ``mask`` bool (P, S), True for what is real, None where nothing is padded."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
-        mask = torch.arange(waves.shape[1], device=waves.device) < samples[:, None]
         out = self.backbone(
-            waves.to(self.backbone.dtype), attention_mask=mask.long(), output_hidden_states=True
+            waves.to(self.backbone.dtype),
+            attention_mask=None if mask is None else mask.long(),
+            output_hidden_states=True,
         )
         # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
         states = (*out.hidden_states[:-1], out.last_hidden_state)

@@ -15,7 +15,7 @@ from torch import nn
 from mer_dist.errors import UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import FAMILIES, Classifier, _with_lora
-from mer_dist.models.extractor import DTYPES, Extractor
+from mer_dist.models.extractor import Extractor
 from mer_dist.models.published import PUBLISHED
 from mer_dist.settings import ExtractorConfig
 
@@ -127,7 +127,7 @@ def size(config: ExtractorConfig, classes: int) -> Size:
     """Count an extractor and, if it is fine-tuned, what is trained of it."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    bare = bare_extractor(config, DTYPES[config.precision])
+    bare = bare_extractor(config, torch.float32)
     kept = set(get_keys_to_not_convert(bare.backbone))
     linear = [
         module.weight.numel()

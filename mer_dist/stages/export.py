@@ -27,7 +27,7 @@ def export(
     The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
     training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter``,
     into the weights that it was trained on: of a quantised model those that quantising has left, turned
-    back to numbers of ``precision``, without it the extractor's. ``head.safetensors`` goes along.
+    back to numbers of ``precision``, without it the extractor's, of ``auto`` fp32. ``head.safetensors`` goes along.
 
     Raises:
         UserError: no such copy or checkpoint, ``folder`` is not empty, or nothing is merged that could
@@ -63,7 +63,7 @@ def export(
         files.write_json(target / "labels.json", config.corpus.labels)
         note = ""
         if merging:
-            note = _merge(copy, target, precision or copy.extractor.precision)
+            note = _merge(copy, target, precision or _exact(copy.extractor.precision))
         elif adapter and copy.extractor.quantize != "none":
             note = (
                 f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
@@ -72,6 +72,11 @@ def export(
     logger.info("%s, %s, is in %s", copy_name, what, folder)
     if note:
         logger.warning("%s: %s", copy_name, note)
+
+
+def _exact(precision: str) -> str:
+    """Of ``auto`` and ``tf32``, which say what a machine computes in, the numbers that lose nothing."""
+    return "fp32" if precision in ("auto", "tf32") else precision
 
 
 def _find(config: Config, name: str) -> Copy:

@@ -11,7 +11,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,8 @@ from mer_dist.dist.together import tell_missing
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger, progress
-from mer_dist.models.family import FAMILIES, PASS
-from mer_dist.prefetch import prefetched
+from mer_dist.models import precision
+from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
 from mer_dist.records import UNLABELED, Problem
 from mer_dist.settings import ExtractorConfig
 from mer_dist.shards import manifest
@@ -38,11 +37,9 @@ if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
     from mer_dist.models.finite import Tally
 
-#: Why a clip has no features if the shard stage has already put it in quarantine.
-NOT_IN_SHARD = "not in the shard"
-#: Forward passes' worth of clips that are prepared together, so that they can be sorted by length.
-PASSES_OF_A_CHUNK = 8
-DECODING_THREADS = 4
+
+#: An extractor's name, its fine-tuned copy if it is one, and the clips that this sees.
+FeatureClips = tuple[str, Copy | None, list[manifest.Row]]
 
 
 @dataclass(kw_only=True)
@@ -50,6 +47,7 @@ class Work:
     """One feature set: which extractor sees which clips."""
 
     set_name: str
+    #: Its precision is what the set is computed in, and not ``auto``.
     extractor: ExtractorConfig
     #: the fine-tuned copy, or None for the published weights.
     adapter: Path | None
@@ -135,8 +133,8 @@ def planned(config: Config) -> list[Work]:
     rows = manifest.read(run.shards)
     numbers = {row.shard for row in rows}
     content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in numbers}
-    works = [
-        _work(config, name, None, rows, content)
+    sets: list[FeatureClips] = [
+        (name, None, rows)
         for name, extractor in config.extractors.items()
         if extractor.finetune is None or config.extract.frozen
     ]
@@ -147,8 +145,26 @@ def planned(config: Config) -> list[Work]:
         else:
             own = {name for name, fold in folds.read(run.folds).items() if fold == copy.without}
             seen = [row for row in rows if row.name in own or row.name in anchors]
-        works.append(_work(config, copy.name, copy, seen, content))
-    return works
+        sets.append((copy.name, copy, seen))
+    used = {name: _computed_in(config, [own for own in sets if own[0] == name], content) for name, *_ in sets}
+    return [_work(config, used[name], name, copy, seen, content) for name, copy, seen in sets]
+
+
+def _computed_in(config: Config, sets: list[FeatureClips], content: dict[int, str]) -> ExtractorConfig:
+    """The settings of the extractor of these ``sets``, with a precision in the place of ``auto``.
+
+    That of the shards that are done, so that a run which is moved between a CPU and a GPU ends as it began
+    and no set is a mixture; with none done, what suits this machine.
+    """
+    extractor = config.extractors[sets[0][0]]
+    if extractor.precision != precision.AUTO:
+        return extractor
+    for auto in (precision.ON_A_GPU, precision.ELSEWHERE):
+        own = precision.settled(extractor, auto)
+        works = (_work(config, own, name, copy, seen, content) for name, copy, seen in sets)
+        if any(len(work.missing()) < len(work.shards) for work in works):
+            return own
+    return precision.settled(extractor, precision.of_this_machine())
 
 
 def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
@@ -159,9 +175,13 @@ def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
 
 
 def _work(
-    config: Config, name: str, copy: Copy | None, rows: list[manifest.Row], content: dict[int, str]
+    config: Config,
+    extractor: ExtractorConfig,
+    name: str,
+    copy: Copy | None,
+    rows: list[manifest.Row],
+    content: dict[int, str],
 ) -> Work:
-    extractor = config.extractors[name]
     if copy is not None and not files.marked(copy.folder, copy.made_from):
         raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
@@ -209,15 +229,10 @@ def _extract_set(work: Work, config: Config) -> None:
     mine = [shard for shard in shares(work.sizes, here.world)[here.rank] if shard in missing]
     if not mine:
         return
-    import torch
-
-    from mer_dist.models.classifier import load_extractor
-
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
-    torch.set_num_threads(config.run.threads)
     run, started = Run(config.run.folder), time.monotonic()
-    extractor = load_extractor(work.extractor, work.adapter).to(_device())
+    extractor = _loaded(work, config)
     times.note(
         run,
         "extract",
@@ -233,6 +248,7 @@ def _extract_set(work: Work, config: Config) -> None:
         width=extractor.width,
         family=work.extractor.family,
         part=work.set_name.partition("@")[2] or "frozen",
+        precision=work.extractor.precision,
         trained_without=work.trained_without,
     )
     reader = Reader(run.shards)
@@ -266,20 +282,40 @@ def _tally(work: Work) -> Tally:
     return tally
 
 
-def _device():
+def _loaded(work: Work, config: Config) -> Extractor:
+    """The extractor of the set on this rank's device."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.device("cuda", place().local_rank)
-    return torch.device("cpu")
+    from mer_dist.models.classifier import load_extractor
+
+    torch.set_num_threads(config.run.threads)
+    name, used = work.set_name.partition("@")[0], work.extractor.precision
+    if config.extractors[name].precision == precision.AUTO and used != precision.of_this_machine():
+        logger.warning(
+            "%s: precision auto stays %s, in which its features were begun; with extractors.%s.precision=%s, "
+            "which suits this machine, all are made again",
+            work.set_name,
+            used,
+            name,
+            precision.of_this_machine(),
+        )
+    if not torch.cuda.is_available():
+        logger.info("%s: computing in %s on the CPU", work.set_name, "fp32" if used == "tf32" else used)
+        return load_extractor(work.extractor, work.adapter)
+    device = torch.device("cuda", place().local_rank)
+    # What libraries put on "the current GPU" would else lie on the first one, of every rank.
+    torch.cuda.set_device(device)
+    logger.info("%s: computing in %s on %s", work.set_name, used, torch.cuda.get_device_name(device))
+    return load_extractor(work.extractor, work.adapter, device)
 
 
 def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
     """Write the features of each shard; yields a name for every clip dealt with.
 
-    Nothing is computed while a shard is written, so that a kill costs a rank one shard at most; the
-    next clips are read and prepared meanwhile.
+    On a CPU nothing is computed while a shard is written, and on a GPU one forward pass, so that a kill
+    costs a rank one shard at most; the next clips are read and prepared meanwhile.
     """
+    from mer_dist.models.feeding import clip_vectors
     from mer_dist.models.finite import keepable
 
     started, tally = time.monotonic(), _tally(work)
@@ -313,79 +349,6 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
         if preempt.asked():
             raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
         yield name
-
-
-def clip_vectors(
-    extractor: Extractor, reader: Reader, shards: dict[int, list[manifest.Row]]
-) -> Iterator[tuple[int, str, np.ndarray | str]]:
-    """Shard, name and vectors ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
-    within one in any order.
-
-    Chunks of clips are read and prepared in threads while others are computed.
-    """
-    import torch
-
-    device = next(extractor.parameters()).device
-    chunks = ((shard, chunk) for shard, rows in shards.items() for chunk in _chunks(extractor, rows, device))
-    # Beside a GPU the CPUs have time to decode; without one, decoding takes the time of computing.
-    threads = 1 if device.type == "cpu" else DECODING_THREADS
-    prepare = partial(_prepared, extractor, reader)
-    for shard, pieces, refused in prefetched(prepare, chunks, ahead=threads + 1, threads=threads):
-        for name, reason in refused.items():
-            yield shard, name, reason
-        with torch.inference_mode():
-            computed = _computed(extractor, pieces, device)
-        for name, vectors in computed.items():
-            yield shard, name, vectors
-
-
-def _chunks(extractor: Extractor, rows: list[manifest.Row], device) -> list[list[manifest.Row]]:
-    """Clips of like cost together, some forward passes' worth in each chunk. No chunk crosses a shard:
-    its features, to the last bit, do not depend on which rank does which shards."""
-    chunks: list[list[manifest.Row]] = []
-    room = 0.0
-    for row in sorted(rows, key=lambda row: (extractor.cost(row), row.name)):
-        if room <= 0:
-            chunks.append([])
-            room = PASSES_OF_A_CHUNK * extractor.budget(device)
-        chunks[-1].append(row)
-        room -= extractor.cost(row)
-    return chunks
-
-
-def _prepared(extractor, reader, job: tuple[int, list[manifest.Row]]):
-    """``(shard, clip -> pieces, clip -> why it is refused)`` of a chunk."""
-    from mer_dist.models.extractor import Unusable
-
-    shard, chunk = job
-    pieces, refused = {}, {}
-    for row in chunk:
-        if extractor.modality in row.missing:
-            refused[row.name] = NOT_IN_SHARD
-            continue
-        try:
-            pieces[row.name] = extractor.prepare(reader.read(row, extractor.modality))
-        except Unusable as error:
-            refused[row.name] = str(error)
-    return shard, pieces, refused
-
-
-def _computed(extractor: Extractor, clips: dict[str, list], device) -> dict[str, np.ndarray]:
-    """Vectors of each prepared clip; its pieces are computed beside others of like length."""
-    from mer_dist.models.extractor import fitting_batches
-
-    pieces = [piece for own in clips.values() for piece in own]
-    done: list[np.ndarray] = [np.empty(0)] * len(pieces)
-    lengths = [extractor.length(piece) for piece in pieces]
-    for batch in fitting_batches(lengths, extractor.budget(device)):
-        inputs = extractor.collate([pieces[position] for position in batch])
-        on_device = {key: value.to(device, non_blocking=True) for key, value in inputs.items()}
-        vectors, counts = extractor.vectors(**on_device)
-        edges = np.cumsum(counts.cpu().numpy())[:-1]
-        for position, part in zip(batch, np.split(vectors.float().cpu().numpy(), edges), strict=True):
-            done[position] = part
-    own = iter(done)
-    return {name: np.concatenate([next(own) for _ in clip]) for name, clip in clips.items()}
 
 
 def _write(extractor, work: Work, shard: int, found, missing, config: Config, seconds: float) -> None:

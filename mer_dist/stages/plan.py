@@ -30,7 +30,7 @@ from mer_dist.stages.plan_layouts import Step, Training
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)
 WORLDS = (1, 2, 4, 8, 16)
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 #: Of a typical clip of MER2024, for disk and never for memory; shards show the real figures.
 SECONDS, TOKENS = 5.0, 40
 #: HuBERT's output steps a second.
@@ -157,11 +157,12 @@ def _extractor(config: Config, name: str, sized, layout: Layout, tuned: dict[str
 
 
 def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
-    """One process of ``extract``: the whole model, and the largest batch it takes at a time."""
+    """One process of ``extract``: the whole model, and the largest batch it takes at a time on a GPU."""
     import torch
 
-    from mer_dist.models import size, trace
+    from mer_dist.models import precision, size, trace
 
+    extractor = precision.settled(extractor, precision.ON_A_GPU)
     weights = sized.weight_bytes(extractor.quantize, BYTES[extractor.precision])
     bare = size.bare_extractor(extractor, torch.float32)
     longest = longest_piece(extractor)
@@ -426,9 +427,10 @@ def _memory_table(needs: dict, stage: str) -> list[list[str]]:
     rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
     for name, facts in found.items():
         shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]
+        numbers = f", {facts['precision']}" if "precision" in facts else ""
         rows.append(
             [
-                f"{name} ({facts['at_a_time']} at a time)",
+                f"{name} ({facts['at_a_time']} at a time{numbers})",
                 *shown,
                 f"{facts['gpu_total'] / 1e9:.1f}",
                 f"{facts['host'] / 1e9:.1f}",

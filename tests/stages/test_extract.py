@@ -22,9 +22,10 @@ from mer_dist.files import digest
 from mer_dist.layout import Run
 from mer_dist.lock import held
 from mer_dist.models.family import FAMILIES
+from mer_dist.models.feeding import clip_vectors
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
-from mer_dist.stages.extract import clip_vectors, extract, planned
+from mer_dist.stages.extract import extract, planned
 from mer_dist.stages.shard import shard
 
 FROZEN = ("extractors.clip.finetune=null", "extractors.baichuan.finetune=null")
@@ -164,7 +165,7 @@ def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
     work = next(work for work in planned(config) if work.set_name == "baichuan")
     for path in work.folder.glob("*.safetensors"):
         path.unlink()
-    monkeypatch.setattr("mer_dist.stages.extract.clip_vectors", spied)
+    monkeypatch.setattr("mer_dist.models.feeding.clip_vectors", spied)
     extract(config)
     assert sorted(set(seen)) == sorted(work.shards) and len(work.shards) > 1
 
@@ -325,7 +326,7 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
         for shard_, name, vectors in clip_vectors(*arguments):
             yield shard_, name, vectors * np.float32(np.inf) if name == "u000" else vectors
 
-    monkeypatch.setattr("mer_dist.stages.extract.clip_vectors", spoiled)
+    monkeypatch.setattr("mer_dist.models.feeding.clip_vectors", spoiled)
     path = with_clip_alone(job, tmp_path)
     assert main(["extract", str(path), "extractors.clip.precision=bf16"]) == 3
     assert "u000: its vectors came out of the model as NaN" in capsys.readouterr().err
@@ -334,6 +335,42 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
     assert (row.name, row.lost) == ("u000", "video") and "extractors.clip.precision to fp32" in row.reason
     found = features.load(run.features("clip"))
     assert "u000" not in found.names and "u000" in found.missing and np.isfinite(found.utterance).all()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_moved_keeps_the_precision_that_its_features_began_with(
+    job, tmp_path, monkeypatch, capsys
+):
+    """``auto`` is settled by what is there, so no set is a mixture and moving costs nothing."""
+    path = with_clip_alone(job, tmp_path)
+    run = run_of(path)
+    folder = run.features("clip")
+
+    def on_a_machine_of(suits: str, *overrides: str) -> tuple[str, set[int]]:
+        """Extract there; the precision and the shards that were to be made."""
+        monkeypatch.setattr("mer_dist.models.precision.of_this_machine", lambda: suits)
+        (work,) = planned(load(path, overrides))
+        missing = set(work.missing())
+        assert main(["extract", str(path), *overrides]) == 0
+        assert features.description(folder)["precision"] == work.extractor.precision
+        return work.extractor.precision, missing
+
+    every = {row.shard for row in manifest.read(run.shards)}
+    assert on_a_machine_of("fp32") == ("fp32", every)
+    exact, before = features.load(folder).utterance, hashes(run)
+    (folder / "00001.safetensors").unlink()
+    capsys.readouterr()
+    assert on_a_machine_of("bf16") == ("fp32", {1}) and hashes(run) == before
+    assert "precision auto stays fp32" in (said := capsys.readouterr().err)
+    assert "extractors.clip.precision=bf16" in said
+    # To say what is meant anyway changes nothing; another one makes all again, never a part.
+    assert on_a_machine_of("bf16", "extractors.clip.precision=fp32") == ("fp32", set())
+    assert on_a_machine_of("bf16", "extractors.clip.precision=bf16") == ("bf16", every)
+    half = features.load(folder).utterance
+    assert np.abs(half - exact).max() > 1e-4 and np.allclose(half, exact, atol=0.05)
+    (folder / "00000.safetensors").unlink()
+    assert on_a_machine_of("fp32") == ("bf16", {0})
+    assert np.array_equal(features.load(folder).utterance, half)
 
 
 @pytest.mark.slow

@@ -70,14 +70,27 @@ def test_passes_by_length_are_counted_by_the_size_of_the_gpu(job):
     def at_a_time(*told: str) -> list[tuple[int, float]]:
         finetune = "extractors.baichuan.finetune."
         config = load(job, ["run.processes=1", *(f"{finetune}{key}" for key in ("micro_batch=0", *told))])
-        step = stage._step(config, config.extractors["baichuan"], stage._size(config, "baichuan"))
-        found = [step(memory.layout(config.run), size) for size in (24, 80)]
-        return [(clips, rows["activations"]) for rows, _, _, clips in found]
+        step = stage._training(config, config.extractors["baichuan"], stage._size(config, "baichuan"))
+        found = [step(memory.layout(config.run), size * 1e9) for size in (24, 80)]
+        return [(own.clips, own.rows["activations"]) for own in found]
 
     (few, small), (many, large) = at_a_time()
     assert (few, many) == (1, 8) and large == pytest.approx(8 * small, rel=0.05)
     assert at_a_time("budget=2048") == [(4, pytest.approx(4 * small, rel=0.05))] * 2
     assert [clips for clips, _ in at_a_time("micro_batch=1")] == [1, 1]
+
+
+@pytest.mark.slow
+def test_extraction_is_planned_in_the_precision_that_a_gpu_gets(job):
+    def extraction(precision: str) -> dict:
+        told = f"extractors.baichuan.precision={precision}", "extractors.baichuan.finetune=null"
+        needs = plan(job, *told)
+        assert f"at a time, {precision.replace('auto', 'bf16')})" in stage.table(needs)
+        return needs["extractors"]["baichuan"]["extract"]
+
+    auto, half, whole = map(extraction, ("auto", "bf16", "tf32"))
+    assert auto == half and auto["precision"] == "bf16"
+    assert whole["gpu"]["weights"] == 2 * half["gpu"]["weights"]
 
 
 @pytest.mark.slow

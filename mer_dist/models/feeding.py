@@ -1,0 +1,224 @@
+"""Clips through an extractor: read, decoded and put together in threads while others are computed.
+
+A GPU is fed so that it does not wait: batches lie in pinned memory before their turn comes, and what a
+pass has found is fetched when the next has been asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from mer_dist.models.extractor import Extractor, Unusable, fitting_batches
+from mer_dist.models.family import NOT_IN_SHARD, PASSES_OF_A_CHUNK
+from mer_dist.models.precision import products
+from mer_dist.prefetch import prefetched
+
+if TYPE_CHECKING:
+    from mer_dist.shards.manifest import Row
+    from mer_dist.shards.reader import Reader
+
+Item = TypeVar("Item")
+#: Decoding threads beside a GPU. More hold one another up: Python runs one of them at a time.
+FEWEST, MOST = 4, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far the host runs ahead of the device."""
+
+    #: threads that decode the clips of a chunk; 1: none but that which puts the chunk together.
+    decoding: int
+    #: chunks that are put together at a time.
+    chunks: int
+    pinned: bool
+    #: Whether the next pass is asked for before the results of one are fetched.
+    ahead: bool
+
+
+def pace(device: torch.device) -> Pace:
+    """On a CPU decoding takes the time of computing, and nothing waits."""
+    if device.type == "cpu":
+        return Pace(decoding=1, chunks=1, pinned=False, ahead=False)
+    # A process for each GPU is at work on this machine.
+    share = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
+    return Pace(decoding=min(max(share, FEWEST), MOST), chunks=2, pinned=True, ahead=True)
+
+
+@dataclass(kw_only=True)
+class Chunk:
+    """Clips that are ready to be computed."""
+
+    shard: int
+    #: clip -> how many pieces it has, in the order of the pieces.
+    pieces: dict[str, int]
+    #: clip -> why it has none.
+    refused: dict[str, str]
+    #: Places among the pieces, and those collated: one forward pass each.
+    batches: list[tuple[list[int], dict[str, torch.Tensor]]]
+
+
+def clip_vectors(
+    extractor: Extractor, reader: Reader, shards: dict[int, list[Row]]
+) -> Iterator[tuple[int, str, np.ndarray | str]]:
+    """Shard, name and vectors ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
+    within one in any order."""
+    device = next(extractor.parameters()).device
+    own = pace(device)
+    jobs = (
+        (shard, rows) for shard, all_rows in shards.items() for rows in _chunks(extractor, all_rows, device)
+    )
+    with _mapping(own.decoding) as each:
+        ready = prefetched(
+            partial(_ready, extractor, reader, device, each), jobs, ahead=2, threads=own.chunks
+        )
+        # Closed before the decoding threads are.
+        with closing(ready):
+            for chunk, found in _computed(extractor, ready, device):
+                yield from ((chunk.shard, *refused) for refused in chunk.refused.items())
+                yield from ((chunk.shard, *vectors) for vectors in found.items())
+
+
+def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list[list[Row]]:
+    """Clips of like cost together, some forward passes' worth in each chunk. No chunk crosses a shard:
+    its features, to the last bit, do not depend on which rank does which shards."""
+    chunks: list[list[Row]] = []
+    room = 0.0
+    for row in sorted(rows, key=lambda row: (extractor.cost(row), row.name)):
+        if room <= 0:
+            chunks.append([])
+            room = PASSES_OF_A_CHUNK * extractor.budget(device)
+        chunks[-1].append(row)
+        room -= extractor.cost(row)
+    return chunks
+
+
+@contextmanager
+def _mapping(threads: int) -> Iterator[Callable[..., Iterable]]:
+    """``map`` on so many threads; on one, that of the caller."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+def _ready(
+    extractor: Extractor,
+    reader: Reader,
+    device: torch.device,
+    each: Callable[..., Iterable],
+    job: tuple[int, list[Row]],
+) -> Chunk:
+    """Read, prepared and collated."""
+    shard, rows = job
+    pieces: list[Any] = []
+    counts, refused = {}, {}
+    for row, found in zip(rows, each(partial(_pieces, extractor, reader), rows), strict=True):
+        if isinstance(found, str):
+            refused[row.name] = found
+        else:
+            counts[row.name] = len(found)
+            pieces += found
+    batches = []
+    for places in fitting_batches([extractor.length(piece) for piece in pieces], extractor.budget(device)):
+        batch = extractor.collate([pieces[place] for place in places])
+        if pace(device).pinned:
+            # A thread begins on the first GPU, where nothing of other ranks shall lie.
+            torch.cuda.set_device(device)
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        batches.append((places, batch))
+    return Chunk(shard=shard, pieces=counts, refused=refused, batches=batches)
+
+
+def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
+    """The pieces of a clip, or why it is refused."""
+    if extractor.modality in row.missing:
+        return NOT_IN_SHARD
+    try:
+        return extractor.prepare(reader.read(row, extractor.modality))
+    except Unusable as error:
+        return str(error)
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """The results of a forward pass, which may still be on their way."""
+
+    vectors: torch.Tensor
+    counts: torch.Tensor
+    #: When it has happened, they are here; None: they are.
+    here: torch.cuda.Event | None
+
+    def fetched(self) -> list[np.ndarray]:
+        """The vectors of each piece."""
+        if self.here is None:
+            vectors = self.vectors.numpy()
+        else:
+            self.here.synchronize()
+            # What is kept until its shard is written must not hold on to pinned memory.
+            vectors = self.vectors.numpy().copy()
+        return np.split(vectors, np.cumsum(self.counts.numpy())[:-1])
+
+
+def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.device) -> Asked:
+    """Set a forward pass going; nothing here waits for a GPU."""
+    with torch.inference_mode(), products(extractor.config.precision, device):
+        on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        vectors, counts = extractor.vectors(**on_device)
+        # To pinned memory, since they come from a GPU and nobody waits for them.
+        found = [result.to("cpu", non_blocking=True) for result in (vectors.float(), counts)]
+    here = None
+    if device.type == "cuda":
+        here = torch.cuda.Event(blocking=True)
+        here.record(torch.cuda.current_stream(device))
+    return Asked(vectors=found[0], counts=found[1], here=here)
+
+
+def _computed(
+    extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
+) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
+    """Each chunk with the vectors of its clips; pieces are computed beside others of like length."""
+    passes = _passes(extractor, chunks, device)
+    done: dict[int, np.ndarray] = {}
+    for chunk, places, results, last in _one_behind(passes) if pace(device).ahead else passes:
+        if results is not None:
+            done.update(zip(places, results.fetched(), strict=True))
+        if last:
+            ends = np.cumsum([0, *chunk.pieces.values()])
+            spans = zip(chunk.pieces, pairwise(ends), strict=True)
+            yield (
+                chunk,
+                {name: np.concatenate([done[place] for place in range(*span)]) for name, span in spans},
+            )
+            done = {}
+
+
+def _passes(
+    extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
+) -> Iterator[tuple[Chunk, list[int], Asked | None, bool]]:
+    """Each forward pass as it is asked for: of which chunk and pieces, and whether it is the chunk's last."""
+    for chunk in chunks:
+        if not chunk.batches:
+            yield chunk, [], None, True
+        for number, (places, batch) in enumerate(chunk.batches, start=1):
+            yield chunk, places, asked(extractor, batch, device), number == len(chunk.batches)
+
+
+def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each only when the next has been made."""
+    held: list[Item] = []
+    for item in items:
+        held.append(item)
+        if len(held) == 2:
+            yield held.pop(0)
+    yield from held
