@@ -14,8 +14,8 @@ from gpu_runs import runs
 
 from mer_dist import config as configuration
 from mer_dist import features
-from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Extractor, fitting_batches
+from mer_dist.models.precision import products
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import extract
 
@@ -38,8 +38,9 @@ def step_extract_sound(check: Check) -> None:
 
 def _measure_each(check: Check, run: str) -> None:
     """In the three precisions, and how far apart the features are."""
-    found = {precision: _measure(check, run, precision) for precision in ("bf16", "fp32")}
-    for precision in ("bf16",):
+    found = {"bf16": _measure(check, run, "bf16")}
+    found |= {precision: _measure(check, run, precision, loop=False) for precision in ("tf32", "fp32")}
+    for precision in ("bf16", "tf32"):
         check.tell("error", run=run, precision=precision, **_apart(found[precision], found["fp32"]))
 
 
@@ -57,14 +58,14 @@ def _apart(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 
 def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.ndarray:
-    """Time the whole stage twice, the forward pass alone, and the loop; returns the features (N, D)."""
+    """Time the whole stage, the forward pass alone, and the loop; returns the features (N, D)."""
     path = runs(check)[run]
     family = configuration.load(path).extractors.popitem()[0]
     config = configuration.load(path, (f"extractors.{family}.precision={precision}",))
     (work,) = extract.planned(config)
     work.folder = check.work / "features" / f"{run}-{precision}"
     where = device()
-    load, extractor = timed(lambda: load_extractor(work.extractor, work.adapter).to(where))
+    load, extractor = timed(lambda: extract._loaded(work, config))
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     reader = Reader(Path(config.run.folder) / "shards")
@@ -73,17 +74,17 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
         for _ in extract._each_shard(extractor, reader, work, sorted(work.shards), config):
             pass
 
-    cold, _ = timed(whole)
+    cold = timed(whole)[0] if loop else math.nan
     warm, _ = timed(whole)
     rows = [row for own in work.shards.values() for row in own if extractor.modality not in row.missing]
     batches, flops = _batches(extractor, reader, rows, where)
 
-    @torch.inference_mode()
     def forward() -> None:
-        for batch in batches:
-            extractor.vectors(**batch)
+        with torch.inference_mode(), products(precision, where):
+            for batch in batches:
+                extractor.vectors(**batch)
 
-    timed(forward)
+    _once(extractor, batches[0])
     alone, _ = timed(forward)
     peak = check.told("device", precision, math.nan)
     facts = {
@@ -94,16 +95,17 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
         "of_forward": alone / warm,
         "of_peak": flops / warm / 1e12 / peak,
         "forward_of_peak": flops / alone / 1e12 / peak,
-        "busy": busy(forward),
+        "busy": busy(forward) if loop else None,
         "syncs": syncs(lambda: _once(extractor, batches[len(batches) // 2])),
     }
     if where.type == "cuda":
         facts["gpu_gb"] = torch.cuda.max_memory_reserved() / 1e9
     found = _features(work)
     if loop:
-        facts |= _against_loop(
-            extractor, reader, rows[: counts(check)["loop"]], where, found, len(rows) / warm
-        )
+        with products(precision, where):
+            facts |= _against_loop(
+                extractor, reader, rows[: counts(check)["loop"]], where, found, len(rows) / warm
+            )
     check.tell("extract", run=run, precision=precision, clips=len(rows), **facts)
     return np.stack(list(found.values()))
 

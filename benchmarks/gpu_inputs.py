@@ -15,7 +15,7 @@ from gpu import Check
 
 EMOTIONS = ("happy", "sad")
 #: Clips with pictures and sound, transcripts, how many of each are labelled, and the clips of the plain loop.
-COUNTS = {"clips": 320, "lines": 3000, "labeled": 96, "loop": 40}
+COUNTS = {"clips": 200, "lines": 3000, "labeled": 96, "loop": 40}
 TINY_COUNTS = {"clips": 20, "lines": 40, "labeled": 16, "loop": 4}
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 TINY_CLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
