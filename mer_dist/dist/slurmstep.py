@@ -102,7 +102,8 @@ def port(job: int, restarts: int) -> int:
 
 def _joined(launch_file: str, layout: str) -> dict[str, str]:
     """By what the ranks share the model: DeepSpeed with its settings, or neither."""
-    told, stage = {}, STAGES[layout]
+    stage = STAGES[layout]
+    told: dict = {}
     if launch_file:
         told = parse(Path(launch_file).read_text(encoding="utf-8"), launch_file) or {}
         stage = 0 if told.get("distributed_type") in ("MULTI_GPU", "MULTI_CPU") else 3

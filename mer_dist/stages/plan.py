@@ -14,15 +14,14 @@ from math import ceil
 
 from mer_dist import copies, corpus
 from mer_dist.config import Config
-from mer_dist.dist import memory, support
+from mer_dist.dist import layouts, memory, support
+from mer_dist.dist.layouts import Tuning
 from mer_dist.dist.memory import Held, Layout
 from mer_dist.dist.partition import micro_size
 from mer_dist.errors import UserError
 from mer_dist.log import told_if_long
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
-from mer_dist.stages import plan_layouts
-from mer_dist.stages.plan_layouts import Tuning
 
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)
@@ -53,9 +52,9 @@ def plan(config: Config, clips: int | None = None) -> dict:
         sizes = {name: _size(config, name) for name in config.extractors}
     with told_if_long("tracing what each layout of fine-tuning holds in memory"):
         tuned = _tuned(config, sizes)
-        choices = plan_layouts.compare(layout, tuned)
-        room = plan_layouts.room_here()
-        layout = plan_layouts.settled(config.run, layout, choices, room)
+        choices = layouts.compare(layout, tuned)
+        room = layouts.room_here()
+        layout = layouts.settled(config.run, layout, choices, room)
     extractors = {}
     for name, sized in sizes.items():
         with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
@@ -65,7 +64,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     return {
         "layout": {**asdict(layout), "told": layout.told},
         "layouts": [asdict(choice) for choice in choices],
-        "layouts_proposed": plan_layouts.reasons(choices, plan_layouts.rooms(GPUS, room)),
+        "layouts_proposed": layouts.reasons(choices, layouts.rooms(GPUS, room)),
         "clips": found,
         "clips_unknown": why,
         "extractors": extractors,
@@ -73,7 +72,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
         "disk": disk,
         "warnings": [
             *_warnings(config, layout, extractors, shards),
-            *plan_layouts.alone_by_file(config.run, tuned),
+            *layouts.alone_by_file(config.run, tuned),
         ],
     }
 
@@ -84,15 +83,13 @@ def chosen(config: Config) -> Layout:
     Raises:
         UserError: as :func:`plan`.
     """
-    layout, room = memory.layout(config.run), plan_layouts.room_here()
-    if not plan_layouts.is_open(config.run, layout, room):
+    layout, room = memory.layout(config.run), layouts.room_here()
+    if not layouts.is_open(config.run, layout, room):
         return layout
     _silence_libraries()
     with told_if_long("choosing the layout of fine-tuning"):
         sizes = {name: _size(config, name) for name in config.extractors}
-        return plan_layouts.settled(
-            config.run, layout, plan_layouts.compare(layout, _tuned(config, sizes)), room
-        )
+        return layouts.settled(config.run, layout, layouts.compare(layout, _tuned(config, sizes)), room)
 
 
 def _tuned(config: Config, sizes: dict) -> dict[str, Tuning]:
@@ -390,7 +387,7 @@ def table(needs: dict) -> str:
         _grid(_memory_table(needs, "finetune")),
         _grid(_memory_table(needs, "extract")),
         _grid(_gpus_table(needs)),
-        _grid(plan_layouts.table(needs["layouts"])),
+        _grid(layouts.table(needs["layouts"])),
         "\n".join(needs["layouts_proposed"]),
         "\n".join(_folder_lines(needs)),
         "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
