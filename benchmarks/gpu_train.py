@@ -169,4 +169,4 @@ def _tokens_of_a_clip(check: Check) -> float:
 
     rows = [row for row in manifest.read(check.work / "lines" / "shards") if row.label]
     tokenizer = BaichuanTokenizer.from_pretrained(check.work / "models" / "baichuan")
-    return sum(len(tokenizer(row.transcript)["input_ids"]) for row in rows) / len(rows)
+    return sum(len(tokenizer.encode(row.transcript)) for row in rows) / len(rows)

@@ -16,7 +16,8 @@ import numpy as np
 
 from mer_dist import copies, corpus
 from mer_dist.config import Config
-from mer_dist.dist import memory, support
+from mer_dist.dist import layouts, memory, support
+from mer_dist.dist.layouts import Step, Training
 from mer_dist.dist.memory import Held, Layout
 from mer_dist.dist.partition import Passes
 from mer_dist.errors import UserError
@@ -24,8 +25,6 @@ from mer_dist.log import told_if_long
 from mer_dist.models.family import FAMILIES, longest_piece
 from mer_dist.records import LABELED
 from mer_dist.settings import ExtractorConfig
-from mer_dist.stages import plan_layouts
-from mer_dist.stages.plan_layouts import Step, Training
 
 #: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
 GPUS = (24, 40, 80, 141)
@@ -56,10 +55,10 @@ def plan(config: Config, clips: int | None = None) -> dict:
         sizes = {name: _size(config, name) for name in config.extractors}
     with told_if_long("tracing what each layout of fine-tuning holds in memory"):
         tuned = _tuned(config, sizes)
-        room = plan_layouts.room_here()
-        rooms = plan_layouts.rooms(GPUS, room)
-        choices = {title: plan_layouts.compare(layout, tuned, size) for title, size in rooms.items()}
-        layout = plan_layouts.settled(config.run, layout, choices[[*rooms][-1]], room)
+        room = layouts.room_here()
+        rooms = layouts.rooms(GPUS, room)
+        choices = {title: layouts.compare(layout, tuned, size) for title, size in rooms.items()}
+        layout = layouts.settled(config.run, layout, choices[[*rooms][-1]], room)
     extractors = {}
     for name, sized in sizes.items():
         with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
@@ -69,7 +68,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     return {
         "layout": {**asdict(layout), "told": layout.told},
         "layouts": {title: [asdict(choice) for choice in own] for title, own in choices.items()},
-        "layouts_proposed": plan_layouts.reasons(choices, rooms),
+        "layouts_proposed": layouts.reasons(choices, rooms),
         "clips": found,
         "clips_unknown": why,
         "extractors": extractors,
@@ -77,7 +76,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
         "disk": disk,
         "warnings": [
             *_warnings(config, layout, extractors, shards),
-            *plan_layouts.alone_by_file(config.run, tuned, room or GPUS[-1] * 10**9),
+            *layouts.alone_by_file(config.run, tuned, room or GPUS[-1] * 10**9),
         ],
     }
 
@@ -88,14 +87,14 @@ def chosen(config: Config) -> Layout:
     Raises:
         UserError: as :func:`plan`.
     """
-    layout, room = memory.layout(config.run), plan_layouts.room_here()
-    if room is None or not plan_layouts.is_open(config.run, layout, room):
+    layout, room = memory.layout(config.run), layouts.room_here()
+    if room is None or not layouts.is_open(config.run, layout, room):
         return layout
     _silence_libraries()
     with told_if_long("choosing the layout of fine-tuning"):
         sizes = {name: _size(config, name) for name in config.extractors}
-        choices = plan_layouts.compare(layout, _tuned(config, sizes), room)
-        return plan_layouts.settled(config.run, layout, choices, room)
+        choices = layouts.compare(layout, _tuned(config, sizes), room)
+        return layouts.settled(config.run, layout, choices, room)
 
 
 def _tuned(config: Config, sizes: dict) -> dict[str, Training]:
@@ -390,7 +389,7 @@ def table(needs: dict) -> str:
         _grid(_memory_table(needs, "finetune")),
         _grid(_memory_table(needs, "extract")),
         _grid(_gpus_table(needs)),
-        _grid(plan_layouts.table(needs["layouts"])),
+        _grid(layouts.table(needs["layouts"])),
         "\n".join(needs["layouts_proposed"]),
         "\n".join(_folder_lines(needs)),
         "\n".join(f"WARNING: {text}" for text in needs["warnings"]),

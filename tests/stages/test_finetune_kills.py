@@ -81,8 +81,10 @@ def adapter(folder: Path) -> Path:
     return Run(folder).adapter("baichuan", "all")
 
 
-def start(job: Path, folder: Path, processes: int, *options: str) -> subprocess.Popen:
-    command = launched(processes=processes) if processes > 1 else [sys.executable]
+def start(
+    job: Path, folder: Path, processes: int, *options: str, stage: int | None = None
+) -> subprocess.Popen:
+    command = launched(stage, processes) if processes > 1 else [sys.executable]
     command += ["-m", "mer_dist", "finetune", str(job), f"run.folder={folder}", *options]
     return subprocess.Popen(
         command, env=env.for_children(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -169,6 +171,24 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(request, job, undistu
         assert apart == 0 if same else apart < 1e-3
     assert not Run(folder).checkpoints("baichuan", "all").exists()
     note_kills(request, "finetune", [{"same": same, **one} for one in told if not one["finished"]])
+
+
+def test_a_killed_rank_that_holds_all_of_the_model_goes_on_byte_for_byte(job, tmp_path):
+    """Plain data parallelism, in which rank 0 writes the checkpoints of all."""
+    few = "extractors.baichuan.finetune.epochs=4"
+    through, killed = (fresh(job, tmp_path / name) for name in ("through", "killed"))
+    assert start(job, through, 2, few, stage=0).wait(300) == 0
+    started = start(job, killed, 2, few, stage=0)
+    seconds_until(lambda: len(announced(killed)) > 2, 300)
+    kill(ranks(started.pid)[1])
+    assert started.wait(BOUND) != 0
+    tell_why_they_ended(killed, {0})
+    assert start(job, killed, 2, few, stage=0).wait(300) == 0
+    assert "going on from" in Run(killed).log("finetune", 1).read_text()
+    mark = files.marked(adapter(through))
+    assert (mark["processes"], mark["zero_stage"]) == (2, 0)
+    for name in ("adapter_model.safetensors", "head.safetensors", "history.json"):
+        assert (adapter(killed) / name).read_bytes() == (adapter(through) / name).read_bytes()
 
 
 def test_a_checkpoint_with_one_ranks_part_damaged_is_passed_over_by_both(job, undisturbed, tmp_path):
