@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2, threads: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``map(function, items)`` whose next ``ahead`` results are made while one is used."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque = deque()
