@@ -22,7 +22,7 @@ def loaders(here: int) -> int:
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2, threads: int = 1
-) -> Generator[Result]:
+) -> Generator[Result, None, None]:
     """``map(function, items)`` whose next ``ahead`` results are made while one is used."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque = deque()

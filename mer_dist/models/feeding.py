@@ -84,8 +84,10 @@ def clip_vectors(
         # Closed before the decoding threads are.
         with closing(ready):
             for chunk, found in _computed(extractor, ready, device):
-                yield from ((chunk.shard, *refused) for refused in chunk.refused.items())
-                yield from ((chunk.shard, *vectors) for vectors in found.items())
+                for name, reason in chunk.refused.items():
+                    yield chunk.shard, name, reason
+                for name, vectors in found.items():
+                    yield chunk.shard, name, vectors
 
 
 def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list[list[Row]]:

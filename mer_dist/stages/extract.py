@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from mer_dist.models.finite import Tally
 
 
-#: An extractor's name, its fine-tuned copy if it is one, and the clips that this sees.
-FeatureClips = tuple[str, Copy | None, list[manifest.Row]]
+#: An extractor, the copy of it that sees clips, None for the published one, and those clips.
+Seen = tuple[str, Copy | None, list[manifest.Row]]
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ def planned(config: Config) -> list[Work]:
     rows = manifest.read(run.shards)
     numbers = {row.shard for row in rows}
     content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in numbers}
-    sets: list[FeatureClips] = [
+    sets: list[Seen] = [
         (name, None, rows)
         for name, extractor in config.extractors.items()
         if extractor.finetune is None or config.extract.frozen
@@ -150,7 +150,7 @@ def planned(config: Config) -> list[Work]:
     return [_work(config, used[name], name, copy, seen, content) for name, copy, seen in sets]
 
 
-def _computed_in(config: Config, sets: list[FeatureClips], content: dict[int, str]) -> ExtractorConfig:
+def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> ExtractorConfig:
     """The settings of the extractor of these ``sets``, with a precision in the place of ``auto``.
 
     That of the shards that are done, so that a run which is moved between a CPU and a GPU ends as it began
