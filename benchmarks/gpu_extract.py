@@ -100,6 +100,7 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
     }
     if where.type == "cuda":
         facts["gpu_gb"] = torch.cuda.max_memory_reserved() / 1e9
+        facts["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9
     found = _features(work)
     if loop:
         with products(precision, where):

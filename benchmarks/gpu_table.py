@@ -14,7 +14,8 @@ EXTRACTION = {
     "of peak, alone": ("forward_of_peak", "{:.0%}"),
     "against the loop": ("against_loop", "{:.1f}"),
     "waits for the GPU": ("syncs", "{}"),
-    "GB": ("gpu_gb", "{:.1f}"),
+    "GB in use": ("allocated_gb", "{:.1f}"),
+    "GB held": ("gpu_gb", "{:.1f}"),
 }
 TRAINING = {
     "clips a second": ("rate", "{:,.1f}"),

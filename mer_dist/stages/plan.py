@@ -62,7 +62,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     extractors = {}
     for name, sized in sizes.items():
         with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
-            extractors[name] = _extractor(config, name, sized, layout, tuned)
+            extractors[name] = _extractor(config, name, sized, layout, tuned, room)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
@@ -139,7 +139,9 @@ def _size(config: Config, name: str):
         raise UserError(f"{key}{error}") from None
 
 
-def _extractor(config: Config, name: str, sized, layout: Layout, tuned: dict[str, Training]) -> dict:
+def _extractor(
+    config: Config, name: str, sized, layout: Layout, tuned: dict[str, Training], room: float | None
+) -> dict:
     from mer_dist.models import size
 
     extractor = config.extractors[name]
@@ -151,7 +153,9 @@ def _extractor(config: Config, name: str, sized, layout: Layout, tuned: dict[str
         "parameters": sized.parameters,
         "width": sized.width,
         "extract": _extraction(config, extractor, sized),
-        "finetune": _finetuning(config, name, sized, layout, tuned[name]) if extractor.finetune else None,
+        "finetune": _finetuning(config, name, layout, tuned[name], sized, room)
+        if extractor.finetune
+        else None,
     }
 
 
@@ -187,15 +191,15 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
     return 0 if extractor.quantize == "none" else sized.largest_linear * element
 
 
-def _finetuning(config: Config, name: str, sized, layout: Layout, step: Training) -> dict:
+def _finetuning(config: Config, name: str, layout: Layout, step: Training, sized, room: float | None) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
     settings = extractor.finetuning
     refused = _refused(layout, config)
     by_size = {size: step(layout, size * 10**9) for size in GPUS}
     fits = [size for size, there in by_size.items() if there.peak <= size * 10**9]
-    # What a small GPU takes at a time, if the training fits one; a large one takes more.
-    own = by_size[fits[0] if fits else GPUS[-1]]
+    # A GPU takes more at a time the larger it is: the one at hand, or the smallest that the training fits.
+    own = step(layout, room) if room else by_size[fits[0] if fits else GPUS[-1]]
     return {
         "method": settings.method,
         "trainable": sized.trainable,
