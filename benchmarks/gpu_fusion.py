@@ -13,6 +13,11 @@ from mer_dist.settings import FuseConfig
 
 #: As the recipe trains: seeds, epochs of a round, rounds, and pseudo-labelled clips.
 SEEDS, EPOCHS, ROUNDS, LEARNED = 3, 20, 3, 60_000
+CONFIGS = (
+    FuseConfig(epochs=1),
+    FuseConfig(epochs=1, model="attention"),
+    FuseConfig(width=256, batch=256, epochs=1),
+)
 
 
 def step_fusion(check: Check) -> None:
@@ -20,11 +25,7 @@ def step_fusion(check: Check) -> None:
         setting.LABELED = 60
     inputs, truth = setting.inputs_of(100 if check.tiny else 20_000)
     lessons = setting.lessons_of(truth, SEEDS)
-    for config in (
-        FuseConfig(epochs=1),
-        FuseConfig(epochs=1, model="attention"),
-        FuseConfig(width=256, batch=256, epochs=1),
-    ):
+    for config in CONFIGS[: 2 if check.tiny else None]:
         _measure(check, inputs, lessons, config)
 
 
