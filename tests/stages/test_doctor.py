@@ -132,8 +132,8 @@ def test_every_planted_fault_is_found_beside_the_others(job, port, capsys):
 @pytest.mark.slow
 def test_an_unsupported_launch_and_an_unreadable_launch_file_are_found(job):
     path = job.parent / "launch.yaml"
-    path.write_text("distributed_type: MULTI_GPU\n")
-    assert "without DeepSpeed" in faults(job, f"run.accelerate={path}")["launch"]
+    path.write_text("distributed_type: FSDP\n")
+    assert "distributed_type FSDP of" in faults(job, f"run.accelerate={path}")["launch"]
     path.unlink()
     assert "run.accelerate" in faults(job, f"run.accelerate={path}")["launch"]
 
