@@ -52,9 +52,12 @@ def tables(check: Check) -> Iterator[str]:
     for row in rows:
         if row["step"] in ("error", "resume", "job", "failed"):
             yield f"- {', '.join(f'{key} {value}' for key, value in row.items() if key != 'at')}"
-    for step in STEPS:
-        if any(row["step"] == "left out" and row["what"] == step.name for row in rows):
-            yield f"- not run yet: `python benchmarks/gpu.py --out {check.out.name} --only {step.name}`"
+    left = {row["what"] for row in rows if row["step"] == "left out"}
+    run = {row.get("run") for row in rows if row["step"] in ("extract", "train")} | {
+        row["step"] for row in rows
+    }
+    if waiting := [step.name for step in STEPS if step.name in left - run]:
+        yield f"- not run yet, for `python benchmarks/gpu.py --out {check.out} --only STEP`: {', '.join(waiting)}"
 
 
 def _named(row: dict) -> str:
@@ -78,7 +81,9 @@ def _table(title: str, columns: dict, rows: dict[str, dict], planned: dict) -> I
     yield f"|{'---|' * (1 + len(columns) + len(of_plan))}"
     for name, row in rows.items():
         cells = [_cell(row.get(key), form) for key, form in columns.values()]
-        cells += [_cell(planned.get(row["run"]), "{:.1f}")] if of_plan else []
+        # Extraction is planned in the precision that a GPU gets by itself.
+        known = None if row.get("precision", "bf16") != "bf16" else planned.get(row["run"])
+        cells += [_cell(known, "{:.1f}")] if of_plan else []
         yield f"| {' | '.join([name, *cells])} |"
 
 

@@ -46,6 +46,9 @@ def step_train_copies(check: Check) -> None:
 
 def step_train_kill(check: Check) -> None:
     """CLIP-L under ZeRO-3, undisturbed, and killed after a checkpoint and started again: the same losses?"""
+    for name in ("train_whole", "train_kill"):
+        for made in ("adapters", "checkpoints"):
+            shutil.rmtree(runs(check)[name].with_suffix("") / made, ignore_errors=True)
     _train(check, "train_whole", zero3=True)
     _train(check, "train_kill", zero3=True, kill_at="checkpoint at step")
     _train(check, "train_kill", zero3=True)

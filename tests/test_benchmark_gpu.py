@@ -62,16 +62,17 @@ def test_a_step_that_has_no_time_left_is_told_with_its_command(check):
     import gpu
     from gpu_table import tables
 
-    gpu.run_all(check, limit=0)
+    gpu.run_all(check, 0, gpu.STEPS)
     assert [row["what"] for row in check.rows()] == [step.name for step in gpu.STEPS]
-    assert "--only train_nf4`" in "\n".join(tables(check))
+    assert "--only STEP`: device, shards, job, models, plan, train_text" in "\n".join(tables(check))
 
 
-def test_what_a_step_raises_is_in_the_results(check, monkeypatch):
+def test_what_a_step_raises_is_in_the_results(check):
     import gpu
 
-    monkeypatch.setattr(gpu, "STEPS", [gpu.Step("extract_text", "gpu_extract", 60)])
-    gpu.run_all(check, limit=300)  # neither models nor shards are there
+    gpu.run_all(
+        check, 300, [gpu.Step("extract_text", "gpu_extract", 60)]
+    )  # neither models nor shards are there
     (row,) = check.rows()
     assert row["step"] == "failed" and row["what"] == "extract_text" and "drawn" not in row["code"]
     assert "UserError" in row["said"] or "No such file" in row["said"]
@@ -80,7 +81,7 @@ def test_what_a_step_raises_is_in_the_results(check, monkeypatch):
 @pytest.mark.long
 @pytest.mark.processes
 def test_the_whole_check_runs_to_its_end(tmp_path):
-    command = [sys.executable, "benchmarks/gpu.py", "--out", str(tmp_path), "--tiny", "--limit", "1500"]
+    command = [sys.executable, "benchmarks/gpu.py", "--out", str(tmp_path), "--tiny", "--limit", "2500"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

@@ -36,7 +36,7 @@ class Family:
     enough: Callable[[Row], bool]
 
     def training_budget(self, memory: float | None) -> float:
-        """Of the device with so many bytes; None: of a CPU."""
+        """Of the device with so many bytes to plan with; None: of a CPU."""
         return self.training_budgets[0 if memory is None else 1 + (memory >= LARGE)]
 
 

@@ -144,9 +144,11 @@ def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
     dead = sum(not (frames or seconds) for frames, seconds, _ in results)
     if 2 * dead > len(tried):
         raise UserError(f"{dead} of {len(tried)} clips do not decode{_kinds(problems)}; look at these files")
-    for part, count in Counter(problem.lost for problem in problems).items():
-        if count == len(tried) > 1:
-            raise UserError(f"the {part} of all {count} clips that were tried is lost{_kinds(problems)}")
+    for part in (Modality.VIDEO, Modality.AUDIO):
+        # A file without such a stream is whole all the same.
+        lost = {p.name for p in problems if p.lost == part and not p.reason.endswith(f"no {part} stream")}
+        if len(lost) == len(tried) > 1:
+            raise UserError(f"the {part} of all {len(lost)} clips that were tried is lost{_kinds(problems)}")
     parts = [
         f"{clip.name} {frames} frames, {seconds:.1f} s of sound"
         for clip, (frames, seconds, _) in zip(tried, results, strict=True)

@@ -210,10 +210,11 @@ def _budget(joined: Accelerator, copy: Copy) -> float:
     batches alike."""
     import torch
 
+    from mer_dist.dist.layouts import USABLE
     from mer_dist.dist.runtime import from_all
 
     on_gpu = joined.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(joined.device).total_memory if on_gpu else None
+    memory = USABLE * torch.cuda.get_device_properties(joined.device).total_memory if on_gpu else None
     return min(from_all(joined, FAMILIES[copy.extractor.family].training_budget(memory)))
 
 

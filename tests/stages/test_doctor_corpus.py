@@ -119,14 +119,18 @@ def test_files_that_are_there_and_do_not_decode_are_found(corpus):
 
 
 def test_a_part_that_no_clip_gives_is_found_though_the_others_are_whole(healthy, monkeypatch):
-    def told(_, clips, *__, **___):
-        return [
-            (0, 1.0, [Problem(stage="doctor", name=clip.name, lost="video", reason="no room")])
-            for clip in clips
-        ]
+    def decoding(lost: str, reason: str) -> tuple[bool, str]:
+        def told(_, clips, *__, **___):
+            return [
+                (0, 1.0, [Problem(stage="doctor", name=clip.name, lost=lost, reason=reason)])
+                for clip in clips
+            ]
 
-    monkeypatch.setattr(doctor_corpus.workers, "in_order", told)
-    fine, text = found(config_of(healthy), "decoding")["decoding"]
+        monkeypatch.setattr(doctor_corpus.workers, "in_order", told)
+        return found(config_of(healthy), "decoding")["decoding"]
+
+    assert decoding("audio", "a.mp4: no audio stream")[0] and decoding("part of video", "a.mp4: a gap")[0]
+    fine, text = decoding("video", "no room")
     assert not fine and text == "the video of all 3 clips that were tried is lost (3 x video: no room)"
 
 
