@@ -71,9 +71,9 @@ class Passes:
     def cut(self, batch: np.ndarray, world: int) -> list[tuple[int, np.ndarray]]:
         """The passes of all ranks, each with its first place in the order in which the batch is cut.
 
-        There is a pass for every rank in every round, as collective operations need; one that holds
-        nobody only where there are fewer clips than ranks. The same on all ranks, and on any number of
-        them where that number divides how many passes the budget makes.
+        There is a pass for every rank in every round, as collective operations need. By length, one holds
+        nobody only where there are fewer clips than ranks; by number, wherever the batch has empty places.
+        The same on all ranks, and on any number of them where that number divides how many passes there are.
         """
         if self.budget:
             batch = batch[batch != NOBODY]

@@ -173,7 +173,7 @@ class Asked:
 
 
 def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.device) -> Asked:
-    """Set a forward pass going; nothing here waits for a GPU."""
+    """Set a forward pass going, and wait for nothing unless the model does (HuBERT, where lengths differ)."""
     with torch.inference_mode(), products(extractor.config.precision, device):
         on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         vectors, counts = extractor.vectors(**on_device)
