@@ -221,7 +221,18 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_no_copy(job, tmp_path
     assert not run.adapter("clip", "fold-0").exists() and not list(run.folder.rglob("step-*"))
 
 
+@pytest.fixture
+def another_precision():
+    """Accelerate keeps the precision of a process that trained before, as tests share one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("another_precision")
 def test_a_copy_is_out_of_memory_before_the_next_is_loaded(job, tmp_path, monkeypatch):
     """One by one three copies, each of which would hold its model until the process ends."""
     told = [
