@@ -82,7 +82,7 @@ def _table(title: str, columns: dict, rows: dict[str, dict], planned: dict) -> I
     for name, row in rows.items():
         cells = [_cell(row.get(key), form) for key, form in columns.values()]
         # Extraction is planned in the precision that a GPU gets by itself.
-        known = None if row.get("precision", "bf16") != "bf16" else planned.get(row["run"])
+        known = None if row.get("precision", "bf16") != "bf16" else planned.get(row.get("run"))
         cells += [_cell(known, "{:.1f}")] if of_plan else []
         yield f"| {' | '.join([name, *cells])} |"
 

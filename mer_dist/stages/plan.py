@@ -215,8 +215,7 @@ def _finetuning(config: Config, name: str, layout: Layout, step: Training, sized
     }
 
 
-def _training(config: Config, extractor: ExtractorConfig, sized):
-    """A function of the layout and a GPU's bytes."""
+def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     from mer_dist.models import trace
 
     settings, classes = extractor.finetuning, len(config.corpus.labels)
