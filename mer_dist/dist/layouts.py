@@ -102,8 +102,8 @@ def reasons(choices: Mapping[str, list[Choice]], rooms: Mapping[str, float]) -> 
     lines: dict[str, list[str]] = {}
     for title, room in rooms.items():
         if best := cheapest(choices[title], room):
-            dearer = choices[title][: choices[title].index(best)]
-            too_large = [f"{other.name} needs {gb(other.peak)} GB" for other in dearer]
+            cheaper = choices[title][: choices[title].index(best)]
+            too_large = [f"{other.name} needs {gb(other.peak)} GB" for other in cheaper]
             why = "; ".join([f"{gb(best.travels)} GB travel a step", *too_large])
             lines.setdefault(f"{best.name} ({why})", []).append(title)
     return [f"cheapest layout that fits GPUs of {', '.join(of)}: {told}" for told, of in lines.items()]
