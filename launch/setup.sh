@@ -7,8 +7,11 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 2
 fi
 wanted=$(cat setup.cfg constraints.txt launch/setup.sh | sha256sum)
+# What DeepSpeed compiles is kept in the environment: two checkouts would compile in turns to one place below HOME.
+export TORCH_EXTENSIONS_DIR="$PWD/.venv/torch_extensions"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "installing into .venv" >&2
+  rm -rf "$TORCH_EXTENSIONS_DIR"
   "$python" -m venv .venv
   pip=".venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt"
   # DeepSpeed's build looks at the installed torch, so torch comes first and builds are not isolated.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mer_dist.dist.env import place
 from mer_dist.log import logger
+
+#: Seconds after which a compilation has ended or was killed: one takes a minute or two.
+LONGEST = 15 * 60
 
 
 def folders() -> dict[str, Path]:
@@ -37,13 +44,66 @@ def settle(instead: Path) -> None:
         logger.warning("%s; what DeepSpeed compiles is kept in %s", unfit["TORCH_EXTENSIONS_DIR"], instead)
 
 
-def unlock(instead: Path) -> None:
-    """Remove the locks that a compiler left which was killed: torch would wait for it for ever.
+def compile_communication() -> None:
+    """Have DeepSpeed compile and load its communication between processes on CPUs, one process at a time.
 
-    Call while the run folder is locked and none of its ranks has started, so that nobody compiles there.
+    torch marks what it compiles by a file and waits for ever for the one that a killed compiler left. Here a
+    lock of the system is held meanwhile, which goes with its process: whoever gets it after a process that
+    had not finished takes that file away.
     """
-    for lock in instead.glob("torch_extensions/*/lock"):
-        lock.unlink()
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        return
+    with _turn(folders()["TORCH_EXTENSIONS_DIR"], builder.name):
+        builder.load(verbose=False)
+
+
+@contextmanager
+def _turn(root: Path, name: str) -> Iterator[None]:
+    """Alone with what is compiled under this name, and without the mark of a process that was killed.
+
+    Processes that hold no lock of ours (other programs with DeepSpeed) are waited for as torch does, until
+    their mark is older than any compilation.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{name}.turn", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # some network file systems know no locks
+            yield
+            return
+        file.seek(0)
+        unfinished = file.read() != ""
+        for mark in root.glob(f"**/{name}/lock"):
+            _wait_for(mark, 0 if unfinished else LONGEST)
+        file.write("compiling")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _wait_for(mark: Path, seconds: float) -> None:
+    """Until torch's mark is gone, or older than that: then it is taken away."""
+    told = False
+    while (age := _age(mark)) is not None:
+        if age >= seconds:
+            logger.warning("%s is of a compilation that was killed; it is removed", mark)
+            mark.unlink(missing_ok=True)
+        elif not told:
+            logger.info("waiting for another process that compiles in %s", mark.parent)
+            told = True
+        time.sleep(0.1)
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since the file was written; None where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def fault(folder: Path) -> str:

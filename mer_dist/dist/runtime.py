@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_dist.dist import memory
+from mer_dist.dist import caches, memory
 from mer_dist.dist.env import own_tools_first, place, under_deepspeed
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig
@@ -47,6 +47,8 @@ def accelerator(
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
+    if under_deepspeed() and not torch.cuda.is_available():
+        caches.compile_communication()
     joined = Accelerator(
         # Without this it believes every rank alone on a machine that has no GPU.
         cpu=place().launched and not under_deepspeed() and not torch.cuda.is_available(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_dist import files, joined, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config
-from mer_dist.dist import caches, env, memory, preempt, support
+from mer_dist.dist import env, memory, preempt, support
 from mer_dist.dist.together import MANY_PROCESSES
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
 from mer_dist.layout import Run
@@ -105,7 +105,6 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     status = folder.status(stage)
     status.unlink(missing_ok=True)
-    caches.unlock(folder.caches)
     command = [sys.executable, "-m", "mer_dist.dist.launcher", str(folder.log("run", 0))]
     command += ["--config_file", _launch_file(stage, config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]

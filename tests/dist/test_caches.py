@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,16 +55,56 @@ def test_in_the_place_of_a_home_that_cannot_be_written_a_folder_of_the_run_is_us
         assert Path(os.environ[name]).parent == tmp_path / "run" / "caches"
 
 
-def test_the_lock_of_a_compiler_that_was_killed_is_taken_away_before_ranks_wait_for_it(monkeypatch, tmp_path):
-    no_home(monkeypatch, tmp_path)
-    instead = tmp_path / "run" / "caches"
-    caches.unlock(instead)
-    caches.settle(instead)
-    baton = FileBaton(str(compiled_to() / "lock"))
-    assert baton.try_acquire() and not baton.try_acquire()
-    (compiled_to() / "made.so").touch()
-    caches.unlock(instead)
-    assert baton.try_acquire() and (compiled_to() / "made.so").exists()
+def killed_while_compiling(root: Path, by_us: bool) -> FileBaton:
+    """A process that is killed while torch's mark lies there, in a turn of ours or of another program."""
+    folder = root / "some_op"
+    folder.mkdir(parents=True)
+    mark = f"open({str(folder / 'lock')!r}, 'x'); os.kill(os.getpid(), 9)"
+    turn = f"with caches._turn(Path({str(root)!r}), 'some_op'): {mark}" if by_us else mark
+    source = f"import os; from pathlib import Path; from mer_dist.dist import caches\n{turn}"
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == -9
+    return FileBaton(str(folder / "lock"))
+
+
+def test_who_comes_after_a_compiler_that_was_killed_does_not_wait_for_it(tmp_path):
+    baton = killed_while_compiling(tmp_path, by_us=True)
+    assert not baton.try_acquire()
+    for _ in range(2):  # and the turn after it was finished
+        with caches._turn(tmp_path, "some_op"):
+            assert baton.try_acquire()
+            baton.release()
+
+
+def test_another_program_that_compiles_is_waited_for_until_it_must_have_been_killed(tmp_path, monkeypatch):
+    baton = killed_while_compiling(tmp_path, by_us=False)
+    monkeypatch.setattr(caches, "LONGEST", 1.0)
+    begin = time.time() - baton_age(baton)
+    with caches._turn(tmp_path, "some_op"):
+        assert time.time() - begin >= 1 and baton.try_acquire()
+
+
+def baton_age(baton: FileBaton) -> float:
+    return time.time() - os.stat(baton.lock_file_path).st_mtime
+
+
+def test_deepspeed_compiles_its_communication_in_a_turn(tmp_path, monkeypatch):
+    """What is loaded there is what DeepSpeed takes when it joins the ranks."""
+    turns = []
+
+    @contextmanager
+    def turn(root, name):
+        turns.append((root, name))
+        yield
+        turns.append("left")
+
+    def load(self, verbose):
+        turns.append("loaded")
+
+    monkeypatch.setattr(caches, "_turn", turn)
+    monkeypatch.setattr("deepspeed.ops.op_builder.builder.OpBuilder.load", load)
+    caches.compile_communication()
+    root = caches.folders()["TORCH_EXTENSIONS_DIR"]
+    assert turns == [(root, "deepspeed_shm_comm"), "loaded", "left"]
 
 
 def test_without_any_home_nothing_is_written_to_a_folder_called_tilde(monkeypatch, tmp_path):
