@@ -75,13 +75,15 @@ def _is_slow(item: pytest.Item) -> bool:
     return bool(marked) or group(item.nodeid) == "ranks"
 
 
-#: Files whose tests start several processes that compute. One worker takes them all: two such tests at once
+#: Files, and tests, that start several processes that compute. One worker takes them all: two such tests at once
 #: would be four processes on two cores, each of which waits busily for its peer.
 RANKS = (
-    "tests/slurm/",
+    "tests/slurm/test_cluster.py",
+    "tests/slurm/test_whole_demo.py",
     "tests/dist/test_resume.py",
     "tests/dist/test_zero3.py",
     "tests/test_whole_job.py",
+    "tests/stages/test_extract.py::test_two_processes",
     *(f"tests/stages/test_{name}.py" for name in ("finetune_kills", "kills", "disk", "finetune", "export")),
 )
 
@@ -89,7 +91,7 @@ RANKS = (
 def group(nodeid: str) -> str:
     """Tests of one group run in one worker: those of :data:`RANKS`, else those of a file."""
     file = nodeid.partition("::")[0]
-    return "ranks" if file.startswith(RANKS) else file
+    return "ranks" if nodeid.startswith(RANKS) else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -104,9 +106,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     return Groups(config, log)
 
 
-#: Those of them in which Python's commands are forks of one process (tests/forks.py). In tests/slurm and
-#: tests/test_whole_job.py they are started as a user starts them.
-FORKED = tuple(file for file in RANKS if file not in ("tests/slurm/", "tests/test_whole_job.py"))
+#: Those of them in which Python's commands are forks of one process (tests/forks.py). On the local cluster they
+#: are started as a user starts them.
+FORKED = tuple(file for file in RANKS if not file.startswith("tests/slurm/"))
 _SERVER = pytest.StashKey[forks.Server]()
 
 

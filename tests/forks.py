@@ -60,12 +60,18 @@ class Popen(subprocess.Popen):
             else {os.fsdecode(key): os.fsdecode(env[key]) for key in env},
             "cwd": os.fsdecode(cwd or os.getcwd()),
             "session": bool(session),
+            "umask": _umask(),
         }
         theirs = (pipes[0], pipes[3], pipes[5])
         self.pid = _ask(told, [own if own != -1 else standard for standard, own in enumerate(theirs)])
         self._child_created = True
         self._close_pipe_fds(*pipes)
         return None
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def code(words: list[str]) -> Callable[[], object] | None:
@@ -184,6 +190,7 @@ def _become(told: dict, streams: list[int]) -> Callable[[], object]:
     global _line
     words, own = told["words"], told["env"]
     _line = None
+    os.umask(told["umask"])
     if words[1:3] in [["-m", module] for module in LAUNCHERS] or words[1:4] == ["-m", "mer_dist", "run"]:
         _line, theirs = _pair()
         if not os.fork():

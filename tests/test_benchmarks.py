@@ -26,7 +26,7 @@ def call_fuse(*words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_fusion_benchmark_prints_a_figure_for_every_part(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--few", "200", "--unlabeled", "300", "--rounds", "1")
     for row in (

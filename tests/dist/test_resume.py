@@ -122,14 +122,26 @@ MOVES = {
     "DDP to ZeRO-3": ("ddp", 2, 3),
     "DDP to 1": ("ddp", 1, 0),
 }
+#: Of other moves than "2 to 2", the ways that always go on; all others do in the long suite.
+OFTEN = ("lora", "length")
 
 
-@pytest.mark.parametrize("move", MOVES)
-def test_a_training_goes_on_with_any_number_of_processes(request, models, here, two, move):
+def each_move() -> list:
+    rest = [way for way in WAYS if way not in OFTEN]
+    long = [
+        pytest.param(move, rest, marks=pytest.mark.long, id=f"{move}, rest")
+        for move in MOVES
+        if move != "2 to 2"
+    ]
+    return [pytest.param(move, WAYS if move == "2 to 2" else OFTEN, id=move) for move in MOVES] + long
+
+
+@pytest.mark.parametrize("move, ways", each_move())
+def test_a_training_goes_on_with_any_number_of_processes(request, models, here, two, move, ways):
     stopped, processes, stage = MOVES[move]
     source = request.getfixturevalue(stopped)
-    ways = [way for way in WAYS if (source / way).exists()]
-    folder = moved(source, here / move.replace(" ", "-"))
+    ways = [way for way in ways if (source / way).exists()]
+    folder = moved(source, here / "-".join([*move.split(), *ways]))
     train(models, folder, processes, stage, *(f"{way}+onward" for way in ways))
     for way in ways:
         told, whole_run = (
@@ -152,6 +164,7 @@ def test_a_training_goes_on_with_any_number_of_processes(request, models, here, 
         every_clip_once_an_epoch(trained(source, f"{way}+until"), trained(folder, f"{way}+onward"))
 
 
+@pytest.mark.long  # as many ranks do so in test_zero3
 @pytest.mark.parametrize("processes, stage", [(1, 0), (3, 3)])
 def test_it_does_so_in_half_precision(models, here, half, processes, stage):
     """Sums in another order end in another bf16 number, and a process alone keeps float32 weights."""

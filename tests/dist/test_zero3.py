@@ -29,9 +29,9 @@ pytestmark = pytest.mark.processes
 WAYS = ("full", "lora", "nf4", "int8", "hubert", "hubert-full", "clip", "own")
 #: Tried by plain data parallelism, whose other ways go on in test_resume.
 PLAIN = ("full", "nf4", "int8", "hubert-full")
+#: Tried under ZeRO-2 always; all others are in the long suite.
+ZERO2 = ("full", "lora", "own")
 RESUMED = ("full+resumed", "lora+resumed", "nf4+resumed")
-HALF_RESUMED = ("full+resumed", "lora+resumed")
-HALF = ("full-long", "lora-long", "hubert")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,13 @@ def zero0(models, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def zero2(models, tmp_path_factory) -> Path:
-    return train(models, tmp_path_factory.mktemp("zero2"), "fp32", WAYS, 2)
+    return train(models, tmp_path_factory.mktemp("zero2"), "fp32", ZERO2, 2)
+
+
+@pytest.fixture(scope="module")
+def zero2_rest(models, tmp_path_factory) -> Path:
+    rest = tuple(way for way in WAYS if way not in ZERO2)
+    return train(models, tmp_path_factory.mktemp("zero2-rest"), "fp32", rest, 2)
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +78,38 @@ def zero3(models, tmp_path_factory) -> Path:
     return train(models, tmp_path_factory.mktemp("zero3"), "fp32", (*WAYS, "wide"), 3)
 
 
-@pytest.fixture(scope="module")
-def half_precision(models, tmp_path_factory) -> tuple[Path, Path]:
+def in_half_precision(models: Path, tmp_path_factory, cases: tuple[str, ...]) -> tuple[Path, Path]:
     """One process and two under ZeRO-3, both in bf16."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    cases = (*HALF, *HALF_RESUMED)
     return train(models, one, "bf16", cases, None), train(models, two, "bf16", cases, 3)
 
 
+@pytest.fixture(scope="module")
+def half(models, tmp_path_factory) -> tuple[Path, Path]:
+    return in_half_precision(models, tmp_path_factory, ("lora-long", "hubert", "lora+resumed"))
+
+
+@pytest.fixture(scope="module")
+def half_full(models, tmp_path_factory) -> tuple[Path, Path]:
+    return in_half_precision(models, tmp_path_factory, ("full-long", "full+resumed"))
+
+
+def under_zero2() -> list:
+    """(way, fixture) of each way of training."""
+    rest = [way for way in WAYS if way not in ZERO2]
+    return [
+        *((way, "zero2") for way in ZERO2),
+        *(pytest.param(way, "zero2_rest", marks=pytest.mark.long) for way in rest),
+    ]
+
+
 @pytest.mark.parametrize(
-    "way, stage", [*((way, 0) for way in PLAIN), *((way, stage) for way in WAYS for stage in (2, 3))]
+    "way, ranks", [*((way, "zero0") for way in PLAIN), *under_zero2(), *((way, "zero3") for way in WAYS)]
 )
-def test_two_ranks_learn_what_one_process_learns(request, alone, way, stage):
+def test_two_ranks_learn_what_one_process_learns(request, alone, way, ranks):
+    stage = int(ranks[4])
     one = facts(alone / way)
-    two = facts(request.getfixturevalue(f"zero{stage}") / way)
+    two = facts(request.getfixturevalue(ranks) / way)
     assert (two["processes"], two["zero_stage"], one["zero_stage"]) == (2, stage, 0)
     assert np.allclose(one["first_logits"], two["first_logits"], atol=1e-5)
     # Without the mask of empty places the short last batch would weigh its filler clips.
@@ -102,7 +126,9 @@ def test_two_ranks_learn_what_one_process_learns(request, alone, way, stage):
         assert 0.5 <= share < 0.51
 
 
-@pytest.mark.parametrize("who", ["alone", "zero0", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "who", ["alone", "zero0", "zero3", pytest.param("zero2_rest", marks=pytest.mark.long)]
+)
 def test_of_a_model_that_is_trained_nothing_is_in_memory_when_the_next_one_comes(request, who):
     """A leak shows in every case but the first; the two numbers are classifiers, and bytes of all tensors."""
     found = [facts(path.parent) for path in request.getfixturevalue(who).glob("*/facts.json")]
@@ -112,16 +138,22 @@ def test_of_a_model_that_is_trained_nothing_is_in_memory_when_the_next_one_comes
     assert all(classifiers == 0 and size < 1000 for classifiers, size in left), left
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("way", WAYS)
-def test_the_gradient_buffer_has_the_size_of_what_is_trained_unless_the_user_sets_it(request, way, stage):
-    found = facts(request.getfixturevalue(f"zero{stage}") / way)
+@pytest.mark.parametrize("way, ranks", [*under_zero2(), *((way, "zero3") for way in WAYS)])
+def test_the_gradient_buffer_has_the_size_of_what_is_trained_unless_the_user_sets_it(request, way, ranks):
+    found = facts(request.getfixturevalue(ranks) / way)
     assert found["reduce_bucket"] == (5000 if way == "own" else found["trained"])
 
 
-@pytest.mark.parametrize("case", HALF)
-def test_half_precision_under_zero3_follows_one_process(half_precision, case):
-    one, two = (facts(folder / case) for folder in half_precision)
+@pytest.mark.parametrize(
+    "who, case",
+    [
+        ("half", "lora-long"),
+        ("half", "hubert"),
+        pytest.param("half_full", "full-long", marks=pytest.mark.long),
+    ],
+)
+def test_half_precision_under_zero3_follows_one_process(request, who, case):
+    one, two = (facts(folder / case) for folder in request.getfixturevalue(who))
     assert len(one["losses"]) == len(two["losses"]) == (10 if case.endswith("long") else 3)
     # One process keeps its trained weights in float32, ranks in bf16 with float32 masters: they
     # part where the loss is nearly zero.
@@ -185,9 +217,11 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(alone, case):
     stopped_and_not(alone / case)
 
 
-@pytest.mark.parametrize("case", HALF_RESUMED)
-def test_so_it_does_in_half_precision(half_precision, case):
-    for folder in half_precision:
+@pytest.mark.parametrize(
+    "who, case", [("half", "lora+resumed"), pytest.param("half_full", "full+resumed", marks=pytest.mark.long)]
+)
+def test_so_it_does_in_half_precision(request, who, case):
+    for folder in request.getfixturevalue(who):
         stopped_and_not(folder / case)
 
 

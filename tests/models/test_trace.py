@@ -67,8 +67,14 @@ def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:
 
 #: Under DeepSpeed everything is in bf16; alone, autocast keeps copies of float32 weights.
 @pytest.mark.slow
-@pytest.mark.parametrize(("checkpointing", "sharded"), [(False, True), (True, True), (False, False)])
-@pytest.mark.parametrize("method", ["lora", "full"])
+def ways() -> list:
+    """(method, checkpointing, sharded); training everything is tried in one of them, else in the long suite."""
+    kinds = [(False, True), (True, True), (False, False)]
+    often = [*(("lora", *kind) for kind in kinds), ("full", *kinds[0])]
+    return [*often, *(pytest.param("full", *kind, marks=pytest.mark.long) for kind in kinds[1:])]
+
+
+@pytest.mark.parametrize("method, checkpointing, sharded", ways())
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_traced_activations_agree_with_a_real_step(models, family, method, checkpointing, sharded):
     config = settings(models, family, method=method, gradient_checkpointing=checkpointing)

@@ -106,6 +106,7 @@ def test_a_run_whose_jobs_are_queued_is_not_submitted_twice_and_cancelling_leave
     assert seen.left == ""
 
 
+@pytest.mark.long
 @needs("node_and_rank_lost", "undisturbed")
 def test_a_training_whose_node_goes_down_starts_again_by_itself_and_goes_on(cases):
     seen = result(cases["node_and_rank_lost"])
@@ -115,6 +116,7 @@ def test_a_training_whose_node_goes_down_starts_again_by_itself_and_goes_on(case
     assert seen.trained == result(cases["undisturbed"]).trained
 
 
+@pytest.mark.long
 @needs("node_and_rank_lost", "undisturbed")
 def test_when_a_rank_is_killed_srun_ends_the_others_the_job_fails_and_the_next_one_goes_on(cases):
     seen = result(cases["node_and_rank_lost"])
@@ -126,6 +128,7 @@ def test_when_a_rank_is_killed_srun_ends_the_others_the_job_fails_and_the_next_o
     assert seen.trained == result(cases["undisturbed"]).trained
 
 
+@pytest.mark.long
 @needs("time_limit")
 def test_a_training_is_warned_of_its_limit_saves_queues_itself_again_and_goes_on(cases):
     seen = result(cases["time_limit"])
@@ -133,6 +136,7 @@ def test_a_training_is_warned_of_its_limit_saves_queues_itself_again_and_goes_on
     assert seen.epochs == list(range(1, len(seen.epochs) + 1)), "no epoch twice, none left out"
 
 
+@pytest.mark.long
 @needs("time_limit")
 def test_a_cancelled_training_does_not_queue_itself_again(cases):
     seen = result(cases["time_limit"])
@@ -159,6 +163,7 @@ def test_what_submitit_pickles_is_for_the_owner_alone(cases):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.long
 @needs("every_stage_interrupted")
 def test_a_graph_whose_every_stage_is_warned_or_requeued_goes_on_by_itself_to_the_same_bytes(cases):
     seen = result(cases["every_stage_interrupted"])
@@ -178,6 +183,7 @@ def differing(run: Run, other: Run) -> set[str]:
     return {path for path in differ if not path.startswith("slurm/")}
 
 
+@pytest.mark.long
 @needs("by_hand", "graph")
 def test_extract_and_fuse_from_the_sbatch_files_make_the_bytes_of_the_graph(cases):
     seen = result(cases["by_hand"])
@@ -186,6 +192,7 @@ def test_extract_and_fuse_from_the_sbatch_files_make_the_bytes_of_the_graph(case
     assert seen.stages.answer.exists() and any(seen.stages.folder.glob("features/*/0*.safetensors"))
 
 
+@pytest.mark.long
 @needs("by_hand", "graph")
 def test_the_whole_job_from_its_sbatch_file_makes_the_bytes_of_the_graph(cases):
     seen = result(cases["by_hand"])
@@ -193,6 +200,7 @@ def test_the_whole_job_from_its_sbatch_file_makes_the_bytes_of_the_graph(cases):
     assert differing(seen.whole, seen.graph) == {"config.yaml"}
 
 
+@pytest.mark.long
 @needs("every_stage_interrupted")
 def test_no_shard_set_of_features_or_round_that_was_finished_is_made_again(cases):
     seen = result(cases["every_stage_interrupted"])

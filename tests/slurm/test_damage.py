@@ -193,6 +193,7 @@ def test_a_damaged_note_of_a_task_is_named(run, capsys, text):
     assert cli.main(["slurm-cancel", str(run.folder)]) == DONE, "which does not need it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(short=2, long=20))
 def test_whatever_happens_to_these_files_there_is_a_table_or_one_line(run, capsys, seed):
     lines = 0
@@ -227,6 +228,7 @@ def task(run: Run, *arguments: str, **variables: str) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_task_refuses_what_no_srun_tells_it_and_writes_its_note_over_a_damaged_one(run):
     job = run.folder / "job.yaml"

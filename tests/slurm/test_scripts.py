@@ -128,6 +128,7 @@ def test_times_are_read_as_slurm_reads_them(limit, expected):
             SlurmConfig(time=limit, warning=expected - 60)
 
 
+@pytest.mark.slow
 def test_a_warning_that_leaves_a_stage_no_time_is_refused_by_both_keys(config, tmp_path):
     with pytest.raises(UserError, match="slurm.times.fuse is '00:05:00'.* slurm.warning is 600 s") as refused:
         config("slurm.times={fuse: '00:05:00'}")
@@ -142,6 +143,7 @@ def test_a_warning_that_leaves_a_stage_no_time_is_refused_by_both_keys(config, t
 FOLDERS = ("runs/a'b", "runs/a\nreboot", "runs/%j", "runs/$HOME", "runs/`x`", "runs/a;b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_run_folder_that_a_script_cannot_name_is_refused(config, folder):
     settings = config()
@@ -157,6 +159,7 @@ def test_a_folder_with_spaces_stays_one_word(config):
     assert shlex.split(stopped)[1] == f"MER_DIST_STOPPED={folder}/stopped-$SLURM_JOB_ID"
 
 
+@pytest.mark.slow
 def test_every_stage_asks_for_what_it_needs(config):
     asked = {stage: slurm.options(config(), stage) for stage in STAGES}
     assert {stage: own.get("gpus-per-node") for stage, own in asked.items()} == {
@@ -200,6 +203,7 @@ def test_the_graph_in_scripts_is_in_order_and_only_the_extraction_is_an_array(co
     assert "--kill-on-bad-exit=1 --cpus-per-task=12 " in srun
 
 
+@pytest.mark.slow
 def test_what_is_not_set_is_not_asked_for(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("run: {folder: r}\nshard: {workers: 3}\n", encoding="utf-8")
@@ -300,6 +304,7 @@ def sruns(folder: Path, name: str, *arguments: str) -> tuple[int, list[list[str]
     return done.returncode, [call.splitlines() for call in calls]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(("by", "expected"), CONTAINERS)
 def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_path, by, expected, name):
@@ -320,6 +325,7 @@ def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_
         assert call == [*own, "--cpus-per-task=12", *words, "slurm-task", stage, "../job.yaml", *image]
 
 
+@pytest.mark.slow
 def test_an_sbatch_file_whose_configuration_is_refused_starts_nothing(config, tmp_path):
     config()
     assert sruns(tmp_path, "fuse", "job.yaml", "slurm.container=a b") == (2, [])
@@ -334,6 +340,7 @@ def test_the_sbatch_files_and_the_graph_end_a_job_in_the_same_way(name):
     assert subprocess.run(["bash", "-n", ROOT / "slurm" / f"{name}.sbatch"], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_options_come_as_one_line_that_a_shell_leaves_alone(config, capsys, tmp_path):
     config()
     assert cli.main(["slurm-options", "extract", str(tmp_path / "job.yaml")]) == DONE
@@ -349,6 +356,7 @@ def test_options_come_as_one_line_that_a_shell_leaves_alone(config, capsys, tmp_
     assert "--array=0-15%4" in line and "--partition=gpu" in line
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_every_script_and_leaves_no_folder(config, capsys, tmp_path, monkeypatch):
     config()
     monkeypatch.chdir(tmp_path)
@@ -501,6 +509,7 @@ def test_a_run_that_was_never_submitted_has_no_status(tmp_path, capsys):
     assert cli.main(["slurm-status", str(tmp_path)]) == 2
 
 
+@pytest.mark.slow
 def test_the_login_node_needs_no_torch_to_print_scripts(config, tmp_path):
     config()
     program = (
