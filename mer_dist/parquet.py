@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 #: Bytes in memory and rows of the largest file that is read: room for a million clips in five folds.
 BYTES, ROWS = 2 << 30, 10_000_000
 #: Rows that are unpacked at a time. Columns that are coded in memory bring their dictionary each time.
-_PLAIN, _CODED = 1024, 65536
+_PLAIN, _CODED = 1024, 1 << 20
 #: Bytes that a number takes in memory, however small it is in the file.
 _VALUE = 8
 
@@ -32,11 +32,9 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        told = [max(chunk.total_uncompressed_size, _VALUE * chunk.num_values) for chunk in chunks]
-        _check(sum(told), sum(group.num_rows for group in groups))
-        coded = any(pa.types.is_dictionary(kind) for kind in file.schema_arrow.types)
-        # No value is longer than all that its column holds in the file.
-        at_once = max(1, min(_CODED if coded else _PLAIN, BYTES // max(told, default=1)))
+        told = sum(max(chunk.total_uncompressed_size, _VALUE * chunk.num_values) for chunk in chunks)
+        _check(told, sum(group.num_rows for group in groups))
+        at_once = max(1, min(_PLAIN if _is_plain(file) else _CODED, BYTES // _longest(file, groups)))
         batches, size, rows = [], 0, 0
         for batch in file.iter_batches(at_once, columns=names):
             size, rows = size + batch.nbytes, rows + len(batch)
@@ -47,6 +45,31 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
         if schema is not None:
             return table.cast(schema)
         return table.replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _is_plain(file: pq.ParquetFile) -> bool:
+    return not any(pa.types.is_dictionary(kind) for kind in file.schema_arrow.types)
+
+
+def _longest(file: pq.ParquetFile, groups: list[pq.RowGroupMetaData]) -> int:
+    """Bytes that no value exceeds in memory.
+
+    A number has its size, and so has a string that is coded there; of lists and of other strings none is
+    longer than all that its column holds in the file.
+    """
+    coded = {field.name for field in file.schema_arrow if pa.types.is_dictionary(field.type)}
+    columns = [file.schema.column(number) for number in range(len(file.schema))]
+    paths = [column.path for column in columns]
+    longest = _VALUE
+    for number, column in enumerate(columns):
+        # Of two columns with one path, one may be a part of another.
+        is_coded = column.path in coded and paths.count(column.path) == 1
+        if column.max_repetition_level or (column.physical_type.endswith("BYTE_ARRAY") and not is_coded):
+            chunks = [group.column(number) for group in groups]
+            longest = max(
+                [longest, *(max(one.total_uncompressed_size, _VALUE * one.num_values) for one in chunks)]
+            )
+    return longest
 
 
 def _check(size: int, rows: int) -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer_dist import lineage, selection
+from mer_dist.report import collect
 
 
 def chosen_by(limit: list[float], names: int, seed: int) -> selection.Selection:
@@ -46,3 +47,17 @@ def test_words_are_stored_once_and_not_for_every_clip_and_fold(tmp_path):
     assert words == ["name", "pseudo_label", "reason", "models"]
     # Two probabilities and a weight of 4 bytes, the number of the name, and little else.
     assert path.stat().st_size < 20 * 5 * 3000
+
+
+@pytest.mark.slow
+def test_a_round_of_the_challenges_own_size_is_read_back(tmp_path):
+    """120,000 unlabelled clips in five folds; labels may have dots."""
+    count, labels = 120_000, ["angry.1", "happy"]
+    names = [f"samplenew3_{row:08d}" for row in range(count)]
+    chosen, path = [chosen_by([0.6, 0.6], count, seed) for seed in range(5)], tmp_path / lineage.FILE
+    lineage.write(path, names, labels, chosen, [f"fold-{fold}/seed-0" for fold in range(5)])
+    told = lineage.of_clip(path, names[-1])
+    assert [one["fold"] for one in told] == [0, 1, 2, 3, 4]
+    for one, own in zip(told, chosen, strict=True):
+        assert [one["p_angry.1"], one["p_happy"]] == pytest.approx(own.probability[-1].tolist())
+    assert collect._lent(path) == np.any([own.taken for own in chosen], 0).sum()

@@ -200,8 +200,8 @@ def _round(folder: Path) -> Round:
 
 def _lent(path: Path) -> int:
     """Unlabelled clips that the models of at least one fold learned from."""
-    columns = parquet.read(path, ["name", "selected"]).to_pydict()
-    return len({name for name, taken in zip(columns["name"], columns["selected"], strict=True) if taken})
+    rows = parquet.read(path, ["name", "selected"])
+    return len(rows.filter(rows["selected"])["name"].unify_dictionaries().unique())
 
 
 def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> list[Score]:
