@@ -65,10 +65,31 @@ def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
     wide = frame.width * float(_believable(shot.ratio or Fraction(1), remarks))
     scale = min(1.0, LONGEST_SIDE / max(wide, frame.height))
     size = {"width": max(1, round(wide * scale)), "height": max(1, round(frame.height * scale))}
-    image = _coloured(frame, size, remarks)
+    if frame.colorspace == UNSPECIFIED and _is_hd(frame) and not frame.format.is_rgb:
+        frame.colorspace = BT709
+    image = _coloured(_field(frame) if frame.interlaced_frame else frame, size, remarks)
     if shot.matrix is None:
         return image
     return np.ascontiguousarray(turned(image, orientation(shot.matrix, remarks)))
+
+
+def _is_hd(frame: av.VideoFrame) -> bool:
+    return frame.width >= HD_WIDTH or frame.height >= HD_LINES
+
+
+def _field(frame: av.VideoFrame) -> av.VideoFrame:
+    """Every other line of a frame in which two pictures are woven, a fiftieth or sixtieth of a second apart.
+
+    Players show the two one after the other; together, what moves has an edge like a comb.
+    """
+    graph = av.filter.Graph()
+    graph.threads = 1
+    first = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+    )
+    graph.link_nodes(first, graph.add("field", "type=top"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.vpull()
 
 
 def _coloured(frame: av.VideoFrame, size: dict[str, Any], remarks: set[str]) -> np.ndarray:
@@ -89,9 +110,6 @@ def _coloured(frame: av.VideoFrame, size: dict[str, Any], remarks: set[str]) -> 
             remarks.add(OTHER_MATRIX)
         derived = DERIVED_FROM.get(frame.color_primaries, BT709)
         frame.colorspace = BT2020 if frame.colorspace == BT2020_CONSTANT else derived
-    hd = frame.width >= HD_WIDTH or frame.height >= HD_LINES
-    if frame.colorspace == UNSPECIFIED and hd and not frame.format.is_rgb:
-        frame.colorspace = BT709
     if not _transparent(frame.format.name):
         return _converted(frame, "rgb24", size)
     image = _converted(frame, "rgba", size)
@@ -161,6 +179,7 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 def _listed(frame: av.VideoFrame) -> av.VideoFrame:
     """A frame without the kinds of side data that make PyAV refuse all of it, like EXIF in a photo."""
     graph = av.filter.Graph()
+    graph.threads = 1
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
     )

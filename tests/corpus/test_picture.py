@@ -347,3 +347,41 @@ def test_a_picture_is_converted_by_one_thread_and_kept_no_longer_than_it_is_look
         assert not [thing for thing in gc.get_objects() if isinstance(thing, SideDataContainer)]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "name, codec, options",
+    [
+        ("a.mts", "libx264", {"x264-params": "tff=1"}),
+        ("b.mpg", "mpeg2video", {"flags": "+ilme+ildct", "top": "1"}),
+        ("c.mkv", "libx264", {"x264-params": "bff=1"}),
+    ],
+)
+def test_of_two_pictures_that_are_woven_into_one_frame_one_is_stored(tmp_path, name, codec, options):
+    """A bar that moves twelve pixels from one to the other."""
+    path, height, width = tmp_path / name, 96, 128
+
+    def picture(field: int) -> np.ndarray:
+        image = np.full((height, width, 3), 20, np.uint8)
+        image[:, 8 + 12 * field : 32 + 12 * field] = (220, 40, 40)
+        return image
+
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, 25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(4):
+            woven = picture(2 * number)
+            woven[1::2] = picture(2 * number + 1)[1::2]
+            frame = av.VideoFrame.from_ndarray(woven, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
+        container.mux(stream.encode())
+    with av.open(path) as container:
+        assert all(frame.interlaced_frame for frame in container.decode(video=0))
+    images = all_frames(path)
+    assert len(images) == 4
+    for number, image in enumerate(images):
+        assert image.shape == (height, width, 3)
+        red = image[..., 0].astype(int)
+        # All lines show the bar of one moment.
+        edges = (red > 120).argmax(axis=1)
+        assert set(edges) <= set(range(8 + 24 * number - 3, 8 + 24 * number + 4)), edges
