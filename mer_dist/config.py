@@ -115,9 +115,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         untyped = OmegaConf.create(OmegaConf.to_container(merged))
         resolved: Any = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
         strict.check_section(resolved, Config, str(path), "")
-        for name, values in resolved["extractors"].items():
-            _check_extractor(name, values)
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), resolved)))
+        return _typed(resolved)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
@@ -129,6 +127,15 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
             raise
         where = " ".join([str(path), *overrides])
         raise UserError(f"{where}: {error}") from None
+
+
+def _typed(values: dict) -> Config:
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+    except UserError:
+        for name, section in values["extractors"].items():
+            _check_extractor(name, section)
+        raise
 
 
 def _check_extractor(name: str, values: dict) -> None:
