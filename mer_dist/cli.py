@@ -311,7 +311,7 @@ def slurm_cancel(parsed: argparse.Namespace) -> int:
 
 def plan(parsed: argparse.Namespace) -> int:
     from mer_dist.stages.plan import plan as act
-    from mer_dist.stages.plan import table
+    from mer_dist.stages.plan_text import table
 
     needs = act(load(parsed.config, parsed.overrides), parsed.clips)
     print(json.dumps(needs, ensure_ascii=False, indent=1) if parsed.json else table(needs))

@@ -53,7 +53,13 @@ LAYERS = (
     {"cli", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("fuse", "self_train"), ("fuse", "vote"), ("doctor", "plan"), ("doctor", "doctor_corpus")}
+SIBLINGS = {
+    ("fuse", "self_train"),
+    ("fuse", "vote"),
+    ("doctor", "plan"),
+    ("plan_text", "plan"),
+    ("doctor", "doctor_corpus"),
+}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 500, 70
 LAUNCHER = re.compile(r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+)")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from mer_dist.dist import memory
-from mer_dist.dist.memory import Held, Layout
+from mer_dist.dist import launch_config, memory
+from mer_dist.dist.launch_config import Layout
+from mer_dist.dist.memory import Held
 from mer_dist.settings import RunConfig
 
 #: Of what a GPU has, for the plan; the rest is left for fragmentation, as between nominal GB and real ones.
@@ -111,7 +112,7 @@ def reasons(choices: Mapping[str, list[Choice]], rooms: Mapping[str, float]) -> 
 
 def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], room: float) -> list[str]:
     """That ``accelerate launch`` with one process does something else than ``mer-dist run``, if it does."""
-    where = memory.alone_by_file(run)
+    where = launch_config.alone_by_file(run)
     if where is None:
         return []
     needs = ", ".join(f"{name} {gb(training(where, room).peak)} GB" for name, training in tuned.items())

@@ -1,4 +1,5 @@
-"""Who does what, as pure functions of seed and position, so any number of processes may do it."""
+"""Which clips an optimizer step takes, and which process which of them, as pure functions of seed and position, so that
+any number of processes may train."""
 
 from __future__ import annotations
 
@@ -12,21 +13,6 @@ from mer_dist.settings import FinetuneConfig
 
 #: A place in a padded batch that holds no clip.
 NOBODY = -1
-
-
-def shares(sizes: dict[int, int], world: int) -> list[list[int]]:
-    """Split shards over ``world`` ranks so that clips are balanced; some ranks may get none.
-
-    Args:
-        sizes: shard -> its clips, done or not, so that ranks that start at different times agree.
-    """
-    parts: list[list[int]] = [[] for _ in range(world)]
-    load = [0] * world
-    for shard in sorted(sizes, key=lambda shard: (-sizes[shard], shard)):
-        rank = load.index(min(load))
-        parts[rank].append(shard)
-        load[rank] += sizes[shard]
-    return [sorted(part) for part in parts]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

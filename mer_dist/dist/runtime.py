@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_dist.dist import caches, memory
+from mer_dist.dist import caches, launch_config
 from mer_dist.dist.env import own_tools_first, place, under_deepspeed
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig
@@ -150,7 +150,7 @@ def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optim
     own = {key: value for key, value in settings.items() if value != "auto"}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     count = sum(getattr(weight, "ds_numel", weight.numel()) for weight in trained)
-    bucket = {"reduce_bucket_size": memory.reduce_bucket(count)}
+    bucket = {"reduce_bucket_size": launch_config.reduce_bucket(count)}
     plugin.deepspeed_config["zero_optimization"] = {**bucket, **own}
     wrapped = joined.prepare(model, optimizer)
     # The next model has other sizes.

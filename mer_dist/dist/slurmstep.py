@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_dist.dist.env import alone, has_gpu
-from mer_dist.dist.memory import STAGES
+from mer_dist.dist.launch_config import STAGES
 from mer_dist.errors import UserError
 from mer_dist.strict import parse
 

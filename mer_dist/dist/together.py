@@ -8,7 +8,7 @@ from pathlib import Path
 from mer_dist import files, lock
 from mer_dist.config import Config, as_dict
 from mer_dist.dist import ancestry, env
-from mer_dist.dist.partition import shares
+from mer_dist.dist.shares import shares
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
 from mer_dist.log import logger

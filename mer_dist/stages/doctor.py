@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mer_dist import files
 from mer_dist.config import Config
-from mer_dist.dist import caches, memory, support
+from mer_dist.dist import caches, launch_config, support
 from mer_dist.dist.caches import existing
 from mer_dist.errors import UserError
 from mer_dist.layout import Run
@@ -125,7 +125,7 @@ def _package_fault(item, tested: dict[str, str]) -> str:
 
 
 def _launch(config: Config) -> str:
-    layout = memory.layout(config.run)
+    layout = launch_config.layout(config.run)
     support.check(layout.zero_stage)
     support.check_batches(config, layout.processes)
     how = layout.told
@@ -135,7 +135,7 @@ def _launch(config: Config) -> str:
 def _processors(config: Config) -> str:
     import torch
 
-    here = memory.layout(config.run).per_machine
+    here = launch_config.layout(config.run).per_machine
     if not torch.cuda.is_available():
         cores = os.cpu_count() or 1
         if here > cores:
@@ -167,7 +167,7 @@ def _communication(config: Config) -> str:
     import torch
     import torch.distributed as group
 
-    if memory.layout(config.run).processes == 1:
+    if launch_config.layout(config.run).processes == 1:
         return "one process needs none"
     if torch.cuda.is_available():
         if not group.is_nccl_available():
@@ -210,7 +210,7 @@ def _run_folder(config: Config) -> str:
 
 def _home(config: Config) -> str:
     """Whether what DeepSpeed compiles can be kept below HOME, or else below the run folder."""
-    if memory.layout(config.run).processes == 1:
+    if launch_config.layout(config.run).processes == 1:
         return "one process compiles nothing"
     own, instead = caches.folders()["TORCH_EXTENSIONS_DIR"], Run(config.run.folder).caches
     if not (why := caches.fault(own)):
@@ -237,9 +237,9 @@ def _disk(config: Config) -> str:
 
 
 def _port(config: Config) -> str:
-    if memory.layout(config.run).processes == 1:
+    if launch_config.layout(config.run).processes == 1:
         return "one process needs none"
-    port = memory.launch_port(config.run)
+    port = launch_config.launch_port(config.run)
     with socket.socket() as listener:
         # As the launcher binds: a port that a finished run has just left is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

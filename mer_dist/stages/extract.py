@@ -21,7 +21,7 @@ from mer_dist.config import Config, as_dict, save
 from mer_dist.copies import Copy
 from mer_dist.dist import preempt
 from mer_dist.dist.env import place
-from mer_dist.dist.partition import shares
+from mer_dist.dist.shares import shares
 from mer_dist.dist.together import tell_missing
 from mer_dist.errors import Stopped, UserError
 from mer_dist.layout import Run

@@ -16,9 +16,9 @@ import numpy as np
 
 from mer_dist import copies, corpus
 from mer_dist.config import Config
-from mer_dist.dist import layouts, memory, support
+from mer_dist.dist import launch_config, layouts, memory, support
 from mer_dist.dist.layouts import Step, Training
-from mer_dist.dist.memory import Held, Layout
+from mer_dist.dist.memory import Held
 from mer_dist.dist.partition import Passes
 from mer_dist.errors import UserError
 from mer_dist.log import told_if_long
@@ -47,7 +47,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     Raises:
         UserError: an extractor's size cannot be known, or the launch file cannot be read.
     """
-    layout = memory.layout(config.run)
+    layout = launch_config.layout(config.run)
     with told_if_long("counting the clips of the corpus"):
         found, why = _clips(config, clips)
     with told_if_long("loading the modelling code"):
@@ -81,13 +81,13 @@ def plan(config: Config, clips: int | None = None) -> dict:
     }
 
 
-def chosen(config: Config) -> Layout:
+def chosen(config: Config) -> launch_config.Layout:
     """The layout in which ``mer-dist run`` starts fine-tuning on this machine.
 
     Raises:
         UserError: as :func:`plan`.
     """
-    layout, room = memory.layout(config.run), layouts.room_here()
+    layout, room = launch_config.layout(config.run), layouts.room_here()
     if room is None or not layouts.is_open(config.run, layout, room):
         return layout
     _silence_libraries()
@@ -140,7 +140,12 @@ def _size(config: Config, name: str):
 
 
 def _extractor(
-    config: Config, name: str, sized, layout: Layout, tuned: dict[str, Training], room: float | None
+    config: Config,
+    name: str,
+    sized,
+    layout: launch_config.Layout,
+    tuned: dict[str, Training],
+    room: float | None,
 ) -> dict:
     from mer_dist.models import size
 
@@ -191,7 +196,9 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
     return 0 if extractor.quantize == "none" else sized.largest_linear * element
 
 
-def _finetuning(config: Config, name: str, layout: Layout, step: Training, sized, room: float | None) -> dict:
+def _finetuning(
+    config: Config, name: str, layout: launch_config.Layout, step: Training, sized, room: float | None
+) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
     settings = extractor.finetuning
@@ -226,7 +233,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     def activations(sharded: bool, micro: int) -> int:
         return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
 
-    def step(where: Layout, room: float) -> Step:
+    def step(where: launch_config.Layout, room: float) -> Step:
         held = _held(extractor, sized, where)
         budget = FAMILIES[extractor.family].training_budget(room)
         passes = Passes.of(settings, pieces, np.array([longest]), budget)
@@ -238,7 +245,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     return step
 
 
-def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
+def _held(extractor: ExtractorConfig, sized, where: launch_config.Layout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
     from mer_dist.models.classifier import FAMILIES
 
@@ -258,7 +265,7 @@ def _held(extractor: ExtractorConfig, sized, where: Layout) -> Held:
     )
 
 
-def _smallest(config: Config, layout: Layout, step: Training) -> dict[str, int | None]:
+def _smallest(config: Config, layout: launch_config.Layout, step: Training) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
     told = config.run.accelerate or config.run.layout != "auto"
     known = layout.processes > 1 and layout.zero_stage in (0, *support.ZERO_STAGES)
@@ -266,7 +273,7 @@ def _smallest(config: Config, layout: Layout, step: Training) -> dict[str, int |
     stage = layout.zero_stage if told and known else 3
 
     def fits(world: int, size: int) -> bool:
-        where = Layout(
+        where = launch_config.Layout(
             processes=world,
             zero_stage=stage if world > 1 else 0,
             machines=ceil(world / 8),
@@ -277,7 +284,7 @@ def _smallest(config: Config, layout: Layout, step: Training) -> dict[str, int |
     return {f"{size}": next((world for world in WORLDS if fits(world, size)), None) for size in GPUS}
 
 
-def _refused(layout: Layout, config: Config) -> str:
+def _refused(layout: launch_config.Layout, config: Config) -> str:
     """Why this way of launching is not supported; empty if it is."""
     try:
         support.check(layout.zero_stage)
@@ -287,7 +294,7 @@ def _refused(layout: Layout, config: Config) -> str:
     return ""
 
 
-def _shards(config: Config, layout: Layout, found: dict | None) -> dict:
+def _shards(config: Config, layout: launch_config.Layout, found: dict | None) -> dict:
     pixels = config.shard.frames * config.shard.image_size**2
     each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
     fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
@@ -300,7 +307,7 @@ def _shards(config: Config, layout: Layout, found: dict | None) -> dict:
     }
 
 
-def _disk(config: Config, layout: Layout, sizes: dict, found: dict | None) -> dict:
+def _disk(config: Config, layout: launch_config.Layout, sizes: dict, found: dict | None) -> dict:
     """Bytes below the run folder; those that grow with the clips are per clip if none are known."""
     count = found["all"] if found else 1
     sets, saved, underway, kept = {}, 0, [0], config.run.keep_checkpoints
@@ -336,7 +343,7 @@ def disk_needed(config: Config) -> int | None:
     _silence_libraries()
     found, _ = _clips(config, None)
     sizes = {name: _size(config, name) for name in config.extractors}
-    disk = _disk(config, memory.layout(config.run), sizes, found)
+    disk = _disk(config, launch_config.layout(config.run), sizes, found)
     total = disk["shards"] + sum(disk["features"].values()) + disk["adapters"] + disk["checkpoints"]
     return total if found else None
 
@@ -353,7 +360,7 @@ def _vector_bytes(config: Config, name: str, width: int) -> int:
     return each * (1 + length) if config.extract.frame_level else each
 
 
-def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) -> list[str]:
+def _warnings(config: Config, layout: launch_config.Layout, extractors: dict, shards: dict) -> list[str]:
     """What would not work, or waste processes, as configured."""
     found = []
     for name, facts in extractors.items():
@@ -380,121 +387,3 @@ def _warnings(config: Config, layout: Layout, extractors: dict, shards: dict) ->
             f"{config.run.accelerate} says {layout.processes} processes, run.processes {config.run.processes}"
         )
     return found
-
-
-def table(needs: dict) -> str:
-    """The plan for a reader; GB are 10^9 bytes."""
-    layout = needs["layout"]
-    nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
-    parts = [
-        f"finetune: {_processes(layout)}, one per GPU{nodes}, {layout['told']}",
-        _grid(_models_table(needs), left=2),
-        _grid(_memory_table(needs, "finetune")),
-        _grid(_memory_table(needs, "extract")),
-        _grid(_gpus_table(needs)),
-        _grid(layouts.table(needs["layouts"])),
-        "\n".join(needs["layouts_proposed"]),
-        "\n".join(_folder_lines(needs)),
-        "\n".join(f"WARNING: {text}" for text in needs["warnings"]),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _processes(facts: dict) -> str:
-    return "1 process" if facts["processes"] == 1 else f"{facts['processes']} processes"
-
-
-def _models_table(needs: dict) -> list[list[str]]:
-    rows = [["model", "architecture", "parameters", "trained", "copies"]]
-    for name, facts in needs["extractors"].items():
-        tuned = facts["finetune"]
-        known = facts["path"] if facts["source"] == "config.json" else f"{facts['source']}, as published"
-        rows.append(
-            [
-                name,
-                known,
-                f"{facts['parameters']:,}",
-                f"{tuned['trainable']:,} ({tuned['method']})" if tuned else "none (frozen)",
-                f"{tuned['copies']}" if tuned else "-",
-            ]
-        )
-    return rows
-
-
-def _memory_table(needs: dict, stage: str) -> list[list[str]]:
-    """Rows of what one process holds; columns without content are left out."""
-    found = {name: facts[stage] for name, facts in needs["extractors"].items() if facts[stage]}
-    keys = dict.fromkeys(key for facts in found.values() for key in facts["gpu"])
-    columns = [key for key in keys if any(facts["gpu"].get(key) for facts in found.values())]
-    rows = [[f"{stage}, GB a process", *columns, "GPU peak", "host"]]
-    for name, facts in found.items():
-        shown = [f"{facts['gpu'].get(key, 0) / 1e9:.2f}" for key in columns]
-        numbers = f", {facts['precision']}" if "precision" in facts else ""
-        rows.append(
-            [
-                f"{name} ({facts['at_a_time']} at a time{numbers})",
-                *shown,
-                f"{facts['gpu_total'] / 1e9:.1f}",
-                f"{facts['host'] / 1e9:.1f}",
-            ]
-        )
-    return rows
-
-
-def _gpus_table(needs: dict) -> list[list[str]]:
-    rows = [["fewest GPUs of", *(f"{size} GB" for size in GPUS), "as configured, fits GPUs of"]]
-    for name, facts in needs["extractors"].items():
-        for stage in ("finetune", "extract"):
-            if (found := facts[stage]) is None:
-                continue
-            least = found.get("smallest") or {f"{size}": 1 for size in found["fits"]}
-            fits = ", ".join(f"{size}" for size in found["fits"])
-            rows.append(
-                [
-                    f"{stage} {name}",
-                    *(f"{least.get(f'{size}') or 'none'}" for size in GPUS),
-                    f"{fits} GB" if fits else "does not fit",
-                ]
-            )
-    return rows
-
-
-def _folder_lines(needs: dict) -> list[str]:
-    """Shards and disk, one fact a line."""
-    shards, disk, found = needs["shards"], needs["disk"], needs["clips"]
-    unit, divisor = ("kB a clip", 1e3) if disk["per_clip"] else ("GB", 1e9)
-    lines = []
-    if found is None:
-        lines.append(f"clips: unknown, give --clips N ({needs['clips_unknown']})")
-    else:
-        known = "" if found["labeled"] is None else f", {found['labeled']:,} of them labelled"
-        lines.append(f"clips: {found['all']:,}{known} (from {found['from']})")
-        lines.append(
-            f"shards: about {shards['count']} of {shards['clips_per_shard']} clips, for "
-            f"{_processes(shards)}; {shards['workers']} workers decode them"
-        )
-    lines.append(f"disk for shards: about {disk['shards'] / divisor:.2f} {unit}")
-    lines += [
-        f"disk for features {name}: about {size / divisor:.2f} {unit}"
-        for name, size in disk["features"].items()
-    ]
-    if disk["adapters"]:
-        lines.append(
-            f"disk for fine-tuned copies: {disk['adapters'] / 1e9:.2f} GB, and up to "
-            f"{disk['checkpoints'] / 1e9:.2f} GB while one is trained"
-        )
-    return lines
-
-
-def _grid(rows: list[list[str]], left: int = 1) -> str:
-    """Aligned columns, the first ``left`` of them to the left; nothing below the head, nothing."""
-    if len(rows) == 1:
-        return ""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

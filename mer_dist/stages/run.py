@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_dist import files, joined, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config
-from mer_dist.dist import env, memory, preempt, support
+from mer_dist.dist import env, launch_config, preempt, support
 from mer_dist.dist.together import MANY_PROCESSES
 from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
 from mer_dist.layout import Run
@@ -73,7 +73,7 @@ def _check(config: Config) -> None:
             model_folder.check(Path(extractor.path), extractor.family)
         except UserError as error:
             raise UserError(f"extractors.{name}.path: {error}") from None
-    support.check_batches(config, memory.layout(config.run).processes)
+    support.check_batches(config, launch_config.layout(config.run).processes)
     joined.fused_sets(config)
 
 
@@ -128,7 +128,7 @@ def _launch_file(stage: str, config: Config) -> str:
     read. Extract takes only its rank from the launcher, whatever the layout."""
     if config.run.accelerate:
         return config.run.accelerate
-    layout = plan.chosen(config) if stage == "finetune" else memory.layout(config.run)
+    layout = plan.chosen(config) if stage == "finetune" else launch_config.layout(config.run)
     if stage == "finetune":
         logger.info("layout of fine-tuning: %s", layout.told)
     path = Run(config.run.folder).status("launch").with_suffix(".yaml")

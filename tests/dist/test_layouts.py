@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from mer_dist.config import load
-from mer_dist.dist import layouts, memory
+from mer_dist.dist import launch_config, layouts, memory
+from mer_dist.dist.launch_config import Layout
 from mer_dist.dist.layouts import Choice, Step, Training
-from mer_dist.dist.memory import Held, Layout
+from mer_dist.dist.memory import Held
 from mer_dist.errors import UserError
 from mer_dist.settings import RunConfig
-from mer_dist.stages import plan, run
+from mer_dist.stages import plan, plan_text, run
 
 PLAIN = Choice(name="ddp", zero_stage=0, peak=28_000_000_000, travels=90_000_000)
 SPLIT = Choice(name="zero3", zero_stage=3, peak=8_000_000_000, travels=45_000_000_000)
@@ -92,7 +93,7 @@ def test_a_line_says_for_which_gpus_and_why():
 )
 def test_what_is_told_goes_before_what_fits_and_without_a_gpu_it_is_zero3(told, room, stage):
     settings = RunConfig(folder="x", **{"processes": 8, **told})
-    layout = memory.layout(settings)
+    layout = launch_config.layout(settings)
     assert layouts.settled(settings, layout, [PLAIN, SPLIT], room).zero_stage == stage
 
 
@@ -143,7 +144,7 @@ def test_plan_says_which_layout_and_what_each_needs_and_run_starts_it(job, monke
     needs = plan.plan(load(job), 100)
     assert needs["layout"]["zero_stage"] == 0
     assert [choice["name"] for choice in needs["layouts"]["80 GB"]] == ["ddp", "zero2", "zero3"]
-    shown = plan.table(needs)
+    shown = plan_text.table(needs)
     assert shown.startswith("finetune: 2 processes, one per GPU, plain data parallelism")
     assert "cheapest layout that fits GPUs of 24 GB, 40 GB, 80 GB, 141 GB, this machine (85 GB): ddp" in shown
     assert launch_file(load(job))["distributed_type"] == "MULTI_GPU"

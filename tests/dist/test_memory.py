@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from mer_dist.dist import memory
-from mer_dist.dist.memory import Held, Layout
+from mer_dist.dist import launch_config, memory
+from mer_dist.dist.launch_config import Layout
+from mer_dist.dist.memory import Held
 from mer_dist.errors import UserError
 from mer_dist.settings import RunConfig
 
@@ -86,29 +87,29 @@ def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
         "num_processes: 16\nmain_process_port: 31000\n"
     )
     run = RunConfig(folder="x", processes=8, accelerate=str(path))
-    assert memory.layout(run) == Layout(processes=16, machines=2, zero_stage=2)
-    assert memory.launch_port(run) == 31000
+    assert launch_config.layout(run) == Layout(processes=16, machines=2, zero_stage=2)
+    assert launch_config.launch_port(run) == 31000
     path.write_text("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 4\n")
     # mer-dist run gives accelerate its own number.
-    assert memory.layout(run) == Layout(processes=8, zero_stage=0)
-    assert memory.layout(RunConfig(folder="x", processes=1)) == Layout(processes=1, zero_stage=0)
-    assert memory.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
-    assert memory.layout(run).told == "plain data parallelism"
+    assert launch_config.layout(run) == Layout(processes=8, zero_stage=0)
+    assert launch_config.layout(RunConfig(folder="x", processes=1)) == Layout(processes=1, zero_stage=0)
+    assert launch_config.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
+    assert launch_config.layout(run).told == "plain data parallelism"
     path.write_text("distributed_type: FSDP\n")
     with pytest.raises(UserError, match="distributed_type FSDP of .* is not supported; set it to MULTI_GPU"):
-        memory.layout(run)
+        launch_config.layout(run)
 
 
 def test_one_process_is_trained_here_and_by_a_launch_file_under_what_it_says(tmp_path):
     path = tmp_path / "launch.yaml"
     path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n")
     alone = RunConfig(folder="x", processes=1, accelerate=str(path))
-    assert memory.layout(alone) == Layout(processes=1)
-    assert memory.alone_by_file(alone) == Layout(processes=1, zero_stage=3)
-    assert memory.alone_by_file(RunConfig(folder="x", processes=2, accelerate=str(path))) is None
-    assert memory.alone_by_file(RunConfig(folder="x", processes=1)) is None
+    assert launch_config.layout(alone) == Layout(processes=1)
+    assert launch_config.alone_by_file(alone) == Layout(processes=1, zero_stage=3)
+    assert launch_config.alone_by_file(RunConfig(folder="x", processes=2, accelerate=str(path))) is None
+    assert launch_config.alone_by_file(RunConfig(folder="x", processes=1)) is None
     path.write_text("distributed_type: MULTI_GPU\n")
-    assert memory.alone_by_file(alone) is None
+    assert launch_config.alone_by_file(alone) is None
 
 
 def test_a_deepspeed_file_of_its_own_is_followed(tmp_path):
@@ -117,9 +118,9 @@ def test_a_deepspeed_file_of_its_own_is_followed(tmp_path):
     path = tmp_path / "launch.yaml"
     path.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {other}}}\n")
     run = RunConfig(folder="x", processes=2, accelerate=str(path))
-    assert memory.layout(run).zero_stage == 2
+    assert launch_config.layout(run).zero_stage == 2
     other.write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": 1e6}}')
-    assert memory.layout(run).reduce_bucket == 1_000_000
+    assert launch_config.layout(run).reduce_bucket == 1_000_000
     other.write_text("{}")
     with pytest.raises(UserError, match="deepspeed_config_file"):
-        memory.layout(run)
+        launch_config.layout(run)

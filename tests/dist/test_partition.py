@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mer_dist.dist.partition import NOBODY, Passes, epoch_order, global_batches, shares
+from mer_dist.dist.partition import NOBODY, Passes, epoch_order, global_batches
+from mer_dist.dist.shares import shares
 from mer_dist.dist.support import check_batches
 from mer_dist.errors import UserError
 from mer_dist.settings import FinetuneConfig

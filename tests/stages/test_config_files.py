@@ -9,7 +9,7 @@ from conftest import ROOT
 from mer_dist import files
 from mer_dist.cli import main
 from mer_dist.config import load
-from mer_dist.dist import memory
+from mer_dist.dist import launch_config
 from mer_dist.errors import UserError
 from mer_dist.settings import RunConfig
 from mer_dist.stages import config_files
@@ -118,4 +118,4 @@ def test_a_file_that_is_not_there_and_comes_along_is_offered(tmp_path, monkeypat
     with pytest.raises(
         UserError, match="run.accelerate: launch/zero3-cpu.yaml .*mer-dist config copy launch/z"
     ):
-        memory.layout(RunConfig(accelerate="launch/zero3-cpu.yaml"))
+        launch_config.layout(RunConfig(accelerate="launch/zero3-cpu.yaml"))

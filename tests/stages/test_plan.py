@@ -11,10 +11,11 @@ from conftest import ROOT
 from mer_dist import log
 from mer_dist.cli import main
 from mer_dist.config import as_dict, load
-from mer_dist.dist import memory
-from mer_dist.dist.memory import Layout
+from mer_dist.dist import launch_config
+from mer_dist.dist.launch_config import Layout
 from mer_dist.errors import UserError
 from mer_dist.stages import plan as stage
+from mer_dist.stages import plan_text
 
 RECIPE = ROOT / "configs" / "mer2024"
 BAICHUAN = """
@@ -71,7 +72,7 @@ def test_passes_by_length_are_counted_by_the_size_of_the_gpu(job):
         finetune = "extractors.baichuan.finetune."
         config = load(job, ["run.processes=1", *(f"{finetune}{key}" for key in ("micro_batch=0", *told))])
         step = stage._training(config, config.extractors["baichuan"], stage._size(config, "baichuan"))
-        found = [step(memory.layout(config.run), size * 1e9) for size in (24, 80)]
+        found = [step(launch_config.layout(config.run), size * 1e9) for size in (24, 80)]
         return [(own.clips, own.rows["activations"]) for own in found]
 
     (few, small), (many, large) = at_a_time()
@@ -85,7 +86,7 @@ def test_extraction_is_planned_in_the_precision_that_a_gpu_gets(job):
     def extraction(precision: str) -> dict:
         told = f"extractors.baichuan.precision={precision}", "extractors.baichuan.finetune=null"
         needs = plan(job, *told)
-        assert f"at a time, {precision.replace('auto', 'bf16')})" in stage.table(needs)
+        assert f"at a time, {precision.replace('auto', 'bf16')})" in plan_text.table(needs)
         return needs["extractors"]["baichuan"]["extract"]
 
     auto, half, whole = map(extraction, ("auto", "bf16", "tf32"))
@@ -138,7 +139,7 @@ def test_the_recipe_is_planned_without_corpus_models_or_gpu(file, monkeypatch, c
     needs = json.loads(capsys.readouterr().out)
     assert needs["warnings"] == []
     assert needs["clips"] is None and "data/mer2024" in needs["clips_unknown"]
-    assert "give --clips N" in stage.table(needs)
+    assert "give --clips N" in plan_text.table(needs)
     for name, facts in needs["extractors"].items():
         assert facts["source"] in facts["path"], name
         assert 24 in facts["extract"]["fits"] or name == "baichuan"
@@ -154,7 +155,7 @@ def test_the_recipe_is_planned_without_corpus_models_or_gpu(file, monkeypatch, c
 @pytest.mark.slow
 def test_the_variants_of_the_recipe_are_what_their_names_say(monkeypatch):
     monkeypatch.chdir(ROOT)
-    layouts = {file.stem: memory.layout(load(file).run) for file in RECIPE.glob("baichuan-*.yaml")}
+    layouts = {file.stem: launch_config.layout(load(file).run) for file in RECIPE.glob("baichuan-*.yaml")}
     assert layouts == {
         "baichuan-lora-1node": Layout(processes=8, zero_stage=3),
         "baichuan-lora-2nodes": Layout(processes=16, machines=2, zero_stage=3),
