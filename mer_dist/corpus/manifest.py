@@ -12,6 +12,7 @@ import difflib
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mer_dist.corpus import cells, table
@@ -162,13 +163,14 @@ def _spans_by_value(rows: Table, found: list[Clip]) -> list[str]:
         return []
     others = [column for column in rows.columns if column and column not in COLUMNS]
     for begin, end in itertools.permutations(others, 2):
-        spans = [[(row[begin], row[end]) for row in own] for own in by_file.values()]
-        if _follow([[span for span in own if not all(map(cells.is_nothing, span))] for own in spans]):
+        # One file at a time: most pairs are none in the first.
+        spans = ([(row[begin], row[end]) for row in own] for own in by_file.values())
+        if _follow([span for span in own if not all(map(cells.is_nothing, span))] for own in spans):
             return [begin, end]
     return []
 
 
-def _follow(files: list[list[tuple[str, str]]]) -> bool:
+def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
     """Whether these cells are times that begin and end, one after the other in each file."""
     follow = 0
     for told in files:
