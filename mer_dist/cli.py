@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from mer_dist import __version__, quarantine
+from mer_dist import __version__, files, quarantine
 from mer_dist import status as stage_status
 from mer_dist.config import Config, load, save
 from mer_dist.corpus import names
@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, text in STAGES.items():
         stage = command(name, text, run_stage)
+        stage.epilog = files.UNCHANGED if name in ("shard", "run") else None
         stage.add_argument("config", help="YAML file")
         stage.add_argument("overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20")
     for name, text, act in (

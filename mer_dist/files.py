@@ -21,6 +21,11 @@ from mer_dist.errors import UserError
 MARK = "made.json"
 #: What people are sent to in messages and configurations; setup.cfg puts it into the wheel.
 SHIPPED = ("configs", "launch", "slurm", "constraints.txt")
+#: What :func:`stamp` means to people.
+UNCHANGED = (
+    "a file of the corpus counts as unchanged by its size and modification time: touch one that was repaired "
+    "and has kept both"
+)
 #: In a mark: the fingerprint of all else that stands there.
 _SEAL = "seal"
 #: Bytes that are read at a time.
@@ -44,6 +49,16 @@ def offered(path: str | Path) -> str:
     parts = Path(path).parts
     known = parts[:1] and parts[0] in SHIPPED and ".." not in parts and shipped(str(path)).is_file()
     return f"; mer-dist config copy {Path(path).as_posix()} writes it here" if known else ""
+
+
+def started_from(path: str | Path) -> str:
+    """Where a relative path that leads nowhere was looked for, and what to do; empty for any other."""
+    if Path(path).is_absolute() or Path(path).exists():
+        return ""
+    return (
+        "; a relative path, as one in config.yaml, counts from the folder where the command is started, here "
+        f"{Path.cwd()}: start it where the run was started, or write the whole path"
+    )
 
 
 @contextmanager
@@ -288,7 +303,10 @@ def _plain(value: Any) -> Any:
 
 
 def stamp(path: Path | None) -> list | None:
-    """Size and modification time: what a file is known by without reading it."""
+    """Size and modification time: what a file is known by without reading it.
+
+    The time at which the inode changed is no part of it: a corpus that is copied, moved or linked is the same.
+    """
     if path is None:
         return None
     try:

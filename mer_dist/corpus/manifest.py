@@ -9,7 +9,10 @@ from the label. A column in which nothing would stand may be absent.
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mer_dist.corpus import cells, table
@@ -29,11 +32,15 @@ SYNONYMS = {
     **dict.fromkeys(("wav", "sound"), "audio"),
     **dict.fromkeys(("part", "set", "subset"), "split"),
 }
-#: Names of columns, letters alone, that say where in a file a part of it begins and ends.
+#: Names of columns, letters alone, that say where in a file a part of it begins and ends. Of other names and
+#: languages the values tell it.
 _TIMES = re.compile(
     r"(t|time|seg|segment|clip|utt|utterance)?(start|begin|beginning|onset|from|end|ending|stop|offset|until|to)"
-    r"(s|sec|secs|second|seconds|ms|msec|time|times|frame|timestamp){0,2}|[tx](min|max)|timestamps?"
+    r"(s{1,2}|secs?|seconds?|ms|msec|milliseconds|times?|frame|timestamp|hh|mm|in|code){0,7}"
+    r"|[tx](min|max)|timestamps?"
 )
+#: A time in any unit: 12.5, 12,5, 340 ms, 00:01:02.5.
+_TIME = re.compile(r"((?:\d{1,3}:){0,3})(\d+(?:[.,]\d+)?)(?:\s*(?:s|secs?|ms|msec))?", re.IGNORECASE)
 
 
 def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
@@ -113,6 +120,7 @@ def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list
         UserError: all of them are.
     """
     columns = [column for column in rows.columns if _TIMES.fullmatch(re.sub("[^a-z]", "", column))]
+    columns = columns or _spans_by_value(rows, found)
     spans: dict[str, tuple[str, ...]] = {}
     by_file: dict[Path, list[str]] = {}
     for clip in found:
@@ -139,6 +147,51 @@ def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list
     if problems and len(problems) == len(found):
         raise UserError(f"{path}: every clip is a part of a file; the first: {problems[0].reason}")
     return [clip for clip in found if clip.name not in parts], problems
+
+
+def _spans_by_value(rows: Table, found: list[Clip]) -> list[str]:
+    """Two columns of times whatever they are called, the first before the second in every row; none if none are.
+
+    Of each file every row begins where the one before it has ended, or later, and more than one row does so: of two
+    rows any numbers may.
+    """
+    by_file: dict[Path, list[dict[str, str]]] = {}
+    for clip in found:
+        if media := clip.audio or clip.video:
+            by_file.setdefault(media, []).append(rows.rows[clip.name])
+    if sum(map(len, by_file.values())) < len(by_file) + 2:
+        return []
+    others = [column for column in rows.columns if column and column not in COLUMNS]
+    for begin, end in itertools.permutations(others, 2):
+        # One file at a time: most pairs are none in the first.
+        spans = ([(row[begin], row[end]) for row in own] for own in by_file.values())
+        if _follow([span for span in own if not all(map(cells.is_nothing, span))] for own in spans):
+            return [begin, end]
+    return []
+
+
+def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
+    """Whether these cells are times that begin and end, one after the other in each file."""
+    follow = 0
+    for told in files:
+        ended = -math.inf
+        for begin, end in sorted((_time(begin), _time(end)) for begin, end in told):
+            if not (ended <= begin < end):  # nor where one is no number
+                return False
+            follow += ended >= 0
+            ended = end
+    return follow > 1
+
+
+def _time(cell: str) -> float:
+    """The time in a cell, in its own unit; NaN where there is none."""
+    told = _TIME.fullmatch(cell.strip())
+    if not told:
+        return math.nan
+    time = 0.0
+    for part in (*told[1].split(":")[:-1], told[2].replace(",", ".")):
+        time = 60 * time + float(part)
+    return time
 
 
 def _split(row: dict[str, str], labels: cells.Labels) -> tuple[str, str | None, str]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from mer_dist import files
 from mer_dist.corpus import cells, names, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.texts import Texts
@@ -76,7 +77,9 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     """name -> (split, file) of both parts of the corpus."""
     labeled = folder / "video-labeled"
     if not labeled.is_dir():
-        raise UserError(f"{folder}: no folder video-labeled; corpus.path is the MER2024 folder")
+        raise UserError(
+            f"{folder}: no folder video-labeled; corpus.path is the MER2024 folder{files.started_from(folder)}"
+        )
     unlabeled = sorted(part for part in folder.glob("video-unlabeled*") if part.is_dir())
     others = sorted({*(part for part in folder.glob("*video*") if part.is_dir())} - {labeled, *unlabeled})
     if others or not unlabeled:

@@ -1,4 +1,4 @@
-"""What arrays of one length hide: rows of zeros that fill them up, and axes in the other order."""
+"""What arrays hide: rows of zeros that fill them up or stand for nothing, and axes in the other order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 
 #: Part of the sequences from which on zeros at their ends are padding; fewer are frames without a feature.
 MANY = 0.1
+#: Values that are not zero in each other row of features whose rows of zeros are frames without a vector. Where
+#: fewer can be, as in intensities of facial muscles, one-hot rows, pitch beside energy, zeros may be what was found.
+DENSE = 8
 #: Counts of zeros at an end, and more, differ along the axis of time. Features that are nothing in some clips, as
 #: of a facial muscle that never moves, give two or three.
 LENGTHS = 4
@@ -25,12 +28,16 @@ class Sequence:
     last_rows: int
     first_columns: int
     last_columns: int
+    #: Rows of zeros, those at the ends included, and the fewest values that are not zero in any other.
+    empty_rows: int
+    fewest: int
 
     @classmethod
     def of(cls, array: np.ndarray) -> Sequence:
         """``array`` has a value that is not zero."""
         used = array != 0
-        rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
+        counts = used.sum(1)
+        rows, columns = np.flatnonzero(counts), np.flatnonzero(used.any(0))
         height, width = array.shape
         return cls(
             rows=height,
@@ -39,6 +46,8 @@ class Sequence:
             last_rows=height - 1 - int(rows[-1]),
             first_columns=int(columns[0]),
             last_columns=width - 1 - int(columns[-1]),
+            empty_rows=height - len(rows),
+            fewest=int(counts[rows].min()),
         )
 
 
@@ -47,6 +56,11 @@ def ends(found: Collection[Sequence]) -> tuple[bool, bool]:
     front, behind = (sum(map(bool, own)) for own in _each(found, "first_rows", "last_rows"))
     least = max(2, MANY * len(found))
     return front >= least, behind >= least
+
+
+def dense(found: Collection[Sequence]) -> bool:
+    """Whether a row of zeros in these sequences is a frame without a vector, and no measurement."""
+    return min(one.fewest for one in found) >= DENSE
 
 
 def turned(found: Collection[Sequence]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mer_dist import files
 from mer_dist.corpus import encoding as encodings
 from mer_dist.corpus import names, quotes
 from mer_dist.corpus.quotes import Record
@@ -81,7 +82,8 @@ def read(
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        why = f"{error.strerror or error}{files.started_from(path)}"
+        raise UserError(f"{path}: cannot be read: {why}") from None
     text, used = encodings.decode(content, encoding or encodings.UTF8, path)
     lines = list(io.StringIO(text, newline=""))
     if _unreadable(path, content, lines):
@@ -165,12 +167,15 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
     """``table`` with the records as its rows, or with why they cannot be read."""
     places, broken = [], []
     count = len(table.columns)
-    for line, _, fields, why in records:
+    for record in records:
+        line, _, fields, why = record
         if not why and not encodings.is_text(fields):
             why = f"not {used.upper()}; save the table in that encoding, or mend the row"
         if not why and len(fields) != count:
             more = "; put a field that holds a delimiter between quotes" * (len(fields) > count)
             why = f"{len(fields)} fields instead of {count}{more}"
+        if why and record is records[-1] and len(fields) < count:
+            why += "; it is the last row: the file may be cut off here; compare it with its source"
         row = dict(zip(table.columns, fields, strict=False))
         name = names.clean(row.get("name", "").strip())
         if why:

@@ -20,6 +20,7 @@ ESCAPED = "letters that are written as \\u and a number"
 PATH = "the name of a file in place of a transcript; files of text are not read"
 SUBTITLES = "times of subtitles in its transcript"
 MARKUP = "HTML or other markup in its transcript"
+MISREAD = "letters that read as UTF-8 decoded as cp1252, as Ã© for é; save the table anew from its source"
 _ODD = (
     (LOST, re.compile("\ufffd")),
     (UNKNOWN, re.compile(r"^[^\w?]*\?{3,}[^\w]*$")),
@@ -39,6 +40,14 @@ _ODD = (
 #: Braille, joiners and selectors of variants.
 _UNSEEN = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+)
+
+
+#: What UTF-8 decoded as cp1252 shows and nobody writes: one of its letters before a sign that follows none. Quotes,
+#: dashes and dots do follow letters, as in "CAFÉ…", whose bytes are UTF-8, too. The last are bytes without a letter
+#: in cp1252, or in Latin-1.
+_MISREAD = re.compile(
+    r"[ÂÃ][\xa0-\xbf]|â€|áº|[Â-ô][ƒ†‡ˆ‰˜Ÿ\xa1-\xa9\xac\xad\xaf\xb1-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf\x80-\x9f]"
 )
 
 
@@ -66,6 +75,7 @@ class Texts:
         text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in cell)
         kinds = [CONTROL] * (text != cell)
         kinds += [kind for kind, form in _ODD if (form.fullmatch if kind == PATH else form.search)(text)]
+        kinds += [MISREAD] * _misread(cell)
         for kind in kinds:
             self._note(kind, name, cell)
         return text, tuple(kinds)
@@ -79,6 +89,22 @@ class Texts:
         for kind, found in self._told.items():
             name, cell = next(iter(found.items()))
             logger.warning("%s: %d cells: %s; as %r of %s", self.file, len(found), kind, cell[:80], name)
+
+
+def _misread(text: str) -> bool:
+    """Whether the text was UTF-8 before a program took it for cp1252, as far as that is sure."""
+    if not _MISREAD.search(text):
+        return False
+    try:
+        b"".join(map(_byte, text)).decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def _byte(letter: str) -> bytes:
+    """The letter in cp1252; bytes that have none there are control characters to most programs."""
+    return letter.encode("latin-1" if letter < "\xa0" else "cp1252")
 
 
 def _controls(letter: str) -> bool:

@@ -105,7 +105,8 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     """Take ``folder/<name>.npy``, or ``folder/<name>/<frame>.npy``, as the feature set ``set_name``.
 
     A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
-    Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level.
+    Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level, without rows of zeros
+    that are padding or stand for frames without a vector.
 
     Returns:
         How many clips cannot be used.
@@ -225,13 +226,16 @@ class _Survey:
     partial: dict[str, str] = field(default_factory=dict)
     #: Clip -> the rows of its array that are not padding, where some are.
     filled: dict[str, slice] = field(default_factory=dict)
+    #: Clips whose array has other rows of zeros, which are frames without a vector.
+    gaps: set[str] = field(default_factory=set)
 
     def read(self, name: str, path: Path) -> np.ndarray:
         """The clip as ``(D,)`` or ``(T, D)``."""
         array = mertools.read_frames(path)[0] if path.is_dir() else mertools.read_feature(path)
         if name in self.columns:
             return array.reshape(-1)
-        return array[self.filled[name]] if name in self.filled else array
+        array = array[self.filled[name]] if name in self.filled else array
+        return array[(array != 0).any(1)] if name in self.gaps else array
 
 
 def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
@@ -270,6 +274,7 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
         for name, own in widths.items()
         if own != found.width
     }
+    found.gaps = _gaps(folder, {name: one for name, one in sequences.items() if name not in found.bad}, found)
     return found
 
 
@@ -302,6 +307,34 @@ def _filled(folder: Path, sequences: dict[str, padding.Sequence]) -> dict[str, s
             sum(one.rows for one in sequences.values()),
         )
     return filled
+
+
+def _gaps(folder: Path, sequences: dict[str, padding.Sequence], found: _Survey) -> set[str]:
+    """Clips with frames without a vector, written as zeros; those are told, and so are zeros that may be others."""
+    empty = {}
+    for name, one in sequences.items():
+        own = found.filled.get(name, slice(0, one.rows))
+        if count := one.empty_rows - (one.rows - own.stop + own.start):
+            empty[name] = count
+    if not empty:
+        return set()
+    dense = padding.dense(sequences.values())
+    meant = (
+        "these are frames without a vector and are left out"
+        if dense
+        else "these are kept as frames, as others have few values that are not zero; take those out that stand for "
+        "frames without a vector"
+    )
+    logger.warning(
+        "%s: %d of %d sequences have rows of zeros within; %s, %d of %d rows in all",
+        folder,
+        len(empty),
+        len(sequences),
+        meant,
+        sum(empty.values()),
+        sum(one.rows for one in sequences.values()),
+    )
+    return {*empty} if dense else set()
 
 
 def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:

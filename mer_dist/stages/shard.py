@@ -67,7 +67,7 @@ def shard(config: Config, fused: bool = False) -> None:
     results = (*(run.shards / name for name in own), run.quarantine)
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         save(config, run.config)
-        logger.info("shards are complete: %d clips in %d shards", len(tried), len(kept))
+        logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
     if made := list(run.shards.glob("[0-9]*.parquet")):
         logger.info(

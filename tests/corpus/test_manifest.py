@@ -287,7 +287,16 @@ def test_names_that_are_spelled_in_two_ways_are_one_name(tmp_path):
 
 @pytest.mark.parametrize(
     "columns",
-    [("start", "end"), ("Start_Time (sec)", "End_Time (sec)"), ("onset", "offset"), ("xmin", "xmax")],
+    [
+        ("start", "end"),
+        ("Start_Time (sec)", "End_Time (sec)"),
+        ("onset", "offset"),
+        ("xmin", "xmax"),
+        ("Begin Time - ss.msec", "End Time - ss.msec"),
+        ("Begin Time - hh:mm:ss.ms", "End Time - hh:mm:ss.ms"),
+        ("begin_ms", "end_ms"),
+        ("from", "to"),
+    ],
 )
 def test_rows_that_are_parts_of_one_film_are_not_stored_whole(tmp_path, columns):
     header = [*HEADER, *columns]
@@ -321,3 +330,59 @@ def test_times_beside_files_of_their_own_say_where_those_were_cut_out(tmp_path):
     path = write_csv(tmp_path / "all.csv", [header, *rows, [*twice[:-1], "00:02"]])
     clips, problems = manifest.clips(path, list(EMOTIONS))
     assert len(clips) == 5 and {problem.name for problem in problems} == {"again", "u0"}
+
+
+FILM_TIMES = {
+    "German": (("Nr", "von", "bis"), [("1", "0,5", "2,5"), ("2", "2,5", "4,0"), ("3", "6", "7,25")]),
+    "Chinese": (("开始", "结束"), [("00:58.5", "01:00"), ("01:00", "1:02:00"), ("1:02:00", "1:02:01,5")]),
+    "units": (("a", "b"), [("9 ms", "12 ms"), ("120 ms", "150 ms"), ("30 ms", "100 ms")]),
+    "the end first": (("stopp", "go"), [("2", "1"), ("3", "2"), ("10", "9")]),
+}
+
+
+@pytest.mark.parametrize("kind", FILM_TIMES)
+def test_times_of_one_film_are_known_by_their_values_under_any_name(tmp_path, kind):
+    columns, times = FILM_TIMES[kind]
+    rows = [[f"u{n}", "film.mp4", "", "x", "happy", "", *own] for n, own in enumerate(times)]
+    empty = ["w", "own.mp4", "", "x", "sad", "", *[""] * len(columns)]
+    clips, problems = manifest.clips(
+        write_csv(tmp_path / "all.csv", [[*HEADER, *columns], *rows, empty]), list(EMOTIONS)
+    )
+    assert [clip.name for clip in clips] == ["w"]
+    assert [problem.name for problem in problems] == ["u0", "u1", "u2"]
+    begin, end = columns[-2:] if kind != "the end first" else columns[::-1]
+    values = dict(zip(columns, times[0], strict=True))
+    assert f"its columns ({begin} {values[begin]}, {end} {values[end]})" in problems[0].reason
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [("1", "2"), ("1.5", "3"), ("4", "5")],  # as two ratings
+        [("1", "2"), ("2", "2"), ("4", "5")],
+        [("1", "2"), ("3", "many"), ("4", "5")],
+        [("1", "2"), ("3", ""), ("4", "5")],
+        [("1", "2"), ("1", "2"), ("1", "2")],
+    ],
+)
+def test_other_numbers_beside_names_of_one_file_are_no_times(tmp_path, numbers):
+    rows = [[f"u{n}", "film.mp4", "", "x", "happy", "", *own] for n, own in enumerate(numbers)]
+    path = write_csv(tmp_path / "all.csv", [[*HEADER, "valence", "arousal"], *rows])
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert len(clips) == 3 and problems == []
+    # Of two rows any numbers may follow each other, and files of their own have any numbers.
+    few = [[f"u{n}", "film.mp4", "", "x", "happy", "", str(2 * n), str(2 * n + 1)] for n in range(2)]
+    own = [[f"v{n}", f"{n}.mp4", "", "x", "happy", "", str(n), str(n + 1)] for n in range(5)]
+    path = write_csv(tmp_path / "all.csv", [[*HEADER, "valence", "arousal"], *few, *own])
+    assert len(manifest.clips(path, list(EMOTIONS))[0]) == 7
+
+
+@pytest.mark.parametrize("tail", ["last,a.mp4,", 'last,a.mp4,,"so it'])
+def test_a_table_that_is_cut_off_is_told_in_its_last_row_alone(tmp_path, tail):
+    path = tmp_path / "all.csv"
+    path.write_text(f"{','.join(HEADER)}\nshort,a.mp4\ngood,a.mp4,,x,happy,\n{tail}")
+    clips, problems = manifest.clips(path, list(EMOTIONS))
+    assert [clip.name for clip in clips] == ["good"]
+    reasons = {problem.name: problem.reason for problem in problems}
+    assert reasons["last"].endswith("the file may be cut off here; compare it with its source")
+    assert reasons["short"].endswith("2 fields instead of 6")

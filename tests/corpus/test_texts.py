@@ -105,3 +105,59 @@ def test_a_word_for_nothing_in_place_of_a_label_is_an_empty_label_unless_it_is_o
         == 2
     )
     assert read_labels(tmp_path / "all.csv", ["calm", "none"])[0] == {"a": "calm", "b": None, "c": "none"}
+
+
+def misread(text):
+    """The text as a program shows it that takes its UTF-8 for cp1252."""
+    return "".join(
+        bytes([byte]).decode("cp1252") if byte not in b"\x81\x8d\x8f\x90\x9d" else chr(byte)
+        for byte in text.encode()
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "don’t",
+        "é",
+        "été",
+        "Größe",
+        "STRAẞE, Spaß",
+        "“so”",
+        "señor",
+        "mañana",
+        "trẻ em",
+        "你好吗",
+        "これは",
+        "привет",
+        "😀",
+    ],
+)
+def test_utf8_that_was_decoded_as_cp1252_is_remarked(text):
+    assert texts.MISREAD in read(misread(text))[1]
+    assert texts.MISREAD in read(text.encode().decode("latin-1"))[1]
+    assert read(text) == (text, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Âge, âme, PÂTÉ; il a dit\u00a0: «\u00a0été\u00a0»",
+        "parlé\u00a0» et voilà…",
+        "CAFÉ…",
+        "CAFÉ”",
+        "NESCAFÉ®",
+        "Spaß…",
+        "“Spaß”",
+        "Größe – Öl, ÄRGER",
+        "Ân cần, Ã là chữ hoa",
+        "MANHÃ… IRMÃ”",
+        "SPÄÄ”",
+        "Úžasné",
+        "5 € â 3 m², ¿qué? ¡Ñandú!",
+        "Ã",
+        "don’t",
+    ],
+)
+def test_letters_of_other_languages_are_not_taken_for_misread_ones(text):
+    assert read(text) == (text, ())

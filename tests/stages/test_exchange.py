@@ -345,3 +345,57 @@ def test_clips_that_a_set_loses_when_it_is_imported_again_are_told(run, tmp_path
     told = f"face: 57 of the 61 clips that it had before have no file in {few} and are no longer in it, for example c03"
     assert told in capsys.readouterr().err
     assert len(features.load(run.features("face")).names) == 4
+
+
+def with_gaps(width=16, used=None, clips=6):
+    """Sequences of 50 frames, of which 25 in the middle and the first of one clip have no vector."""
+    random, arrays = np.random.default_rng(0), {}
+    for row in range(clips):
+        own = (random.normal(size=(50, width)) + 3).astype(np.float32)
+        own[:, used or width :] = 0
+        own[10:35] = 0
+        arrays[f"c{row}"] = own
+    arrays["c0"][0] = 0
+    arrays["whole"] = np.full((50, width), 3, np.float32)
+    arrays["whole"][:, used or width :] = 0
+    return arrays
+
+
+def test_frames_without_a_vector_within_a_sequence_are_left_out_and_counted(run, tmp_path, capsys):
+    arrays = with_gaps()
+    setup("import")
+    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays)) == 0
+    told = "6 of 7 sequences have rows of zeros within; these are frames without a vector and are left out, 151 of 350 rows"
+    assert told in capsys.readouterr().err
+    found = features.load(run.features("face"))
+    for row, array in enumerate(arrays.values()):
+        own = array[array.any(1)]
+        assert np.array_equal(found.frames_of(row), own)
+        assert found.utterance[row] == pytest.approx(own.mean(0), abs=1e-5)
+    assert quarantine.read(run.quarantine) == []
+
+
+def test_padding_and_frames_without_a_vector_are_counted_apart(run, tmp_path, capsys):
+    arrays = filled([5, 40, 12, 30, 7, 21], width=16)
+    setup("import")
+    import_npy(run, "face", "video", write(tmp_path / "in", **arrays, odd=np.ones((3, 2))))
+    said = capsys.readouterr().err
+    assert "5 of 7 sequences end in rows of zeros; these are padding and are left out, 125 of" in said
+    assert (
+        "6 of 6 sequences have rows of zeros within; these are frames without a vector and are left out, 6 of"
+        in said
+    )
+    found = features.load(run.features("face"))
+    assert np.diff(found.offsets).tolist() == [4, 39, 11, 29, 6, 20]
+
+
+@pytest.mark.parametrize(("width", "used"), [(17, 3), (7, 7)])
+def test_zeros_that_may_be_measured_stay_and_are_told(run, tmp_path, capsys, width, used):
+    """As intensities of muscles that rest, one-hot rows, or a pitch beside an energy."""
+    arrays = with_gaps(width, used)
+    setup("import")
+    import_npy(run, "face", "video", write(tmp_path / "in", **arrays))
+    assert "6 of 7 sequences have rows of zeros within; these are kept as frames" in capsys.readouterr().err
+    found = features.load(run.features("face"))
+    assert len(found.frame) == 350
+    assert found.utterance[1] == pytest.approx(arrays["c1"].mean(0), abs=1e-5)

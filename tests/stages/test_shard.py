@@ -640,3 +640,27 @@ def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(t
         )
     }
     assert verify(tmp_path / "run") == []
+
+
+def test_what_counts_as_an_unchanged_file_is_told_and_a_touch_has_it_cut_anew(
+    run, own_corpus, caplog, capsys
+):
+    """A file repaired in place with its size and time kept is not seen; a copied or linked corpus is the same."""
+    config = config_of(run, own_corpus)
+    path = own_corpus / "video-labeled" / "a001.mp4"
+    content, times_of = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times_of.st_atime_ns, times_of.st_mtime_ns))
+    before = written(run)
+    with caplog.at_level("INFO"):
+        shard(config)
+    assert written(run) == before
+    rule = "counts as unchanged by its size and modification time: touch one that was repaired"
+    assert f"shards are complete: 8 clips in 3 shards; a file of the corpus {rule}" in caplog.text
+    path.touch()
+    shard(config)
+    assert written(run)["00000.tar"] != before["00000.tar"]
+    with pytest.raises(SystemExit):
+        main(["shard", "--help"])
+    assert rule in " ".join(capsys.readouterr().out.split())

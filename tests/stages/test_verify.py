@@ -439,3 +439,24 @@ def test_the_answer_is_counted_against_the_corpus_and_not_against_what_was_store
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run there"):
         verify(tmp_path)
+
+
+def test_a_relative_path_that_leads_nowhere_is_told_with_where_it_counts_from(tmp_path, monkeypatch):
+    for name in ("there", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    Path("all.csv").write_text("name,transcript,label\n" + "".join(f"c{n},x,happy\n" for n in range(4)))
+    for kind, path in (("manifest", "all.csv"), ("mer2024", "corpus"), ("manifest", "/nowhere/all.csv")):
+        run = Run(tmp_path / kind)
+        config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path=path, format=kind))
+        configuration.save(config, run.config)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        told = [line for line in verify(run.folder) if line.startswith(f"{path}: ")]
+        where = f"as one in config.yaml, counts from the folder where the command is started, here {Path.cwd()}: start it"
+        assert len(told) == 1 and (where in told[0]) == (path[0] != "/")
+    config = Config(
+        run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path="all.csv", format="manifest")
+    )
+    configuration.save(config, run.config)
+    monkeypatch.chdir(tmp_path / "there")
+    assert not any("all.csv" in line for line in verify(run.folder))
