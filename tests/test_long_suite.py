@@ -52,7 +52,7 @@ def call(tmp_path):
             text=True,
             check=False,
             timeout=120,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": path, **environment},
         )
         return done.returncode, done.stdout
 
