@@ -92,6 +92,8 @@ class Track:
     """One stream of a file that is being decoded."""
 
     kind: str
+    #: FFmpeg's name of it.
+    codec: str
     #: What decodes of it, in the order of the file.
     frames: Iterator
     #: The errors between them, so far, and tracks that should have been taken before this one.
@@ -173,6 +175,7 @@ def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
         faults = [f"nothing of stream {track.index}, which players take" for track in before]
         yield Track(
             kind=kind,
+            codec=stream.codec_context.name,
             frames=_decoded(container, stream, faults),
             faults=faults,
             count=len(tracks),

@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from mer_dist.corpus import media, stated, structure
+from mer_dist.corpus.gaps import Gaps
 from mer_dist.corpus.media import MediaError
 
 #: Samples per second of every stored waveform: what HuBERT was trained on.
@@ -35,6 +36,9 @@ STRETCH = RATE // 2
 MOST_CANCELLED = 0.2
 #: Channels that the mix leaves out are taken if they are as much louder, in energy, as this is below 1.
 HIDDEN = 1e-3
+#: The layout is not believed if one of these is so many times louder (rms) than the mix. Counted above this
+#: frequency in hertz: a channel for low frequencies ends at half of it, and a voice does not.
+LOUDER, VOICED = 2.0, 250
 #: Of the energy of a sound, what clipping may take (30 dB below it), and what rounding may add (20 dB).
 MOST_CLIPPED, MOST_ROUNDED = 1e-3, 1e-2
 #: Mean energy of what is taken for silence, 120 dB below full scale: nothing is heard by raising it.
@@ -47,12 +51,13 @@ SEVERAL_TRACKS = "several sound tracks; the one that players take was used"
 SEVERAL_PROGRAMMES = "sound of several programmes; that of the programme whose picture is stored was used"
 CANCELLING = "channels cancel in the mono mix; the louder of those that do were used"
 LEFT_OUT = "sound only on a channel that the mono mix leaves out; it was used"
+MISSTATED = (
+    "a channel that the mono mix leaves out is far louder than the mix; all channels were mixed evenly"
+)
+UNSTATED = "more than two channels, and no layout stated; they were mixed evenly"
 TOO_LOUD = "sound beyond full scale, brought into range"
 TOO_QUIET = "sound too quiet for 16 bit, raised"
 SILENT = "sound silent throughout"
-HOLE = "sound has a hole that was closed up"
-#: Seconds without sound that are told; a packet that is late leaves less.
-HOLE_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -82,17 +87,16 @@ def read_sound(path: Path) -> Sound:
         heard = _hear(path, place)
     if not heard.length:
         raise MediaError(f"{path.name}: {heard.nothing}")
-    remarks = [SEVERAL_TRACKS] * (heard.tracks > 1) + [HOLE] * heard.gaps.hole
+    remarks = [SEVERAL_TRACKS] * (heard.tracks > 1) + heard.gaps.remarks
     remarks += [SEVERAL_PROGRAMMES] * (heard.others > 0)
     weights, changes = zip(*(run.safe_weights() for run in heard.runs), strict=True)
-    remarks += sorted(set(filter(None, changes)))
+    remarks += sorted(set(chain(*changes)))
     if any(changes) or not heard.mixed or heard.misfit:
         samples, remark = _in_range(_mixed(path, place, weights), path)
         remarks += filter(None, [remark])
     else:
         samples = np.concatenate([part for run in heard.runs for part in run.parts])
-    if int(samples.max()) - int(samples.min()) <= 2:
-        remarks.append(SILENT)
+    remarks += [SILENT] if int(samples.max()) - int(samples.min()) <= 2 else heard.gaps.still
     if structure.followed(path):
         remarks.append(structure.FOLLOWED)
     return Sound(samples=samples, damage=heard.damage, remarks=remarks, start=heard.gaps.start)
@@ -103,6 +107,7 @@ class _Run:
 
     def __init__(self, frame: av.AudioFrame):
         self.weights, self.mixes = _weights(frame.layout)
+        self.unstated = _unstated(frame.layout)
         #: Whether its samples can say more than 16 bit can hold.
         self.fine = frame.format.name.rstrip("p") not in ("u8", "s16")
         #: (s,) int16 each, and how many samples there are in all, those that could not be mixed included.
@@ -110,6 +115,8 @@ class _Run:
         self.length = 0
         #: (C, C) of each stretch: products of the channels, whose means are taken off, summed over samples.
         self.covariances: list[np.ndarray] = []
+        #: Energy of the mix, and of each channel that it leaves out, above the low frequencies.
+        self.voiced = np.zeros(1 + int((self.weights == 0).sum()))
         #: Energy that the mix loses if it is clipped at full scale.
         self.clipped = 0.0
         self._mono = av.AudioResampler(format="s16", layout="mono", rate=RATE)
@@ -140,27 +147,35 @@ class _Run:
         self.clipped += _beyond(self.weights @ channels)
         centred = channels - channels.mean(1, keepdims=True)
         self.covariances.append(centred @ centred.T)
+        if len(self.voiced) > 1:
+            heard = np.vstack([self.weights @ centred, centred[self.weights == 0]])
+            spectrum = np.fft.rfft(heard)[:, VOICED * heard.shape[1] // RATE :]
+            self.voiced += (np.abs(spectrum) ** 2).sum(1) / heard.shape[1]
 
     @property
     def energy(self) -> float:
         """Of the mix."""
         return float(sum(self.weights @ own @ self.weights for own in self.covariances))
 
-    def safe_weights(self) -> tuple[np.ndarray, str]:
-        """(C,) with sum 1: the weights without the quieter of channels that cancel, and the remark."""
+    def safe_weights(self) -> tuple[np.ndarray, list[str]]:
+        """(C,) with sum 1: the weights without the quieter of channels that cancel, and the remarks."""
         if len(self.weights) == 1 or not self.covariances:
-            return self.weights, ""
+            return self.weights, []
         stretches = np.stack(self.covariances)
         loudness = np.einsum("tcc->c", stretches)
-        if loudness @ self.weights**2 < HIDDEN * loudness.max() * self.weights.max() ** 2:
+        weights, remarks = self.weights, [UNSTATED] * self.unstated
+        if loudness @ weights**2 < HIDDEN * loudness.max() * weights.max() ** 2:
             # All the sound is on channels that the mix leaves out, as it does with that for low frequencies.
-            return np.eye(len(loudness))[loudness.argmax()], LEFT_OUT
-        alone = np.einsum("tcc,c->t", stretches, self.weights**2)
-        mixed = np.einsum("c,tcd,d->t", self.weights, stretches, self.weights)
+            return np.eye(len(loudness))[loudness.argmax()], [*remarks, LEFT_OUT]
+        if self.voiced[1:].max(initial=0) > LOUDER**2 * self.voiced[0]:
+            # The others may speak too, so none is taken alone.
+            weights, remarks = np.full(len(weights), 1 / len(weights)), [*remarks, MISSTATED]
+        alone = np.einsum("tcc,c->t", stretches, weights**2)
+        mixed = np.einsum("c,tcd,d->t", weights, stretches, weights)
         cancelled = mixed < CANCEL * alone
         if alone[cancelled].sum() <= MOST_CANCELLED * alone.sum():
-            return self.weights, ""
-        return _without_opposites(stretches[cancelled].sum(0), self.weights), CANCELLING
+            return weights, remarks
+        return _without_opposites(stretches[cancelled].sum(0), weights), [*remarks, CANCELLING]
 
 
 def _without_opposites(covariance: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -187,7 +202,7 @@ class _Heard:
     tracks: int
     known: int
     others: int
-    gaps: _Gaps
+    gaps: Gaps
     #: Why nothing came of it, where nothing did.
     nothing: str
 
@@ -209,8 +224,9 @@ class _Heard:
 
 def _hear(path: Path, place: int) -> _Heard:
     runs: list[_Run] = []
-    length, gaps = 0, _Gaps()
+    length = 0
     with media.playing(path, "audio", place) as track:
+        gaps = Gaps(plain=track.codec.startswith("pcm_"))
         for frames in _runs(track.frames, gaps):
             first = next(frames)
             runs.append(_Run(first))
@@ -237,7 +253,7 @@ def _mixed(path: Path, place: int, weights: Iterable[np.ndarray]) -> np.ndarray:
     """(S,) float64 at 16 kHz, not bounded: the track once more, each run mixed with its weights (C,)."""
     parts: list[np.ndarray] = []
     with media.playing(path, "audio", place) as track:
-        for own, frames in zip(weights, _runs(track.frames, _Gaps()), strict=False):
+        for own, frames in zip(weights, _runs(track.frames, Gaps()), strict=False):
             resampler = av.AudioResampler(format="flt", rate=RATE)
             for frame in chain(frames, [None]):
                 parts += [own @ channels for channels in _channels(resampler.resample(frame))]
@@ -292,12 +308,14 @@ def _channels(parts: list[av.AudioFrame]) -> list[np.ndarray]:
 def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
     """(C,) with sum 1: how loud libswresample mixes each channel, asked of itself, and whether it can.
 
-    It cannot where nothing says what the channels are, as in recordings of more than eight microphones;
-    they count evenly.
+    Where nothing says what the channels are it refuses more than eight, and of fewer it guesses loudspeakers,
+    one of them for low frequencies, which it leaves out. They are microphones, and count evenly.
     """
     count = layout.nb_channels
     if count == 1:
         return np.ones(1), True
+    if _unstated(layout):
+        return np.full(count, 1 / count), False
     # The first sample sounds on the first channel alone, the second on the second.
     frame = av.AudioFrame.from_ndarray(np.eye(count, dtype=np.float32).reshape(1, -1), "flt", layout.name)
     frame.sample_rate = RATE
@@ -309,41 +327,19 @@ def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
     return (weights / weights.sum(), True) if weights.any() else (np.full(count, 1 / count), False)
 
 
-@dataclass(kw_only=True)
-class _Gaps:
-    """Samples that are no numbers, or beyond any scale, and stretches without any."""
-
-    bad: int = 0
-    samples: int = 0
-    #: Samples of every kind, at the rate of the file.
-    length: int = 0
-    hole: bool = False
-    #: Seconds at which the next frame is due; None if that is not known.
-    due: float | None = None
-    #: Second of the first frame; None if that is not known.
-    start: float | None = None
-
-    def follow(self, frame: av.AudioFrame) -> None:
-        if not self.length:
-            self.start = frame.time
-        self.length += frame.samples
-        if self.due is not None and frame.time is not None:
-            self.hole |= frame.time - self.due > HOLE_SECONDS
-        self.due = None if frame.time is None else frame.time + frame.samples / frame.sample_rate
-
-    @property
-    def told(self) -> str:
-        return f"{self.bad} of its {self.samples} samples are no numbers" if self.bad else ""
+def _unstated(layout: av.AudioLayout) -> bool:
+    """Whether of more than two channels their number alone is known; FFmpeg names that so."""
+    return layout.nb_channels > 2 and layout.name == f"{layout.nb_channels} channels"
 
 
-def _runs(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[Iterator[av.AudioFrame]]:
+def _runs(frames: Iterable[av.AudioFrame], gaps: Gaps) -> Iterator[Iterator[av.AudioFrame]]:
     """Stretches of frames of one format; a broadcast may change its channels or rate in midstream."""
     whole = _filled(frames, gaps)
     for _, run in groupby(whole, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
         yield run
 
 
-def _filled(frames: Iterable[av.AudioFrame], gaps: _Gaps) -> Iterator[av.AudioFrame]:
+def _filled(frames: Iterable[av.AudioFrame], gaps: Gaps) -> Iterator[av.AudioFrame]:
     """The frames; samples that are no numbers are filled with a line between those beside them."""
     for frame in frames:
         gaps.follow(frame)

@@ -7,8 +7,9 @@ import soundfile
 from media_files import ramp, tone, write_mp4
 
 from mer_dist.corpus import media
+from mer_dist.corpus.gaps import HOLE
 from mer_dist.corpus.media import MediaError, read_video
-from mer_dist.corpus.sound import HOLE, RATE, read_sound
+from mer_dist.corpus.sound import RATE, read_sound
 
 KEY = {
     "encryption_scheme": "cenc-aes-ctr",
