@@ -15,6 +15,7 @@ import pickletools
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _OTHERS = (
     (b"\x1f\x8b", "compressed with gzip"),
     (b"MATLAB", "a MATLAB file"),
 )
+#: The name of a frame that is one number, with a point in it or not.
+_NUMBER = re.compile(r"(\D*)(\d+)(\.\d+)?\D*")
 #: Bytes that a label file may unpack to: about a thousand for each clip of MER2024.
 MOST_BYTES = 1 << 27
 
@@ -135,7 +138,7 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
         ValueError: why nothing of the folder can be used.
     """
     frames, faults = [], []
-    for path in sorted(filter(is_array, Path(folder).glob("[!.]*")), key=_natural):
+    for path in _in_order(filter(is_array, Path(folder).glob("[!.]*"))):
         try:
             array = read_feature(path)
         except ValueError as error:
@@ -153,8 +156,29 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([array for array in frames if array.shape[1] == width]), faults
 
 
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Frames by their numbers: 2 comes before 10, with or without zeros before it, and 0.033 before 0.1 where names
+    are times."""
+    found = {path: _NUMBER.fullmatch(path.stem) for path in paths}
+    times = {path: (name[1], float(name[2] + (name[3] or ""))) for path, name in found.items() if name}
+    if len(times) == len(found) and not _counted([name for name in found.values() if name]):
+        return sorted(found, key=times.__getitem__)
+    return sorted(found, key=_natural)
+
+
+def _counted(names: list[re.Match[str]]) -> bool:
+    """Whether what stands behind the point, if anything, numbers frames without a gap, as in ``clip7.10``."""
+    behind: dict[str, set[str]] = {}
+    for name in names:
+        behind.setdefault(name[1] + name[2], set()).add((name[3] or ".")[1:])
+    if all(own == {""} for own in behind.values()):
+        return True
+    # A number without a point among those with one is a time.
+    numbers = [sorted(int(text or "-9") for text in own) for own in behind.values()]
+    return all(own == list(range(own[0], own[0] + len(own))) for own in numbers)
+
+
 def _natural(path: Path) -> list[tuple[str, int]]:
-    """Frame 2 comes before frame 10, with or without zeros before it."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 

@@ -99,6 +99,8 @@ def read_sound(path: Path) -> Sound:
     remarks += [SILENT] if int(samples.max()) - int(samples.min()) <= 2 else heard.gaps.still
     if structure.followed(path):
         remarks.append(structure.FOLLOWED)
+    if structure.goes_on(path):
+        remarks.append(structure.UNSTATED)
     return Sound(samples=samples, damage=heard.damage, remarks=remarks, start=heard.gaps.start)
 
 

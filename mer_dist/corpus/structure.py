@@ -10,6 +10,11 @@ from pathlib import Path
 
 FOLLOWED = "more recordings follow in the same file, which are not read"
 MOTION_PHOTO = "a video stands behind the still in the same file, as in a motion photo; the still was used"
+UNSTATED = (
+    "sound goes on in the file after what its header states, which is all that is read; not closed properly?"
+)
+#: Bytes of it that are told: half a second of 16 kHz in 16 bit.
+LEAST_UNSTATED = 16_000
 #: Boxes, chunks or tags that are looked at; an hour of FLV has some hundred thousand.
 MOST_PARTS = 1_000_000
 #: Bytes that are searched at once, and places that may turn out to be a video's beginning.
@@ -34,6 +39,32 @@ def followed(path: Path) -> bool:
     if head[:3] == b"FLV":
         return _flv_again(path)
     return head == ASF and _asf_again(path)
+
+
+def goes_on(path: Path) -> bool:
+    """Whether bytes that are no chunk stand behind the sound of a WAV, as when a recorder writes its header first
+    and is interrupted before it brings it up to date."""
+    whole = path.stat().st_size
+    head = _at(path, 0, 12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return False
+    place, heard = 12, False
+    for _ in range(MOST_PARTS):
+        head = _at(path, place, 8)
+        if whole - place < LEAST_UNSTATED:
+            return False
+        kind, size = struct.unpack("<4sI", head)
+        if not _is_chunk(head, whole - place):
+            padding = _is_chunk(_at(path, place - 1, 8), whole - place + 1)
+            return heard and not padding and head[:3] != b"ID3" and any(_at(path, place, BLOCK))
+        heard |= kind == b"data"
+        place += 8 + size + size % 2
+    return False
+
+
+def _is_chunk(head: bytes, room: int) -> bool:
+    kind, size = struct.unpack("<4sI", head)
+    return all(32 <= letter < 127 for letter in kind) and 8 + size <= room + 1
 
 
 def motion_photo(path: Path) -> bool:

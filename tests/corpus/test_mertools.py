@@ -84,3 +84,23 @@ def test_arrays_of_objects_and_files_that_break_off_say_what_to_do(tmp_path):
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-8])
     with pytest.raises(ValueError, match="cut off"):
         mertools.read_feature(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{round(row / 30, 3)}" for row in range(45)],
+        [f"{row / 4:g}" for row in range(12)],
+        [f"t{row / 2}s" for row in range(25)],
+        [f"clip7.{row}" for row in range(1, 13)],
+        [f"frame_{row}" for row in range(1, 13)],
+        [f"v1.2_{row}" for row in range(1, 13)],
+        [f"{row:04d}.{row % 2:02d}" for row in range(12)],
+    ],
+    ids=lambda names: names[1],
+)
+def test_frames_come_by_their_number_or_their_time(tmp_path, names):
+    for row, name in enumerate(names):
+        np.save(tmp_path / f"{name}.npy", np.full(3, row + 1, np.float32))
+    frames, faults = mertools.read_frames(tmp_path)
+    assert frames[:, 0].tolist() == list(range(1, len(names) + 1)) and not faults

@@ -1,6 +1,7 @@
 """Files whose clock, colours, end or structure are odd: what is there is used, and what is not is said."""
 
 import struct
+import wave
 from fractions import Fraction
 
 import av
@@ -229,6 +230,27 @@ def test_a_second_wav_that_is_not_read_is_told(tmp_path):
     wave = (tone(rate=16_000) * 2**15).astype("<i2").tobytes()
     (tmp_path / "a.wav").write_bytes((header + b"data" + struct.pack("<I", 32_000) + wave) * 2)
     assert structure.FOLLOWED in read_sound(tmp_path / "a.wav").remarks
+
+
+@pytest.mark.parametrize("stated", [16_000, 48_000])
+@pytest.mark.parametrize(
+    "behind",
+    [b"", b"LIST" + struct.pack("<I", 20_000) + bytes(20_000), bytes(40_000), b"ID3" + b"x" * 40_000],
+)
+def test_sound_behind_what_an_old_header_states_is_told(tmp_path, stated, behind):
+    """A recorder that is interrupted leaves the lengths that it wrote first."""
+    path, samples = tmp_path / "a.wav", (tone(seconds=2, rate=16_000) * 2**15).astype("<i2").tobytes()
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(samples)
+    content = bytearray(path.read_bytes())
+    whole = bytes(content) + behind
+    content[4:8], content[40:44] = struct.pack("<I", 36 + stated), struct.pack("<I", stated)
+    path.write_bytes(content)
+    sound = read_sound(path)
+    assert len(sound.samples) == stated // 2 and structure.UNSTATED in sound.remarks
+    path.write_bytes(whole)
+    assert structure.UNSTATED not in read_sound(path).remarks
 
 
 def test_a_thumbnail_does_not_take_the_place_of_the_video(tmp_path):
