@@ -166,10 +166,10 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(found, key=_natural)
 
 
-def _counted(names: list[re.Match[str]]) -> bool:
+def _counted(found: list[re.Match[str]]) -> bool:
     """Whether what stands behind the point, if anything, numbers frames without a gap, as in ``clip7.10``."""
     behind: dict[str, set[str]] = {}
-    for name in names:
+    for name in found:
         behind.setdefault(name[1] + name[2], set()).add((name[3] or ".")[1:])
     if all(own == {""} for own in behind.values()):
         return True

@@ -57,6 +57,8 @@ def goes_on(path: Path) -> bool:
         if not _is_chunk(head, whole - place):
             padding = _is_chunk(_at(path, place - 1, 8), whole - place + 1)
             return heard and not padding and head[:3] != b"ID3" and any(_at(path, place, BLOCK))
+        if kind == b"data" and not size:
+            return False  # It was written as a stream, and is read to its end.
         heard |= kind == b"data"
         place += 8 + size + size % 2
     return False

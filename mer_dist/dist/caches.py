@@ -1,4 +1,5 @@
-"""Where libraries keep what they compile: below HOME, or below the run folder where HOME does not serve."""
+"""Where libraries keep what they compile: below HOME, or below the run folder where HOME does not serve; and that nobody waits
+for a compiler that was killed."""
 
 from __future__ import annotations
 

@@ -253,6 +253,18 @@ def test_sound_behind_what_an_old_header_states_is_told(tmp_path, stated, behind
     assert structure.UNSTATED not in read_sound(path).remarks
 
 
+def test_a_wav_that_was_written_as_a_stream_is_read_whole_and_nothing_is_told(tmp_path):
+    path, samples = tmp_path / "a.wav", (tone(seconds=2, rate=16_000) * 2**15).astype("<i2").tobytes()
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(samples)
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = bytes(4)
+    path.write_bytes(content)
+    sound = read_sound(path)
+    assert len(sound.samples) == 32_000 and structure.UNSTATED not in sound.remarks
+
+
 def test_a_thumbnail_does_not_take_the_place_of_the_video(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         streams = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
