@@ -100,7 +100,7 @@ def read_sound(path: Path) -> Sound:
     if structure.followed(path):
         remarks.append(structure.FOLLOWED)
     if structure.goes_on(path):
-        remarks.append(structure.UNSTATED)
+        remarks.append(structure.GOES_ON)
     return Sound(samples=samples, damage=heard.damage, remarks=remarks, start=heard.gaps.start)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 FOLLOWED = "more recordings follow in the same file, which are not read"
 MOTION_PHOTO = "a video stands behind the still in the same file, as in a motion photo; the still was used"
-UNSTATED = (
+GOES_ON = (
     "sound goes on in the file after what its header states, which is all that is read; not closed properly?"
 )
 #: Bytes of it that are told: half a second of 16 kHz in 16 bit.
-LEAST_UNSTATED = 16_000
+LEAST_BEHIND = 16_000
 #: Boxes, chunks or tags that are looked at; an hour of FLV has some hundred thousand.
 MOST_PARTS = 1_000_000
 #: Bytes that are searched at once, and places that may turn out to be a video's beginning.
@@ -51,7 +51,7 @@ def goes_on(path: Path) -> bool:
     place, heard = 12, False
     for _ in range(MOST_PARTS):
         head = _at(path, place, 8)
-        if whole - place < LEAST_UNSTATED:
+        if whole - place < LEAST_BEHIND:
             return False
         kind, size = struct.unpack("<4sI", head)
         if not _is_chunk(head, whole - place):

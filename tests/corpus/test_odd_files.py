@@ -248,9 +248,9 @@ def test_sound_behind_what_an_old_header_states_is_told(tmp_path, stated, behind
     content[4:8], content[40:44] = struct.pack("<I", 36 + stated), struct.pack("<I", stated)
     path.write_bytes(content)
     sound = read_sound(path)
-    assert len(sound.samples) == stated // 2 and structure.UNSTATED in sound.remarks
+    assert len(sound.samples) == stated // 2 and structure.GOES_ON in sound.remarks
     path.write_bytes(whole)
-    assert structure.UNSTATED not in read_sound(path).remarks
+    assert structure.GOES_ON not in read_sound(path).remarks
 
 
 def test_a_wav_that_was_written_as_a_stream_is_read_whole_and_nothing_is_told(tmp_path):
@@ -262,7 +262,7 @@ def test_a_wav_that_was_written_as_a_stream_is_read_whole_and_nothing_is_told(tm
     content[4:8] = content[40:44] = bytes(4)
     path.write_bytes(content)
     sound = read_sound(path)
-    assert len(sound.samples) == 32_000 and structure.UNSTATED not in sound.remarks
+    assert len(sound.samples) == 32_000 and structure.GOES_ON not in sound.remarks
 
 
 def test_a_thumbnail_does_not_take_the_place_of_the_video(tmp_path):
