@@ -20,16 +20,17 @@ from pathlib import Path
 import mosi
 from comparison import MODELS, command, link, reuse, spread
 
-from mer_dist import config as configuration
-from mer_dist import features, files, joined
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
-from mer_dist.log import logger, setup
-from mer_dist.predictions import ALL_SETS
-from mer_dist.settings import FuseConfig, SelfTrainConfig, VoteConfig
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import FuseConfig, SelfTrainConfig, VoteConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger, setup
+from mer_dist.features import join, store
+from mer_dist.fusion.predictions import ALL_SETS
+from mer_dist.inspect.score import score
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.score import score
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 FULL = "AGT, all defaults"
 #: What is fused. The first of all is what the others are compared with.
@@ -189,9 +190,9 @@ def run_one(case: Case, title: str, overrides: tuple[str, ...]) -> dict[str, flo
 def has_frames(config: Config) -> bool:
     run = Run(config.run.folder)
     return all(
-        features.StoredShard.open(path).has_frames
-        for name in joined.fused_sets(config)
-        for copy in joined.copies(name, config.folds.count)
+        store.StoredShard.open(path).has_frames
+        for name in join.fused_sets(config)
+        for copy in join.copies(name, config.folds.count)
         for path in sorted(run.features(copy).glob("[0-9]*.safetensors"))
     )
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from mer_dist import files
-from mer_dist.dist.checkpoint import Checkpoints, Progress, whole
+from mer_dist.storage import files
+from mer_dist.training.checkpoint import Checkpoints, Progress, whole
 
 
 def trained(mebibytes: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

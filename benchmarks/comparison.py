@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import files, metrics
-from mer_dist.errors import UserError
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.storage import files
 
 #: Each fusion model as changes of the defaults. All choose their dropout by the other folds.
 MODELS = {

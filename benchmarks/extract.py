@@ -29,7 +29,7 @@ import numpy as np
 import setting
 import torch
 
-from mer_dist.config import Config
+from mer_dist.config.config import Config
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.shards.reader import Reader

@@ -21,16 +21,18 @@ import safetensors.torch
 import torch
 from comparison import command, spread
 
-from mer_dist import features, files, joined, lineage, metrics, predictions
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.joined import Clips
-from mer_dist.layout import Run
-from mer_dist.log import setup
-from mer_dist.models import ensemble, fusion
-from mer_dist.models.fusion import Inputs
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import setup
+from mer_dist.features import join, store
+from mer_dist.features.join import Clips
+from mer_dist.fusion import ensemble, models, predictions, pseudo_label_log
+from mer_dist.fusion.models import Inputs
+from mer_dist.fusion.self_training import MODELS
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.self_train import MODELS
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 HELD_OUT = 0.3
 #: Inverse ridge strengths that the inner cross-validation of logistic regression chooses from.
@@ -94,7 +96,7 @@ class Trial:
         if config.fuse.level != "utterance":
             raise UserError("fuse.level: CMU-MOSI has utterance vectors only")
         fuse(config)
-        clips, _ = joined.read_clips(config, Run(folder))
+        clips, _ = join.read_clips(config, Run(folder))
         names = [*clips.names, *held_out]
         return cls(config, clips, mosi.truth_of(base, names)[0], held_out, inputs_of(config, names, clips))
 
@@ -150,7 +152,7 @@ class Trial:
         """
         config = self.config
         members = config.folds.count * config.fuse.seeds
-        model = fusion.build(self.inputs, len(self.clips.labels), config.fuse, [0] * members)
+        model = models.build(self.inputs, len(self.clips.labels), config.fuse, [0] * members)
         model.load_state_dict(safetensors.torch.load_file(Run(config.run.folder).round(number) / MODELS))
         every = torch.arange(len(self.truth))
         return ensemble.predict(model.eval(), self.inputs, every).double().exp().mean(0).numpy()
@@ -160,7 +162,7 @@ class Trial:
         truth_of = dict(zip(self.clips.names, self.truth[: len(self.clips.names)], strict=True))
         found = []
         for number in range(1, self.last_round() + 1):
-            path = Run(self.config.run.folder).round(number) / lineage.FILE
+            path = Run(self.config.run.folder).round(number) / pseudo_label_log.FILE
             rows = pq.read_table(path, columns=["name", "pseudo_label", "selected"]).to_pylist()
             right = [
                 self.clips.labels[truth_of[row["name"]]] == row["pseudo_label"]
@@ -175,7 +177,7 @@ def draw(base: Path, count: int, seed: int) -> tuple[dict[str, str], list[str]]:
     """name -> label ("" if unlabelled) of the clips of the run, and the names of the held-out videos."""
     from sklearn.model_selection import train_test_split
 
-    label_of, _ = joined.read_labels(base / "labels.csv", list(mosi.LABELS))
+    label_of, _ = join.read_labels(base / "labels.csv", list(mosi.LABELS))
     videos = sorted({video_of(name) for name in label_of})
     drawn = np.random.default_rng(seed).permutation(videos)[: round(HELD_OUT * len(videos))]
     seen = [name for name in label_of if video_of(name) not in drawn]
@@ -194,13 +196,13 @@ def video_of(name: str) -> str:
 def inputs_of(config: Config, names: list[str], clips: Clips) -> Inputs:
     """The fused sets of these clips, of which the first are ``clips`` and give the moments."""
     run, found = Run(config.run.folder), Inputs([], [], [])
-    for name in joined.fused_sets(config):
-        of_set = features.load(run.features(name), frames=False)
+    for name in join.fused_sets(config):
+        of_set = store.load(run.features(name), frames=False)
         values, mask = of_set.utterances(names)
         found.modality.append(str(of_set.modality))
         found.values.append(torch.from_numpy(values)[:, None])
         found.mask.append(torch.from_numpy(mask)[:, None])
-    return fusion.standardize(found, moments_of=torch.arange(len(names)) < len(clips.names))
+    return models.standardize(found, moments_of=torch.arange(len(names)) < len(clips.names))
 
 
 def title(number: int) -> str:

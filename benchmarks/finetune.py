@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import setting
 
-from mer_dist import copies
-from mer_dist.dist import env
-from mer_dist.settings import FinetuneConfig
+from mer_dist.config.sections import FinetuneConfig
+from mer_dist.crossfit import adapters
+from mer_dist.processes import env
 
 if TYPE_CHECKING:
-    from mer_dist.dist.training import Pass
+    from mer_dist.training.trainer import Pass
 
 LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
 STEPS, ROUNDS = 4, 5
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def compare_all(folder: Path) -> None:
-    from mer_dist.dist.runtime import accelerator
+    from mer_dist.training.accelerator import accelerator
 
     joined = accelerator("fp32", [], folder, threads=1)
     for yaml, extractor, batch, micro in (("text.yaml", "baichuan", 64, 16), ("clips.yaml", "clip", 8, 2)):
@@ -80,15 +80,15 @@ def compare_all(folder: Path) -> None:
 
 def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[float]:
     """Time of an epoch by the trainer, divided by that of the bare loop, for each round."""
-    from mer_dist.dist.partition import epoch_order, global_batches
-    from mer_dist.dist.training import Trainer
     from mer_dist.models.classifier import trainable_classifier
     from mer_dist.stages.finetune import _task
+    from mer_dist.training.partition import epoch_order, global_batches
+    from mer_dist.training.trainer import Trainer
 
     config = setting.load(yaml)
     extractor = replace(config.extractors[name], finetune=settings)
     config.extractors = {name: extractor}
-    (copy,) = copies.planned(config)
+    (copy,) = adapters.planned(config)
 
     classifier = trainable_classifier(extractor, len(config.corpus.labels), 0, True)
     task = _task(copy, config, classifier.extractor, budget=0.0)
@@ -116,7 +116,7 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
 
 def report_checkpoint(joined, trainer, folder: Path) -> None:
     """Seconds to save, to load, and to convert and load for another number of processes."""
-    from mer_dist.dist.checkpoint import Checkpoints
+    from mer_dist.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(joined, folder, "benchmark", keep=1, minutes=0)
 
@@ -163,7 +163,7 @@ class Bare:
     def __init__(self, trainer, model):
         import torch
 
-        from mer_dist.dist.runtime import prepare
+        from mer_dist.training.accelerator import prepare
 
         config, joined = trainer.config, trainer.joined
         trainable = [weight for weight in model.parameters() if weight.requires_grad]

@@ -26,15 +26,16 @@ import fuse_setting as setting
 import torch
 from fuse_setting import DEVICE, FOLDS, LABELED
 
-from mer_dist import joined, times
-from mer_dist.config import Config
-from mer_dist.layout import Run
-from mer_dist.log import setup
-from mer_dist.models import replay
-from mer_dist.models.ensemble import Lesson, predict, train
-from mer_dist.models.fusion import Inputs
-from mer_dist.settings import FuseConfig
+from mer_dist.config.config import Config
+from mer_dist.config.sections import FuseConfig
+from mer_dist.core.log import setup
+from mer_dist.features import join
+from mer_dist.fusion import replay
+from mer_dist.fusion.ensemble import Lesson, predict, train
+from mer_dist.fusion.models import Inputs
 from mer_dist.stages import fuse as stage
+from mer_dist.storage import timings
+from mer_dist.storage.run_folder import Run
 
 FEW, MANY = 20_000, 115_595
 SEEDS, EPOCHS, ROUNDS, PSEUDO = 3, 20, 3, 60_000
@@ -144,12 +145,12 @@ def loading(table: Table, parsed: argparse.Namespace) -> None:
     config = setting.write_run(parsed.out, parsed.few)
     setting.write_files(parsed.out / "files", parsed.few)
     count = LABELED + parsed.few
-    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    clips, _ = join.read_clips(config, Run(config.run.folder))
     setting.read_files(parsed.out / "files", count)
     ways = (
         lambda: setting.hand_over_files(parsed.out / "files", count),
         lambda: setting.read_files(parsed.out / "files", count),
-        lambda: [joined.read_set(Run(config.run.folder), name, clips) for name in setting.WIDTHS],
+        lambda: [join.read_set(Run(config.run.folder), name, clips) for name in setting.WIDTHS],
         lambda: load(config, clips),
     )
     in_turns(1, *ways)  # a virtual machine gets its memory when it is first touched
@@ -167,9 +168,9 @@ def loading(table: Table, parsed: argparse.Namespace) -> None:
     table.add("the four in wall clock, once", f"{walls} s")
 
 
-def load(config: Config, clips: joined.Clips) -> Inputs:
+def load(config: Config, clips: join.Clips) -> Inputs:
     sets = stage._Sets(config, Run(config.run.folder), clips, [])
-    return stage._inputs(config, sets, joined.fused_sets(config))
+    return stage._inputs(config, sets, join.fused_sets(config))
 
 
 def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace) -> None:
@@ -345,10 +346,10 @@ def _alone(call: Callable, *arguments):
 
 
 def _load_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
-    from mer_dist import config as configuration
+    from mer_dist.config import config as configuration
 
     config = configuration.load(folder / "job.yaml")
-    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    clips, _ = join.read_clips(config, Run(config.run.folder))
     return _bytes(load(config, clips)), _peak()
 
 
@@ -397,7 +398,7 @@ def full(parsed: argparse.Namespace) -> None:
         f"{parsed.batch}",
         f"{took / 60:.1f} min",
     )
-    for part, spent in times.by_part(Run(config.run.folder)).items():
+    for part, spent in timings.by_part(Run(config.run.folder)).items():
         table.add(f"  of which {part}", f"{spent.seconds / 60:.1f} min")
     table.add("peak memory", f"{peak / 2**30:.1f} GiB")
 

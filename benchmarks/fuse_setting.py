@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mer_dist import config as configuration
-from mer_dist import features, files
-from mer_dist.config import Config
-from mer_dist.features import FeatureSet
-from mer_dist.layout import Run
-from mer_dist.models.ensemble import Lesson
-from mer_dist.models.fusion import Inputs
-from mer_dist.records import EMOTIONS
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core.records import EMOTIONS
+from mer_dist.features import store as features
+from mer_dist.features.store import FeatureSet
+from mer_dist.fusion.ensemble import Lesson
+from mer_dist.fusion.models import Inputs
 from mer_dist.stages.fuse import LARGE
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 #: Both contestants compute here.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,15 +19,17 @@ import generated_data as data
 import numpy as np
 from generated_data import LABELED_SHARES, UNLABELED_SHARES, Sample, World
 
-from mer_dist import config as configuration
-from mer_dist import features, files, metrics
-from mer_dist.decisions import decide
-from mer_dist.features import FeatureSet
-from mer_dist.layout import Run
-from mer_dist.log import setup
-from mer_dist.records import EMOTIONS
+from mer_dist.config import config as configuration
+from mer_dist.core import metrics
+from mer_dist.core.log import setup
+from mer_dist.core.records import EMOTIONS
+from mer_dist.features import store as features
+from mer_dist.features.store import FeatureSet
+from mer_dist.fusion.decisions import decide
+from mer_dist.inspect.score import score
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.score import score
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 UNLABELED = 3000
 #: Labels of a logistic regression that shows what any weighted sum of the features can reach.

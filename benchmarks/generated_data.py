@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mer_dist.records import EMOTIONS
+from mer_dist.core.records import EMOTIONS
 
 WIDTH = {"audio": 32, "video": 24, "text": 48}
 #: Label shares, in the order of EMOTIONS, of the labelled and of the unlabelled clips.

@@ -12,8 +12,8 @@ from gpu_device import busy, device, syncs, timed
 from gpu_inputs import counts
 from gpu_runs import runs
 
-from mer_dist import config as configuration
-from mer_dist import features
+from mer_dist.config import config as configuration
+from mer_dist.features import store
 from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.models.precision import products
 from mer_dist.shards.reader import Reader
@@ -133,7 +133,7 @@ def _once(extractor: Extractor, batch: dict) -> None:
 def _features(work: extract.Work) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for shard in work.shards:
-        read = features.read_shard(work.file(shard))
+        read = store.read_shard(work.file(shard))
         found |= dict(zip(read.names, read.utterance.astype(float), strict=True))
     return found
 

@@ -7,9 +7,9 @@ import torch
 from gpu import Check
 from gpu_device import busy, device, syncs, timed
 
-from mer_dist.models.ensemble import Lesson, predict, train
-from mer_dist.models.fusion import Inputs
-from mer_dist.settings import FuseConfig
+from mer_dist.config.sections import FuseConfig
+from mer_dist.fusion.ensemble import Lesson, predict, train
+from mer_dist.fusion.models import Inputs
 
 #: As the recipe trains: seeds, epochs of a round, rounds, and pseudo-labelled clips.
 SEEDS, EPOCHS, ROUNDS, LEARNED = 3, 20, 3, 60_000

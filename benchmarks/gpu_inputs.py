@@ -76,7 +76,7 @@ def _line(number: int):
 
 
 def _encoded(name: str, number: int, transcript: str, frames, samples, seconds: float):
-    from mer_dist.records import Clip
+    from mer_dist.core.records import Clip
     from mer_dist.shards.encode import encode
 
     labeled = number < int(os.environ["GPU_LABELED"])
@@ -96,8 +96,8 @@ def _encoded(name: str, number: int, transcript: str, frames, samples, seconds: 
 
 def step_shards(check: Check) -> None:
     """Shards of clips and of lines, as the shard stage writes them."""
-    from mer_dist import files
     from mer_dist.shards import manifest, writer
+    from mer_dist.storage import files
 
     os.environ["GPU_LABELED"] = str(counts(check)["labeled"])
     for kind, make, size in (("clips", _clip, 80), ("lines", _line, 1000)):
@@ -120,7 +120,7 @@ def step_models(check: Check) -> None:
     from gpu_device import device
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, HubertConfig, HubertModel
 
-    from mer_dist.models.tiny import CLIP_MEAN, CLIP_STD
+    from mer_dist.demo.models import CLIP_MEAN, CLIP_STD
 
     torch.manual_seed(0)
     shape, root = TINY_CLIP if check.tiny else CLIP, check.work / "models"

@@ -10,8 +10,7 @@ from pathlib import Path
 import cv2
 from gpu import REPOSITORY, Check
 
-from mer_dist.corpus import demo
-from mer_dist.models import tiny
+from mer_dist.demo import corpus, models
 
 #: Enough to pass through every part; the demo itself trains longer.
 SHORT = [
@@ -34,8 +33,8 @@ def step_job(check: Check) -> None:
     job = [str(REPOSITORY / "configs" / "demo.yaml"), *SHORT]
     # Some machines have a release of OpenCV that finds no faces.
     job += [] if hasattr(cv2, "CascadeClassifier") else ["shard.faces=none"]
-    demo.make(here / "demo-data", labeled=60, unlabeled=40, workers=min(8, os.cpu_count() or 1))
-    tiny.make(here / "demo-data" / "models")
+    corpus.make(here / "demo-data", labeled=60, unlabeled=40, workers=min(8, os.cpu_count() or 1))
+    models.make(here / "demo-data" / "models")
     _call(check, here, "run", "run", *job)
     _call(check, here, "again", "run", *job)
     _call(check, here, "verify", "verify", "run")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gpu import Check
 from gpu_runs import runs
 
-from mer_dist import config as configuration
-from mer_dist.stages import plan
+from mer_dist.config import config as configuration
+from mer_dist.planning import plan
 
 
 def step_plan(check: Check) -> None:

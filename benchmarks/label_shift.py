@@ -28,14 +28,16 @@ import numpy as np
 import prior_shift
 from prior_shift import Part, Trial
 
-from mer_dist import config as configuration
-from mer_dist import decisions, joined, metrics, predictions, prior
-from mer_dist.files import atomic_folder, read_json, write_text
-from mer_dist.layout import Run
-from mer_dist.predictions import Predictions
-from mer_dist.recipes import Recipe
-from mer_dist.stages.self_train import by_fold, held_out, present
-from mer_dist.stages.vote import vote
+from mer_dist.config import config as configuration
+from mer_dist.core import metrics
+from mer_dist.features import join
+from mer_dist.fusion import decisions, label_shift, predictions
+from mer_dist.fusion.predictions import Predictions
+from mer_dist.fusion.recipes import Recipe
+from mer_dist.fusion.self_training import by_fold, held_out, present
+from mer_dist.fusion.vote import vote
+from mer_dist.storage.files import atomic_folder, read_json, write_text
+from mer_dist.storage.run_folder import Run
 
 DRAWS = 2000
 #: One ridge strength for all folds: a search would cost more than everything else here.
@@ -85,7 +87,7 @@ def answer(trial: Trial, others: Part, clip: np.ndarray) -> Answered:
     """By plain argmax of the calibrated probabilities, and as the default vote answers."""
     own, told, evidence = trial.pooled(others)
     verdict = trial.verdict(own, evidence)
-    corrected = prior.adapt(told, evidence.found.labeled, verdict.tried)
+    corrected = label_shift.adapt(told, evidence.found.labeled, verdict.tried)
     return Answered(
         clip=clip,
         truth=others.truth,
@@ -170,7 +172,7 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
     config = configuration.load(source / "config.yaml", [f"run.folder={out}"])
     with atomic_folder(out) as folder:
         shutil.copytree(source / "rounds", folder / "rounds")
-    run, clips = Run(out), joined.read_clips(config, Run(source))[0]
+    run, clips = Run(out), join.read_clips(config, Run(source))[0]
     told, judged = members(source)
     with open(truth_of, encoding="utf-8", newline="") as file:
         label_of = {row["name"]: row["discrete"] for row in csv.DictReader(file)}

@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from mer_dist.dist import env
-from mer_dist.files import write_json
+from mer_dist.processes import env
+from mer_dist.storage.files import write_json
 
 LAUNCH = Path(__file__).parent.parent / "launch" / "zero3-cpu.yaml"
 #: 493 M parameters, 0.99 GB in bf16; real-width layers would leave room for two.
@@ -95,9 +95,9 @@ def make(folder: Path) -> int:
 
 def load_and_tell(folder: Path, out: Path) -> None:
     """One rank: load, keep the peaks, write them."""
-    from mer_dist.dist.runtime import accelerator
+    from mer_dist.config.sections import ExtractorConfig, FinetuneConfig
     from mer_dist.models.classifier import trainable_classifier
-    from mer_dist.settings import ExtractorConfig, FinetuneConfig
+    from mer_dist.training.accelerator import accelerator
 
     joined = accelerator("bf16", [], out, threads=1)
     # DeepSpeed, transformers and torch themselves: taken before the model exists.

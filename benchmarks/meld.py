@@ -20,14 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import config as configuration
-from mer_dist import features, files, metrics
+from mer_dist.config import config as configuration
+from mer_dist.core import metrics
+from mer_dist.core.errors import QUARANTINED
+from mer_dist.core.log import logger, setup
+from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.corpus import manifest, mertools, table
-from mer_dist.dist import env
-from mer_dist.errors import QUARANTINED
-from mer_dist.layout import Run
-from mer_dist.log import logger, setup
-from mer_dist.records import LABELED, UNLABELED
+from mer_dist.features import store
+from mer_dist.processes import env
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "meld.yaml"
@@ -182,7 +184,7 @@ def by_baichuan(names: list[str], run: Run) -> np.ndarray:
     import torch.nn.functional as F
     from safetensors.torch import load_file
 
-    vectors, valid = features.load(run.features("text@all")).utterances(names)
+    vectors, valid = store.load(run.features("text@all")).utterances(names)
     if not valid.all():
         raise ValueError(f"{(~valid).sum()} clips have no features")
     head = load_file(run.adapter("text", "all") / "head.safetensors")

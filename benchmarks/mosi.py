@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 from comparison import MODELS, command, difference, link, reuse, spread
 
-from mer_dist import config as configuration
-from mer_dist import files, joined, metrics, predictions
-from mer_dist.config import Config
-from mer_dist.files import write_text
-from mer_dist.layout import Run
-from mer_dist.log import setup
-from mer_dist.predictions import ALL_SETS, Predictions
-from mer_dist.stages.exchange import import_npy
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.log import setup
+from mer_dist.features import join
+from mer_dist.fusion import predictions
+from mer_dist.fusion.predictions import ALL_SETS, Predictions
+from mer_dist.interop.npy import import_npy
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage import files
+from mer_dist.storage.files import write_text
+from mer_dist.storage.run_folder import Run
 
 MODALITIES = ("audio", "video", "text")
 LABELS = ("negative", "positive")
@@ -130,7 +133,7 @@ def of_seed(base: Path, folder: Path, seed: int, overrides: list[str]) -> Iterat
 
 def truth_of(base: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(N,) index of the label and (N,) video of each name."""
-    label_of, _ = joined.read_labels(base / "labels.csv", list(LABELS))
+    label_of, _ = join.read_labels(base / "labels.csv", list(LABELS))
     videos = [name.rpartition("_")[0] for name in names]
     return np.array([LABELS.index(label_of[name]) for name in names]), np.array(videos)
 

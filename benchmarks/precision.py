@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mer_dist import config as configuration
-from mer_dist.config import Config
-from mer_dist.layout import Run
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.feeding import clip_vectors
-from mer_dist.settings import ExtractorConfig
 from mer_dist.shards.reader import Reader
+from mer_dist.storage.run_folder import Run
 
 EXACT = "fp32"
 OTHERS = ("tf32", "bf16", "fp16")

@@ -24,10 +24,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mer_dist import correction, decisions, folds, metrics, prior
-from mer_dist.joined import Clips
-from mer_dist.settings import FoldConfig
-from mer_dist.stages.vote import pool
+from mer_dist.config.sections import FoldConfig
+from mer_dist.core import metrics
+from mer_dist.crossfit import folds
+from mer_dist.features.join import Clips
+from mer_dist.fusion import correction, decisions, label_shift
+from mer_dist.fusion.vote import pool
 
 FOLDS = 5
 #: Inverse ridge strengths that the inner cross-validation chooses from.
@@ -188,14 +190,14 @@ class Trial:
         """Every figure of one unlabelled part, by the vote's own functions."""
         held_out, told, evidence = self.pooled(others)
         found, verdict = evidence.found, self.verdict(held_out, evidence)
-        now = prior.shares(others.truth, self.classes)
+        now = label_shift.shares(others.truth, self.classes)
         return (
             self._figures(found, now, verdict.applied)
             | self._waf(told, others.truth, found, now, verdict)
             | self._given(told, others.truth, evidence, now, held_out)
         )
 
-    def _figures(self, found: prior.Estimate, now: np.ndarray, opens: bool) -> dict:
+    def _figures(self, found: label_shift.Estimate, now: np.ndarray, opens: bool) -> dict:
         shown = int(np.abs(now - found.labeled).argmax()) if self.classes > 2 else 1
         row = {"truth": now[shown], "opens": opens}
         for name in ("em", "bbse", "used"):
@@ -209,7 +211,7 @@ class Trial:
         """WAF of each way to answer."""
         ways = {"argmax": told.argmax(1), "decided": decisions.decide(told)}
         for name, new in (("always", found.used), ("oracle", now)):
-            ways[name] = decisions.decide(prior.adapt(told, found.labeled, new))
+            ways[name] = decisions.decide(label_shift.adapt(told, found.labeled, new))
         scored = {name: metrics.waf(truth, answer) for name, answer in ways.items()}
         scored["gate"] = scored["always" if verdict.applied else "argmax"]
         scored["right"] = scored["gate"] >= max(scored["always"], scored["argmax"])
@@ -221,7 +223,7 @@ class Trial:
         row = {}
         for name, new in (("right", now), ("wrong", np.roll(now, 1))):
             verdict = self.verdict(held_out, evidence, new)
-            corrected = prior.adapt(told, evidence.found.labeled, new)
+            corrected = label_shift.adapt(told, evidence.found.labeled, new)
             applied = metrics.waf(truth, decisions.decide(corrected)) - plain
             row |= {
                 f"told_{name}": verdict.applied,

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mer_dist import config as configuration
-from mer_dist import files
-from mer_dist.config import Config
-from mer_dist.corpus import demo
-from mer_dist.layout import Run
-from mer_dist.models.tiny import CLIP_MEAN, CLIP_STD
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.demo import corpus
+from mer_dist.demo.models import CLIP_MEAN, CLIP_STD
 from mer_dist.stages.shard import shard
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 LABELED, UNLABELED = 30, 30
 #: Transcripts of the text job, and quantiles (minimum, 5 %, 25 %, ... maximum) of their characters,
@@ -44,8 +44,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     lines = transcripts()
     if not files.marked(folder / "models"):
         make_models(folder / "models", lines)
-    demo.make(folder / "demo", LABELED, UNLABELED)
-    emotions = demo.EMOTIONS
+    corpus.make(folder / "demo", LABELED, UNLABELED)
+    emotions = corpus.EMOTIONS
     rows = [f"line{number:05d},,,{line},{emotions[number % 6]},labeled" for number, line in enumerate(lines)]
     files.write_text(folder / "lines.csv", "\n".join(["name,video,audio,transcript,label,split", *rows]))
     paths = folder / "clips.yaml", folder / "text.yaml"
@@ -61,7 +61,7 @@ def transcripts() -> list[str]:
     """Generated lines, cut or repeated to lengths like those of real transcripts."""
     draw = np.random.default_rng(0)
     lengths = np.interp(draw.random(LINES), *LENGTHS).round().astype(int)
-    return [(line * 20)[:length] for line, length in zip(demo.lines(LINES), lengths, strict=True)]
+    return [(line * 20)[:length] for line, length in zip(corpus.lines(LINES), lengths, strict=True)]
 
 
 def make_models(folder: Path, lines: list[str]) -> None:

@@ -21,7 +21,8 @@ import prior_shift
 from label_shift import crema_parts
 from prior_shift import Part, Trial
 
-from mer_dist import correction, decisions, metrics, prior
+from mer_dist.core import metrics
+from mer_dist.fusion import correction, decisions, label_shift
 
 WIDTH, DRAWS = 10, 200
 #: Seeds of CREMA-D; those below are the ones of benchmarks/label_shift.py.
@@ -134,7 +135,7 @@ def judged(trial: Trial, others: Part) -> Case:
     # So that the gate is asked however much of the estimate is noise.
     with patch.object(correction, "TRUSTED", 0):
         verdict = trial.verdict(own, evidence)
-    corrected = prior.adapt(told, evidence.found.labeled, evidence.found.used)
+    corrected = label_shift.adapt(told, evidence.found.labeled, evidence.found.used)
     ways = {
         "argmax": told.argmax(1),
         "decided": decisions.decide(told),
@@ -153,7 +154,7 @@ def judged(trial: Trial, others: Part) -> Case:
 
 def out_of_fold(held_out: np.ndarray, labeled: Part) -> tuple[float, float]:
     """What answers for expected WAF gain over argmax on the labelled clips, mean and deviation over draws."""
-    random, rows = np.random.default_rng(1), prior.resampler(labeled.group)
+    random, rows = np.random.default_rng(1), label_shift.resampler(labeled.group)
     weight = np.stack([np.bincount(rows(random), minlength=len(labeled.truth)) for _ in range(DRAWS)])
     gain = metrics.weighted_waf(labeled.truth, decisions.decide(held_out), weight)
     gain = gain - metrics.weighted_waf(labeled.truth, held_out.argmax(1), weight)

@@ -3,7 +3,7 @@
 import sys
 
 from mer_dist.cli import main
-from mer_dist.dist import preempt
+from mer_dist.processes import preempt
 
 
 def process() -> None:

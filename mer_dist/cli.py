@@ -12,20 +12,31 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from mer_dist import __version__, files, quarantine
-from mer_dist import status as stage_status
-from mer_dist.config import Config, load, save
-from mer_dist.corpus import names
-from mer_dist.dist import preempt
-from mer_dist.dist.env import place
-from mer_dist.dist.lifeline import end_with_launcher, lost
-from mer_dist.dist.together import alone, check_place, introduce
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of, mending
-from mer_dist.layout import Run
-from mer_dist.lock import Busy, held
-from mer_dist.log import logger, setup
-from mer_dist.slurm_settings import STAGES as SLURM_STAGES
-from mer_dist.stages import problems
+from mer_dist import __version__
+from mer_dist.config.config import Config, load, save
+from mer_dist.config.slurm import STAGES as SLURM_STAGES
+from mer_dist.core import clip_names
+from mer_dist.core.errors import (
+    DONE,
+    FAILED,
+    QUARANTINED,
+    REQUEUE,
+    USAGE,
+    Stopped,
+    UserError,
+    code_of,
+    mending,
+)
+from mer_dist.core.log import logger, setup
+from mer_dist.inspect import problems
+from mer_dist.processes import preempt
+from mer_dist.processes.env import place
+from mer_dist.processes.lifeline import end_with_launcher, lost
+from mer_dist.processes.together import alone, check_place, introduce
+from mer_dist.storage import exit_status as stage_status
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.lock import Busy, held
+from mer_dist.storage.run_folder import Run
 
 _STARTED = time.time()
 STAGES = {
@@ -43,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     # A shell does so itself, but not between quotes; no folder may be made that is called ~.
     arguments = [os.path.expanduser(word) if f"{word}/".startswith("~/") else word for word in arguments]
     if arguments[:1] == ["explain"]:
-        arguments = names.last(arguments, ("-h", "--help", "--json"))
+        arguments = clip_names.last(arguments, ("-h", "--help", "--json"))
     parsed, rest = parser().parse_known_args(arguments)
     # Overrides that follow an option.
     if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
@@ -247,7 +258,7 @@ def quarantined(run: Run, *stages: str) -> int:
 
 
 def slurm(parsed: argparse.Namespace) -> int:
-    from mer_dist.slurm import scripts, submit
+    from mer_dist.slurm.jobs import scripts, submit
 
     config = load(parsed.config, parsed.overrides)
     if parsed.dry_run:
@@ -268,27 +279,27 @@ def submitted(arguments: list[str]) -> None:
 
 
 def slurm_options(parsed: argparse.Namespace) -> int:
-    from mer_dist.slurm import command_line
+    from mer_dist.slurm.jobs import command_line
 
     print(command_line(load(parsed.config, parsed.overrides), parsed.stage))
     return DONE
 
 
 def slurm_srun(parsed: argparse.Namespace) -> int:
-    from mer_dist.slurm_command import srun_words
+    from mer_dist.slurm.srun import srun_words
 
     print("\n".join(srun_words(load(parsed.config, parsed.overrides).slurm)))
     return DONE
 
 
 def slurm_task(parsed: argparse.Namespace) -> int:
-    from mer_dist.dist import slurmstep
-    from mer_dist.slurm import ended, started
+    from mer_dist.slurm import rank
+    from mer_dist.slurm.jobs import ended, started
 
     preempt.install()
     config = load(parsed.config, parsed.overrides)
     run = Run(config.run.folder)
-    step = slurmstep.become_rank(config.slurm.extract_tasks, config.run.accelerate, config.run.layout)
+    step = rank.become_rank(config.slurm.extract_tasks, config.run.accelerate, config.run.layout)
     if step.speaks:
         started(run, parsed.stage, step)
     parsed.command = parsed.stage
@@ -296,23 +307,23 @@ def slurm_task(parsed: argparse.Namespace) -> int:
 
 
 def slurm_status(parsed: argparse.Namespace) -> int:
-    from mer_dist.slurm import status as rows
-    from mer_dist.slurm import table
+    from mer_dist.slurm.jobs import status as rows
+    from mer_dist.slurm.jobs import table
 
     print(table(rows(Run(parsed.run))))
     return DONE
 
 
 def slurm_cancel(parsed: argparse.Namespace) -> int:
-    from mer_dist.slurm import cancel
+    from mer_dist.slurm.jobs import cancel
 
     print("cancelled: " + (", ".join(cancel(Run(parsed.run))) or "nothing was left"))
     return DONE
 
 
 def plan(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.plan import plan as act
-    from mer_dist.stages.plan_text import table
+    from mer_dist.planning.plan import plan as act
+    from mer_dist.planning.plan_text import table
 
     needs = act(load(parsed.config, parsed.overrides), parsed.clips)
     print(json.dumps(needs, ensure_ascii=False, indent=1) if parsed.json else table(needs))
@@ -320,7 +331,7 @@ def plan(parsed: argparse.Namespace) -> int:
 
 
 def doctor(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.doctor import doctor as act
+    from mer_dist.planning.doctor import doctor as act
 
     sound = True
     for check in act(load(parsed.config, parsed.overrides)):
@@ -330,7 +341,7 @@ def doctor(parsed: argparse.Namespace) -> int:
 
 
 def verify(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.verify import verify as act
+    from mer_dist.inspect.verify import verify as act
 
     findings = act(parsed.run)
     for line in findings:
@@ -353,7 +364,7 @@ def status(parsed: argparse.Namespace) -> int:
         )
         return FAILED
     if parsed.stage in ("fuse", "run"):
-        from mer_dist import recipes
+        from mer_dist.fusion import recipes
 
         for line in recipes.told(run):
             logger.warning("%s", line)
@@ -368,18 +379,18 @@ def report(parsed: argparse.Namespace) -> int:
 
 
 def score(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.score import score as act
-    from mer_dist.stages.score import table
+    from mer_dist.inspect.score import score as act
+    from mer_dist.inspect.score import table
 
     print(table(act(parsed.run, parsed.truth)))
     return DONE
 
 
 def explain(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.explain import explain as act
-    from mer_dist.stages.explain import text
+    from mer_dist.inspect.explain import explain as act
+    from mer_dist.inspect.explain import text
 
-    told = act(parsed.run, names.clean(parsed.name))
+    told = act(parsed.run, clip_names.clean(parsed.name))
     print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
     return DONE
 
@@ -397,8 +408,8 @@ def config_files(parsed: argparse.Namespace) -> int:
 
 
 def demo(parsed: argparse.Namespace) -> int:
-    from mer_dist.corpus.demo import make as make_corpus
-    from mer_dist.models.tiny import make as make_models
+    from mer_dist.demo.corpus import make as make_corpus
+    from mer_dist.demo.models import make as make_models
 
     make_corpus(parsed.folder, seed=parsed.seed)
     make_models(parsed.folder / "models", seed=parsed.seed)
@@ -406,7 +417,7 @@ def demo(parsed: argparse.Namespace) -> int:
 
 
 def import_features(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.exchange import import_sets
+    from mer_dist.interop.npy import import_sets
 
     run = Run(parsed.run)
     with held(run.lock, parsed.command):
@@ -415,14 +426,14 @@ def import_features(parsed: argparse.Namespace) -> int:
 
 
 def export_model(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.export import export
+    from mer_dist.interop.export_model import export
 
     export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter, parsed.precision)
     return DONE
 
 
 def export_features(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.exchange import export_npy
+    from mer_dist.interop.npy import export_npy
 
     export_npy(Run(parsed.run), parsed.set, parsed.folder, parsed.level)
     return DONE

@@ -17,7 +17,7 @@ import pytest
 from costs import Costs
 from long_suite import cases  # noqa: F401  (for the tests)
 
-from mer_dist.log import logger
+from mer_dist.core.log import logger
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What may be said to the process of the tests.
@@ -80,11 +80,12 @@ def _is_slow(item: pytest.Item) -> bool:
 RANKS = (
     "tests/slurm/test_cluster.py",
     "tests/slurm/test_whole_demo.py",
-    "tests/dist/test_resume.py",
-    "tests/dist/test_zero3.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_zero3.py",
     "tests/test_whole_job.py",
     "tests/stages/test_extract.py::test_two_processes",
-    *(f"tests/stages/test_{name}.py" for name in ("finetune_kills", "kills", "disk", "finetune", "export")),
+    *(f"tests/stages/test_{name}.py" for name in ("finetune_kills", "kills", "disk", "finetune")),
+    "tests/interop/test_export.py",
 )
 
 
@@ -125,7 +126,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    from mer_dist.dist import env
+    from mer_dist.processes import env
 
     return env.for_children(1)
 

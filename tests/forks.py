@@ -35,7 +35,7 @@ HEAVY = (
     "rich.progress", "torch.utils.tensorboard",
 )  # fmt: skip
 #: Modules that start Python's commands themselves.
-LAUNCHERS = ("accelerate.commands.launch", "mer_dist.dist.launcher")
+LAUNCHERS = ("accelerate.commands.launch", "mer_dist.processes.launcher")
 #: Bytes for the arguments and for the environment of a command, where ``/proc`` reads them.
 ROOM = 1 << 16
 _SUBREAPER, _MESSAGE = 36, 1 << 20

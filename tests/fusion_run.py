@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_dist import config, features, files
-from mer_dist.config import Config
-from mer_dist.features import FeatureSet
-from mer_dist.layout import Run
+from mer_dist.config import config
+from mer_dist.config.config import Config
+from mer_dist.features import store as features
+from mer_dist.features.store import FeatureSet
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 LABELS = ["neutral", "angry", "happy"]
 #: Which two labels a modality cannot tell apart.

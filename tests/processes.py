@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from conftest import ROOT
 
-from mer_dist.dist import env
+from mer_dist.processes import env
 
 
 def run(

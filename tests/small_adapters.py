@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import save, trainable_classifier
-from mer_dist.settings import ExtractorConfig
 
 
 def trained(config: ExtractorConfig, folder: Path) -> Path:

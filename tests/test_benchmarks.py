@@ -10,8 +10,8 @@ import fusion_run
 import numpy as np
 import pytest
 
-from mer_dist import files
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage import files
 
 SMALL_FUSE = Path(__file__).parent / "small_fuse.py"
 MODALITIES = ("audio", "video", "text")

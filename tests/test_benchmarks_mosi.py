@@ -8,11 +8,13 @@ import fusion_run
 import numpy as np
 import pytest
 
-from mer_dist import config as configuration
-from mer_dist import files, metrics, predictions
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.fusion import predictions
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 QUICK = ["fuse.epochs=2", "fuse.seeds=1", "fuse.width=16"]
 

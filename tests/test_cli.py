@@ -9,11 +9,12 @@ import fusion_run
 import numpy as np
 import pytest
 
-from mer_dist import cli, status
+from mer_dist import cli
 from mer_dist.cli import main
-from mer_dist.dist import ancestry, env, together
-from mer_dist.layout import Run
-from mer_dist.lock import held
+from mer_dist.processes import ancestry, env, together
+from mer_dist.storage import exit_status
+from mer_dist.storage.lock import held
+from mer_dist.storage.run_folder import Run
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess:
@@ -101,7 +102,7 @@ def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, caps
     with held(run.lock, "extract"):
         assert main([stage, str(tmp_path / "job.yaml")]) == 2
     assert "mer-dist extract" in capsys.readouterr().err
-    assert not run.probes.exists() and status.read(run.status(stage)) is None
+    assert not run.probes.exists() and exit_status.read(run.status(stage)) is None
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "4"), ("0", ""), ("-1", "2")])
@@ -178,9 +179,9 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
 def test_explain_takes_a_name_that_begins_with_a_hyphen(monkeypatch, capsys, words):
     asked = []
     monkeypatch.setattr(
-        "mer_dist.stages.explain.explain", lambda run, name: asked.append((str(run), name)) or {}
+        "mer_dist.inspect.explain.explain", lambda run, name: asked.append((str(run), name)) or {}
     )
-    monkeypatch.setattr("mer_dist.stages.explain.text", lambda told: "told")
+    monkeypatch.setattr("mer_dist.inspect.explain.text", lambda told: "told")
     assert main(["explain", *words]) == 0
     (name,) = {*words} - {"RUN", "--", "--json"}
     assert asked == [("RUN", {"cafe\u0301.mp4": "caf\u00e9"}.get(name, name))]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mer_dist import features, metrics
-from mer_dist.decisions import decide
-from mer_dist.layout import Run
+from mer_dist.core import metrics
+from mer_dist.features import store
+from mer_dist.fusion.decisions import decide
+from mer_dist.storage.run_folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 20_000
@@ -183,7 +184,7 @@ def test_a_run_gets_no_label_of_an_unlabelled_clip_and_no_missing_modality(tmp_p
     with open(tmp_path / "labels.csv", encoding="utf-8", newline="") as file:
         labels = {row["name"]: row["label"] for row in csv.DictReader(file)}
     assert len(labels) == 320 and sum(map(bool, labels.values())) == 120
-    text, audio = (features.load(Run(tmp_path).features(name)) for name in ("text", "audio"))
+    text, audio = (store.load(Run(tmp_path).features(name)) for name in ("text", "audio"))
     assert all(labels[name] for name in text.names) and len(text.names) == task.labeled.present["text"].sum()
     assert len(audio.names) == sum(part.present["audio"].sum() for part in (task.labeled, task.unlabeled))
     assert {"agt", "agt, vote"} <= told.keys()

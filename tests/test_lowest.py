@@ -12,7 +12,7 @@ from conftest import ROOT, skip
 
 pytestmark = pytest.mark.long
 #: What reads models, trains adapters, writes shards and reads configurations, by these packages, quickly.
-TESTS = ("tests/models", "tests/shards", "tests/test_config.py", "-m", "not slow and not processes")
+TESTS = ("tests/models", "tests/shards", "tests/config/test_config.py", "-m", "not slow and not processes")
 
 
 def lowest() -> list[str]:

@@ -8,8 +8,8 @@ import fusion_run
 import pytest
 from imported import heavy
 
-from mer_dist.layout import Run
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage.run_folder import Run
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import processes
 import pytest
 from conftest import ROOT
 
-from mer_dist.dist import env
-from mer_dist.files import write_text
+from mer_dist.processes import env
 from mer_dist.stages import config_files
+from mer_dist.storage.files import write_text
 
 #: Of the repository, what a build reads.
 FOLDERS = ("mer_dist", "configs", "launch", "slurm")

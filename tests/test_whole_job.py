@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
+import small_job
 from modes import as_umask, others
 
-sys.path.insert(0, str(Path(__file__).with_name("stages")))
-import small_job
-
-from mer_dist import files, predictions, quarantine
-from mer_dist.config import load
-from mer_dist.errors import QUARANTINED, REQUEUE
-from mer_dist.layout import Run
-from mer_dist.records import UNLABELED
+from mer_dist.config.config import load
+from mer_dist.core.errors import QUARANTINED, REQUEUE
+from mer_dist.core.records import UNLABELED
+from mer_dist.fusion import predictions
 from mer_dist.shards import manifest
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.run_folder import Run
 
 pytestmark = pytest.mark.processes
 #: Under which the job runs: a group may read what it makes.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mer_dist.errors import UserError
-from mer_dist.records import Clip, Problem
-from mer_dist.settings import CorpusConfig
+from mer_dist.config.sections import CorpusConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Clip, Problem
 
 
 def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
-from mer_dist.errors import UserError
-from mer_dist.log import logger
-from mer_dist.records import LABELED, UNLABELED, plain
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import LABELED, UNLABELED, plain
 
 #: What people and programs write into a cell that holds nothing: pandas, Excel, R, databases, JavaScript.
 #: Of Excel's errors the first is what becomes of a line of speech that begins with a dash.

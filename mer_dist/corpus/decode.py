@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip, Modality, Problem
 from mer_dist.corpus import faces, media, picture
 from mer_dist.corpus.clock import UNLIKELY
 from mer_dist.corpus.sound import read_sound
-from mer_dist.records import Clip, Modality, Problem
-from mer_dist.settings import ShardConfig
 
 SHORT_SOUND = "sound far shorter than its video"
 LONG_SOUND = "sound far longer than its video"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from mer_dist.errors import UserError
-from mer_dist.log import logger
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
 
 UTF8 = "utf-8"
 #: The marks at the beginning of a file that leave no doubt, the longer ones first.

@@ -9,8 +9,8 @@ import cv2
 import cv2.data
 import numpy as np
 
-from mer_dist.errors import UserError
-from mer_dist.settings import ShardConfig
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
 
 #: The detector runs on every so many frames and the last one; between them the box moves evenly.
 DETECT_EVERY = 4

@@ -15,13 +15,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import UNLABELED, Clip, Problem
 from mer_dist.corpus import cells, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.table import Table
 from mer_dist.corpus.texts import Texts
-from mer_dist.errors import UserError
-from mer_dist.log import logger
-from mer_dist.records import UNLABELED, Clip, Problem
 
 COLUMNS = ("name", "video", "audio", "transcript", "label", "split")
 #: Other words for these columns; one of them is hardly meant to be passed over.

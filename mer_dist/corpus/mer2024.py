@@ -14,18 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from mer_dist import files
-from mer_dist.corpus import cells, names, table
+from mer_dist.core import clip_names
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality, Problem
+from mer_dist.corpus import cells, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.texts import Texts
-from mer_dist.errors import UserError
-from mer_dist.log import logger
-from mer_dist.records import LABELED, UNLABELED, Clip, Modality, Problem
+from mer_dist.storage import files
 
 LABELS = "label-disdim.csv"
 TRANSCRIPTS = "label-transcription.csv"
 #: Containers of video: every file of such a name is a clip, whatever turns out to be in it.
-SUFFIXES = names.VIDEO_SUFFIXES | {".264", ".265"}
+SUFFIXES = clip_names.VIDEO_SUFFIXES | {".264", ".265"}
 SHOWN = 5
 
 
@@ -94,7 +95,7 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     entries += [(name, UNLABELED, path) for part in unlabeled for name, path in _clips_in(part)]
     if not entries:
         raise UserError(f"{folder}: no video files in video-labeled or video-unlabeled*")
-    names.check((name, str(path.relative_to(folder))) for name, _, path in entries)
+    clip_names.check((name, str(path.relative_to(folder))) for name, _, path in entries)
     return {name: (split, path) for name, split, path in entries}
 
 
@@ -116,13 +117,13 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
             # A link that leads nowhere is a clip that cannot be read, not no clip.
             if suffix in SUFFIXES and not entry.name.startswith("._") and not _is_folder(entry):
                 # Tables may spell it otherwise: a Mac writes é as two letters.
-                found.append((names.clean(name), part / entry.name))
+                found.append((clip_names.clean(name), part / entry.name))
             else:
                 others.append((entry.name, "folder" if _is_folder(entry) else suffix or "no suffix"))
     if others:
         counts = Counter(kind for _, kind in others)
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-        some = ", ".join(names.shown(name) for name, _ in others[:SHOWN])
+        some = ", ".join(clip_names.shown(name) for name, _ in others[:SHOWN])
         logger.warning(
             "%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
             "that lies in this folder itself and whose name ends in one of %s",

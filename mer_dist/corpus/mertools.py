@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from mer_dist.corpus import names
+from mer_dist.core import clip_names
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.corpus.table import Table
-from mer_dist.errors import UserError
-from mer_dist.log import logger
-from mer_dist.records import LABELED, UNLABELED
 
 LEVELS = ("UTT", "FRA")
 #: How files begin that are saved under this name by mistake.
@@ -204,14 +204,14 @@ def label_table(path: Path) -> Table:
             raise UserError(f"{path}: its {corpus} is no dictionary of clips")
         for name, entry in entries.items():
             emotion = entry.get("emo", "") if isinstance(entry, dict) else ""
-            name = names.clean(str(name).strip())
+            name = clip_names.clean(str(name).strip())
             places.append((name, f"{table.file}, {corpus}"))
             table.rows[name] = {
                 "name": name,
                 "label": _word(emotion),
                 "split": LABELED if corpus == "train_corpus" else UNLABELED,
             }
-    names.check(places)
+    clip_names.check(places)
     logger.info(
         "%s: %s",
         path,

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from mer_dist.corpus import names
-from mer_dist.log import logger
+from mer_dist.core import clip_names
+from mer_dist.core.log import logger
 
 
 class Record(NamedTuple):
@@ -171,7 +171,7 @@ class _Form:
         """Whether there are enough fields for a row, one of which could be the name of a clip."""
         name = self._name(fields)
         could = _kinds(name) in self.kinds or name in self.known
-        return len(fields) >= len(self.columns) and could and not names.unsafe(name)
+        return len(fields) >= len(self.columns) and could and not clip_names.unsafe(name)
 
     def _valued(self, fields: list[str]) -> bool:
         """Whether a column beside the name's has a value that it has in other rows, as labels have."""
@@ -187,7 +187,7 @@ class _Form:
         return len(fields) == len(self.columns)
 
     def _name(self, fields: list[str]) -> str:
-        return names.clean(fields[self.place].strip().strip('"')) if self.place < len(fields) else ""
+        return clip_names.clean(fields[self.place].strip().strip('"')) if self.place < len(fields) else ""
 
 
 def _spaced(fields: list[str]) -> bool:

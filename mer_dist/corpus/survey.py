@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality
 from mer_dist.corpus import paths
-from mer_dist.errors import UserError
-from mer_dist.records import LABELED, UNLABELED, Clip, Modality
-from mer_dist.settings import ShardConfig
 
 Item = TypeVar("Item")
 #: Clips of a larger corpus whose files are looked for, and of which some are decoded; half of each split.

@@ -8,12 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mer_dist import files
+from mer_dist.core import clip_names
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
 from mer_dist.corpus import encoding as encodings
-from mer_dist.corpus import names, quotes
+from mer_dist.corpus import quotes
 from mer_dist.corpus.quotes import Record
-from mer_dist.errors import UserError
-from mer_dist.log import logger
+from mer_dist.storage import files
 
 #: What may stand between two fields, the usual one first.
 DELIMITERS = (",", ";", "\t", "|")
@@ -137,14 +138,14 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
         return count, 0 if count else len(reading[0])
 
     header, records, delimiter = max(readings, key=found)
-    shown = ", ".join(map(names.shown, header[:20])) or "nothing"
+    shown = ", ".join(map(clip_names.shown, header[:20])) or "nothing"
     if absent := [column for column in columns if column not in header]:
         if why := _other_text(lines[start : start + 20]):
             raise UserError(f"{path}: {why} {','.join(columns)}")
         raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
     if twice := sorted({column for column in header if column and header.count(column) > 1}):
         raise UserError(
-            f"{path}: its first line has the column {', '.join(map(names.shown, twice))} twice; take one out"
+            f"{path}: its first line has the column {', '.join(map(clip_names.shown, twice))} twice; take one out"
         )
     if delimiter != ",":
         logger.info("%s: read with %r between its fields", path, delimiter)
@@ -177,7 +178,7 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
         if why and record is records[-1] and len(fields) < count:
             why += "; it is the last row: the file may be cut off here; compare it with its source"
         row = dict(zip(table.columns, fields, strict=False))
-        name = names.clean(row.get("name", "").strip())
+        name = clip_names.clean(row.get("name", "").strip())
         if why:
             # Behind a field too many stands another one in its place.
             name = name if len(fields) == count or table.columns[0] == "name" else ""
@@ -186,8 +187,8 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
         places.append((name, f"{table.file} line {line}"))
         table.rows[name] = row
         table.lines[name] = line
-    names.check(places)
+    clip_names.check(places)
     for line, name, why in broken:
-        known = name not in table.rows and not names.unsafe(name)
+        known = name not in table.rows and not clip_names.unsafe(name)
         table.bad[name if known else f"{table.file}:{line}"] = f"{table.file} line {line}: {why}"
     return table

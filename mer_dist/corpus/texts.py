@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
+from mer_dist.core.log import logger
 from mer_dist.corpus import cells
-from mer_dist.log import logger
 
 #: Kinds of what is told. The first two are no text, of the third something is left out; the others stay as
 #: they are written.

@@ -10,7 +10,7 @@ import os
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from mer_dist.records import Clip
+from mer_dist.core.records import Clip
 
 #: Bytes out of the middle of files of one size that are compared before the whole is.
 PROBE = 4096

@@ -1,0 +1,1 @@
+"""Pretrained extractors, one class a family behind one protocol."""

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 from mer_dist.models.model_folder import not_baichuan_13b
 
 

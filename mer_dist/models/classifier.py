@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from mer_dist.errors import UserError
+from mer_dist.config.sections import ExtractorConfig, LoraConfig
+from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder, precision
 from mer_dist.models.baichuan_extractor import BaichuanExtractor
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
 from mer_dist.models.hubert import HubertExtractor
-from mer_dist.settings import ExtractorConfig, LoraConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 from mer_dist.models.extractor import Extractor, Unusable
 from mer_dist.models.family import FAMILIES
 from mer_dist.models.model_folder import read_settings

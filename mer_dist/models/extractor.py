@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.errors import UserError
-from mer_dist.log import progress
+from mer_dist.config.sections import ExtractorConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import progress
 from mer_dist.models import model_folder
 from mer_dist.models.family import PASS, Family, longest_piece
-from mer_dist.settings import ExtractorConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel

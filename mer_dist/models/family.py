@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mer_dist.settings import ExtractorConfig
+    from mer_dist.config.sections import ExtractorConfig
     from mer_dist.shards.manifest import Row
 
 #: Samples of sound that one output step of HuBERT looks at; less audio gives no step at all.

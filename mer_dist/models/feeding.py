@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from mer_dist.core.prefetch import prefetched
 from mer_dist.models.extractor import Extractor, Unusable, fitting_batches
 from mer_dist.models.family import NOT_IN_SHARD, PASSES_OF_A_CHUNK
 from mer_dist.models.precision import products
-from mer_dist.prefetch import prefetched
 
 if TYPE_CHECKING:
     from mer_dist.shards.manifest import Row

@@ -12,7 +12,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 
 #: family -> the ``model_type`` its config may name, and the files needed beside the weights.
 FAMILIES = {

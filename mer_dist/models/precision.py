@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mer_dist.settings import ExtractorConfig
+from mer_dist.config.sections import ExtractorConfig
 
 if TYPE_CHECKING:
     import torch

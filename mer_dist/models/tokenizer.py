@@ -9,8 +9,8 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-from mer_dist.errors import UserError
-from mer_dist.files import write_bytes, write_json
+from mer_dist.core.errors import UserError
+from mer_dist.storage.files import write_bytes, write_json
 
 #: Written in a text, these stand for themselves; plain sentencepiece would spell them out.
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}

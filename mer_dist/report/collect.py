@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mer_dist import config as configuration
-from mer_dist import metrics, parquet, predictions, quarantine, recipes, times
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.files import MARK, marked, read_json
-from mer_dist.layout import Run
-from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED, UNLABELED, Modality
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import LABELED, UNLABELED, Modality
+from mer_dist.fusion import predictions, recipes
+from mer_dist.fusion.predictions import Predictions
 from mer_dist.report.facts import (
     Adapter,
     Confusion,
@@ -37,6 +36,9 @@ from mer_dist.report.facts import (
     Timing,
 )
 from mer_dist.shards import manifest
+from mer_dist.storage import parquet, quarantine, timings
+from mer_dist.storage.files import MARK, marked, read_json
+from mer_dist.storage.run_folder import Run
 
 Value = TypeVar("Value")
 #: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
@@ -146,7 +148,7 @@ def _statistics(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
 
 
 def _labels(path: Path, config: Config) -> dict[str, str]:
-    from mer_dist.joined import read_labels
+    from mer_dist.features.join import read_labels
 
     found, _ = read_labels(path, config.corpus.labels, config.corpus.encoding)
     return {name: label for name, label in found.items() if label is not None}
@@ -345,8 +347,8 @@ def _shares(values: list[float]) -> list[float]:
 
 def _timings(reader: _Reader) -> list[Timing]:
     """One row for each marked folder, in the order of the stages: the work of all starts."""
-    run, none = reader.run, times.Total(seconds=0.0, clips=0, ended="")
-    spent = reader.read(run.times("", 0).parent, lambda _: times.by_part(run)) or {}
+    run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
+    spent = reader.read(run.times("", 0).parent, lambda _: timings.by_part(run)) or {}
     places = [
         ("shard", "shards"),
         ("finetune", "adapters/*/*"),

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from mer_dist.records import Problem
+from mer_dist.core.records import Problem
 
 #: By epoch; None where there is no finite value.
 Curve = list[float | None]

@@ -8,15 +8,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mer_dist.files import write_text
-from mer_dist.layout import Run
-from mer_dist.records import LABELED, UNLABELED
+from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.report import sections
 from mer_dist.report.collect import collect
 from mer_dist.report.facts import Facts
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.sections import coarse, interval, percent
 from mer_dist.report.style import STYLE
+from mer_dist.storage.files import write_text
+from mer_dist.storage.run_folder import Run
 
 _NAVIGATION = (
     ("results", "Results"),

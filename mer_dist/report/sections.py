@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import mer_dist
-from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.core.records import LABELED, UNLABELED, Problem
 from mer_dist.report import figures
 from mer_dist.report.facts import Confusion, Corpus, Facts, Score
 from mer_dist.report.markup import Html, join, tag

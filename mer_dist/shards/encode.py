@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mer_dist.records import Clip, Problem
+from mer_dist.core.records import Clip, Problem
 
 JPEG_QUALITY = 95
 RATE = 16_000

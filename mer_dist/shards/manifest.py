@@ -18,10 +18,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist import parquet
-from mer_dist.errors import UserError, reading
-from mer_dist.files import atomic, read_json, write_json
-from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.core.errors import UserError, reading
+from mer_dist.core.records import LABELED, UNLABELED, Problem
+from mer_dist.storage import parquet
+from mer_dist.storage.files import atomic, read_json, write_json
 
 MANIFEST = "manifest.parquet"
 UNSTORED = "unstored.json"

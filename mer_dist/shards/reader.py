@@ -16,7 +16,7 @@ from threading import Lock
 
 import numpy as np
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 

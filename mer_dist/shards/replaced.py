@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer_dist import parquet, quarantine
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
-from mer_dist.records import Clip, Modality, Problem
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Clip, Modality, Problem
 from mer_dist.shards import manifest
+from mer_dist.storage import parquet, quarantine
+from mer_dist.storage.run_folder import Run
 
 SHOWN = 3
 WORDS = {Modality.VIDEO: "videos", Modality.AUDIO: "sounds", Modality.TEXT: "transcripts"}

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from mer_dist.log import logger
+from mer_dist.core.log import logger
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

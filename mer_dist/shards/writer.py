@@ -9,10 +9,10 @@ from tarfile import BLOCKSIZE
 
 from webdataset import TarWriter
 
-from mer_dist.files import atomic, digest
 from mer_dist.shards import manifest
 from mer_dist.shards.encode import Encoded
 from mer_dist.shards.manifest import Row
+from mer_dist.storage.files import atomic, digest
 
 
 def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[list[Encoded]]:

@@ -1,0 +1,1 @@
+"""The stages of a job, one file each, and `run`, which calls them in order."""

@@ -6,9 +6,9 @@ import difflib
 import re
 from pathlib import Path, PurePosixPath
 
-from mer_dist import config as configuration
-from mer_dist import files
-from mer_dist.errors import UserError
+from mer_dist.config import config as configuration
+from mer_dist.core.errors import UserError
+from mer_dist.storage import files
 
 #: As setup.cfg puts them into the wheel. The scripts of launch/ set up a checkout, and stay there.
 PATTERNS = ("configs/**/*.yaml", "launch/*.yaml", "slurm/*.sbatch", "slurm/*.sh", "constraints.txt")

@@ -16,26 +16,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mer_dist import copies, features, files, folds, quarantine, times
-from mer_dist.config import Config, as_dict, save
-from mer_dist.copies import Copy
-from mer_dist.dist import preempt
-from mer_dist.dist.env import place
-from mer_dist.dist.shares import shares
-from mer_dist.dist.together import tell_missing
-from mer_dist.errors import Stopped, UserError
-from mer_dist.layout import Run
-from mer_dist.log import logger, progress
+from mer_dist.config.config import Config, as_dict, save
+from mer_dist.config.sections import ExtractorConfig
+from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.log import logger, progress
+from mer_dist.core.records import UNLABELED, Problem
+from mer_dist.crossfit import adapters, folds
+from mer_dist.crossfit.adapters import Copy
+from mer_dist.features import store
 from mer_dist.models import precision
 from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
-from mer_dist.records import UNLABELED, Problem
-from mer_dist.settings import ExtractorConfig
+from mer_dist.processes import preempt
+from mer_dist.processes.env import place
+from mer_dist.processes.shares import shares
+from mer_dist.processes.together import tell_missing
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 if TYPE_CHECKING:
+    from mer_dist.features.finite import Tally
     from mer_dist.models.extractor import Extractor
-    from mer_dist.models.finite import Tally
 
 
 #: An extractor, the copy of it that sees clips, None for the published one, and those clips.
@@ -79,7 +81,7 @@ class Work:
         return [
             shard
             for shard, made_from in self.made_from.items()
-            if features.shard_made_from(self.file(shard)) != made_from
+            if store.shard_made_from(self.file(shard)) != made_from
         ]
 
 
@@ -114,7 +116,7 @@ def _check(unfinished: list[Work]) -> None:
 
     for work in unfinished:
         if work.adapter is not None:
-            copies.check_whole(work.adapter)
+            adapters.check_whole(work.adapter)
         check_files(work.extractor, work.adapter)
 
 
@@ -139,7 +141,7 @@ def planned(config: Config) -> list[Work]:
         if extractor.finetune is None or config.extract.frozen
     ]
     anchors = _anchors(rows, config.extract.anchors, config.run.seed)
-    for copy in copies.planned(config):
+    for copy in adapters.planned(config):
         if copy.without is None:
             seen = [row for row in rows if row.split == UNLABELED]
         else:
@@ -233,7 +235,7 @@ def _extract_set(work: Work, config: Config) -> None:
     (work.folder / files.MARK).unlink(missing_ok=True)
     run, started = Run(config.run.folder), time.monotonic()
     extractor = _loaded(work, config)
-    times.note(
+    timings.note(
         run,
         "extract",
         run.features(work.set_name),
@@ -242,7 +244,7 @@ def _extract_set(work: Work, config: Config) -> None:
         piece="load",
         rank=here.rank,
     )
-    features.describe(
+    store.describe(
         work.folder,
         modality=extractor.modality,
         width=extractor.width,
@@ -274,11 +276,11 @@ def _mark(work: Work) -> None:
 
 def _tally(work: Work) -> Tally:
     """What became of the clips of the shards that are done."""
-    from mer_dist.models.finite import Tally
+    from mer_dist.features.finite import Tally
 
     tally = Tally()
     for shard in work.shards.keys() - set(work.missing()):
-        tally.add(len(work.shards[shard]), features.shard_missing(work.file(shard))[1])
+        tally.add(len(work.shards[shard]), store.shard_missing(work.file(shard))[1])
     return tally
 
 
@@ -315,8 +317,8 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
     On a CPU nothing is computed while a shard is written, and on a GPU one forward pass, so that a kill
     costs a rank one shard at most; the next clips are read and prepared meanwhile.
     """
+    from mer_dist.features.finite import keepable
     from mer_dist.models.feeding import clip_vectors
-    from mer_dist.models.finite import keepable
 
     started, tally = time.monotonic(), _tally(work)
     left = {shard: len(work.shards[shard]) for shard in shards}
@@ -353,7 +355,7 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
 
 def _write(extractor, work: Work, shard: int, found, missing, config: Config, seconds: float) -> None:
     run = Run(config.run.folder)
-    times.note(
+    timings.note(
         run,
         "extract",
         run.features(work.set_name),
@@ -364,11 +366,11 @@ def _write(extractor, work: Work, shard: int, found, missing, config: Config, se
     )
     order = [row.name for row in work.shards[shard] if row.name in found]
     pack = _pack(extractor, order, found, missing, config)
-    features.write_shard(work.file(shard), pack, work.made_from[shard])
+    store.write_shard(work.file(shard), pack, work.made_from[shard])
 
 
-def _pack(extractor, order, found, missing, config: Config) -> features.FeatureSet:
-    kind = features.STORAGE[config.extract.storage]
+def _pack(extractor, order, found, missing, config: Config) -> store.FeatureSet:
+    kind = store.STORAGE[config.extract.storage]
     width = extractor.width
     utterance = np.stack([found[name].mean(0) for name in order]) if order else np.zeros((0, width))
     frame = offsets = None
@@ -376,7 +378,7 @@ def _pack(extractor, order, found, missing, config: Config) -> features.FeatureS
         frame = np.concatenate([found[name] for name in order]) if order else np.zeros((0, width))
         frame = frame.astype(kind)
         offsets = np.cumsum([0, *(len(found[name]) for name in order)])
-    return features.FeatureSet(
+    return store.FeatureSet(
         modality=extractor.modality,
         names=order,
         utterance=utterance.astype(kind),
@@ -395,7 +397,7 @@ def _close(works: list[Work], run: Run) -> None:
             if int(path.stem) not in work.shards:
                 path.unlink(missing_ok=True)
         for shard in work.shards:
-            modality, missing = features.shard_missing(work.file(shard))
+            modality, missing = store.shard_missing(work.file(shard))
             problems |= {
                 Problem(stage="extract", name=name, lost=modality, reason=reason)
                 for name, reason in missing.items()

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mer_dist import copies, files, times
-from mer_dist.config import Config
-from mer_dist.copies import Copy
-from mer_dist.dist import caches, preempt
-from mer_dist.dist.env import place
-from mer_dist.dist.partition import NOBODY
-from mer_dist.errors import Stopped, UserError
-from mer_dist.layout import Run
-from mer_dist.log import logger
+from mer_dist.config.config import Config
+from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.log import logger
+from mer_dist.crossfit import adapters
+from mer_dist.crossfit.adapters import Copy
 from mer_dist.models.family import FAMILIES
+from mer_dist.processes import preempt
+from mer_dist.processes.env import place
+from mer_dist.storage import files, timings
+from mer_dist.storage.run_folder import Run
+from mer_dist.training import caches
+from mer_dist.training.partition import NOBODY
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,20 +37,20 @@ HISTORY = "history.json"
 
 def unfinished(config: Config) -> list[Copy]:
     """The copies that are missing or were made from something else."""
-    return [copy for copy in copies.planned(config) if not files.marked(copy.folder, copy.made_from)]
+    return [copy for copy in adapters.planned(config) if not files.marked(copy.folder, copy.made_from)]
 
 
 @preempt.listening()
 def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
-    planned = copies.planned(config)
+    planned = adapters.planned(config)
     missing = unfinished(config)
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
-    from mer_dist.dist.runtime import agreed, anywhere, offloaded_to, unknown_kind, zero_stage
-    from mer_dist.dist.support import check, check_batches
     from mer_dist.models.classifier import check_files
+    from mer_dist.training.accelerator import agreed, anywhere, offloaded_to, unknown_kind, zero_stage
+    from mer_dist.training.supported import check, check_batches
 
     for copy in missing:
         check_files(copy.extractor)
@@ -102,7 +104,7 @@ def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
     Raises:
         Stopped: a request to stop came meanwhile.
     """
-    from mer_dist.dist.runtime import accelerator
+    from mer_dist.training.accelerator import accelerator
 
     try:
         return accelerator(
@@ -134,7 +136,7 @@ def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
 
 def train(joined, copy: Copy, config: Config) -> None:
     """Train one copy on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
-    from mer_dist.dist.runtime import free
+    from mer_dist.training.accelerator import free
 
     _train(joined, copy, config)
     # Only here does no name point to its model any more.
@@ -142,10 +144,10 @@ def train(joined, copy: Copy, config: Config) -> None:
 
 
 def _train(joined, copy: Copy, config: Config) -> None:
-    from mer_dist.dist.checkpoint import Checkpoints
-    from mer_dist.dist.runtime import gathered, zero_stage
-    from mer_dist.dist.training import Trainer
     from mer_dist.models.classifier import save, trainable_classifier
+    from mer_dist.training.accelerator import gathered, zero_stage
+    from mer_dist.training.checkpoint import Checkpoints
+    from mer_dist.training.trainer import Trainer
 
     run = Run(config.run.folder)
     underway = run.checkpoints(copy.name, copy.part)
@@ -170,7 +172,7 @@ def _train(joined, copy: Copy, config: Config) -> None:
 
     def note(epoch: int, seconds: float, clips: int) -> None:
         if joined.is_main_process:
-            times.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
+            timings.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
 
     history = trainer.run(keep, note)
     if remark := classifier.extractor.note():
@@ -210,8 +212,8 @@ def _budget(joined: Accelerator, copy: Copy) -> float:
     batches alike."""
     import torch
 
-    from mer_dist.dist.layouts import USABLE
-    from mer_dist.dist.runtime import from_all
+    from mer_dist.planning.layouts import USABLE
+    from mer_dist.training.accelerator import from_all
 
     on_gpu = joined.device.type == "cuda"
     memory = USABLE * torch.cuda.get_device_properties(joined.device).total_memory if on_gpu else None
@@ -219,9 +221,9 @@ def _budget(joined: Accelerator, copy: Copy) -> float:
 
 
 def _task(copy: Copy, config: Config, extractor, budget: float):
-    from mer_dist.dist.partition import Passes
-    from mer_dist.dist.training import Task
     from mer_dist.shards.reader import Reader
+    from mer_dist.training.partition import Passes
+    from mer_dist.training.trainer import Task
 
     settings = copy.extractor.finetuning
     labels = config.corpus.labels

@@ -14,18 +14,20 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from mer_dist import files, joined, predictions, quarantine, recipes, times
-from mer_dist.config import Config, save
-from mer_dist.dist import preempt
-from mer_dist.errors import UserError
-from mer_dist.features import FeatureSet
-from mer_dist.joined import Clips
-from mer_dist.layout import Run
-from mer_dist.log import logger, progress
-from mer_dist.predictions import ALL_SETS, Predictions
-from mer_dist.probe import probe
-from mer_dist.recipes import Recipe
-from mer_dist.records import Problem
+from mer_dist.config.config import Config, save
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger, progress
+from mer_dist.core.records import Problem
+from mer_dist.features import join
+from mer_dist.features.join import Clips
+from mer_dist.features.store import FeatureSet
+from mer_dist.fusion import predictions, recipes
+from mer_dist.fusion.baseline import probe
+from mer_dist.fusion.predictions import ALL_SETS, Predictions
+from mer_dist.fusion.recipes import Recipe
+from mer_dist.processes import preempt
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28
@@ -51,9 +53,9 @@ class _Sets:
         if name in self.kept:
             return self.kept[name]
         preempt.stop_if_asked(f"before reading {name}")
-        fused = name in joined.fused_sets(self.config)
+        fused = name in join.fused_sets(self.config)
         frames = fused and self.config.fuse.level == "frame"
-        found, self.problems[name] = joined.read_set(self.run, name, self.clips, frames)
+        found, self.problems[name] = join.read_set(self.run, name, self.clips, frames)
         self.note()
         if fused:
             self.kept[name] = found
@@ -62,19 +64,19 @@ class _Sets:
     def note(self) -> None:
         """Quarantine what was found; what is known of sets that were not read again stays."""
         unread = [
-            joined.about(name) for name in joined.all_sets(self.config, self.run) if name not in self.problems
+            join.about(name) for name in join.all_sets(self.config, self.run) if name not in self.problems
         ]
         stay = [
             problem
             for problem in quarantine.read(self.run.quarantine)
-            if problem.stage == joined.STAGE and problem.reason.startswith(tuple(unread))
+            if problem.stage == join.STAGE and problem.reason.startswith(tuple(unread))
         ]
         found = [problem for of_set in self.problems.values() for problem in of_set]
-        quarantine.replace(self.run.quarantine, joined.STAGE, [*self.of_labels, *found, *stay])
+        quarantine.replace(self.run.quarantine, join.STAGE, [*self.of_labels, *found, *stay])
 
     def made_from(self, names: list[str]) -> dict[str, str]:
         """Set -> its fingerprint."""
-        return {name: joined.set_made_from(self.run, name, self.clips.folds) for name in names}
+        return {name: join.set_made_from(self.run, name, self.clips.folds) for name in names}
 
 
 @preempt.listening()
@@ -84,11 +86,11 @@ def fuse(config: Config) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
-    from mer_dist.stages.self_train import by_fold, held_out, present, self_train
-    from mer_dist.stages.vote import check_names, publish, tell, vote
+    from mer_dist.fusion.self_training import by_fold, held_out, present, self_train
+    from mer_dist.fusion.vote import check_names, publish, tell, vote
 
     run = Run(config.run.folder)
-    clips, problems = joined.read_clips(config, run)
+    clips, problems = join.read_clips(config, run)
     if problems:
         logger.warning(
             "%s: %d rows cannot be used and are left out; the first: %s",
@@ -100,7 +102,7 @@ def fuse(config: Config) -> None:
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems)
     check_names(config, clips, run)
-    fused = joined.fused_sets(config)
+    fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.made_from(fused))
     save(config, run.config)
     files.sweep(run.folder, run.probes, run.round(0).parent)
@@ -129,7 +131,7 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
     """The features of all clips as tensors on the device; each set's own copy is let go at once."""
     import torch
 
-    from mer_dist.models.fusion import Inputs
+    from mer_dist.fusion.models import Inputs
 
     torch.set_num_threads(config.run.threads)
     found = [_of_set(config, sets, name) for name in fused]
@@ -153,7 +155,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     """One feature set, standardised, in half precision if it is large."""
     import torch
 
-    from mer_dist.models.fusion import Inputs, standardize
+    from mer_dist.fusion.models import Inputs, standardize
 
     features = sets.read(name)
     sets.kept.pop(name, None)  # nothing reads it again, and its own vectors may be standardised in place
@@ -198,7 +200,7 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
         _probe(config, sets, name, parts[name])
         done[name] = {"made_from": wanted[name].made_from, "of": wanted[name].of}
         there = {name: done[name] for name in wanted if name in done}
-        times.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
+        timings.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
         files.mark(run.probes, files.fingerprint(there), sets=there, clips=clips)
     for path in (*run.probes.glob("*.parquet"), *run.probes.glob("*.safetensors")):
         if path.stem not in wanted:
@@ -231,8 +233,8 @@ def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
     if name == ALL_SETS:
         return "all sets (logistic regression)"
     kind = ""
-    if name.endswith(joined.TUNED):
+    if name.endswith(join.TUNED):
         kind = ", fine-tuned"
     elif name in config.extractors:
         kind = ", frozen"
-    return f"{features.modality} alone ({name.removesuffix(joined.TUNED)}{kind})"
+    return f"{features.modality} alone ({name.removesuffix(join.TUNED)}{kind})"

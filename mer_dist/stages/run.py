@@ -7,16 +7,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from mer_dist import files, joined, quarantine
-from mer_dist import status as stage_status
-from mer_dist.config import Config
-from mer_dist.dist import env, launch_config, preempt, support
-from mer_dist.dist.together import MANY_PROCESSES
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
-from mer_dist.layout import Run
-from mer_dist.log import logger
+from mer_dist.config.config import Config
+from mer_dist.core.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
+from mer_dist.core.log import logger
+from mer_dist.features import join
 from mer_dist.models import model_folder
-from mer_dist.stages import plan
+from mer_dist.planning import plan
+from mer_dist.processes import env, launch_config, preempt
+from mer_dist.processes.together import MANY_PROCESSES
+from mer_dist.storage import exit_status as stage_status
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.run_folder import Run
+from mer_dist.training import supported
 
 ORDER = ("shard", "finetune", "extract", "fuse")
 #: As launch/workstation.yaml, zero2.yaml and ddp.yaml by their ZeRO stage; on one machine.
@@ -73,8 +75,8 @@ def _check(config: Config) -> None:
             model_folder.check(Path(extractor.path), extractor.family)
         except UserError as error:
             raise UserError(f"extractors.{name}.path: {error}") from None
-    support.check_batches(config, launch_config.layout(config.run).processes)
-    joined.fused_sets(config)
+    supported.check_batches(config, launch_config.layout(config.run).processes)
+    join.fused_sets(config)
 
 
 def _needs_launch(stage: str, config: Config) -> bool:
@@ -105,7 +107,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     status = folder.status(stage)
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "mer_dist.dist.launcher", str(folder.log("run", 0))]
+    command = [sys.executable, "-m", "mer_dist.processes.launcher", str(folder.log("run", 0))]
     command += ["--config_file", _launch_file(stage, config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)

@@ -19,17 +19,19 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from mer_dist import copies, corpus, files, folds, quarantine, times
-from mer_dist.config import Config, save
+from mer_dist import corpus
+from mer_dist.config.config import Config, save
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.log import logger, progress
+from mer_dist.core.records import Clip, Problem
 from mer_dist.corpus import survey, twins
-from mer_dist.dist import preempt
-from mer_dist.errors import Stopped, UserError
-from mer_dist.layout import Run
-from mer_dist.log import logger, progress
-from mer_dist.records import Clip, Problem
-from mer_dist.settings import ShardConfig
+from mer_dist.crossfit import adapters, folds
+from mer_dist.processes import preempt
 from mer_dist.shards import manifest, replaced
 from mer_dist.shards.manifest import Facts, Row
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 STATS = "stats.json"
 #: Raised when the same input and settings come to give other members.
@@ -95,7 +97,7 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
     """
     labels = {clip.name: clip.label for clip in clips if clip.label is not None}
     fused = fused or Run(config.run.folder).folds.exists()
-    needed = copies.crossed(config) or (fused and not config.fuse.labels)
+    needed = adapters.crossed(config) or (fused and not config.fuse.labels)
     try:
         if not labels:
             raise UserError(
@@ -227,7 +229,7 @@ def _write(
     numbers = (number for number in count() if number not in kept)
     for batch in writer.batches(encoded, config.clips, config.mebibytes):
         number, now = next(numbers), time.monotonic()
-        times.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")
+        timings.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")
         started = now
         writer.write(run.shards, number, batch, made_from=made_from, sources=sources)
 

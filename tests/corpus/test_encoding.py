@@ -7,9 +7,9 @@ import gzip
 import numpy as np
 import pytest
 
-from mer_dist import config
+from mer_dist.config import config
+from mer_dist.core.errors import UserError
 from mer_dist.corpus import encoding, table
-from mer_dist.errors import UserError
 
 #: Encoding -> a few lines as people write in it.
 WRITTEN = {

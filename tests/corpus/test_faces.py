@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from media_files import tone, write_mp4
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import faces
 from mer_dist.corpus.decode import decode
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 
 
 def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:

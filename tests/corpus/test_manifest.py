@@ -3,10 +3,10 @@
 import pytest
 from media_files import write_csv
 
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import setup
+from mer_dist.core.records import EMOTIONS
 from mer_dist.corpus import manifest, table
-from mer_dist.errors import UserError
-from mer_dist.log import setup
-from mer_dist.records import EMOTIONS
 
 HEADER = ["name", "video", "audio", "transcript", "label", "split"]
 

@@ -7,11 +7,11 @@ import pytest
 import soundfile
 from media_files import ramp, tone, write_mp4
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import media
 from mer_dist.corpus.decode import decode, text_only
 from mer_dist.corpus.sound import RATE, read_sound
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 
 SMALL = ShardConfig(frames=4, image_size=32, faces="none")
 

@@ -3,9 +3,9 @@
 import pytest
 from media_files import write_csv
 
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import EMOTIONS, Problem
 from mer_dist.corpus import mer2024
-from mer_dist.errors import UserError
-from mer_dist.records import EMOTIONS, Problem
 
 LABELS = list(EMOTIONS)
 

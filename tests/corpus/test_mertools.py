@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
+from mer_dist.core.errors import UserError
 from mer_dist.corpus import mertools
-from mer_dist.errors import UserError
 
 
 def test_labels_of_the_baseline_are_read(tmp_path):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from media_files import ramp, tone, write_mp4
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import decode as decoding
 from mer_dist.corpus import picture, structure
 from mer_dist.corpus.clock import UNLIKELY, trust
 from mer_dist.corpus.decode import APART, CUT_AWAY, decode
 from mer_dist.corpus.media import MediaError, read_video
 from mer_dist.corpus.sound import read_sound
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 from mer_dist.shards.encode import jpeg
 
 

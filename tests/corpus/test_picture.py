@@ -20,11 +20,11 @@ from av.sidedata.sidedata import SideDataContainer
 from conftest import skip
 from media_files import edited, laid_down, ramp, write_mp4
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import media
 from mer_dist.corpus.decode import decode
 from mer_dist.corpus.picture import ASKEW, LONGEST_SIDE, ODD_PIXELS, Shot, display_matrix, shown
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 STORED = "red green blue white"

@@ -4,10 +4,10 @@ import logging
 
 import pytest
 
+from mer_dist.core.errors import UserError
 from mer_dist.corpus import manifest, mer2024, table
-from mer_dist.errors import UserError
-from mer_dist.joined import read_labels
-from mer_dist.recipes import wanted_names
+from mer_dist.features.join import read_labels
+from mer_dist.fusion.recipes import wanted_names
 
 ROWS = "".join(f"c{row:02d},text number {row},{('calm', 'tense')[row % 2]}\n" for row in range(6))
 SWALLOWED = 'q1,"I told him,calm\nc10,more,tense\nu11,free,\nq2,go away",tense\n'

@@ -11,13 +11,13 @@ import pytest
 import soundfile
 from media_files import ramp, tone, write_mp4
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import decode as decoding
 from mer_dist.corpus import media, sound
 from mer_dist.corpus.decode import decode
 from mer_dist.corpus.picture import NEARLY_EMPTY
 from mer_dist.corpus.sound import RATE, read_sound
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 
 FLAG = av.stream.Disposition
 SMALL = ShardConfig(frames=2, image_size=32, faces="none")

@@ -2,10 +2,10 @@
 
 import pytest
 
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import LABELED, UNLABELED, Clip
 from mer_dist.corpus import survey
-from mer_dist.errors import UserError
-from mer_dist.records import LABELED, UNLABELED, Clip
-from mer_dist.settings import ShardConfig
 
 
 def clip(name, split, video=None, audio=None) -> Clip:

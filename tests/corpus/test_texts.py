@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from mer_dist.corpus import manifest, mer2024, texts
-from mer_dist.joined import read_labels
+from mer_dist.features.join import read_labels
 
 
 def read(cell):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from media_files import write_csv, write_mp4
 
-from mer_dist import folds
-from mer_dist.config import Config
+from mer_dist.config.config import Config
+from mer_dist.config.sections import CorpusConfig, FoldConfig, RunConfig, ShardConfig
+from mer_dist.core.records import Clip
 from mer_dist.corpus import twins
-from mer_dist.layout import Run
-from mer_dist.records import Clip
-from mer_dist.settings import CorpusConfig, FoldConfig, RunConfig, ShardConfig
+from mer_dist.crossfit import folds
 from mer_dist.shards import manifest
 from mer_dist.stages.shard import shard
+from mer_dist.storage.run_folder import Run
 
 
 @pytest.mark.slow

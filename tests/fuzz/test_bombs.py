@@ -18,12 +18,12 @@ import pytest
 import soundfile
 from media_files import ramp, tone, write_mp4
 
-from mer_dist import config as configuration
+from mer_dist.config import config as configuration
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Clip
 from mer_dist.corpus import faces, media, mertools, table
 from mer_dist.corpus.decode import decode
-from mer_dist.errors import UserError
-from mer_dist.records import Clip
-from mer_dist.settings import ShardConfig
 from mer_dist.shards.reader import Reader, Sample
 from mer_dist.shards.workers import MEMORY, in_order
 

@@ -17,19 +17,19 @@ import small_models
 from conftest import ROOT
 
 from fuzz import crash
-from mer_dist import config as configuration
-from mer_dist import quarantine
-from mer_dist.config import Config
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import CorpusConfig, ExtractorConfig, RunConfig, ShardConfig
+from mer_dist.core.errors import UserError
 from mer_dist.corpus import mertools
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
+from mer_dist.inspect.verify import verify
+from mer_dist.interop.npy import export_npy, import_npy
 from mer_dist.models.classifier import load_extractor
-from mer_dist.settings import CorpusConfig, ExtractorConfig, RunConfig, ShardConfig
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
-from mer_dist.stages.exchange import export_npy, import_npy
-from mer_dist.stages.verify import verify
+from mer_dist.storage import quarantine
+from mer_dist.storage.run_folder import Run
 
 
 class _Planted:
@@ -58,7 +58,7 @@ def test_no_module_unpickles_evaluates_unpacks_or_trusts():
     found = imports_and_calls()
     allowed = {
         ("corpus/mertools.py", "pickle"),
-        ("dist/checkpoint.py", "pickle"),
+        ("training/checkpoint.py", "pickle"),
         ("models/model_folder.py", "pickletools"),
         ("corpus/mertools.py", "pickletools"),
         # a constant, and a class, of modules that can unpack as well

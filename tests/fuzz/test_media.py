@@ -14,14 +14,14 @@ from conftest import cases
 from media_files import ramp, tone, write_csv, write_mp4
 
 from fuzz.mutations import mutate
-from mer_dist import config as configuration
-from mer_dist import quarantine
-from mer_dist.config import Config
-from mer_dist.layout import Run
-from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import CorpusConfig, RunConfig, ShardConfig
+from mer_dist.inspect.verify import verify
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.shard import shard
-from mer_dist.stages.verify import verify
+from mer_dist.storage import quarantine
+from mer_dist.storage.run_folder import Run
 
 FILES = 12
 KINDS = ("mp4", "wav", "jpg")

@@ -13,13 +13,14 @@ from media_files import write_csv
 
 from fuzz.mutations import mutate
 from fuzz.sandbox import Broken
-from mer_dist import features, joined, quarantine
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import EMOTIONS
 from mer_dist.corpus import manifest, mertools
-from mer_dist.errors import UserError
-from mer_dist.features import FeatureSet
-from mer_dist.layout import Run
-from mer_dist.records import EMOTIONS
-from mer_dist.stages.exchange import import_npy
+from mer_dist.features import join, store
+from mer_dist.features.store import FeatureSet
+from mer_dist.interop.npy import import_npy
+from mer_dist.storage import quarantine
+from mer_dist.storage.run_folder import Run
 
 #: Mutations of one test.
 EACH = 25
@@ -41,7 +42,7 @@ def table(folder: Path, seed: str) -> str:
     path.write_bytes(content)
     try:
         clips, problems = manifest.clips(path, list(EMOTIONS))
-        labels, bad = joined.read_labels(path, list(EMOTIONS))
+        labels, bad = join.read_labels(path, list(EMOTIONS))
     except UserError as error:
         return told(error, path.name)
     assert all(problem.reason and problem.name for problem in [*problems, *bad])
@@ -69,7 +70,7 @@ def arrays(folder: Path, seed: str) -> list[str]:
         (source / f"{name}.npy").write_bytes(content)
     (source / "x.npy").unlink()
     import_npy(run, "line", "text", source)
-    found = features.load(run.features("line"))
+    found = store.load(run.features("line"))
     lost = {row.name: row.reason for row in quarantine.read(run.quarantine)}
     assert all(lost.values()) and found.missing.keys() == lost.keys()
     assert {*found.names} | lost.keys() == {*names, "good"} and not {*found.names} & lost.keys()
@@ -103,7 +104,7 @@ def vectors(folder: Path, seed: str) -> str:
     run, names = Run(folder / "run"), fusion_run.names(12)
     values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     path = run.features("voice") / "00000.safetensors"
-    features.write_shard(
+    store.write_shard(
         path,
         FeatureSet(
             modality="audio",
@@ -115,14 +116,14 @@ def vectors(folder: Path, seed: str) -> str:
         ),
         "1",
     )
-    features.describe(run.features("voice"), modality="audio", width=4)
+    store.describe(run.features("voice"), modality="audio", width=4)
     _, content = mutate(path.read_bytes(), path.suffix, seed)
     path.write_bytes(content)
-    clips = joined.Clips(
+    clips = join.Clips(
         labels=["a", "b"], names=names, truth=np.arange(12) % 2, fold=np.arange(12) % 3, folds=3
     )
     try:
-        found, problems = joined.read_set(run, "voice", clips, frames=True)
+        found, problems = join.read_set(run, "voice", clips, frames=True)
     except UserError as error:
         return told(error, "voice")
     found.tokens(names, 2)

@@ -7,16 +7,16 @@ from pathlib import Path
 from random import Random
 
 import torch
-from stages import underway
+import underway
 
 from fuzz.mutations import mutate
-from mer_dist.dist.checkpoint import trained_weights
-from mer_dist.errors import UserError
-from mer_dist.files import digest
-from mer_dist.layout import Run
+from mer_dist.core.errors import UserError
 from mer_dist.report.page import report
 from mer_dist.stages.extract import extract
 from mer_dist.stages.finetune import finetune
+from mer_dist.storage.files import digest
+from mer_dist.storage.run_folder import Run
+from mer_dist.training.checkpoint import trained_weights
 
 #: kind -> where its files lie below the checkpoints of the copy.
 UNDERWAY = {"pt": "step-*/*.pt", "mark": "*/made.json", "best": "best-*/*"}

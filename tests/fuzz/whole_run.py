@@ -7,21 +7,21 @@ import shutil
 from pathlib import Path
 from random import Random
 
-from stages import small_job
+import small_job
 
 from fuzz.mutations import mutate
-from mer_dist import config as configuration
-from mer_dist import files, quarantine
-from mer_dist.config import Config
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError
+from mer_dist.inspect.explain import explain, text
+from mer_dist.inspect.score import score
+from mer_dist.inspect.verify import verify
 from mer_dist.shards import manifest
-from mer_dist.stages.explain import explain, text
 from mer_dist.stages.extract import extract
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.score import score
 from mer_dist.stages.shard import shard
-from mer_dist.stages.verify import verify
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.run_folder import Run
 
 OPTIONS = (
     "extractors.clip.finetune=null",

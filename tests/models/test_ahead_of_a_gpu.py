@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models import baichuan
 from mer_dist.models.baichuan import BaichuanConfig, BaichuanModel, BaichuanRMSNorm, alibi_columns
 from mer_dist.models.classifier import load_extractor
-from mer_dist.settings import ExtractorConfig
 
 LINES = ["今天真好", "你说什么，我没有听见，你再说一次好不好", "走"]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 from mer_dist.models.baichuan import (
     BaichuanConfig,
     BaichuanForCausalLM,

@@ -7,9 +7,9 @@ import small_models
 import torch
 from torch.nn.functional import cross_entropy
 
-from mer_dist.errors import UserError
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.core.errors import UserError
 from mer_dist.models.classifier import load_extractor, save, trainable_classifier
-from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 
 LINES = ["今天真好", "你说什么，我没有听见，你再说一次好不好", "走"]
 

@@ -12,11 +12,11 @@ import small_models
 import torch
 from safetensors.torch import load_file
 
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.clip import resize
 from mer_dist.models.extractor import Unusable, fitting_batches, mean_by_clip, packed, packing
 from mer_dist.models.family import PASS
-from mer_dist.settings import ExtractorConfig
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 

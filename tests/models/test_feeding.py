@@ -11,11 +11,11 @@ import pytest
 import small_models
 import torch
 
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models import feeding
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.family import NOT_IN_SHARD
 from mer_dist.models.feeding import Pace, clip_vectors, pace
-from mer_dist.settings import ExtractorConfig
 
 #: As beside a GPU, but for the memory that only a GPU has.
 AS_ON_A_GPU = Pace(decoding=4, chunks=2, pinned=False, ahead=True)

@@ -10,9 +10,9 @@ import torch
 from small_adapters import nothing, off, trained, vectors
 from transformers import BitsAndBytesConfig
 
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.models import extractor as extractors
 from mer_dist.models.classifier import load_extractor, merged
-from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 
 LINES = [f"我说第{row}句话" for row in range(20)]
 

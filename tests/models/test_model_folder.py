@@ -8,19 +8,19 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import small_job
 import small_models
 import torch
 from safetensors.torch import load_file, save_file
-from stages import small_job
 
 from mer_dist import cli
-from mer_dist.config import load
-from mer_dist.errors import USAGE, UserError
-from mer_dist.layout import Run
+from mer_dist.config.config import load
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.core.errors import USAGE, UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import check_files, load_extractor, save, trainable_classifier
-from mer_dist.settings import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.stages.shard import shard
+from mer_dist.storage.run_folder import Run
 
 INDEX = "pytorch_model.bin.index.json"
 BIN = "pytorch_model-00001-of-00002.bin"

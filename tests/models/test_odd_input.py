@@ -8,20 +8,22 @@ from types import SimpleNamespace
 import media_files
 import numpy as np
 import pytest
+import small_job
 import small_models
 import soundfile
-from stages import small_job
 
-from mer_dist import copies, features, quarantine
-from mer_dist.config import load
-from mer_dist.errors import QUARANTINED
-from mer_dist.files import read_json
-from mer_dist.layout import Run
-from mer_dist.log import logger
+from mer_dist.config.config import load
+from mer_dist.config.sections import FinetuneConfig, LoraConfig
+from mer_dist.core.errors import QUARANTINED
+from mer_dist.core.log import logger
+from mer_dist.crossfit import adapters
+from mer_dist.features import store
 from mer_dist.models.tokenizer import BaichuanTokenizer
-from mer_dist.settings import FinetuneConfig, LoraConfig
 from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
+from mer_dist.storage import quarantine
+from mer_dist.storage.files import read_json
+from mer_dist.storage.run_folder import Run
 
 LINE = "我说第3句话"
 #: clip -> seconds of sound, scale of the sound, frames of the video, transcript.
@@ -68,7 +70,7 @@ def extracted(tmp_path_factory):
         code=done.returncode,
         log=done.stderr,
         config=config,
-        sets={kind: features.load(run.features(name)) for kind, name in MODALITY.items()},
+        sets={kind: store.load(run.features(name)) for kind, name in MODALITY.items()},
         lost={(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)},
     )
 
@@ -127,7 +129,7 @@ def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
         lora=LoraConfig(rank=2),
         validation=0.0,
     )
-    (planned,) = copies.planned(config)
+    (planned,) = adapters.planned(config)
     lost = {clip for clip, modality in [*extracted.lost, *WORDLESS] if MODALITY[modality] == name}
     assert {row.name for row in planned.rows} == set(CLIPS) - lost
     monkeypatch.setattr(logger, "propagate", True)

@@ -10,12 +10,12 @@ import pytest
 import small_models
 import torch
 
-from mer_dist.config import Config, load
-from mer_dist.errors import UserError
+from mer_dist.config.config import Config, load
+from mer_dist.config.sections import ExtractorConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Clip
 from mer_dist.models import precision
 from mer_dist.models.classifier import FAMILIES, load_extractor
-from mer_dist.records import Clip
-from mer_dist.settings import ExtractorConfig
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import encode
 
@@ -105,8 +105,8 @@ def test_weights_read_straight_to_a_device_are_the_same(folders, monkeypatch, fa
 
 
 def test_reading_weights_is_told(folders, caplog, monkeypatch):
-    monkeypatch.setattr("mer_dist.log.SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr("mer_dist.log.logger.propagate", True)
+    monkeypatch.setattr("mer_dist.core.log.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("mer_dist.core.log.logger.propagate", True)
     with caplog.at_level("INFO", "mer_dist"):
         load_extractor(ExtractorConfig(family="clip", path=str(folders / "clip")))
     lines = [record.getMessage() for record in caplog.records]

@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer_dist import config, files, metrics, predictions, quarantine, times
-from mer_dist.layout import Run
-from mer_dist.predictions import Predictions
-from mer_dist.records import LABELED, UNLABELED, Problem
+from mer_dist.config import config
+from mer_dist.core import metrics
+from mer_dist.core.records import LABELED, UNLABELED, Problem
+from mer_dist.fusion import predictions
+from mer_dist.fusion.predictions import Predictions
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 LABELS = ["neutral", "angry", "happy", "sad", "worried", "惊讶 surprise"]
 HOSTILE = "<script>document.title='owned'</script>"
@@ -97,7 +100,7 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
         [Problem(stage="extract", name="sample_00200", lost="audio", reason="398 samples")],
     )
     files.mark(run.shards, "5d41402abc4b2a76", clips=len(names))
-    times.note(run, "shard", run.shards, seconds=41.3, clips=len(names))
+    timings.note(run, "shard", run.shards, seconds=41.3, clips=len(names))
     return names, truth
 
 
@@ -121,10 +124,10 @@ def write_training(run: Run) -> None:
             folder = run.adapter(extractor, part)
             files.write_json(folder / "history.json", {"epochs": epochs, "best_epoch": best})
             files.mark(folder, "7d793037a0760186")
-            times.note(run, "finetune", folder, seconds=27.5, clips=160)
+            timings.note(run, "finetune", folder, seconds=27.5, clips=160)
     for number, name in enumerate(("face", "face-tuned", "line", "line-tuned", "voice")):
         files.mark(run.features(name), "9b74c9897bac770f", clips=640)
-        times.note(run, "extract", run.features(name), seconds=3.5 + 2 * number, clips=640)
+        timings.note(run, "extract", run.features(name), seconds=3.5 + 2 * number, clips=640)
 
 
 def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
@@ -171,7 +174,7 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             )
             pq.write_table(rows, run.round(number) / "selection.parquet")
         files.mark(run.round(number), "1f3870be274f6c49", clips=240)
-        times.note(run, "fuse", run.round(number), seconds=21.0 + number, clips=240)
+        timings.note(run, "fuse", run.round(number), seconds=21.0 + number, clips=240)
     files.write_json(
         run.vote / "prior.json",
         {
@@ -191,7 +194,7 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
         },
     )
     files.mark(run.vote, "e4d909c290d0fb1c", clips=640)
-    times.note(run, "fuse", run.vote, seconds=0.4, clips=640)
+    timings.note(run, "fuse", run.vote, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))
     files.write_text(run.answer, f"name,discrete\n{rows}")
 

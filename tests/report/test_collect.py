@@ -6,9 +6,9 @@ import fusion_run
 import numpy as np
 import pytest
 
-from mer_dist.config import save
-from mer_dist.layout import Run
+from mer_dist.config.config import save
 from mer_dist.report.collect import collect
+from mer_dist.storage.run_folder import Run
 
 
 @pytest.mark.slow

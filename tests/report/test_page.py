@@ -10,14 +10,15 @@ import pytest
 from conftest import skip
 from sklearn.metrics import f1_score
 
-from mer_dist import files, predictions
-from mer_dist.correction import JUDGES
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
+from mer_dist.core.errors import UserError
+from mer_dist.fusion import predictions
+from mer_dist.fusion.correction import JUDGES
 from mer_dist.report import terms
 from mer_dist.report.collect import collect
 from mer_dist.report.page import report
 from mer_dist.shards import manifest
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_writer import encoded, write
 
-from mer_dist.errors import UserError
+from mer_dist.core.errors import UserError
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import OPEN_TARS, Reader
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from mer_dist.errors import UserError
-from mer_dist.records import Clip, Problem
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Clip, Problem
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import Encoded, encode
 from mer_dist.shards.reader import Reader

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "stages")]
+sys.path.insert(0, str(Path(__file__).parent))
 import killing
 import local_slurm
 import small_job
 import users
 
-from mer_dist import quarantine
-from mer_dist.layout import Run
+from mer_dist.storage import quarantine
+from mer_dist.storage.run_folder import Run
 
 pytestmark = pytest.mark.processes
 

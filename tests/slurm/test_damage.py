@@ -15,10 +15,12 @@ import pytest
 from conftest import ROOT, cases
 from fuzz.mutations import mutate
 
-from mer_dist import cli, files, slurm
-from mer_dist.dist.slurmstep import Step
-from mer_dist.errors import DONE, USAGE
-from mer_dist.layout import Run
+from mer_dist import cli
+from mer_dist.core.errors import DONE, USAGE
+from mer_dist.slurm import jobs
+from mer_dist.slurm.rank import Step
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 HOSTILE = (
     "1; rm -rf /",
@@ -94,7 +96,7 @@ def run(tmp_path, monkeypatch) -> Run:
     made = Run(tmp_path / "run")
     write(made)
     for task in range(3):
-        slurm.ended(made, "extract", Step(f"7_{task}", 1, task, True), DONE)
+        jobs.ended(made, "extract", Step(f"7_{task}", 1, task, True), DONE)
     return made
 
 
@@ -140,7 +142,7 @@ def test_a_job_that_has_come_to_an_old_id_is_not_cancelled(run, capsys):
 
 
 def test_a_stage_that_is_submitted_by_hand_besides_does_not_change_what_is_told_of_the_graph(run, capsys):
-    slurm.started(run, "extract", Step("12_0", 0, 0, True))
+    jobs.started(run, "extract", Step("12_0", 0, 0, True))
     assert cli.main(["slurm-status", str(run.folder)]) == DONE
     assert "3/3" in capsys.readouterr().out
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mer_dist import cli, slurm
-from mer_dist.config import load
-from mer_dist.dist import slurmstep
-from mer_dist.dist.env import place, under_deepspeed
-from mer_dist.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
-from mer_dist.layout import Run
-from mer_dist.slurm_settings import STAGES, TAKEN, SlurmConfig, seconds
+from mer_dist import cli
+from mer_dist.config.config import load
+from mer_dist.config.slurm import STAGES, TAKEN, SlurmConfig, seconds
+from mer_dist.core.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
+from mer_dist.processes.env import place, under_deepspeed
+from mer_dist.slurm import jobs, rank
+from mer_dist.storage.run_folder import Run
 
 FULL = """
 run: {folder: runs/mine}
@@ -149,11 +149,11 @@ def test_a_run_folder_that_a_script_cannot_name_is_refused(config, folder):
     settings = config()
     settings.run.folder = folder
     with pytest.raises(UserError, match="run.folder"):
-        slurm.scripts(settings)
+        jobs.scripts(settings)
 
 
 def test_a_folder_with_spaces_stays_one_word(config):
-    script = slurm.scripts(config("run.folder=runs/my run"))["finetune"]
+    script = jobs.scripts(config("run.folder=runs/my run"))["finetune"]
     (stopped,) = [line for line in lines(script) if "MER_DIST_STOPPED=" in line]
     folder = Run(Path("runs/my run")).slurm.absolute()
     assert shlex.split(stopped)[1] == f"MER_DIST_STOPPED={folder}/stopped-$SLURM_JOB_ID"
@@ -161,7 +161,7 @@ def test_a_folder_with_spaces_stays_one_word(config):
 
 @pytest.mark.slow
 def test_every_stage_asks_for_what_it_needs(config):
-    asked = {stage: slurm.options(config(), stage) for stage in STAGES}
+    asked = {stage: jobs.options(config(), stage) for stage in STAGES}
     assert {stage: own.get("gpus-per-node") for stage, own in asked.items()} == {
         "shard": None,
         "finetune": "8",
@@ -184,7 +184,7 @@ def test_every_stage_asks_for_what_it_needs(config):
 
 
 def test_the_graph_in_scripts_is_in_order_and_only_the_extraction_is_an_array(config):
-    scripts = slurm.scripts(config())
+    scripts = jobs.scripts(config())
     assert list(scripts) == list(STAGES)
     for stage, before in zip(STAGES[1:], STAGES, strict=False):
         assert f"#SBATCH --dependency='afterok:<{before}>'" in lines(scripts[stage])
@@ -207,7 +207,7 @@ def test_the_graph_in_scripts_is_in_order_and_only_the_extraction_is_an_array(co
 def test_what_is_not_set_is_not_asked_for(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("run: {folder: r}\nshard: {workers: 3}\n", encoding="utf-8")
-    script = slurm.scripts(load(path))["fuse"]
+    script = jobs.scripts(load(path))["fuse"]
     names = {line.split("=")[0].split()[1] for line in lines(script) if line.startswith("#SBATCH")}
     assert names == {
         "--job-name",
@@ -218,24 +218,24 @@ def test_what_is_not_set_is_not_asked_for(tmp_path):
         "--requeue",
         "--signal",
     }
-    assert "cpus-per-task" not in slurm.options(load(path), "fuse")
-    assert slurm.options(load(path), "shard")["cpus-per-task"] == "3"
+    assert "cpus-per-task" not in jobs.options(load(path), "fuse")
+    assert jobs.options(load(path), "shard")["cpus-per-task"] == "3"
 
 
 def test_stages_without_work_are_not_submitted(config, tmp_path):
-    assert slurm.stages(config("extractors.clip.finetune=null")) == ["shard", "extract", "fuse", "report"]
+    assert jobs.stages(config("extractors.clip.finetune=null")) == ["shard", "extract", "fuse", "report"]
     imported = tmp_path / "imported.yaml"
     imported.write_text("run: {folder: r}\nfuse: {sets: [a]}\n", encoding="utf-8")
-    assert slurm.stages(load(imported)) == ["fuse", "report"]
+    assert jobs.stages(load(imported)) == ["fuse", "report"]
 
 
 def test_a_container_goes_to_srun_or_around_the_interpreter(config):
     image = ("slurm.container=docker://team/mer:1", "slurm.python=python3", "slurm.container_mounts=[/data]")
-    (srun,) = [line for line in lines(slurm.scripts(config(*image))["extract"]) if line.startswith("srun")]
+    (srun,) = [line for line in lines(jobs.scripts(config(*image))["extract"]) if line.startswith("srun")]
     words = shlex.split(srun)
     assert "--container-image=docker://team/mer:1" in words and "--container-mounts=/data" in words
     assert words[words.index("-u") - 1] == "python3"
-    other = slurm.scripts(config(*image, "slurm.container_by=apptainer"))["extract"]
+    other = jobs.scripts(config(*image, "slurm.container_by=apptainer"))["extract"]
     (srun,) = [line for line in lines(other) if line.startswith("srun")]
     assert " apptainer exec --nv --bind /data docker://team/mer:1 python3 -u -m submitit" in srun
 
@@ -336,7 +336,7 @@ def test_an_sbatch_file_whose_configuration_is_refused_starts_nothing(config, tm
 @pytest.mark.parametrize("name", FILES)
 def test_the_sbatch_files_and_the_graph_end_a_job_in_the_same_way(name):
     text = (ROOT / "slurm" / f"{name}.sbatch").read_text("utf-8")
-    assert "\n".join(slurm.BEFORE) in text and text.endswith("\n".join(slurm.AFTER) + "\n")
+    assert "\n".join(jobs.BEFORE) in text and text.endswith("\n".join(jobs.AFTER) + "\n")
     assert subprocess.run(["bash", "-n", ROOT / "slurm" / f"{name}.sbatch"], check=False).returncode == 0
 
 
@@ -378,8 +378,8 @@ def of_slurm(monkeypatch):
             "MASTER_PORT",
             "DS_ACCELERATOR",
             "ACCELERATE_USE_DEEPSPEED",
-            *slurmstep.DEEPSPEED.values(),
-            slurmstep.STOPPED,
+            *rank.DEEPSPEED.values(),
+            rank.STOPPED,
         ):
             # Set first, so that what the code under test sets is undone afterwards.
             monkeypatch.setenv(name, "")
@@ -393,7 +393,7 @@ def of_slurm(monkeypatch):
 def test_a_process_of_a_step_is_the_rank_that_slurm_gave_it(of_slurm):
     step = {"SLURM_JOB_ID": 41, "SLURM_PROCID": 9, "SLURM_NTASKS": 16, "SLURM_LOCALID": 1}
     of_slurm(**step, SLURM_LAUNCH_NODE_IPADDR="10.0.0.7")
-    step = slurmstep.become_rank(4, "")
+    step = rank.become_rank(4, "")
     here = place()
     assert (here.rank, here.world, here.local_rank, here.launched) == (9, 16, 1, True)
     assert (step.job, step.restarts, step.speaks) == ("41", 0, False)
@@ -405,17 +405,17 @@ def test_a_task_of_an_array_is_a_rank_by_its_own_number_even_when_few_are_submit
     step = {"SLURM_JOB_ID": 50, "SLURM_PROCID": 0, "SLURM_NTASKS": 1, "SLURM_LOCALID": 0}
     array = {**step, "SLURM_ARRAY_JOB_ID": 47}
     of_slurm(**array, SLURM_ARRAY_TASK_ID=3, SLURM_ARRAY_TASK_COUNT=1, SLURM_RESTART_COUNT=2)
-    step = slurmstep.become_rank(16, "")
+    step = rank.become_rank(16, "")
     assert (place().rank, place().world, place().local_rank) == (3, 16, 0)
     assert (step.job, step.restarts, step.speaks) == ("47_3", 2, True)
     of_slurm(**array, SLURM_ARRAY_TASK_ID=16)
     with pytest.raises(UserError, match="extract_tasks is 16"):
-        slurmstep.become_rank(16, "")
+        rank.become_rank(16, "")
 
 
 def test_one_process_alone_trains_without_a_process_group(of_slurm):
     of_slurm(SLURM_JOB_ID=1, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0, RANK=5, WORLD_SIZE=8)
-    slurmstep.become_rank(4, "")
+    rank.become_rank(4, "")
     assert not place().launched
 
 
@@ -423,11 +423,11 @@ def test_outside_of_a_step_a_task_is_refused(of_slurm, monkeypatch):
     of_slurm()
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UserError, match="srun"):
-        slurmstep.become_rank(4, "")
+        rank.become_rank(4, "")
 
 
 def test_the_port_changes_with_every_job_and_every_restart():
-    ports = {slurmstep.port(job, restarts) for job in range(100, 120) for restarts in range(10)}
+    ports = {rank.port(job, restarts) for job in range(100, 120) for restarts in range(10)}
     assert len(ports) == 200 and min(ports) >= 20000 and max(ports) < 32768
 
 
@@ -436,20 +436,20 @@ def test_the_deepspeed_settings_of_an_accelerate_file_hold_under_slurm_too(of_sl
     file = tmp_path / "accelerate.yaml"
     settings = "zero_stage: 2, zero3_init_flag: false, deepspeed_multinode_launcher: standard"
     file.write_text(f"deepspeed_config: {{{settings}}}")
-    slurmstep.become_rank(4, str(file))
+    rank.become_rank(4, str(file))
     assert os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     assert os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "false"
     file.write_text("distributed_type: MULTI_GPU")
-    slurmstep.become_rank(4, str(file))
+    rank.become_rank(4, str(file))
     assert not under_deepspeed()
     for layout, stage in (("zero2", "2"), ("auto", "3")):
-        slurmstep.become_rank(4, "", layout)
+        rank.become_rank(4, "", layout)
         assert under_deepspeed() and os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
-    slurmstep.become_rank(4, "", "ddp")
+    rank.become_rank(4, "", "ddp")
     assert not under_deepspeed()
     file.write_text("deepspeed_config: {zero_stage: 2, gradient_clipping: 3}")
     with pytest.raises(UserError, match="gradient_clipping"):
-        slurmstep.become_rank(4, str(file))
+        rank.become_rank(4, str(file))
 
 
 ENDS = [(DONE, 0), (QUARANTINED, 0), (REQUEUE, 0), (FAILED, 1), (2, 2)]
@@ -459,8 +459,8 @@ ENDS = [(DONE, 0), (QUARANTINED, 0), (REQUEUE, 0), (FAILED, 1), (2, 2)]
 def test_a_failure_alone_ends_a_step_badly_and_a_stop_tells_the_script(of_slurm, tmp_path, code, exit_code):
     note = tmp_path / "stopped"
     of_slurm(MER_DIST_STOPPED=note)
-    step = slurmstep.Step("7", 1, 0, True)
-    assert slurm.ended(Run(tmp_path), "fuse", step, code) == exit_code
+    step = rank.Step("7", 1, 0, True)
+    assert jobs.ended(Run(tmp_path), "fuse", step, code) == exit_code
     assert note.exists() == (code == REQUEUE)
 
 
@@ -490,7 +490,7 @@ def test_a_job_queues_itself_again_if_all_ranks_stopped_and_nobody_ended_it(
         "SLURM_ARRAY_JOB_ID": "7",
         "SLURM_ARRAY_TASK_ID": "3",
     }
-    script = "\n".join([f"(exit {code})", "code=$?", *slurm.AFTER])
+    script = "\n".join([f"(exit {code})", "code=$?", *jobs.AFTER])
     done = subprocess.run(["bash", "-c", script], env=variables, check=False)
     told = tmp_path / "asked"
     assert (told.read_text().splitlines() if told.exists() else []) == asked
@@ -501,7 +501,7 @@ def test_word_that_an_earlier_start_left_is_forgotten(tmp_path):
     note = tmp_path / "note"
     note.touch()
     variables = {"PATH": "/usr/bin:/bin", "MER_DIST_STOPPED": str(note)}
-    subprocess.run(["bash", "-c", "\n".join(slurm.BEFORE)], env=variables, check=True)
+    subprocess.run(["bash", "-c", "\n".join(jobs.BEFORE)], env=variables, check=True)
     assert not note.exists()
 
 

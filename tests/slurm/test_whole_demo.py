@@ -13,8 +13,8 @@ from conftest import ROOT
 sys.path.insert(0, str(Path(__file__).parent))
 import local_slurm
 
-from mer_dist import files
-from mer_dist.layout import Run
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 SLURM = {"nodes": 2, "extract_tasks": 3}

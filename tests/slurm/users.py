@@ -17,9 +17,9 @@ import small_job
 import small_models
 import undisturbed as alone
 
-from mer_dist import files
-from mer_dist.errors import DONE, QUARANTINED
-from mer_dist.layout import Run
+from mer_dist.core.errors import DONE, QUARANTINED
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
 
 #: Seconds for a job of a minute: the machine may have other things to do.
 PATIENCE = 600

@@ -13,8 +13,8 @@ import undisturbed
 from undisturbed import Whole
 
 from mer_dist.cli import main
-from mer_dist.errors import DONE, USAGE
-from mer_dist.log import logger
+from mer_dist.core.errors import DONE, USAGE
+from mer_dist.core.log import logger
 
 base, shard, extract, fuse = undisturbed.base, undisturbed.shard, undisturbed.extract, undisturbed.fuse
 

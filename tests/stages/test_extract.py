@@ -14,19 +14,21 @@ import soundfile
 from imported import heavy
 from safetensors.torch import load_file, save_file
 
-from mer_dist import copies, features, files, quarantine
 from mer_dist.cli import main
-from mer_dist.config import load
-from mer_dist.dist.ancestry import Starter
-from mer_dist.files import digest
-from mer_dist.layout import Run
-from mer_dist.lock import held
+from mer_dist.config.config import load
+from mer_dist.crossfit import adapters
+from mer_dist.features import store
 from mer_dist.models.family import FAMILIES
 from mer_dist.models.feeding import clip_vectors
+from mer_dist.processes.ancestry import Starter
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.extract import extract, planned
 from mer_dist.stages.shard import shard
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.files import digest
+from mer_dist.storage.lock import held
+from mer_dist.storage.run_folder import Run
 
 FROZEN = ("extractors.clip.finetune=null", "extractors.baichuan.finetune=null")
 
@@ -54,15 +56,15 @@ def test_every_clip_has_features_of_every_modality(job):
     run = run_of(job)
     names = {row.name for row in manifest.read(run.shards)}
     for name, width in (("clip", 24), ("hubert", 32), ("baichuan", 32)):
-        found = features.load(run.features(name))
+        found = store.load(run.features(name))
         assert set(found.names) == names and not found.missing
         assert found.width == width and np.isfinite(found.utterance).all()
-        assert features.description(run.features(name))["trained_without"] is None
+        assert store.description(run.features(name))["trained_without"] is None
 
 
 @pytest.mark.slow
 def test_frame_level_rows_average_to_the_utterance_vector(job):
-    found = features.load(run_of(job).features("hubert"))
+    found = store.load(run_of(job).features("hubert"))
     for row in range(len(found.names)):
         own = found.frame[found.offsets[row] : found.offsets[row + 1]]
         assert np.allclose(own.mean(0), found.utterance[row], atol=1e-4)
@@ -77,7 +79,7 @@ def test_features_stay_with_their_clip_whatever_the_batch(job):
     run = run_of(job)
     loaded = load_extractor(config.extractors["hubert"])
     reader = Reader(run.shards)
-    found = features.load(run.features("hubert"))
+    found = store.load(run.features("hubert"))
     for row in reader.rows[::7]:
         expected = loaded(**loaded.collate_clips([loaded.prepare(reader.read(row))])).detach().numpy()[0]
         (position,) = [place for place, name in enumerate(found.names) if name == row.name]
@@ -126,7 +128,7 @@ def test_weights_written_later_make_their_own_features_again_and_no_others(job):
     """Of the same size, so the time alone tells."""
     run, config = run_of(job), load(job, FROZEN)
     before, weights = hashes(run), Path(config.extractors["hubert"].path) / "model.safetensors"
-    told = features.load(run.features("hubert")).utterance
+    told = store.load(run.features("hubert")).utterance
     content, times = weights.read_bytes(), weights.stat()
     try:
         with open(weights, "r+b") as file:
@@ -141,7 +143,7 @@ def test_weights_written_later_make_their_own_features_again_and_no_others(job):
         # In place: what was made of the other weights is gone, and nothing else was touched.
         after = hashes(run)
         assert {path.split("/")[1] for path in before if before[path] != after[path]} == {"hubert"}
-        assert not np.array_equal(features.load(run.features("hubert")).utterance, told)
+        assert not np.array_equal(store.load(run.features("hubert")).utterance, told)
         assert not any(work.missing() for work in planned(config))
     finally:
         weights.write_bytes(content)
@@ -173,7 +175,7 @@ def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
 def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     """set -> shard -> what its features are made from, fine-tuned copies included."""
     config = load(job, overrides)
-    for copy in copies.planned(config):
+    for copy in adapters.planned(config):
         files.mark(copy.folder, copy.made_from)
     return {work.set_name: work.made_from for work in planned(config)}
 
@@ -181,7 +183,7 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
 @pytest.mark.slow
 def test_stages_that_are_done_say_so_without_torch(job):
     config = load(job)
-    for copy in copies.planned(config):
+    for copy in adapters.planned(config):
         files.mark(copy.folder, copy.made_from)
     assert heavy("extract", job, *FROZEN) == set()
     assert heavy("finetune", job) == set()
@@ -266,14 +268,14 @@ def test_audio_too_short_for_the_model_is_masked_and_quarantined(tmp_path):
     shard(config)
     extract(config)
     run = Run(config.run.folder)
-    found = features.load(run.features("hubert"))
+    found = store.load(run.features("hubert"))
     assert found.names == ["long"] and "300 audio samples" in found.missing["short"]
     values, valid = found.utterances(["short", "long"])
     assert valid.tolist() == [False, True] and values[1].any()
     rows = [(row.name, row.lost) for row in quarantine.read(run.quarantine) if row.stage == "extract"]
     assert rows == [("short", "audio")]
     # Neither clip has video: no row of any kind stands in for it.
-    assert features.load(run.features("clip")).names == []
+    assert store.load(run.features("clip")).names == []
 
 
 def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
@@ -313,7 +315,7 @@ def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
         assert "features clip: 9 of 9 clips have none" in told and key in told and right in told
         assert not list(folder.glob("*.safetensors")) and not files.marked(folder)
     assert main(["extract", str(path), f"{key}={right}"]) == 0
-    found = features.load(folder)
+    found = store.load(folder)
     assert len(found.names) == small_job.LABELED + small_job.UNLABELED and np.isfinite(found.utterance).all()
     assert np.isfinite(found.frame).all() and found.utterance.any(1).all()
 
@@ -333,7 +335,7 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
     run = run_of(path)
     (row,) = [row for row in quarantine.read(run.quarantine) if row.stage == "extract"]
     assert (row.name, row.lost) == ("u000", "video") and "extractors.clip.precision to fp32" in row.reason
-    found = features.load(run.features("clip"))
+    found = store.load(run.features("clip"))
     assert "u000" not in found.names and "u000" in found.missing and np.isfinite(found.utterance).all()
 
 
@@ -352,12 +354,12 @@ def test_a_run_that_is_moved_keeps_the_precision_that_its_features_began_with(
         (work,) = planned(load(path, overrides))
         missing = set(work.missing())
         assert main(["extract", str(path), *overrides]) == 0
-        assert features.description(folder)["precision"] == work.extractor.precision
+        assert store.description(folder)["precision"] == work.extractor.precision
         return work.extractor.precision, missing
 
     every = {row.shard for row in manifest.read(run.shards)}
     assert on_a_machine_of("fp32") == ("fp32", every)
-    exact, before = features.load(folder).utterance, hashes(run)
+    exact, before = store.load(folder).utterance, hashes(run)
     (folder / "00001.safetensors").unlink()
     capsys.readouterr()
     assert on_a_machine_of("bf16") == ("fp32", {1}) and hashes(run) == before
@@ -366,11 +368,11 @@ def test_a_run_that_is_moved_keeps_the_precision_that_its_features_began_with(
     # To say what is meant anyway changes nothing; another one makes all again, never a part.
     assert on_a_machine_of("bf16", "extractors.clip.precision=fp32") == ("fp32", set())
     assert on_a_machine_of("bf16", "extractors.clip.precision=bf16") == ("bf16", every)
-    half = features.load(folder).utterance
+    half = store.load(folder).utterance
     assert np.abs(half - exact).max() > 1e-4 and np.allclose(half, exact, atol=0.05)
     (folder / "00000.safetensors").unlink()
     assert on_a_machine_of("fp32") == ("bf16", {0})
-    assert np.array_equal(features.load(folder).utterance, half)
+    assert np.array_equal(store.load(folder).utterance, half)
 
 
 @pytest.mark.slow
@@ -382,7 +384,7 @@ def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(
     monkeypatch.setattr("mer_dist.cli.end_with_launcher", lambda: None)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    started_by = "mer_dist.dist.ancestry.started_by"
+    started_by = "mer_dist.processes.ancestry.started_by"
     monkeypatch.setattr(started_by, lambda: None)
     assert main(["extract", str(path)]) == 2
     told = capsys.readouterr().err

@@ -15,19 +15,21 @@ import pytest
 import small_job
 from safetensors.numpy import load_file
 
-from mer_dist import copies, features, files
-from mer_dist.config import load
-from mer_dist.dist import runtime
-from mer_dist.errors import Stopped, UserError
-from mer_dist.layout import Run
+from mer_dist.config.config import load
+from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.records import LABELED
+from mer_dist.crossfit import adapters
+from mer_dist.features import store
 from mer_dist.models import classifier
 from mer_dist.models.family import FAMILIES
-from mer_dist.records import LABELED
 from mer_dist.shards import manifest
 from mer_dist.stages import finetune
 from mer_dist.stages.extract import extract
 from mer_dist.stages.run import run as run_all
 from mer_dist.stages.shard import shard
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+from mer_dist.training import accelerator as runtime
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def folds_of(run: Run) -> dict[str, int]:
 
 
 def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
-    planned = copies.planned(load(job))
+    planned = adapters.planned(load(job))
     fold_of = folds_of(Run(load(job).run.folder))
     labeled = {row.name for row in manifest.read(Run(load(job).run.folder).shards) if row.split == LABELED}
     assert {(copy.name, copy.part) for copy in planned} == {
@@ -59,7 +61,7 @@ def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
 
 def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys_fold(job):
     config = load(job)
-    copy = copies.planned(config)[0]
+    copy = adapters.planned(config)[0]
     fold_of = folds_of(Run(config.run.folder))
     targets = np.arange(60) % 6
     train, held_out = finetune._hold_out(targets, 0.2, seed=0)
@@ -70,7 +72,7 @@ def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys
 
 def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     config = load(job)
-    before = {(copy.name, copy.part): copy.made_from for copy in copies.planned(config)}
+    before = {(copy.name, copy.part): copy.made_from for copy in adapters.planned(config)}
     fold_of = folds_of(Run(config.run.folder))
     row = next(row for row in manifest.read(Run(config.run.folder).shards) if row.split == LABELED)
     other = "sad" if row.label != "sad" else "happy"
@@ -78,7 +80,7 @@ def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     changed = [replace(item, label=other) if item.name == row.name else item for item in labeled]
     run = Run(config.run.folder)
     for without in (0, 1, None):
-        copy = copies._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
+        copy = adapters._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
         same = copy.made_from == before["clip", copy.part]
         assert same == (fold_of[row.name] == without)
 
@@ -106,10 +108,10 @@ def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, 
 
 def test_a_copy_that_never_sees_a_label_is_known_before_it_is_trained(job):
     config = load(job)
-    planned = copies.planned(config)
+    planned = adapters.planned(config)
     assert not any(finetune._never_seen(copy, planned) for copy in planned)
     fold_of = {row.name: int(row.label == "sad") for row in planned[-1].rows}
-    planned = copies.planned(config, fold_of)
+    planned = adapters.planned(config, fold_of)
     assert {(copy.name, copy.part): finetune._never_seen(copy, planned) for copy in planned} == {
         (name, part): ["sad"]
         if part == "fold-1"
@@ -147,15 +149,15 @@ def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
 
     extract(config)
     fold_of = folds_of(run)
-    frozen, tuned = (features.load(run.features(name)) for name in ("clip", "clip@fold-1"))
+    frozen, tuned = (store.load(run.features(name)) for name in ("clip", "clip@fold-1"))
     served = {name for name, fold in fold_of.items() if fold == 1}
     assert served <= set(tuned.names)
     # The rest are the anchors: unlabelled clips that every copy sees.
     assert len(set(tuned.names) - served) == config.extract.anchors
     assert not (set(tuned.names) - served) & set(fold_of)
-    unlabeled = features.load(run.features("clip@all"))
+    unlabeled = store.load(run.features("clip@all"))
     assert not set(unlabeled.names) & set(fold_of) and len(unlabeled.names) == small_job.UNLABELED
-    assert features.description(run.features("clip@fold-1"))["trained_without"] == 1
+    assert store.description(run.features("clip@fold-1"))["trained_without"] == 1
     name = tuned.names[0]
     moved = tuned.utterances([name])[0] - frozen.utterances([name])[0]
     assert np.abs(moved).max() > 1e-4, "fine-tuning changed no feature"
@@ -265,7 +267,7 @@ def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, 
 
     config = load(job, [f"run.folder={tmp_path}/run"])
     shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
-    monkeypatch.setattr("mer_dist.dist.runtime.accelerator", interrupted)
+    monkeypatch.setattr("mer_dist.training.accelerator.accelerator", interrupted)
     monkeypatch.setattr(finetune.preempt, "install", lambda: None)
     with pytest.raises(RuntimeError, match="ninja"):
         finetune.finetune(config)

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stages import underway
+import underway
 
-from mer_dist import config as configuration
-from mer_dist import copies, files
 from mer_dist.cli import main
-from mer_dist.dist.checkpoint import Checkpoints, whole
-from mer_dist.errors import DONE, USAGE, UserError
-from mer_dist.layout import Run
-from mer_dist.log import logger
+from mer_dist.config import config as configuration
+from mer_dist.core.errors import DONE, USAGE, UserError
+from mer_dist.core.log import logger
+from mer_dist.crossfit import adapters
+from mer_dist.interop.export_model import export
 from mer_dist.stages import finetune
-from mer_dist.stages.export import export
 from mer_dist.stages.extract import extract
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+from mer_dist.training.checkpoint import Checkpoints, whole
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_the_mark_of_a_finished_copy_tells_of_every_file(undisturbed):
     folder = underway.adapter(undisturbed)
     names = {path.name for path in folder.iterdir()} - {files.MARK}
     assert files.marked(folder)["content"].keys() == names and "history.json" in names
-    copies.check_whole(folder)
+    adapters.check_whole(folder)
 
 
 @pytest.mark.slow

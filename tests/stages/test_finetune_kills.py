@@ -19,13 +19,13 @@ from long_suite import cases, note_kills
 from processes import alive, descendants, kill, launched, ranks, seconds_until
 from safetensors.torch import load_file
 
-from mer_dist import config as configuration
-from mer_dist import files
-from mer_dist.dist import env
-from mer_dist.dist.checkpoint import trained_weights, whole
-from mer_dist.errors import FAILED, REQUEUE, UserError
-from mer_dist.layout import Run
+from mer_dist.config import config as configuration
+from mer_dist.core.errors import FAILED, REQUEUE, UserError
+from mer_dist.processes import env
 from mer_dist.stages.shard import shard
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+from mer_dist.training.checkpoint import trained_weights, whole
 
 #: Kills in each case; the last start is left alone.
 KILLS = 3

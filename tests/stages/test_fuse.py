@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mer_dist import features, files, joined, metrics, predictions, quarantine, times
-from mer_dist.config import load
-from mer_dist.errors import REQUEUE, Stopped, UserError
-from mer_dist.features import FeatureSet
-from mer_dist.layout import Run
+from mer_dist.config.config import load
+from mer_dist.core import metrics
+from mer_dist.core.errors import REQUEUE, Stopped, UserError
+from mer_dist.features import join, store
+from mer_dist.features.store import FeatureSet
+from mer_dist.fusion import predictions
 from mer_dist.stages import fuse as stage
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 
 def fused(config) -> dict[str, predictions.Predictions]:
@@ -52,7 +55,7 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
     marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
     assert all(mark["clips"] == 290 for mark in marks)
-    spent = times.by_part(run)
+    spent = timings.by_part(run)
     assert spent.keys() == {"probes", "rounds/00", "rounds/01", "vote"}
     assert spent["probes"].clips == 4 * 290 and spent["rounds/01"].clips == 290
 
@@ -80,8 +83,8 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     config.vote.kind = "hard"
     run.answer.write_text("name,discrete\n")
     assert changed() == made[4:]
-    shard = features.load(run.features("face"))
-    features.write_shard(run.features("face") / "00000.safetensors", shard, "2")
+    shard = store.load(run.features("face"))
+    store.write_shard(run.features("face") / "00000.safetensors", shard, "2")
     assert changed() == [made[0], *made[2:-1]], "the same vectors give the same answer"
     run.answer.unlink()
     assert changed() == made[5:]
@@ -94,8 +97,8 @@ def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
     names = fusion_run.names(210)
     for name in config.fuse.sets:
         gone = {names[0], names[-1]} | ({names[1], names[-2]} if name == "voice" else set())
-        shard = features.load(run.features(name)).only(set(names) - gone)
-        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+        shard = store.load(run.features(name)).only(set(names) - gone)
+        store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     for told in fused(config).values():
         assert told.names == names and np.isfinite(told.probability).all()
     assert names[-1] in run.answer.read_text()
@@ -105,9 +108,9 @@ def test_a_clip_without_any_feature_still_has_a_row_and_an_answer(tmp_path):
 def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
-    shard = features.load(run.features("line"))
+    shard = store.load(run.features("line"))
     shard.utterance[4, 2] = np.nan
-    features.write_shard(run.features("line") / "00000.safetensors", shard, "2")
+    store.write_shard(run.features("line") / "00000.safetensors", shard, "2")
     labels = tmp_path / "labels.csv"
     labels.write_text(labels.read_text() + "clip_x,joyful\n")
     for _ in range(2):
@@ -120,15 +123,15 @@ def test_values_that_are_no_numbers_go_to_quarantine_and_stay_there(tmp_path):
 def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
     run = Run(config.run.folder)
-    shard = features.load(run.features("line"))
+    shard = store.load(run.features("line"))
     shard.utterance[4, 2] = np.nan
-    features.write_shard(run.features("line") / "00000.safetensors", shard, "2")
+    store.write_shard(run.features("line") / "00000.safetensors", shard, "2")
 
     def stop(*_):
         raise Stopped("asked to stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mer_dist.stages.self_train.self_train", stop)
+        patch.setattr("mer_dist.fusion.self_training.self_train", stop)
         with pytest.raises(Stopped):
             fuse(config)
     fuse(config)
@@ -167,8 +170,8 @@ def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
     config.fuse.sets = ["voice", "face"]
     run, names = Run(config.run.folder), fusion_run.names(210)
     for name, own in (("voice", set(names[::2])), ("face", set(names[1::2]))):
-        shard = features.load(run.features(name)).only(own)
-        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+        shard = store.load(run.features(name)).only(own)
+        store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     with pytest.raises(UserError, match="no clip has more than one of them"):
         fuse(config)
 
@@ -185,8 +188,8 @@ def test_sets_of_different_clips_are_joined_by_name_and_what_is_missing_is_count
     config, truth = fusion_run.make(tmp_path, epochs=20, rounds=0)
     run, names = Run(config.run.folder), fusion_run.names(210)
     for name, part in (("voice", slice(0, 150)), ("face", slice(60, 210))):
-        shard = features.load(run.features(name)).only(set(names[part]))
-        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+        shard = store.load(run.features(name)).only(set(names[part]))
+        store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     with caplog.at_level("INFO", logger="mer_dist"):
         told = fused(config)["AGT"]
     assert "features voice: 60 of 210 clips have none" in caplog.text
@@ -211,7 +214,7 @@ def give_frames(config) -> None:
     run, names, random = Run(config.run.folder), fusion_run.names(210), np.random.default_rng(0)
     lengths = random.integers(1, 9, len(names))
     for name in config.fuse.sets:
-        own = features.load(run.features(name))
+        own = store.load(run.features(name))
         frame = np.repeat(own.utterance, lengths, 0)
         shard = FeatureSet(
             modality=own.modality,
@@ -220,7 +223,7 @@ def give_frames(config) -> None:
             frame=frame,
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
         )
-        features.write_shard(run.features(name) / "00000.safetensors", shard, "2")
+        store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
     config.fuse.level, config.fuse.tokens = "frame", 4
 
 
@@ -240,9 +243,9 @@ def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(t
         if level == "frame":
             give_frames(config)
         monkeypatch.setattr(stage, "LARGE", bytes_of_large)
-        clips, _ = joined.read_clips(config, Run(config.run.folder))
+        clips, _ = join.read_clips(config, Run(config.run.folder))
         sets = stage._Sets(config, Run(config.run.folder), clips, [])
-        inputs[kind] = stage._inputs(config, sets, joined.fused_sets(config))
+        inputs[kind] = stage._inputs(config, sets, join.fused_sets(config))
         told[kind] = fused(config)["AGT"].probability
     for single, half in zip(inputs["single"].values, inputs["half"].values, strict=True):
         assert (str(single.dtype), str(half.dtype)) == ("torch.float32", "torch.float16")
@@ -286,7 +289,7 @@ def test_real_features_that_nobody_here_made_are_imported_and_fused(tmp_path, sh
     mosi.convert(data, tmp_path / "run")
     config = mosi.prepare(tmp_path / "run", overrides=("fuse.epochs=4", "fuse.seeds=1", "fuse.width=32"))
     told = fused(config)
-    clips, _ = joined.read_clips(config, Run(config.run.folder))
+    clips, _ = join.read_clips(config, Run(config.run.folder))
     fold_of_video = {(name.rpartition("_")[0], fold) for name, fold in clips.fold_of.items()}
     assert len(clips.names) > 300 and len(fold_of_video) == len({video for video, _ in fold_of_video})
     waf = {title: metrics.waf(clips.truth, one.answer) for title, one in told.items()}

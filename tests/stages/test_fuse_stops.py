@@ -11,23 +11,22 @@ import fusion_run
 import killing
 import pytest
 
-from mer_dist import config as configuration
-from mer_dist import prior, probe
-from mer_dist.errors import Stopped
-from mer_dist.layout import Run
-from mer_dist.models import ensemble
+from mer_dist.config import config as configuration
+from mer_dist.core.errors import Stopped
+from mer_dist.fusion import baseline, ensemble, label_shift
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage.run_folder import Run
 
 #: What is called once in a step, and which call of it meets the signal: of a probe; of the models that
 #: leave out two folds, which choose the dropout; of the round itself; of its prediction; of a later round;
 #: of the estimate of the label shares.
 STEPS = {
-    "probe": (probe, "_probability", 20, "in a probe", 0),
+    "probe": (baseline, "_probability", 20, "in a probe", 0),
     "held-out models": (ensemble, "_warm_cosine", 2, "in AGT", 0),
     "round": (ensemble, "_warm_cosine", 4, "in AGT", 0),
     "prediction": (ensemble.F, "log_softmax", 11, "in AGT", 0),
     "later round": (ensemble, "_warm_cosine", 8, "in AGT [+] self-training round 1", 1),
-    "label shares": (prior, "calibrate", 12, "in the vote", 2),
+    "label shares": (label_shift, "calibrate", 12, "in the vote", 2),
 }
 
 

@@ -13,20 +13,20 @@ import pytest
 import webdataset
 from media_files import ramp, tone, write_corpus, write_csv, write_mp4
 
-from mer_dist import config as configuration
 from mer_dist import corpus as listed
-from mer_dist import files, quarantine, times
 from mer_dist.cli import main
-from mer_dist.config import Config
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import CorpusConfig, RunConfig, ShardConfig
+from mer_dist.core.errors import UserError
 from mer_dist.corpus import texts
-from mer_dist.errors import UserError
-from mer_dist.layout import Run
-from mer_dist.settings import CorpusConfig, RunConfig, ShardConfig
+from mer_dist.inspect.verify import verify
 from mer_dist.shards import manifest, replaced
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
 from mer_dist.stages.shard import shard
-from mer_dist.stages.verify import verify
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
 
 
 def config_of(run, corpus, **settings) -> Config:
@@ -155,14 +155,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
     assert stats["clips"] == 8
     # Of all starts: eight clips of the first one, and those that were lost.
     again = {1, 2} if len(lost) == 2 else {int(lost[0][:5])}
-    spent = times.by_part(Run(run))["shards"]
+    spent = timings.by_part(Run(run))["shards"]
     assert spent.clips == 8 + sum(2 if number == 2 else 3 for number in again)
 
 
 CHILD = """
 import sys
-from mer_dist import config
-from mer_dist.errors import Stopped
+from mer_dist.config.config import config
+from mer_dist.core.errors import Stopped
 from mer_dist.stages.shard import shard
 if __name__ == "__main__":
     try:

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from mer_dist import config as configuration
-from mer_dist import files, joined, metrics, predictions, quarantine
-from mer_dist.layout import Run
-from mer_dist.records import Problem
+from mer_dist.config import config as configuration
+from mer_dist.core import metrics
+from mer_dist.core.records import Problem
+from mer_dist.features import join
+from mer_dist.fusion import predictions
+from mer_dist.inspect.explain import explain, text
+from mer_dist.inspect.score import score, table
+from mer_dist.inspect.verify import verify
 from mer_dist.shards import manifest
-from mer_dist.stages.explain import explain, text
 from mer_dist.stages.fuse import fuse
-from mer_dist.stages.score import score, table
 from mer_dist.stages.shard import shard
-from mer_dist.stages.verify import verify
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.run_folder import Run
 
 LABELED, UNLABELED = 30, 20
 #: Three transcripts are empty; one row, whose transcript has a comma without quotes, cannot be read.
@@ -167,12 +170,12 @@ def test_shards_of_an_earlier_version_are_kept_and_their_lost_clips_are_noted_an
     run = Run(config.run.folder)
     shard(config)
     (run.shards / manifest.UNSTORED).unlink()
-    clips, _ = joined.read_clips(config, run)
+    clips, _ = join.read_clips(config, run)
     assert set(SILENT).isdisjoint(clips.names) and "an earlier version made these shards" in caplog.text
     tar = manifest.tar_path(run.shards, 0)
     before = tar.stat().st_mtime_ns
     shard(config)
-    assert set(SILENT) <= set(joined.read_clips(config, run)[0].names) and tar.stat().st_mtime_ns == before
+    assert set(SILENT) <= set(join.read_clips(config, run)[0].names) and tar.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

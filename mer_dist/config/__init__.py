@@ -1,0 +1,1 @@
+"""Every key of a job, typed and checked; the reader of YAML that never guesses."""

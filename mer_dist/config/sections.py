@@ -1,0 +1,430 @@
+"""Every key of a run's configuration, in typed sections.
+
+Nothing here imports torch, so a login node can check a configuration in a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import EMOTIONS, plain
+
+
+def _key(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{_key(section, key)} is {value!r}; it must be one of: {', '.join(allowed)}")
+
+
+def at_least(section: str, key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{_key(section, key)} is {value}; it must be at least {least}")
+
+
+def path(section: str, key: str, value: str) -> str:
+    """A path as it is meant: ``~`` at its beginning is the user's home.
+
+    Raises:
+        UserError: a variable of the shell stands in it, which nothing fills in here, or it begins with ``~``
+            and a name that no user has.
+    """
+    if found := re.search(r"\$\{?([A-Za-z_]\w*)\}?", value):
+        written = value.replace(found[0], f"${{oc.env:{found[1]}}}")
+        home = f"{value.replace(found[0], '~')!r}, " if found[1] == "HOME" and not found.start() else ""
+        raise UserError(
+            f"{_key(section, key)} is {value!r}, and variables of the shell are not filled in here; write "
+            f"{home}{written!r}, or the path itself"
+        )
+    whole = os.path.expanduser(value)
+    if whole.startswith("~"):
+        raise UserError(
+            f"{_key(section, key)} is {value!r}, and there is no such user; ~/ is your home, and a folder here "
+            f"that is called so is './{value}'"
+        )
+    return whole
+
+
+def _fraction(section: str, key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{_key(section, key)} is {value}; it must be in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    folder: str = MISSING
+    """Everything the run writes lies below this folder."""
+    processes: int = 1
+    """Processes that ``mer-dist run`` starts for finetune and extract; usually one per GPU."""
+    accelerate: str = ""
+    """Accelerate launch file for finetune; empty: this machine with ``processes`` in the layout below."""
+    layout: str = "auto"
+    """How the processes of a fine-tuning share the model. ``ddp``: plain data parallelism, each holds all of it;
+    ``zero2``: gradients and optimizer are split; ``zero3``: the weights, too. ``auto``: of those that fit the
+    GPUs of this machine the one by which the fewest bytes travel; without a GPU ``zero3``."""
+    threads: int = 1
+    """CPU threads of torch in each process; two busy processes with several threads stall."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay while a copy is trained; all go when it is complete. One that a disk has
+    damaged costs the steps since the one before; with 1 there is none before."""
+    timeout_minutes: float = 30.0
+    """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
+    seed: int = 0
+
+    def __post_init__(self):
+        self.folder = path("run", "folder", self.folder)
+        self.accelerate = path("run", "accelerate", self.accelerate)
+        for key in ("processes", "keep_checkpoints"):
+            at_least("run", key, getattr(self, key), 1)
+        at_least("run", "checkpoint_minutes", self.checkpoint_minutes, 0)
+        at_least("run", "timeout_minutes", self.timeout_minutes, 0.1)
+        one_of("run", "layout", self.layout, ("auto", "ddp", "zero2", "zero3"))
+        if self.accelerate and self.layout != "auto":
+            raise UserError(
+                f"run.layout is {self.layout}, and run.accelerate names a launch file, which says how the processes "
+                "share the model; leave one of them out"
+            )
+        at_least("run", "threads", self.threads, 1)
+        at_least("run", "seed", self.seed, 0)
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    format: str = "mer2024"
+    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
+    path: str = ""
+    """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    encoding: str = "utf-8"
+    """Of the tables of the corpus and of ``fuse.labels``, by its Python name: gb18030 (which GBK is part
+    of), big5, shift_jis, euc_kr, cp1252 … A mark at the beginning of a file (UTF-16, UTF-8) goes before."""
+    labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
+    """The label set, in the order used by every file the run writes."""
+
+    def __post_init__(self):
+        one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        self.path = path("corpus", "path", self.path)
+        try:
+            "name".encode(self.encoding)
+        except (LookupError, UnicodeError):
+            raise UserError(
+                f"corpus.encoding is {self.encoding!r}, which is no encoding of text; valid are "
+                "utf-8, gb18030, big5, shift_jis, euc_kr, cp1252 and others of Python"
+            ) from None
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) < 2:
+            raise UserError("corpus.labels must name at least two labels, each once")
+        first: dict[str, str] = {}
+        for label in self.labels:
+            if (other := first.setdefault(plain(label), label)) != label:
+                raise UserError(
+                    f"corpus.labels has {other!r} and {label!r}, which differ in capitals, "
+                    "blanks or forms of letters alone; keep one: both are understood in tables"
+                )
+
+
+@dataclass(kw_only=True)
+class ShardConfig:
+    workers: int = 2
+    """Processes that decode clips."""
+    clips: int = 1000
+    """A shard is closed at this many clips or at ``mebibytes``, whichever comes first."""
+    mebibytes: int = 256
+    frames: int = 16
+    """Frames per clip, evenly over its length."""
+    image_size: int = 224
+    """Side in pixels of the stored square frames."""
+    faces: str = "cascade"
+    """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
+    openface: str = ""
+    """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
+    remove: bool = False
+    """Clips that left the corpus leave the run, too, even if they are most of its clips, or of its labelled
+    ones. ``false``: ``shard`` refuses then, before it changes anything, since a list of only the new clips,
+    another corpus and a disk that is not mounted look the same."""
+    without_media: bool = False
+    """Go on where next to no video or audio that the corpus names can be read (less than a tenth of the
+    clips). ``false``: ``shard`` refuses then, before it changes anything."""
+
+    def __post_init__(self):
+        self.openface = path("shard", "openface", self.openface)
+        for key in ("workers", "clips", "mebibytes", "frames"):
+            at_least("shard", key, getattr(self, key), 1)
+        at_least("shard", "image_size", self.image_size, 16)
+        one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
+        if self.faces == "openface" and not self.openface:
+            raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
+
+
+@dataclass(kw_only=True)
+class FoldConfig:
+    count: int = 5
+    seed: int = 0
+    group: str = ""
+    """A regular expression over clip names; clips whose first group is equal share a fold."""
+
+    def __post_init__(self):
+        at_least("folds", "count", self.count, 2)
+        try:
+            groups = re.compile(self.group).groups
+        except re.error as error:
+            raise UserError(f"folds.group is not a regular expression: {error}") from None
+        if self.group and groups < 1:
+            raise UserError("folds.group needs one (group) around the part that clips share")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=list)
+    """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
+
+    def __post_init__(self):
+        at_least("finetune.lora", "rank", self.rank, 1)
+        _fraction("finetune.lora", "dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    method: str = "lora"
+    """``lora`` trains adapters and the head; ``full`` trains every weight."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    epochs: int = 5
+    batch: int = 32
+    """Clips per optimizer step, over all processes."""
+    budget: float = 0.0
+    """Tokens, frames or seconds of audio that one process computes at a time, padding included; the rest of
+    ``batch`` is accumulated. 0: the family's rule for the device."""
+    micro_batch: int = 0
+    """The most clips that one process computes at a time; 0: any number within the budget. Alone, without
+    ``budget``, it decides instead: passes of so many clips, long or short."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Part of all steps with rising learning rate; then it falls as a cosine."""
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    """``none``, or ``balanced``: each class weighs inversely to its count."""
+    validation: float = 0.1
+    """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
+    cross_fit: bool = True
+    """``false``: one copy trained on every labelled clip and none per fold, for a corpus whose
+    unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
+    precision: str = "bf16"
+    """``bf16`` or ``fp32``."""
+    gradient_checkpointing: bool = False
+    deterministic: bool = False
+    """On a GPU: only operations that give the same bits every time, so that a training that was interrupted
+    ends with the bits of one that was not. Slower; on CPUs it is so anyway."""
+
+    def __post_init__(self):
+        one_of("finetune", "method", self.method, ("lora", "full"))
+        one_of("finetune", "class_weights", self.class_weights, ("none", "balanced"))
+        one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
+        for key in ("epochs", "batch"):
+            at_least("finetune", key, getattr(self, key), 1)
+        for key in ("budget", "micro_batch", "learning_rate", "weight_decay"):
+            at_least("finetune", key, getattr(self, key), 0)
+        at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
+        for key in ("warmup", "label_smoothing", "validation"):
+            _fraction("finetune", key, getattr(self, key))
+
+
+@dataclass(kw_only=True)
+class ExtractorConfig:
+    family: str = MISSING
+    """``clip`` (frames), ``hubert`` (audio) or ``baichuan`` (transcripts)."""
+    path: str = MISSING
+    """Folder of the model in the Hugging Face layout."""
+    precision: str = "auto"
+    """Of extraction: ``fp32``, ``tf32`` (float32 whose products a GPU may round to 10 bits), ``bf16`` or
+    ``fp16``. ``auto``: bf16 on a GPU that computes in it, fp32 elsewhere; a run that is moved keeps what it
+    began with."""
+    quantize: str = "none"
+    """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
+    frames: int = 0
+    """clip: how many of the stored frames are used, evenly; 0: all."""
+    window: float = 10.0
+    """hubert: longer audio is cut into rows of this many seconds."""
+    max_tokens: int = 512
+    """baichuan: longer transcripts are cut."""
+    budget: float = 0.0
+    """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
+    family's rule for the device."""
+    finetune: FinetuneConfig | None = None
+    """Absent: the extractor stays frozen."""
+
+    def __post_init__(self):
+        one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        self.path = path("", "path", self.path)
+        one_of("", "precision", self.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
+        one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
+        if self.quantize != "none" and self.finetune and self.finetune.method == "full":
+            raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")
+        for key in ("frames", "budget"):
+            at_least("", key, getattr(self, key), 0)
+        at_least("", "max_tokens", self.max_tokens, 1)
+        at_least("", "window", self.window, 0.1)
+
+    @property
+    def finetuning(self) -> FinetuneConfig:
+        """``finetune`` of an extractor that has this section.
+
+        Raises:
+            ValueError: it stays frozen.
+        """
+        if self.finetune is None:
+            raise ValueError(f"{self.family} at {self.path} is not fine-tuned")
+        return self.finetune
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    frame_level: bool = True
+    """Also keep one vector per frame or token, not only one per clip."""
+    storage: str = "fp32"
+    """Precision of the stored features: ``fp32`` or ``fp16``."""
+    frozen: bool = True
+    """Also keep the frozen features of extractors that are fine-tuned, for comparison."""
+    anchors: int = 128
+    """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
+
+    def __post_init__(self):
+        one_of("extract", "storage", self.storage, ("fp32", "fp16"))
+        at_least("extract", "anchors", self.anchors, 0)
+
+
+@dataclass(kw_only=True)
+class FuseConfig:
+    labels: str = ""
+    """CSV ``name,label[,split]`` or ``name,discrete``, or the baseline's ``label-6way.npz``, whose
+    ``train_corpus`` is labelled; to use instead of the shards' manifest (imported features)."""
+    sets: list[str] = field(default_factory=list)
+    """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
+    level: str = "utterance"
+    """``utterance``: one token a clip and set; ``frame``: at most ``tokens``, pooled."""
+    tokens: int = 8
+    model: str = "agt"
+    """``agt``, or a baseline trained in the same way: ``attention`` (the challenge baseline's fusion),
+    ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers)."""
+    guide: str = "audio"
+    """agt: the modality that asks, its tokens are the queries of the cross-attention."""
+    context: bool = True
+    """agt: Context-Based Transformers; ``false``: every modality goes to the fusion as it is."""
+    fusion: str = "gates"
+    """agt: ``gates`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
+    shortcut: bool = True
+    """agt: a linear path from the features to the logits beside the transformer."""
+    width: int = 64
+    heads: int = 4
+    dropout: list[float] = field(default_factory=lambda: [0.1, 0.4, 0.7])
+    """Not of linear. Of several, each fold takes the one with which models that left out a further
+    fold, too, are most likely on that one: clips that say little need more. With two folds the
+    middle one."""
+    feature_dropout: float = 0.5
+    """Not of attention: chance that a single feature is hidden."""
+    modality_dropout: float = 0.1
+    """agt: chance that a modality is hidden from a training clip that has others."""
+    seeds: int = 3
+    epochs: int = 30
+    batch: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+
+    def __post_init__(self):
+        one_of("fuse", "level", self.level, ("utterance", "frame"))
+        self.labels = path("fuse", "labels", self.labels)
+        one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
+        one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
+        one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
+        for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
+            at_least("fuse", key, getattr(self, key), 1)
+        for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
+            _fraction("fuse", key, getattr(self, key))
+        if len(set(self.sets)) < len(self.sets):
+            raise UserError(f"fuse.sets names a feature set twice: {', '.join(self.sets)}")
+        at_least("fuse", "learning_rate", self.learning_rate, 1e-9)
+        at_least("fuse", "weight_decay", self.weight_decay, 0)
+        for chance in self.dropout:
+            _fraction("fuse", "dropout", chance)
+        if not self.dropout:
+            raise UserError("fuse.dropout needs at least one value, as [0.3]")
+        if self.width % self.heads:
+            raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")
+
+
+@dataclass(kw_only=True)
+class SelfTrainConfig:
+    rounds: int = 2
+    """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
+    rule: str = "quota"
+    """``quota``: the surest clips of each class, in the proportion of the classes; ``threshold``: all
+    that reach ``confidence``; ``precision``: all that reach their class's threshold, learned on
+    held-out clips so that ``precision`` of its answers are right (needs three folds)."""
+    quota: float = 0.5
+    """Part of the unlabelled clips that the last round takes by the rule ``quota``, and that one of its
+    epochs shows by any rule; earlier rounds less, evenly."""
+    confidence: float = 0.5
+    """Probability below which a clip is never taken, whatever the rule. It is calibrated on models
+    that left out two folds, one a pair; with two folds it is as the models tell it."""
+    precision: float = 0.8
+    """Part of a class's answers that must be right, by the lower end of its interval on held-out clips."""
+    weight: float = 0.5
+    """Weight of a pseudo-labelled clip beside a labelled one; times its confidence."""
+    start: str = "scratch"
+    """``scratch``: each round trains new models; ``warm``: it goes on from those of the round before."""
+    patience: int = 0
+    """Stop once the out-of-fold WAF has not risen for so many rounds in a row; 0: run them all."""
+
+    def __post_init__(self):
+        for key in ("rounds", "patience"):
+            at_least("self_train", key, getattr(self, key), 0)
+        one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision"))
+        one_of("self_train", "start", self.start, ("scratch", "warm"))
+        for key in ("quota", "weight"):
+            if not 0 < getattr(self, key) <= 1:
+                raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
+        for key in ("confidence", "precision"):
+            _fraction("self_train", key, getattr(self, key))
+
+
+@dataclass(kw_only=True)
+class VoteConfig:
+    kind: str = "soft"
+    """``soft``: weighted mean of the members' probabilities; ``hard``: weighted votes of their
+    answers. The weights come from out-of-fold predictions."""
+    prior: str = "estimate"
+    """``estimate`` from the unlabelled clips, ``given`` by hand, ``probed`` from scores of constant
+    answers, or ``none``: no correction, plain argmax."""
+    given: dict[str, float] = field(default_factory=dict)
+    """label: share; with ``prior: given``."""
+    probes: dict[str, float] = field(default_factory=dict)
+    """label: WAF in percent that answering it for every clip got from a scorer; with ``prior: probed``.
+    One label may be left out. The rules of a challenge may forbid such probing."""
+    names: str = ""
+    """CSV with a column ``name``: the clips that ``answer.csv`` has, in this order. The prior is then
+    estimated for these clips. Empty: all unlabelled clips."""
+
+    def __post_init__(self):
+        one_of("vote", "kind", self.kind, ("soft", "hard"))
+        self.names = path("vote", "names", self.names)
+        one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
+        for key, kind in (("given", "given"), ("probes", "probed")):
+            if (self.prior == kind) != bool(getattr(self, key)):
+                raise UserError(f"vote.{key} belongs to vote.prior: {kind}, and is needed there")
+        if below := {label: share for label, share in self.given.items() if share < 0}:
+            raise UserError(f"vote.given must be shares, and none of them below 0: {below}")
+        total = sum(self.given.values())
+        if self.given and abs(total - 1) > 0.01:
+            raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")

@@ -1,0 +1,153 @@
+"""The keys of the section ``slurm``: what a cluster is asked for.
+
+These values reach the text of batch scripts and, unquoted, the command line of ``sbatch``. So each is
+held to a few characters of which a shell makes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from mer_dist.config.sections import at_least, one_of, path
+from mer_dist.core.errors import UserError
+
+STAGES = ("shard", "finetune", "extract", "fuse", "report")
+WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:/@+=#-]*")
+TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,9}){0,2}|[0-9]{1,9}-[0-9]{1,9}(:[0-9]{1,9}){0,2}")
+#: Seconds by which Slurm may send a job's warning early.
+EARLY = 60
+MEMORY = re.compile(r"[0-9]+[KMGT]?")
+#: Far beyond the arrays that clusters allow, 1001 tasks unless they say otherwise.
+MOST_TASKS = 100_000
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+#: ``wrap`` is a command; the others are what the other keys or the job graph decide.
+TAKEN = (
+    "account",
+    "array",
+    "chdir",
+    "cpus-per-task",
+    "dependency",
+    "error",
+    "export",
+    "export-file",
+    "get-user-env",
+    "gpus-per-node",
+    "job-name",
+    "mem",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "parsable",
+    "partition",
+    "qos",
+    "requeue",
+    "no-requeue",
+    "signal",
+    "test-only",
+    "time",
+    "wait",
+    "wrap",
+)
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """What is empty or 0 is not asked for, and the cluster's default holds."""
+
+    partition: str = ""
+    cpu_partition: str = ""
+    """Partition of the jobs without a GPU (shard, report); empty: ``partition``."""
+    account: str = ""
+    qos: str = ""
+    nodes: int = 1
+    """Nodes of finetune; every other job has one."""
+    gpus_per_node: int = 0
+    """GPUs of each node of finetune; extract and fuse then take one. 0: CPUs only."""
+    tasks_per_node: int = 0
+    """Processes of finetune on each node; 0: one per GPU, without GPUs one."""
+    cpus_per_task: int = 0
+    memory: str = ""
+    """Host memory of a node, as ``64G``; ``0`` is Slurm's word for all of it."""
+    time: str = ""
+    """Limit of every job in Slurm's form, as ``24:00:00`` or ``2-00:00:00``."""
+    times: dict[str, str] = field(default_factory=dict)
+    """stage: its own limit."""
+    warning: int = 300
+    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an
+    evaluation take, and more than a minute shorter than the limit."""
+    extract_tasks: int = 4
+    """Jobs of the extraction array; each takes its part of the shards."""
+    extract_at_once: int = 0
+    """How many of them may run at once; 0: all."""
+    container: str = ""
+    """Image in which every process runs."""
+    container_by: str = "pyxis"
+    """``pyxis``: the image goes to ``srun --container-image``; ``apptainer``: to ``apptainer exec``."""
+    container_mounts: list[str] = field(default_factory=list)
+    """``/path`` or ``/path:/inside``. The run folder, the corpus and the models must be among them."""
+    python: str = ""
+    """Interpreter on the nodes or in the image, where mer_dist is installed; empty: the one that submits."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch without their dashes, as ``constraint: a100``; an empty value: a flag."""
+
+    def __post_init__(self):
+        self.container, self.python = (
+            path("slurm", key, getattr(self, key)) for key in ("container", "python")
+        )
+        self.container_mounts = [path("slurm", "container_mounts", mount) for mount in self.container_mounts]
+        for key in ("partition", "cpu_partition", "account", "qos", "container", "python"):
+            _fits(key, getattr(self, key), WORD, "as a word of letters, digits and _ . , : / @ + = # -")
+        for mount in self.container_mounts:
+            _fits("container_mounts", mount, WORD, "as /data or /data:/inside, without spaces")
+        _fits("memory", self.memory, MEMORY, "as 64G, or 0 for all")
+        _fits("time", self.time, TIME, "as 24:00:00 or 2-00:00:00")
+        for stage, limit in self.times.items():
+            one_of("slurm.times", "a stage", stage, STAGES)
+            _fits(f"times.{stage}", limit, TIME, "as 24:00:00 or 2-00:00:00")
+        for key in ("nodes", "warning", "extract_tasks"):
+            at_least("slurm", key, getattr(self, key), 1)
+        if self.extract_tasks > MOST_TASKS:
+            raise UserError(f"slurm.extract_tasks is {self.extract_tasks}; it must be at most {MOST_TASKS}")
+        # The report does not stop on a warning.
+        for stage in STAGES[:-1]:
+            self._check_warning(stage)
+        for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
+            at_least("slurm", key, getattr(self, key), 0)
+        one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
+        for name, value in self.options.items():
+            if not OPTION.fullmatch(name) or name in TAKEN:
+                raise UserError(
+                    f"slurm.options.{name}: not an option that can be given here; another key of "
+                    "slurm may say it, or the job graph decides it"
+                )
+            _fits(f"options.{name}", value, WORD, "as a word of letters, digits and _ . , : / @ + = # -")
+
+    def _check_warning(self, stage: str) -> None:
+        """A job that is warned as soon as it starts would queue itself again for ever."""
+        key, limit = f"times.{stage}", self.times.get(stage)
+        if limit is None:
+            key, limit = "time", self.time
+        allowed = seconds(limit) if limit else 0
+        if allowed and allowed <= self.warning + EARLY:
+            raise UserError(
+                f"slurm.{key} is {limit!r}, {allowed} s, and slurm.warning is {self.warning} s: Slurm may "
+                f"warn {EARLY} s early, and {stage} would stop as soon as it starts; raise the one or lower "
+                "the other"
+            )
+
+
+def seconds(limit: str) -> int:
+    """A time in Slurm's forms, M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; 0 is no limit."""
+    days, dash, clock = limit.rpartition("-")
+    units = (3600, 60, 1) if dash or clock.count(":") == 2 else (60, 1)
+    return 86400 * int(days or 0) + sum(
+        unit * int(part) for unit, part in zip(units, clock.split(":"), strict=False)
+    )
+
+
+def _fits(key: str, value: str, pattern: re.Pattern, example: str) -> None:
+    if value and not pattern.fullmatch(value):
+        raise UserError(f"slurm.{key} is {value!r}; write it {example}")

@@ -1,0 +1,100 @@
+"""The challenge metric and how sure a figure of it is."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+
+from mer_dist.core.errors import UserError
+
+#: Below any weight that counts; keeps an empty sum from dividing by zero.
+TINY = 1e-7
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def waf(truth: np.ndarray, answer: np.ndarray) -> float:
+    """Weighted average F1: F1 of each class weighted by its share of ``truth``. In [0, 1].
+
+    A class that occurs in ``truth`` but is never answered scores 0, as in scikit-learn's
+    ``f1_score(average="weighted", zero_division=0)``.
+    """
+    return float(weighted_waf(truth, answer, np.ones((1, len(truth))))[0])
+
+
+def waf_interval(
+    truth: np.ndarray, answer: np.ndarray, seed: int = 0, draws: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of :func:`waf` over clips."""
+    drawn = np.random.default_rng(seed).integers(0, len(truth), (draws, len(truth)))
+    times = np.stack([np.bincount(rows, minlength=len(truth)) for rows in drawn])
+    low, high = np.quantile(weighted_waf(truth, answer, times), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def weighted_waf(truth: np.ndarray, answer: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """WAF ``(B,)`` of the N clips when clip i counts ``weight[b, i]`` times, ``(B, N)``."""
+    truth, answer, total = np.asarray(truth), np.asarray(answer), np.zeros(len(weight))
+    for label in np.union1d(truth, answer):
+        is_true, is_answer = truth == label, answer == label
+        support, right = weight @ is_true, weight @ (is_true & is_answer)
+        total += support * 2 * right / np.maximum(support + weight @ is_answer, TINY)
+    return total / np.maximum(weight.sum(1), TINY)
+
+
+def confusion(truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:
+    """Counts ``(classes, classes)``: row = truth, column = answer."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (np.asarray(truth), np.asarray(answer)), 1)
+    return counts
+
+
+def share_of_constant(score: Number) -> Number:
+    """Share p of a class, from the WAF in [0, 1] that answering it for every clip got.
+
+    Its precision is p and its recall 1, so its F1 is 2p / (1 + p); every other class scores 0. The
+    WAF is then ``2 p² / (1 + p)``, and p the positive root of ``2 p² - WAF p - WAF = 0``.
+    """
+    return (score + np.sqrt(score**2 + 8 * score)) / 4
+
+
+def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarray:
+    """Shares ``(C,)`` of all labels from the WAF that constant answers got.
+
+    A score is taken as rounded to as many decimals as the longest of them has; the shares must be
+    able to sum to 1 within that rounding. The share of one label without a score is what is left.
+    The rules of a challenge may forbid to probe its scorer like this.
+
+    Args:
+        scores: label -> WAF in percent, of answering that label for every clip.
+
+    Raises:
+        UserError: a label is unknown, too many have no score, or the scores do not fit together.
+    """
+    unknown, missing = sorted(set(scores) - set(labels)), [one for one in labels if one not in scores]
+    if unknown or len(missing) > 1:
+        raise UserError(
+            f"vote.probes needs the labels {', '.join(labels)}, one of which may be left "
+            f"out; unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing)}"
+        )
+    percent = np.array([scores[label] for label in labels if label in scores])
+    if not ((percent >= 0) & (percent <= 100)).all():
+        raise UserError(f"vote.probes must be WAF in percent, 0 to 100: {scores}")
+    if percent.max() <= 1 and 0.5 < share_of_constant(percent).sum() < 1.05:
+        raise UserError(f"vote.probes must be WAF in percent, as 4.76 and not 0.0476: {scores}")
+    decimals = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in percent)
+    half = 0.5 / 10**decimals
+    low, high = (share_of_constant(np.clip(percent + by, 0, 100) / 100) for by in (-half, half))
+    found = share_of_constant(percent / 100)
+    if low.sum() > 1 or (high.sum() < 1 and not missing):
+        known = [label for label in labels if label in scores]
+        told = ", ".join(f"{one} {100 * share:.1f} %" for one, share in zip(known, found, strict=True))
+        raise UserError(
+            f"vote.probes do not fit together: they mean {told}, in sum {100 * found.sum():.2f} %, and "
+            f"rounding allows {100 * low.sum():.2f} to {100 * high.sum():.2f} %; each must be the WAF "
+            "of one constant answer, all on the same clips"
+        )
+    share_of = dict(zip((label for label in labels if label in scores), found, strict=True))
+    share_of |= dict.fromkeys(missing, max(1 - found.sum(), 0.0))
+    shares = np.array([share_of[label] for label in labels])
+    return shares / shares.sum()

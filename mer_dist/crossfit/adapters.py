@@ -1,0 +1,145 @@
+"""The copies of a fine-tuned extractor: which clips each may see, and where it lies.
+
+``finetune`` trains them and ``extract`` uses them; both ask here what a copy is made from, so an
+adapter that was trained on other clips, labels or folds is never taken for the one that is meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mer_dist.config.config import Config, as_dict
+from mer_dist.config.sections import ExtractorConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import LABELED
+from mer_dist.crossfit import folds
+from mer_dist.models.family import FAMILIES
+from mer_dist.shards import manifest
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+
+def part_name(without: int | None) -> str:
+    """``fold-K`` for the copy that never sees fold K, ``all`` for the one that sees every fold."""
+    return "all" if without is None else f"fold-{without}"
+
+
+def check_whole(folder: Path) -> None:
+    """Read every file of a finished copy, and compare it with what was written.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    told = (files.marked(folder) or {}).get("content", {})
+    if faults := files.damaged(folder, told):
+        raise UserError(f"{folder}: {faults[0]}; delete this folder and run finetune")
+
+
+@dataclass(kw_only=True)
+class Copy:
+    """One copy of an extractor to be trained."""
+
+    name: str
+    extractor: ExtractorConfig
+    #: The fold it never sees; None: it sees them all.
+    without: int | None
+    #: labelled clips it may see, all having the modality; never one of fold K.
+    rows: list[manifest.Row]
+    folder: Path
+    made_from: str
+
+    @property
+    def part(self) -> str:
+        """``fold-K`` or ``all``."""
+        return part_name(self.without)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """name -> label of the clips that it may see, in their order."""
+        return manifest.labels(self.rows)
+
+
+def parts(config: Config, extractor: str) -> list[int | None]:
+    """The copies of a fine-tuned extractor, each by the fold that it never sees."""
+    if config.extractors[extractor].finetuning.cross_fit:
+        return [*range(config.folds.count), None]
+    return [None]
+
+
+def crossed(config: Config) -> bool:
+    """Whether any copy leaves out a fold, so that there must be folds."""
+    return any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
+
+
+def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]:
+    """Every copy the configuration asks for, done or not.
+
+    Args:
+        fold_of: labelled clip -> fold, for a reader that must not make them; without it those of the run.
+
+    Raises:
+        UserError: a clip's label is not in the configuration, a label has too few clips for the
+            folds, or no labelled clip has the modality of an extractor.
+    """
+    tuned = {name: item for name, item in config.extractors.items() if item.finetune}
+    if not tuned:
+        return []
+    run = Run(config.run.folder)
+    labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
+    label_of = manifest.labels(labeled)
+    folds.check_labels(config, label_of)
+    if fold_of is None:
+        fold_of = folds.of_run(config, label_of) if crossed(config) else {}
+    return [
+        _copy(config, run, name, extractor, without, labeled, fold_of)
+        for name, extractor in tuned.items()
+        for without in parts(config, name)
+    ]
+
+
+def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
+    family = FAMILIES[extractor.family]
+    rows = [
+        row
+        for row in labeled
+        if family.modality not in row.missing
+        and family.enough(row)
+        and (without is None or fold_of[row.name] != without)
+    ]
+    if not rows:
+        raise UserError(f"extractors.{name}: no labelled clip has {family.modality} to fine-tune on")
+    made_from = files.fingerprint(
+        [
+            _what_decides_weights(extractor),
+            files.folder_fingerprint(Path(extractor.path)),
+            config.run.seed,
+            config.corpus.labels,
+            without,
+            [[row.name, row.label, row.checksum] for row in rows],
+        ]
+    )
+    return Copy(
+        name=name,
+        extractor=extractor,
+        without=without,
+        rows=rows,
+        folder=run.adapter(name, part_name(without)),
+        made_from=made_from,
+    )
+
+
+def _what_decides_weights(extractor: ExtractorConfig) -> list:
+    """The settings that a copy depends on: not where the model lies, how it is fed, nor which
+    other copies there are."""
+    training = as_dict(extractor.finetune)
+    for key in ("budget", "micro_batch", "gradient_checkpointing", "deterministic", "cross_fit"):
+        del training[key]
+    return [
+        extractor.family,
+        extractor.quantize,
+        extractor.frames,
+        extractor.window,
+        extractor.max_tokens,
+        training,
+    ]

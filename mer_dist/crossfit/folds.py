@@ -1,0 +1,242 @@
+"""The fold file: which labelled clip belongs to which fold, for finetune and fuse alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.config.config import Config
+from mer_dist.config.sections import FoldConfig
+from mer_dist.core.errors import UserError, reading
+from mer_dist.shards import manifest
+from mer_dist.storage.files import fingerprint, read_json, write_json
+from mer_dist.storage.run_folder import Run
+
+SHOWN = 3
+
+
+#: Names of clips that are one recording, group by group; see mer_dist/corpus/twins.py.
+Twins = Sequence[Sequence[str]]
+
+
+def make(labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
+    """Stratified, seeded folds; clips of one group, and those that are one recording, stay together.
+
+    Args:
+        labels: clip name -> label. The result does not depend on its order.
+
+    Raises:
+        UserError: a class has fewer clips, or there are fewer groups, than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    names = sorted(labels)
+    counts = Counter(labels.values())
+    few = {label: count for label, count in counts.items() if count < config.count}
+    if few or not counts:
+        least = min(few.values(), default=0)
+        lower = f"lower folds.count to {least}, " if least > 1 else ""
+        raise UserError(
+            f"folds.count is {config.count}, but these labels have fewer clips: {few or 'all'}; {lower}"
+            "add clips of them, or leave them out of corpus.labels"
+        )
+    targets = [labels[name] for name in names]
+    group_of = _groups(names, config.group, twins)
+    if not group_of:
+        splitter = StratifiedKFold(config.count, shuffle=True, random_state=config.seed)
+        return _numbered(names, splitter.split(names, targets))
+    groups = [group_of[name] for name in names]
+    if len(set(groups)) < config.count:
+        found = len(set(groups))
+        why = f"the labelled clips are of {found} recording{'s' * (found > 1)}, each in one fold alone"
+        why = f"folds.group makes {found} groups" if config.group else why
+        raise UserError(f"{why}, fewer than folds.count {config.count}")
+    splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
+    made = _numbered(names, splitter.split(names, targets, groups))
+    home = _spread(
+        {group: made[name] for name, group in zip(names, groups, strict=True)},
+        Counter(zip(groups, targets, strict=True)),
+        config.count,
+    )
+    return {name: home[group] for name, group in zip(names, groups, strict=True)}
+
+
+def _numbered(names: list[str], splits: Iterable) -> dict[str, int]:
+    return {names[row]: fold for fold, (_, rows) in enumerate(splits) for row in rows}
+
+
+def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -> dict[str, int]:
+    """Folds of the groups, such that no label whose groups could be in several folds is in one alone.
+
+    scikit-learn places one group after the other and evens the shares of the folds, which now and then
+    puts all groups of a rare label together; models of the other folds would never see that label.
+    While such a label is left, the group moves that mends most and keeps the shares most even.
+
+    Args:
+        home: group -> fold.
+        clips: (group, label) -> clips.
+    """
+    groups, labels = sorted(home), sorted({label for _, label in clips})
+    have = np.array([[clips[group, label] for label in labels] for group in groups])
+    whole, several = have.sum(0), (have > 0).sum(0) > 1
+    fold = np.array([home[group] for group in groups])
+    held = np.stack([have[fold == number].sum(0) for number in range(count)])
+
+    def together(held: np.ndarray) -> np.ndarray:
+        return several & ((held > 0).sum(0) == 1)
+
+    def cost(held: np.ndarray) -> tuple[int, float]:
+        return int(together(held).sum() + (held.sum(1) == 0).sum()), float((held / whole).std(0).sum())
+
+    def moved(row: int, number: int) -> np.ndarray:
+        after = held.copy()
+        after[fold[row]] -= have[row]
+        after[number] += have[row]
+        return after
+
+    while cost(held)[0]:
+        # Of all groups, which may be as many as clips, only those of such a label mend it; any fills a fold.
+        able = (have[:, together(held)] > 0).any(1) | (held.sum(1) == 0).any()
+        moves = ((row, number) for row in np.flatnonzero(able).tolist() for number in range(count))
+        row, number = min(moves, key=lambda move: cost(moved(*move)))
+        after = moved(row, number)
+        if cost(after)[0] >= cost(held)[0]:
+            break
+        held, fold[row] = after, number
+    return dict(zip(groups, fold.tolist(), strict=True))
+
+
+def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins: Twins = ()) -> list[str]:
+    """One line for each label that models which left out a fold, or two, have never seen.
+
+    Args:
+        labels: labelled clip -> label.
+        pattern: ``folds.group``; without it, and without twins, there is no such label.
+    """
+    count, lines = len({*fold_of.values()}), []
+    group_of = _groups(sorted(labels), pattern, twins)
+    for label in sorted({*labels.values()}):
+        names = [name for name, own in labels.items() if own == label]
+        within = sorted({fold_of[name] for name in names})
+        groups = sorted({group_of[name] for name in names}) if group_of else []
+        of = f"group{'s' * (len(groups) > 1)} {', '.join(groups[:SHOWN])}{', …' * (len(groups) > SHOWN)}"
+        if len(within) == 1:
+            lines.append(
+                f"all {len(names)} clips labelled {label} are in fold {within[0]} ({of}): the models that "
+                "predict them have never seen this label and will answer every one wrong, which also bends "
+                "the out-of-fold WAF, the weights and the calibration; add clips of it from other groups, or "
+                "leave it out of corpus.labels"
+            )
+        elif len(within) == 2 < count:
+            lines.append(
+                f"clips labelled {label} are in the folds {within[0]} and {within[1]} alone ({of}): models "
+                "without both, which weights and calibration are fitted on, have never seen this label"
+            )
+    return lines
+
+
+def _groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
+    """name -> the group whose clips stay together, called as ``folds.group`` finds it or by its first clip;
+    empty where every clip stands for itself."""
+    twins = _present(twins, names)
+    if not (pattern or twins):
+        return {}
+    own = {name: _group(name, pattern) if pattern else name for name in names}
+    joined = {group: group for group in own.values()}
+
+    def first(group: str) -> str:
+        while joined[group] != group:
+            group = joined[group]
+        return group
+
+    for together in twins:
+        head, *others = sorted({first(own[name]) for name in together})
+        joined |= dict.fromkeys(others, head)
+    return {name: first(group) for name, group in own.items()}
+
+
+def _present(twins: Twins, names: Iterable[str]) -> list[list[str]]:
+    """Of these clips those that are one recording with another of them."""
+    known = set(names)
+    parts = ([name for name in names if name in known] for names in twins)
+    return sorted(sorted(part) for part in parts if len(part) > 1)
+
+
+def _group(name: str, pattern: str) -> str:
+    match = re.search(pattern, name)
+    if match is None:
+        raise UserError(f"folds.group {pattern!r} does not match the clip name {name!r}")
+    return match.group(1)
+
+
+def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
+    """The saved folds if they were made from these labels and settings, otherwise new ones."""
+    found = saved(path, labels, config, twins)
+    if found is None:
+        found = make(labels, config, twins)
+        write_json(path, {"made_from": _made_from(labels, config, twins), "folds": found})
+    return found
+
+
+def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int] | None:
+    """The saved folds if they were made from these labels and settings; None if there are no such."""
+    try:
+        told = read_json(path)
+        if told["made_from"] == _made_from(labels, config, twins):
+            folds = _checked(told["folds"])
+            if folds.keys() == labels.keys():
+                return folds
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _made_from(labels: dict[str, str], config: FoldConfig, twins: Twins) -> str:
+    facts = [sorted(labels.items()), config.count, config.seed, config.group]
+    return fingerprint([*facts, *filter(None, [_present(twins, labels)])])
+
+
+def check_labels(config: Config, labels: dict[str, str]) -> None:
+    """Refuse labels of a run's clips, clip name -> label, that the configuration does not name."""
+    unknown = sorted(set(labels.values()) - set(config.corpus.labels))
+    if unknown:
+        raise UserError(
+            f"clips are labelled {', '.join(unknown)}, which corpus.labels does not name; if "
+            "corpus.labels has changed, run shard again"
+        )
+
+
+def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
+    """The folds of a run whose labelled clips have these labels.
+
+    Raises:
+        UserError: a label is not in the configuration, or has too few clips.
+    """
+    check_labels(config, labels)
+    run = Run(config.run.folder)
+    return load_or_make(run.folds, labels, config.folds, manifest.twins(run.shards))
+
+
+def saved_of_run(config: Config, run: Run, labels: dict[str, str]) -> dict[str, int] | None:
+    """The same where they were made; None where they were not."""
+    return saved(run.folds, labels, config.folds, manifest.twins(run.shards))
+
+
+def read(path: Path) -> dict[str, int]:
+    """The saved folds, clip name -> fold.
+
+    Raises:
+        UserError: there are none, or the file is not whole.
+    """
+    with reading(path, "delete it and run finetune or fuse"):
+        return _checked(read_json(path)["folds"])
+
+
+def _checked(folds: dict[str, int]) -> dict[str, int]:
+    if not all(type(fold) is int and fold >= 0 for fold in folds.values()):
+        raise ValueError("a fold is no whole number")
+    return folds

@@ -1,0 +1,1 @@
+"""The generated corpus and its small models."""

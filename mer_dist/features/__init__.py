@@ -1,0 +1,1 @@
+"""Feature sets: on disk, and joined by clip name for fusion."""

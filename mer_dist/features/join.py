@@ -1,0 +1,344 @@
+"""What fusion works on: the clips with label and fold, and their features, joined by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import UNLABELED, Problem
+from mer_dist.corpus import cells, mertools, table
+from mer_dist.corpus.encoding import UTF8
+from mer_dist.crossfit import folds
+from mer_dist.features import store
+from mer_dist.features.store import FeatureSet
+from mer_dist.shards import manifest
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+TUNED = "@tuned"
+STAGE = "fuse"
+#: A vector whose largest value is this many times that of the median vector is a broken one.
+WILD = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Every clip of the run: the labelled ones first, each part in the order of the names."""
+
+    labels: list[str]
+    names: list[str]
+    #: (N,) int: index into ``labels``; -1 for an unlabelled clip.
+    truth: np.ndarray
+    #: (N,) int: -1 for an unlabelled clip.
+    fold: np.ndarray
+    folds: int
+
+    @property
+    def labeled(self) -> np.ndarray:
+        return self.truth >= 0
+
+    @property
+    def fold_of(self) -> dict[str, int]:
+        pairs = zip(self.names, self.fold.tolist(), strict=True)
+        return {name: fold for name, fold in pairs if fold >= 0}
+
+    def outside(self, *folds_left_out: int) -> np.ndarray:
+        """Numbers of the labelled clips that belong to none of these folds."""
+        return np.flatnonzero(self.labeled & ~np.isin(self.fold, folds_left_out))
+
+    @property
+    def made_from(self) -> str:
+        return files.fingerprint([self.labels, self.names, self.truth.tolist(), self.fold.tolist()])
+
+
+def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
+    """The clips of the shards, or of the label file ``fuse.labels``, and what is wrong with it.
+
+    Raises:
+        UserError: no clip has a label, or a label has too few clips for the folds.
+    """
+    label_of, problems = labels_of(config, run)
+    labeled = {name: label for name, label in label_of.items() if label is not None}
+    if not labeled:
+        place = config.fuse.labels or str(run.shards)
+        first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
+        raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
+    if len(kinds := {*labeled.values()}) == 1:
+        raise UserError(
+            f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
+            "nothing can be learned from one label; add clips of others of corpus.labels: "
+            f"{', '.join(config.corpus.labels)}"
+        )
+    fold_of = folds.of_run(config, labeled)
+    without = sorted(set(config.corpus.labels) - set(labeled.values()))
+    if without:
+        logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
+    for line in folds.unseen(labeled, fold_of, config.folds.group, manifest.twins(run.shards)):
+        logger.warning("folds: %s", line)
+    if not config.fuse.labels and manifest.unstored(run.shards) is None:
+        logger.warning(
+            "%s: an earlier version made these shards and did not note of which unlabelled clips "
+            "nothing could be stored, so that they get no answer; run shard, which keeps the "
+            "shards and notes them",
+            run.shards,
+        )
+    return _clips(config, label_of, fold_of), problems
+
+
+def present_clips(config: Config, run: Run) -> Clips:
+    """The same without a word, and without making anything: where the saved folds are not of these labels,
+    the clips have none.
+
+    Raises:
+        UserError: the labels cannot be read.
+    """
+    label_of, _ = labels_of(config, run)
+    labeled = {name: label for name, label in label_of.items() if label is not None}
+    return _clips(config, label_of, folds.saved_of_run(config, run, labeled) or {})
+
+
+def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, int]) -> Clips:
+    labeled = sorted(name for name, label in label_of.items() if label is not None)
+    names = [*labeled, *sorted(label_of.keys() - {*labeled})]
+    index: dict[str | None, int] = {label: row for row, label in enumerate(config.corpus.labels)}
+    return Clips(
+        labels=list(config.corpus.labels),
+        names=names,
+        truth=np.array([index.get(label_of[name], -1) for name in names]),
+        fold=np.array([fold_of.get(name, -1) for name in names]),
+        folds=config.folds.count,
+    )
+
+
+def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
+    """name -> label, or None if unlabelled, of every clip that is fused.
+
+    Unlabelled clips of which nothing could be stored are among them: they, too, are to be answered.
+    """
+    if config.fuse.labels:
+        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
+    found = {row.name: row.label for row in manifest.read(run.shards)}
+    unstored = manifest.unstored(run.shards) or {}
+    return found | {name: None for name, split in unstored.items() if split == UNLABELED}, []
+
+
+def read_labels(
+    path: Path, labels: list[str], encoding: str = UTF8
+) -> tuple[dict[str, str | None], list[Problem]]:
+    """name -> label (None: unlabelled) of a label file, and the unusable rows.
+
+    It is a CSV ``name,label[,split]``, in which ``discrete`` may stand for ``label``, or the baseline's
+    ``.npz``. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
+    latter is not looked at. A label outside ``labels`` costs its clip, not the run.
+
+    Raises:
+        UserError: no such file or column, or a name is unsafe or occurs twice.
+    """
+    if mertools.is_label_file(path):
+        rows = mertools.label_table(path)
+    else:
+        rows = table.read(path, ("name",), encoding)
+    column = cells.label_column(path, rows.columns)
+    found: dict[str, str | None] = {}
+    bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
+    for name, row in rows.rows.items():
+        cell, label = known.cell(row[column]), None
+        split, why = cells.split(row.get("split", ""), cell)
+        if not why and split != UNLABELED:
+            label, why = known.read(row[column])
+        if why:
+            bad[name] = f"{rows.place(name)}: {why}"
+        else:
+            found[name] = label
+    known.tell()
+    return found, [Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()]
+
+
+def fused_sets(config: Config) -> list[str]:
+    """The feature sets that AGT fuses: those told, or each extractor at its best.
+
+    Raises:
+        UserError: none is told, or one comes from an extractor without copies per fold.
+    """
+    best = [name + TUNED * (item.finetune is not None) for name, item in config.extractors.items()]
+    if not (config.fuse.sets or best):
+        raise UserError("fuse.sets names no feature set, and there are no extractors either")
+    chosen = list(config.fuse.sets) or best
+    for name in chosen:
+        _check_crossed(config, name)
+    return chosen
+
+
+def _check_crossed(config: Config, set_name: str) -> None:
+    name, _, part = set_name.partition("@")
+    extractor = config.extractors.get(name)
+    if part and extractor and extractor.finetune and not extractor.finetune.cross_fit:
+        raise UserError(
+            f"fuse: set {set_name}: extractors.{name}.finetune.cross_fit is false, so labelled clips "
+            "have no features free of their own labels to fuse; run shard, finetune and extract by "
+            "themselves, or set it to true"
+        )
+
+
+def all_sets(config: Config, run: Run) -> list[str]:
+    """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
+    frozen = [name for name in config.extractors if (run.features(name) / store.DESCRIPTION).exists()]
+    return list(dict.fromkeys([*fused_sets(config), *frozen]))
+
+
+def copies(set_name: str, count: int) -> list[str]:
+    """The stored sets that ``set_name`` is read from."""
+    if not set_name.endswith(TUNED):
+        return [set_name]
+    extractor = set_name.removesuffix(TUNED)
+    return [*(f"{extractor}@fold-{fold}" for fold in range(count)), f"{extractor}@all"]
+
+
+def set_made_from(run: Run, set_name: str, count: int) -> str:
+    """Fingerprint of a set by what each of its shards was made from.
+
+    Raises:
+        UserError: a part of the set is missing or incomplete.
+    """
+    facts = []
+    for name in copies(set_name, count):
+        folder = run.features(name)
+        store.description(folder)
+        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        mark = files.marked(folder)
+        if mark is None:
+            raise UserError(f"{folder}: these features are incomplete; run extract or import again")
+        if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
+            raise UserError(
+                f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
+                "extract or import again"
+            )
+        shards = [[path.name, store.shard_made_from(path)] for path in paths]
+        facts.append([name, store.description(folder), shards])
+    return files.fingerprint(facts)
+
+
+def about(set_name: str) -> str:
+    """How the reason of a problem with a set begins."""
+    return f"features {set_name}:"
+
+
+def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
+    """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
+
+    Raises:
+        UserError: the set is not there, is made of the wrong copies, or has none of the clips.
+    """
+    if set_name.endswith(TUNED):
+        found = tuned(run, set_name.removesuffix(TUNED), clips.fold_of, frames)
+    else:
+        found = store.load(run.features(set_name), frames, clips.names)
+    known = set(clips.names)
+    if known.isdisjoint(found.names):
+        raise UserError(
+            f"features {set_name}: none of its {len(found.names)} clips is among the {len(known)} "
+            "clips of this run; are the names the same? For example it has "
+            f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
+        )
+    if strange := sorted(set(found.names) - known):
+        logger.warning(
+            "features %s: %d of its clips are not among the clips of this run and are left "
+            "out, for example %s; of fuse.labels, those are the rows that can be used, with an empty "
+            "label where a clip is to be answered",
+            set_name,
+            len(strange),
+            ", ".join(strange[:3]),
+        )
+    broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
+    if broken and broken >= known.intersection(found.names):
+        raise UserError(
+            f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
+            "delete the folder and run extract again, which says what to set, or import others"
+        )
+    lacking = len(known) - len(known.intersection(found.names)) + len(broken)
+    if lacking:
+        logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
+    why = f"{about(set_name)} values that are NaN, infinite, or beyond {WILD:g} times the usual"
+    return found.only(known - broken) if broken else found, [
+        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why) for name in broken
+    ]
+
+
+def _usable(found: FeatureSet) -> np.ndarray:
+    """(N,) bool: clips all of whose values are numbers, and of a size that others have, too.
+
+    One clip with 1e12 in it would make the deviation so large that all others become equal.
+    """
+    usable = _sane(found.utterance)
+    if found.has_frames:
+        frame, offsets = found.ragged()
+        before = np.concatenate([[0], np.cumsum(~_sane(frame))])
+        usable &= before[offsets[1:]] == before[offsets[:-1]]
+    return usable
+
+
+def _sane(values: np.ndarray) -> np.ndarray:
+    """(N,) bool, by the largest value of each row; NaN and infinity are larger than any."""
+    largest = np.maximum(values.max(1, initial=0), -values.min(1, initial=0)).astype(np.float64)
+    finite = np.isfinite(largest)
+    usual = np.median(largest[finite]) if finite.any() else 0.0
+    return finite & ((largest <= WILD * usual) | (usual == 0))
+
+
+def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = False) -> FeatureSet:
+    """One set from the fine-tuned copies of an extractor, no clip from a copy that saw its label.
+
+    A labelled clip of fold k comes from copy ``fold-k``, which never trained on fold k, an
+    unlabelled one from copy ``all``. The spaces of the copies are joined without labels: all
+    copies start from the same weights and seed, so their axes mean the same, and training moves
+    and stretches them. Each copy is therefore shifted and scaled, dimension by dimension, by the
+    mean and deviation of its own vectors of the *anchors*, the unlabelled clips that every copy
+    has. Since these are the same clips everywhere, what remains is a difference of the clips and
+    not of the copies. Without anchors each copy's own moments take their place.
+
+    Raises:
+        UserError: a copy is missing, or a labelled clip's row would come from a copy that may
+            have trained on it.
+    """
+    parts = {}
+    for fold in range(max(fold_of.values()) + 1):
+        parts[f"fold-{fold}"] = _copy(run, extractor, f"fold-{fold}", fold, fold_of, frames)
+    parts["all"] = _copy(run, extractor, "all", None, fold_of, frames)
+    anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
+    joined = []
+    for name, part in parts.items():
+        own = part.only(anchors) if len(anchors) > 1 else part
+        if own.names:
+            vectors = own.utterance.astype(np.float64)
+            deviation = vectors.std(0)
+            scale = np.where(deviation > 1e-6, deviation, 1)
+            part = part.mapped(vectors.mean(0).astype(np.float32), scale.astype(np.float32))
+        joined.append(part if name == "all" else part.only(set(fold_of)))
+    return store.join(joined)
+
+
+def _copy(
+    run: Run, extractor: str, part: str, without: int | None, fold_of: dict[str, int], frames: bool
+) -> FeatureSet:
+    """A copy's features, after the proof that none of its labelled clips can have taught it."""
+    folder = run.features(f"{extractor}@{part}")
+    told = store.description(folder)
+    if told.get("part") != part or told.get("trained_without") != without:
+        raise UserError(
+            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, trained "
+            f"without fold {told.get('trained_without')}; part {part!r} is needed; extract again"
+        )
+    found = store.load(folder, frames)
+    leaks = sorted(name for name in found.names if name in fold_of and fold_of[name] != without)
+    if leaks:
+        raise UserError(
+            f"{folder}: {len(leaks)} labelled clips are not of the fold that this copy never "
+            f"trained on, for example {', '.join(leaks[:3])}; their features know their labels. "
+            "Delete the folder and run finetune and extract again"
+        )
+    return found

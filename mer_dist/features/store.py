@@ -1,0 +1,405 @@
+"""The feature store: extract writes it shard by shard, fuse reads it by clip name.
+
+A *feature set* is a folder ``features/<set>/`` of one safetensors file per shard. A file holds
+rows for the clips that have the modality; the others are named under ``missing`` with a reason,
+so no row of zeros can ever pass for data.
+
+Tensors of a file, for N clips with vectors of size D and F frames (or tokens) in all::
+
+    utterance  (N, D)    one vector a clip
+    frame      (F, D)    ragged, present at frame level only
+    offsets    (N + 1,)  clip i owns frame[offsets[i]:offsets[i + 1]]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from mer_dist.core.errors import UserError, reading
+from mer_dist.storage.files import read_json, write_bytes, write_json
+
+DESCRIPTION = "set.json"
+#: ``extract.storage`` -> the type that vectors are stored in.
+STORAGE = {"fp32": np.float32, "fp16": np.float16}
+_FACTS = "mer_dist"
+_AGAIN = "delete it and run extract, or import again"
+#: The types of tensors, as safetensors calls them, that a feature file can hold.
+_DTYPES: dict[str, np.dtype] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+}
+
+
+@dataclass(kw_only=True)
+class FeatureSet:
+    """Features of some clips by one extractor; see the module for the shapes."""
+
+    modality: str
+    names: list[str]
+    utterance: np.ndarray
+    frame: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+    #: name -> why the clip has no row.
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.utterance.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.utterance.dtype
+
+    @property
+    def has_frames(self) -> bool:
+        return self.frame is not None
+
+    def utterances(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors ``(N, D)`` float32 in the order of ``names`` and a mask ``(N,)``, True if present.
+
+        They are the set's own, not a copy, where it was loaded in this order and lacks none of them.
+        """
+        rows, valid = self._rows(names)
+        chosen = rows[valid]
+        in_order = np.array_equal(chosen, np.arange(len(chosen)))
+        found = self.utterance[: len(chosen)] if in_order else self.utterance[chosen]
+        if len(chosen) == len(names):
+            return found.astype(np.float32, copy=False), valid
+        values = np.zeros((len(names), self.width), np.float32)
+        values[valid] = found
+        return values, valid
+
+    def ragged(self) -> tuple[np.ndarray, np.ndarray]:
+        """``frame`` and ``offsets``.
+
+        Raises:
+            UserError: the set was stored at utterance level only.
+        """
+        if self.frame is None or self.offsets is None:
+            raise UserError("this feature set has no frame level; extract with frame_level: true")
+        return self.frame, self.offsets
+
+    def frames_of(self, row: int) -> np.ndarray:
+        """The frames ``(T, D)`` of clip ``row``; see :meth:`ragged`."""
+        frame, offsets = self.ragged()
+        return frame[offsets[row] : offsets[row + 1]]
+
+    def tokens(self, names: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames pooled to at most ``count`` tokens by the mean over equal stretches.
+
+        Returns ``(N, count, D)`` float32 and the mask ``(N, count)``.
+
+        Raises:
+            UserError: the set was stored at utterance level only.
+        """
+        frame, offsets = self.ragged()
+        rows, valid = self._rows(names)
+        values = np.zeros((len(names), count, self.width), np.float32)
+        mask = np.zeros((len(names), count), bool)
+        starts, stops = offsets[:-1][rows[valid]], offsets[1:][rows[valid]]
+        parts = np.minimum(stops - starts, count)
+        mask[valid] = np.arange(count) < parts[:, None]
+        for own in np.unique(parts[parts > 0]):
+            same = parts == own
+            edges = np.linspace(starts[same], stops[same], own + 1, axis=1).astype(int)
+            means = _means(frame, edges[:, :-1].ravel(), edges[:, 1:].ravel())
+            values[np.flatnonzero(valid)[same], :own] = means.reshape(-1, own, self.width)
+        return values, mask
+
+    def _rows(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        row_of = {name: row for row, name in enumerate(self.names)}
+        rows = np.array([row_of.get(name, -1) for name in names], dtype=int)
+        return rows, rows >= 0
+
+    def only(self, names: set[str]) -> FeatureSet:
+        """The part of the set that belongs to ``names``."""
+        keep = [row for row, name in enumerate(self.names) if name in names]
+        frame = offsets = None
+        if self.frame is not None:
+            spans = [self.frames_of(row) for row in keep]
+            frame = np.concatenate(spans) if spans else self.frame[:0]
+            offsets = np.cumsum([0, *map(len, spans)])
+        return FeatureSet(
+            modality=self.modality,
+            names=[self.names[row] for row in keep],
+            utterance=self.utterance[keep],
+            frame=frame,
+            offsets=offsets,
+            missing={name: why for name, why in self.missing.items() if name in names},
+        )
+
+    def mapped(self, shift: np.ndarray, scale: np.ndarray) -> FeatureSet:
+        """Every vector as ``(x - shift) / scale``."""
+        frame = None if self.frame is None else (self.frame - shift) / scale
+        return FeatureSet(
+            modality=self.modality,
+            names=self.names,
+            utterance=(self.utterance - shift) / scale,
+            frame=frame,
+            offsets=self.offsets,
+            missing=self.missing,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredShard:
+    """A shard's features where they lie: each tensor is read when it is asked for, and only then."""
+
+    path: Path
+    modality: str
+    names: list[str]
+    missing: dict[str, str]
+    #: tensor -> type, shape, and its first byte in the file.
+    tensors: dict[str, tuple[np.dtype, list[int], int]]
+
+    @classmethod
+    def open(cls, path: Path, frames: bool = True) -> StoredShard:
+        """
+        Raises:
+            UserError: it is not a whole feature file.
+        """
+        with reading(path, _AGAIN):
+            with safe_open(path, "numpy") as whole:  # refuses a file that is not
+                facts = shard_facts(whole)
+                wanted = set(whole.keys()) if frames else {"utterance"}
+            with Path(path).open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            tensors = {
+                name: (_DTYPES[told["dtype"]], told["shape"], 8 + size + told["data_offsets"][0])
+                for name, told in header.items()
+                if name in wanted
+            }
+            shard = cls(
+                path=path,
+                modality=facts["modality"],
+                names=facts["names"],
+                missing=facts["missing"],
+                tensors=tensors,
+            )
+            shard._check()
+            return shard
+
+    def _check(self) -> None:
+        """Refuse tensors that are not those of the names; damage of a header can leave it readable."""
+        kind, shape, _ = self.tensors["utterance"]
+        if len(shape) != 2 or kind.kind != "f" or shape[0] != len(self.names):
+            raise ValueError(f"vectors of shape {shape} for {len(self.names)} clips")
+        if self.has_frames:
+            offsets = self.offsets
+            frames = self.tensors["frame"][1]
+            if offsets.shape != (len(self.names) + 1,) or offsets.dtype.kind != "i" or len(frames) != 2:
+                raise ValueError("its offsets do not fit its clips")
+            if offsets[0] != 0 or offsets[-1] != frames[0] or (np.diff(offsets) < 0).any():
+                raise ValueError("its offsets do not fit its frames")
+
+    @property
+    def width(self) -> int:
+        return self.tensors["utterance"][1][1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensors["utterance"][0]
+
+    @property
+    def has_frames(self) -> bool:
+        return "frame" in self.tensors
+
+    @property
+    def utterance(self) -> np.ndarray:
+        return self._read("utterance")
+
+    @property
+    def frame(self) -> np.ndarray:
+        return self._read("frame")
+
+    @property
+    def offsets(self) -> np.ndarray:
+        return self._read("offsets")
+
+    def _read(self, name: str) -> np.ndarray:
+        dtype, shape, start = self.tensors[name]
+        # Not mapped: a file that becomes shorter would end the process with SIGBUS.
+        with reading(self.path, _AGAIN):
+            return np.fromfile(self.path, dtype, math.prod(shape), offset=start).reshape(shape)
+
+
+def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Mean of the rows ``starts[i]:stops[i]``, none of them empty: ``(n, D)`` float32.
+
+    A sparse product adds whole rows in their order; ``np.add.reduceat`` would walk down each column.
+    """
+    from scipy.sparse import csr_array
+
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    columns = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    ones = np.ones(len(columns), np.float32)
+    sums = csr_array((ones, columns, np.concatenate([[0], ends])), shape=(len(lengths), len(frame)))
+    return sums @ frame.astype(np.float32, copy=False) / lengths[:, None].astype(np.float32)
+
+
+def join(parts: Sequence[FeatureSet | StoredShard], order: list[str] | None = None) -> FeatureSet:
+    """One set from the disjoint parts of several shards or extractor copies.
+
+    Args:
+        order: clips that are to come first and in this order, the rest after them; None: the clips
+            as they come.
+
+    Raises:
+        UserError: there is no part, two have a clip in common, or they differ in modality or width.
+    """
+    _check_parts(parts)
+    names = [name for part in parts for name in part.names]
+    place_of = {name: place for place, name in enumerate(order or ())}
+    source = np.argsort([place_of.get(name, len(place_of)) for name in names], kind="stable")
+    target = np.empty_like(source)
+    target[source] = np.arange(len(source))
+    targets = np.split(target, np.cumsum([len(part.names) for part in parts])[:-1])
+
+    dtype = np.result_type(*(part.dtype for part in parts))
+    utterance = np.empty((len(names), parts[0].width), dtype)
+    for part, rows in zip(parts, targets, strict=True):
+        utterance[rows] = part.utterance
+    frame = offsets = None
+    if all(part.has_frames for part in parts):
+        frame, offsets = _join_frames(parts, source, targets)
+    return FeatureSet(
+        modality=parts[0].modality,
+        names=[names[row] for row in source],
+        utterance=utterance,
+        frame=frame,
+        offsets=offsets,
+        missing={name: why for part in parts for name, why in part.missing.items()},
+    )
+
+
+def _check_parts(parts: Sequence[FeatureSet | StoredShard]) -> None:
+    if not parts:
+        raise UserError("there are no features to read; run extract first")
+    count = Counter(name for part in parts for name in part.names)
+    if len(count) < count.total():
+        twice = sorted(name for name, times in count.items() if times > 1)[:3]
+        raise UserError(f"features hold the same clip twice, for example {', '.join(twice)}")
+    if len({(part.modality, part.width) for part in parts}) > 1:
+        kinds = sorted({f"{part.modality} of width {part.width}" for part in parts})
+        raise UserError(f"parts of one feature set differ: {'; '.join(kinds)}; extract again")
+
+
+def _join_frames(
+    parts: Sequence[FeatureSet | StoredShard], source: np.ndarray, targets: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and offsets of a joined set, whose row i was row ``source[i]`` of the parts."""
+    spans = [np.asarray(part.offsets) for part in parts]
+    lengths = np.concatenate([np.diff(span) for span in spans])
+    offsets = np.concatenate([[0], np.cumsum(lengths[source])])
+    frame: np.ndarray | None = None
+    for part, span, rows in zip(parts, spans, targets, strict=True):
+        own = np.asarray(part.frame)
+        if frame is None:
+            frame = np.empty((offsets[-1], own.shape[1]), own.dtype)
+        places = np.arange(len(own)) + np.repeat(offsets[rows] - span[:-1], np.diff(span))
+        frame[places] = own
+    assert frame is not None, "there is a part"
+    return frame, offsets
+
+
+def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
+    """Write one shard's features atomically, stamped with the fingerprint they were made from."""
+    tensors = {"utterance": np.ascontiguousarray(features.utterance)}
+    if features.frame is not None:
+        tensors["frame"] = np.ascontiguousarray(features.frame)
+        tensors["offsets"] = np.asarray(features.offsets, np.int64)
+    facts = {
+        "modality": str(features.modality),
+        "names": features.names,
+        "missing": features.missing,
+        "made_from": made_from,
+    }
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    metadata = {_FACTS: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
+    write_bytes(path, safetensors.numpy.save(tensors, metadata))
+
+
+def shard_facts(file: safe_open) -> dict:
+    """What an open feature file says of itself: modality, names, missing, made_from."""
+    facts = json.loads((file.metadata() or {})[_FACTS])
+    texts = [facts["modality"], facts["made_from"], *facts["names"], *facts["missing"].values()]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts["names"], list):
+        raise ValueError("its names or reasons are no texts")
+    return facts
+
+
+def shard_made_from(path: Path) -> str | None:
+    """The fingerprint a shard's features were made from; None if absent or unreadable."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return shard_facts(file)["made_from"]
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
+    """Modality of a shard's features, and which clips have none and why, without reading vectors.
+
+    Raises:
+        UserError: it is not a whole feature file.
+    """
+    with reading(path, _AGAIN), safe_open(path, "numpy") as file:
+        facts = shard_facts(file)
+        return facts["modality"], facts["missing"]
+
+
+def read_shard(path: Path, frames: bool = True) -> FeatureSet:
+    """One shard; without ``frames`` only its utterance vectors, a small part of the file.
+
+    Raises:
+        UserError: it is not a whole feature file.
+    """
+    return join([StoredShard.open(path, frames)])
+
+
+def describe(folder: Path, **facts) -> None:
+    """Write ``set.json``: modality, width, where the set comes from."""
+    write_json(Path(folder) / DESCRIPTION, facts)
+
+
+def description(folder: Path) -> dict:
+    """What ``set.json`` says.
+
+    Raises:
+        UserError: there is no set, or this is not whole.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.exists():
+        raise UserError(f"{folder}: no feature set there; run extract or import first")
+    with reading(path, "delete its folder and run extract, or import again"):
+        facts = read_json(path)
+        if not isinstance(facts, dict) or not isinstance(facts["modality"], str):
+            raise ValueError("no description of a feature set")
+        return facts
+
+
+def load(folder: Path, frames: bool = True, order: list[str] | None = None) -> FeatureSet:
+    """All shards of the set in ``folder``, each row copied once from the file to its place.
+
+    Args:
+        order: as for :func:`join`.
+
+    Raises:
+        UserError: there is no set, a file is not whole, or the files do not fit each other.
+    """
+    description(folder)
+    paths = sorted(Path(folder).glob("[0-9]*.safetensors"))
+    return join([StoredShard.open(path, frames) for path in paths], order)

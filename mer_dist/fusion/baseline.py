@@ -1,0 +1,154 @@
+"""Probes: logistic regression, what feature sets tell without any hidden layer.
+
+One per feature set shows what a modality knows alone; one on all sets side by side is the yardstick
+of fusion. Needs no more than numpy and scikit-learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mer_dist.core.errors import UserError
+from mer_dist.features.join import Clips
+from mer_dist.fusion import label_shift
+from mer_dist.processes import preempt
+
+#: Inverse strengths of the ridge among which cross-validation chooses; features are standardised.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: The one that is taken where folds are too few to choose.
+USUAL = 1e-2
+#: A probability below this counts as this much when strengths are compared.
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Feature sets side by side, each standardised over the clips that have it, 0 where absent."""
+
+    #: each (N, D), and (N,) bool: True where the clip has the set.
+    values: list[np.ndarray]
+    valid: list[np.ndarray]
+    #: each (D,)
+    mean: list[np.ndarray]
+    deviation: list[np.ndarray]
+
+    @classmethod
+    def of(cls, values: list[np.ndarray], valid: list[np.ndarray]) -> Standardized:
+        means, deviations = [], []
+        for of_set, own in zip(values, valid, strict=True):
+            present = of_set if own.all() else of_set[own]
+            deviation = present.std(0)
+            means.append(present.mean(0))
+            deviations.append(np.where(deviation > 1e-6, deviation, 1).astype(np.float32))
+        return cls(values, valid, means, deviations)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, sum of D) float32."""
+        parts = [
+            np.where(valid[rows, None], (values[rows] - mean) / deviation, 0)
+            for values, valid, mean, deviation in self._sets()
+        ]
+        return np.concatenate(parts, 1).astype(np.float32)
+
+    def logits(self, coefficients: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """(N, C) of ``(C, sum of D)`` coefficients, without a standardised copy of all clips."""
+        edges = np.cumsum([values.shape[1] for values in self.values])[:-1]
+        told = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
+        parts = np.split(coefficients, edges, axis=1)
+        for own, (values, valid, mean, deviation) in zip(parts, self._sets(), strict=True):
+            scaled = (own / deviation).astype(np.float32).T
+            told += (values @ scaled - mean @ scaled) * valid[:, None]
+        return told
+
+    def _sets(self):
+        return zip(self.values, self.valid, self.mean, self.deviation, strict=True)
+
+
+@dataclass(frozen=True)
+class Probed:
+    #: (N, C), out of fold.
+    probability: np.ndarray
+    #: (K, L, C): probabilities of the L labelled clips by models without fold k and their own; NaN
+    #: for the clips of fold k itself and where too few labels are left to learn from.
+    held_out: np.ndarray
+
+
+def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Probed:
+    """Logistic regression on feature sets side by side, one per fold.
+
+    The ridge of the model for fold k is the one under which models without fold k and another fold
+    are most likely on that other one, so the labels of fold k have no part in it. An unlabelled
+    clip gets the mean of all folds' models; a clip with none of the sets the shares of the labels
+    a model was trained on.
+
+    Args:
+        values: per set (N, D) in the order of ``clips``.
+        valid: per set (N,) bool, True where the clip has it.
+
+    Raises:
+        UserError: in some fold fewer than two labels are left to learn from.
+    """
+    classes, some = len(clips.labels), np.any(valid, 0)
+    inputs = Standardized.of(values, valid)
+    trained = [clips.outside(fold) for fold in range(clips.folds)]
+    strengths, held_out = _without_pairs(inputs, some, clips)
+    every = np.empty((clips.folds, len(some), classes))
+    for fold, rows in enumerate(trained):
+        preempt.stop_if_asked("in a probe")
+        every[fold] = label_shift.shares(clips.truth[rows], classes)
+        rows = rows[some[rows]]
+        if len(np.unique(clips.truth[rows])) < 2:
+            raise UserError(
+                f"outside fold {fold}, the clips that have this feature set have fewer than two "
+                "labels; it cannot be fused: name the others in fuse.sets"
+            )
+        model = _model(strengths[fold]).fit(inputs.rows(rows), clips.truth[rows])
+        told = _probability(model, inputs.logits(model.coef_, model.intercept_), classes)
+        every[fold, some] = told[some]
+    told = every.mean(0)
+    told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
+    return Probed(told, held_out)
+
+
+def _model(strength: float, **options):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=1000, **options)
+
+
+def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
+    """(N, C) over all labels, of which the model may know a part."""
+    if len(model.classes_) == 2:  # scikit-learn keeps one row of coefficients then
+        logits = np.concatenate([-logits, logits], 1) / 2
+    told = np.zeros((len(logits), classes))
+    told[:, model.classes_] = label_shift.softmax(logits.astype(np.float64))
+    return told
+
+
+def _without_pairs(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse strength (K,) of the ridge of each fold, and ``Probed.held_out`` under it."""
+    classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
+    told = np.full((len(STRENGTHS), clips.folds, len(labeled), classes), np.nan, np.float32)
+    for pair in combinations(range(clips.folds), 2):
+        known = clips.outside(*pair)
+        rows = known[some[known]]
+        if len(np.unique(clips.truth[rows])) < 2:
+            continue
+        judged = np.flatnonzero(np.isin(clips.fold[labeled], pair))
+        x_train, x_judged = inputs.rows(rows), inputs.rows(labeled[judged])
+        fold, empty = clips.fold[labeled[judged]], ~some[labeled[judged]]
+        model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
+        for strength, of_strength in zip(STRENGTHS, told, strict=True):
+            preempt.stop_if_asked("in a probe")
+            model.set_params(C=strength).fit(x_train, clips.truth[rows])
+            p = _probability(model, x_judged @ model.coef_.T + model.intercept_, classes)
+            p[empty] = label_shift.shares(clips.truth[known], classes)
+            for without, other in (pair, pair[::-1]):
+                of_strength[without, judged[fold == other]] = p[fold == other]
+    right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]][:, :, some[labeled]]
+    best = np.nansum(-np.log(np.maximum(right, _FLOOR)), 2).argmin(0)
+    strengths = np.where(np.isnan(right).all((0, 2)), USUAL, np.array(STRENGTHS)[best])
+    return strengths, told[best, np.arange(clips.folds)]

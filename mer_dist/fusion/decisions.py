@@ -1,0 +1,144 @@
+"""From probabilities to answers: expected WAF, and whether a correction for label shares pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mer_dist.core import metrics
+from mer_dist.fusion import label_shift
+
+#: Deviations of its own noise by which an expected gain must exceed zero. Most of the doubt is in the
+#: shares already (``prior.CAUTION``); see ``benchmarks/label_shift.py``.
+DOUBT = 0.25
+#: Deviations of its noise by which an expected loss must exceed zero to count as one.
+CONTRADICTION = 0.5
+_TINY = 1e-7
+
+
+def decide(probability: np.ndarray, weight: np.ndarray | None = None, steps: int = 20) -> np.ndarray:
+    """Answers ``(N,)`` that maximise the expected WAF of calibrated probabilities.
+
+    Let class c have the summed probability S, n answers, and T summed over those answers. Then
+    its expected F1 is F = 2 T / (S + n), and one more answer c at probability p raises the WAF
+    by ``2 S / (N (S + n)) · (p - F / 2)``. Each clip takes the class where that is most, until
+    nothing changes: the optimum of such a measure is the argmax of a linear function of the
+    probabilities (Narasimhan et al. 2015). A rare label is answered somewhat sooner than by
+    plain argmax.
+
+    Args:
+        probability: (N, C).
+        weight: (N,), how many clips each row stands for; without it one each.
+    """
+    count, classes = probability.shape
+    weight = np.ones(count) if weight is None else weight
+    mass = weight @ probability
+    answer = best = probability.argmax(1)
+    most = -1.0
+    for _ in range(steps):
+        told = weight * probability[np.arange(count), answer]
+        right = np.bincount(answer, told, classes)
+        sizes = np.maximum(mass + np.bincount(answer, weight, classes), _TINY)
+        f1 = 2 * right / sizes
+        if (mass * f1).sum() <= most:
+            break
+        most, best = (mass * f1).sum(), answer
+        answer = (mass / sizes * (probability - f1 / 2)).argmax(1)
+    return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a correction is expected to bring; WAF in [0, 1]."""
+
+    before: float
+    after: float
+    #: Standard deviation of the gain over the draws.
+    noise: float
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+    @property
+    def opens(self) -> bool:
+        return self.gain > max(DOUBT * self.noise, _TINY)
+
+    @property
+    def loses(self) -> bool:
+        """Whether a loss is expected."""
+        return self.gain < -max(CONTRADICTION * self.noise, _TINY)
+
+
+def gate(
+    held_out: np.ndarray,
+    truth: np.ndarray,
+    new: np.ndarray,
+    plausible: np.ndarray,
+    seed: int,
+    groups: np.ndarray | None = None,
+    draws: int = 200,
+) -> Gate:
+    """Expected WAF without and with correction to ``new`` where any of ``plausible`` may be true.
+
+    Each draw resamples the labelled clips and weighs them (importance weighting) so that their
+    labels have one of the plausible shares. So the gain counts what is lost if ``new`` is wrong,
+    and its noise what a few labelled clips leave in doubt. Both ways decide by expected WAF.
+
+    Args:
+        held_out: (n, C), out of fold, calibrated on other folds.
+        truth: (n,) int.
+        new: (C,), the shares that the correction would assume.
+        plausible: (B, C), shares that may be the true ones.
+        groups: (n,), clips drawn together; see :func:`mer_dist.fusion.label_shift.estimate`.
+    """
+    classes = held_out.shape[1]
+    old = label_shift.shares(truth, classes)
+    believed = _importance(old, new)[truth]
+    answers = decide(held_out, believed), decide(label_shift.adapt(held_out, old, new), believed)
+    random = np.random.default_rng(seed)
+    draw_rows = label_shift.resampler(np.arange(len(truth)) if groups is None else groups)
+    counts = [np.bincount(draw_rows(random), minlength=len(truth)) for _ in range(draws)]
+    drawn = plausible[random.permutation(draws) % len(plausible)]
+    weight = np.stack(counts) * _importance(old, drawn)[:, truth]
+    before, after = (metrics.weighted_waf(truth, answer, weight) for answer in answers)
+    return Gate(before=float(before.mean()), after=float(after.mean()), noise=float((after - before).std()))
+
+
+def _importance(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """(..., C): how many clips of the shares ``new`` one of the shares ``old`` stands for."""
+    return np.where(old > 0, new, 0) / np.maximum(old, _TINY)
+
+
+def vote_weights(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How much the vote of each member's answer counts: (M,).
+
+    A member whose share of right answers is a has the weight ``log(a (C - 1) / (1 - a))``, the
+    best one for members that err independently (Nitzan & Paroush 1982). One that is no better than
+    chance has no vote, unless none is.
+
+    Args:
+        members: (M, n, C), probabilities of clips that the models did not train on.
+        truth: (n,) int.
+    """
+    classes = members.shape[2]
+    right = (members.argmax(2) == truth).sum(1)
+    share = (right + 1) / (len(truth) + classes)
+    weights = np.maximum(np.log(share * (classes - 1) / (1 - share)), 0)
+    return weights if weights.any() else np.ones(len(members))
+
+
+def ballot(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted votes of the members' answers as probabilities ``(N, C)``.
+
+    The softmax of the summed :func:`vote_weights` is the posterior if members err independently.
+    Real ones err together, which calibration takes back.
+
+    Args:
+        members: (M, N, C), probabilities.
+        weights: (M,)
+    """
+    one_hot = np.eye(members.shape[2])
+    votes = (weight * one_hot[answer] for weight, answer in zip(weights, members.argmax(2), strict=True))
+    return label_shift.softmax(sum(votes))

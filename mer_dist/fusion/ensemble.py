@@ -1,0 +1,205 @@
+"""Training and prediction of all members of a fusion model side by side.
+
+Shape suffixes: E members, B clips, C classes, N all clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mer_dist.config.sections import FuseConfig
+from mer_dist.core.errors import UserError
+from mer_dist.fusion.layers import Streams
+from mer_dist.fusion.models import Inputs, Model, build
+from mer_dist.fusion.replay import Replayed, recordable
+from mer_dist.storage.files import fingerprint
+
+#: Clips × members in one forward pass of prediction: more leave a CPU's cache.
+PREDICT_ROWS = 1024
+PREDICT_ROWS_GPU = 65536
+#: Numbers of a training step's largest input or gradient beyond which members are trained in groups
+#: on a CPU: larger temporaries are mapped afresh by every allocation, and each page costs a fault.
+STEP_NUMBERS = 2**23
+
+
+@dataclass
+class Lesson:
+    """What one member learns from: clips with a target and a weight, and its seed."""
+
+    #: (n,) int64 clip numbers.
+    rows: Tensor
+    #: (n, C), rows sum to 1.
+    targets: Tensor
+    #: (n,) positive.
+    weights: Tensor
+    #: Everything random in the member's training follows from this number.
+    seed: int
+    #: None: the first of ``fuse.dropout``.
+    dropout: float | None = None
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed that hardly any other combination of parts shares, equal in every process."""
+    return int(fingerprint(list(parts)), 16) >> 1
+
+
+def train(
+    inputs: Inputs,
+    lessons: list[Lesson],
+    config: FuseConfig,
+    steps: int = 0,
+    start: dict[str, Tensor] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> tuple[Model, Tensor]:
+    """Train one member per lesson, as many side by side as the device takes well.
+
+    Args:
+        inputs: standardised.
+        steps: optimizer steps in an epoch; 0: as many as show the longest lesson once.
+        start: the state of a model with the same members to go on from; None: random weights.
+        between: called before each step; what it raises ends the training.
+
+    Returns:
+        The model, and its mean loss ``(E, epochs)``.
+    """
+    steps = steps or max(-(-len(lesson.rows) // config.batch) for lesson in lessons)
+    size = _side_by_side(inputs, config, len(lessons))
+    states, losses = [], []
+    for first in range(0, len(lessons), size):
+        own = slice(first, first + size)
+        begin = start and {name: value[own] for name, value in start.items()}
+        model, curves = _train(inputs, lessons[own], config, steps, begin, between)
+        states.append(model.state_dict())
+        losses.append(curves)
+    if len(states) > 1:
+        model = _build(inputs, lessons, config)
+        model.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+    return model.eval(), torch.cat(losses)
+
+
+def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
+    """How many members train at once: all of them on a GPU."""
+    if inputs.values[0].is_cuda:
+        return members
+    widest = max(values[0].numel() for values in inputs.values)
+    most = max(STEP_NUMBERS // (max(config.batch, config.width) * widest), 1)
+    groups = -(-members // most)
+    return -(-members // groups)
+
+
+def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> Model:
+    seeds = [lesson.seed for lesson in lessons]
+    dropout = [config.dropout[0] if lesson.dropout is None else lesson.dropout for lesson in lessons]
+    return build(inputs, lessons[0].targets.shape[1], config, seeds, dropout)
+
+
+def _train(
+    inputs: Inputs,
+    lessons: list[Lesson],
+    config: FuseConfig,
+    steps: int,
+    start: dict[str, Tensor] | None,
+    between: Callable[[], None],
+) -> tuple[Model, Tensor]:
+    """One group of members."""
+    model = _build(inputs, lessons, config)
+    if start is not None:
+        model.load_state_dict(start)
+    model.train()
+    step = _Step(model, inputs, lessons, config)
+    run = Replayed(step, step.rows.device, config.epochs * steps)
+    curves = []
+    with recordable(step.rows.device):
+        for epoch in range(config.epochs):
+            whole = _epoch(lessons, model.streams, steps * config.batch)
+            batches = zip(*(part.split(config.batch, 1) for part in whole), strict=True)
+            losses = []
+            for number, (rows, targets, weights) in enumerate(batches):
+                between()
+                done = (epoch * steps + number) / (config.epochs * steps)
+                step.take(rows, targets, weights, config.learning_rate * _warm_cosine(done))
+                losses.append(run().clone())
+            curves.append(torch.stack(losses).mean(0))
+        mean_losses = torch.stack(curves, 1).cpu()
+    if not torch.isfinite(mean_losses).all():
+        raise UserError(
+            "fuse: training diverged, the loss is no number any more; lower "
+            f"fuse.learning_rate, which is {config.learning_rate:g}"
+        )
+    return model, mean_losses
+
+
+class _Step:
+    """A training step of all members, on a batch and a learning rate that stand in fixed places.
+
+    So a GPU can replay it: see :class:`mer_dist.fusion.replay.Replayed`.
+    """
+
+    def __init__(self, model: Model, inputs: Inputs, lessons: list[Lesson], config: FuseConfig):
+        self.model, self.inputs, self.config = model, inputs, config
+        some, batch = lessons[0], (len(lessons), config.batch)
+        self.rows = some.rows.new_empty(batch)
+        self.targets = some.targets.new_empty(*batch, some.targets.shape[1])
+        self.weights = some.weights.new_empty(batch)
+        # A CPU's optimizer reads a double; a GPU's reads a float, and where it stands.
+        precise = torch.float32 if self.rows.is_cuda else torch.float64
+        self.rate = torch.tensor(config.learning_rate, dtype=precise, device=self.rows.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), self.rate, weight_decay=config.weight_decay, fused=True, capturable=True
+        )
+
+    def take(self, rows: Tensor, targets: Tensor, weights: Tensor, rate: float) -> None:
+        """Batch ``(E, B, ...)`` and learning rate of the next call."""
+        self.rows.copy_(rows)
+        self.targets.copy_(targets)
+        self.weights.copy_(weights)
+        self.rate.fill_(rate)
+
+    def __call__(self) -> Tensor:
+        """Loss (E,) before the step."""
+        with self.model.streams.step():
+            log_p = F.log_softmax(self.model(self.inputs[self.rows]), -1)
+        # A smoothed target spreads a little of its mass evenly over the classes.
+        evenly, smooth = log_p.mean(-1), self.config.label_smoothing
+        gain = (1 - smooth) * (self.targets * log_p).sum(-1) + smooth * evenly
+        loss = -(self.weights * gain).mean(-1)
+        try:
+            loss.sum().backward()
+            self.optimizer.step()
+        finally:  # also if this was a recording that failed: the next step has gradients of its own
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each member's rows ``(E, length)`` of an epoch in its own order, targets and weights."""
+    orders = [streams.order(own, len(les.rows), length) for own, les in enumerate(lessons)]
+    pairs = list(zip(lessons, orders, strict=True))
+    return (
+        torch.stack([lesson.rows[order] for lesson, order in pairs]),
+        torch.stack([lesson.targets[order] for lesson, order in pairs]),
+        torch.stack([(lesson.weights / lesson.weights.mean())[order] for lesson, order in pairs]),
+    )
+
+
+def _warm_cosine(done: float, warm: float = 0.1) -> float:
+    """Learning-rate factor after the part ``done`` of all steps: linear rise, cosine to 0."""
+    return min((done + 1e-3) / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def predict(model: Model, inputs: Inputs, rows: Tensor, between: Callable[[], None] = lambda: None) -> Tensor:
+    """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU; ``between`` as in :func:`train`."""
+    members = len(model.streams.generators)
+    at_once = (PREDICT_ROWS_GPU if rows.is_cuda else PREDICT_ROWS) // members
+    parts = []
+    for part in rows.split(max(at_once, 1)):
+        between()
+        parts.append(F.log_softmax(model(inputs[part].shared(members)), -1))
+    return torch.cat(parts, 1).cpu()

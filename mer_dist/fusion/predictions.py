@@ -1,0 +1,148 @@
+"""What a model says of every clip: one parquet per row of the result table.
+
+Columns: ``name``, ``split`` (labeled or unlabeled), ``fold`` (of a labelled clip; -1 otherwise),
+``p_<label>`` for every label, and ``answer``. For a labelled clip they are out of fold: the model
+that made them never trained on that clip.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+from mer_dist.core.errors import reading
+from mer_dist.core.records import LABELED
+from mer_dist.corpus import table
+from mer_dist.storage import parquet
+from mer_dist.storage.files import atomic
+from mer_dist.storage.run_folder import Run
+
+#: The probe of all fused sets side by side; no feature set has such a name.
+ALL_SETS = "@all"
+_AGAIN = "delete its folder and run fuse"
+SHOWN = 3
+
+
+@dataclass(kw_only=True)
+class Predictions:
+    title: str
+    labels: list[str]
+    names: list[str]
+    #: (N,) bool: True for a labelled clip.
+    labeled: np.ndarray
+    #: (N,) int: -1 for unlabelled clips.
+    fold: np.ndarray
+    #: (N, C), rows sum to 1.
+    probability: np.ndarray
+    #: (N,) int: index into ``labels``.
+    answer: np.ndarray
+
+    def answers(self) -> dict[str, str]:
+        """name -> label."""
+        return {name: self.labels[row] for name, row in zip(self.names, self.answer, strict=True)}
+
+
+def write(path: Path, predictions: Predictions) -> None:
+    splits = np.where(predictions.labeled, "labeled", "unlabeled")
+    columns = {
+        "name": predictions.names,
+        "split": splits.tolist(),
+        "fold": predictions.fold.astype(np.int32),
+        **{
+            f"p_{label}": predictions.probability[:, column].astype(np.float64)
+            for column, label in enumerate(predictions.labels)
+        },
+        "answer": [predictions.labels[row] for row in predictions.answer],
+    }
+    facts = {"title": predictions.title, "labels": json.dumps(predictions.labels, ensure_ascii=False)}
+    with atomic(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata(facts), temporary)
+
+
+def read(path: Path) -> Predictions:
+    """The predictions of one file.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    with reading(path, _AGAIN):
+        return _understood(parquet.read(path))
+
+
+def _understood(content: pa.Table) -> Predictions:
+    facts = {key.decode(): value.decode() for key, value in content.schema.metadata.items()}
+    labels = json.loads(facts["labels"])
+    index = {label: row for row, label in enumerate(labels)}
+    if any(column.null_count for column in content.columns):
+        raise ValueError("fields are empty")
+    return Predictions(
+        title=facts["title"],
+        labels=labels,
+        names=content["name"].to_pylist(),
+        labeled=np.array([split == LABELED for split in content["split"].to_pylist()]),
+        fold=content["fold"].to_numpy(),
+        probability=np.stack([content[f"p_{label}"].to_numpy() for label in labels], 1),
+        answer=np.array([index[label] for label in content["answer"].to_pylist()]),
+    )
+
+
+def array(path: Path, name: str) -> np.ndarray:
+    """One of the arrays that lie beside predictions, in safetensors.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    with reading(path, _AGAIN):
+        return load_file(path)[name]
+
+
+def voted(run: Run) -> dict[str, str]:
+    """name -> label of the vote's own ``answer.csv``; empty if there was no vote."""
+    path = run.vote / run.answer.name
+    if not path.exists():
+        return {}
+    return {name: row["discrete"] for name, row in table.read(path, ("name", "discrete")).rows.items()}
+
+
+def edited(run: Run) -> str:
+    """In how many clips ``answer.csv`` says something else than the vote, and what, with examples; empty
+    where it says the same, or where there is none.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    ours = voted(run)
+    if not (ours and run.answer.exists()):
+        return ""
+    theirs = {
+        name: row["discrete"] for name, row in table.read(run.answer, ("name", "discrete")).rows.items()
+    }
+    kinds = {
+        "say another label": [
+            f"{name} {theirs[name]} and not {label}"
+            for name, label in ours.items()
+            if theirs.get(name, label) != label
+        ],
+        "are gone": [name for name in ours if name not in theirs],
+        "were added": [name for name in theirs if name not in ours],
+    }
+    return "; ".join(
+        f"{len(found)} rows {what} ({', '.join(found[:SHOWN])}{', …' * (len(found) > SHOWN)})"
+        for what, found in kinds.items()
+        if found
+    )
+
+
+def all_of(run: Run) -> list[Path]:
+    """The prediction files of a run in the order of the result table."""
+    return [
+        *sorted(run.probes.glob("*.parquet"), key=lambda path: (path.stem == ALL_SETS, path)),
+        *sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet")),
+        *sorted(run.vote.glob("predictions.parquet")),
+    ]

@@ -1,0 +1,277 @@
+"""What each part of fusion is made from: the probes, the rounds, the vote.
+
+``fuse`` makes a part again whose recipe is another one than its mark says. Whoever looks at a run asks
+:func:`stale` what that would be: the same recipes, so that nothing counts as up to date which ``fuse`` would
+make again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config, as_dict
+from mer_dist.core.errors import UserError
+from mer_dist.corpus import table
+from mer_dist.crossfit import folds
+from mer_dist.features import join
+from mer_dist.features.join import Clips
+from mer_dist.fusion import predictions
+from mer_dist.fusion.baseline import STRENGTHS
+from mer_dist.fusion.predictions import ALL_SETS
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+#: To be raised when files or figures of such a part change: those of another version are made again.
+PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 2, 5, 8
+SHOWN = 3
+#: Ingredients by which their own names go in a mark.
+LABELS, BEFORE = "labels", "probes or rounds"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a part is made from."""
+
+    #: Fingerprint of all of it.
+    made_from: str
+    #: Each ingredient in words -> its own fingerprint, by which a mark tells later what has changed.
+    of: dict[str, str] = field(default_factory=dict)
+
+
+def features(name: str) -> str:
+    """A feature set as an ingredient."""
+    return f"features {name}"
+
+
+def _of_clips(clips: Clips) -> dict[str, str]:
+    known = clips.labeled
+    labeled = [[name, int(row)] for name, row in zip(clips.names, clips.truth, strict=True) if row >= 0]
+    asked = [name for name, own in zip(clips.names, known, strict=True) if not own]
+    return {
+        LABELS: files.fingerprint([clips.labels, labeled]),
+        "clips to be answered": files.fingerprint(asked),
+        "folds": files.fingerprint(clips.fold_of),
+    }
+
+
+def probed(config: Config, run: Run) -> dict[str, list[str]]:
+    """Probe -> the feature sets that it sees: each set, and all fused ones side by side."""
+    parts = {name: [name] for name in join.all_sets(config, run)}
+    if len(fused := join.fused_sets(config)) > 1:
+        parts[ALL_SETS] = fused
+    return parts
+
+
+def probe(clips: Clips, sets: dict[str, str]) -> Recipe:
+    """Of a probe that sees ``sets``, name -> fingerprint."""
+    made_from = files.fingerprint([clips.made_from, *sets.values(), STRENGTHS, PROBE_VERSION])
+    return Recipe(made_from, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+
+
+def fused(clips: Clips, sets: dict[str, str]) -> Recipe:
+    """Of what every round starts from."""
+    made_from = files.fingerprint([clips.made_from, *sets.values()])
+    return Recipe(made_from, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+
+
+def last_round(config: Config, clips: Clips) -> int:
+    return config.self_train.rounds if not clips.labeled.all() else 0
+
+
+def part_taken(config: Config, number: int, last: int) -> float:
+    """Part of the unlabelled clips that a round of self-training takes, of ``last`` ones."""
+    return config.self_train.quota * number / max(last, 1)
+
+
+def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
+    """Of a round; ``before``: the round before it, of round 0 what :func:`fused` says."""
+    if number == 0:
+        model = as_dict(config.fuse)
+        del model["labels"], model["sets"]
+        made_from = files.fingerprint([before.made_from, model, config.run.seed, ROUND_VERSION])
+        settings = {
+            "settings of fuse": files.fingerprint(model),
+            "run.seed": str(config.run.seed),
+            "version of mer_dist": str(ROUND_VERSION),
+        }
+        return Recipe(made_from, before.of | settings)
+    learned = config.self_train
+    precision = learned.precision if learned.rule == "precision" else None
+    own = [learned.rule, learned.confidence, precision, learned.weight, learned.start]
+    part = part_taken(config, number, last)
+    made_from = files.fingerprint([before.made_from, number, part, *own])
+    told = {BEFORE: before.made_from, "settings of self_train": files.fingerprint([part, *own])}
+    return Recipe(made_from, told)
+
+
+def enough(wafs: list[float], patience: int) -> bool:
+    """Whether the last ``patience`` rounds all stayed at or below the best before them."""
+    return bool(patience) and len(wafs) - 1 - wafs.index(max(wafs)) >= patience
+
+
+def voting(config: Config, probes: dict[str, Recipe]) -> list[str]:
+    """The probes that vote beside the rounds."""
+    return [*join.fused_sets(config), *([ALL_SETS] if ALL_SETS in probes else [])]
+
+
+def vote(config: Config, last: Recipe, probes: list[Recipe]) -> Recipe:
+    """Of the vote over the rounds up to ``last`` and these probes.
+
+    Raises:
+        UserError: ``vote.names`` cannot be read.
+    """
+    names = wanted_names(config.vote.names) if config.vote.names else []
+    parts = [last.made_from, *(recipe.made_from for recipe in probes)]
+    own = [as_dict(config.vote), config.run.seed, config.folds.group]
+    of = {
+        BEFORE: files.fingerprint(parts),
+        "settings of vote": files.fingerprint(own),
+        "names in vote.names": files.fingerprint(names),
+        "version of mer_dist": str(VOTE_VERSION),
+    }
+    return Recipe(files.fingerprint([parts, *own, names, VOTE_VERSION]), of)
+
+
+def wanted_names(path: str) -> list[str]:
+    """The names in the CSV ``vote.names``, in its order.
+
+    Raises:
+        UserError: there is no such file, or a row of it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"vote.names: there is no file {path}")
+    found = table.read(Path(path), ("name",))
+    if found.bad or not found.rows:
+        why = "; ".join([*found.bad.values()][:SHOWN]) or "it names no clip"
+        raise UserError(f"vote.names {path}: {why}")
+    return list(found.rows)
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A part that ``fuse`` would make again."""
+
+    #: As its folder or file below the run is called.
+    part: str
+    why: str
+    #: The ingredients that changed, as far as that is known.
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.why}; run fuse"
+
+
+def stale(config: Config, run: Run) -> list[Stale]:
+    """What of the probes, rounds and vote of a run is older than what it is made from; nothing is changed.
+
+    What cannot be compared, because features or ``vote.names`` are gone, is passed over: ``verify`` tells that.
+    ``config`` is what the run was told last, so settings that no stage has seen yet are not known here.
+
+    Raises:
+        UserError: the labels cannot be read, or no feature set is to be fused.
+    """
+    if not predictions.all_of(run):
+        return []
+    clips = join.present_clips(config, run)
+    return [*_Found(config, run, clips).all()]
+
+
+def told(run: Run) -> list[str]:
+    """:func:`stale` in a line for whoever asks about a run, or why that cannot be known."""
+    if not run.config.exists():
+        return []
+    try:
+        config = configuration.load(run.config)
+        config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+        found = stale(config, run)
+    except UserError as error:
+        return [f"whether what was fused is stale cannot be known: {error}"]
+    if not found:
+        return []
+    parts = ", ".join(one.part for one in found)
+    return [f"stale: {parts}; run fuse ({found[0].part}: {found[0].why.removeprefix('stale, ')})"]
+
+
+def labels_changed(config: Config, run: Run, found: list[Stale]) -> bool:
+    """Whether a part has learned other labels than those of now."""
+    if any(LABELS in one.changed for one in found):
+        return True
+    # Runs of an earlier version: the folds are made from the labels that fuse saw last.
+    labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
+    return run.folds.exists() and folds.saved_of_run(config, run, labeled) is None
+
+
+class _Found:
+    """The marks of a run beside its recipes of now."""
+
+    def __init__(self, config: Config, run: Run, clips: Clips):
+        self.config, self.run, self.clips = config, run, clips
+        self.parts = probed(config, run)
+        self.sets = {name: self._set(name) for name in {*chain.from_iterable(self.parts.values())}}
+        #: What an unfinished run has not made yet is not stale.
+        self.answered = run.answer.exists()
+
+    def _set(self, name: str) -> str | None:
+        try:
+            return join.set_made_from(self.run, name, self.clips.folds)
+        except UserError:
+            return None
+
+    def _of(self, names: list[str]) -> dict[str, str] | None:
+        """Set -> fingerprint, or None if one of them cannot be read."""
+        found = {name: own for name in names if (own := self.sets[name]) is not None}
+        return found if len(found) == len(names) else None
+
+    def all(self) -> Iterator[Stale]:
+        probes = {
+            name: probe(self.clips, of) for name, parts in self.parts.items() if (of := self._of(parts))
+        }
+        marks = _dictionary(_dictionary(files.marked(self.run.probes)).get("sets"))
+        for name, recipe in probes.items():
+            place = self.run.probes / f"{name}.parquet"
+            yield from self._compare(place, marks.get(name) if place.exists() else None, recipe)
+        if (of := self._of(join.fused_sets(self.config))) is None:
+            return
+        last = fused(self.clips, of)
+        for number, recipe in self._rounds(last):
+            last, place = recipe, self.run.round(number)
+            yield from self._compare(place, files.marked(place), recipe)
+        if all(name in probes for name in voting(self.config, probes)):
+            with suppress(UserError):
+                recipe = vote(self.config, last, [probes[name] for name in voting(self.config, probes)])
+                yield from self._compare(self.run.vote, files.marked(self.run.vote), recipe)
+
+    def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
+        """The rounds that there are to be, as far as that is known without making one."""
+        last, wafs = last_round(self.config, self.clips), []
+        for number in range(last + 1):
+            before = round_of(self.config, number, last, before)
+            yield number, before
+            waf = _dictionary(files.marked(self.run.round(number))).get("oof_waf")
+            wafs.append(waf if isinstance(waf, float) else 0.0)
+            if number < last and enough(wafs, self.config.self_train.patience):
+                return
+
+    def _compare(self, place: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
+        part = str(place.relative_to(self.run.folder).with_suffix(""))
+        mark = _dictionary(mark)
+        if not mark and self.answered:
+            yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")
+        if not mark or mark.get("made_from") == recipe.made_from:
+            return
+        if of := _dictionary(mark.get("of")):
+            changed = sorted(name for name in {*of, *recipe.of} if of.get(name) != recipe.of.get(name))
+            what = f"{', '.join(changed)} than those of this run"
+        else:
+            changed, what = [], "labels, features or settings than those of this run, or by another version"
+        yield Stale(part, f"stale, made from other {what}", tuple(changed))
+
+
+def _dictionary(value: object) -> dict:
+    """What stands in a mark, which may be of another version or damaged."""
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,93 @@
+"""Hundreds of small kernels started at once: a call that is recorded as a CUDA graph and replayed.
+
+A training step of small models is about 500 kernels of a few microseconds, and a processor takes
+several times as long to start them as a GPU to run them. A graph starts all of them by one call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mer_dist.core.log import logger
+
+#: Calls before the recording, in which libraries and the optimizer make what they keep.
+WARM = 3
+#: Fewer calls are not recorded: a recording takes about as long as several of them.
+WORTH = 20
+
+
+def can_record(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+class Replayed:
+    """Calls ``call``; on a GPU, the calls after the first few are replays of a recording.
+
+    ``call`` works on tensors that stay in their places: what differs from one time to the next is
+    written into them, not given as a number. It never waits for the device, draws nothing from a
+    torch generator, and keeps no graph of gradients. Its result holds until the next call.
+
+    If a recording fails, which one warning says, this process goes on without any.
+    """
+
+    #: Until a recording fails.
+    possible = True
+
+    def __init__(self, call: Callable[[], Tensor], device: torch.device, calls: int):
+        self.call, self.records = call, can_record(device) and calls >= WORTH
+        self.calls = 0
+        self.recording: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
+
+    def __call__(self) -> Tensor:
+        if self.calls == WARM and self.records and Replayed.possible:
+            self.recording = _recorded_or_none(self.call)
+        self.calls += 1
+        if self.recording is None:
+            return self.call()
+        graph, result = self.recording
+        graph.replay()
+        return result
+
+
+def _recorded_or_none(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+    try:
+        return record(call)
+    except RuntimeError as error:
+        Replayed.possible = False
+        logger.warning("steps are started kernel by kernel, as they could not be recorded: %s", error)
+        return None
+
+
+def record(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """The kernels of ``call``, without running them, and where a replay leaves its result."""
+    graph = torch.cuda.CUDAGraph()
+    # torch.cuda.graph comes back to this stream by itself only if the recording succeeds.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings: memory that a stream has used is kept for it."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def recordable(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own, as calls before a recording must; the default one cannot record."""
+    if device.type != "cuda":
+        yield
+        return
+    before, own = torch.cuda.current_stream(device), _stream(device)
+    own.wait_stream(before)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)

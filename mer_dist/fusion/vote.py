@@ -1,0 +1,345 @@
+"""The answer: rounds and modalities weighed together, then what is known of the label prior.
+
+What an unlabelled clip needs is fitted on out-of-fold predictions of all labelled clips; what a
+labelled clip of fold k needs, on what models without fold k and one more fold say of that other
+one, so that its own label has no part in its answer. An unlabelled clip is answered under the
+prior of the unlabelled clips, for expected WAF, only where :mod:`mer_dist.fusion.correction` finds that it
+pays; every other clip, and so every labelled one, with its most probable label.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.corpus import table
+from mer_dist.features.join import Clips
+from mer_dist.fusion import correction, decisions, label_shift, predictions
+from mer_dist.fusion.predictions import Predictions
+from mer_dist.fusion.recipes import Recipe, wanted_names
+from mer_dist.shards import manifest
+from mer_dist.storage import files, quarantine, timings
+from mer_dist.storage.run_folder import Run
+
+TITLE = "prior-aware vote"
+SHOWN = 3
+#: How the unlabelled clips are answered, in ``prior.json``.
+EXPECTED_WAF = "expected WAF, as a correction is applied"
+MOST_PROBABLE = "most probable label, as no correction is applied"
+
+
+def vote(
+    config: Config,
+    clips: Clips,
+    members: list[Predictions],
+    held_out: np.ndarray,
+    by_fold: np.ndarray,
+    present: np.ndarray,
+    recipe: Recipe,
+) -> None:
+    """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
+
+    Args:
+        members: predictions with the rows of ``clips``; the first one is AGT before self-training.
+        held_out: (M, K, L, C); see :func:`pool`.
+        by_fold: (K, U, C), what that AGT's models of each fold say of the U unlabelled clips.
+        present: (N,) bool, False for clips without any modality: they tell nothing of the prior.
+
+    Raises:
+        UserError: ``vote.names`` names clips that this run cannot answer.
+    """
+    started = time.monotonic()
+    run = Run(config.run.folder)
+    names, lost = _asked(config, clips, run)
+    asked = ~clips.labeled & np.isin(clips.names, names)
+    probability = np.stack([member.probability for member in members])
+    pooled, weights = pool(probability, held_out, clips, present, config.vote.kind)
+    told = _prior(config, clips, members[0], by_fold, pooled, asked, present)
+    titles = [member.title for member in members]
+    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
+    told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
+    told["answered_by"] = EXPECTED_WAF if told["applied"] else MOST_PROBABLE
+    if told["applied"]:
+        old, new = np.array(told["labeled"]), np.array(told["used"])
+        pooled[~clips.labeled] = label_shift.adapt(pooled[~clips.labeled], old, new)
+    answer = _answers(pooled, clips, asked, present, told["applied"])
+    made = Predictions(
+        title=TITLE,
+        labels=clips.labels,
+        names=clips.names,
+        labeled=clips.labeled,
+        fold=clips.fold,
+        probability=pooled,
+        answer=answer,
+    )
+    common = clips.labels[int(np.argmax(told["used"]))]
+    timings.note(run, "fuse", run.vote, seconds=time.monotonic() - started, clips=len(clips.names))
+    with files.atomic_folder(run.vote) as folder:
+        _write_answer(folder / run.answer.name, made, names, lost, common)
+        predictions.write(folder / "predictions.parquet", made)
+        files.write_json(folder / "prior.json", told)
+        files.mark(folder, recipe.made_from, of=recipe.of, clips=len(clips.names))
+    logger.info(
+        "vote: prior correction %s: %s; %s",
+        "applied" if told["applied"] else "not applied",
+        told["reason"],
+        _how(told["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
+    )
+
+
+def _answers(
+    pooled: np.ndarray, clips: Clips, asked: np.ndarray, present: np.ndarray, corrected: bool
+) -> np.ndarray:
+    """(N,): the most probable label of each clip, or answers for expected WAF of those that were corrected."""
+    answer = pooled.argmax(1)
+    if corrected:
+        # Expected WAF is that of the clips which are scored together. It takes the probabilities at
+        # their word, all at once: of that only a correction has been found to pay; see docs/results.md.
+        for part in (asked, ~clips.labeled & ~asked):
+            answer[part] = decisions.decide(pooled[part])
+        # Nothing is known of these but the shares, and trading one for another would be a guess.
+        answer[~present] = pooled[~present].argmax(1)
+    return answer
+
+
+def _how(corrected: bool, moved: int, asked: int) -> str:
+    """How the clips that are asked for were answered, and for how many that made a difference."""
+    if not corrected:
+        return "so each clip is answered with its most probable label"
+    return (
+        f"answers maximise expected WAF, and for {moved} of {asked} unlabelled clips that is not the most "
+        "probable label"
+    )
+
+
+def pool(
+    probability: np.ndarray, held_out: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the members say together, weighted and calibrated: ``(N, C)``, and the weights.
+
+    With ``hard`` the calibration has no bias, so that the largest probability is still the largest
+    vote. Where there is nothing to fit on, the members have equal weights. Of a clip without any
+    modality the members know the label shares alone, which need no calibration.
+
+    Args:
+        probability: (M, N, C), out of fold for labelled clips.
+        held_out: (M, K, L, C), what models without fold k and their own say of the L labelled
+            clips; NaN where there are none. Weights and calibration for fold k come from these.
+        present: (N,) bool, False for clips without any modality.
+
+    Returns:
+        (N, C), and (K + 1, M): the weights for the clips of each fold and for unlabelled ones.
+    """
+    pooled, weights = np.empty(probability.shape[1:]), []
+    labeled = np.flatnonzero(clips.labeled)
+    for fold in (*range(clips.folds), -1):
+        judged = held_out[:, fold] if fold >= 0 else probability[:, labeled]
+        known = np.isfinite(judged).all((0, 2))
+        judged, truth = judged[:, known].astype(np.float64), clips.truth[labeled[known]]
+        rows = np.flatnonzero(clips.fold == fold)
+        if kind == "soft":
+            own = label_shift.mixture(judged, truth)
+            judged, told = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
+        else:
+            own = decisions.vote_weights(judged, truth)
+            judged, told = (decisions.ballot(part, own) for part in (judged, probability[:, rows]))
+        calibrated = label_shift.calibrate(judged, truth, bias=kind == "soft")(told)
+        pooled[rows] = np.where(present[rows, None], calibrated, probability[:, rows].mean(0))
+        weights.append(own / own.sum())
+    return pooled, np.stack(weights)
+
+
+def _prior(
+    config: Config,
+    clips: Clips,
+    agt: Predictions,
+    by_fold: np.ndarray,
+    pooled: np.ndarray,
+    asked: np.ndarray,
+    present: np.ndarray,
+) -> dict:
+    """Which prior, where it comes from, and whether correcting for it is worth while."""
+    rows, asked = np.flatnonzero(clips.labeled & present), asked & present
+    truth, seed = clips.truth[clips.labeled], config.run.seed
+    own = label_shift.shares(truth, len(clips.labels))
+    told = {
+        "labels": clips.labels,
+        "labeled": own.tolist(),
+        "estimated": {},
+        "used": own.tolist(),
+        "applied": False,
+        "origin": config.vote.prior,
+        "decided_by": config.vote.prior,
+    }
+    if config.vote.prior == "none":
+        return told | {"reason": "vote.prior is none"}
+    if not asked.any():
+        return told | {
+            "reason": "there are no unlabelled clips that have features",
+            "decided_by": correction.BY_FLOOR,
+        }
+    truth, groups = clips.truth[rows], _groups(config, clips.names)
+    others = by_fold[:, asked[~clips.labeled]]
+    evidence = correction.gather(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
+    new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
+    verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
+    if new is not None and verdict.by == correction.BY_ESTIMATES:
+        logger.warning(
+            "vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
+            "probes" if config.vote.prior == "probed" else "given",
+            verdict.reason,
+        )
+    found, gate = evidence.found, verdict.gate
+    return told | {
+        "estimated": {"em": found.em.tolist(), "bbse": found.bbse.tolist()},
+        "intervals": {name: edges.tolist() for name, edges in found.intervals.items()},
+        "trust": found.trust,
+        "clips": evidence.clips[1],
+        "p_value": evidence.p_value if evidence.enough else None,
+        "applied": verdict.applied,
+        "decided_by": verdict.by,
+        "tried": verdict.tried.tolist(),
+        "reason": verdict.reason,
+        "gain": gate.gain,
+        "used": (verdict.tried if verdict.applied else own).tolist(),
+        "gain_deviation": gate.noise,
+        "oof_waf_before": gate.before,
+        "oof_waf_after": gate.after,
+    }
+
+
+def _groups(config: Config, names: list[str]) -> np.ndarray:
+    """The group of each clip by ``folds.group``; a clip that it does not match is one by itself."""
+    if not config.folds.group:
+        return np.array(names)
+    found = [re.search(config.folds.group, name) for name in names]
+    return np.array([match.group(1) if match else name for match, name in zip(found, names, strict=True)])
+
+
+def _given(config: Config, labels: list[str]) -> np.ndarray:
+    """Shares that were told and not estimated."""
+    if config.vote.prior == "given":
+        logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
+        new = np.array([config.vote.given[label] for label in labels])
+        return new / new.sum()
+    new = metrics.shares_of_constants(config.vote.probes, labels)
+    shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in zip(labels, new, strict=True))
+    logger.warning(
+        "vote: the label prior comes from black-box probes of a scorer, vote.probes: %s; "
+        "the rules of a challenge may forbid it",
+        shown,
+    )
+    rest = [label for label in labels if label not in config.vote.probes]
+    if rest:
+        logger.warning(
+            "vote: no probe of %s: its share is what is left, so nothing checks the others", rest[0]
+        )
+    return new
+
+
+def check_names(config: Config, clips: Clips, run: Run) -> None:
+    """Refuse clips of ``vote.names`` that could not be answered, before anything is trained.
+
+    Raises:
+        UserError: there is no such file, or which names are wrong and why.
+    """
+    _asked(config, clips, run)
+
+
+def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
+    """The clips of ``answer.csv`` in its order, and those of them that are in quarantine whole."""
+    unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
+    if not config.vote.names:
+        return unlabeled, set()
+    names = wanted_names(config.vote.names)
+    quarantined = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip"}
+    known, fold_of = set(clips.names), clips.fold_of
+    lost = (set(names) & quarantined) - known
+    labeled = [name for name in names if name in fold_of]
+    unknown = [name for name in names if name not in known and name not in lost]
+    for wrong, why in (
+        (
+            unknown,
+            (
+                "are not among the clips of this run, and answers that leave clips out "
+                "score 0 for them: check the names, or add the clips and run again"
+            ),
+        ),
+        (labeled, "are labelled clips of this run: leave them out"),
+    ):
+        if wrong:
+            raise UserError(
+                f"vote.names {config.vote.names}: {len(wrong)} of {len(names)} names {why}; "
+                f"for example {', '.join(wrong[:SHOWN])}"
+            )
+    return names, lost
+
+
+def publish(run: Run) -> None:
+    """Put the answer of the vote in its place, unless it is there as it should be."""
+    answer = (run.vote / run.answer.name).read_bytes()
+    if not run.answer.exists() or run.answer.read_bytes() != answer:
+        files.write_bytes(run.answer, answer)
+
+
+def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
+    """Say which clips are answered, which of them by the label shares alone, and which are not.
+
+    Args:
+        present: (N,) bool, False for clips without any modality.
+    """
+    answered = table.read(run.answer, ("name", "discrete")).rows.keys()
+    unlabeled = {clips.names[row]: present[row] for row in np.flatnonzero(~clips.labeled)}
+    logger.info(
+        "answer: %d of %d unlabelled clips, in %s",
+        len(answered & unlabeled.keys()),
+        len(unlabeled),
+        run.answer,
+    )
+    labeled = set(clips.names) - unlabeled.keys() | (manifest.unstored(run.shards) or {}).keys()
+    lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
+    unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
+    for found, what in (
+        (
+            {name for name, there in unlabeled.items() if name in answered and not there},
+            "of these clips have no part that can be used and get the most frequent label",
+        ),
+        (
+            unlabeled.keys() - answered,
+            f"unlabelled clips are not in vote.names {config.vote.names} and have no answer",
+        ),
+        (
+            {f"{name} ({why})" for name, why in unread.items()},
+            "entries of the corpus are left out whole and have no answer",
+        ),
+    ):
+        if found:
+            logger.warning(
+                "answer: %d %s; for example %s", len(found), what, ", ".join(sorted(found)[:SHOWN])
+            )
+
+
+def _write_answer(path: Path, made: Predictions, names: list[str], lost: set[str], common: str) -> None:
+    answers = made.answers()
+    if lost:
+        some = ", ".join([name for name in names if name in lost][:SHOWN])
+        logger.warning(
+            "vote: %d clips of vote.names are in quarantine and are answered with the most "
+            "frequent label, %s; for example %s",
+            len(lost),
+            common,
+            some,
+        )
+    answers |= dict.fromkeys(lost, common)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "discrete"))
+        writer.writerows((name, answers[name]) for name in names)

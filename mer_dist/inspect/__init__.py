@@ -1,0 +1,1 @@
+"""Reads a run folder and runs nothing: verify, explain, score, quarantine."""

@@ -1,0 +1,286 @@
+"""The way of one clip through a run folder: features, predictions, pseudo-labels, vote, answer.
+
+It reads what the stages left and runs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+import pyarrow.compute as pc
+from safetensors import safe_open
+
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError, reading
+from mer_dist.core.records import UNLABELED
+from mer_dist.corpus import table
+from mer_dist.features import join, store
+from mer_dist.fusion import predictions, pseudo_label_log
+from mer_dist.storage import files, parquet, quarantine
+from mer_dist.storage.run_folder import Run
+
+AGAIN = "delete its folder and run fuse"
+
+
+def explain(folder: Path, name: str) -> dict:
+    """Everything that a run folder tells of one clip, as plain values.
+
+    Raises:
+        UserError: there are no predictions yet, or none of a clip of this name.
+    """
+    run = Run(folder)
+    if not run.config.exists():
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}, which fuse writes")
+    config = configuration.load(run.config)
+    paths = predictions.all_of(run)
+    lost = [row for row in quarantine.read(run.quarantine) if row.name == name]
+    told = [row for path in paths if (row := _told(path, name))]
+    if not told and not lost:
+        raise UserError(_unknown(run, paths, name))
+    first: dict = told[0] if told else {"split": "", "fold": -1}
+    return {
+        "name": name,
+        "split": first["split"],
+        "fold": first["fold"],
+        "label": _label(config, run, name),
+        "labels": list(config.corpus.labels),
+        "features": _features(config, run, name, first["fold"]) if told else [],
+        "quarantine": [{"stage": row.stage, "lost": row.lost, "reason": row.reason} for row in lost],
+        "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in told],
+        "rounds": _rounds(run, name),
+        "vote": _vote(run, first["fold"]) if told else {},
+        "answer": _answer(run, name),
+        "voted": predictions.voted(run).get(name),
+    }
+
+
+def _told(path: Path, name: str) -> dict | None:
+    """What one prediction file says of the clip."""
+    with reading(path, AGAIN):
+        table = parquet.read(path)
+        rows, facts = table.filter(pc.field("name") == name).to_pylist(), table.schema.metadata
+        if not rows:
+            return None
+        labels = json.loads(facts[b"labels"])
+        told = {
+            "title": facts[b"title"].decode(),
+            "split": rows[0]["split"],
+            "fold": rows[0]["fold"],
+            "probability": [rows[0][f"p_{label}"] for label in labels],
+            "answer": rows[0]["answer"],
+        }
+        if None in (*told.values(), *told["probability"]):
+            raise ValueError("fields are empty")
+        return told
+
+
+def _unknown(run: Run, paths: list[Path], name: str) -> str:
+    if not paths:
+        return f"{run.folder}: there are no predictions yet; run fuse first"
+    with reading(paths[-1], AGAIN):
+        known = parquet.read(paths[-1], ["name"])["name"].to_pylist()
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    known = f"near names: {', '.join(near)}" if near else f"its names look like {known[0]}"
+    return f"{run.folder}: no clip {name!r} there; {known}"
+
+
+def _label(config: Config, run: Run, name: str) -> str | None:
+    try:
+        return join.labels_of(config, run)[0].get(name)
+    except (UserError, OSError):  # the label file need not be where the run folder is read
+        return None
+
+
+def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
+    """Per feature set: its modality, and why the clip is masked there, if it is."""
+    part = "all" if fold < 0 else f"fold-{fold}"
+    broken = [row for row in quarantine.read(run.quarantine) if row.name == name and row.stage == join.STAGE]
+    found = []
+    for set_name in join.all_sets(config, run):
+        stored = set_name
+        if set_name.endswith(join.TUNED):
+            stored = f"{set_name.removesuffix(join.TUNED)}@{part}"
+        why = next((row.reason for row in broken if row.reason.startswith(join.about(set_name))), None)
+        modality, missing = _stored(run.features(stored), name)
+        found.append({"set": set_name, "modality": modality, "masked": why or missing})
+    return found
+
+
+def _stored(folder: Path, name: str) -> tuple[str, str | None]:
+    """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
+    reason = "not in this feature set"
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
+            facts = store.shard_facts(file)
+        if name in facts["names"]:
+            return store.description(folder)["modality"], None
+        reason = facts["missing"].get(name, reason)
+    return store.description(folder)["modality"], reason
+
+
+def _rounds(run: Run, name: str) -> list[dict]:
+    """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
+    found = []
+    for path in sorted((run.folder / "rounds").glob(f"[0-9]*/{pseudo_label_log.FILE}")):
+        if rows := pseudo_label_log.of_clip(path, name):
+            found.append({"round": int(path.parent.name), "folds": rows})
+    return found
+
+
+def _vote(run: Run, fold: int) -> dict:
+    """What the vote decided for all clips, those of ``fold`` among them."""
+    path = run.vote / "prior.json"
+    if not path.exists():
+        return {}
+    with reading(path, AGAIN):
+        vote = files.read_json(path)
+        shares = [vote[key] for key in ("labeled", "tried") if key in vote]
+        weights = [vote.get("weights", {}), *vote.get("weights_of_folds", [])]
+        figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise ValueError("its shares or weights are no numbers")
+        labels = vote["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its labels are no words")
+        if any(len(own) != len(labels) for own in shares) or len(weights) <= fold + 1:
+            raise ValueError("its shares or weights are not of these labels and folds")
+        return vote
+
+
+def _answer(run: Run, name: str) -> str | None:
+    """The label in answer.csv."""
+    if not run.answer.exists():
+        return None
+    return table.read(run.answer, ("name", "discrete")).rows.get(name, {}).get("discrete")
+
+
+def text(told: dict) -> str:
+    """The same for a reader: plain text in aligned columns."""
+    labels, parts = told["labels"], [_heading(told)]
+    if told["features"]:
+        rows = [
+            [one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]
+            for one in told["features"]
+        ]
+        parts.append("features\n" + _columns(rows))
+    if told["quarantine"]:
+        rows = [[one["stage"], f"lost: {one['lost']}", one["reason"]] for one in told["quarantine"]]
+        parts.append("quarantine\n" + _columns(rows))
+    if told["predictions"]:
+        rows = [["", *labels, "answer"]]
+        rows += [[one["title"], *_shares(one["probability"]), one["answer"]] for one in told["predictions"]]
+        parts.append("what each model says\n" + _columns(rows))
+    parts += [_lent(one, labels) for one in told["rounds"]]
+    vote_lines = [*_vote_lines(told), *_why_another(told)] if told["vote"] else []
+    parts.append("\n".join([*vote_lines, _answer_text(told)]))
+    return "\n\n".join(parts)
+
+
+def _heading(told: dict) -> str:
+    if not told["split"]:
+        return f"{told['name']}: left out of fusion"
+    if told["split"] == UNLABELED:
+        return f"{told['name']}: unlabelled"
+    label = told["label"] or "a label that is not at hand"
+    return f"{told['name']}: labelled {label}, fold {told['fold']}; every prediction is out of fold"
+
+
+def _shares(probability: list[float]) -> list[str]:
+    return [f"{value:.3f}" for value in probability]
+
+
+def _lent(one: dict, labels: list[str]) -> str:
+    """The table of one round: a row per fold."""
+    rows = [["", *labels, "label", "taken", "weight", "threshold", "why not", "told by"]]
+    for row in one["folds"]:
+        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        rows.append(
+            [
+                f"for fold {row['fold']}",
+                *_shares([row[f"p_{label}"] for label in labels]),
+                row["pseudo_label"],
+                "yes" if row["selected"] else "no",
+                f"{row['weight']:.3f}",
+                threshold,
+                row["reason"] or "-",
+                f"{row['models']} of round {one['round'] - 1}",
+            ]
+        )
+    return f"as a pseudo-label in round {one['round']}\n{_columns(rows)}"
+
+
+def _vote_lines(told: dict) -> list[str]:
+    """What of the vote concerns this clip: the prior is that of the unlabelled ones."""
+    vote, parts = told["vote"], []
+    if all(one["masked"] for one in told["features"]):
+        parts.append("no part of it can be used: it gets the label shares, whatever the members weigh")
+    else:
+        weights, whose = vote.get("weights", {}), "for unlabelled clips"
+        if told["fold"] >= 0:
+            weights, whose = vote["weights_of_folds"][told["fold"]], f"for fold {told['fold']}"
+        lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
+        parts.append(f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n{_columns(lines)}")
+    if told["split"] == UNLABELED:
+        state = "applied" if vote.get("applied") else "not applied"
+        parts.append(f"prior correction {state}: {vote.get('reason', '')}")
+        if "answered_by" in vote:
+            parts.append(f"unlabelled clips are answered by {vote['answered_by']}")
+        if "tried" in vote:
+            shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
+            rows = [[name, *_shares(own)] for name, own in shares.items()]
+            parts.append(_columns([["", *vote["labels"]], *rows]))
+    return parts
+
+
+def _why_another(told: dict) -> list[str]:
+    """Why the vote's answer is not its most probable label, if it is not."""
+    final, labels = told["predictions"][-1], told["labels"]
+    most = labels[final["probability"].index(max(final["probability"]))]
+    if final["answer"] == most:
+        return []
+    return [
+        (
+            f"the most probable label is {most}, the answer {final['answer']}: where a correction is applied "
+            "answers are chosen together, to maximise the expected WAF of all, and a label that is rarer is "
+            "answered somewhat sooner"
+        )
+    ]
+
+
+def _answer_text(told: dict) -> str:
+    voted = told.get("voted")
+    if voted not in (None, told["answer"]):
+        now = told["answer"] or "none, its row is gone"
+        return f"answer: {now}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
+    if not told["split"]:
+        if told["answer"] is None:
+            return "answer: none, since it was left out"
+        return f"answer: {told['answer']}, the most frequent label, since vote.names asks for it"
+    if told["answer"] is not None:
+        return f"answer: {told['answer']}"
+    if told["split"] != UNLABELED and told["vote"]:
+        final = told["predictions"][-1]["answer"]
+        return f"answer: {final}, not in answer.csv, since the clip is labelled"
+    return "answer: not in answer.csv"
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """Aligned, two blanks apart and two in front; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    body = rows[-1]
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.rjust(width) if _number(below) else cell.ljust(width)
+            for cell, width, below in zip(row, widths, body, strict=True)
+        ]
+        return ("  " + "  ".join(cells)).rstrip()
+
+    return "\n".join(map(line, rows))
+
+
+def _number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()

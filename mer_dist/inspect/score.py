@@ -1,0 +1,241 @@
+"""The result table. This is the only code that may read the truth of the unlabelled clips."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core import metrics
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import LABELED
+from mer_dist.corpus import cells
+from mer_dist.corpus import table as csv_table
+from mer_dist.features import join
+from mer_dist.fusion import predictions, recipes
+from mer_dist.fusion.predictions import Predictions
+from mer_dist.shards import manifest
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+SHOWN = 3
+#: Stands for the label of a clip that has no answer: no class, so it is wrong.
+NO_ANSWER = -1
+
+
+def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
+    """Score every prediction file of a run, write ``scores.json`` and return its rows.
+
+    A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the ``oof_clips`` labelled
+    clips, out of fold), with a truth file also ``waf`` and ``interval`` (on the ``clips`` that it names
+    and that are not labelled here; ``unanswered`` of them have no answer and count as wrong, as any
+    scorer counts them), all in [0, 1], and ``helped``: whether it beats the step before it (None if
+    there is no such step).
+
+    Args:
+        truth_csv: ``name,discrete`` or ``name,label``; without it only out-of-fold figures.
+
+    Raises:
+        UserError: there is no run or no prediction, or the truth file does not fit them.
+    """
+    run = Run(run_folder)
+    if not run.config.exists():
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
+    config = configuration.load(run.config)
+    paths = predictions.all_of(run)
+    if not paths:
+        raise UserError(f"{run.folder}: there are no predictions yet; run fuse first")
+    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+    _check_fresh(config, run)
+    labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
+    truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
+    asked = {name: label for name, label in truth.items() if name not in labeled | _lost_labeled(run)}
+    _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
+    rows = []
+    for path in paths:
+        told = predictions.read(path)
+        ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
+        row = {"title": told.title, "file": str(path.relative_to(run.folder))}
+        row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
+        if any(name in asked for name in others):
+            # With vote.names, answer.csv names clips that are not fused, too.
+            row |= _judge(told, others, asked, predictions.voted(run) if path.parent == run.vote else {}, "")
+        rows.append(row)
+    if truth_csv and not any("waf" in row for row in rows):
+        raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
+    _compare(rows)
+    files.write_json(run.scores, rows)
+    return rows
+
+
+def _check_fresh(config: Config, run: Run) -> None:
+    """Say what is stale: its figures are those of what was there when it was made.
+
+    Raises:
+        UserError: the labels are others than those that were learned, so that out-of-fold figures would be
+            of both.
+    """
+    found = recipes.stale(config, run)
+    if recipes.labels_changed(config, run, found):
+        raise UserError(
+            f"{config.fuse.labels or run.shards}: the labels, or how they are split into folds, are not those "
+            f"that the predictions of {run.folder} were learned from, and are not scored together; run fuse, "
+            "or put the labels back"
+        )
+    for one in found:
+        logger.warning("%s", one)
+    if how := predictions.edited(run):
+        logger.warning("%s is not what the vote answered, which is what is scored: %s", run.answer, how)
+
+
+def _tell_unused(
+    path: Path | None, unused: Collection[str], truth: dict[str, str], labeled: dict[str, str]
+) -> None:
+    """Say which rows of the truth are passed over: those of labelled clips, which are scored out of fold."""
+    if not unused:
+        return
+    others = sorted(name for name in unused if labeled.get(name, truth[name]) != truth[name])
+    against = f"; {len(others)} of them have another label here, as {others[0]}" if others else ""
+    logger.warning(
+        "%s: %d rows are of labelled clips and are not used: %s%s%s",
+        path,
+        len(unused),
+        ", ".join(sorted(unused)[:SHOWN]),
+        ", …" * (len(unused) > SHOWN),
+        against,
+    )
+
+
+def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
+    read = csv_table.read(path, ("name",))
+    if read.bad:
+        logger.warning(
+            "%s: %d rows cannot be read, and their clips are not scored; the first: %s",
+            path,
+            len(read.bad),
+            next(iter(read.bad.values())),
+        )
+    column = cells.label_column(path, read.columns)
+    truth, known, without = {}, cells.Labels(labels, read.file), []
+    for name, row in read.rows.items():
+        if not known.cell(row[column]):
+            without.append(name)
+            continue
+        label, why = known.read(row[column])
+        if label is None:
+            raise UserError(f"{path}: line {read.lines[name]}: {why}")
+        truth[name] = label
+    known.tell()
+    if without:
+        logger.warning(
+            "%s: %d clips have no label there and are not scored; for example %s",
+            path,
+            len(without),
+            ", ".join(without[:SHOWN]),
+        )
+    return truth
+
+
+def _lost_labeled(run: Run) -> dict[str, str]:
+    """Labelled clips of which nothing could be stored: neither out of fold nor to be answered."""
+    if not run.shards.exists():
+        return {}
+    splits = manifest.unstored(run.shards) or {}
+    return {name: split for name, split in splits.items() if split == LABELED}
+
+
+def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str) -> dict:
+    """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
+
+    Args:
+        own: names of the predicted clips that ``truth`` is about.
+        more: answers to others.
+    """
+    index: dict[str | None, int] = {label: row for row, label in enumerate(told.labels)}
+    names = [name for name in own if name in truth]
+    if not truth:
+        return {}
+    if len(names) < len(own):
+        logger.info("%s: the truth of %d of %d clips is known", told.title, len(names), len(own))
+    known = set(names)
+    answers = more | {name: label for name, label in told.answers().items() if name in known}
+    names += sorted(truth.keys() - set(names))
+    without = [name for name in names if answers.get(name) not in index]
+    if without:
+        logger.warning(
+            "%s: %d of %d clips with a known truth have no answer and count as wrong; for example %s",
+            told.title,
+            len(without),
+            len(names),
+            ", ".join(without[:SHOWN]),
+        )
+    true = np.array([index[truth[name]] for name in names])
+    answer = np.array([index.get(answers.get(name), NO_ANSWER) for name in names])
+    return {
+        f"{key}waf": metrics.waf(true, answer),
+        f"{key}interval": list(metrics.waf_interval(true, answer)),
+        f"{key}clips": len(names),
+        f"{key}unanswered": len(without),
+    }
+
+
+def _compare(rows: list[dict]) -> None:
+    """Mark each step of the recipe that does not beat the one before it.
+
+    Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
+    probe, that of all sets among them, a round with the round before it, the vote with the last round.
+    """
+    probes = [row for row in rows if row["file"].startswith("probes/")]
+    for row in rows:
+        row["helped"] = None
+        frozen = row["file"].replace(f"{join.TUNED}.parquet", ".parquet")
+        if row in probes:
+            before = [other for other in probes if other["file"] == frozen and other is not row]
+        elif row["file"].startswith("rounds/00"):
+            before = probes
+        else:
+            before = rows[rows.index(row) - 1 : rows.index(row)]
+        if before:
+            row["helped"] = _figure(row) > max(map(_figure, before))
+
+
+def _figure(row: dict) -> float:
+    return row.get("waf", row.get("oof_waf", 0.0))
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as aligned text, in percent, each figure with its 95 % interval, and of how many clips."""
+    lines = [("", "out of fold", "unlabelled truth", "")]
+    for row in rows:
+        notes = [f"{row['unanswered']} without an answer"] if row.get("unanswered") else []
+        notes += ["no gain"] if row["helped"] is False else []
+        lines.append(
+            (
+                row["title"],
+                _cell(row, "oof_waf", "oof_interval"),
+                _cell(row, "waf", "interval"),
+                ", ".join(notes),
+            )
+        )
+    columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        "  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
+        for line in lines
+    ]
+    counts = [
+        f"{what} n = {max(row[key] for row in rows if key in row)}"
+        for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
+        if any(key in row for row in rows)
+    ]
+    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), *shown])
+
+
+def _cell(row: dict, key: str, interval: str) -> str:
+    if key not in row:
+        return "-"
+    low, high = row[interval]
+    return f"{100 * row[key]:6.2f}  ({100 * low:.2f} to {100 * high:.2f})"

@@ -1,0 +1,441 @@
+"""Does a run add up: every input clip in every stage there is, or in quarantine with a reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mer_dist import corpus
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import UNLABELED, Modality, Problem
+from mer_dist.crossfit import adapters, folds
+from mer_dist.features import join, store
+from mer_dist.fusion import predictions, recipes
+from mer_dist.shards import manifest
+from mer_dist.shards.manifest import Row
+from mer_dist.shards.reader import Reader
+from mer_dist.storage import files, quarantine
+from mer_dist.storage.run_folder import Run
+
+SHOWN = 5
+
+
+def verify(run_folder: Path) -> list[str]:
+    """One line per finding; empty if everything adds up. Counts of each stage are logged.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    run = Run(run_folder)
+    if not run.config.exists():
+        raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
+    config = configuration.load(run.config)
+    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+    state = _State(run=run, config=config)
+    checks = [_features, _predictions, _stale, _answer]
+    if state.sharded:
+        checks = [_corpus, _shards, _adapters, *checks]
+    else:
+        logger.info("shards: none; the clips are those of %s", state.config.fuse.labels)
+    for check in checks:
+        try:
+            check(state)
+        except UserError as error:
+            state.findings.append(str(error))
+    return list(dict.fromkeys(state.findings))
+
+
+@dataclass(kw_only=True)
+class _State:
+    run: Run
+    config: Config
+    findings: list[str] = field(default_factory=list)
+    #: Unlabelled clips as the corpus names them, whatever the stages made of them; with a label file,
+    #: that is the corpus.
+    unlabeled: set[str] = field(default_factory=set)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the clips come from shards, and not from a label file alone."""
+        return not self.config.fuse.labels or self.run.shards.exists()
+
+    @cached_property
+    def answered(self) -> bool:
+        """Whether anything was predicted, for which features must have been there."""
+        return self.run.answer.exists() or bool(predictions.all_of(self.run))
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        rows = manifest.read(self.run.shards)
+        self.find(
+            [name for name, times in Counter(row.name for row in rows).items() if times > 1],
+            "stand twice in the manifest",
+        )
+        return {row.name: row for row in rows}
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return quarantine.read(self.run.quarantine)
+
+    @cached_property
+    def gone(self) -> set[str]:
+        """Clips of which nothing is used, with a reason."""
+        return {row.name for row in self.problems if row.lost == "clip" and row.reason}
+
+    @cached_property
+    def folds(self) -> dict[str, int]:
+        if not self.run.folds.exists():
+            return {}
+        return folds.read(self.run.folds)
+
+    @cached_property
+    def labels(self) -> dict[str, str | None]:
+        """name -> label, or None, of the clips that are fused."""
+        return join.labels_of(self.config, self.run)[0]
+
+    def find(self, names: Iterable[str], what: str) -> None:
+        """Note one finding about all ``names``, if there are any."""
+        names = sorted(names)
+        if names:
+            more = ", …" if len(names) > SHOWN else ""
+            self.findings.append(f"{len(names)} clips {what}: {', '.join(names[:SHOWN])}{more}")
+
+
+def _corpus(state: _State) -> None:
+    """Every clip that the corpus offers is in the shards as the corpus has it, or in quarantine."""
+    clips, unlisted = corpus.clips(state.config.corpus)
+    if not state.config.fuse.labels:
+        state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
+    rows, offered = state.rows, {clip.name: clip for clip in clips}
+    noted = {(problem.name, problem.lost) for problem in state.problems}
+    state.find(
+        offered.keys() - rows.keys() - state.gone, "of the corpus are neither in the shards nor in quarantine"
+    )
+    state.find(rows.keys() - offered.keys(), "of the shards are no longer in the corpus; run shard")
+    both = rows.keys() & offered.keys()
+    for part in ("label", "transcript", "split"):
+        changed = [name for name in both if getattr(rows[name], part) != getattr(offered[name], part)]
+        state.find(changed, f"have another {part} in the corpus than in the shards; run shard")
+    state.find(
+        {problem.name for problem in unlisted if (problem.name, problem.lost) not in noted} - state.gone,
+        "could not be listed and are not in quarantine; run shard",
+    )
+    for modality in Modality:
+        # A part that the corpus does not name is absent on purpose.
+        state.find(
+            [
+                name
+                for name in both
+                if modality in rows[name].missing
+                and offered[name].names(modality)
+                and (name, modality) not in noted
+            ],
+            f"lack their {modality} without a reason in quarantine",
+        )
+    state.find(
+        {problem.name for problem in state.problems if not problem.reason.strip()},
+        "are in quarantine without a reason",
+    )
+    logger.info(
+        "corpus: %d clips (%s), of %d of which nothing could be stored; %d entries are no clips",
+        len(clips),
+        _counts(clip.split for clip in clips),
+        len(offered.keys() - rows.keys()),
+        len({problem.name for problem in unlisted if problem.lost == "clip"}),
+    )
+    lost = Counter(problem.lost for problem in state.problems)
+    logger.info("quarantine: %d rows (%s)", lost.total(), _counts(lost.elements()))
+
+
+def _counts(of: Iterable[str]) -> str:
+    return ", ".join(f"{what} {count}" for what, count in sorted(Counter(of).items())) or "none"
+
+
+def _shards(state: _State) -> None:
+    """Every row of the manifest is in its tar, byte for byte, and says what the tar says."""
+    folder = state.run.shards
+    if files.marked(folder) is None:
+        state.findings.append(f"{folder}: the shards are not complete; run shard")
+    facts = manifest.all_facts(folder)
+    for number in sorted({row.shard for row in state.rows.values()}):
+        tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
+        size = tar.stat().st_size if tar.exists() else 0
+        told = facts.get(number)
+        if told is None:
+            state.findings.append(f"{beside}: missing or not readable; run shard")
+        elif size != told.bytes:
+            state.findings.append(f"{tar}: {size} bytes, not {told.bytes}; run shard")
+    reader = Reader(folder)
+    damaged, different = [], []
+    for row in reader.rows:
+        try:
+            members = reader.members(row)
+        except UserError as error:
+            state.findings.append(str(error))
+            continue
+        if manifest.checksum(members.items()) != row.checksum:
+            damaged.append(f"{row.name} in {row.shard:05d}.tar")
+        elif not _agrees(row, members):
+            different.append(row.name)
+    reader.close()
+    state.find(damaged, "differ from their checksum; delete their shards and run shard")
+    state.find(different, "are described otherwise in the manifest than in the tar")
+    logger.info(
+        "shards: %d clips (%s) in %d shards",
+        len(reader.rows),
+        _counts(row.split for row in reader.rows),
+        len({row.shard for row in reader.rows}),
+    )
+
+
+def _agrees(row: Row, members: dict[str, bytes]) -> bool:
+    try:
+        told = dict(json.loads(members.get("json", b"{}")))
+    except (ValueError, TypeError):
+        return False
+    same = all(
+        told.get(part) == getattr(row, part)
+        for part in ("name", "split", "label", "transcript", "missing", "frames", "samples")
+    )
+    frames = sum(suffix.endswith(".jpg") for suffix in members)
+    return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
+
+
+def _adapters(state: _State) -> None:
+    """Every fine-tuned copy is the one that its place asks for, byte for byte."""
+    found = [path for path in state.run.folder.glob("adapters/*/*") if not path.name.startswith(".")]
+    labeled = {name for name, row in state.rows.items() if row.label is not None}
+    if not found or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
+        return  # That clips have no fold is told with the predictions.
+    planned = adapters.planned(state.config, state.folds)
+    there = {copy.name for copy in planned if copy.folder.exists()}
+    for copy in planned:
+        mark = files.marked(copy.folder)
+        if mark is None and copy.name in there:
+            state.findings.append(f"{copy.folder}: this copy is missing or not whole; run finetune")
+        if mark is None:
+            continue
+        if mark.get("trained_without") != copy.without:
+            other = adapters.part_name(mark.get("trained_without"))
+            state.findings.append(
+                f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
+                "and run finetune and extract"
+            )
+        elif Path(copy.extractor.path).exists() and mark["made_from"] != copy.made_from:
+            state.findings.append(
+                f"{copy.folder}: trained with other settings, another model or other clips "
+                "than those of this run; run finetune and extract"
+            )
+        state.findings += [
+            f"{copy.folder}: {fault}; delete this folder and run finetune"
+            for fault in files.damaged(copy.folder, mark.get("content", {}))
+        ]
+    logger.info("adapters: %d of %d copies", sum(copy.folder.exists() for copy in planned), len(planned))
+
+
+def _features(state: _State) -> None:
+    """Every clip that a feature set is to serve has a row in it, or a reason why not."""
+    folders = sorted((state.run.folder / "features").glob("[!.]*"))
+    needed = _expected_sets(state.config) if folders or state.answered else set()
+    if state.answered:
+        for name in join.fused_sets(state.config):
+            needed.update(join.copies(name, state.config.folds.count))
+    for name in sorted(needed - {folder.name for folder in folders}):
+        how = "extract" if name.partition("@")[0] in state.config.extractors else "import-features"
+        state.findings.append(f"features {name}: there are none; run {how}")
+    for folder in folders:
+        try:
+            told = store.description(folder)
+            if told.get("imported") or not state.sharded:
+                _imported_set(state, folder)
+            else:
+                _feature_set(state, folder, told)
+        except UserError as error:
+            state.findings.append(str(error))
+
+
+def _imported_set(state: _State, folder: Path) -> None:
+    """Readable and whole; what it must hold, nobody but its maker knows."""
+    join.set_made_from(state.run, folder.name, state.config.folds.count)
+    names = store.load(folder).names
+    fused = state.labels.keys()
+    logger.info(
+        "features %s: imported, %d of %d fused clips have a row",
+        folder.name,
+        len(fused & set(names)),
+        len(fused),
+    )
+
+
+def _expected_sets(config: Config) -> set[str]:
+    """The feature sets that the configuration asks for."""
+    names = set()
+    for name, extractor in config.extractors.items():
+        if extractor.finetune is None or config.extract.frozen:
+            names.add(name)
+        if extractor.finetune is not None:
+            names |= {f"{name}@{adapters.part_name(fold)}" for fold in adapters.parts(config, name)}
+    return names
+
+
+def _feature_set(state: _State, folder: Path, told: dict) -> None:
+    part = folder.name.partition("@")[2]
+    without = int(part.removeprefix("fold-")) if re.fullmatch(r"fold-\d+", part) else None
+    if part and (told.get("part") != part or told.get("trained_without") != without):
+        state.findings.append(
+            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, "
+            f"trained without fold {told.get('trained_without')}; delete it, run extract"
+        )
+    names: Counter[str] = Counter()
+    missing: dict[str, str] = {}
+    modality = ""
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        clips, why, modality, fault = _feature_file(path)
+        if fault:
+            state.findings.append(f"{path}: {fault}; delete it and run extract")
+        names.update(clips)
+        missing.update(why)
+    what = f"features {folder.name}:"
+    served = _served(state, folder.name)
+    state.find(
+        served - names.keys() - missing.keys() - state.gone,
+        f"{what} have neither a row nor a reason; run extract",
+    )
+    state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
+    state.find(names.keys() & missing.keys(), f"{what} have a row although they are called missing")
+    state.find([name for name, why in missing.items() if not why], f"{what} miss without a reason")
+    state.find((names.keys() | missing.keys()) - state.rows.keys(), f"{what} are not in the shards")
+    lacking = {name for name, row in state.rows.items() if modality in row.missing}
+    state.find(names.keys() & lacking, f"{what} have a row although they lack the {modality}")
+    logger.info(
+        "features %s: %d of %d clips have a row, %d are missing with a reason",
+        folder.name,
+        len(served & names.keys()),
+        len(served),
+        len(served & missing.keys()),
+    )
+
+
+def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
+    """Names, reasons of the missing, modality, and a fault; frame vectors are not loaded."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            told = store.shard_facts(file)
+            names, missing = told["names"], told["missing"]
+            vectors = file.get_tensor("utterance")
+            fault = ""
+            if len(vectors) != len(names):
+                fault = f"{len(vectors)} vectors for {len(names)} clips"
+            elif not np.isfinite(vectors.astype(np.float32)).all():
+                fault = "it holds values that are no numbers"
+            elif "frame" in file.keys():
+                offsets, frames = file.get_tensor("offsets"), file.get_slice("frame").get_shape()[0]
+                if [len(offsets), offsets[0], offsets[-1]] != [len(names) + 1, 0, frames]:
+                    fault = "its offsets do not fit its frames"
+                elif (np.diff(offsets) < 1).any():
+                    fault = "it has clips without frames"
+            return names, missing, told["modality"], fault
+    except Exception as error:  # On damaged content the parser may raise anything at all.
+        return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
+
+
+def _served(state: _State, set_name: str) -> set[str]:
+    """The clips that a set must serve: all, those of one fold, or the unlabelled ones."""
+    _, _, part = set_name.partition("@")
+    if part.startswith("fold-"):
+        if not state.folds:
+            raise UserError(f"{state.run.folds}: no such file, but features {set_name} need it")
+        return {name for name, fold in state.folds.items() if f"fold-{fold}" == part}
+    rows = state.rows.values()
+    return {row.name for row in rows if part != "all" or row.label is None}
+
+
+def _predictions(state: _State) -> None:
+    """Every clip that is fused has exactly one row in every file of predictions."""
+    paths = predictions.all_of(state.run)
+    if not paths:
+        return
+    labelled = {name for name, label in state.labels.items() if label is not None}
+    if not state.folds:
+        state.findings.append(f"{state.run.folds}: no such file, but there are predictions")
+    else:
+        state.find(state.folds.keys() ^ labelled, "are labelled without a fold, or the reverse")
+    for path in paths:
+        what = f"predictions {path.relative_to(state.run.folder)}:"
+        try:
+            told = predictions.read(path)
+        except UserError as error:
+            state.findings.append(str(error))
+            continue
+        _prediction_file(state, what, told)
+
+
+def _prediction_file(state: _State, what: str, told: predictions.Predictions) -> None:
+    labels, names = state.labels, Counter(told.names)
+    state.find(labels.keys() - names.keys(), f"{what} have no row")
+    state.find(names.keys() - labels.keys(), f"{what} are not among the fused clips")
+    state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
+    rows = list(zip(told.names, told.labeled.tolist(), told.fold.tolist(), strict=True))
+    state.find(
+        {name for name, labeled, _ in rows if labeled != (labels.get(name) is not None)},
+        f"{what} are in the wrong split",
+    )
+    state.find(
+        {name for name, labeled, fold in rows if labeled and state.folds.get(name) != fold},
+        f"{what} were predicted for another fold than their own",
+    )
+    if not np.allclose(told.probability.sum(1), 1, atol=1e-3):
+        state.findings.append(f"{what} probabilities do not sum to 1")
+    logger.info("%s %d labelled, %d unlabelled", what, told.labeled.sum(), (~told.labeled).sum())
+
+
+def _stale(state: _State) -> None:
+    """Nothing that was fused is older than what it is made from."""
+    found = recipes.stale(state.config, state.run)
+    state.findings += map(str, found)
+    if not found and state.answered:
+        logger.info("probes, rounds and vote: made from the labels, features and settings of now")
+
+
+def _answer(state: _State) -> None:
+    """The answer names every unlabelled clip, or each of ``vote.names``, with a label of the set."""
+    from mer_dist.corpus import table
+
+    if not state.run.answer.exists():
+        if list(state.run.vote.glob("predictions.parquet")):
+            state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
+        else:
+            logger.info("answer: there is none yet; run fuse")
+        return
+    answers = table.read(state.run.answer, ("name", "discrete"))
+    unlabeled = state.unlabeled | {name for name, label in state.labels.items() if label is None}
+    asked = unlabeled
+    if state.config.vote.names:
+        asked = set(table.read(Path(state.config.vote.names), ("name",)).rows)
+        logger.info(
+            "answer: vote.names leaves out %d of %d unlabelled clips", len(unlabeled - asked), len(unlabeled)
+        )
+    state.find(asked - answers.rows.keys(), "of the unlabelled have no answer; run shard and fuse")
+    state.find(answers.rows.keys() - asked, "of the answer are not among the unlabelled")
+    state.find(
+        [name for name, row in answers.rows.items() if row["discrete"] not in state.config.corpus.labels],
+        "of the answer have a label outside corpus.labels",
+    )
+    state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
+    voted = state.run.vote / state.run.answer.name
+    if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
+        how = predictions.edited(state.run) or "in its bytes"
+        state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}: {how}; run fuse")
+    logger.info("answer: %d of %d unlabelled clips", len(asked & answers.rows.keys()), len(asked))

@@ -1,0 +1,1 @@
+"""Features and models from and to other tools."""

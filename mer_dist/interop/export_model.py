@@ -1,0 +1,140 @@
+"""A fine-tuned copy as a model folder of its own, in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.crossfit import adapters
+from mer_dist.crossfit.adapters import Copy
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+
+def export(
+    run: Run,
+    copy_name: str,
+    folder: Path,
+    step: int | None = None,
+    adapter: bool = False,
+    precision: str | None = None,
+) -> None:
+    """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
+
+    The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
+    training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter``,
+    into the weights that it was trained on: of a quantised model those that quantising has left, turned
+    back to numbers of ``precision``, without it the extractor's, of ``auto`` fp32. ``head.safetensors`` goes along.
+
+    Raises:
+        UserError: no such copy or checkpoint, ``folder`` is not empty, or nothing is merged that could
+            have a ``precision``.
+    """
+    from mer_dist.models.classifier import check_files
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+    config = configuration.load(run.config)
+    copy = _find(config, copy_name)
+    if adapter and copy.extractor.finetuning.method == "full":
+        raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
+    merging = copy.extractor.finetuning.method == "lora" and not adapter
+    if precision and not merging:
+        raise UserError(
+            f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
+            "written as it was saved"
+        )
+    finished = step is None and files.marked(copy.folder, copy.made_from)
+    if finished:
+        # Here and not in the new folder, so that a fault names the file that has it.
+        adapters.check_whole(copy.folder)
+        check_files(copy.extractor, copy.folder)
+    with files.atomic_folder(folder) as target:
+        if not finished:
+            what = _from_checkpoint(config, copy, step, target)
+        else:
+            what = "as finished, at its best epoch"
+            shutil.copytree(copy.folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            (target / files.MARK).unlink()
+        # The order of the head's rows.
+        files.write_json(target / "labels.json", config.corpus.labels)
+        note = ""
+        if merging:
+            note = _merge(copy, target, precision or _exact(copy.extractor.precision))
+        elif adapter and copy.extractor.quantize != "none":
+            note = (
+                f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
+                f"{copy.extractor.path} quantised in the same way"
+            )
+    logger.info("%s, %s, is in %s", copy_name, what, folder)
+    if note:
+        logger.warning("%s: %s", copy_name, note)
+
+
+def _exact(precision: str) -> str:
+    """Of ``auto`` and ``tf32``, which say what a machine computes in, the numbers that lose nothing."""
+    return "fp32" if precision in ("auto", "tf32") else precision
+
+
+def _find(config: Config, name: str) -> Copy:
+    known = {f"{copy.name}@{copy.part}": copy for copy in adapters.planned(config)}
+    if name not in known:
+        raise UserError(f"no copy {name!r} in this run; it has: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path) -> str:
+    """Write what fine-tuning would have saved at that step; returns which one it was."""
+    from mer_dist.models.classifier import save, trainable_classifier
+    from mer_dist.models.extractor import DTYPES
+    from mer_dist.training.checkpoint import trained_weights, whole
+
+    where = Run(config.run.folder).checkpoints(copy.name, copy.part)
+    found = {int(path.name.partition("-")[2]): path for path in whole(where)}
+    if not found or step not in (None, *found):
+        has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
+        raise UserError(f"{where} has {has}; a finished copy would be {copy.folder}")
+    chosen = found[max(found) if step is None else step]
+    facts = files.marked(chosen, copy.made_from)
+    if facts is None:
+        raise UserError(
+            f"{chosen} was trained on other clips or settings than the run has now; run finetune again"
+        )
+    # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
+    sharded = facts["zero_stage"] > 0
+    dtype = DTYPES[copy.extractor.finetuning.precision if sharded else "fp32"]
+    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, sharded)
+    save(classifier, trained_weights(chosen, dtype), target)
+    progress = facts["progress"]
+    return f"not finished, as it was at step {progress['step']} in epoch {progress['epoch']}"
+
+
+def _merge(copy: Copy, target: Path, precision: str) -> str:
+    """Replace the adapter in ``target`` by its base model with the adapter added to its weights.
+
+    Returns:
+        What of it is not as it was trained, and what to do, for the log; empty: nothing.
+    """
+    from mer_dist.models.classifier import merged
+    from mer_dist.models.extractor import DTYPES
+
+    backbone, lost = merged(copy.extractor, target, DTYPES[precision])
+    for path in (*target.glob("adapter_*"), target / "README.md"):
+        path.unlink(missing_ok=True)
+    backbone.save_pretrained(target)
+    notes = []
+    if lost:
+        notes.append(
+            f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
+            "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size"
+        )
+    if copy.extractor.quantize == "int8":
+        notes.append(
+            "int8 rounds what goes into a layer, too, which plain weights do not: features differ "
+            "that much from those of the run"
+        )
+    return "; ".join(notes)

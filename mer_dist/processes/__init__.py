@@ -1,0 +1,1 @@
+"""Ranks, launchers and signals; the only reader of launcher variables."""

@@ -1,0 +1,64 @@
+"""The code that a stage leaves for the command that started it, ``status/<stage>.json``.
+
+Launchers turn every non-zero code of a rank into 1. A stage that nobody launched leaves it, too, for whoever
+asks later how it ended.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from mer_dist.core.errors import FAILED, GRAVITY, UserError, mending
+from mer_dist.core.log import logger
+from mer_dist.storage import files
+
+
+def read(path: Path) -> int | None:
+    """One of the exit codes; None if none was left.
+
+    Raises:
+        UserError: something else is in the file.
+        OSError: it cannot be read.
+    """
+    try:
+        told = files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        told = None
+    code = told.get("code") if isinstance(told, dict) else None
+    # True is no code, though it equals 1.
+    if type(code) is not int or code not in GRAVITY:
+        raise UserError(
+            f"{path}: it does not say how the stage ended; see the logs of the run, and start the stage again"
+        )
+    return code
+
+
+def forget(path: Path, before: float) -> None:
+    """Remove a code that was left before that time; a later one is of a faster rank of the same start."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.stat().st_mtime < before:
+            path.unlink()
+
+
+def leave(path: Path, code: int) -> int:
+    """Leave the code, unless another rank has left a worse one; returns :data:`FAILED` where that
+    cannot be written."""
+    try:
+        other = read(path)
+    except (UserError, OSError):
+        other = None
+    try:
+        files.write_json(path, {"code": max((code, code if other is None else other), key=GRAVITY.index)})
+    except OSError as error:
+        logger.error("%s", mending(error) or error)
+        return FAILED
+    return code
+
+
+def note(path: Path, code: int) -> None:
+    """Leave the code of a stage that is one process, and ends with it; a full disk is told elsewhere."""
+    with suppress(OSError):
+        files.write_json(path, {"code": code})

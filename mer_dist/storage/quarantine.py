@@ -1,0 +1,141 @@
+"""quarantine.parquet: every clip or modality that could not be used, with stage and reason."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mer_dist.core.errors import reading
+from mer_dist.core.log import logger
+from mer_dist.core.records import Problem
+from mer_dist.storage import parquet
+from mer_dist.storage.files import atomic
+
+SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason")])
+#: Kinds that a stage tells at its end, and letters of one.
+TOLD, LONGEST = 8, 160
+#: A file at the head of a reason or of a part of it, as in ``a.mp4: no such file``.
+_FILE = re.compile(r"(?!features )(?:^|(?<=: )|(?<=; ))[^:;]*(\.\w{1,5})(?=: )")
+#: Stands for the clip's name, and its file with the folders before it.
+_NAME = "\0"
+_OWN = re.compile(rf"(?:\S*/)?(?<![^\s/]){_NAME}(?=\.\w)")
+_SUFFIX = re.compile(r"\*\.\w+")
+_LINE, _NUMBER = re.compile(r" line \d+"), re.compile(r"(?<!\w)\d+(?:\.\d+)?(?!\w)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Problems that differ in nothing but the clip."""
+
+    stage: str
+    lost: str
+    #: With ``*`` for the clip's file, also for suffixes that differ, ``N`` for numbers that differ, and
+    #: without lines of tables.
+    reason: str
+    #: Of the clips, sorted.
+    names: list[str]
+
+    def __str__(self) -> str:
+        return f"{len(self.names):,} x {self.lost}: {shortened(self.reason)}"
+
+
+def read(path: Path) -> list[Problem]:
+    """All rows, or none if there is no such file yet."""
+    if not Path(path).exists():
+        return []
+    with reading(path, "delete it and run again"):
+        table = parquet.read(path, schema=SCHEMA)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("fields are empty")
+        return [Problem(**row) for row in table.to_pylist()]
+
+
+def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
+    """Replace the rows of ``stage``; the rows of other stages stay.
+
+    Called once the stage knows of all its problems; calling it twice with them changes nothing.
+    """
+    rows = [problem for problem in read(path) if problem.stage != stage] + list(problems)
+    rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost))
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), temporary)
+
+
+def kinds(problems: Iterable[Problem]) -> list[Kind]:
+    """The problems by stage, what was lost and why, the most frequent first."""
+    groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for problem in problems:
+        why = _plain(problem)
+        key = problem.stage, problem.lost, _no_number(_no_suffix(why))
+        groups.setdefault(key, []).append((why, problem.name))
+    found = [
+        Kind(
+            stage=stage,
+            lost=lost,
+            names=sorted(name for _, name in rows),
+            reason=_common([why for why, _ in rows]),
+        )
+        for (stage, lost, _), rows in groups.items()
+    ]
+    return sorted(found, key=lambda kind: (-len(kind.names), kind.stage, kind.lost, kind.reason))
+
+
+def _common(reasons: list[str]) -> str:
+    """What they all say, with as little left open as can be."""
+    for leave_open in (str, _no_number, _no_suffix):
+        if len(said := {leave_open(why) for why in reasons}) == 1:
+            return said.pop()
+    return _no_number(_no_suffix(reasons[0]))
+
+
+def _no_number(text: str) -> str:
+    return _NUMBER.sub("N", text)
+
+
+def _no_suffix(text: str) -> str:
+    return _SUFFIX.sub("*", text)
+
+
+def _plain(problem: Problem) -> str:
+    """The reason without what is the clip's own: names of its files and lines of tables."""
+    # One pattern for all names: there may be a hundred thousand, and compiling takes longer than using one.
+    marked = " ".join(problem.reason.split()).replace(problem.name, _NAME)
+    return _LINE.sub("", _FILE.sub(r"*\1", _OWN.sub("*", marked).replace(_NAME, problem.name)))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def tell(path: Path, *stages: str) -> int:
+    """Log the reasons of these stages' problems by count.
+
+    Returns:
+        How many problems they have.
+    """
+    own = [problem for problem in read(path) if problem.stage in stages]
+    if own:
+        only = f" --stage {stages[0]}" if len(stages) == 1 else ""
+        logger.warning(
+            "%d problems in quarantine; all of them: mer-dist quarantine %s%s",
+            len(own),
+            shlex.quote(str(Path(path).parent)),
+            only,
+        )
+    tell_kinds(own)
+    return len(own)
+
+
+def tell_kinds(problems: Iterable[Problem]) -> None:
+    """Log their reasons, a line each, the most frequent first."""
+    found = kinds(problems)
+    for kind in found[:TOLD]:
+        logger.warning("  %s", kind)
+    if len(found) > TOLD:
+        logger.warning("  and %d rarer reasons", len(found) - TOLD)

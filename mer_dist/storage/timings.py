@@ -1,0 +1,113 @@
+"""What the work of a run took: one line in ``logs/`` for every piece, as soon as it is done.
+
+Outputs hold no times, so a run that was killed and started again, on however many processes, gives
+the same bytes as an undisturbed one; only these files tell the two apart. They grow and are never
+rewritten: a piece that was made twice stands there twice. What a kill cut off is not in them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mer_dist.storage.files import named
+from mer_dist.storage.run_folder import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """One piece of work."""
+
+    stage: str
+    #: The folder of the output, relative to the run folder: ``features/clip``.
+    part: str
+    #: What of it: a shard, a probe; empty: all.
+    piece: str
+    rank: int
+    #: Unix time.
+    ended: float
+    seconds: float
+    clips: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Several pieces, of all starts and ranks."""
+
+    #: Time that passed while at least one of them was worked on; ranks side by side count once.
+    seconds: float
+    #: Those of a piece that was made twice count twice.
+    clips: int
+    #: When the last one ended, ISO 8601 in UTC.
+    ended: str
+
+
+def note(
+    run: Run, stage: str, folder: Path, *, seconds: float, clips: int, piece: str = "", rank: int = 0
+) -> None:
+    """Note a piece of ``folder`` that took the last ``seconds``. Call it before the piece is put in its
+    place: what is there has been noted, and work that a kill makes vain is noted too.
+
+    Raises:
+        OSError: the disk is full; names the file.
+    """
+    part = Path(folder).relative_to(run.folder).as_posix()
+    spent = Spent(
+        stage=stage,
+        part=part,
+        piece=piece,
+        rank=rank,
+        ended=round(time.time(), 3),
+        seconds=round(seconds, 3),
+        clips=clips,
+    )
+    path = run.times(stage, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with named(path), open(path, "a", encoding="utf-8") as file:
+        # The line break comes first: it ends a line that a kill left torn.
+        file.write("\n" + json.dumps(asdict(spent), ensure_ascii=False, sort_keys=True))
+
+
+def read(run: Run) -> list[Spent]:
+    """Everything that was noted; torn lines are passed over."""
+    lines = (
+        line
+        for path in sorted(run.times("*", "*").parent.glob(run.times("*", "*").name))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
+    return [spent for line in lines if (spent := _parsed(line))]
+
+
+def _parsed(line: str) -> Spent | None:
+    try:
+        return Spent(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def total(pieces: Iterable[Spent]) -> Total | None:
+    """All of them together; None if there are none."""
+    spans = sorted((spent.ended - spent.seconds, spent.ended, spent.clips) for spent in pieces)
+    if not spans:
+        return None
+    seconds, until = 0.0, float("-inf")
+    for start, end, _ in spans:
+        seconds += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return Total(
+        seconds=seconds,
+        clips=sum(clips for _, _, clips in spans),
+        ended=datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"),
+    )
+
+
+def by_part(run: Run) -> dict[str, Total]:
+    """The folder of each output, relative to the run folder -> all work on it."""
+    pieces: dict[str, list[Spent]] = {}
+    for spent in read(run):
+        pieces.setdefault(spent.part, []).append(spent)
+    return {part: found for part, own in pieces.items() if (found := total(own))}

@@ -1,0 +1,367 @@
+"""Checkpoints of a training in progress: DeepSpeed's partitions, whole or absent.
+
+A checkpoint is a folder ``step-<n>``. Every rank writes its part of the weights, the fp32 masters
+and the moments into a temporary folder; then rank 0 leaves the mark with the position in the data
+and the checksums, makes all of it durable, and renames it. Frozen weights are not in it: they come
+from the base model. The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.storage import files
+from mer_dist.training import universal_checkpoint
+from mer_dist.training.accelerator import agreed, from_all, unwrapped, zero_stage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: Trainable weights and optimizer without DeepSpeed: every process holds all of them, and rank 0 writes them.
+ALONE = "alone.pt"
+#: Bytes below which a disk on which writing failed is taken for full.
+FULL = 2**20
+#: Which rank has written a file, as DeepSpeed names it; others are rank 0's.
+_WRITER = re.compile(r"pp_rank_(\d+)_")
+#: A checkpoint on its way to another number of processes.
+CONVERTED = ".universal"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training stands; all that a resumed one needs besides tensors."""
+
+    #: optimizer steps taken.
+    step: int = 0
+    #: the epoch under way, from 1, and how many of its global batches are done.
+    epoch: int = 1
+    batch: int = 0
+    #: summed loss over the clips of those batches.
+    loss: float = 0.0
+    #: the curves of the finished epochs.
+    epochs: list[dict] = field(default_factory=list)
+    #: held-out WAF and negative loss of the best epoch; the highest pair wins.
+    best: tuple[float, float] = (-1.0, float("-inf"))
+    best_epoch: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        folder: holds the ``step-<n>`` folders; all ranks must see it.
+        made_from: fingerprint of what is trained; checkpoints of another are not used, and go with
+            the first one that is saved.
+        keep: how many of the newest stay.
+        minutes: between two checkpoints; 0: none but on request.
+    """
+
+    def __init__(self, joined: Accelerator, folder: Path, made_from: str, keep: int, minutes: float):
+        self.joined, self.folder, self.made_from = joined, Path(folder), made_from
+        self.keep, self.seconds = keep, 60 * minutes
+        self.saved_at = time.monotonic()
+        #: damaged ones; they go with the next that is saved.
+        self.passed_over: set[Path] = set()
+
+    def due(self) -> bool:
+        """By this rank's clock; ranks must agree before any of them saves."""
+        return self.seconds > 0 and time.monotonic() - self.saved_at >= self.seconds
+
+    def best(self, epoch: int) -> Path:
+        """Where the weights of an epoch lie while it is the best."""
+        return self.folder / f"best-{epoch:04d}"
+
+    def faults_of_best(self, epoch: int) -> list[str]:
+        """What is wrong with the weights of an epoch that was the best; of 0, none yet, nothing is."""
+        if not epoch:
+            return []
+        folder = self.best(epoch)
+        content = (files.marked(folder, self.made_from) or {}).get("content")
+        faults = ["is gone, or its mark is"] if content is None else files.damaged(folder, content)
+        return [f"{folder.name}: {fault}" for fault in faults]
+
+    def forget_best_but(self, epoch: int) -> None:
+        """Remove the weights of other epochs, except those that a checkpoint goes back to."""
+        epochs = {epoch, *(facts["progress"]["best_epoch"] for facts in self._usable().values())}
+        for path in set(self.folder.glob("best-*")) - set(map(self.best, epochs)):
+            shutil.rmtree(path)
+
+    def save(self, model: Any, optimizer: Any, progress: Progress) -> None:
+        """Called by all ranks at the same step boundary; nothing is done if that step is saved.
+
+        Raises:
+            OSError: the disk is full; the part that was written is removed.
+        """
+        started, target = time.monotonic(), self.folder / f"step-{progress.step:08d}"
+        # A job that is stopped as soon as it goes on would put the same in its own place.
+        if agreed(self.joined, self.joined.is_main_process and target in self._usable()):
+            return
+        temporary = target.with_name(f".{target.name}.tmp")
+        if self.joined.is_main_process:
+            for torn in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(torn)
+            temporary.mkdir(parents=True)
+        self.joined.wait_for_everyone()
+        with _full_disk_named(temporary, target):
+            self._write(temporary, model, optimizer)
+            # Each rank its own, which another node may hold in its memory.
+            own = files.contents(temporary / name for name in self._own(os.listdir(temporary)))
+            files.sync(temporary)
+        contents = from_all(self.joined, own)
+        if self.joined.is_main_process:
+            size = self._publish(temporary, target, progress, contents)
+            logger.info(
+                "checkpoint at step %d: %.1f MiB in %.1f s, in %s",
+                progress.step,
+                size / 2**20,
+                time.monotonic() - started,
+                target,
+            )
+        self.joined.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _write(self, temporary: Path, model: Any, optimizer: Any) -> None:
+        """This rank's part."""
+        if zero_stage(self.joined) == 0:
+            if self.joined.is_main_process:
+                named = unwrapped(self.joined, model).named_parameters()
+                trained = {name: value for name, value in named if value.requires_grad}
+                torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
+        else:
+            model.save_checkpoint(
+                str(self.folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True
+            )
+
+    def _own(self, names: Iterable[str]) -> list[str]:
+        """Of the files of a checkpoint those that this rank has written, or, where as many ranks have not
+        written it, its share of them."""
+        here, world = self.joined.process_index, self.joined.num_processes
+        writers = ((name, _WRITER.search(name)) for name in names)
+        return [name for name, writer in writers if (int(writer[1]) if writer else 0) % world == here]
+
+    def _publish(self, temporary: Path, target: Path, progress: Progress, contents: list[dict]) -> int:
+        """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
+        content = {name: facts for own in contents for name, facts in own.items()}
+        files.mark(
+            temporary,
+            self.made_from,
+            progress=asdict(progress),
+            content=content,
+            processes=self.joined.num_processes,
+            zero_stage=zero_stage(self.joined),
+        )
+        files.publish(temporary, target)
+        self.passed_over.discard(target)
+        for path in set(self.folder.glob("step-*")) - {target, *[*self._usable()][-self.keep :]}:
+            shutil.rmtree(path)
+        self.forget_best_but(progress.best_epoch)
+        return sum(size for size, _ in content.values())
+
+    def load(self, model: Any, optimizer: Any) -> Progress | None:
+        """Continue from the newest checkpoint of this training; None if there is none to go on from."""
+        found = self._newest()
+        if found is None:
+            return None
+        newest, facts = found
+        progress = Progress(**facts["progress"])
+        written, stage = (facts["processes"], facts["zero_stage"]), zero_stage(self.joined)
+        # Without DeepSpeed it is the same of any number of processes.
+        if written == (self.joined.num_processes, stage) or written[1] == stage == 0:
+            self._load_as_written(newest, model, optimizer)
+        else:
+            logger.info("%s was written by %d processes at ZeRO stage %d; it is converted", newest, *written)
+            self._load_converted(newest, model, optimizer, progress.step)
+        logger.info("going on from %s", newest)
+        return progress
+
+    def _load_as_written(self, checkpoint: Path, model: Any, optimizer: Any) -> None:
+        if zero_stage(self.joined) == 0:
+            with tensors_only(checkpoint):
+                state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+            unwrapped(self.joined, model).load_state_dict(state["weights"], strict=False)
+            optimizer.load_state_dict(state["optimizer"])
+            return
+        with tensors_only(checkpoint):
+            read, _ = model.load_checkpoint(
+                str(self.folder),
+                tag=checkpoint.name,
+                load_module_strict=False,
+                load_lr_scheduler_states=False,
+            )
+        if read is None:
+            raise UserError(f"{checkpoint} could not be read by DeepSpeed; delete it and start again")
+
+    def _load_converted(self, checkpoint: Path, model: Any, optimizer: Any, step: int) -> None:
+        converted = self.folder / CONVERTED
+        if self.joined.is_main_process:
+            _convert(checkpoint, converted, step)
+        self.joined.wait_for_everyone()
+        stage = zero_stage(self.joined)
+        with tensors_only(checkpoint):
+            universal_checkpoint.load(
+                converted, model if stage else unwrapped(self.joined, model), optimizer, step, stage
+            )
+        self.joined.wait_for_everyone()
+        if self.joined.is_main_process:
+            shutil.rmtree(converted)
+
+    def _newest(self) -> tuple[Path, dict] | None:
+        """The checkpoint to go on from, and its mark. Every rank reads its part of it once, to see whether
+        it is damaged, and rank 0 the weights of the best epoch, which cannot be had again without an older
+        one; older ones are read only if it is."""
+        # Rank 0 chooses for all: another rank might see the folder a moment later.
+        candidates = agreed(self.joined, self._candidates() if self.joined.is_main_process else [])
+        for path, facts in candidates:
+            own = files.damaged(path, {name: facts["content"][name] for name in self._own(facts["content"])})
+            if self.joined.is_main_process:
+                own += self.faults_of_best(facts["progress"]["best_epoch"])
+            faults = [fault for rank in from_all(self.joined, own) for fault in rank]
+            if not faults:
+                return path, facts
+            self.passed_over.add(path)
+            if self.joined.is_main_process:
+                logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
+        if self.joined.is_main_process and any(self.folder.glob("step-*")):
+            logger.warning("none of the checkpoints in %s can be used; this copy starts again", self.folder)
+        return None
+
+    def _candidates(self) -> list[tuple[Path, dict]]:
+        """What may be gone on from, newest first, with its mark."""
+        shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
+        usable = self._usable()
+        for path in sorted(set(self.folder.glob("step-*")) - set(usable)):
+            logger.warning("%s is passed over (%s)", path, _torn(path) or "it is of another training")
+        return [*reversed(usable.items())]
+
+    def _usable(self) -> dict[Path, dict]:
+        """The whole checkpoints of this training with their marks, oldest first."""
+        found = set(whole(self.folder)) - self.passed_over
+        marks = ((path, files.marked(path, self.made_from)) for path in sorted(found))
+        return {path: facts for path, facts in marks if facts}
+
+
+@contextmanager
+def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
+    """torch tells of a full disk as of a fault of its own."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        free = shutil.disk_usage(temporary.parent).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        if free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
+
+
+def _convert(checkpoint: Path, target: Path, step: int) -> None:
+    if files.mark_of(checkpoint)["zero_stage"]:
+        with tensors_only(checkpoint):
+            universal_checkpoint.convert(checkpoint, target, step)
+        return
+    with tensors_only(checkpoint):
+        told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+    weights, optimizer = told["weights"], told["optimizer"]
+    # A weight that no gradient ever reached has none, where DeepSpeed has zeros.
+    moments = {
+        name: optimizer["state"].get(number)
+        or dict.fromkeys(universal_checkpoint.MOMENTS, torch.zeros_like(weight))
+        for number, (name, weight) in enumerate(weights.items())
+    }
+    universal_checkpoint.write(weights, moments, len(optimizer["param_groups"]), step, target)
+
+
+def whole(folder: Path) -> list[Path]:
+    """The complete checkpoints in ``folder``, oldest first.
+
+    Sizes are compared, not what the files hold, which takes as long as reading them.
+    """
+    return [path for path in sorted(Path(folder).glob("step-*")) if not _torn(path)]
+
+
+def _torn(path: Path) -> str:
+    """Why a checkpoint is not complete; empty if it is."""
+    content = (files.marked(path) or {}).get("content", {})
+    torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
+    if torn:
+        return f"torn: {', '.join(torn)}"
+    return "" if content else "its mark is gone, damaged or of an older version"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Whole trained tensors of a checkpoint by their name in the model, rounded from the fp32
+    masters to ``dtype``. Needs no process group, and one tensor's worth of memory besides.
+
+    Raises:
+        UserError: the checkpoint is not whole, or damaged.
+    """
+    if checkpoint not in whole(checkpoint.parent):
+        raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
+    facts = files.mark_of(checkpoint)
+    if faults := files.damaged(checkpoint, facts["content"]):
+        raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
+    if facts["zero_stage"] == 0:
+        with tensors_only(checkpoint):
+            parts = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)["weights"]
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        with tensors_only(checkpoint), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            parts = get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint.parent), checkpoint.name, exclude_frozen_parameters=True, lazy_mode=True
+            )
+    return {name: value.contiguous().detach().to(dtype) for name, value in parts.items()}
+
+
+@contextmanager
+def tensors_only(checkpoint: Path) -> Iterator[None]:
+    """DeepSpeed reads its files as pickles of anything; within this, torch refuses all but tensors
+    and the few types that DeepSpeed itself writes.
+
+    Raises:
+        UserError: ``checkpoint`` holds something else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    def enum_member(kind: Any, name: str) -> ZeroStageEnum:
+        # Python before 3.11.4 pickles a member of an enum as getattr(class, name).
+        if kind is not ZeroStageEnum:
+            raise pickle.UnpicklingError(f"Weights only load failed: an attribute of {kind}")
+        return ZeroStageEnum[name]
+
+    allowed = [LossScaler, ZeroStageEnum, fragment_address, (enum_member, "builtins.getattr")]
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        found = refused[1] if refused else "something that torch cannot read as tensors"
+        raise UserError(
+            f"{checkpoint}: refused, and nothing of it is run: it holds {found}; if no other torch "
+            "or DeepSpeed wrote it, delete it, and training goes on from the one before"
+        ) from error
+    finally:
+        os.environ.pop(key) if before is None else os.environ.update({key: before})

@@ -1,0 +1,118 @@
+"""Which clips an optimizer step takes, and which process which of them, as pure functions of seed and position, so that
+any number of processes may train."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mer_dist.config.sections import FinetuneConfig
+
+#: A place in a padded batch that holds no clip.
+NOBODY = -1
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of ``range(count)``: every clip exactly once in an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Cut ``order`` into global batches; the last one is filled up with :data:`NOBODY`."""
+    padding = -len(order) % batch
+    return list(np.append(order, np.full(padding, NOBODY, order.dtype)).reshape(-1, batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How a global batch is cut into forward and backward passes.
+
+    By length, where there is a budget: clips of like length share a pass. By number otherwise: the batch
+    is cut as it is, with its empty places.
+    """
+
+    #: (N,) of each clip: its pieces, and the length of the longest of them. A pass costs the pieces of its
+    #: clips times the longest of all, padding included.
+    pieces: np.ndarray
+    longest: np.ndarray
+    #: cost that no pass exceeds but one of a single clip; 0: passes are cut by number.
+    budget: float
+    #: clips that no pass exceeds; 0: any number.
+    clips: int
+
+    @classmethod
+    def of(cls, config: FinetuneConfig, pieces: np.ndarray, longest: np.ndarray, budget: float) -> Passes:
+        """As the settings ask.
+
+        Args:
+            budget: what the device takes, where the settings leave it open.
+        """
+        by_number = config.micro_batch and not config.budget
+        chosen = 0 if by_number else config.budget or budget
+        return cls(pieces=pieces, longest=longest, budget=chosen, clips=config.micro_batch)
+
+    def cut(self, batch: np.ndarray, world: int) -> list[tuple[int, np.ndarray]]:
+        """The passes of all ranks, each with its first place in the order in which the batch is cut.
+
+        There is a pass for every rank in every round, as collective operations need. By length, one holds
+        nobody only where there are fewer clips than ranks; by number, wherever the batch has empty places.
+        The same on all ranks, and on any number of them where that number divides how many passes there are.
+        """
+        if self.budget:
+            batch = batch[batch != NOBODY]
+            batch = batch[np.lexsort((self.pieces[batch], self.longest[batch]))]
+            edges = _edges(self.pieces[batch], self.longest[batch], self.budget, self.clips, world)
+        else:
+            ones = np.ones(len(batch))
+            edges = _edges(ones, ones, self.clips, 0, world)
+        parts = [(start, batch[start:end]) for start, end in pairwise(edges)]
+        empty = np.array([NOBODY], batch.dtype)
+        return parts + [(len(batch) + more, empty) for more in range(-len(parts) % world)]
+
+    def most(self, batch: int, world: int) -> int:
+        """Of the longest clips, how many cost as much as the costliest pass of a batch can."""
+        share = math.ceil(batch / world)
+        if self.clips:
+            share = min(share, self.clips)
+        if not self.budget:
+            passes = world * math.ceil(math.ceil(batch / self.clips) / world)
+            return math.ceil(batch / passes)
+        each = float(self.pieces.max() * self.longest.max())
+        return min(share, max(1, math.ceil(self.budget / each)))
+
+
+def _edges(pieces: np.ndarray, longest: np.ndarray, budget: float, clips: int, world: int) -> list[int]:
+    """Where to cut sorted clips: as few rounds of ``world`` passes as the budget allows, and in them the
+    costliest pass as cheap as can be."""
+    before = np.concatenate([[0], np.cumsum(pieces)])
+
+    def cut(limit: float) -> list[int]:
+        """The fewest passes within it: from the longest clip on, each takes all that it may."""
+        edges = [len(pieces)]
+        while end := edges[-1]:
+            start = int(np.searchsorted(before, before[end] - limit / longest[end - 1]))
+            edges.append(min(end - 1, max(start, end - clips if clips else 0)))
+        return edges[::-1]
+
+    edges = cut(budget)
+    passes = world * math.ceil((len(edges) - 1) / world)
+    low, high = 0.0, min(budget, float(before[-1] * longest[-1]))
+    for _ in range(40):
+        middle = (low + high) / 2
+        tried = cut(middle)
+        if len(tried) - 1 <= passes:
+            edges, high = tried, middle
+        else:
+            low = middle
+    # Ranks without a pass halve the costliest ones of several clips.
+    while len(edges) - 1 < min(passes, len(pieces)):
+        costs = [
+            (before[end] - before[start]) * longest[end - 1] if end - start > 1 else 0
+            for start, end in pairwise(edges)
+        ]
+        place = int(np.argmax(costs))
+        edges.insert(place + 1, (edges[place] + edges[place + 1] + 1) // 2)
+    return edges

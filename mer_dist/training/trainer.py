@@ -1,0 +1,346 @@
+"""The training loop: one model, weighted cross-entropy, exactly-once epochs on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mer_dist.config.sections import FinetuneConfig
+from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.log import logger
+from mer_dist.core.metrics import waf
+from mer_dist.core.prefetch import loaders, prefetched
+from mer_dist.processes import preempt
+from mer_dist.processes.env import ranks_here
+from mer_dist.training.accelerator import prepare, settle, unwrapped
+from mer_dist.training.checkpoint import Checkpoints, Progress
+from mer_dist.training.partition import NOBODY, Passes, epoch_order, global_batches
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Pass(NamedTuple):
+    """What goes through the model at a time, on the CPU."""
+
+    #: of the first clip, in the order in which the global batch is cut.
+    place: int
+    #: (B,) of the clips.
+    positions: np.ndarray
+    #: the same for the device.
+    owners: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+
+
+class Said(NamedTuple):
+    """What all ranks know after a step."""
+
+    #: summed over the clips of the global batch.
+    loss: float
+    #: whether any rank was asked to stop, or holds a checkpoint for due.
+    stop: bool
+    save: bool
+    #: whether loss and gradients are finite numbers.
+    finite: bool
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What to learn, from which clips. A position is a clip's place among N."""
+
+    #: positions of one pass -> model inputs; :data:`NOBODY` places repeat a real clip.
+    load: Callable[[np.ndarray], dict[str, torch.Tensor]]
+    #: (N,) class indices.
+    targets: np.ndarray
+    #: positions used for training, and those that choose the best epoch: held out, or all of them twice
+    #: where none can be spared.
+    train: np.ndarray
+    held_out: np.ndarray
+    #: (C,) weight of each class in the loss.
+    class_weights: np.ndarray
+    #: how global batches are cut.
+    passes: Passes
+    #: prefix of what is sent to the trackers.
+    name: str
+
+    @property
+    def spared(self) -> bool:
+        """Whether the epoch is chosen on clips that are not trained on."""
+        return not np.isin(self.held_out, self.train).any()
+
+
+class Trainer:
+    """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start.
+
+    On a CPU the same start, seed and number of ranks give the same bits, wherever a training was interrupted.
+    On a GPU they do so by ``config.deterministic``; without it, the gradients of attention come out of sums in
+    any order, and losses agree to the digits of the precision.
+    """
+
+    def __init__(
+        self,
+        joined: Accelerator,
+        model: nn.Module,
+        task: Task,
+        config: FinetuneConfig,
+        seed: int,
+        checkpoints: Checkpoints | None = None,
+    ):
+        self.joined, self.task, self.config, self.seed = joined, task, config, seed
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        on_gpu = joined.device.type == "cuda"
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_gpu or None
+        )
+        self.model, self.optimizer = prepare(joined, config, model, optimizer)
+        self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
+        self.targets = torch.tensor(task.targets, device=joined.device)
+        self.steps_per_epoch = -(-len(task.train) // config.batch)
+        self.checkpoints = checkpoints
+        resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
+        self.progress = resumed or Progress()
+
+    def run(
+        self,
+        keep: Callable[[nn.Module, int], None],
+        note: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
+    ) -> dict:
+        """Train the epochs that are left.
+
+        Args:
+            keep: called with the model and the number of the epoch whenever the WAF that chooses is best.
+            note: called with the number of every epoch, and the seconds and clips of this start.
+
+        Returns:
+            The learning curves: ``{"epochs": [...], "best_epoch": n, "held_out": n}``, with 0 where nothing
+            was held out and ``validation_*`` are of the clips that it trained on.
+
+        Raises:
+            Stopped: a signal asked for it; all ranks stop at the same step, after a checkpoint.
+        """
+        with _deterministic(self.config.deterministic):
+            return self._run(keep, note)
+
+    def _run(self, keep: Callable[[nn.Module, int], None], note: Callable[[int, float, int], None]) -> dict:
+        progress = self.progress
+        while progress.epoch <= self.config.epochs:
+            started = time.monotonic()
+            loss, clips = self.train_epoch()
+            rate = clips / (time.monotonic() - started)
+            row = {"epoch": progress.epoch, "train_loss": loss, **self.evaluate()}
+            finite = math.isfinite(row["validation_loss"])
+            self._check_number(finite, f"the evaluation after epoch {progress.epoch}")
+            progress.epochs.append(row)
+            self._tell(row, rate)
+            note(progress.epoch, time.monotonic() - started, clips)
+            score = (row["validation_waf"], -row["validation_loss"])
+            if score > tuple(progress.best):
+                progress.best, progress.best_epoch = score, progress.epoch
+                keep(unwrapped(self.joined, self.model), progress.epoch)
+            progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
+        held_out = len(self.task.held_out) if self.task.spared else 0
+        return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
+
+    def train_epoch(self) -> tuple[float, int]:
+        """The rest of the epoch under way; returns the mean loss of the whole epoch, and the clips that
+        it saw now."""
+        self.model.train()
+        progress = self.progress
+        order = epoch_order(len(self.task.train), self.seed, progress.epoch)
+        batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
+        # An evaluation may have taken long.
+        self._save_or_stop(self._agreed(torch.zeros((), device=self.joined.device), None))
+        for batch, mine in self._loaded(batches):
+            said = self._optimizer_step(batch, mine)
+            progress.loss += said.loss
+            progress.batch += 1
+            self._save_or_stop(said)
+        clips = sum(int((batch != NOBODY).sum()) for batch in batches)
+        return progress.loss / len(self.task.train), clips
+
+    def _tell(self, row: dict, rate: float) -> None:
+        logger.info(
+            "%s epoch %d/%d: loss %.3f, %s WAF %.3f (%.1f clips/s)",
+            self.task.name,
+            row["epoch"],
+            self.config.epochs,
+            row["train_loss"],
+            "held-out" if self.task.spared else "training clips'",
+            row["validation_waf"],
+            rate,
+        )
+        told = {**row, "clips_per_second": rate}
+        curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
+        self.joined.log(curves, self.progress.step)
+
+    def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> Said:
+        """One step over a global batch, of which ``mine`` is this rank's part. The device is waited for once,
+        at its end.
+
+        Raises:
+            UserError: see :meth:`_check_number`.
+        """
+        step = self.progress.step
+        rate = learning_rate(step, self.steps_per_epoch * self.config.epochs, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        clips = int((batch != NOBODY).sum())
+        # Gradients are averaged over ranks and summed over passes; the mean over clips is wanted.
+        scale = self.joined.num_processes / clips
+        summed, norm = torch.zeros((), device=self.joined.device), None
+        for number, part in enumerate(mine, 1):
+            # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
+            # the rank that computes it.
+            torch.manual_seed(_mix(self.seed, step, part.place))
+            with self._accumulating(last=number == len(mine)):
+                loss = self._loss(part)
+                self.joined.backward(loss * scale)
+                if self.joined.sync_gradients:
+                    norm = self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            summed += loss.detach()
+        self.progress.step += 1
+        said = self._agreed(summed, norm)
+        self._check_number(said.finite, f"step {self.progress.step}")
+        return said
+
+    @contextmanager
+    def _accumulating(self, last: bool) -> Iterator[None]:
+        """Gradients are summed up, and travel between ranks and take the step with the ``last`` pass alone.
+
+        Accelerate's own ``accumulate`` counts passes, and would have the same number in every step.
+        """
+        self.joined.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else self.joined.no_sync(self.model):
+            yield
+
+    def _agreed(self, loss: torch.Tensor, norm: torch.Tensor | float | None) -> Said:
+        """Ranks may see a signal or their clock at different steps; they agree before they act, on that and
+        on the loss by one reduction.
+
+        Args:
+            loss: of this rank.
+            norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
+        """
+        due = self.checkpoints is not None and self.checkpoints.due()
+        wishes = self._sent(torch.tensor([float(preempt.asked()), float(due)]))
+        size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
+        unsound = ~(torch.isfinite(size) & (size >= 0))
+        told = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
+        total, stop, save, unsound = self.joined.reduce(told, "sum").tolist()
+        return Said(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
+
+    def _check_number(self, finite: bool, where: str) -> None:
+        """Before the next checkpoint: weights that such a step has changed are lost for good.
+
+        Raises:
+            UserError: the loss, or the size of the gradients, is no finite number, on all ranks alike.
+        """
+        if finite:
+            return
+        extractor, settings = self.task.name.partition("/")[0], self.config
+        held = "" if settings.precision == "fp32" else f", or its precision from {settings.precision} to fp32"
+        raise UserError(
+            f"{self.task.name}: the loss is no finite number any more at {where}; lower "
+            f"extractors.{extractor}.finetune.learning_rate ({settings.learning_rate:g}){held}. If it is so "
+            "at the first step, the weights of the model folder are no numbers. Earlier checkpoints are kept"
+        )
+
+    def _loss(self, part: Pass) -> torch.Tensor:
+        """Sum of the weighted cross-entropy over the real clips of a pass."""
+        owners, logits = self._sent(part.owners), self._logits(part)
+        losses = F.cross_entropy(
+            logits,
+            self.targets[owners],
+            weight=self.class_weights,
+            reduction="none",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return torch.where(owners != NOBODY, losses, 0.0).sum()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and WAF on the clips that choose the epoch, computed by all ranks together."""
+        self.model.eval()
+        logits = self._predict(self.task.held_out)
+        settle(self.joined, self.model)
+        targets = torch.tensor(self.task.targets[self.task.held_out])
+        return {
+            "validation_loss": F.cross_entropy(logits, targets).item(),
+            "validation_waf": waf(targets.numpy(), logits.argmax(1).numpy()),
+        }
+
+    def _predict(self, positions: np.ndarray) -> torch.Tensor:
+        """Logits ``(len(positions), C)`` on the CPU, computed by all ranks together."""
+        # A row for each clip, which one rank fills, and the last one for nobody.
+        shape = len(self.task.targets) + 1, len(self.class_weights)
+        whole = torch.zeros(shape, device=self.joined.device)
+        for _, mine in self._loaded(global_batches(positions, self.config.batch)):
+            for part in mine:
+                whole[self._sent(part.owners)] = self._logits(part)
+        return self.joined.reduce(whole, "sum").cpu()[torch.from_numpy(positions)]
+
+    def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Pass]]]:
+        """Each global batch with this rank's part of it, read while those before are computed."""
+        rank, world = self.joined.process_index, self.joined.num_processes
+        on_gpu = self.joined.device.type == "cuda"
+
+        def load(batch: np.ndarray):
+            return batch, [read(*part) for part in self.task.passes.cut(batch, world)[rank::world]]
+
+        def read(place: int, positions: np.ndarray) -> Pass:
+            inputs, owners = self.task.load(positions), torch.from_numpy(positions)
+            if on_gpu:
+                # Copies from other memory make the host wait, and the device as well.
+                inputs = {name: value.pin_memory() for name, value in inputs.items()}
+                owners = owners.pin_memory()
+            return Pass(place, positions, owners, inputs)
+
+        threads = loaders(ranks_here()) if on_gpu else 1
+        return prefetched(load, batches, ahead=threads + 1, threads=threads)
+
+    def _sent(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.joined.device, non_blocking=True)
+
+    def _logits(self, part: Pass) -> torch.Tensor:
+        return self.model(**{name: self._sent(value) for name, value in part.inputs.items()})
+
+    def _save_or_stop(self, said: Said) -> None:
+        """What all ranks agreed on."""
+        if self.checkpoints is not None and (said.stop or said.save) and self.progress.step:
+            self.checkpoints.save(self.model, self.optimizer, self.progress)
+        if said.stop:
+            raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")
+
+
+def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
+    """Linear warm-up over the first part of ``steps``, then a cosine down to zero."""
+    warm = config.warmup * steps
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+@contextmanager
+def _deterministic(asked: bool) -> Iterator[None]:
+    """Meanwhile an operation of torch that may give other bits another time fails, where it has no other form."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asked or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _mix(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
