@@ -12,7 +12,8 @@ export TORCH_EXTENSIONS_DIR="$PWD/.venv/torch_extensions"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "installing into .venv" >&2
   rm -rf "$TORCH_EXTENSIONS_DIR"
-  "$python" -m venv .venv
+  # One that is there is kept: written over by another Python, its programs would no longer find their library.
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
   pip=".venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt"
   # DeepSpeed's build looks at the installed torch, so torch comes first and builds are not isolated.
   $pip setuptools wheel packaging ninja torch

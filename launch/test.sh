@@ -8,8 +8,9 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu  # the same on every machine
 export OMP_NUM_THREADS=1  # the workers are the parallelism: threads of small products wait for each other
-# Two workers, one of them for tests of several processes (tests/conftest.py); the long suite goes one by one.
-workers=(-n 2 --no-loadscope-reorder)
+# Three workers: one for tests of several processes that compute, one for the local cluster, which mostly waits
+# (tests/conftest.py); the long suite goes one by one.
+workers=(-n 3 --no-loadscope-reorder)
 for word in "$@"; do
   if [ "$word" = --long ]; then workers=(); fi
 done

@@ -60,26 +60,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not _is_slow(item)]
     # Those take longest, so that they begin first.
-    items.sort(key=lambda item: group(item.nodeid) != "ranks")
+    items.sort(key=lambda item: FIRST.get(group(item.nodeid), len(FIRST)))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``--fast`` what would be left out whole is not even imported."""
     if config.getoption("--fast") and collection_path.is_relative_to(ROOT):
-        return collection_path.relative_to(ROOT).as_posix().startswith(RANKS) or None
+        return collection_path.relative_to(ROOT).as_posix().startswith(RANKS + CLUSTER) or None
     return None
 
 
 def _is_slow(item: pytest.Item) -> bool:
     marked = item.get_closest_marker("slow") or item.get_closest_marker("processes")
-    return bool(marked) or group(item.nodeid) == "ranks"
+    return bool(marked) or group(item.nodeid) in FIRST
 
 
 #: Files, and tests, that start several processes that compute. One worker takes them all: two such tests at once
 #: would be four processes on two cores, each of which waits busily for its peer.
 RANKS = (
-    "tests/slurm/test_cluster.py",
-    "tests/slurm/test_whole_demo.py",
     "tests/training/test_resume.py",
     "tests/training/test_zero3.py",
     "tests/test_whole_job.py",
@@ -89,10 +87,16 @@ RANKS = (
 )
 
 
+#: On a local Slurm, where most of the time is waiting for its daemons: a worker of its own beside the other two.
+CLUSTER = ("tests/slurm/test_cluster.py", "tests/slurm/test_whole_demo.py")
+#: The groups that begin first, in this order.
+FIRST = {"cluster": 0, "ranks": 1}
+
+
 def group(nodeid: str) -> str:
-    """Tests of one group run in one worker: those of :data:`RANKS`, else those of a file."""
+    """Tests of one group run in one worker: those of :data:`CLUSTER`, of :data:`RANKS`, else those of a file."""
     file = nodeid.partition("::")[0]
-    return "ranks" if nodeid.startswith(RANKS) else file
+    return "cluster" if nodeid.startswith(CLUSTER) else "ranks" if nodeid.startswith(RANKS) else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -107,15 +111,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     return Groups(config, log)
 
 
-#: Those of them in which Python's commands are forks of one process (tests/forks.py). On the local cluster they
-#: are started as a user starts them.
-FORKED = tuple(file for file in RANKS if not file.startswith("tests/slurm/"))
 _SERVER = pytest.StashKey[forks.Server]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    if not item.nodeid.startswith(FORKED):
+    if not item.nodeid.startswith(RANKS):
         return (yield)
     stash = item.config.stash
     if _SERVER not in stash:

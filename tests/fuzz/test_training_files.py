@@ -11,7 +11,7 @@ from fuzz import tuned_run
 from fuzz.sandbox import Broken
 
 #: Mutations of one test.
-EACH = 3
+EACH = 2
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def base(tmp_path_factory, sandbox):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", cases(short=1, long=20))
+@pytest.mark.parametrize("seed", cases(short=1, long=30))
 @pytest.mark.parametrize("kind", [*tuned_run.UNDERWAY, "copy"])
 def test_a_damaged_file_of_a_training_is_passed_over_or_named(base, tmp_path, sandbox, count, kind, seed):
     outcomes, broken = [], []

@@ -1,9 +1,9 @@
 """Run by test_resume as one or several real processes: a training that is stopped, moved and goes on.
 
 Arguments: folder of the models, output folder, precision, then cases: ``lora+through`` trains
-undisturbed, ``lora+until`` is asked to stop before step 6 and leaves its checkpoint in ``out/lora``,
+undisturbed, ``lora+until`` is asked to stop before step 4 and leaves its checkpoint in ``out/lora``,
 ``lora+onward`` goes on from what lies there, ``lora+onward-random`` with that fault of :data:`FAULTS`.
-``lora+deferred`` is sent a signal inside step 6, ``lora+midway`` saves there all the same, and both go
+``lora+deferred`` is sent a signal inside step 4, ``lora+midway`` saves there all the same, and both go
 on. ``groups`` saves or loads an optimizer with two groups. Of each case every rank leaves which clips it
 has trained on in each epoch.
 """
@@ -31,7 +31,7 @@ from mer_dist.training.accelerator import accelerator, gathered, prepare, zero_s
 from mer_dist.training.checkpoint import Checkpoints, Progress
 from mer_dist.training.trainer import Trainer
 
-STOP = 6
+STOP = 4
 WAYS = {
     "full": {"method": "full"},
     "lora": {},
@@ -143,7 +143,7 @@ def _save_and_stop(trainer: Trainer) -> None:
     raise Stopped
 
 
-#: mode -> what happens after the first micro-batch of step 6.
+#: mode -> what happens after the first micro-batch of step 4.
 INSIDE = {"deferred": _ask, "midway": _save_and_stop}
 
 
