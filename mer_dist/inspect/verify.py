@@ -167,6 +167,7 @@ def _shards(state: _State) -> None:
     if files.marked(folder) is None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
     facts = manifest.all_facts(folder)
+    beside_tar: dict[str, tuple[str, str | None]] = {}
     for number in sorted({row.shard for row in state.rows.values()}):
         tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
         size = tar.stat().st_size if tar.exists() else 0
@@ -175,6 +176,11 @@ def _shards(state: _State) -> None:
             state.findings.append(f"{beside}: missing or not readable; run shard")
         elif size != told.bytes:
             state.findings.append(f"{tar}: {size} bytes, not {told.bytes}; run shard")
+        else:
+            try:
+                beside_tar |= manifest.read_labels(beside)
+            except UserError as error:
+                state.findings.append(str(error))
     reader = Reader(folder)
     damaged, different = [], []
     for row in reader.rows:
@@ -190,6 +196,10 @@ def _shards(state: _State) -> None:
     reader.close()
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
     state.find(different, "are described otherwise in the manifest than in the tar")
+    relabeled = [
+        row.name for row in reader.rows if beside_tar.get(row.name) not in (None, (row.split, row.label))
+    ]
+    state.find(relabeled, "have another label or split in the manifest than beside their tar; run shard")
     logger.info(
         "shards: %d clips (%s) in %d shards",
         len(reader.rows),
@@ -205,7 +215,7 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
         return False
     same = all(
         told.get(part) == getattr(row, part)
-        for part in ("name", "split", "label", "transcript", "missing", "frames", "samples")
+        for part in ("name", "transcript", "missing", "frames", "samples")
     )
     frames = sum(suffix.endswith(".jpg") for suffix in members)
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)

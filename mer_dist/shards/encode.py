@@ -46,6 +46,8 @@ def encode(
 ) -> Encoded:
     """JPEG, FLAC and JSON members of a clip.
 
+    Label and split stand in the index alone: correcting one changes no tar, and no feature made from it.
+
     Args:
         frames: (H, W, 3) uint8 RGB each, in time order.
         samples: (S,) int16, 16 kHz mono; None if the audio is missing.
@@ -54,8 +56,6 @@ def encode(
     count = 0 if samples is None else len(samples)
     facts = {
         "name": clip.name,
-        "split": clip.split,
-        "label": clip.label,
         "transcript": clip.transcript,
         "duration": duration,
         "missing": missing,

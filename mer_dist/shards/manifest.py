@@ -110,6 +110,17 @@ def read(shards_folder: Path) -> list[Row]:
     return read_rows(path)
 
 
+def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
+    """name -> split and label, which no tar holds, of a manifest or of the file beside a tar.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    with reading(path, "delete it and run shard"):
+        names, *found = parquet.read(path, ["name", "split", "label"]).to_pydict().values()
+        return dict(zip(names, zip(*found, strict=True), strict=True))
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a manifest, or of the file beside a tar.
 
@@ -158,7 +169,8 @@ def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
         text = json.dumps(asdict(facts), ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_FACTS: text.encode()})
     with atomic(path) as temporary:
-        pq.write_table(table, temporary)
+        # Labels stand nowhere else: a byte that a disk loses must not make one of another.
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def write_unstored(shards_folder: Path, splits: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
 """Raw clips become shards: list, decode in worker processes, write tars one after the other.
 
 Clips are cut into shards in the order of split and name, so a corpus that is sharded from nothing
-always gives the same bytes, kills or not. A shard whose clips are all as they were is never cut anew:
-clips that are added fill new shards after it, and a shard that lost or changed a clip is cut from what
+always gives the same bytes, kills or not. A shard whose clips are all as they were is never cut anew,
+whatever their labels and splits are now, which stand in the index alone: clips that are added fill new shards after it, and a shard that lost or changed a clip is cut from what
 is left of it. So a corpus that grew has other shards than the same corpus sharded at once; the same
 clips are in both. What follows holds for it, too: the same kept shards and the same corpus give the
 same bytes.
@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -35,7 +35,7 @@ from mer_dist.storage.run_folder import Run
 
 STATS = "stats.json"
 #: Raised when the same input and settings come to give other members.
-FORMAT = 2
+FORMAT = 3
 #: Clips that a remark names in the log; stats.json names all of them.
 NAMED = 3
 
@@ -61,7 +61,8 @@ def shard(config: Config, fused: bool = False) -> None:
     _check_folds(config, clips, fused)
     made_from = _settings(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
-    whole = files.fingerprint([made_from, sources, [asdict(problem) for problem in unlisted]])
+    labels = [(clip.name, clip.split, clip.label) for clip in clips]
+    whole = files.fingerprint([made_from, sources, labels, [asdict(problem) for problem in unlisted]])
     kept = _kept(run, made_from, sources)
     tried = {name for facts in kept.values() for name in facts.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
@@ -85,6 +86,7 @@ def shard(config: Config, fused: bool = False) -> None:
     save(config, run.config)
     files.sweep(run.folder)
     _clear(run, kept)
+    _relabel(run, kept, clips)
     _write(run, config.shard, encoded, kept, made_from, sources, started)
     _finish(run, whole, clips, unlisted)
 
@@ -130,15 +132,7 @@ def _source(clip: Clip, config: Config) -> str:
     if config.shard.faces == "openface":
         crops = files.stamp(faces.openface_folder(Path(config.shard.openface), clip.name))
     return files.fingerprint(
-        [
-            places,
-            files.stamp(clip.video),
-            files.stamp(clip.audio),
-            crops,
-            clip.transcript,
-            clip.label,
-            clip.split,
-        ]
+        [places, files.stamp(clip.video), files.stamp(clip.audio), crops, clip.transcript]
     )
 
 
@@ -170,6 +164,20 @@ def _clear(run: Run, kept: dict[int, Facts]) -> None:
         for path in run.shards.glob(pattern):
             if path not in stays:
                 path.unlink()
+
+
+def _relabel(run: Run, kept: dict[int, Facts], clips: list[Clip]) -> None:
+    """Give the rows of the kept shards the labels and splits that the corpus has now."""
+    now, changed = {clip.name: clip for clip in clips}, 0
+    for number, facts in kept.items():
+        path = manifest.facts_path(run.shards, number)
+        rows = manifest.read_rows(path)
+        own = [replace(row, split=now[row.name].split, label=now[row.name].label) for row in rows]
+        if own != rows:
+            manifest.write_rows(path, own, facts)
+            changed += sum(one != other for one, other in zip(own, rows, strict=True))
+    if changed:
+        logger.info("%d clips have another label or split than before; their shards stay", changed)
 
 
 def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterator:

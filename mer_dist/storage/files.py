@@ -39,7 +39,7 @@ _ABANDONED = 86_400
 def shipped(name: str = "") -> Path:
     """Where a file or folder of :data:`SHIPPED` is, as ``launch/workstation.yaml``: beside the package in a
     checkout, in ``share`` within it where a wheel was installed."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     share = package / "share"
     return (share if share.is_dir() else package.parent) / name
 

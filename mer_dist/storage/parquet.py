@@ -29,7 +29,7 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
         Exception: whatever pyarrow raises on a file that is not whole or lacks a column.
     """
     names = schema.names if schema is not None else columns
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         told = sum(max(chunk.total_uncompressed_size, _VALUE * chunk.num_values) for chunk in chunks)

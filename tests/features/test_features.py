@@ -186,7 +186,7 @@ def test_a_truncated_file_is_named_with_what_to_do(tmp_path, keep):
 def test_a_kill_while_a_shard_is_written_leaves_nothing_that_is_not_swept(tmp_path):
     """The system ends the process in the middle of the write, at the limit of a file's size."""
     script = (
-        "import pathlib, resource, signal, sys; import numpy as np; from mer_dist.features.store import store as features\n"
+        "import pathlib, resource, signal, sys; import numpy as np; from mer_dist.features import store as features\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "shard = features.FeatureSet(modality='text', names=['a'], utterance=np.ones((1, 999), np.float32))\n"

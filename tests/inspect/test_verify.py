@@ -194,7 +194,10 @@ def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, val
     rows[1] = replace(rows[1], **{field: value})
     manifest.write_rows(run.shards / manifest.MANIFEST, rows)
     finding(run, f"another {field} in the corpus", rows[1].name)
-    finding(run, "described otherwise in the manifest than in the tar", rows[1].name)
+    elsewhere = (
+        "in the tar" if field == "transcript" else "another label or split in the manifest than beside"
+    )
+    finding(run, elsewhere, rows[1].name)
 
 
 def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
