@@ -1,12 +1,17 @@
-"""The documentation: every relative link leads to a file and heading, every module it names exists."""
+"""The documentation: its links, modules, commands, configurations and keys are there, and README is short."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from mer_dist import cli
+from mer_dist.config import config as configuration
 
 MOST_WORDS = 1200
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
@@ -17,6 +22,18 @@ _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
 #: In the glossary, a module of the package.
 _MODULE = re.compile(r"`([a-z_0-9]+/[a-z_0-9]+\.py)`")
+_YAML = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_CALL = re.compile(r"(?:^|`|\$\()mer-dist +([a-z][a-z-]+)", re.MULTILINE)
+#: ``section.key``, or ``key`` of what a section holds by name.
+SECTIONS = {field.name for field in dataclasses.fields(configuration.Config)}
+_KEY = re.compile(rf"`({'|'.join(sorted(SECTIONS))})\.([a-z_]+)(?![a-z_]*[./])")
+FILES = {"json", "jsonl", "yaml", "parquet", "sbatch", "py", "md", "csv", "html"}
+
+
+def commands() -> set[str]:
+    """Every command that the parser knows."""
+    (found,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return set(found.choices)
 
 
 def anchors(text: str) -> set[str]:
@@ -105,3 +122,29 @@ def test_a_planted_link_is_judged(tmp_path, link, told):
     page = root / "page.md"
     page.write_text(f"# Here\n```\n# In code\n```\n{link}\n")
     assert faults(page, root) == told
+
+
+def test_the_commands_that_are_named_exist_and_each_is_explained():
+    for page in PAGES:
+        assert set(_CALL.findall(page.read_text("utf-8"))) <= commands(), page.name
+    explained = set(
+        re.findall(r"`(?:mer-dist )?([a-z][a-z-]+)\b", (ROOT / "docs" / "commands.md").read_text("utf-8"))
+    )
+    assert commands() - explained == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_configurations_that_are_shown_load_and_keys_that_are_named_exist(page, tmp_path):
+    text = page.read_text("utf-8")
+    for number, block in enumerate(_YAML.findall(text)):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, "utf-8")
+        configuration.load(path, [f"run.folder={tmp_path}"])
+    types = {field.name: field.default_factory for field in dataclasses.fields(configuration.Config)}
+    for section, key in _KEY.findall(text):
+        if key not in FILES and dataclasses.is_dataclass(types[section]):
+            assert key in {field.name for field in dataclasses.fields(types[section])}, f"{section}.{key}"
+
+
+def test_there_are_configurations_to_load():
+    assert sum(len(_YAML.findall(page.read_text("utf-8"))) for page in PAGES) >= 5
