@@ -95,7 +95,8 @@ def unsafe(name: str) -> str | None:
         return "it begins with '.', as hidden files do"
     if "/" in name or "\\" in name:
         return "it contains a slash"
-    if any(unicodedata.category(letter).startswith("C") for letter in name):
+    # All such characters are unprintable; so are blanks other than the plain one, which may stand in a name.
+    if not name.isprintable() and any(unicodedata.category(letter).startswith("C") for letter in name):
         return "it contains a control character or bytes that are not text"
     if name != name.strip():
         return "it begins or ends with a blank"
