@@ -9,7 +9,7 @@ import pytest
 
 from mer_dist.core.errors import UserError
 from mer_dist.processes import env
-from mer_dist.training.accelerator import accelerator, unwrapped
+from mer_dist.training.accelerator import _group, accelerator, unknown_kind, unwrapped
 
 
 def test_a_tracker_that_is_not_installed_is_refused_not_left_out(tmp_path):
@@ -54,10 +54,10 @@ def test_nccl_is_told_its_device_and_deepspeed_joins_the_ranks_itself(monkeypatc
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    (group,) = accelerator._group(timedelta(minutes=3))
+    (group,) = _group(timedelta(minutes=3))
     assert (group.backend, group.timeout) == ("nccl", timedelta(minutes=3)) and not asked
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
-    (plain,) = accelerator._group(timedelta(minutes=3))
+    (plain,) = _group(timedelta(minutes=3))
     wanted = {"timeout": timedelta(minutes=3), "device_id": torch.device("cuda", 1)}
     assert asked == [(("nccl",), wanted)]
     # Otherwise buckets are cut anew after the first step, and a resumed training sums in another order.
@@ -68,7 +68,5 @@ def test_other_ways_of_joining_ranks_are_named():
     from accelerate.utils import DistributedType
 
     kinds = ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP")
-    named = [
-        accelerator.unknown_kind(SimpleNamespace(distributed_type=DistributedType[kind])) for kind in kinds
-    ]
+    named = [unknown_kind(SimpleNamespace(distributed_type=DistributedType[kind])) for kind in kinds]
     assert named == ["", "", "", "", "FSDP"]
