@@ -158,6 +158,8 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     (bad / "b.npy").write_bytes(b"no array")
     np.save(bad / "c.npy", np.zeros(3))
     np.save(bad / "d.npy", np.zeros(3))
+    for name in ("e", "f"):
+        np.save(bad / f"{name}.npy", np.ones(3))
     assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 0
     told = capsys.readouterr().err
     assert "face: 3 clips cannot be used and are masked" in told and "mer-dist quarantine " in told
@@ -221,3 +223,11 @@ def test_no_command_works_on_the_original_when_a_copy_is_named(tmp_path, monkeyp
         (line,) = capsys.readouterr().err.splitlines()
         assert "names run.folder 'q1'" in line and "write run.folder=q2" in line
     assert before == {path: path.read_bytes() for path in Path("q1").rglob("*") if path.is_file()}
+
+
+def test_an_import_of_which_most_is_unusable_ends_with_3(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.ones(3))
+    for name in "bcd":
+        np.save(tmp_path / f"{name}.npy", np.full(3, np.nan))
+    assert main(["import-features", str(tmp_path / "run"), "face", str(tmp_path), "--modality", "video"]) == 3
+    assert "face: most of its clips, 3 of 4, cannot be used" in capsys.readouterr().err
