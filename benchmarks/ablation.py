@@ -126,7 +126,7 @@ def of_run(source: Path, target: Path, overrides: tuple[str, ...]) -> Config:
     for own, copied in ((given.folds, made.folds), (given.quarantine, made.quarantine)):
         if own.exists() and not copied.exists():
             shutil.copyfile(own, copied)
-    config = configuration.load(given.config)
+    config = configuration.of_run(given)
     config.run.folder, config.run.threads = str(target), 1
     config.fuse = FuseConfig(labels=config.fuse.labels, sets=config.fuse.sets)
     config.self_train, config.vote = SelfTrainConfig(), VoteConfig()

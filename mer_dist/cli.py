@@ -421,8 +421,8 @@ def import_features(parsed: argparse.Namespace) -> int:
 
     run = Run(parsed.run)
     with held(run.lock, parsed.command):
-        import_sets(run, parsed.source, parsed.modality)
-    return DONE
+        good = import_sets(run, parsed.source, parsed.modality)
+    return DONE if good else QUARANTINED
 
 
 def export_model(parsed: argparse.Namespace) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import fusion_run
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 from mer_dist import cli
 from mer_dist.cli import main
+from mer_dist.config.config import Config, save
+from mer_dist.config.sections import CorpusConfig, RunConfig
 from mer_dist.processes import ancestry, env, together
 from mer_dist.storage import exit_status
 from mer_dist.storage.lock import held
@@ -154,6 +158,8 @@ def test_an_import_that_masked_what_is_unusable_and_told_it_ends_with_0(tmp_path
     (bad / "b.npy").write_bytes(b"no array")
     np.save(bad / "c.npy", np.zeros(3))
     np.save(bad / "d.npy", np.zeros(3))
+    for name in ("e", "f"):
+        np.save(bad / f"{name}.npy", np.ones(3))
     assert main(["import-features", str(run), "face", str(bad), "--modality", "video"]) == 0
     told = capsys.readouterr().err
     assert "face: 3 clips cannot be used and are masked" in told and "mer-dist quarantine " in told
@@ -199,3 +205,29 @@ def test_a_tilde_that_the_shell_left_is_the_home_and_a_folder_that_is_no_run_has
     for folder in ("nope", str(tmp_path)):
         assert main(["status", folder, "fuse"]) == 2
         assert f"{folder}: no run there; it has no config.yaml" in capsys.readouterr().err
+
+
+def test_no_command_works_on_the_original_when_a_copy_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mer_dist.processes.preempt.install", lambda: None)
+    np.save(tmp_path / "a.npy", np.ones(3))
+    assert main(["import-features", "q1", "face", str(tmp_path), "--modality", "video"]) == 0
+    config = Config(run=RunConfig(folder="q1"), corpus=CorpusConfig(path="clips"))
+    save(config, Run("q1").config)
+    shutil.copytree("q1", "q2")
+    before = {path: path.read_bytes() for path in Path("q1").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    stages = ("shard", "finetune", "extract", "fuse", "run", "plan", "doctor", "slurm --dry-run")
+    for words in (*stages, "slurm-options fuse", "slurm-srun", "slurm-task fuse"):
+        assert main([*words.split(), "q2/config.yaml", "fuse.epochs=1"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "names run.folder 'q1'" in line and "write run.folder=q2" in line
+    assert before == {path: path.read_bytes() for path in Path("q1").rglob("*") if path.is_file()}
+
+
+def test_an_import_of_which_most_is_unusable_ends_with_3(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.ones(3))
+    for name in "bcd":
+        np.save(tmp_path / f"{name}.npy", np.full(3, np.nan))
+    assert main(["import-features", str(tmp_path / "run"), "face", str(tmp_path), "--modality", "video"]) == 3
+    assert "face: most of its clips, 3 of 4, cannot be used" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mer_dist.config import yaml_reader
+from mer_dist.config import moved, yaml_reader
 from mer_dist.config.sections import (
     CorpusConfig,
     ExtractConfig,
@@ -32,6 +32,7 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import plain
 from mer_dist.storage.files import offered, write_text
+from mer_dist.storage.run_folder import Run
 
 
 @dataclass(kw_only=True)
@@ -97,9 +98,23 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
     Raises:
         UserError: the file, the key and the valid ones, for anything unknown, of a wrong type,
-            missing, or out of range.
+            missing, or out of range; the file is that of a run folder, and another one would be worked in.
     """
-    path = Path(path)
+    config = _read(Path(path), overrides)
+    if not any("folder" in _override(item).get("run", {}) for item in overrides):
+        moved.check(Path(path), config.run.folder)
+    return config
+
+
+def of_run(run: Run) -> Config:
+    """The configuration that a run folder holds, for a command about that folder, which may have been moved or
+    copied since."""
+    config = _read(run.config, ())
+    config.run.folder = str(run.folder)
+    return config
+
+
+def _read(path: Path, overrides: list[str] | tuple[str, ...]) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,8 +34,29 @@ NOTHING = frozenset(
         "nil",
     ]
     + ["#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "undefined", "unknown"]
-    + ["-", "--", "---", "–", "—", "?", "unlabeled", "unlabelled"]
+    + ["-", "--", "---", "–", "—", "?", "unlabeled", "unlabelled", "[]", "{}"]
 )
+#: Errors that a spreadsheet leaves in a cell, in capitals: later ones of Excel and those of Google Sheets, then
+#: those of spreadsheets in other languages. A hashtag that somebody says is hardly one of them.
+_WRITTEN = """
+#ERROR! #SPILL! #CALC! #FIELD! #BLOCKED! #CONNECT! #UNKNOWN! #BUSY! #GETTING_DATA #DATA! #EXTERNAL! #PYTHON!
+#TIMEOUT! #MACRO?
+#VALEUR! #NOM? #NOMBRE! #NUL! #CHAMP! #CALCUL!
+#WERT! #BEZUG! #ZAHL! #NV #ÜBERLAUF! #KALK! #FELD!
+#VALOR! #¡VALOR! #¡REF! #¿NOMBRE? #¡NUM! #¡NULO! #¡DIV/0! #N/D #NULO! #NOME? #NÚM! #DESPEJAR!
+#VALORE! #RIF! #NULLO! #ESPANSIONE!
+#WAARDE! #VERW! #NAAM? #GETAL! #LEEG! #DEEL/0! #N/B
+#ARG! #ADR! #NAZWA? #LICZBA! #ZERO! #DZIEL/0!
+#VÄRDEFEL! #REFERENS! #NAMN? #OGILTIGT! #SKÄRNING! #DIVISION/0! #SAKNAS!
+#VÆRDI! #REFERENCE! #NAVN? #I/T #VERDI! #ARVO! #VIITTAUS! #NIMI? #LUKU! #TYHJÄ! #JAKO/0! #PUUTTUU!
+#HODNOTA! #ODKAZ! #NÁZEV? #ČÍSLO! #ÉRTÉK! #HIV! #NÉV? #SZÁM! #ZÉRÓOSZTÓ! #HIÁNYZIK
+#DEĞER! #BAŞV! #AD? #SAYI! #SAYI/0! #BOŞ! #YOK
+#ЗНАЧ! #ССЫЛКА! #ИМЯ? #ЧИСЛО! #ПУСТО! #ДЕЛ/0! #Н/Д
+#値! #名前? #数値! #参照! #值! #名称? #数字! #引用! #값! #이름?
+"""
+ERRORS = frozenset(_WRITTEN.split())
+#: As LibreOffice numbers them, in several languages.
+_ERROR_NUMBER = re.compile(r"(Err|Error|Erreur|Fehler|Errore|Fout|Ошибка|エラー|错误|錯誤|오류) ?: ?5\d\d")
 _SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
 #: What others call these parts; which of them is to be learned from, only they know.
 _OTHER_SPLITS = {
@@ -53,7 +76,8 @@ _ALIKE = 0.75
 
 def is_nothing(cell: str) -> bool:
     """Whether the whole cell is such a word, or blank."""
-    return not cell.strip() or plain(cell) in NOTHING
+    text = unicodedata.normalize("NFKC", cell.strip())
+    return not text or plain(text) in NOTHING or text in ERRORS or bool(_ERROR_NUMBER.fullmatch(text))
 
 
 class Labels:

@@ -17,6 +17,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+#: What each of them is as a letter.
+MARK = "\ufeff"
 #: Stands for bytes that are no text: a lone surrogate, as the decoder of UTF-8 leaves it, too.
 _BROKEN = "\udcff"
 #: What is looked at to find the likely encoding.
@@ -59,7 +61,7 @@ def decode(content: bytes, told: str, path: Path) -> tuple[str, str]:
         text = content.decode(used, "surrogateescape")
     except UnicodeDecodeError:
         text = content.decode(used, "replace").replace("\ufffd", _BROKEN)
-    return text.removeprefix("\ufeff"), "utf-8" if used == "utf-8-sig" else used
+    return text.removeprefix(MARK), "utf-8" if used == "utf-8-sig" else used
 
 
 def marked(content: bytes) -> bool:

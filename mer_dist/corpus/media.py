@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mer_dist.corpus import paths, picture, stated
+from mer_dist.corpus import paths, picture, stated, wide_samples
 from mer_dist.corpus.clock import UNLIKELY, Clock, Trust, trust
 from mer_dist.corpus.picture import Shot
 from mer_dist.corpus.structure import FOLLOWED, MOTION_PHOTO, followed, motion_photo, remedy
@@ -196,12 +196,15 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise MediaError(f"{path.name if path.is_file() else path}: {fault}")
     # A file that poses as mp4 may be a playlist; it must not reach the network.
     options = {"protocol_whitelist": "file"}
-    try:
-        container = av.open(f"file:{path}", metadata_errors="ignore", options=options)
-    except (av.FFmpegError, ValueError) as error:
-        raise MediaError(f"{path.name}: not readable: {_plain(error)}{remedy(path)}") from None
-    with container:
-        yield container
+    with ExitStack() as open_files:
+        try:
+            if filled := wide_samples.filled(path):
+                open_files.callback(filled.close)
+            container = av.open(filled or f"file:{path}", "r", metadata_errors="ignore", options=options)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise MediaError(f"{path.name}: not readable: {_plain(error)}{remedy(path)}") from None
+        with container:
+            yield container
 
 
 def _stream(container, kind: str, path: Path, place: int = 0):

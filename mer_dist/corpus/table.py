@@ -86,7 +86,8 @@ def read(
         why = f"{error.strerror or error}{files.started_from(path)}"
         raise UserError(f"{path}: cannot be read: {why}") from None
     text, used = encodings.decode(content, encoding or encodings.UTF8, path)
-    lines = list(io.StringIO(text, newline=""))
+    # Where files were joined, each of them may begin with its mark.
+    lines = [line.removeprefix(encodings.MARK) for line in io.StringIO(text, newline="")]
     if _unreadable(path, content, lines):
         encodings.refuse(path, content, used, encoding is not None)
     header, records, delimiter = _header(path, lines, columns)
@@ -98,7 +99,7 @@ def read(
         encodings.refuse(path, content, used, encoding is not None)
     if "name" in header:
         records = quotes.freed(records, lines, delimiter, header, known, path.name)
-    return _by_name(Table(file=path.name, columns=header), records, used)
+    return _by_name(Table(file=path.name, columns=header), _rows(path, header, records), used)
 
 
 def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
@@ -150,6 +151,34 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     if delimiter != ",":
         logger.info("%s: read with %r between its fields", path, delimiter)
     return header, list(records), delimiter
+
+
+def _rows(path: Path, header: list[str], records: list[Record]) -> list[Record]:
+    """The records without the header where it stands again, as ``cat a.csv b.csv`` leaves it.
+
+    Raises:
+        UserError: it does so with its columns in another order, by which the rows behind it are written.
+    """
+    rows, again = [], []
+    for record in records:
+        columns = [field.strip().casefold() for field in record.fields]
+        if len(columns) < 2 or sorted(columns) != sorted(header):
+            rows.append(record)
+        elif columns == header:
+            again.append(record.line)
+        else:
+            raise UserError(
+                f"{path}: line {record.line} is a second header, with the columns in another order than the first: "
+                f"{','.join(columns)}; give both parts the same order, or each a file of its own"
+            )
+    if again:
+        logger.warning(
+            "%s: the header stands again in %d lines, the first of them %d: several tables in one; these lines are no clips",
+            path,
+            len(again),
+            again[0],
+        )
+    return rows
 
 
 def _other_text(lines: list[str]) -> str | None:

@@ -20,6 +20,8 @@ ESCAPED = "letters that are written as \\u and a number"
 PATH = "the name of a file in place of a transcript; files of text are not read"
 SUBTITLES = "times of subtitles in its transcript"
 MARKUP = "HTML or other markup in its transcript"
+RECOGNISED = "tags of a speech recogniser or language model in its transcript, as <|en|>; keep what was said"
+STRUCTURE = "JSON, or a list or dictionary of Python, in place of a transcript; keep the text in it alone"
 MISREAD = "letters that read as UTF-8 decoded as cp1252, as Ã© for é; save the table anew from its source"
 _ODD = (
     (LOST, re.compile("\ufffd")),
@@ -34,7 +36,24 @@ _ODD = (
         ),
     ),
     (SUBTITLES, re.compile(r"\d\d:\d\d[.,]\d{2,3}\s*-->|\[\d\d?:\d\d[.:]\d\d\d?\]")),
-    (MARKUP, re.compile(r"</?[a-zA-Z][^<>\n]*>|&(#\d{2,7}|#[xX][0-9a-fA-F]{2,6}|[a-zA-Z]{2,8}\d?);")),
+    (
+        MARKUP,
+        re.compile(
+            r"</?[a-zA-Z][^<>\n]*>|&(#\d{2,7}|#[xX][0-9a-fA-F]{2,6}|[a-zA-Z]{2,8}\d?);|\{\\[^{}\n]+\}"
+        ),
+    ),
+    # The last is how SentencePiece writes a blank.
+    (
+        RECOGNISED,
+        re.compile(r"<\|[^<>|\s]{1,40}\|>|\[(_BEG_|_TT_\d+|INST|/INST|CLS|SEP|UNK|PAD|MASK)\]|\u2581"),
+    ),
+    (
+        STRUCTURE,
+        re.compile(
+            r"""^\s*+(\[\s*+)?\{\s*+(["'])\w[\w .-]{0,60}\2\s*+:|^\s*+\[\s*+["'].*["']\s*+\]\s*+$""",
+            re.DOTALL,
+        ),
+    ),
 )
 #: Letters and marks by their category that nevertheless show nothing: fillers of Hangul, the blank of
 #: Braille, joiners and selectors of variants.

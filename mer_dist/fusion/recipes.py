@@ -186,8 +186,7 @@ def told(run: Run) -> list[str]:
     if not run.config.exists():
         return []
     try:
-        config = configuration.load(run.config)
-        config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+        config = configuration.of_run(run)
         found = stale(config, run)
     except UserError as error:
         return [f"whether what was fused is stale cannot be known: {error}"]

@@ -34,7 +34,7 @@ def explain(folder: Path, name: str) -> dict:
     run = Run(folder)
     if not run.config.exists():
         raise UserError(f"{run.folder}: no run there; it has no {run.config.name}, which fuse writes")
-    config = configuration.load(run.config)
+    config = configuration.of_run(run)
     paths = predictions.all_of(run)
     lost = [row for row in quarantine.read(run.quarantine) if row.name == name]
     told = [row for path in paths if (row := _told(path, name))]

@@ -45,11 +45,10 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     run = Run(run_folder)
     if not run.config.exists():
         raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
-    config = configuration.load(run.config)
+    config = configuration.of_run(run)
     paths = predictions.all_of(run)
     if not paths:
         raise UserError(f"{run.folder}: there are no predictions yet; run fuse first")
-    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
     _check_fresh(config, run)
     labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}

@@ -39,8 +39,7 @@ def verify(run_folder: Path) -> list[str]:
     run = Run(run_folder)
     if not run.config.exists():
         raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
-    config = configuration.load(run.config)
-    config.run.folder = str(run.folder)  # The folder may have been moved or copied.
+    config = configuration.of_run(run)
     state = _State(run=run, config=config)
     checks = [_features, _predictions, _stale, _answer]
     if state.sharded:

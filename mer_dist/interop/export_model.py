@@ -38,7 +38,7 @@ def export(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
-    config = configuration.load(run.config)
+    config = configuration.of_run(run)
     copy = _find(config, copy_name)
     if adapter and copy.extractor.finetuning.method == "full":
         raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")

@@ -25,6 +25,8 @@ from mer_dist.storage.run_folder import Run
 
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
+#: What arrays with one axis are whose lengths differ.
+_STEPS = "sequences of one value, as a pitch, have to be saved as (T, 1)"
 #: What people call parts of a corpus: folders of these names alone hold clips and are none.
 PARTS = {
     "train",
@@ -43,12 +45,15 @@ PARTS = {
 }
 
 
-def import_sets(run: Run, source: list[str], told: list[str]) -> None:
+def import_sets(run: Run, source: list[str], told: list[str]) -> bool:
     """Take ``SET FOLDER`` as one feature set, or ``FOLDER`` as one of several, ``FOLDER/<set>``.
 
     Args:
         source: the name of the set, where there is one, and the folder.
         told: the modality; of several sets ``SET=MODALITY`` for each.
+
+    Returns:
+        Whether most clips of each set can be used.
 
     Raises:
         UserError: a set's name, folder or modality cannot be used, or no file of it can.
@@ -64,10 +69,15 @@ def import_sets(run: Run, source: list[str], told: list[str]) -> None:
         chosen = _chosen(Path(folder), told)
     for set_name, modality in chosen.items():
         _check(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+    good = True
     for set_name, modality in chosen.items():
-        import_npy(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+        lost, count = import_npy(run, set_name, modality, Path(folder, *([] if name else [set_name])))
+        if 2 * lost > count:
+            good = False
+            logger.warning("%s: most of its clips, %d of %d, cannot be used", set_name, lost, count)
     for line in recipes.told(run):
         logger.warning("%s", line)
+    return good
 
 
 def _chosen(folder: Path, told: list[str]) -> dict[str, str]:
@@ -104,7 +114,7 @@ def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
         raise UserError(f"{folder}: no such folder")
 
 
-def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
+def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[int, int]:
     """Take ``folder/<name>.npy``, or ``folder/<name>/<frame>.npy``, as the feature set ``set_name``.
 
     A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
@@ -112,11 +122,11 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
     that are padding or stand for frames without a vector.
 
     Returns:
-        How many clips cannot be used.
+        How many clips cannot be used, and of how many.
 
     Raises:
-        UserError: the set's name or modality cannot be used, two files are of one clip, or no file can be
-            used.
+        UserError: the set's name or modality cannot be used, two files are of one clip, no file can be used, or
+            the arrays have no width in common.
     """
     folder = Path(folder)
     _check(run, set_name, modality, folder)
@@ -154,7 +164,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
             ", ".join(gone[:3]),
         )
     _quarantine(run, set_name, modality, found)
-    return len(found.bad)
+    return len(found.bad), len(sources)
 
 
 def _names(folder: Path) -> set[str]:
@@ -244,7 +254,7 @@ class _Survey:
 def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
     """
     Raises:
-        UserError: time is the second axis of the arrays.
+        UserError: time is the second axis of the arrays, or they have no width in common.
     """
     shapes, found = {}, _Survey()
     sequences: dict[str, padding.Sequence] = {}
@@ -271,14 +281,33 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
     widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
         return found
-    found.width = Counter(widths.values()).most_common(1)[0][0]
-    found.bad |= {
-        name: f"{own} values a vector, most files have {found.width}"
-        for name, own in widths.items()
-        if own != found.width
-    }
+    found.width = _width(folder, shapes, widths)
+    others = {name: own for name, own in widths.items() if own != found.width}
+    steps = len({widths[name] for name in others if len(shapes[name]) == 1}) > 1
+    for name, own in others.items():
+        meant = f"; {_STEPS}" if steps and len(shapes[name]) == 1 else ""
+        found.bad[name] = f"{own} values a vector, most files have {found.width}{meant}"
     found.gaps = _gaps(folder, {name: one for name, one in sequences.items() if name not in found.bad}, found)
     return found
+
+
+def _width(folder: Path, shapes: dict[str, tuple[int, ...]], widths: dict[str, int]) -> int:
+    """That of most arrays.
+
+    Raises:
+        UserError: fewer than half of them have one, so that nobody knows which is meant.
+    """
+    (width, count), *_ = Counter(widths.values()).most_common()
+    if 2 * count < len(widths):
+        flat = sum(len(shape) == 1 for shape in shapes.values())
+        meant = "the last axis of each has to be the vector"
+        if 2 * flat > len(shapes):
+            meant = f"arrays (T,) are taken for vectors; {_STEPS}: numpy.save(path, array[:, None])"
+        raise UserError(
+            f"{folder}: its {len(widths)} arrays, as {next(iter(widths))}, have "
+            f"{len({*widths.values()})} widths, none of which half of them have: {meant}"
+        )
+    return width
 
 
 def _filled(folder: Path, sequences: dict[str, padding.Sequence]) -> dict[str, slice]:

@@ -84,7 +84,7 @@ def collect(run_folder: Path) -> Facts:
     if not run.folder.is_dir():
         raise UserError(f"{run.folder}: no such run folder; give the folder named by run.folder")
     reader = _Reader(run)
-    config = reader.read(run.config, configuration.load)
+    config = reader.read(run.config, lambda _: configuration.of_run(run))
     order = config.corpus.labels if config else []
     corpus = reader.read(run.shards / "manifest.parquet", lambda path: _corpus(path, order))
     truth = dict(corpus.truth) if corpus else {}

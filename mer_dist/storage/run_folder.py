@@ -35,6 +35,12 @@ class Run:
         object.__setattr__(self, "folder", Path(folder))
 
     @property
+    def begun(self) -> bool:
+        """Whether a run has left anything there: by names that nobody gives to files of their own."""
+        left = ("status/lock", "quarantine.parquet", "shards/manifest.parquet", "features/*/set.json")
+        return any(any(self.folder.glob(name)) for name in (*left, "rounds/[0-9]*/predictions.parquet"))
+
+    @property
     def config(self) -> Path:
         return self.folder / "config.yaml"
 

@@ -1,3 +1,6 @@
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +10,9 @@ from conftest import ROOT
 
 from mer_dist.config import config, sections
 from mer_dist.core.errors import UserError
+from mer_dist.interop.export_model import export
+from mer_dist.storage.files import write_text
+from mer_dist.storage.run_folder import Run
 
 SMALL = """
 run: {folder: out, processes: 2}
@@ -260,3 +266,109 @@ def test_a_number_where_text_is_wanted_is_answered_with_the_quotes_that_it_needs
     (tmp_path / "job.yaml").write_text("run: {folder: r}\ncorpus: {labels: [true, x]}\n")
     with pytest.raises(UserError, match='put it between quotes: "true"'):
         config.load(tmp_path / "job.yaml")
+
+
+@pytest.fixture
+def original(tmp_path, monkeypatch) -> Run:
+    """A run in q1, as seen from the folder that it lies in."""
+    monkeypatch.chdir(tmp_path)
+    saved("q1", "q1")
+    return Run("q1")
+
+
+def saved(folder: str, named: str) -> Path:
+    run = Run(folder)
+    write_text(run.lock, "")
+    config.save(config.Config(run=sections.RunConfig(folder=named), corpus=CORPUS), run.config)
+    return run.config
+
+
+CORPUS = sections.CorpusConfig(path="clips")
+
+
+def test_the_configuration_of_a_copied_or_renamed_run_is_not_taken_for_the_other_folder(original, tmp_path):
+    shutil.copytree("q1", "q2")
+    told = refused(Path("q2/config.yaml"))
+    assert f"{tmp_path}/q2, but names run.folder 'q1', here {tmp_path}/q1" in told and "\n" not in told
+    assert "copied or renamed" in told and "write run.folder=q2 behind it" in told
+    assert str(tmp_path / "q1") in refused(
+        tmp_path / "q2" / "config.yaml", "run.processes=2", "fuse.epochs=1"
+    )
+    # What is told to be written works, and so does the other folder where it is meant, and a section as a whole.
+    for given, folder in (("run.folder=q2", "q2"), ("run.folder=q1", "q1"), ("run={folder: q3}", "q3")):
+        assert config.load("q2/config.yaml", [given]).run.folder == folder
+    shutil.rmtree("q1")
+    assert "copied or renamed" in refused(Path("q2/config.yaml"))
+
+
+def test_a_saved_configuration_is_taken_where_its_run_is_be_it_through_a_link(
+    original, tmp_path, monkeypatch
+):
+    Path("latest").symlink_to("q1")
+    Path("job.yaml").symlink_to("q1/config.yaml")
+    for path in ("q1/config.yaml", "latest/config.yaml", "job.yaml", "./q1/../q1/config.yaml"):
+        assert config.load(path).run.folder == "q1"
+    saved("q4", str(tmp_path / "latest"))
+    assert "q4" in refused(Path("q4/config.yaml"))
+    saved("q1", str(tmp_path / "latest"))
+    monkeypatch.chdir("/")
+    assert config.load(tmp_path / "q1" / "config.yaml").run.folder == str(tmp_path / "latest")
+
+
+def test_a_saved_configuration_from_another_working_directory_is_refused(original, tmp_path, monkeypatch):
+    (tmp_path / "q1" / "sub").mkdir()
+    Path("job.yaml").symlink_to("q1/config.yaml")
+    monkeypatch.chdir("q1/sub")
+    for path in ("../config.yaml", "../../job.yaml"):
+        told = refused(Path(path))
+        assert f"here {tmp_path}/q1/sub/q1" in told and "another working directory" in told
+    monkeypatch.chdir("..")
+    assert f"write run.folder={tmp_path}/q1 behind it" in refused(Path("config.yaml"))
+
+
+def test_a_copy_whose_links_lead_to_the_original_is_a_copy_and_folders_of_the_user_s_are_no_run(original):
+    shutil.copytree("q1", "q2")
+    Path("q2/config.yaml").unlink()
+    Path("q2/config.yaml").symlink_to("../q1/config.yaml")
+    assert "copied or renamed" in refused(Path("q2/config.yaml"))
+    for name in ("features/hubert-UTT", "shards", "logs", "status", "rounds"):
+        Path("project", name).mkdir(parents=True)
+    Path("project/config.yaml").write_text("run: {folder: out}\ncorpus: {path: clips}\n", encoding="utf-8")
+    assert config.load("project/config.yaml").run.folder == "out"
+
+
+@pytest.mark.parametrize("name", ["2024", "true", "a: b", "[x", "it's", "two words", "q2"])
+def test_what_is_told_to_be_written_for_a_copy_names_the_copy(original, name):
+    shutil.copytree("q1", name)
+    told = refused(Path(name, "config.yaml"))
+    (word,) = shlex.split(re.search(r"write (run\.folder=.*|'run\.folder=.*) behind it", told)[1])
+    assert Path(name).samefile(config.load(Path(name, "config.yaml"), [word]).run.folder)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "status/lock",
+        "quarantine.parquet",
+        "shards/manifest.parquet",
+        "features/f/set.json",
+        "rounds/00/predictions.parquet",
+    ],
+)
+def test_a_copy_of_a_part_of_a_run_is_one_too(original, left):
+    config.save(config.Config(run=sections.RunConfig(folder="q1"), corpus=CORPUS), Run("part").config)
+    assert config.load("part/config.yaml").run.folder == "q1"
+    write_text(Path("part", left), "")
+    assert "copied or renamed" in refused(Path("part/config.yaml"))
+
+
+def test_a_question_about_a_run_folder_is_about_that_folder_whatever_its_configuration_names(original):
+    made = config.of_run(original)
+    made.extractors["c"] = sections.ExtractorConfig(
+        family="clip", path="m", finetune=sections.FinetuneConfig()
+    )
+    config.save(made, original.config)
+    Path("q1").rename("q5")
+    assert config.of_run(Run("q5")).run.folder == "q5"
+    with pytest.raises(UserError, match="^q5/shards"):
+        export(Run("q5"), "c@all", Path("out"))

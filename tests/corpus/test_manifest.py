@@ -386,3 +386,52 @@ def test_a_table_that_is_cut_off_is_told_in_its_last_row_alone(tmp_path, tail):
     reasons = {problem.name: problem.reason for problem in problems}
     assert reasons["last"].endswith("the file may be cut off here; compare it with its source")
     assert reasons["short"].endswith("2 fields instead of 6")
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "row"),
+    [
+        ("", "name,transcript,label", "c2"),
+        (MARK, MARK + "name,transcript,label", "c2"),
+        ("", MARK + '"Name", transcript,LABEL', '"c2"'),
+        (MARK, MARK + "name,transcript,label", MARK + "c2"),
+        (MARK, "name,transcript,label\n" + MARK + "name,transcript,label", MARK + '"c2"'),
+    ],
+)
+def test_the_header_of_a_second_table_in_one_file_is_no_clip_with_a_mark_or_without(
+    tmp_path, caplog, first, again, row
+):
+    path = tmp_path / "all.csv"
+    path.write_text(f"{first}name,transcript,label\nc1,hi,calm\n{again}\n{row},ho,tense\n", encoding="utf-8")
+    clips, problems = manifest.clips(path, ["calm", "tense"])
+    assert [(clip.name, clip.transcript, clip.label) for clip in clips] == [
+        ("c1", "hi", "calm"),
+        ("c2", "ho", "tense"),
+    ]
+    assert problems == []
+    count = len(again.splitlines())
+    assert f"the header stands again in {count} lines, the first of them 3" in caplog.text
+
+
+def test_a_mark_before_a_row_and_one_of_utf_16_are_no_part_of_a_name(tmp_path, caplog):
+    path = tmp_path / "all.csv"
+    path.write_text(f"name,transcript,label\n{MARK}c1,hi,calm\n", encoding="utf-8")
+    table = "name,transcript,label\nc{},hi,calm\n"
+    (tmp_path / "wide.csv").write_bytes(table.format(1).encode("utf-16") + table.format(2).encode("utf-16"))
+    assert [clip.name for clip in manifest.clips(path, ["calm"])[0]] == ["c1"]
+    assert "header" not in caplog.text
+    assert [clip.name for clip in manifest.clips(tmp_path / "wide.csv", ["calm"])[0]] == ["c1", "c2"]
+
+
+def test_a_second_header_with_the_columns_in_another_order_is_refused(tmp_path):
+    path = tmp_path / "all.csv"
+    path.write_text(
+        f"name,transcript,label\nc1,hi,calm\n{MARK}name,label,transcript\nc2,calm,ho\n", encoding="utf-8"
+    )
+    with pytest.raises(
+        UserError, match="line 3 is a second header, .* another order .*: name,label,transcript"
+    ):
+        manifest.clips(path, ["calm"])

@@ -437,3 +437,75 @@ def test_the_published_cases_give_what_a_player_gives(shared, tmp_path):
     assert np.array_equal(voice, opposite) and voice.std() / 2**15 == pytest.approx(0.212, abs=0.001)
     shutil.copy(cases / "sound-default-track" / "two.mkv", tmp_path)
     assert read_sound(tmp_path / "two.mkv").samples.std() / 2**15 > 0.2
+
+
+PCM = bytes.fromhex("0100000000001000800000aa00389b71")
+
+
+def wave_of(
+    path, width: int, bits: int, extensible: bool = True, form: bytes = b"RIFF", upper: bool = True, said=None
+):
+    """A WAV of 0.3 of full scale at 440 Hz on the left and at 880 Hz, half as loud, on the right; each sample of
+    ``bits`` in ``width`` bytes, at their upper end or at the lower one."""
+    time = np.arange(RATE) / RATE
+    wave = np.stack([0.3 * np.sin(2 * np.pi * 440 * time), 0.15 * np.sin(2 * np.pi * 880 * time)], 1)
+    values = np.rint(wave * (2 ** (bits - 1) - 1)).astype("<i4") << (8 * width - bits if upper else 0)
+    samples = values.reshape(-1, 1).view(np.uint8)[:, :width].tobytes()
+    kind = 0xFFFE if extensible else 1
+    told = struct.pack("<HHIIHH", kind, 2, RATE, RATE * 2 * width, 2 * width, said or 8 * width)
+    told += struct.pack("<HHI", 22, bits, 3) + PCM if extensible else b""
+    size = 0xFFFFFFFF if form == b"RF64" else len(samples)
+    sizes = struct.pack("<QQQI", 100, len(samples), RATE, 0)
+    chunks = [(b"ds64", sizes, 28)] if form == b"RF64" else [(b"LIST", b"INFOISFT\4\0\0\0abc\0", 16)]
+    chunks += [(b"fmt ", told, len(told)), (b"data", samples, size), (b"junk", bytes(range(200)), 200)]
+    body = b"WAVE" + b"".join(name + struct.pack("<I", size) + own for name, own, size in chunks)
+    path.write_bytes(form + struct.pack("<I", size if form == b"RF64" else len(body)) + body)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "bits", "how"),
+    [
+        *((4, bits, {}) for bits in (24, 20, 16, 12)),
+        *((3, bits, {}) for bits in (20, 16, 24)),
+        *((2, bits, {}) for bits in (12, 16)),
+        *((4, bits, {"extensible": False, "said": bits}) for bits in (24, 20)),
+        *((4, bits, {"form": b"RF64"}) for bits in (24, 32)),
+        (3, 20, {"extensible": False, "said": 20}),
+        (4, 24, {"said": 24}),
+        (4, 24, {"upper": False}),
+        (4, 24, {"upper": False, "extensible": False, "said": 24}),
+    ],
+)
+def test_samples_of_fewer_bits_than_their_bytes_have_are_read_at_their_level(tmp_path, width, bits, how):
+    read = read_sound(wave_of(tmp_path / "a.wav", width, bits, **how))
+    assert len(read.samples) == RATE and (read.damage, read.remarks) == ("", [])
+    time = np.arange(RATE) / RATE
+    wanted = 0.15 * np.sin(2 * np.pi * 440 * time) + 0.075 * np.sin(2 * np.pi * 880 * time)
+    assert np.abs(read.samples / 2**15 - wanted).max() < 2.0 ** -min(bits - 2, 13)
+
+
+def test_of_24_bits_in_32_what_is_cut_off_is_told_and_floating_point_of_an_old_editor_is_read(tmp_path):
+    path = wave_of(tmp_path / "a.wav", 4, 24)
+    path.write_bytes(path.read_bytes()[: 8 * RATE // 2])
+    read = read_sound(path)
+    assert read.damage == "0.5 of 1.0 s are there" and pitch(read.samples) == pytest.approx(440, abs=3)
+    wave = (2.0**23 * VOICE).astype("<f4").tobytes()
+    told = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + len(wave),
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        RATE,
+        4 * RATE,
+        4,
+        24,
+        b"data",
+        len(wave),
+    )
+    path.write_bytes(told + wave)
+    assert np.abs(read_sound(path).samples / 2**15 - VOICE).max() < 2**-14

@@ -1,6 +1,7 @@
 """What stands in the place of a transcript: words for nothing, characters that show nothing, other things."""
 
 import logging
+import time
 
 import pytest
 
@@ -28,6 +29,19 @@ def read(cell):
         "\0",
         "\u3164",
         "",
+        *(
+            "#ERROR!",
+            "#VALEUR!",
+            "#WERT!",
+            " #BEZUG! ",
+            "#NV",
+            "#N/D",
+            "#ЗНАЧ!",
+            "#値!",
+            "#¿NOMBRE?",
+            "#ZÉRÓOSZTÓ!",
+        ),
+        *("#ZAHL!", "#NU\u0301M!", "Err:502", "Fehler:508", "[]", "{}"),
     ],
 )
 def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
@@ -50,6 +64,40 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
         ("[00:12.50]Hi", "[00:12.50]Hi", (texts.SUBTITLES,)),
         ("Tom &amp; Jerry", "Tom &amp; Jerry", (texts.MARKUP,)),
         ("<i>no</i>", "<i>no</i>", (texts.MARKUP,)),
+        (r"{\an8}no", r"{\an8}no", (texts.MARKUP,)),
+        *(
+            (cell, cell, (texts.RECOGNISED,))
+            for cell in (
+                "<|zh|><|HAPPY|><|Speech|>今天",
+                "<|0.00|> hi<|2.00|>",
+                "hi [_TT_100]",
+                "\u2581how\u2581are",
+                "[CLS] hi",
+            )
+        ),
+        *(
+            (cell, cell, (texts.STRUCTURE,))
+            for cell in (
+                '{"text": " hello", "segments": [{"id": 0}]}',
+                "[{'key': 'a', 'text': 'hello'}]",
+                '{\n "text": "cut off behi',
+                '["hello", "there"]',
+            )
+        ),
+        *(
+            (cell, cell, ())
+            for cell in (
+                *("#metoo!", "#Zero!", "#WERT! is what it says", "#NV is a state", "#1", "err: 502 of them"),
+                *(
+                    "{sighs} no: never",
+                    "[Music]",
+                    '"no": he said',
+                    "a | b <| c |> d > e",
+                    "[hello",
+                    "(laughs) {x}",
+                ),
+            )
+        ),
         (
             "None of us. I <3 you & him; nan\tsaid so\nat 12:30",
             "None of us. I <3 you & him; nan\tsaid so\nat 12:30",
@@ -161,3 +209,22 @@ def test_utf8_that_was_decoded_as_cp1252_is_remarked(text):
 )
 def test_letters_of_other_languages_are_not_taken_for_misread_ones(text):
     assert read(text) == (text, ())
+
+
+def test_an_error_of_a_spreadsheet_in_place_of_a_label_is_an_empty_label(tmp_path):
+    (tmp_path / "all.csv").write_text("name,transcript,label\na,x,calm\nb,x,#VALEUR!\n", encoding="utf-8")
+    assert read_labels(tmp_path / "all.csv", ["calm", "tense"]) == ({"a": "calm", "b": None}, [])
+
+
+def test_a_long_cell_is_looked_at_in_a_moment():
+    started = time.process_time()
+    for cell in (
+        " " * 100_000 + "x",
+        "[" + " " * 100_000 + "x",
+        "['" * 50_000,
+        "<|" * 50_000,
+        "{\\" * 50_000,
+        '{"' + "a " * 50_000,
+    ):
+        assert read(cell)[0] == cell
+    assert time.process_time() - started < 5

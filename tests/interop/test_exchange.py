@@ -180,7 +180,7 @@ def test_a_folder_of_one_file_a_frame_is_a_clip(run, tmp_path):
         )
     write(tmp_path / "in" / "part", f1=np.zeros(4), f2=np.full(4, np.nan))
     write(tmp_path / "in" / "none", f0=np.zeros(4), f1=np.zeros(4))
-    assert import_npy(run, "x", "video", tmp_path / "in") == 2
+    assert import_npy(run, "x", "video", tmp_path / "in")[0] == 2
     found = store.load(run.features("x"))
     assert set(found.names) == {"one", "ep01.s03", "part"}
     own = {name: found.frame[slice(*found.offsets[row : row + 2])] for row, name in enumerate(found.names)}
@@ -330,7 +330,7 @@ def test_features_that_are_nothing_in_some_clips_and_single_odd_files_are_no_oth
     arrays = {name: array + 0 for name, array in filled([20] * 9, 20).items()}
     for row, array in enumerate(arrays.values()):
         array[:, array.shape[1] - row % 3 :] = 0
-    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays, odd=np.ones((20, 7)))) == 1
+    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays, odd=np.ones((20, 7))))[0] == 1
     found = store.load(run.features("face"))
     assert found.width == 6 and len(found.frame) == 9 * 20
 
@@ -365,7 +365,7 @@ def with_gaps(width=16, used=None, clips=6):
 def test_frames_without_a_vector_within_a_sequence_are_left_out_and_counted(run, tmp_path, capsys):
     arrays = with_gaps()
     setup("import")
-    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays)) == 0
+    assert import_npy(run, "face", "video", write(tmp_path / "in", **arrays)) == (0, 7)
     told = "6 of 7 sequences have rows of zeros within; these are frames without a vector and are left out, 151 of 350 rows"
     assert told in capsys.readouterr().err
     found = store.load(run.features("face"))
@@ -400,3 +400,25 @@ def test_zeros_that_may_be_measured_stay_and_are_told(run, tmp_path, capsys, wid
     found = store.load(run.features("face"))
     assert len(found.frame) == 350
     assert found.utterance[1] == pytest.approx(arrays["c1"].mean(0), abs=1e-5)
+
+
+def test_contours_without_an_axis_for_their_one_value_are_refused_with_what_to_write(tmp_path):
+    run, pitch = Run(tmp_path / "run"), {f"c{row}": np.arange(1.0, 21 + row) for row in range(24)}
+    with pytest.raises(UserError, match="24 widths, .* sequences of one value, .* as \\(T, 1\\)"):
+        import_npy(run, "f0", "audio", write(tmp_path / "in", **pitch))
+    assert not run.features("f0").exists() and not run.quarantine.exists()
+    told = write(tmp_path / "told", **{name: array[:, None] for name, array in pitch.items()})
+    assert import_npy(run, "f0", "audio", told) == (0, 24)
+    # Clips of a few lengths, one of which most have.
+    some = {name: array[: 20 + max(0, row - 18)] for row, (name, array) in enumerate(pitch.items())}
+    assert import_npy(run, "x", "audio", write(tmp_path / "some", **some)) == (5, 24)
+    reasons = {problem.name: problem.reason for problem in quarantine.read(run.quarantine)}
+    assert "(T, 1)" in reasons["c19"] and "most files have 20" in reasons["c19"]
+    # One file of another width is no sequence, nor are widths that differ in arrays of two axes.
+    import_npy(run, "x", "audio", write(tmp_path / "odd", a=np.ones(3), b=np.ones(3), c=np.ones(4)))
+    assert [problem.reason for problem in quarantine.read(run.quarantine)] == [
+        "features x: 4 values a vector, most files have 3"
+    ]
+    wide = {f"c{row}": np.ones((2 + row % 3, 3 + row)) for row in range(5)}
+    with pytest.raises(UserError, match="5 widths, .*: the last axis of each has to be the vector"):
+        import_npy(run, "y", "audio", write(tmp_path / "wide", **wide))

@@ -1,0 +1,137 @@
+"""WAV that keeps each sample in more bytes than its bits need, as 24 bits in 32, which FFmpeg reads wrongly.
+
+FFmpeg takes the bits for the bytes (libavformat/riffdec.c), and 24 bits in 4 bytes for floating point, as an old
+editor wrote them. Here such a file is read as one of samples that fill their bytes: their valid bits are the
+uppermost, and zeros follow (Microsoft, Multiple channel audio data and WAVE files). So ALSA's S24_LE is not, whose
+recorder writes such a header all the same.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+EXTENSIBLE, INTEGERS = 0xFFFE, 1
+#: Chunks before the samples, and bytes of samples that are looked at.
+MOST_CHUNKS, LOOKED_AT = 100, 2**22
+#: Magnitudes of floating-point samples that are no accident of other bits, where full scale is 2^23.
+LEAST, MOST = 2.0**-16, 2.0**25
+
+
+@dataclass(kw_only=True)
+class _Form:
+    """What the header of a WAV says of its samples, and where."""
+
+    #: Place of the format, and of the samples and their end.
+    place: int
+    start: int
+    end: int
+    tag: int
+    #: Bytes of a sample, and bits of it that are used.
+    width: int
+    bits: int
+
+    @property
+    def wide(self) -> bool:
+        return 2 <= self.width <= 4 and 0 < self.bits <= 8 * (self.width - 1)
+
+
+class Filled:
+    """The bytes of such a file as if each sample filled its own, for whoever reads and seeks."""
+
+    def __init__(self, file: BinaryIO, form: _Form, shift: int):
+        self._file, self._form, self._shift = file, form, shift
+        bits = 8 * form.width
+        #: Place -> the byte to be read there: of two that count bits the lower one.
+        self._told = {form.place + 14: bits} | ({form.place + 18: bits} if form.tag == EXTENSIBLE else {})
+        file.seek(0)
+
+    def read(self, count: int) -> bytes:
+        at, form = self.tell(), self._form
+        if at < form.start:
+            header = bytearray(self._file.read(min(count, form.start - at)))
+            for place in self._told.keys() & range(at, at + len(header)):
+                header[place - at] = self._told[place]
+            return bytes(header)
+        if not self._shift or at >= form.end:
+            return self._file.read(count)
+        skip = (at - form.start) % 4
+        self._file.seek(at - skip)
+        raw = self._file.read(min(count, form.end - at) + skip + 3)
+        whole = np.frombuffer(raw[: len(raw) // 4 * 4], "<i4") << self._shift
+        got = whole.tobytes()[skip : skip + min(count, form.end - at)]
+        self._file.seek(at + len(got))
+        return got
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def filled(path: Path) -> Filled | None:
+    """The file to read in place of ``path``, which the caller closes; None if FFmpeg reads that as it is."""
+    file = open(path, "rb")  # noqa: SIM115
+    form = _form(file)
+    if form is not None and form.wide and (shift := _shift(file, form)) is not None:
+        return Filled(file, form, shift)
+    file.close()
+    return None
+
+
+def _form(file: BinaryIO) -> _Form | None:
+    head = file.read(12)
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:] != b"WAVE":
+        return None
+    place, told = 12, None
+    for _ in range(MOST_CHUNKS):
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:
+            return None
+        kind, size = struct.unpack("<4sI", head)
+        if kind == b"fmt ":
+            told = (place + 8, file.read(min(size, 40)))
+        if kind == b"data":
+            return _understood(told, place + 8, size) if told else None
+        place += 8 + size + size % 2
+    return None
+
+
+def _understood(told: tuple[int, bytes], start: int, size: int) -> _Form | None:
+    place, content = told
+    if len(content) < 16:
+        return None
+    tag, channels, _, _, align, bits = struct.unpack("<HHIIHH", content[:16])
+    if tag == EXTENSIBLE and len(content) == 40:
+        bits = struct.unpack("<H", content[18:20])[0] or bits
+        kind = struct.unpack("<H", content[24:26])[0]
+    else:
+        kind = tag
+    if kind != INTEGERS or not channels or align % channels:
+        return None
+    return _Form(place=place, start=start, end=start + size, tag=tag, width=align // channels, bits=bits)
+
+
+def _shift(file: BinaryIO, form: _Form) -> int | None:
+    """By how many bits the samples have to be moved up, in most files none; None if they are floating point."""
+    if form.width < 4:
+        return 0
+    file.seek(form.start)
+    content = file.read(min(LOOKED_AT, form.end - form.start))
+    samples = np.frombuffer(content[: len(content) // 4 * 4], "<i4")
+    samples = samples[samples != 0]
+    sizes = np.abs(samples.view("<f4").astype(float))
+    if len(samples) and form.tag == INTEGERS and ((sizes >= LEAST) & (sizes <= MOST)).all():
+        return None
+    spare = 32 - form.bits
+    upper = not (samples & (2**spare - 1)).any()
+    return 0 if upper or (samples >> (form.bits - 1) != samples >> 31).any() else spare
