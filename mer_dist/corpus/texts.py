@@ -14,6 +14,7 @@ from mer_dist.corpus import cells
 EMPTY_MARK = "a word for an empty cell in place of a transcript, which is no text"
 INVISIBLE = "nothing but characters that cannot be seen, which are no text"
 CONTROL = "control characters in its transcript, which are taken out"
+WINDOWS = "quotes, dashes or dots of Windows decoded as Latin-1 in its transcript, which are put right"
 LOST = "letters of its transcript that were lost before: � stands for them"
 UNKNOWN = "question marks alone, which a program writes for letters that it cannot"
 ESCAPED = "letters that are written as \\u and a number"
@@ -70,6 +71,12 @@ _MISREAD = re.compile(
 )
 
 
+#: Codes that are control characters in Latin-1, and no text has, and letters in cp1252, as the quote of "don't".
+_WINDOWS = {
+    code: letter for code in range(0x80, 0xA0) if (letter := bytes([code]).decode("cp1252", "ignore"))
+}
+
+
 class Texts:
     """The transcripts of one table as what was said, and what of them is worth telling."""
 
@@ -81,8 +88,8 @@ class Texts:
     def read(self, row: Mapping[str, str], column: str) -> tuple[str | None, tuple[str, ...]]:
         """The transcript in a row, None where there is none, and remarks on it.
 
-        Nothing is rewritten: of what is no speech it is told, and only control characters are taken out,
-        which nobody can have said.
+        Nothing is rewritten: of what is no speech it is told. Only control characters are taken out, which nobody
+        can have said, and those that are quotes, dashes or dots under another encoding become these.
         """
         cell, name = row.get(column) or "", row.get("name", "")
         if not cell.strip():
@@ -91,8 +98,9 @@ class Texts:
             return None, self._note(EMPTY_MARK, name, cell)
         if not any(map(_seen, cell)):
             return None, self._note(INVISIBLE, name, cell)
-        text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in cell)
-        kinds = [CONTROL] * (text != cell)
+        spoken = cell.translate(_WINDOWS)
+        text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in spoken)
+        kinds = [CONTROL] * (text != spoken) + [WINDOWS] * (spoken != cell and not _misread(cell))
         kinds += [kind for kind, form in _ODD if (form.fullmatch if kind == PATH else form.search)(text)]
         kinds += [MISREAD] * _misread(cell)
         for kind in kinds:

@@ -52,6 +52,10 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
     ("cell", "text", "kinds"),
     [
         ("a\0b", "ab", (texts.CONTROL,)),
+        ("don\x92t \x96 well\x85", "don’t – well…", (texts.WINDOWS,)),
+        ("\x93Oh\x94\x07", "“Oh”", (texts.CONTROL, texts.WINDOWS)),
+        ("a\x81b", "ab", (texts.CONTROL,)),
+        ("don\xe2\x80\x99t", "donâ€™t", (texts.MISREAD,)),
         ("one\x0btwo\x1b[0m", "one two[0m", (texts.CONTROL,)),
         ("a\ufffdb", "a\ufffdb", (texts.LOST,)),
         ("?????????", "?????????", (texts.UNKNOWN,)),
