@@ -31,7 +31,7 @@ def check(path: Path, named: str) -> None:
         other = os.path.abspath(named)
         here = "" if other == named else f", here {other}"
         raise UserError(
-            f"{path}: it was saved by the run in {run.folder.absolute()}, but names run.folder {named!r}{here}, "
+            f"{path}: it was saved by the run in {run.folder.resolve()}, but names run.folder {named!r}{here}, "
             "which would be worked in: the run was copied or renamed, or the command is called from another "
             f"working directory; write {_word(run.folder)} behind it, or {_word(Path(other))} if that is meant"
         )

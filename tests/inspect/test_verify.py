@@ -334,7 +334,8 @@ def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, wo
 @pytest.mark.slow
 def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     (tmp_path / "names.csv").write_text("name\nu001\n")
-    config = configuration.load(run.config, [f"vote.names={tmp_path}/names.csv"])
+    config = configuration.of_run(run)
+    config.vote.names = f"{tmp_path}/names.csv"
     configuration.save(config, run.config)
     finding(run, "not among", "u000")
     run.answer.write_text("name,discrete\nu001,sad\n")
@@ -393,7 +394,7 @@ def test_weights_that_change_places_are_found_however_they_did(run):
 
 @pytest.mark.slow
 def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
-    config = configuration.load(run.config)
+    config = configuration.of_run(run)
     config.run.folder = str(run.folder)
     shutil.rmtree(run.adapter("text", "fold-0"))
     gone = run.adapter("text", "fold-0")
