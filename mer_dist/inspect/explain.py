@@ -16,6 +16,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.records import UNLABELED
+from mer_dist.core.text_table import aligned
 from mer_dist.corpus import table
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, pseudo_label_log
@@ -268,18 +269,9 @@ def _answer_text(told: dict) -> str:
 
 
 def _columns(rows: list[list[str]]) -> str:
-    """Aligned, two blanks apart and two in front; numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    body = rows[-1]
-
-    def line(row: list[str]) -> str:
-        cells = [
-            cell.rjust(width) if _number(below) else cell.ljust(width)
-            for cell, width, below in zip(row, widths, body, strict=True)
-        ]
-        return ("  " + "  ".join(cells)).rstrip()
-
-    return "\n".join(map(line, rows))
+    """Aligned, two blanks in front; columns that hold numbers to the right."""
+    numbers = {column for column, cell in enumerate(rows[-1]) if _number(cell)}
+    return aligned(rows, right=numbers, indent="  ")
 
 
 def _number(cell: str) -> bool:

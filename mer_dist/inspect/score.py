@@ -13,6 +13,7 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED
+from mer_dist.core.text_table import aligned
 from mer_dist.corpus import cells
 from mer_dist.corpus import table as csv_table
 from mer_dist.features import join
@@ -221,17 +222,12 @@ def table(rows: list[dict]) -> str:
                 ", ".join(notes),
             )
         )
-    columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
-        for line in lines
-    ]
     counts = [
         f"{what} n = {max(row[key] for row in rows if key in row)}"
         for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
         if any(key in row for row in rows)
     ]
-    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), *shown])
+    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), aligned(lines)])
 
 
 def _cell(row: dict, key: str, interval: str) -> str:
