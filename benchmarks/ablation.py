@@ -24,6 +24,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.config.sections import FuseConfig, SelfTrainConfig, VoteConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, setup
 from mer_dist.features import join, store
 from mer_dist.fusion.predictions import ALL_SETS
@@ -192,7 +193,7 @@ def has_frames(config: Config) -> bool:
     return all(
         store.StoredShard.open(path).has_frames
         for name in join.fused_sets(config)
-        for copy in join.copies(name, config.folds.count)
+        for copy in FeatureSetId.parse(name).stored(config.folds.count)
         for path in sorted(run.features(copy).glob("[0-9]*.safetensors"))
     )
 

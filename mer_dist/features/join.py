@@ -9,6 +9,7 @@ import numpy as np
 
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import TUNED, FeatureSetId
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.corpus import cells, mertools, table
@@ -20,7 +21,6 @@ from mer_dist.shards import manifest
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
-TUNED = "@tuned"
 STAGE = "fuse"
 #: A vector whose largest value is this many times that of the median vector is a broken one.
 WILD = 1e4
@@ -165,21 +165,22 @@ def fused_sets(config: Config) -> list[str]:
     Raises:
         UserError: none is told, or one comes from an extractor without copies per fold.
     """
-    best = [name + TUNED * (item.finetune is not None) for name, item in config.extractors.items()]
+    best = [
+        str(FeatureSetId(name, TUNED if item.finetune else "")) for name, item in config.extractors.items()
+    ]
     if not (config.fuse.sets or best):
         raise UserError("fuse.sets names no feature set, and there are no extractors either")
     chosen = list(config.fuse.sets) or best
     for name in chosen:
-        _check_crossed(config, name)
+        _check_crossed(config, FeatureSetId.parse(name))
     return chosen
 
 
-def _check_crossed(config: Config, set_name: str) -> None:
-    name, _, part = set_name.partition("@")
-    extractor = config.extractors.get(name)
-    if part and extractor and extractor.finetune and not extractor.finetune.cross_fit:
+def _check_crossed(config: Config, wanted: FeatureSetId) -> None:
+    extractor = config.extractors.get(wanted.name)
+    if wanted.variant and extractor and extractor.finetune and not extractor.finetune.cross_fit:
         raise UserError(
-            f"fuse: set {set_name}: extractors.{name}.finetune.cross_fit is false, so labelled clips "
+            f"fuse: set {wanted}: extractors.{wanted.name}.finetune.cross_fit is false, so labelled clips "
             "have no features free of their own labels to fuse; run shard, finetune and extract by "
             "themselves, or set it to true"
         )
@@ -191,14 +192,6 @@ def all_sets(config: Config, run: Run) -> list[str]:
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
 
 
-def copies(set_name: str, count: int) -> list[str]:
-    """The stored sets that ``set_name`` is read from."""
-    if not set_name.endswith(TUNED):
-        return [set_name]
-    extractor = set_name.removesuffix(TUNED)
-    return [*(f"{extractor}@fold-{fold}" for fold in range(count)), f"{extractor}@all"]
-
-
 def set_made_from(run: Run, set_name: str, count: int) -> str:
     """Fingerprint of a set by what each of its shards was made from.
 
@@ -206,8 +199,8 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
         UserError: a part of the set is missing or incomplete.
     """
     facts = []
-    for name in copies(set_name, count):
-        folder = run.features(name)
+    for stored in FeatureSetId.parse(set_name).stored(count):
+        folder = run.features(stored)
         store.description(folder)
         paths = sorted(folder.glob("[0-9]*.safetensors"))
         mark = files.marked(folder)
@@ -219,7 +212,7 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
                 "extract or import again"
             )
         shards = [[path.name, store.shard_made_from(path)] for path in paths]
-        facts.append([name, store.description(folder), shards])
+        facts.append([str(stored), store.description(folder), shards])
     return files.fingerprint(facts)
 
 
@@ -234,8 +227,9 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     Raises:
         UserError: the set is not there, is made of the wrong copies, or has none of the clips.
     """
-    if set_name.endswith(TUNED):
-        found = tuned(run, set_name.removesuffix(TUNED), clips.fold_of, frames)
+    wanted = FeatureSetId.parse(set_name)
+    if wanted.is_tuned:
+        found = tuned(run, wanted.name, clips.fold_of, frames)
     else:
         found = store.load(run.features(set_name), frames, clips.names)
     known = set(clips.names)
@@ -305,28 +299,24 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
         UserError: a copy is missing, or a labelled clip's row would come from a copy that may
             have trained on it.
     """
-    parts = {}
-    for fold in range(max(fold_of.values()) + 1):
-        parts[f"fold-{fold}"] = _copy(run, extractor, f"fold-{fold}", fold, fold_of, frames)
-    parts["all"] = _copy(run, extractor, "all", None, fold_of, frames)
+    stored = FeatureSetId(extractor, TUNED).stored(max(fold_of.values()) + 1)
+    parts = {one: _copy(run, one, fold_of, frames) for one in stored}
     anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
     joined = []
-    for name, part in parts.items():
+    for one, part in parts.items():
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
             vectors = own.utterance.astype(np.float64)
             deviation = vectors.std(0)
             scale = np.where(deviation > 1e-6, deviation, 1)
             part = part.mapped(vectors.mean(0).astype(np.float32), scale.astype(np.float32))
-        joined.append(part if name == "all" else part.only(set(fold_of)))
+        joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
     return store.join(joined)
 
 
-def _copy(
-    run: Run, extractor: str, part: str, without: int | None, fold_of: dict[str, int], frames: bool
-) -> FeatureSet:
+def _copy(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
     """A copy's features, after the proof that none of its labelled clips can have taught it."""
-    folder = run.features(f"{extractor}@{part}")
+    folder, part, without = run.features(stored), stored.variant, stored.held_out_fold
     told = store.description(folder)
     if told.get("part") != part or told.get("trained_without") != without:
         raise UserError(

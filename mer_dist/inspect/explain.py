@@ -15,6 +15,7 @@ from safetensors import safe_open
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError, reading
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import UNLABELED
 from mer_dist.core.text_table import aligned
 from mer_dist.corpus import table
@@ -97,13 +98,10 @@ def _label(config: Config, run: Run, name: str) -> str | None:
 
 def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
     """Per feature set: its modality, and why the clip is masked there, if it is."""
-    part = "all" if fold < 0 else f"fold-{fold}"
     broken = [row for row in quarantine.read(run.quarantine) if row.name == name and row.stage == join.STAGE]
     found = []
     for set_name in join.all_sets(config, run):
-        stored = set_name
-        if set_name.endswith(join.TUNED):
-            stored = f"{set_name.removesuffix(join.TUNED)}@{part}"
+        stored = FeatureSetId.parse(set_name).stored_of(None if fold < 0 else fold)
         why = next((row.reason for row in broken if row.reason.startswith(join.about(set_name))), None)
         modality, missing = _stored(run.features(stored), name)
         found.append({"set": set_name, "modality": modality, "masked": why or missing})

@@ -11,6 +11,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED
 from mer_dist.core.text_table import aligned
@@ -193,15 +194,24 @@ def _compare(rows: list[dict]) -> None:
     probes = [row for row in rows if row["file"].startswith("probes/")]
     for row in rows:
         row["helped"] = None
-        frozen = row["file"].replace(f"{join.TUNED}.parquet", ".parquet")
         if row in probes:
-            before = [other for other in probes if other["file"] == frozen and other is not row]
+            before = [other for other in probes if other["file"] == _frozen(row["file"])]
         elif row["file"].startswith("rounds/00"):
             before = probes
         else:
             before = rows[rows.index(row) - 1 : rows.index(row)]
         if before:
             row["helped"] = _figure(row) > max(map(_figure, before))
+
+
+def _frozen(file: str) -> str:
+    """The probe of the frozen features of the same extractor; empty for one that is not of fine-tuned ones."""
+    path = Path(file)
+    try:
+        own = FeatureSetId.parse(path.stem)
+    except UserError:  # That of all sets side by side, or a file that somebody put there.
+        return ""
+    return str(path.with_stem(own.name)) if own.is_tuned else ""
 
 
 def _figure(row: dict) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from mer_dist import corpus
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Modality, Problem
 from mer_dist.crossfit import adapters, folds
@@ -226,7 +226,7 @@ def _adapters(state: _State) -> None:
         if mark is None:
             continue
         if mark.get("trained_without") != copy.without:
-            other = adapters.part_name(mark.get("trained_without"))
+            other = adapter_variant(mark.get("trained_without"))
             state.findings.append(
                 f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
                 "and run finetune and extract"
@@ -249,10 +249,11 @@ def _features(state: _State) -> None:
     needed = _expected_sets(state.config) if folders or state.answered else set()
     if state.answered:
         for name in join.fused_sets(state.config):
-            needed.update(join.copies(name, state.config.folds.count))
-    for name in sorted(needed - {folder.name for folder in folders}):
-        how = "extract" if name.partition("@")[0] in state.config.extractors else "import-features"
-        state.findings.append(f"features {name}: there are none; run {how}")
+            needed.update(FeatureSetId.parse(name).stored(state.config.folds.count))
+    there = {folder.name for folder in folders}
+    for lacking in sorted((own for own in needed if str(own) not in there), key=str):
+        how = "extract" if lacking.name in state.config.extractors else "import-features"
+        state.findings.append(f"features {lacking}: there are none; run {how}")
     for folder in folders:
         try:
             told = store.description(folder)
@@ -277,21 +278,21 @@ def _imported_set(state: _State, folder: Path) -> None:
     )
 
 
-def _expected_sets(config: Config) -> set[str]:
+def _expected_sets(config: Config) -> set[FeatureSetId]:
     """The feature sets that the configuration asks for."""
     names = set()
     for name, extractor in config.extractors.items():
         if extractor.finetune is None or config.extract.frozen:
-            names.add(name)
+            names.add(FeatureSetId(name))
         if extractor.finetune is not None:
-            names |= {f"{name}@{adapters.part_name(fold)}" for fold in adapters.parts(config, name)}
+            names |= {FeatureSetId.of_adapter(name, fold) for fold in adapters.parts(config, name)}
     return names
 
 
 def _feature_set(state: _State, folder: Path, told: dict) -> None:
-    part = folder.name.partition("@")[2]
-    without = int(part.removeprefix("fold-")) if re.fullmatch(r"fold-\d+", part) else None
-    if part and (told.get("part") != part or told.get("trained_without") != without):
+    own = FeatureSetId.parse(folder.name)
+    meant = {"part": own.variant, "trained_without": own.held_out_fold}
+    if own.variant and any(told.get(key) != value for key, value in meant.items()):
         state.findings.append(
             f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, "
             f"trained without fold {told.get('trained_without')}; delete it, run extract"
@@ -306,7 +307,7 @@ def _feature_set(state: _State, folder: Path, told: dict) -> None:
         names.update(clips)
         missing.update(why)
     what = f"features {folder.name}:"
-    served = _served(state, folder.name)
+    served = _served(state, own)
     state.find(
         served - names.keys() - missing.keys() - state.gone,
         f"{what} have neither a row nor a reason; run extract",
@@ -351,15 +352,14 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
         return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
-def _served(state: _State, set_name: str) -> set[str]:
+def _served(state: _State, own: FeatureSetId) -> set[str]:
     """The clips that a set must serve: all, those of one fold, or the unlabelled ones."""
-    _, _, part = set_name.partition("@")
-    if part.startswith("fold-"):
+    if own.held_out_fold is not None:
         if not state.folds:
-            raise UserError(f"{state.run.folds}: no such file, but features {set_name} need it")
-        return {name for name, fold in state.folds.items() if f"fold-{fold}" == part}
+            raise UserError(f"{state.run.folds}: no such file, but features {own} need it")
+        return {name for name, fold in state.folds.items() if fold == own.held_out_fold}
     rows = state.rows.values()
-    return {row.name for row in rows if part != "all" or row.label is None}
+    return {row.name for row in rows if not own.is_of_all or row.label is None}
 
 
 def _predictions(state: _State) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Modality, Problem
 from mer_dist.corpus import mertools, padding
@@ -93,7 +94,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", set_name):
+    if not NAME.fullmatch(set_name):
         raise UserError(f"feature set {set_name!r}: a name is letters, digits, '.', '_' and '-'")
     if modality not in list(Modality):
         raise UserError(f"modality {modality!r} must be one of: {', '.join(Modality)}")

@@ -19,6 +19,7 @@ import numpy as np
 from mer_dist.config.config import Config, as_dict, save
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.crossfit import adapters, folds
@@ -48,7 +49,7 @@ Seen = tuple[str, Copy | None, list[manifest.Row]]
 class Work:
     """One feature set: which extractor sees which clips."""
 
-    set_name: str
+    set_id: FeatureSetId
     #: Its precision is what the set is computed in, and not ``auto``.
     extractor: ExtractorConfig
     #: the fine-tuned copy, or None for the published weights.
@@ -60,6 +61,10 @@ class Work:
     #: shard -> what its features are made from.
     made_from: dict[int, str]
     folder: Path
+
+    @property
+    def set_name(self) -> str:
+        return str(self.set_id)
 
     def file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.safetensors"
@@ -203,15 +208,15 @@ def _work(
         shard: files.fingerprint([*common, content[shard], [row.name for row in members]])
         for shard, members in shards.items()
     }
-    set_name = name if copy is None else f"{name}@{copy.part}"
+    set_id = FeatureSetId(name) if copy is None else copy.features
     return Work(
-        set_name=set_name,
+        set_id=set_id,
         extractor=extractor,
         adapter=None if copy is None else copy.folder,
         trained_without=None if copy is None else copy.without,
         shards=shards,
         made_from=made_from,
-        folder=Run(config.run.folder).features(set_name),
+        folder=Run(config.run.folder).features(set_id),
     )
 
 
@@ -249,7 +254,7 @@ def _extract_set(work: Work, config: Config) -> None:
         modality=extractor.modality,
         width=extractor.width,
         family=work.extractor.family,
-        part=work.set_name.partition("@")[2] or "frozen",
+        part=work.set_id.variant or "frozen",
         precision=work.extractor.precision,
         trained_without=work.trained_without,
     )
@@ -291,7 +296,7 @@ def _loaded(work: Work, config: Config) -> Extractor:
     from mer_dist.models.classifier import load_extractor
 
     torch.set_num_threads(config.run.threads)
-    name, used = work.set_name.partition("@")[0], work.extractor.precision
+    name, used = work.set_id.name, work.extractor.precision
     if config.extractors[name].precision == precision.AUTO and used != precision.of_this_machine():
         logger.warning(
             "%s: precision auto stays %s, in which its features were begun; with extractors.%s.precision=%s, "

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Problem
 from mer_dist.features import join
@@ -232,9 +233,9 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
     if name == ALL_SETS:
         return "all sets (logistic regression)"
-    kind = ""
-    if name.endswith(join.TUNED):
-        kind = ", fine-tuned"
+    kind, own = "", FeatureSetId.parse(name)
+    if own.is_tuned:
+        name, kind = own.name, ", fine-tuned"
     elif name in config.extractors:
         kind = ", frozen"
-    return f"{features.modality} alone ({name.removesuffix(join.TUNED)}{kind})"
+    return f"{features.modality} alone ({name}{kind})"

@@ -26,6 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mer_dist.core.feature_set_id import FeatureSetId
+
 
 @dataclass(frozen=True, init=False)
 class Run:
@@ -57,8 +59,8 @@ class Run:
     def checkpoints(self, extractor: str, part: str) -> Path:
         return self.folder / "checkpoints" / extractor / part
 
-    def features(self, set_name: str) -> Path:
-        return self.folder / "features" / set_name
+    def features(self, set_name: str | FeatureSetId) -> Path:
+        return self.folder / "features" / str(set_name)
 
     @property
     def probes(self) -> Path:

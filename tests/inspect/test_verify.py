@@ -23,6 +23,7 @@ from mer_dist.config.sections import (
     ShardConfig,
 )
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
@@ -51,10 +52,12 @@ def feature_set(names, modality="audio", missing=()) -> FeatureSet:
 def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
     for number, part in enumerate(parts):
         store.write_shard(run.features(set_name) / f"{number:05d}.safetensors", part)
-    part = set_name.partition("@")[2]
-    without = int(part[-1]) if part.startswith("fold-") else None
+    own = FeatureSetId.parse(set_name)
     store.describe(
-        run.features(set_name), modality=parts[0].modality, part=part or "frozen", trained_without=without
+        run.features(own),
+        modality=parts[0].modality,
+        part=own.variant or "frozen",
+        trained_without=own.held_out_fold,
     )
 
 
