@@ -216,11 +216,6 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
     return files.fingerprint(facts)
 
 
-def about(set_name: str) -> str:
-    """How the reason of a problem with a set begins."""
-    return f"features {set_name}:"
-
-
 def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
     """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
 
@@ -251,15 +246,16 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
         raise UserError(
-            f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
+            f"features {set_name}: none of the {len(broken)} clips has vectors that are numbers; "
             "delete the folder and run extract again, which says what to set, or import others"
         )
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
-    why = f"{about(set_name)} values that are NaN, infinite, or beyond {WILD:g} times the usual"
+    why = f"features {set_name}: values that are NaN, infinite, or beyond {WILD:g} times the usual"
     return found.only(known - broken) if broken else found, [
-        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why) for name in broken
+        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)
+        for name in broken
     ]
 
 

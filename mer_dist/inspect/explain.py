@@ -102,7 +102,7 @@ def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
     found = []
     for set_name in join.all_sets(config, run):
         stored = FeatureSetId.parse(set_name).stored_of(None if fold < 0 else fold)
-        why = next((row.reason for row in broken if row.reason.startswith(join.about(set_name))), None)
+        why = next((row.reason for row in broken if row.part == set_name), None)
         modality, missing = _stored(run.features(stored), name)
         found.append({"set": set_name, "modality": modality, "masked": why or missing})
     return found

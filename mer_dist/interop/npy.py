@@ -414,14 +414,10 @@ def _content(shard: FeatureSet) -> str:
 
 def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     """Note this set's problems beside those of other imported sets, and tell them."""
-    about = f"features {set_name}:"
-    others = [
-        problem
-        for problem in quarantine.read(run.quarantine)
-        if problem.stage == STAGE and not problem.reason.startswith(about)
-    ]
+    before = [problem for problem in quarantine.read(run.quarantine) if problem.stage == STAGE]
+    others = [problem for problem in before if problem.part != set_name]
     own = [
-        Problem(stage=STAGE, name=name, lost=lost, reason=f"{about} {why}")
+        Problem(stage=STAGE, name=name, lost=lost, reason=f"features {set_name}: {why}", part=set_name)
         for lost, why_of in ((modality, found.bad), (f"part of {modality}", found.partial))
         for name, why in why_of.items()
         if lost == modality or name not in found.bad

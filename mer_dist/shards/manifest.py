@@ -155,7 +155,8 @@ def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
     columns["sizes"] = [[size for _, size in row.members.values()] for row in rows]
     table = pa.Table.from_pydict(columns, SCHEMA)
     if facts is not None:
-        text = json.dumps(asdict(facts), ensure_ascii=False, sort_keys=True)
+        told = asdict(facts) | {"problems": [problem.as_values() for problem in facts.problems]}
+        text = json.dumps(told, ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_FACTS: text.encode()})
     with atomic(path) as temporary:
         pq.write_table(table, temporary)

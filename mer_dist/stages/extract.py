@@ -404,7 +404,7 @@ def _close(works: list[Work], run: Run) -> None:
         for shard in work.shards:
             modality, missing = store.shard_missing(work.file(shard))
             problems |= {
-                Problem(stage="extract", name=name, lost=modality, reason=reason)
+                Problem(stage="extract", name=name, lost=modality, reason=reason, part=work.set_id.name)
                 for name, reason in missing.items()
                 if reason != NOT_IN_SHARD
             }

@@ -64,13 +64,11 @@ class _Sets:
 
     def note(self) -> None:
         """Quarantine what was found; what is known of sets that were not read again stays."""
-        unread = [
-            join.about(name) for name in join.all_sets(self.config, self.run) if name not in self.problems
-        ]
+        unread = {*join.all_sets(self.config, self.run)} - self.problems.keys()
         stay = [
             problem
             for problem in quarantine.read(self.run.quarantine)
-            if problem.stage == join.STAGE and problem.reason.startswith(tuple(unread))
+            if problem.stage == join.STAGE and _is_of(problem, unread)
         ]
         found = [problem for of_set in self.problems.values() for problem in of_set]
         quarantine.replace(self.run.quarantine, join.STAGE, [*self.of_labels, *found, *stay])
@@ -78,6 +76,12 @@ class _Sets:
     def made_from(self, names: list[str]) -> dict[str, str]:
         """Set -> its fingerprint."""
         return {name: join.set_made_from(self.run, name, self.clips.folds) for name in names}
+
+
+def _is_of(problem: Problem, unread: set[str]) -> bool:
+    """Whether a problem is one of these sets. One that an earlier version noted without its set may be, as
+    long as there is any; it is about the labels, which are always read, where the clip is lost whole."""
+    return problem.part in unread or (not problem.part and problem.lost != "clip" and bool(unread))
 
 
 @preempt.listening()

@@ -61,7 +61,7 @@ def shard(config: Config, fused: bool = False) -> None:
     _check_folds(config, clips, fused)
     made_from = _settings(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
-    whole = files.fingerprint([made_from, sources, [asdict(problem) for problem in unlisted]])
+    whole = files.fingerprint([made_from, sources, [problem.as_values() for problem in unlisted]])
     kept = _kept(run, made_from, sources)
     tried = {name for facts in kept.values() for name in facts.clips}
     remaining = [clip for clip in clips if clip.name not in tried]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import fusion_run
@@ -83,6 +84,11 @@ def test_what_is_masked_or_left_out_is_named_with_its_reason(run):
     silent, broken, lost = (explain(run.folder, name) for name in (SILENT, BROKEN, "clip_lost"))
     assert lines_with(text(silent), "voice", "audio", "masked: no sound in the file")
     assert lines_with(text(broken), "line", "text", "masked:", "values that are NaN")
+    told = quarantine.read(run.quarantine)
+    reworded = [replace(row, reason="told in other words") for row in told if row.stage == "fuse"]
+    quarantine.replace(run.quarantine, "fuse", reworded)
+    assert lines_with(text(explain(run.folder, BROKEN)), "line", "text", "masked: told in other words")
+    quarantine.replace(run.quarantine, "fuse", [row for row in told if row.stage == "fuse"])
     assert lines_with(text(broken), "fuse", "lost: text")
     assert text(lost).startswith("clip_lost: left out of fusion")
     assert lines_with(text(lost), "shard", "lost: clip", "not a video")

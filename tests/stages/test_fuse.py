@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mer_dist.config.config import load
+from mer_dist.config.config import Config, load
+from mer_dist.config.sections import FuseConfig, RunConfig
 from mer_dist.core import metrics
 from mer_dist.core.errors import REQUEUE, Stopped, UserError
+from mer_dist.core.records import Problem
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import predictions
@@ -136,6 +138,28 @@ def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
             fuse(config)
     fuse(config)
     assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
+
+
+def test_what_is_known_of_an_unread_set_stays_whatever_its_reason_says(tmp_path):
+    config = Config(run=RunConfig(folder=str(tmp_path)), fuse=FuseConfig(sets=["voice", "line", "line2"]))
+    run = Run(tmp_path)
+    rows = [
+        Problem(stage="fuse", name=name, lost=lost, reason="told in other words", part=part)
+        for name, lost, part in (
+            ("a", "audio", "voice"),
+            ("b", "text", "line"),
+            ("c", "text", "fused no more"),
+            ("of an earlier version", "text", ""),
+            ("of its labels", "clip", ""),
+        )
+    ]
+    quarantine.replace(run.quarantine, "fuse", rows)
+    sets = stage._Sets(config, run, None, [], problems={"voice": []})
+    sets.note()
+    assert [row.name for row in quarantine.read(run.quarantine)] == ["b", "of an earlier version"]
+    sets.problems |= {"line": [], "line2": rows[1:2]}
+    sets.note()
+    assert quarantine.read(run.quarantine) == rows[1:2]
 
 
 @pytest.mark.slow
