@@ -19,7 +19,7 @@ from mer_dist.features import store
 from mer_dist.features.store import FeatureSet
 from mer_dist.shards import manifest
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "fuse"
 #: A vector whose largest value is this many times that of the median vector is a broken one.
@@ -188,7 +188,7 @@ def _check_crossed(config: Config, wanted: FeatureSetId) -> None:
 
 def all_sets(config: Config, run: Run) -> list[str]:
     """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
-    frozen = [name for name in config.extractors if (run.features(name) / store.DESCRIPTION).exists()]
+    frozen = [name for name in config.extractors if FeatureFolder(run.features(name)).description.exists()]
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
 
 
@@ -202,13 +202,13 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
     for stored in FeatureSetId.parse(set_name).stored(count):
         folder = run.features(stored)
         store.description(folder)
-        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        paths = FeatureFolder(folder).shards()
         mark = files.marked(folder)
         if mark is None:
             raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
             raise UserError(
-                f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
+                f"{FeatureFolder(folder).shard(min(gone))}: this shard's features are gone; run "
                 "extract or import again"
             )
         shards = [[path.name, store.shard_made_from(path)] for path in paths]
@@ -316,7 +316,7 @@ def _copy(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool)
     told = store.description(folder)
     if told.get("part") != part or told.get("trained_without") != without:
         raise UserError(
-            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, trained "
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, trained "
             f"without fold {told.get('trained_without')}; part {part!r} is needed; extract again"
         )
     found = store.load(folder, frames)

@@ -22,7 +22,7 @@ from mer_dist.corpus import table
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, pseudo_label_log
 from mer_dist.storage import files, parquet, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 AGAIN = "delete its folder and run fuse"
 
@@ -111,7 +111,7 @@ def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
 def _stored(folder: Path, name: str) -> tuple[str, str | None]:
     """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
     reason = "not in this feature set"
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
+    for path in FeatureFolder(folder).shards():
         with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
             facts = store.shard_facts(file)
         if name in facts["names"]:
@@ -123,15 +123,15 @@ def _stored(folder: Path, name: str) -> tuple[str, str | None]:
 def _rounds(run: Run, name: str) -> list[dict]:
     """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
     found = []
-    for path in sorted((run.folder / "rounds").glob(f"[0-9]*/{pseudo_label_log.FILE}")):
-        if rows := pseudo_label_log.of_clip(path, name):
-            found.append({"round": int(path.parent.name), "folds": rows})
+    for one in run.rounds():
+        if one.pseudo_label_log.exists() and (rows := pseudo_label_log.of_clip(one.pseudo_label_log, name)):
+            found.append({"round": one.number, "folds": rows})
     return found
 
 
 def _vote(run: Run, fold: int) -> dict:
     """What the vote decided for all clips, those of ``fold`` among them."""
-    path = run.vote / "prior.json"
+    path = run.vote.prior
     if not path.exists():
         return {}
     with reading(path, AGAIN):

@@ -61,15 +61,17 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     for path in paths:
         told = predictions.read(path)
         ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
-        row = {"title": told.title, "file": str(path.relative_to(run.folder))}
+        row = {"title": told.title, "file": run.relative(path)}
         row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
         if any(name in asked for name in others):
             # With vote.names, answer.csv names clips that are not fused, too.
-            row |= _judge(told, others, asked, predictions.voted(run) if path.parent == run.vote else {}, "")
+            row |= _judge(
+                told, others, asked, predictions.voted(run) if path == run.vote.predictions else {}, ""
+            )
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
-    _compare(rows)
+    _compare(run, rows)
     files.write_json(run.scores, rows)
     return rows
 
@@ -185,18 +187,19 @@ def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict
     }
 
 
-def _compare(rows: list[dict]) -> None:
+def _compare(run: Run, rows: list[dict]) -> None:
     """Mark each step of the recipe that does not beat the one before it.
 
     Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
     probe, that of all sets among them, a round with the round before it, the vote with the last round.
     """
-    probes = [row for row in rows if row["file"].startswith("probes/")]
+    of_probes = {*map(run.relative, run.probes.all_predictions())}
+    probes = [row for row in rows if row["file"] in of_probes]
     for row in rows:
         row["helped"] = None
         if row in probes:
             before = [other for other in probes if other["file"] == _frozen(row["file"])]
-        elif row["file"].startswith("rounds/00"):
+        elif row["file"] == run.relative(run.round(0).predictions):
             before = probes
         else:
             before = rows[rows.index(row) - 1 : rows.index(row)]

@@ -25,7 +25,7 @@ from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 from mer_dist.shards.reader import Reader
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
 SHOWN = 5
 
@@ -168,7 +168,7 @@ def _shards(state: _State) -> None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
     facts = manifest.all_facts(folder)
     for number in sorted({row.shard for row in state.rows.values()}):
-        tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
+        tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).facts(number)
         size = tar.stat().st_size if tar.exists() else 0
         told = facts.get(number)
         if told is None:
@@ -213,9 +213,8 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
 
 def _adapters(state: _State) -> None:
     """Every fine-tuned copy is the one that its place asks for, byte for byte."""
-    found = [path for path in state.run.folder.glob("adapters/*/*") if not path.name.startswith(".")]
     labeled = {name for name, row in state.rows.items() if row.label is not None}
-    if not found or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
+    if not state.run.adapters() or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
         return  # That clips have no fold is told with the predictions.
     planned = adapters.planned(state.config, state.folds)
     there = {copy.name for copy in planned if copy.folder.exists()}
@@ -245,7 +244,7 @@ def _adapters(state: _State) -> None:
 
 def _features(state: _State) -> None:
     """Every clip that a feature set is to serve has a row in it, or a reason why not."""
-    folders = sorted((state.run.folder / "features").glob("[!.]*"))
+    folders = state.run.feature_sets()
     needed = _expected_sets(state.config) if folders or state.answered else set()
     if state.answered:
         for name in join.fused_sets(state.config):
@@ -294,13 +293,13 @@ def _feature_set(state: _State, folder: Path, told: dict) -> None:
     meant = {"part": own.variant, "trained_without": own.held_out_fold}
     if own.variant and any(told.get(key) != value for key, value in meant.items()):
         state.findings.append(
-            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, "
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, "
             f"trained without fold {told.get('trained_without')}; delete it, run extract"
         )
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
     modality = ""
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
+    for path in FeatureFolder(folder).shards():
         clips, why, modality, fault = _feature_file(path)
         if fault:
             state.findings.append(f"{path}: {fault}; delete it and run extract")
@@ -373,7 +372,7 @@ def _predictions(state: _State) -> None:
     else:
         state.find(state.folds.keys() ^ labelled, "are labelled without a fold, or the reverse")
     for path in paths:
-        what = f"predictions {path.relative_to(state.run.folder)}:"
+        what = f"predictions {state.run.relative(path)}:"
         try:
             told = predictions.read(path)
         except UserError as error:
@@ -414,7 +413,7 @@ def _answer(state: _State) -> None:
     from mer_dist.corpus import table
 
     if not state.run.answer.exists():
-        if list(state.run.vote.glob("predictions.parquet")):
+        if state.run.vote.predictions.exists():
             state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
         else:
             logger.info("answer: there is none yet; run fuse")
@@ -434,7 +433,7 @@ def _answer(state: _State) -> None:
         "of the answer have a label outside corpus.labels",
     )
     state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
-    voted = state.run.vote / state.run.answer.name
+    voted = state.run.vote.answer
     if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
         how = predictions.edited(state.run) or "in its bytes"
         state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}: {how}; run fuse")

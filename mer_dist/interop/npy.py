@@ -22,7 +22,7 @@ from mer_dist.features import store as features
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
@@ -98,7 +98,7 @@ def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
         raise UserError(f"feature set {set_name!r}: a name is letters, digits, '.', '_' and '-'")
     if modality not in list(Modality):
         raise UserError(f"modality {modality!r} must be one of: {', '.join(Modality)}")
-    made_here = run.features(set_name) / features.DESCRIPTION
+    made_here = FeatureFolder(run.features(set_name)).description
     if made_here.exists() and not features.description(made_here.parent).get("imported"):
         raise UserError(f"feature set {set_name} was extracted in this run; import under another name")
     if not folder.is_dir():
@@ -138,7 +138,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
         shown = progress(chunks, len(chunks), f"import {set_name}", "shards")
         for number, chunk in enumerate(shown):
             shard = _shard(dict(chunk), modality, found, found.width)
-            features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
+            features.write_shard(FeatureFolder(store).shard(number), shard, _content(shard))
         features.describe(
             store, modality=modality, width=found.width, imported=True, part="imported", trained_without=None
         )
@@ -161,7 +161,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> int:
 def _names(folder: Path) -> set[str]:
     """The clips of a set that have vectors; none where there is no whole set."""
     try:
-        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        paths = FeatureFolder(folder).shards()
         return {name for path in paths for name in features.StoredShard.open(path, frames=False).names}
     except UserError:
         return set()  # It is about to be replaced.

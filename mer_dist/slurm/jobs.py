@@ -202,7 +202,7 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
             reason = " ".join(str(error).split())
             raise UserError(f"Slurm refuses the job {stage}: {reason}; nothing stays queued") from error
         number = made[0].job_id.partition("_")[0]
-        log = run.slurm / f"{number}{'_*' if tasks > 1 else ''}_0_log.out"
+        log = run.slurm_log(number, tasks)
         jobs.append(Job(stage=stage, id=number, tasks=tasks, log=str(log)))
         # After each: an interrupted submission can still be seen and cancelled.
         files.write_json(

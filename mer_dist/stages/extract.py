@@ -34,7 +34,7 @@ from mer_dist.processes.together import tell_missing
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 if TYPE_CHECKING:
     from mer_dist.features.finite import Tally
@@ -67,7 +67,7 @@ class Work:
         return str(self.set_id)
 
     def file(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.safetensors"
+        return FeatureFolder(self.folder).shard(shard)
 
     @property
     def whole(self) -> str:
@@ -398,7 +398,7 @@ def _close(works: list[Work], run: Run) -> None:
     had to refuse."""
     problems = set()
     for work in works:
-        for path in work.folder.glob("[0-9]*.safetensors"):
+        for path in FeatureFolder(work.folder).shards():
             if int(path.stem) not in work.shards:
                 path.unlink(missing_ok=True)
         for shard in work.shards:

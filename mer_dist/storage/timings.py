@@ -55,7 +55,7 @@ def note(
     Raises:
         OSError: the disk is full; names the file.
     """
-    part = Path(folder).relative_to(run.folder).as_posix()
+    part = run.relative(folder)
     spent = Spent(
         stage=stage,
         part=part,
@@ -76,7 +76,7 @@ def read(run: Run) -> list[Spent]:
     """Everything that was noted; torn lines are passed over."""
     lines = (
         line
-        for path in sorted(run.times("*", "*").parent.glob(run.times("*", "*").name))
+        for path in run.all_times()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
     return [spent for line in lines if (spent := _parsed(line))]

@@ -63,9 +63,9 @@ def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
         assert one["probability"] == predictions.read(path).probability[NAMES.index(name)].tolist()
     assert [one["round"] for one in told["rounds"]] == [1, 2]
     for one in told["rounds"]:
-        every = pq.read_table(run.round(one["round"]) / "selection.parquet").to_pylist()
+        every = pq.read_table(run.round(one["round"]).pseudo_label_log).to_pylist()
         assert one["folds"] == [row for row in every if row["name"] == name] and len(one["folds"]) == 3
-    assert told["vote"] == files.read_json(run.vote / "prior.json")
+    assert told["vote"] == files.read_json(run.vote.prior)
     assert f"{name},{told['answer']}\n" in run.answer.read_text()
 
 

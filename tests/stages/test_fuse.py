@@ -55,7 +55,7 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
         name: label for name, label in told["prior-aware vote"].answers().items() if name >= "clip_0090"
     }
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
-    marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
+    marks = [files.marked(one.folder) for one in (run.probes, run.round(0), run.round(1), run.vote)]
     assert all(mark["clips"] == 290 for mark in marks)
     spent = timings.by_part(run)
     assert spent.keys() == {"probes", "rounds/00", "rounds/01", "vote"}
@@ -67,11 +67,11 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
     made = [
-        run.probes / "face.parquet",
-        run.probes / "voice.parquet",
-        run.round(0) / "made.json",
-        run.round(1) / "made.json",
-        run.vote / "made.json",
+        run.probes.predictions("face"),
+        run.probes.predictions("voice"),
+        run.round(0).folder / "made.json",
+        run.round(1).folder / "made.json",
+        run.vote.folder / "made.json",
         run.answer,
     ]
 
@@ -182,7 +182,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == REQUEUE and "stopped: asked to stop in AGT" in (tmp_path / "said").read_text()
-    assert not run.answer.exists() and not run.round(0).exists()
+    assert not run.answer.exists() and not run.round(0).folder.exists()
     config.fuse.epochs = 3
     fuse(config)
     assert run.answer.exists()

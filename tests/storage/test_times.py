@@ -21,10 +21,10 @@ def test_ranks_side_by_side_count_once_and_starts_one_after_the_other_add_up(tmp
 
 def test_a_torn_line_costs_itself_alone(tmp_path):
     run = Run(tmp_path)
-    timings.note(run, "fuse", run.vote, seconds=1, clips=5)
+    timings.note(run, "fuse", run.vote.folder, seconds=1, clips=5)
     with open(run.times("fuse", 0), "a", encoding="utf-8") as file:
         file.write('\n{"stage": "fuse", "par')
-    timings.note(run, "fuse", run.vote, seconds=2, clips=5)
+    timings.note(run, "fuse", run.vote.folder, seconds=2, clips=5)
     assert [spent.seconds for spent in timings.read(run)] == [1, 2]
 
 
