@@ -238,17 +238,10 @@ def _extract_set(work: Work, config: Config) -> None:
         return
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
-    run, started = Run(config.run.folder), time.monotonic()
-    extractor = _loaded(work, config)
-    timings.note(
-        run,
-        "extract",
-        run.features(work.set_name),
-        seconds=time.monotonic() - started,
-        clips=0,
-        piece="load",
-        rank=here.rank,
-    )
+    run = Run(config.run.folder)
+    folder = run.features(work.set_id)
+    with timings.record(run, "extract", folder, clips=0, piece="load", rank=here.rank):
+        extractor = _loaded(work, config)
     store.describe(
         work.folder,
         modality=extractor.modality,

@@ -6,7 +6,6 @@ is probed, each round, the vote.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -188,16 +187,14 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
     }
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name].made_from]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
-        started, clips = time.monotonic(), len(sets.clips.names)
-        if done.pop(name, None):
-            # What is about to be replaced must not pass for what it was.
-            files.mark(run.probes.folder, files.fingerprint(done), sets=done, clips=clips)
-        _probe(config, sets, name, parts[name])
+        clips = len(sets.clips.names)
+        with timings.record(run, "fuse", run.probes.folder, clips=clips, piece=name):
+            if done.pop(name, None):
+                # What is about to be replaced must not pass for what it was.
+                files.mark(run.probes.folder, files.fingerprint(done), sets=done, clips=clips)
+            _probe(config, sets, name, parts[name])
         done[name] = {"made_from": wanted[name].made_from, "of": wanted[name].of}
         there = {name: done[name] for name in wanted if name in done}
-        timings.note(
-            run, "fuse", run.probes.folder, seconds=time.monotonic() - started, clips=clips, piece=name
-        )
         files.mark(run.probes.folder, files.fingerprint(there), sets=there, clips=clips)
     for path in run.probes.files():
         if path.stem not in wanted:

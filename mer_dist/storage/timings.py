@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,19 @@ def note(
     with named(path), open(path, "a", encoding="utf-8") as file:
         # The line break comes first: it ends a line that a kill left torn.
         file.write("\n" + json.dumps(asdict(spent), ensure_ascii=False, sort_keys=True))
+
+
+@contextmanager
+def record(
+    run: Run, stage: str, folder: Path, *, clips: int, piece: str = "", rank: int = 0
+) -> Iterator[None]:
+    """Note what the work inside took; one that raises leaves no note. The arguments are those of :func:`note`.
+
+    For a piece that one block of code makes. Work that runs on from piece to piece calls :func:`note` itself.
+    """
+    started = time.monotonic()
+    yield
+    note(run, stage, folder, seconds=time.monotonic() - started, clips=clips, piece=piece, rank=rank)
 
 
 def read(run: Run) -> list[Spent]:
