@@ -24,13 +24,14 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.config.sections import FuseConfig, SelfTrainConfig, VoteConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, setup
 from mer_dist.features import join, store
 from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.inspect.score import score
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 FULL = "AGT, all defaults"
 #: What is fused. The first of all is what the others are compared with.
@@ -122,7 +123,7 @@ def demo_case(given: str, out: Path) -> Case:
 def of_run(source: Path, target: Path, overrides: tuple[str, ...]) -> Config:
     """The run in ``source`` again in ``target``, its features as they are, fused at the defaults."""
     given, made = Run(source), Run(target)
-    link(target, source / "features", source / "shards")
+    link(target, given.features_folder, given.shards)
     for own, copied in ((given.folds, made.folds), (given.quarantine, made.quarantine)):
         if own.exists() and not copied.exists():
             shutil.copyfile(own, copied)
@@ -173,10 +174,10 @@ def run_one(case: Case, title: str, overrides: tuple[str, ...]) -> dict[str, flo
     if title != FULL:
         reuse(case.folder / slug(FULL), folder, "probes", "rounds")
     fuse(config)
-    rows = score(folder, case.truth)
-    rounds = [row for row in rows if row["file"].startswith("rounds/")]
-    (vote,) = (row for row in rows if row["file"].startswith("vote/"))
-    logistic = [row for row in rows if row["file"] == f"probes/{ALL_SETS}.parquet"]
+    run, rows = Run(folder), score(folder, case.truth)
+    by_file = {run.folder / row["file"]: row for row in rows}
+    rounds, vote = [by_file[one.predictions] for one in run.rounds()], by_file[run.vote.predictions]
+    logistic = [row for path, row in by_file.items() if path == run.probes.predictions(ALL_SETS)]
     # Of a single feature set there is none, and the shorter of the two ends the pairs.
     of_step = dict(zip((*STEPS, LOGISTIC), (rounds[0], rounds[-1], vote, *logistic), strict=False))
     return {
@@ -192,8 +193,8 @@ def has_frames(config: Config) -> bool:
     return all(
         store.StoredShard.open(path).has_frames
         for name in join.fused_sets(config)
-        for copy in join.copies(name, config.folds.count)
-        for path in sorted(run.features(copy).glob("[0-9]*.safetensors"))
+        for copy in FeatureSetId.parse(name).stored(config.folds.count)
+        for path in FeatureFolder(run.features(copy)).shards()
     )
 
 

@@ -34,6 +34,7 @@ from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import extract
+from mer_dist.storage.run_folder import Run
 
 #: Multiples of the family's own budget among which the limit's batches are chosen.
 BUDGETS = (0.25, 0.5, 1, 2, 4)
@@ -105,7 +106,7 @@ def tell(name: str, clips: int, rates: dict[str, list[float]]) -> None:
 
 def limit(extractor: Extractor, config: Config, rows: list) -> Callable[[], None]:
     """A pass over ready batches, with the budget that was the fastest of a few."""
-    reader = Reader(Path(config.run.folder) / "shards")
+    reader = Reader(Run(config.run.folder).shards)
     pieces = [piece for row in rows for piece in extractor.prepare(reader.read(row))]
     lengths = [extractor.length(piece) for piece in pieces]
     base = extractor.budget(torch.device("cpu")) or max(lengths)
@@ -135,7 +136,7 @@ def run_shards(extractor, config: Config, work: extract.Work, shards: list[int],
     torch.set_num_threads(1)
     work.folder = folder
     shutil.rmtree(folder, ignore_errors=True)
-    reader = Reader(Path(config.run.folder) / "shards")
+    reader = Reader(Run(config.run.folder).shards)
     for _ in extract._each_shard(extractor, reader, work, shards, config):
         pass
 
@@ -185,7 +186,7 @@ def serve(pipe, yaml: Path, name: str, scratch: Path, rank: int) -> None:
 def plain_loop(extractor: Extractor, config: Config, rows: list, scratch: Path, threads: int):
     """One clip at a time; its input lies in memory as the files of that loop hold it: sound samples,
     decoded face images, text."""
-    reader = Reader(Path(config.run.folder) / "shards")
+    reader = Reader(Run(config.run.folder).shards)
     samples = [reader.read(row) for row in rows]
     inputs = {
         "audio": lambda: [sample.waveform() for sample in samples],

@@ -27,9 +27,8 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import setup
 from mer_dist.features import join, store
 from mer_dist.features.join import Clips
-from mer_dist.fusion import ensemble, models, predictions, pseudo_label_log
+from mer_dist.fusion import ensemble, models, predictions
 from mer_dist.fusion.models import Inputs
-from mer_dist.fusion.self_training import MODELS
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -103,7 +102,7 @@ class Trial:
     def judge(self) -> dict:
         """``waf``: title -> way -> figure; ``pseudo``: per round, the part taken and right; sizes."""
         answers = {LOGISTIC: self.logistic(), **self.rounds()}
-        vote = predictions.read(Run(self.config.run.folder).vote / "predictions.parquet")
+        vote = predictions.read(Run(self.config.run.folder).vote.predictions)
         unlabeled = np.flatnonzero(~self.clips.labeled)
         new = np.arange(len(self.clips.names), len(self.truth))
         waf = {
@@ -143,7 +142,7 @@ class Trial:
 
     def last_round(self) -> int:
         run = Run(self.config.run.folder)
-        return len(list((run.folder / "rounds").glob("[0-9]*"))) - 1
+        return len(run.rounds()) - 1
 
     def probability(self, number: int) -> np.ndarray:
         """(N + H, C): mean over all models of a round, read back from its folder.
@@ -153,7 +152,7 @@ class Trial:
         config = self.config
         members = config.folds.count * config.fuse.seeds
         model = models.build(self.inputs, len(self.clips.labels), config.fuse, [0] * members)
-        model.load_state_dict(safetensors.torch.load_file(Run(config.run.folder).round(number) / MODELS))
+        model.load_state_dict(safetensors.torch.load_file(Run(config.run.folder).round(number).models))
         every = torch.arange(len(self.truth))
         return ensemble.predict(model.eval(), self.inputs, every).double().exp().mean(0).numpy()
 
@@ -162,7 +161,7 @@ class Trial:
         truth_of = dict(zip(self.clips.names, self.truth[: len(self.clips.names)], strict=True))
         found = []
         for number in range(1, self.last_round() + 1):
-            path = Run(self.config.run.folder).round(number) / pseudo_label_log.FILE
+            path = Run(self.config.run.folder).round(number).pseudo_label_log
             rows = pq.read_table(path, columns=["name", "pseudo_label", "selected"]).to_pylist()
             right = [
                 self.clips.labels[truth_of[row["name"]]] == row["pseudo_label"]

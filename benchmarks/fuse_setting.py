@@ -26,7 +26,7 @@ from mer_dist.fusion.ensemble import Lesson
 from mer_dist.fusion.models import Inputs
 from mer_dist.stages.fuse import LARGE
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 #: Both contestants compute here.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +106,7 @@ def write_run(folder: Path, unlabeled: int, overrides: tuple[str, ...] = ()) -> 
             rows = order[start : start + config.shard.clips]
             own = [names[row] for row in rows]
             shard = FeatureSet(modality=modality, names=own, utterance=values[rows])
-            features.write_shard(store / f"{number:05d}.safetensors", shard, "generated")
+            features.write_shard(FeatureFolder(store).shard(number), shard, "generated")
         features.describe(store, modality=modality, width=width)
         files.mark(store, "generated")
     return config

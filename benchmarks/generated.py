@@ -29,7 +29,7 @@ from mer_dist.fusion.decisions import decide
 from mer_dist.inspect.score import score
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 UNLABELED = 3000
 #: Labels of a logistic regression that shows what any weighted sum of the features can reach.
@@ -217,18 +217,19 @@ def fused(task: Task, folder: Path, seed: int, overrides: tuple[str, ...]) -> It
     fuse(config)
     rows = score(folder, folder / "truth.csv")
     seconds, model = time.monotonic() - started, config.fuse.model
-    by_file = {row["file"]: row["waf"] for row in rows}
-    rounds = [waf for file, waf in by_file.items() if file.startswith("rounds/")]
+    run = Run(folder)
+    by_file = {run.folder / row["file"]: row["waf"] for row in rows}
+    rounds = [by_file[one.predictions] for one in run.rounds()]
     told = {}
     if task.condition == WHOLE and model == MODELS[0]:
         told |= {
-            f"logistic regression on {modality} alone": by_file[f"probes/{modality}.parquet"]
+            f"logistic regression on {modality} alone": by_file[run.probes.predictions(modality)]
             for modality in data.WIDTH
         }
     told[model] = rounds[0]
     if len(rounds) > 1:
         told[f"{model}, after self-training"] = rounds[-1]
-    told[f"{model}, vote"] = by_file["vote/predictions.parquet"]
+    told[f"{model}, vote"] = by_file[run.vote.predictions]
     best = optimum(task)
     for title, waf in told.items():
         yield Figure(condition=task.condition, title=title, waf=waf, of_optimum=waf / best, seconds=seconds)
@@ -283,7 +284,7 @@ def write_set(run: Run, modality: str, names: list[str], sample: Sample) -> None
     )
     # Of the content, so that a second call computes nothing again.
     made_from = files.fingerprint([shard.names, hashlib.sha256(np.ascontiguousarray(values)).hexdigest()])
-    features.write_shard(store / "00000.safetensors", shard, made_from)
+    features.write_shard(FeatureFolder(store).shard(0), shard, made_from)
     features.describe(store, modality=modality, width=values.shape[1])
     files.mark(store, made_from, clips=len(names))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.models.precision import products
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import extract
+from mer_dist.storage.run_folder import Run
 
 
 def step_extract_text(check: Check) -> None:
@@ -68,7 +68,7 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
     load, extractor = timed(lambda: extract._loaded(work, config))
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    reader = Reader(Path(config.run.folder) / "shards")
+    reader = Reader(Run(config.run.folder).shards)
 
     def whole() -> None:
         for _ in extract._each_shard(extractor, reader, work, sorted(work.shards), config):

@@ -98,10 +98,11 @@ def step_shards(check: Check) -> None:
     """Shards of clips and of lines, as the shard stage writes them."""
     from mer_dist.shards import manifest, writer
     from mer_dist.storage import files
+    from mer_dist.storage.run_folder import Run, ShardFolder
 
     os.environ["GPU_LABELED"] = str(counts(check)["labeled"])
     for kind, make, size in (("clips", _clip, 80), ("lines", _line, 1000)):
-        folder = check.work / kind / "shards"
+        folder = Run(check.work / kind).shards
         folder.mkdir(parents=True, exist_ok=True)
         with get_context("spawn").Pool(min(12, os.cpu_count() or 1)) as pool:
             clips = pool.map(make, range(counts(check)[kind]), chunksize=8)
@@ -110,7 +111,7 @@ def step_shards(check: Check) -> None:
             batch = clips[first : first + size]
             sources = {clip.clip.name: "drawn" for clip in batch}
             rows += writer.write(folder, number, batch, made_from="drawn", sources=sources)
-        manifest.write_rows(folder / manifest.MANIFEST, rows)
+        manifest.write_rows(ShardFolder(folder).manifest, rows)
         files.mark(folder, "drawn", clips=len(clips))
 
 

@@ -59,8 +59,10 @@ def step_train_kill(check: Check) -> None:
 
 
 def _curve(folder: Path) -> list[dict[str, float]]:
-    (path,) = folder.glob("adapters/*/*/history.json")
-    return json.loads(path.read_text())["epochs"]
+    from mer_dist.storage.run_folder import Run
+
+    (adapter,) = Run(folder).adapters()
+    return json.loads(adapter.history.read_text())["epochs"]
 
 
 #: Runs of which the operations of a clip are known.
@@ -169,7 +171,8 @@ def _flops_of_a_clip(check: Check) -> float:
 def _tokens_of_a_clip(check: Check) -> float:
     from mer_dist.models.tokenizer import BaichuanTokenizer
     from mer_dist.shards import manifest
+    from mer_dist.storage.run_folder import Run
 
-    rows = [row for row in manifest.read(check.work / "lines" / "shards") if row.label]
+    rows = [row for row in manifest.read(Run(check.work / "lines").shards) if row.label]
     tokenizer = BaichuanTokenizer.from_pretrained(check.work / "models" / "baichuan")
     return sum(len(tokenizer.encode(row.transcript)) for row in rows) / len(rows)

@@ -169,9 +169,9 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
     Clips are answered together with those alone that are scored with them.
     """
     source, truth_of = map(Path, given.split(":"))
-    config = configuration.load(source / "config.yaml", [f"run.folder={out}"])
+    config = configuration.load(Run(source).config, [f"run.folder={out}"])
     with atomic_folder(out) as folder:
-        shutil.copytree(source / "rounds", folder / "rounds")
+        shutil.copytree(Run(source).rounds_folder, Run(folder).rounds_folder)
     run, clips = Run(out), join.read_clips(config, Run(source))[0]
     told, judged = members(source)
     with open(truth_of, encoding="utf-8", newline="") as file:
@@ -185,8 +185,8 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         for kind in ("none", "estimate"):
             config.run.seed, config.vote.prior = seed, kind
             vote(config, clips, told, judged, by_fold(run, 0), present(run), Recipe(f"{seed} {kind}"))
-            answers[kind] = predictions.read(run.vote / "predictions.parquet").answer[rows]
-        said = read_json(run.vote / "prior.json")
+            answers[kind] = predictions.read(run.vote.predictions).answer[rows]
+        said = read_json(run.vote.prior)
         yield (
             "/".join(truth_of.parts[-2:]),
             Answered(
@@ -203,13 +203,13 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
 def members(source: Path) -> tuple[list[Predictions], np.ndarray]:
     """What voted in a run, its rounds first, and what models without two folds said; see ``pool``."""
     run = Run(source)
-    weights = read_json(run.vote / "prior.json")["weights"]
+    weights = read_json(run.vote.prior)["weights"]
     found = [(path, predictions.read(path)) for path in predictions.all_of(run)]
     found = [(path, one) for path, one in found if one.title in weights]
-    found.sort(key=lambda pair: pair[0].parent == run.probes)
+    found.sort(key=lambda pair: pair[0].parent == run.probes.folder)
     judged = [
-        predictions.array(path.with_suffix(".safetensors"), "held_out")
-        if path.parent == run.probes
+        predictions.array(run.probes.nested_oof(path.stem), "held_out")
+        if path.parent == run.probes.folder
         else held_out(run)
         for path, _ in found
     ]

@@ -107,7 +107,7 @@ def configure(
     base: Path, folder: Path, seed: int, overrides: tuple[str, ...] = (), group: str = BY_VIDEO
 ) -> Config:
     """A run of its own in ``folder`` on the features and labels in ``base``."""
-    link(folder, base / "features")
+    link(folder, Run(base).features_folder)
     write_text(folder / "mosi.yaml", YAML.format(folder=folder, base=base, seed=seed, group=group))
     config = configuration.load(folder / "mosi.yaml", overrides)
     configuration.save(config, Run(folder).config)
@@ -122,13 +122,13 @@ def of_seed(base: Path, folder: Path, seed: int, overrides: list[str]) -> Iterat
         if fused:  # the probes do not depend on the model
             reuse(folder / "AGT", run.folder, "probes")
         fuse(configure(base, run.folder, seed, ("self_train.rounds=0", *overrides, *changes)))
-        fused.append((model, predictions.read(run.round(0) / "predictions.parquet")))
+        fused.append((model, predictions.read(run.round(0).predictions)))
     run = Run(folder / "AGT")
     for modality in MODALITIES:
-        yield f"{modality} alone", predictions.read(run.probes / f"{modality}.parquet")
-    yield LOGISTIC, predictions.read(run.probes / f"{ALL_SETS}.parquet")
+        yield f"{modality} alone", predictions.read(run.probes.predictions(modality))
+    yield LOGISTIC, predictions.read(run.probes.predictions(ALL_SETS))
     yield from reversed(fused)
-    yield VOTE, predictions.read(run.vote / "predictions.parquet")
+    yield VOTE, predictions.read(run.vote.predictions)
 
 
 def truth_of(base: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

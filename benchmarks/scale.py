@@ -27,7 +27,7 @@ from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.features import store
 from mer_dist.shards import manifest
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 LABELS = ("angry", "happy", "neutral", "sad", "surprise", "worried")
 #: One labelled clip in so many.
@@ -133,8 +133,8 @@ def write_run(folder: Path, clips: int) -> None:
             problems=[],
             faceless=0,
         )
-        manifest.write_rows(manifest.facts_path(run.shards, number), own, facts)
-    manifest.write_rows(run.shards / manifest.MANIFEST, rows)
+        manifest.write_rows(ShardFolder(run.shards).facts(number), own, facts)
+    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
     manifest.write_unstored(run.shards, {})
     manifest.write_twins(run.shards, [])
     files.mark(run.shards, "scale", clips=clips)

@@ -109,7 +109,7 @@ def test_held_out_videos_are_not_in_the_run_and_as_many_clips_as_asked_are_label
 def test_models_read_back_tell_of_unlabelled_clips_what_the_round_told(trial):
     rows = np.flatnonzero(~trial.clips.labeled)
     for number in (0, 1):
-        told = predictions.read(Run(trial.config.run.folder).round(number) / "predictions.parquet")
+        told = predictions.read(Run(trial.config.run.folder).round(number).predictions)
         assert trial.probability(number)[rows] == pytest.approx(told.probability[rows], abs=1e-5)
 
 

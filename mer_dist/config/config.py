@@ -30,6 +30,7 @@ from mer_dist.config.sections import (
 from mer_dist.config.slurm import SlurmConfig
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.records import plain
 from mer_dist.storage.files import offered, write_text
 from mer_dist.storage.run_folder import Run
@@ -54,7 +55,7 @@ class Config:
 
     def __post_init__(self):
         for name in self.extractors:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            if not NAME.fullmatch(name):
                 raise UserError(f"extractors.{name}: a name is letters, digits, '.', '_' and '-'")
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb"):

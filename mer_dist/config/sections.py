@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
 
 
@@ -352,6 +353,11 @@ class FuseConfig:
             at_least("fuse", key, getattr(self, key), 1)
         for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
             _fraction("fuse", key, getattr(self, key))
+        for name in self.sets:
+            try:
+                FeatureSetId.parse(name)
+            except UserError as error:
+                raise UserError(f"fuse.sets: {error}") from None
         if len(set(self.sets)) < len(self.sets):
             raise UserError(f"fuse.sets names a feature set twice: {', '.join(self.sets)}")
         at_least("fuse", "learning_rate", self.learning_rate, 1e-9)

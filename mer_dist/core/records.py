@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -59,3 +59,11 @@ class Problem:
     #: when the rest of it is used; ``label`` when only its label is not.
     lost: str
     reason: str
+    #: The feature set concerned, as ``voice`` or ``clip@tuned``, in the words of the stage: what ``fuse.sets``
+    #: names for fuse, the extractor for extract, whichever of its adapters computed. Empty where no set is
+    #: concerned, as in everything that shard tells, and in rows of versions that did not note it.
+    part: str = ""
+
+    def as_values(self) -> dict[str, str]:
+        """For files that hold problems beside other things: without an empty ``part``."""
+        return {key: str(value) for key, value in asdict(self).items() if value or key != "part"}

@@ -12,17 +12,13 @@ from pathlib import Path
 from mer_dist.config.config import Config, as_dict
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import folds
 from mer_dist.models.family import FAMILIES
 from mer_dist.shards import manifest
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
-
-
-def part_name(without: int | None) -> str:
-    """``fold-K`` for the copy that never sees fold K, ``all`` for the one that sees every fold."""
-    return "all" if without is None else f"fold-{without}"
 
 
 def check_whole(folder: Path) -> None:
@@ -52,7 +48,12 @@ class Copy:
     @property
     def part(self) -> str:
         """``fold-K`` or ``all``."""
-        return part_name(self.without)
+        return adapter_variant(self.without)
+
+    @property
+    def features(self) -> FeatureSetId:
+        """The feature set that is extracted with it."""
+        return FeatureSetId.of_adapter(self.name, self.without)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -124,7 +125,7 @@ def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
         extractor=extractor,
         without=without,
         rows=rows,
-        folder=run.adapter(name, part_name(without)),
+        folder=run.adapter(name, adapter_variant(without)),
         made_from=made_from,
     )
 

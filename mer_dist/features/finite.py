@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from mer_dist.config.sections import ExtractConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.features.store import STORAGE
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def keepable(
             mean = vectors.mean(0, keepdims=True)
         kept = np.concatenate([mean, vectors]) if stored.frame_level else mean
         faults[name] = fault(vectors, kept, STORAGE[stored.storage])
-    own = set_name.partition("@")[0]
+    own = FeatureSetId.parse(set_name).name
     to_do = {reason: remedy(extractor, own, reason) for reason in set(faults.values()) - {""}}
     refused = {name: f"{reason}; {to_do[reason]}" for name, reason in faults.items() if reason}
     return {name: vectors for name, vectors in found.items() if name not in refused}, refused

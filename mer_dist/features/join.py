@@ -9,6 +9,7 @@ import numpy as np
 
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import TUNED, FeatureSetId
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.corpus import cells, mertools, table
@@ -18,9 +19,8 @@ from mer_dist.features import store
 from mer_dist.features.store import FeatureSet
 from mer_dist.shards import manifest
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
-TUNED = "@tuned"
 STAGE = "fuse"
 #: A vector whose largest value is this many times that of the median vector is a broken one.
 WILD = 1e4
@@ -165,21 +165,22 @@ def fused_sets(config: Config) -> list[str]:
     Raises:
         UserError: none is told, or one comes from an extractor without copies per fold.
     """
-    best = [name + TUNED * (item.finetune is not None) for name, item in config.extractors.items()]
+    best = [
+        str(FeatureSetId(name, TUNED if item.finetune else "")) for name, item in config.extractors.items()
+    ]
     if not (config.fuse.sets or best):
         raise UserError("fuse.sets names no feature set, and there are no extractors either")
     chosen = list(config.fuse.sets) or best
     for name in chosen:
-        _check_crossed(config, name)
+        _check_crossed(config, FeatureSetId.parse(name))
     return chosen
 
 
-def _check_crossed(config: Config, set_name: str) -> None:
-    name, _, part = set_name.partition("@")
-    extractor = config.extractors.get(name)
-    if part and extractor and extractor.finetune and not extractor.finetune.cross_fit:
+def _check_crossed(config: Config, wanted: FeatureSetId) -> None:
+    extractor = config.extractors.get(wanted.name)
+    if wanted.variant and extractor and extractor.finetune and not extractor.finetune.cross_fit:
         raise UserError(
-            f"fuse: set {set_name}: extractors.{name}.finetune.cross_fit is false, so labelled clips "
+            f"fuse: set {wanted}: extractors.{wanted.name}.finetune.cross_fit is false, so labelled clips "
             "have no features free of their own labels to fuse; run shard, finetune and extract by "
             "themselves, or set it to true"
         )
@@ -187,16 +188,8 @@ def _check_crossed(config: Config, set_name: str) -> None:
 
 def all_sets(config: Config, run: Run) -> list[str]:
     """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
-    frozen = [name for name in config.extractors if (run.features(name) / store.DESCRIPTION).exists()]
+    frozen = [name for name in config.extractors if FeatureFolder(run.features(name)).description.exists()]
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
-
-
-def copies(set_name: str, count: int) -> list[str]:
-    """The stored sets that ``set_name`` is read from."""
-    if not set_name.endswith(TUNED):
-        return [set_name]
-    extractor = set_name.removesuffix(TUNED)
-    return [*(f"{extractor}@fold-{fold}" for fold in range(count)), f"{extractor}@all"]
 
 
 def set_made_from(run: Run, set_name: str, count: int) -> str:
@@ -206,26 +199,21 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
         UserError: a part of the set is missing or incomplete.
     """
     facts = []
-    for name in copies(set_name, count):
-        folder = run.features(name)
+    for stored in FeatureSetId.parse(set_name).stored(count):
+        folder = run.features(stored)
         store.description(folder)
-        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        paths = FeatureFolder(folder).shards()
         mark = files.marked(folder)
         if mark is None:
             raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
             raise UserError(
-                f"{folder}/{min(gone):05d}.safetensors: this shard's features are gone; run "
+                f"{FeatureFolder(folder).shard(min(gone))}: this shard's features are gone; run "
                 "extract or import again"
             )
         shards = [[path.name, store.shard_made_from(path)] for path in paths]
-        facts.append([name, store.description(folder), shards])
+        facts.append([str(stored), store.description(folder), shards])
     return files.fingerprint(facts)
-
-
-def about(set_name: str) -> str:
-    """How the reason of a problem with a set begins."""
-    return f"features {set_name}:"
 
 
 def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
@@ -234,8 +222,9 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     Raises:
         UserError: the set is not there, is made of the wrong copies, or has none of the clips.
     """
-    if set_name.endswith(TUNED):
-        found = tuned(run, set_name.removesuffix(TUNED), clips.fold_of, frames)
+    wanted = FeatureSetId.parse(set_name)
+    if wanted.is_tuned:
+        found = tuned(run, wanted.name, clips.fold_of, frames)
     else:
         found = store.load(run.features(set_name), frames, clips.names)
     known = set(clips.names)
@@ -257,15 +246,16 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
         raise UserError(
-            f"{about(set_name)} none of the {len(broken)} clips has vectors that are numbers; "
+            f"features {set_name}: none of the {len(broken)} clips has vectors that are numbers; "
             "delete the folder and run extract again, which says what to set, or import others"
         )
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
-    why = f"{about(set_name)} values that are NaN, infinite, or beyond {WILD:g} times the usual"
+    why = f"features {set_name}: values that are NaN, infinite, or beyond {WILD:g} times the usual"
     return found.only(known - broken) if broken else found, [
-        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why) for name in broken
+        Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)
+        for name in broken
     ]
 
 
@@ -305,32 +295,28 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
         UserError: a copy is missing, or a labelled clip's row would come from a copy that may
             have trained on it.
     """
-    parts = {}
-    for fold in range(max(fold_of.values()) + 1):
-        parts[f"fold-{fold}"] = _copy(run, extractor, f"fold-{fold}", fold, fold_of, frames)
-    parts["all"] = _copy(run, extractor, "all", None, fold_of, frames)
+    stored = FeatureSetId(extractor, TUNED).stored(max(fold_of.values()) + 1)
+    parts = {one: _copy(run, one, fold_of, frames) for one in stored}
     anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
     joined = []
-    for name, part in parts.items():
+    for one, part in parts.items():
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
             vectors = own.utterance.astype(np.float64)
             deviation = vectors.std(0)
             scale = np.where(deviation > 1e-6, deviation, 1)
             part = part.mapped(vectors.mean(0).astype(np.float32), scale.astype(np.float32))
-        joined.append(part if name == "all" else part.only(set(fold_of)))
+        joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
     return store.join(joined)
 
 
-def _copy(
-    run: Run, extractor: str, part: str, without: int | None, fold_of: dict[str, int], frames: bool
-) -> FeatureSet:
+def _copy(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
     """A copy's features, after the proof that none of its labelled clips can have taught it."""
-    folder = run.features(f"{extractor}@{part}")
+    folder, part, without = run.features(stored), stored.variant, stored.held_out_fold
     told = store.description(folder)
     if told.get("part") != part or told.get("trained_without") != without:
         raise UserError(
-            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, trained "
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, trained "
             f"without fold {told.get('trained_without')}; part {part!r} is needed; extract again"
         )
     found = store.load(folder, frames)

@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 
 from mer_dist.core.errors import UserError, reading
 from mer_dist.storage.files import read_json, write_bytes, write_json
+from mer_dist.storage.run_folder import FeatureFolder
 
-DESCRIPTION = "set.json"
 #: ``extract.storage`` -> the type that vectors are stored in.
 STORAGE = {"fp32": np.float32, "fp16": np.float16}
 _FACTS = "mer_dist"
@@ -372,7 +372,7 @@ def read_shard(path: Path, frames: bool = True) -> FeatureSet:
 
 def describe(folder: Path, **facts) -> None:
     """Write ``set.json``: modality, width, where the set comes from."""
-    write_json(Path(folder) / DESCRIPTION, facts)
+    write_json(FeatureFolder(folder).description, facts)
 
 
 def description(folder: Path) -> dict:
@@ -381,7 +381,7 @@ def description(folder: Path) -> dict:
     Raises:
         UserError: there is no set, or this is not whole.
     """
-    path = Path(folder) / DESCRIPTION
+    path = FeatureFolder(folder).description
     if not path.exists():
         raise UserError(f"{folder}: no feature set there; run extract or import first")
     with reading(path, "delete its folder and run extract, or import again"):
@@ -401,5 +401,5 @@ def load(folder: Path, frames: bool = True, order: list[str] | None = None) -> F
         UserError: there is no set, a file is not whole, or the files do not fit each other.
     """
     description(folder)
-    paths = sorted(Path(folder).glob("[0-9]*.safetensors"))
+    paths = FeatureFolder(folder).shards()
     return join([StoredShard.open(path, frames) for path in paths], order)

@@ -104,7 +104,7 @@ def array(path: Path, name: str) -> np.ndarray:
 
 def voted(run: Run) -> dict[str, str]:
     """name -> label of the vote's own ``answer.csv``; empty if there was no vote."""
-    path = run.vote / run.answer.name
+    path = run.vote.answer
     if not path.exists():
         return {}
     return {name: row["discrete"] for name, row in table.read(path, ("name", "discrete")).rows.items()}
@@ -142,7 +142,7 @@ def edited(run: Run) -> str:
 def all_of(run: Run) -> list[Path]:
     """The prediction files of a run in the order of the result table."""
     return [
-        *sorted(run.probes.glob("*.parquet"), key=lambda path: (path.stem == ALL_SETS, path)),
-        *sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet")),
-        *sorted(run.vote.glob("predictions.parquet")),
+        *sorted(run.probes.all_predictions(), key=lambda path: (path.stem == ALL_SETS, path)),
+        *(one.predictions for one in run.rounds() if one.predictions.exists()),
+        *([run.vote.predictions] if run.vote.predictions.exists() else []),
     ]

@@ -19,7 +19,6 @@ from mer_dist.core.errors import reading
 from mer_dist.fusion.pseudo_labels import REASONS, Selection
 from mer_dist.storage import parquet
 
-FILE = "selection.parquet"
 #: Bytes of distinct strings of a column that are still written once: 100,000 names of clips.
 _DICTIONARY = 1 << 24
 

@@ -230,20 +230,21 @@ class _Found:
         probes = {
             name: probe(self.clips, of) for name, parts in self.parts.items() if (of := self._of(parts))
         }
-        marks = _dictionary(_dictionary(files.marked(self.run.probes)).get("sets"))
+        marks = _dictionary(_dictionary(files.marked(self.run.probes.folder)).get("sets"))
         for name, recipe in probes.items():
-            place = self.run.probes / f"{name}.parquet"
+            place = self.run.probes.predictions(name)
             yield from self._compare(place, marks.get(name) if place.exists() else None, recipe)
         if (of := self._of(join.fused_sets(self.config))) is None:
             return
         last = fused(self.clips, of)
         for number, recipe in self._rounds(last):
-            last, place = recipe, self.run.round(number)
+            last, place = recipe, self.run.round(number).folder
             yield from self._compare(place, files.marked(place), recipe)
         if all(name in probes for name in voting(self.config, probes)):
             with suppress(UserError):
                 recipe = vote(self.config, last, [probes[name] for name in voting(self.config, probes)])
-                yield from self._compare(self.run.vote, files.marked(self.run.vote), recipe)
+                place = self.run.vote.folder
+                yield from self._compare(place, files.marked(place), recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
         """The rounds that there are to be, as far as that is known without making one."""
@@ -251,13 +252,13 @@ class _Found:
         for number in range(last + 1):
             before = round_of(self.config, number, last, before)
             yield number, before
-            waf = _dictionary(files.marked(self.run.round(number))).get("oof_waf")
+            waf = _dictionary(files.marked(self.run.round(number).folder)).get("oof_waf")
             wafs.append(waf if isinstance(waf, float) else 0.0)
             if number < last and enough(wafs, self.config.self_train.patience):
                 return
 
     def _compare(self, place: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
-        part = str(place.relative_to(self.run.folder).with_suffix(""))
+        part = self.run.relative(place.with_suffix(""))
         mark = _dictionary(mark)
         if not mark and self.answered:
             yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")

@@ -32,7 +32,7 @@ from mer_dist.fusion.pseudo_labels import Selection
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.storage import files, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import RoundFolder, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
     from mer_dist.fusion.ensemble import Lesson
     from mer_dist.fusion.models import Inputs, Model
 
-#: Beside the predictions of a round: what each fold's models say of the unlabelled clips and, in
-#: round 0, what models without two folds say of the labelled ones.
-BY_FOLD = "by_fold.safetensors"
-#: The state of the round's models, in the order of :func:`_members`.
-MODELS = "models.safetensors"
 #: A probability below this counts as this much when likelihoods are compared.
 TINY = 1e-6
 
@@ -72,7 +67,7 @@ def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[]
     loaded, wafs = None, []
     for number in range(last + 1):
         recipe = recipes.round_of(config, number, last, recipe)
-        if done := files.marked(run.round(number), recipe.made_from):
+        if done := files.marked(run.round(number).folder, recipe.made_from):
             logger.info("%s: already there", title(number, config.fuse.model))
         else:
             preempt.stop_if_asked(f"before {title(number, config.fuse.model)}")
@@ -91,9 +86,9 @@ def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[]
                 settings.patience,
             )
             break
-    for folder in (run.folder / "rounds").glob("[0-9]*"):
-        if int(folder.name) > number:
-            shutil.rmtree(folder)
+    for one in run.rounds():
+        if one.number > number:
+            shutil.rmtree(one.folder)
     return recipe
 
 
@@ -105,12 +100,12 @@ def title(number: int, model: str = "agt") -> str:
 
 def by_fold(run: Run, number: int) -> np.ndarray:
     """(K, U, C): probabilities of the unlabelled clips by the models of each fold."""
-    return predictions.array(run.round(number) / BY_FOLD, "probability")
+    return predictions.array(run.round(number).fold_predictions, "probability")
 
 
 def present(run: Run) -> np.ndarray:
     """(N,) bool: clips that have any of the fused modalities."""
-    return predictions.array(run.round(0) / BY_FOLD, "present").astype(bool)
+    return predictions.array(run.round(0).fold_predictions, "present").astype(bool)
 
 
 def held_out(run: Run) -> np.ndarray:
@@ -119,12 +114,12 @@ def held_out(run: Run) -> np.ndarray:
     NaN for the clips of fold k itself, those without any modality, and all where K is 2. Used by
     whatever is fitted for fold k: temperature, thresholds, and the weights of the vote.
     """
-    return predictions.array(run.round(0) / BY_FOLD, "held_out")
+    return predictions.array(run.round(0).fold_predictions, "held_out")
 
 
 def chosen_dropout(run: Run) -> np.ndarray:
     """(K,): what round 0 found best for the models of each fold."""
-    return predictions.array(run.round(0) / BY_FOLD, "dropout")
+    return predictions.array(run.round(0).fold_predictions, "dropout")
 
 
 def _members(folds: int, seeds: int) -> list[str]:
@@ -168,20 +163,21 @@ class _Round:
         waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
         seconds = time.monotonic() - started
         timings.note(
-            self.out, "fuse", self.out.round(self.number), seconds=seconds, clips=len(self.clips.names)
+            self.out, "fuse", self.out.round(self.number).folder, seconds=seconds, clips=len(self.clips.names)
         )
-        with files.atomic_folder(self.out.round(self.number)) as folder:
-            predictions.write(folder / "predictions.parquet", told)
-            save_file(kept, folder / BY_FOLD)
-            self._write_models(folder, model)
-            self._write_curves(folder, losses.numpy())
+        with files.atomic_folder(self.out.round(self.number).folder) as folder:
+            made = RoundFolder(folder)
+            predictions.write(made.predictions, told)
+            save_file(kept, made.fold_predictions)
+            self._write_models(made.models, model)
+            self._write_curves(made.curves, losses.numpy())
             if chosen:
-                self._write_lineage(folder, chosen)
+                self._write_lineage(made.pseudo_label_log, chosen)
             files.mark(folder, recipe.made_from, of=recipe.of, clips=len(self.clips.names), oof_waf=waf)
         logger.info(
             "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons), 100 * waf, seconds
         )
-        return files.mark_of(self.out.round(self.number))
+        return files.mark_of(self.out.round(self.number).folder)
 
     def _between(self) -> None:
         """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
@@ -235,7 +231,7 @@ class _Round:
         from safetensors.torch import load_file
 
         device = str(self.inputs.values[0].device)
-        path = self.out.round(self.number - 1) / MODELS
+        path = self.out.round(self.number - 1).models
         with reading(path, "delete its folder and run fuse"):
             return load_file(path, device)
 
@@ -337,20 +333,21 @@ class _Round:
             answer=probability.argmax(1),
         )
 
-    def _write_curves(self, folder: Path, losses: np.ndarray) -> None:
+    def _write_curves(self, path: Path, losses: np.ndarray) -> None:
         by_fold = losses.reshape(self.clips.folds, -1, losses.shape[1]).mean(1)
         curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
-        files.write_json(folder / "curves.json", {"folds": curves})
+        files.write_json(path, {"folds": curves})
 
-    def _write_models(self, folder: Path, model: Model) -> None:
+    def _write_models(self, path: Path, model: Model) -> None:
+        """Their state, in the order of :func:`_members`."""
         from safetensors.torch import save_file as save_tensors
 
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         members = _members(self.clips.folds, self.config.fuse.seeds)
-        save_tensors(state, folder / MODELS, {"members": " ".join(members)})
+        save_tensors(state, path, {"members": " ".join(members)})
 
-    def _write_lineage(self, folder: Path, chosen: list[Selection]) -> None:
+    def _write_lineage(self, path: Path, chosen: list[Selection]) -> None:
         names = [self.clips.names[row] for row in self.unlabeled]
         members = np.array(_members(self.clips.folds, self.config.fuse.seeds))
         models = [" ".join(own) for own in members.reshape(self.clips.folds, -1)]
-        pseudo_label_log.write(folder / pseudo_label_log.FILE, names, self.clips.labels, chosen, models)
+        pseudo_label_log.write(path, names, self.clips.labels, chosen, models)

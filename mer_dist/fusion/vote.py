@@ -27,7 +27,7 @@ from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe, wanted_names
 from mer_dist.shards import manifest
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, VoteFolder
 
 TITLE = "prior-aware vote"
 SHOWN = 3
@@ -81,11 +81,12 @@ def vote(
         answer=answer,
     )
     common = clips.labels[int(np.argmax(told["used"]))]
-    timings.note(run, "fuse", run.vote, seconds=time.monotonic() - started, clips=len(clips.names))
-    with files.atomic_folder(run.vote) as folder:
-        _write_answer(folder / run.answer.name, made, names, lost, common)
-        predictions.write(folder / "predictions.parquet", made)
-        files.write_json(folder / "prior.json", told)
+    timings.note(run, "fuse", run.vote.folder, seconds=time.monotonic() - started, clips=len(clips.names))
+    with files.atomic_folder(run.vote.folder) as folder:
+        made_here = VoteFolder(folder)
+        _write_answer(made_here.answer, made, names, lost, common)
+        predictions.write(made_here.predictions, made)
+        files.write_json(made_here.prior, told)
         files.mark(folder, recipe.made_from, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
@@ -285,7 +286,7 @@ def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]
 
 def publish(run: Run) -> None:
     """Put the answer of the vote in its place, unless it is there as it should be."""
-    answer = (run.vote / run.answer.name).read_bytes()
+    answer = run.vote.answer.read_bytes()
     if not run.answer.exists() or run.answer.read_bytes() != answer:
         files.write_bytes(run.answer, answer)
 

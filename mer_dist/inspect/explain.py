@@ -15,12 +15,14 @@ from safetensors import safe_open
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError, reading
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import UNLABELED
+from mer_dist.core.text_table import aligned
 from mer_dist.corpus import table
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, pseudo_label_log
 from mer_dist.storage import files, parquet, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 AGAIN = "delete its folder and run fuse"
 
@@ -96,14 +98,11 @@ def _label(config: Config, run: Run, name: str) -> str | None:
 
 def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
     """Per feature set: its modality, and why the clip is masked there, if it is."""
-    part = "all" if fold < 0 else f"fold-{fold}"
     broken = [row for row in quarantine.read(run.quarantine) if row.name == name and row.stage == join.STAGE]
     found = []
     for set_name in join.all_sets(config, run):
-        stored = set_name
-        if set_name.endswith(join.TUNED):
-            stored = f"{set_name.removesuffix(join.TUNED)}@{part}"
-        why = next((row.reason for row in broken if row.reason.startswith(join.about(set_name))), None)
+        stored = FeatureSetId.parse(set_name).stored_of(None if fold < 0 else fold)
+        why = next((row.reason for row in broken if row.part == set_name), None)
         modality, missing = _stored(run.features(stored), name)
         found.append({"set": set_name, "modality": modality, "masked": why or missing})
     return found
@@ -112,7 +111,7 @@ def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
 def _stored(folder: Path, name: str) -> tuple[str, str | None]:
     """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
     reason = "not in this feature set"
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
+    for path in FeatureFolder(folder).shards():
         with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
             facts = store.shard_facts(file)
         if name in facts["names"]:
@@ -124,15 +123,15 @@ def _stored(folder: Path, name: str) -> tuple[str, str | None]:
 def _rounds(run: Run, name: str) -> list[dict]:
     """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
     found = []
-    for path in sorted((run.folder / "rounds").glob(f"[0-9]*/{pseudo_label_log.FILE}")):
-        if rows := pseudo_label_log.of_clip(path, name):
-            found.append({"round": int(path.parent.name), "folds": rows})
+    for one in run.rounds():
+        if one.pseudo_label_log.exists() and (rows := pseudo_label_log.of_clip(one.pseudo_label_log, name)):
+            found.append({"round": one.number, "folds": rows})
     return found
 
 
 def _vote(run: Run, fold: int) -> dict:
     """What the vote decided for all clips, those of ``fold`` among them."""
-    path = run.vote / "prior.json"
+    path = run.vote.prior
     if not path.exists():
         return {}
     with reading(path, AGAIN):
@@ -268,18 +267,9 @@ def _answer_text(told: dict) -> str:
 
 
 def _columns(rows: list[list[str]]) -> str:
-    """Aligned, two blanks apart and two in front; numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    body = rows[-1]
-
-    def line(row: list[str]) -> str:
-        cells = [
-            cell.rjust(width) if _number(below) else cell.ljust(width)
-            for cell, width, below in zip(row, widths, body, strict=True)
-        ]
-        return ("  " + "  ".join(cells)).rstrip()
-
-    return "\n".join(map(line, rows))
+    """Aligned, two blanks in front; columns that hold numbers to the right."""
+    numbers = {column for column, cell in enumerate(rows[-1]) if _number(cell)}
+    return aligned(rows, right=numbers, indent="  ")
 
 
 def _number(cell: str) -> bool:

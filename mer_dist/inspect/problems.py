@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Problem
+from mer_dist.core.text_table import aligned
 from mer_dist.storage import quarantine
 from mer_dist.storage.quarantine import SCHEMA, Kind
 from mer_dist.storage.run_folder import Run
@@ -77,7 +78,7 @@ def _counts(rows: list[Problem]) -> str:
     found = quarantine.kinds(rows)
     clips = len({row.name for row in rows})
     lines = [[f"{len(kind.names):,}", kind.stage, kind.lost, _reason(kind)] for kind in found]
-    table = _columns([["count", "stage", "lost", "reason"], *lines])
+    table = aligned([["count", "stage", "lost", "reason"], *lines])
     return f"{len(rows):,} problems of {clips:,} clips\n{table}"
 
 
@@ -87,7 +88,7 @@ def _reason(kind: Kind) -> str:
 
 
 def _rows(rows: list[Problem]) -> str:
-    return _columns([[row.stage, row.name, row.lost, row.reason] for row in rows])
+    return aligned([[row.stage, row.name, row.lost, row.reason] for row in rows])
 
 
 def _names(rows: list[Problem]) -> str:
@@ -104,12 +105,3 @@ def _csv(rows: list[Problem]) -> str:
 
 def _json(rows: list[Problem]) -> str:
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1)
-
-
-def _columns(rows: list[list[str]]) -> str:
-    """The rows with all columns but the last at one width."""
-    widths = [max(map(len, column)) for column in [*zip(*rows, strict=True)][:-1]]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    )

@@ -11,8 +11,10 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED
+from mer_dist.core.text_table import aligned
 from mer_dist.corpus import cells
 from mer_dist.corpus import table as csv_table
 from mer_dist.features import join
@@ -58,15 +60,17 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     for path in paths:
         told = predictions.read(path)
         ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
-        row = {"title": told.title, "file": str(path.relative_to(run.folder))}
+        row = {"title": told.title, "file": run.relative(path)}
         row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
         if any(name in asked for name in others):
             # With vote.names, answer.csv names clips that are not fused, too.
-            row |= _judge(told, others, asked, predictions.voted(run) if path.parent == run.vote else {}, "")
+            row |= _judge(
+                told, others, asked, predictions.voted(run) if path == run.vote.predictions else {}, ""
+            )
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
-    _compare(rows)
+    _compare(run, rows)
     files.write_json(run.scores, rows)
     return rows
 
@@ -182,24 +186,34 @@ def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict
     }
 
 
-def _compare(rows: list[dict]) -> None:
+def _compare(run: Run, rows: list[dict]) -> None:
     """Mark each step of the recipe that does not beat the one before it.
 
     Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
     probe, that of all sets among them, a round with the round before it, the vote with the last round.
     """
-    probes = [row for row in rows if row["file"].startswith("probes/")]
+    of_probes = {*map(run.relative, run.probes.all_predictions())}
+    probes = [row for row in rows if row["file"] in of_probes]
     for row in rows:
         row["helped"] = None
-        frozen = row["file"].replace(f"{join.TUNED}.parquet", ".parquet")
         if row in probes:
-            before = [other for other in probes if other["file"] == frozen and other is not row]
-        elif row["file"].startswith("rounds/00"):
+            before = [other for other in probes if other["file"] == _frozen(row["file"])]
+        elif row["file"] == run.relative(run.round(0).predictions):
             before = probes
         else:
             before = rows[rows.index(row) - 1 : rows.index(row)]
         if before:
             row["helped"] = _figure(row) > max(map(_figure, before))
+
+
+def _frozen(file: str) -> str:
+    """The probe of the frozen features of the same extractor; empty for one that is not of fine-tuned ones."""
+    path = Path(file)
+    try:
+        own = FeatureSetId.parse(path.stem)
+    except UserError:  # That of all sets side by side, or a file that somebody put there.
+        return ""
+    return str(path.with_stem(own.name)) if own.is_tuned else ""
 
 
 def _figure(row: dict) -> float:
@@ -220,17 +234,12 @@ def table(rows: list[dict]) -> str:
                 ", ".join(notes),
             )
         )
-    columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join(cell.ljust(size) for cell, size in zip(line, columns, strict=True)).rstrip()
-        for line in lines
-    ]
     counts = [
         f"{what} n = {max(row[key] for row in rows if key in row)}"
         for key, what in (("oof_clips", "out of fold"), ("clips", "unlabelled truth"))
         if any(key in row for row in rows)
     ]
-    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), *shown])
+    return "\n".join(["; ".join(["WAF in %, 95 % bootstrap interval", *counts]), aligned(lines)])
 
 
 def _cell(row: dict, key: str, interval: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from mer_dist import corpus
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Modality, Problem
 from mer_dist.crossfit import adapters, folds
@@ -25,7 +25,7 @@ from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 from mer_dist.shards.reader import Reader
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
 SHOWN = 5
 
@@ -168,7 +168,7 @@ def _shards(state: _State) -> None:
     facts = manifest.all_facts(folder)
     beside_tar: dict[str, tuple[str, str | None]] = {}
     for number in sorted({row.shard for row in state.rows.values()}):
-        tar, beside = manifest.tar_path(folder, number), manifest.facts_path(folder, number)
+        tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).facts(number)
         size = tar.stat().st_size if tar.exists() else 0
         told = facts.get(number)
         if told is None:
@@ -222,9 +222,8 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
 
 def _adapters(state: _State) -> None:
     """Every fine-tuned copy is the one that its place asks for, byte for byte."""
-    found = [path for path in state.run.folder.glob("adapters/*/*") if not path.name.startswith(".")]
     labeled = {name for name, row in state.rows.items() if row.label is not None}
-    if not found or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
+    if not state.run.adapters() or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
         return  # That clips have no fold is told with the predictions.
     planned = adapters.planned(state.config, state.folds)
     there = {copy.name for copy in planned if copy.folder.exists()}
@@ -235,7 +234,7 @@ def _adapters(state: _State) -> None:
         if mark is None:
             continue
         if mark.get("trained_without") != copy.without:
-            other = adapters.part_name(mark.get("trained_without"))
+            other = adapter_variant(mark.get("trained_without"))
             state.findings.append(
                 f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
                 "and run finetune and extract"
@@ -254,14 +253,15 @@ def _adapters(state: _State) -> None:
 
 def _features(state: _State) -> None:
     """Every clip that a feature set is to serve has a row in it, or a reason why not."""
-    folders = sorted((state.run.folder / "features").glob("[!.]*"))
+    folders = state.run.feature_sets()
     needed = _expected_sets(state.config) if folders or state.answered else set()
     if state.answered:
         for name in join.fused_sets(state.config):
-            needed.update(join.copies(name, state.config.folds.count))
-    for name in sorted(needed - {folder.name for folder in folders}):
-        how = "extract" if name.partition("@")[0] in state.config.extractors else "import-features"
-        state.findings.append(f"features {name}: there are none; run {how}")
+            needed.update(FeatureSetId.parse(name).stored(state.config.folds.count))
+    there = {folder.name for folder in folders}
+    for lacking in sorted((own for own in needed if str(own) not in there), key=str):
+        how = "extract" if lacking.name in state.config.extractors else "import-features"
+        state.findings.append(f"features {lacking}: there are none; run {how}")
     for folder in folders:
         try:
             told = store.description(folder)
@@ -286,36 +286,36 @@ def _imported_set(state: _State, folder: Path) -> None:
     )
 
 
-def _expected_sets(config: Config) -> set[str]:
+def _expected_sets(config: Config) -> set[FeatureSetId]:
     """The feature sets that the configuration asks for."""
     names = set()
     for name, extractor in config.extractors.items():
         if extractor.finetune is None or config.extract.frozen:
-            names.add(name)
+            names.add(FeatureSetId(name))
         if extractor.finetune is not None:
-            names |= {f"{name}@{adapters.part_name(fold)}" for fold in adapters.parts(config, name)}
+            names |= {FeatureSetId.of_adapter(name, fold) for fold in adapters.parts(config, name)}
     return names
 
 
 def _feature_set(state: _State, folder: Path, told: dict) -> None:
-    part = folder.name.partition("@")[2]
-    without = int(part.removeprefix("fold-")) if re.fullmatch(r"fold-\d+", part) else None
-    if part and (told.get("part") != part or told.get("trained_without") != without):
+    own = FeatureSetId.parse(folder.name)
+    meant = {"part": own.variant, "trained_without": own.held_out_fold}
+    if own.variant and any(told.get(key) != value for key, value in meant.items()):
         state.findings.append(
-            f"{folder}: by its {store.DESCRIPTION} this is part {told.get('part')!r}, "
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, "
             f"trained without fold {told.get('trained_without')}; delete it, run extract"
         )
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
     modality = ""
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
+    for path in FeatureFolder(folder).shards():
         clips, why, modality, fault = _feature_file(path)
         if fault:
             state.findings.append(f"{path}: {fault}; delete it and run extract")
         names.update(clips)
         missing.update(why)
     what = f"features {folder.name}:"
-    served = _served(state, folder.name)
+    served = _served(state, own)
     state.find(
         served - names.keys() - missing.keys() - state.gone,
         f"{what} have neither a row nor a reason; run extract",
@@ -360,15 +360,14 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
         return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
-def _served(state: _State, set_name: str) -> set[str]:
+def _served(state: _State, own: FeatureSetId) -> set[str]:
     """The clips that a set must serve: all, those of one fold, or the unlabelled ones."""
-    _, _, part = set_name.partition("@")
-    if part.startswith("fold-"):
+    if own.held_out_fold is not None:
         if not state.folds:
-            raise UserError(f"{state.run.folds}: no such file, but features {set_name} need it")
-        return {name for name, fold in state.folds.items() if f"fold-{fold}" == part}
+            raise UserError(f"{state.run.folds}: no such file, but features {own} need it")
+        return {name for name, fold in state.folds.items() if fold == own.held_out_fold}
     rows = state.rows.values()
-    return {row.name for row in rows if part != "all" or row.label is None}
+    return {row.name for row in rows if not own.is_of_all or row.label is None}
 
 
 def _predictions(state: _State) -> None:
@@ -382,7 +381,7 @@ def _predictions(state: _State) -> None:
     else:
         state.find(state.folds.keys() ^ labelled, "are labelled without a fold, or the reverse")
     for path in paths:
-        what = f"predictions {path.relative_to(state.run.folder)}:"
+        what = f"predictions {state.run.relative(path)}:"
         try:
             told = predictions.read(path)
         except UserError as error:
@@ -423,7 +422,7 @@ def _answer(state: _State) -> None:
     from mer_dist.corpus import table
 
     if not state.run.answer.exists():
-        if list(state.run.vote.glob("predictions.parquet")):
+        if state.run.vote.predictions.exists():
             state.findings.append(f"{state.run.answer}: no such file, but a vote; run fuse")
         else:
             logger.info("answer: there is none yet; run fuse")
@@ -443,7 +442,7 @@ def _answer(state: _State) -> None:
         "of the answer have a label outside corpus.labels",
     )
     state.findings += [f"{state.run.answer}: {why}" for why in answers.bad.values()]
-    voted = state.run.vote / state.run.answer.name
+    voted = state.run.vote.answer
     if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
         how = predictions.edited(state.run) or "in its bytes"
         state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}: {how}; run fuse")

@@ -81,7 +81,7 @@ def _exact(precision: str) -> str:
 
 
 def _find(config: Config, name: str) -> Copy:
-    known = {f"{copy.name}@{copy.part}": copy for copy in adapters.planned(config)}
+    known = {str(copy.features): copy for copy in adapters.planned(config)}
     if name not in known:
         raise UserError(f"no copy {name!r} in this run; it has: {', '.join(known) or 'none'}")
     return known[name]

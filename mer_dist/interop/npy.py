@@ -14,6 +14,7 @@ import numpy as np
 
 from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Modality, Problem
 from mer_dist.corpus import mertools, padding
@@ -21,7 +22,7 @@ from mer_dist.features import store as features
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
@@ -103,11 +104,11 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", set_name):
+    if not NAME.fullmatch(set_name):
         raise UserError(f"feature set {set_name!r}: a name is letters, digits, '.', '_' and '-'")
     if modality not in list(Modality):
         raise UserError(f"modality {modality!r} must be one of: {', '.join(Modality)}")
-    made_here = run.features(set_name) / features.DESCRIPTION
+    made_here = FeatureFolder(run.features(set_name)).description
     if made_here.exists() and not features.description(made_here.parent).get("imported"):
         raise UserError(f"feature set {set_name} was extracted in this run; import under another name")
     if not folder.is_dir():
@@ -147,7 +148,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
         shown = progress(chunks, len(chunks), f"import {set_name}", "shards")
         for number, chunk in enumerate(shown):
             shard = _shard(dict(chunk), modality, found, found.width)
-            features.write_shard(store / f"{number:05d}.safetensors", shard, _content(shard))
+            features.write_shard(FeatureFolder(store).shard(number), shard, _content(shard))
         features.describe(
             store, modality=modality, width=found.width, imported=True, part="imported", trained_without=None
         )
@@ -170,7 +171,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
 def _names(folder: Path) -> set[str]:
     """The clips of a set that have vectors; none where there is no whole set."""
     try:
-        paths = sorted(folder.glob("[0-9]*.safetensors"))
+        paths = FeatureFolder(folder).shards()
         return {name for path in paths for name in features.StoredShard.open(path, frames=False).names}
     except UserError:
         return set()  # It is about to be replaced.
@@ -442,14 +443,10 @@ def _content(shard: FeatureSet) -> str:
 
 def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     """Note this set's problems beside those of other imported sets, and tell them."""
-    about = f"features {set_name}:"
-    others = [
-        problem
-        for problem in quarantine.read(run.quarantine)
-        if problem.stage == STAGE and not problem.reason.startswith(about)
-    ]
+    before = [problem for problem in quarantine.read(run.quarantine) if problem.stage == STAGE]
+    others = [problem for problem in before if problem.part != set_name]
     own = [
-        Problem(stage=STAGE, name=name, lost=lost, reason=f"{about} {why}")
+        Problem(stage=STAGE, name=name, lost=lost, reason=f"features {set_name}: {why}", part=set_name)
         for lost, why_of in ((modality, found.bad), (f"part of {modality}", found.partial))
         for name, why in why_of.items()
         if lost == modality or name not in found.bad

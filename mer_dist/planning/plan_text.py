@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mer_dist.core.text_table import aligned
 from mer_dist.planning import layouts
 from mer_dist.planning.plan import GPUS
 
@@ -114,11 +115,4 @@ def _grid(rows: list[list[str]], left: int = 1) -> str:
     """Aligned columns, the first ``left`` of them to the left; nothing below the head, nothing."""
     if len(rows) == 1:
         return ""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return aligned(rows, right=range(left, len(rows[0])))

@@ -37,8 +37,8 @@ from mer_dist.report.facts import (
 )
 from mer_dist.shards import manifest
 from mer_dist.storage import parquet, quarantine, timings
-from mer_dist.storage.files import MARK, marked, read_json
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.files import marked, read_json
+from mer_dist.storage.run_folder import AdapterFolder, RoundFolder, Run, ShardFolder
 
 Value = TypeVar("Value")
 #: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
@@ -63,10 +63,9 @@ class _Reader:
             self.notes.append(f"{where} cannot be read: {type(error).__name__}: {error}")
             return None
 
-    def below(self, pattern: str, how: Callable[[Path], Value]) -> list[Value]:
-        """What could be read of all files that match, fold-10 after fold-9."""
-        paths = sorted(self.run.folder.glob(pattern), key=lambda path: _natural(str(path)))
-        found = [self.read(path, how) for path in paths]
+    def each(self, paths: list[Path], how: Callable[[Path], Value]) -> list[Value]:
+        """What could be read of these, fold-10 after fold-9."""
+        found = [self.read(path, how) for path in sorted(paths, key=lambda path: _natural(str(path)))]
         return [value for value in found if value is not None]
 
 
@@ -86,7 +85,7 @@ def collect(run_folder: Path) -> Facts:
     reader = _Reader(run)
     config = reader.read(run.config, lambda _: configuration.of_run(run))
     order = config.corpus.labels if config else []
-    corpus = reader.read(run.shards / "manifest.parquet", lambda path: _corpus(path, order))
+    corpus = reader.read(ShardFolder(run.shards).manifest, lambda path: _corpus(path, order))
     truth = dict(corpus.truth) if corpus else {}
     if config is not None and config.fuse.labels:
         truth.update(reader.read(Path(config.fuse.labels), lambda path: _labels(path, config)) or {})
@@ -95,8 +94,8 @@ def collect(run_folder: Path) -> Facts:
         for path in predictions.all_of(run)
         if (table := reader.read(path, predictions.read)) is not None
     ]
-    stats, remarks = reader.read(run.shards / "stats.json", _statistics) or (None, {})
-    adapters = reader.below("adapters/*/*/history.json", _adapter)
+    stats, remarks = reader.read(ShardFolder(run.shards).stats, _statistics) or (None, {})
+    adapters = reader.each([one.history for one in run.adapters()], _adapter)
     reader.notes += recipes.told(run)
     return Facts(
         name=run.folder.resolve().name,
@@ -106,7 +105,7 @@ def collect(run_folder: Path) -> Facts:
         problems=reader.read(run.quarantine, quarantine.read) or [],
         remarks=remarks,
         adapters=adapters,
-        rounds=reader.below("rounds/[0-9]*", _round),
+        rounds=reader.each([one.folder for one in run.rounds()], _round),
         scores=_scores(reader, tables, truth),
         confusion=_confusion(tables, truth),
         prior=_prior(reader, tables, truth),
@@ -167,15 +166,15 @@ def _number(value: Any) -> float | None:
 
 
 def _adapter(path: Path) -> Adapter:
-    history = read_json(path)
+    history, folder = read_json(path), AdapterFolder(path.parent)
     epochs = history["epochs"]
 
     def curve(key: str) -> Curve:
         return [_number(epoch.get(key)) for epoch in epochs]
 
     return Adapter(
-        extractor=path.parent.parent.name,
-        part=path.parent.name,
+        extractor=folder.extractor,
+        part=folder.variant,
         train_loss=curve("train_loss"),
         validation_loss=curve("validation_loss"),
         validation_waf=curve("validation_waf"),
@@ -185,18 +184,17 @@ def _adapter(path: Path) -> Adapter:
 
 
 def _round(folder: Path) -> Round:
-    curves = folder / "curves.json"
-    folds = read_json(curves)["folds"] if curves.exists() else []
-    selection = folder / "selection.parquet"
+    own = RoundFolder(folder)
+    folds = read_json(own.curves)["folds"] if own.curves.exists() else []
 
     def all_of(key: str) -> list[Curve]:
         return [[_number(value) for value in fold[key]] for fold in folds if fold.get(key)]
 
     return Round(
-        number=int(folder.name),
+        number=own.number,
         train_loss=all_of("train_loss"),
         waf=all_of("waf"),
-        pseudo_labeled=_lent(selection) if selection.exists() else None,
+        pseudo_labeled=_lent(own.pseudo_label_log) if own.pseudo_label_log.exists() else None,
     )
 
 
@@ -208,8 +206,8 @@ def _lent(path: Path) -> int:
 
 def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> list[Score]:
     """The saved scores if they are of these predictions, otherwise out-of-fold figures."""
-    folders = {"probes": "probe", "vote": "vote"}
-    kinds = {table.title: folders.get(path.parent.name, "round") for path, table in tables}
+    folders = {reader.run.probes.folder: "probe", reader.run.vote.folder: "vote"}
+    kinds = {table.title: folders.get(path.parent, "round") for path, table in tables}
     rows = []
     for _, table in tables:
         true, answer = _judged(table, truth)
@@ -286,7 +284,7 @@ def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) ->
 
 
 def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Prior | None:
-    saved = reader.read(reader.run.vote / "prior.json", _saved_prior)
+    saved = reader.read(reader.run.vote.prior, _saved_prior)
     if saved is None and not tables:
         return None
     labels = saved.labels if saved else tables[-1][1].labels
@@ -301,7 +299,7 @@ def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[
             if not labeled
         )
         if answered:
-            source = "vote" if path.parent.name == "vote" else table.title
+            source = "vote" if path == reader.run.vote.predictions else table.title
             shares = _shares([answered[label] for label in labels])
             series.append((f"answers, unlabelled clips ({source})", shares))
     remarks = saved.remarks if saved else []
@@ -350,27 +348,25 @@ def _timings(reader: _Reader) -> list[Timing]:
     run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
     spent = reader.read(run.times("", 0).parent, lambda _: timings.by_part(run)) or {}
     places = [
-        ("shard", "shards"),
-        ("finetune", "adapters/*/*"),
-        ("extract", "features/*"),
-        ("fuse", "probes"),
-        ("fuse", "rounds/*"),
-        ("vote", "vote"),
+        ("shard", [run.shards]),
+        ("finetune", [one.folder for one in run.adapters()]),
+        ("extract", run.feature_sets()),
+        ("fuse", [run.probes.folder]),
+        ("fuse", [one.folder for one in run.rounds()]),
+        ("vote", [run.vote.folder]),
     ]
     rows = []
-    for stage, pattern in places:
-        found = run.folder.glob(f"{pattern}/{MARK}")
-        for path in sorted(found, key=lambda path: _natural(str(path.parent))):
-            facts = marked(path.parent)
+    for stage, folders in places:
+        for folder in sorted(folders, key=lambda path: _natural(str(path))):
+            facts = marked(folder)
             if facts is None:
                 continue
-            parts = path.parent.relative_to(run.folder).parts
-            own = spent.get("/".join(parts), none)
+            own = spent.get(run.relative(folder), none)
             seconds, clips = own.seconds or None, own.clips or _number(facts.get("clips"))
             rows.append(
                 Timing(
                     stage=stage,
-                    part=" / ".join(parts[1:]),
+                    part=" / ".join(folder.relative_to(run.folder).parts[1:]),
                     seconds=seconds,
                     clips=None if clips is None else int(clips),
                     made_at=own.ended,

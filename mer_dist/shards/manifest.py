@@ -22,10 +22,8 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.core.records import LABELED, UNLABELED, Problem
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
+from mer_dist.storage.run_folder import ShardFolder
 
-MANIFEST = "manifest.parquet"
-UNSTORED = "unstored.json"
-TWINS = "twins.json"
 _FACTS = b"mer_dist.shard"
 SCHEMA = pa.schema(
     [
@@ -104,7 +102,7 @@ def read(shards_folder: Path) -> list[Row]:
     Raises:
         UserError: there is no whole manifest.
     """
-    path = Path(shards_folder) / MANIFEST
+    path = ShardFolder(shards_folder).manifest
     if not path.exists():
         raise UserError(f"{path}: no such file; run shard first")
     return read_rows(path)
@@ -154,7 +152,7 @@ def labels(labeled: list[Row]) -> dict[str, str]:
     without = [row.name for row in labeled if row.label is None]
     if without:
         raise UserError(
-            f"{MANIFEST}: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
+            f"manifest.parquet: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
         )
     return {row.name: row.label for row in labeled if row.label is not None}
 
@@ -166,7 +164,8 @@ def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
     columns["sizes"] = [[size for _, size in row.members.values()] for row in rows]
     table = pa.Table.from_pydict(columns, SCHEMA)
     if facts is not None:
-        text = json.dumps(asdict(facts), ensure_ascii=False, sort_keys=True)
+        told = asdict(facts) | {"problems": [problem.as_values() for problem in facts.problems]}
+        text = json.dumps(told, ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_FACTS: text.encode()})
     with atomic(path) as temporary:
         # Labels stand nowhere else: a byte that a disk loses must not make one of another.
@@ -175,7 +174,7 @@ def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
 
 def write_unstored(shards_folder: Path, splits: dict[str, str]) -> None:
     """Note the clips of the corpus of which nothing could be stored: name -> split."""
-    write_json(Path(shards_folder) / UNSTORED, splits)
+    write_json(ShardFolder(shards_folder).unstored, splits)
 
 
 def unstored(shards_folder: Path) -> dict[str, str] | None:
@@ -185,7 +184,7 @@ def unstored(shards_folder: Path) -> dict[str, str] | None:
     Raises:
         UserError: the file is not readable.
     """
-    path = Path(shards_folder) / UNSTORED
+    path = ShardFolder(shards_folder).unstored
     if not path.exists():
         return None
     with reading(path, "delete it and run shard"):
@@ -197,7 +196,7 @@ def unstored(shards_folder: Path) -> dict[str, str] | None:
 
 def write_twins(shards_folder: Path, groups: list[list[str]]) -> None:
     """Note the clips that are one recording: their names, group by group."""
-    write_json(Path(shards_folder) / TWINS, groups)
+    write_json(ShardFolder(shards_folder).twins, groups)
 
 
 def twins(shards_folder: Path) -> list[list[str]]:
@@ -206,7 +205,7 @@ def twins(shards_folder: Path) -> list[list[str]]:
     Raises:
         UserError: the file is not readable.
     """
-    path = Path(shards_folder) / TWINS
+    path = ShardFolder(shards_folder).twins
     if not path.exists():
         return []
     with reading(path, "delete it and run shard"):
@@ -216,14 +215,6 @@ def twins(shards_folder: Path) -> list[list[str]]:
         ):
             raise ValueError("it does not name clips")
         return groups
-
-
-def tar_path(shards_folder: Path, number: int) -> Path:
-    return Path(shards_folder) / f"{number:05d}.tar"
-
-
-def facts_path(shards_folder: Path, number: int) -> Path:
-    return Path(shards_folder) / f"{number:05d}.parquet"
 
 
 def read_facts(path: Path) -> Facts | None:
@@ -240,13 +231,13 @@ def read_facts(path: Path) -> Facts | None:
 
 def numbers(shards_folder: Path) -> list[int]:
     """Of the shards that have facts, readable or not."""
-    stems = {path.stem for path in Path(shards_folder).glob("[0-9]*.parquet")}
+    stems = {path.stem for path in ShardFolder(shards_folder).all_facts()}
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
 def all_facts(shards_folder: Path) -> dict[int, Facts | None]:
     """number -> facts, of every shard that has them; None where they are not readable."""
-    return {number: read_facts(facts_path(shards_folder, number)) for number in numbers(shards_folder)}
+    return {number: read_facts(ShardFolder(shards_folder).facts(number)) for number in numbers(shards_folder)}
 
 
 def facts_of(shards_folder: Path, number: int) -> Facts:
@@ -255,7 +246,7 @@ def facts_of(shards_folder: Path, number: int) -> Facts:
     Raises:
         UserError: the shard is not there.
     """
-    path = facts_path(shards_folder, number)
+    path = ShardFolder(shards_folder).facts(number)
     facts = read_facts(path)
     if facts is None:
         raise UserError(f"{path}: no such shard; run shard")

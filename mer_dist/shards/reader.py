@@ -19,6 +19,7 @@ import numpy as np
 from mer_dist.core.errors import UserError
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
+from mer_dist.storage.run_folder import ShardFolder
 
 #: Tars that one reader keeps open; systems commonly allow 1024 files a process.
 OPEN_TARS = 128
@@ -143,7 +144,7 @@ class Reader:
         }
 
     def _place(self, row: Row) -> str:
-        return f"{manifest.tar_path(self.folder, row.shard)}, clip {row.name}"
+        return f"{ShardFolder(self.folder).tar(row.shard)}, clip {row.name}"
 
     def close(self) -> None:
         while self._tars:
@@ -157,7 +158,7 @@ class Reader:
         if number not in self._tars:
             if len(self._tars) >= OPEN_TARS:
                 os.close(self._tars.popitem(last=False)[1])
-            self._tars[number] = os.open(manifest.tar_path(self.folder, number), os.O_RDONLY)
+            self._tars[number] = os.open(ShardFolder(self.folder).tar(number), os.O_RDONLY)
         self._tars.move_to_end(number)
         return self._tars[number]
 

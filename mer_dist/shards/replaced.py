@@ -10,9 +10,8 @@ from pathlib import Path
 from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Clip, Modality, Problem
-from mer_dist.shards import manifest
 from mer_dist.storage import parquet, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 SHOWN = 3
 WORDS = {Modality.VIDEO: "videos", Modality.AUDIO: "sounds", Modality.TEXT: "transcripts"}
@@ -34,8 +33,8 @@ class Stored:
 def stored(shards_folder: Path) -> dict[str, Stored]:
     """Every clip in the shards that are there, by name; also in those of an older version."""
     found: dict[str, Stored] = {}
-    folder = Path(shards_folder)
-    for path in [*sorted(folder.glob("[0-9]*.parquet")), folder / manifest.MANIFEST]:
+    folder = ShardFolder(shards_folder)
+    for path in [*folder.all_facts(), folder.manifest]:
         try:
             rows = parquet.read(path, ["name", "label", "missing"]).to_pylist()
             found |= {

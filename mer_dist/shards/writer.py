@@ -13,6 +13,7 @@ from mer_dist.shards import manifest
 from mer_dist.shards.encode import Encoded
 from mer_dist.shards.manifest import Row
 from mer_dist.storage.files import atomic, digest
+from mer_dist.storage.run_folder import ShardFolder
 
 
 def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[list[Encoded]]:
@@ -44,7 +45,7 @@ def write(
         sources: clip name -> fingerprint of its sources.
     """
     stored = [clip for clip in batch if clip.members]
-    path = manifest.tar_path(folder, number)
+    path = ShardFolder(folder).tar(number)
     rows, sha256, size = [], "", 0
     if stored:
         with atomic(path) as temporary:
@@ -59,7 +60,7 @@ def write(
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
         remarks=_by_kind(stored),
     )
-    manifest.write_rows(manifest.facts_path(folder, number), rows, facts)
+    manifest.write_rows(ShardFolder(folder).facts(number), rows, facts)
     return rows
 
 

@@ -20,6 +20,7 @@ from mer_dist.config.config import Config
 from mer_dist.config.slurm import MOST_TASKS, STAGES
 from mer_dist.core.errors import DONE, GRAVITY, QUARANTINED, REQUEUE, UserError, reading
 from mer_dist.core.log import logger
+from mer_dist.core.text_table import aligned
 from mer_dist.slurm import rank
 from mer_dist.slurm.srun import interpreter, srun_options
 from mer_dist.storage import files
@@ -201,7 +202,7 @@ def submit(config: Config, entry: Callable[[list[str]], None], arguments: list[s
             reason = " ".join(str(error).split())
             raise UserError(f"Slurm refuses the job {stage}: {reason}; nothing stays queued") from error
         number = made[0].job_id.partition("_")[0]
-        log = run.slurm / f"{number}{'_*' if tasks > 1 else ''}_0_log.out"
+        log = run.slurm_log(number, tasks)
         jobs.append(Job(stage=stage, id=number, tasks=tasks, log=str(log)))
         # After each: an interrupted submission can still be seen and cancelled.
         files.write_json(
@@ -402,9 +403,7 @@ def _told(run: Run, stage: str, number: str) -> Note | None:
 
 def table(rows: list[dict]) -> str:
     heads = list(rows[0])
-    lines = [heads, *([str(row[head]) for head in heads] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned([heads, *([str(row[head]) for head in heads] for row in rows)])
 
 
 def cancel(run: Run) -> list[str]:

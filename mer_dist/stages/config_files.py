@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from mer_dist.config import config as configuration
 from mer_dist.core.errors import UserError
+from mer_dist.core.text_table import aligned
 from mer_dist.storage import files
 
 #: As setup.cfg puts them into the wheel. The scripts of launch/ set up a checkout, and stay there.
@@ -24,8 +25,7 @@ def names() -> list[str]:
 
 def listing() -> str:
     """Each name with what the file is for, one a line."""
-    width = max(map(len, names()))
-    return "\n".join(f"{name:{width}}  {purpose(_text(name))}" for name in names())
+    return aligned([[name, purpose(_text(name))] for name in names()])
 
 
 def purpose(text: str) -> str:

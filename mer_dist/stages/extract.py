@@ -19,6 +19,7 @@ import numpy as np
 from mer_dist.config.config import Config, as_dict, save
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.crossfit import adapters, folds
@@ -33,7 +34,7 @@ from mer_dist.processes.together import tell_missing
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run
 
 if TYPE_CHECKING:
     from mer_dist.features.finite import Tally
@@ -48,7 +49,7 @@ Seen = tuple[str, Copy | None, list[manifest.Row]]
 class Work:
     """One feature set: which extractor sees which clips."""
 
-    set_name: str
+    set_id: FeatureSetId
     #: Its precision is what the set is computed in, and not ``auto``.
     extractor: ExtractorConfig
     #: the fine-tuned copy, or None for the published weights.
@@ -61,8 +62,12 @@ class Work:
     made_from: dict[int, str]
     folder: Path
 
+    @property
+    def set_name(self) -> str:
+        return str(self.set_id)
+
     def file(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.safetensors"
+        return FeatureFolder(self.folder).shard(shard)
 
     @property
     def whole(self) -> str:
@@ -203,15 +208,15 @@ def _work(
         shard: files.fingerprint([*common, content[shard], [row.name for row in members]])
         for shard, members in shards.items()
     }
-    set_name = name if copy is None else f"{name}@{copy.part}"
+    set_id = FeatureSetId(name) if copy is None else copy.features
     return Work(
-        set_name=set_name,
+        set_id=set_id,
         extractor=extractor,
         adapter=None if copy is None else copy.folder,
         trained_without=None if copy is None else copy.without,
         shards=shards,
         made_from=made_from,
-        folder=Run(config.run.folder).features(set_name),
+        folder=Run(config.run.folder).features(set_id),
     )
 
 
@@ -233,23 +238,16 @@ def _extract_set(work: Work, config: Config) -> None:
         return
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
-    run, started = Run(config.run.folder), time.monotonic()
-    extractor = _loaded(work, config)
-    timings.note(
-        run,
-        "extract",
-        run.features(work.set_name),
-        seconds=time.monotonic() - started,
-        clips=0,
-        piece="load",
-        rank=here.rank,
-    )
+    run = Run(config.run.folder)
+    folder = run.features(work.set_id)
+    with timings.record(run, "extract", folder, clips=0, piece="load", rank=here.rank):
+        extractor = _loaded(work, config)
     store.describe(
         work.folder,
         modality=extractor.modality,
         width=extractor.width,
         family=work.extractor.family,
-        part=work.set_name.partition("@")[2] or "frozen",
+        part=work.set_id.variant or "frozen",
         precision=work.extractor.precision,
         trained_without=work.trained_without,
     )
@@ -291,7 +289,7 @@ def _loaded(work: Work, config: Config) -> Extractor:
     from mer_dist.models.classifier import load_extractor
 
     torch.set_num_threads(config.run.threads)
-    name, used = work.set_name.partition("@")[0], work.extractor.precision
+    name, used = work.set_id.name, work.extractor.precision
     if config.extractors[name].precision == precision.AUTO and used != precision.of_this_machine():
         logger.warning(
             "%s: precision auto stays %s, in which its features were begun; with extractors.%s.precision=%s, "
@@ -393,13 +391,13 @@ def _close(works: list[Work], run: Run) -> None:
     had to refuse."""
     problems = set()
     for work in works:
-        for path in work.folder.glob("[0-9]*.safetensors"):
+        for path in FeatureFolder(work.folder).shards():
             if int(path.stem) not in work.shards:
                 path.unlink(missing_ok=True)
         for shard in work.shards:
             modality, missing = store.shard_missing(work.file(shard))
             problems |= {
-                Problem(stage="extract", name=name, lost=modality, reason=reason)
+                Problem(stage="extract", name=name, lost=modality, reason=reason, part=work.set_id.name)
                 for name, reason in missing.items()
                 if reason != NOT_IN_SHARD
             }

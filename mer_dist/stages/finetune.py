@@ -24,7 +24,7 @@ from mer_dist.models.family import FAMILIES
 from mer_dist.processes import preempt
 from mer_dist.processes.env import place
 from mer_dist.storage import files, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import AdapterFolder, Run
 from mer_dist.training import caches
 from mer_dist.training.partition import NOBODY
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 #: The learning curves of a finished copy.
-HISTORY = "history.json"
 
 
 def unfinished(config: Config) -> list[Copy]:
@@ -195,8 +194,8 @@ def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: i
     with files.atomic_folder(copy.folder) as folder:
         # Links, so that the best weights are still there if this is cut short.
         shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
-        files.write_json(folder / HISTORY, history)
-        content = files.mark_of(best)["content"] | files.contents([folder / HISTORY])
+        files.write_json(AdapterFolder(folder).history, history)
+        content = files.mark_of(best)["content"] | files.contents([AdapterFolder(folder).history])
         files.mark(
             folder,
             copy.made_from,

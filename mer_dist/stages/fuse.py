@@ -6,16 +6,15 @@ is probed, each round, the vote.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Problem
 from mer_dist.features import join
@@ -63,13 +62,11 @@ class _Sets:
 
     def note(self) -> None:
         """Quarantine what was found; what is known of sets that were not read again stays."""
-        unread = [
-            join.about(name) for name in join.all_sets(self.config, self.run) if name not in self.problems
-        ]
+        unread = {*join.all_sets(self.config, self.run)} - self.problems.keys()
         stay = [
             problem
             for problem in quarantine.read(self.run.quarantine)
-            if problem.stage == join.STAGE and problem.reason.startswith(tuple(unread))
+            if problem.stage == join.STAGE and _is_of(problem, unread)
         ]
         found = [problem for of_set in self.problems.values() for problem in of_set]
         quarantine.replace(self.run.quarantine, join.STAGE, [*self.of_labels, *found, *stay])
@@ -77,6 +74,12 @@ class _Sets:
     def made_from(self, names: list[str]) -> dict[str, str]:
         """Set -> its fingerprint."""
         return {name: join.set_made_from(self.run, name, self.clips.folds) for name in names}
+
+
+def _is_of(problem: Problem, unread: set[str]) -> bool:
+    """Whether a problem is one of these sets. One that an earlier version noted without its set may be, as
+    long as there is any; it is about the labels, which are always read, where the clip is lost whole."""
+    return problem.part in unread or (not problem.part and problem.lost != "clip" and bool(unread))
 
 
 @preempt.listening()
@@ -105,22 +108,22 @@ def fuse(config: Config) -> None:
     fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.made_from(fused))
     save(config, run.config)
-    files.sweep(run.folder, run.probes, run.round(0).parent)
+    files.sweep(run.folder, run.probes.folder, run.rounds_folder)
     sets.note()
     probes = _probe_all(config, sets)
     last = self_train(config, clips, recipe, lambda: _inputs(config, sets, fused))
     voting = recipes.voting(config, probes)
     recipe = recipes.vote(config, last, [probes[name] for name in voting])
-    if files.marked(run.vote, recipe.made_from):
+    if files.marked(run.vote.folder, recipe.made_from):
         logger.info("vote: already there")
     else:
-        rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
-        paths = [*rounds, *(_probe_path(run, name) for name in voting)]
+        rounds = [one.predictions for one in run.rounds()]
+        paths = [*rounds, *(run.probes.predictions(name) for name in voting)]
         members = [predictions.read(path) for path in paths]
         # Later rounds have no models without two folds: round 0 speaks for them all.
         judged = [
             *[held_out(run)] * len(rounds),
-            *(predictions.array(_held_out_path(run, name), "held_out") for name in voting),
+            *(predictions.array(run.probes.nested_oof(name), "held_out") for name in voting),
         ]
         vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), recipe)
     publish(run)
@@ -171,38 +174,29 @@ def _of_set(config: Config, sets: _Sets, name: str):
     return inputs
 
 
-def _probe_path(run: Run, set_name: str) -> Path:
-    return run.probes / f"{set_name}.parquet"
-
-
-def _held_out_path(run: Run, set_name: str) -> Path:
-    """What the probe tells of labelled clips without two folds; see :class:`probe.Probed`."""
-    return run.probes / f"{set_name}.safetensors"
-
-
 def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
     """Probe the sets that have none yet; returns set -> recipe."""
     run = sets.run
     parts = recipes.probed(config, run)
     wanted = {name: recipes.probe(sets.clips, sets.made_from(of)) for name, of in parts.items()}
-    done = (files.marked(run.probes) or {}).get("sets", {})
+    done = (files.marked(run.probes.folder) or {}).get("sets", {})
     done = {
         name: facts
         for name, facts in done.items()
-        if _probe_path(run, name).exists() and _held_out_path(run, name).exists()
+        if run.probes.predictions(name).exists() and run.probes.nested_oof(name).exists()
     }
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name].made_from]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
-        started, clips = time.monotonic(), len(sets.clips.names)
-        if done.pop(name, None):
-            # What is about to be replaced must not pass for what it was.
-            files.mark(run.probes, files.fingerprint(done), sets=done, clips=clips)
-        _probe(config, sets, name, parts[name])
+        clips = len(sets.clips.names)
+        with timings.record(run, "fuse", run.probes.folder, clips=clips, piece=name):
+            if done.pop(name, None):
+                # What is about to be replaced must not pass for what it was.
+                files.mark(run.probes.folder, files.fingerprint(done), sets=done, clips=clips)
+            _probe(config, sets, name, parts[name])
         done[name] = {"made_from": wanted[name].made_from, "of": wanted[name].of}
         there = {name: done[name] for name in wanted if name in done}
-        timings.note(run, "fuse", run.probes, seconds=time.monotonic() - started, clips=clips, piece=name)
-        files.mark(run.probes, files.fingerprint(there), sets=there, clips=clips)
-    for path in (*run.probes.glob("*.parquet"), *run.probes.glob("*.safetensors")):
+        files.mark(run.probes.folder, files.fingerprint(there), sets=there, clips=clips)
+    for path in run.probes.files():
         if path.stem not in wanted:
             path.unlink()
     return wanted
@@ -214,9 +208,9 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     told = probe(list(values), list(valid), clips)
     held_out = safetensors.numpy.save({"held_out": told.held_out})
-    files.write_bytes(_held_out_path(sets.run, name), held_out)
+    files.write_bytes(sets.run.probes.nested_oof(name), held_out)
     predictions.write(
-        _probe_path(sets.run, name),
+        sets.run.probes.predictions(name),
         Predictions(
             title=_probe_title(config, name, found[0]),
             labels=clips.labels,
@@ -232,9 +226,9 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:
     if name == ALL_SETS:
         return "all sets (logistic regression)"
-    kind = ""
-    if name.endswith(join.TUNED):
-        kind = ", fine-tuned"
+    kind, own = "", FeatureSetId.parse(name)
+    if own.is_tuned:
+        name, kind = own.name, ", fine-tuned"
     elif name in config.extractors:
         kind = ", frozen"
-    return f"{features.modality} alone ({name.removesuffix(join.TUNED)}{kind})"
+    return f"{features.modality} alone ({name}{kind})"

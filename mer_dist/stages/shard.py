@@ -31,9 +31,8 @@ from mer_dist.processes import preempt
 from mer_dist.shards import manifest, replaced
 from mer_dist.shards.manifest import Facts, Row
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
-STATS = "stats.json"
 #: Raised when the same input and settings come to give other members.
 FORMAT = 3
 #: Clips that a remark names in the log; stats.json names all of them.
@@ -62,17 +61,16 @@ def shard(config: Config, fused: bool = False) -> None:
     made_from = _settings(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
-    whole = files.fingerprint([made_from, sources, labels, [asdict(problem) for problem in unlisted]])
+    whole = files.fingerprint([made_from, sources, labels, [problem.as_values() for problem in unlisted]])
     kept = _kept(run, made_from, sources)
     tried = {name for facts in kept.values() for name in facts.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
-    own = (manifest.MANIFEST, manifest.UNSTORED, manifest.TWINS, STATS)
-    results = (*(run.shards / name for name in own), run.quarantine)
+    results = (*ShardFolder(run.shards).results, run.quarantine)
     if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
-    if made := list(run.shards.glob("[0-9]*.parquet")):
+    if made := ShardFolder(run.shards).all_facts():
         logger.info(
             "%d shards are kept and %d cut anew; %d clips are to be done",
             len(kept),
@@ -145,7 +143,7 @@ def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]
             continue
         if any(sources.get(name) != source for name, source in facts.clips.items()):
             continue
-        tar = manifest.tar_path(run.shards, number)
+        tar = ShardFolder(run.shards).tar(number)
         if facts.sha256 and (not tar.exists() or tar.stat().st_size != facts.bytes):
             continue
         kept[number] = facts
@@ -155,22 +153,21 @@ def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]
 
 def _clear(run: Run, kept: dict[int, Facts]) -> None:
     """Remove what a stopped or outdated run left; first of all what claims to be complete."""
+    shards = ShardFolder(run.shards)
     run.shards.mkdir(parents=True, exist_ok=True)
-    for name in (files.MARK, manifest.MANIFEST):
-        (run.shards / name).unlink(missing_ok=True)
-    stays = {manifest.facts_path(run.shards, number) for number in kept}
-    stays |= {manifest.tar_path(run.shards, number) for number, facts in kept.items() if facts.sha256}
-    for pattern in ("[0-9]*.parquet", "[0-9]*.tar", ".*.tmp"):
-        for path in run.shards.glob(pattern):
-            if path not in stays:
-                path.unlink()
+    for path in (run.shards / files.MARK, shards.manifest):
+        path.unlink(missing_ok=True)
+    stays = {shards.facts(number) for number in kept}
+    stays |= {shards.tar(number) for number, facts in kept.items() if facts.sha256}
+    for path in {*shards.all_facts(), *shards.all_tars(), *run.shards.glob(".*.tmp")} - stays:
+        path.unlink()
 
 
 def _relabel(run: Run, kept: dict[int, Facts], clips: list[Clip]) -> None:
     """Give the rows of the kept shards the labels and splits that the corpus has now."""
     now, changed = {clip.name: clip for clip in clips}, 0
     for number, facts in kept.items():
-        path = manifest.facts_path(run.shards, number)
+        path = ShardFolder(run.shards).facts(number)
         rows = manifest.read_rows(path)
         own = [replace(row, split=now[row.name].split, label=now[row.name].label) for row in rows]
         if own != rows:
@@ -285,7 +282,7 @@ def _encode(decoded):
 def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Everything that is known only at the end, from the files of the shards alone."""
     shards = {number: manifest.facts_of(run.shards, number) for number in manifest.numbers(run.shards)}
-    rows = [row for number in shards for row in manifest.read_rows(manifest.facts_path(run.shards, number))]
+    rows = [row for number in shards for row in manifest.read_rows(ShardFolder(run.shards).facts(number))]
     problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
     same = _twins(clips, rows)
     labels = {row.name: row.label for row in rows if row.label is not None}
@@ -297,8 +294,8 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     stored = {row.name for row in rows}
     manifest.write_unstored(run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored})
     manifest.write_twins(run.shards, same)
-    manifest.write_rows(run.shards / manifest.MANIFEST, rows)
-    files.write_json(run.shards / STATS, stats)
+    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
+    files.write_json(ShardFolder(run.shards).stats, stats)
     files.mark(run.shards, whole, clips=stats["clips"])
     logger.info(
         "%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",

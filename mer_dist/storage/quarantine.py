@@ -1,4 +1,8 @@
-"""quarantine.parquet: every clip or modality that could not be used, with stage and reason."""
+"""quarantine.parquet: every clip or modality that could not be used, with stage and reason.
+
+Columns: ``stage``, ``name``, ``lost``, ``reason`` and ``part``; see :class:`mer_dist.core.records.Problem`.
+What a row is about stands in its columns: a reason is for people, and is never searched by a stage.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from mer_dist.core.records import Problem
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic
 
-SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason")])
+SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason", "part")])
+_WITHOUT_PART = pa.schema([field for field in SCHEMA if field.name != "part"])
 #: Kinds that a stage tells at its end, and letters of one.
 TOLD, LONGEST = 8, 160
 #: A file at the head of a reason or of a part of it, as in ``a.mp4: no such file``.
@@ -38,7 +43,7 @@ class Kind:
     #: With ``*`` for the clip's file, also for suffixes that differ, ``N`` for numbers that differ, and
     #: without lines of tables.
     reason: str
-    #: Of the clips, sorted.
+    #: Of the clips, sorted, each once however many parts of it are concerned.
     names: list[str]
 
     def __str__(self) -> str:
@@ -46,11 +51,12 @@ class Kind:
 
 
 def read(path: Path) -> list[Problem]:
-    """All rows, or none if there is no such file yet."""
+    """All rows, or none if there is no such file yet. Files of earlier versions have no ``part``."""
     if not Path(path).exists():
         return []
     with reading(path, "delete it and run again"):
-        table = parquet.read(path, schema=SCHEMA)
+        known = pq.read_schema(path).names
+        table = parquet.read(path, schema=SCHEMA if "part" in known else _WITHOUT_PART)
         if any(column.null_count for column in table.columns):
             raise ValueError("fields are empty")
         return [Problem(**row) for row in table.to_pylist()]
@@ -62,7 +68,7 @@ def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
     Called once the stage knows of all its problems; calling it twice with them changes nothing.
     """
     rows = [problem for problem in read(path) if problem.stage != stage] + list(problems)
-    rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost))
+    rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost, problem.part))
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), temporary)
 
@@ -78,7 +84,7 @@ def kinds(problems: Iterable[Problem]) -> list[Kind]:
         Kind(
             stage=stage,
             lost=lost,
-            names=sorted(name for _, name in rows),
+            names=sorted({name for _, name in rows}),
             reason=_common([why for why, _ in rows]),
         )
         for (stage, lost, _), rows in groups.items()

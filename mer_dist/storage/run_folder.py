@@ -6,25 +6,183 @@
       config.yaml               the resolved configuration
       quarantine.parquet        every clip or modality that could not be used, and why
       folds.json                labelled clip -> fold, for finetune and fuse alike
-      shards/                   {00000..}.tar, {00000..}.parquet, manifest.parquet, stats.json
-      adapters/<extractor>/     fold-0, fold-1, ..., all
+      shards/                   {00000..}.tar, {00000..}.parquet, manifest.parquet, unstored.json,
+                                twins.json, stats.json
+      adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
       checkpoints/<extractor>/  <part>/: the training under way, removed when its copy is complete
       features/<set>/           {00000..}.safetensors, set.json
-      probes/                   <set>.parquet: one modality alone
-      rounds/00, 01, ...        AGT after each round of self-training
-      vote/                     the prior and the answer
+      probes/                   <set>.parquet: one modality alone; <set>.safetensors
+      rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,
+                                by_fold.safetensors, models.safetensors, curves.json, selection.parquet
+      vote/                     prior.json, predictions.parquet and the answer
       answer.csv                name,discrete
+      scores.json
       report.html
       slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
       logs/                     lines of every rank, and what its work took: times.<stage>.<rank>.jsonl
       caches/                   what DeepSpeed compiles, where HOME cannot be written
       status/  tracking/
+
+:class:`Run` gives the path of each file or folder. A folder of several files is a small type of its own, whose
+``folder`` is its path: a stage fills a temporary folder first, and names the files in that by the same type.
+Shards and feature sets have such a type, too, and their rooms, which take a folder wherever it lies, use it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from mer_dist.core.feature_set_id import FeatureSetId
+
+_ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class _Folder:
+    folder: Path
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", Path(self.folder))
+
+
+class ShardFolder(_Folder):
+    """``shards/``; see :mod:`mer_dist.shards.manifest`."""
+
+    @property
+    def manifest(self) -> Path:
+        """The rows of all shards."""
+        return self.folder / "manifest.parquet"
+
+    @property
+    def unstored(self) -> Path:
+        return self.folder / "unstored.json"
+
+    @property
+    def twins(self) -> Path:
+        return self.folder / "twins.json"
+
+    @property
+    def stats(self) -> Path:
+        return self.folder / "stats.json"
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """What is made of all shards together."""
+        return self.manifest, self.unstored, self.twins, self.stats
+
+    def tar(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.tar"
+
+    def facts(self, number: int) -> Path:
+        """The rows of one shard, and what it was made from."""
+        return self.folder / f"{number:05d}.parquet"
+
+    def all_tars(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.tar"))
+
+    def all_facts(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.parquet"))
+
+
+class FeatureFolder(_Folder):
+    """``features/<set>/``; see :mod:`mer_dist.features.store`."""
+
+    @property
+    def description(self) -> Path:
+        return self.folder / "set.json"
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def shards(self) -> list[Path]:
+        """The files that are there, by number."""
+        return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+
+class AdapterFolder(_Folder):
+    """``adapters/<extractor>/<variant>/``, with what the extractor's library writes beside this."""
+
+    @property
+    def history(self) -> Path:
+        """The learning curves."""
+        return self.folder / "history.json"
+
+    @property
+    def extractor(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def variant(self) -> str:
+        """``fold-K`` or ``all``."""
+        return self.folder.name
+
+
+class ProbeFolder(_Folder):
+    """``probes/``: logistic regression on each feature set."""
+
+    def predictions(self, set_name: str) -> Path:
+        return self.folder / f"{set_name}.parquet"
+
+    def nested_oof(self, set_name: str) -> Path:
+        """Predictions of labelled clips by models without two folds."""
+        return self.folder / f"{set_name}.safetensors"
+
+    def all_predictions(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def files(self) -> list[Path]:
+        """All of all sets; the stem of each is the name of its set."""
+        return [*self.all_predictions(), *sorted(self.folder.glob("*.safetensors"))]
+
+
+class RoundFolder(_Folder):
+    """``rounds/NN/``: one round of self-training."""
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / _PREDICTIONS
+
+    @property
+    def fold_predictions(self) -> Path:
+        """Predictions of the unlabelled clips by the models of each fold and, in round 0, of the labelled ones by
+        models without two folds."""
+        return self.folder / "by_fold.safetensors"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.json"
+
+    @property
+    def pseudo_label_log(self) -> Path:
+        """Not in round 0; see :mod:`mer_dist.fusion.pseudo_label_log`."""
+        return self.folder / "selection.parquet"
+
+
+class VoteFolder(_Folder):
+    """``vote/``: the last step of fusion."""
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / _PREDICTIONS
+
+    @property
+    def prior(self) -> Path:
+        """The label shares, whether they were corrected, and the weights of the voters."""
+        return self.folder / "prior.json"
+
+    @property
+    def answer(self) -> Path:
+        """What :attr:`Run.answer` was copied from."""
+        return self.folder / _ANSWER
 
 
 @dataclass(frozen=True, init=False)
@@ -54,32 +212,58 @@ class Run:
 
     @property
     def shards(self) -> Path:
+        """A :class:`ShardFolder` by its path."""
         return self.folder / "shards"
 
     def adapter(self, extractor: str, part: str) -> Path:
-        """``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
+        """An :class:`AdapterFolder` by its path; ``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
         return self.folder / "adapters" / extractor / part
+
+    def adapters(self) -> list[AdapterFolder]:
+        """Of all extractors, whole or not."""
+        found = (self.folder / "adapters").glob("*/[!.]*")
+        return [AdapterFolder(folder) for folder in sorted(found)]
 
     def checkpoints(self, extractor: str, part: str) -> Path:
         return self.folder / "checkpoints" / extractor / part
 
-    def features(self, set_name: str) -> Path:
-        return self.folder / "features" / set_name
+    @property
+    def features_folder(self) -> Path:
+        """The feature sets, each in a folder of its own."""
+        return self.folder / "features"
+
+    def features(self, set_name: str | FeatureSetId) -> Path:
+        """A :class:`FeatureFolder` by its path."""
+        return self.features_folder / str(set_name)
+
+    def feature_sets(self) -> list[Path]:
+        """The folders of all feature sets, whole or not."""
+        return sorted(self.features_folder.glob("[!.]*"))
 
     @property
-    def probes(self) -> Path:
-        return self.folder / "probes"
-
-    def round(self, number: int) -> Path:
-        return self.folder / "rounds" / f"{number:02d}"
+    def probes(self) -> ProbeFolder:
+        return ProbeFolder(self.folder / "probes")
 
     @property
-    def vote(self) -> Path:
-        return self.folder / "vote"
+    def rounds_folder(self) -> Path:
+        """The rounds, each in a folder of its own."""
+        return self.folder / "rounds"
+
+    def round(self, number: int) -> RoundFolder:
+        return RoundFolder(self.rounds_folder / f"{number:02d}")
+
+    def rounds(self) -> list[RoundFolder]:
+        """Those that are there, by number; what else somebody put there is none."""
+        found = (RoundFolder(path) for path in self.rounds_folder.glob("[0-9]*") if path.name.isdecimal())
+        return sorted(found, key=lambda one: one.number)
+
+    @property
+    def vote(self) -> VoteFolder:
+        return VoteFolder(self.folder / "vote")
 
     @property
     def answer(self) -> Path:
-        return self.folder / "answer.csv"
+        return self.folder / _ANSWER
 
     @property
     def scores(self) -> Path:
@@ -89,12 +273,21 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report.html"
 
+    def relative(self, path: Path) -> str:
+        """A path inside the run folder as marks, tables and messages name it, with ``/``."""
+        return path.relative_to(self.folder).as_posix()
+
     def log(self, stage: str, rank: int) -> Path:
         return self.folder / "logs" / f"{stage}.{rank}.log"
 
     def times(self, stage: str, rank: int | str) -> Path:
         """What the work of a rank took; see :mod:`mer_dist.storage.timings`."""
         return self.folder / "logs" / f"times.{stage}.{rank}.jsonl"
+
+    def all_times(self) -> list[Path]:
+        """Of all stages and ranks."""
+        pattern = self.times("*", "*")
+        return sorted(pattern.parent.glob(pattern.name))
 
     def status(self, stage: str) -> Path:
         return self.folder / "status" / f"{stage}.json"
@@ -116,6 +309,10 @@ class Run:
     def slurm_note(self, stage: str, job: str) -> Path:
         """How a job, or the task of an array, started and ended; ``job`` as squeue shows it."""
         return self.slurm / "tasks" / f"{stage}-{job}.json"
+
+    def slurm_log(self, job: str, tasks: int) -> Path:
+        """What submitit writes of the first task of a job, or, by ``*``, of the first of each in an array."""
+        return self.slurm / f"{job}{'_*' if tasks > 1 else ''}_0_log.out"
 
     @property
     def caches(self) -> Path:

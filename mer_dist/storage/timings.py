@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +56,7 @@ def note(
     Raises:
         OSError: the disk is full; names the file.
     """
-    part = Path(folder).relative_to(run.folder).as_posix()
+    part = run.relative(folder)
     spent = Spent(
         stage=stage,
         part=part,
@@ -72,11 +73,24 @@ def note(
         file.write("\n" + json.dumps(asdict(spent), ensure_ascii=False, sort_keys=True))
 
 
+@contextmanager
+def record(
+    run: Run, stage: str, folder: Path, *, clips: int, piece: str = "", rank: int = 0
+) -> Iterator[None]:
+    """Note what the work inside took; one that raises leaves no note. The arguments are those of :func:`note`.
+
+    For a piece that one block of code makes. Work that runs on from piece to piece calls :func:`note` itself.
+    """
+    started = time.monotonic()
+    yield
+    note(run, stage, folder, seconds=time.monotonic() - started, clips=clips, piece=piece, rank=rank)
+
+
 def read(run: Run) -> list[Spent]:
     """Everything that was noted; torn lines are passed over."""
     lines = (
         line
-        for path in sorted(run.times("*", "*").parent.glob(run.times("*", "*").name))
+        for path in run.all_times()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
     return [spent for line in lines if (spent := _parsed(line))]

@@ -111,8 +111,8 @@ def test_features_are_those_of_unlabelled_clips_and_fuse_refuses_them(job):
 
 
 def test_frozen_and_imported_sets_of_such_an_extractor_may_be_fused(job):
-    config = load(job, [OFF, "fuse.sets=[text, 'voice@other']"])
-    assert join.fused_sets(config) == ["text", "voice@other"]
+    config = load(job, [OFF, "fuse.sets=[text, 'voice@fold-1']"])
+    assert join.fused_sets(config) == ["text", "voice@fold-1"]
 
 
 def test_a_labelled_clip_whose_label_is_gone_is_named(job, monkeypatch):

@@ -31,11 +31,11 @@ def test_what_is_written_comes_back_joined_to_its_names(tmp_path):
 def test_the_prediction_files_stand_in_the_order_of_the_result_table(tmp_path):
     run = Run(tmp_path)
     written = [
-        run.vote / "predictions.parquet",
-        run.round(1) / "predictions.parquet",
-        run.round(0) / "predictions.parquet",
-        run.probes / "voice.parquet",
-        run.probes / "face.parquet",
+        run.vote.predictions,
+        run.round(1).predictions,
+        run.round(0).predictions,
+        run.probes.predictions("voice"),
+        run.probes.predictions("face"),
     ]
     for path in written:
         predictions.write(path, make())

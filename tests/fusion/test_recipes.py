@@ -112,7 +112,7 @@ def test_predictions_are_not_scored_with_labels_that_they_have_not_learned(folde
     assert len([text for text in verify(folder / "run") if "other folds, labels" in text]) == 5
     # A run of an earlier version, whose marks do not name what it was made from.
     run = Run(folder / "run")
-    for part in (run.round(0), run.round(1), run.vote):
+    for part in (run.round(0).folder, run.round(1).folder, run.vote.folder):
         mark = files.marked(part)
         files.mark(part, mark.pop("made_from"), **{key: value for key, value in mark.items() if key != "of"})
     assert stale(folder)["rounds/00"].endswith(
@@ -176,7 +176,10 @@ def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
 @pytest.mark.slow
 def test_marks_of_another_kind_are_no_marks(folder):
     run = Run(folder / "run")
-    for place, facts in ((run.probes, {"sets": [1]}), (run.round(0), {"of": 3, "oof_waf": "x"})):
+    for place, facts in (
+        (run.probes.folder, {"sets": [1]}),
+        (run.round(0).folder, {"of": 3, "oof_waf": "x"}),
+    ):
         files.write_json(place / files.MARK, {"made_from": "x", **facts})
     found = stale(folder)
     assert found["probes/voice"].startswith("missing") and "another version" in found["rounds/00"]

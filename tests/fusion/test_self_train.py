@@ -65,7 +65,7 @@ def own_predictions_with_other_labels(config, fold: int) -> list[tuple[np.ndarra
 
 def taken_in(config, number: int) -> np.ndarray:
     """(K,): pseudo-labels that the models of each fold learned from."""
-    rows = pq.read_table(Run(config.run.folder).round(number) / "selection.parquet").to_pydict()
+    rows = pq.read_table(Run(config.run.folder).round(number).pseudo_label_log).to_pydict()
     return np.bincount(rows["fold"], rows["selected"], config.folds.count)
 
 
@@ -138,7 +138,7 @@ def test_that_proof_sees_thresholds_fitted_on_plain_out_of_fold_predictions(tmp_
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=4)[0], rule="precision")
 
     def plain(run):
-        told = predictions.read(run.round(0) / "predictions.parquet")
+        told = predictions.read(run.round(0).predictions)
         known = told.probability[told.labeled].astype(np.float32)
         every = np.repeat(known[None], config.folds.count, 0)
         every[told.fold[told.labeled], np.arange(len(known))] = np.nan
@@ -218,10 +218,10 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
 
     def again(*overrides):
         changed = fusion_run.configure(tmp_path, 1, 2, overrides)
-        before = [(files.marked(run.round(number)) or {}).get("made_from") for number in range(3)]
+        before = [(files.marked(run.round(number).folder) or {}).get("made_from") for number in range(3)]
         calls.clear()
         self_train(changed, clips, Recipe(""), give)
-        after = [(files.marked(run.round(number)) or {}).get("made_from") for number in range(3)]
+        after = [(files.marked(run.round(number).folder) or {}).get("made_from") for number in range(3)]
         return [number for number in range(3) if before[number] != after[number]], len(calls)
 
     assert again() == ([0, 1, 2], 1)
@@ -232,7 +232,7 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
     assert again("fuse.dropout=[0.15]") == ([0, 1, 2], 1)
     # Half of the quota in one round is what the first of two took: only the second one goes.
     assert again("fuse.dropout=[0.15]", "self_train.rounds=1", "self_train.quota=0.25") == ([2], 0)
-    assert not run.round(2).exists()
+    assert not run.round(2).folder.exists()
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
         mask[unlabeled[0]] = False
     told = rounds_of(config, clips, inputs)
     run = Run(config.run.folder)
-    rows = pq.read_table(run.round(1) / "selection.parquet").to_pylist()
+    rows = pq.read_table(run.round(1).pseudo_label_log).to_pylist()
     assert [(row["fold"], row["name"]) for row in rows] == [
         (fold, clips.names[row]) for fold in range(3) for row in unlabeled
     ]
@@ -257,7 +257,7 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     assert {row["reason"] for row in rows if row["name"] == clips.names[unlabeled[0]]} == {"no modality"}
     # A clip of which nothing is known gets the shares of the labels.
     assert np.allclose(told[1].probability[unlabeled[0]], 1 / 3, atol=0.02)
-    curves = files.read_json(run.round(1) / "curves.json")["folds"]
+    curves = files.read_json(run.round(1).curves)["folds"]
     assert [len(curve["train_loss"]) for curve in curves] == [6, 6, 6]
     assert (np.array([curve["train_loss"] for curve in curves])[:, [0, -1]] @ [1, -1] > 0).all()
 
@@ -320,7 +320,7 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=1)[0], rule="precision", precision=0.99)
     caplog.set_level("WARNING", "mer_dist")
     assert len(rounds_of(config, *parts_of(config))) == 2
-    rows = pq.read_table(Run(config.run.folder).round(1) / "selection.parquet").to_pylist()
+    rows = pq.read_table(Run(config.run.folder).round(1).pseudo_label_log).to_pylist()
     assert {(row["selected"], row["threshold"]) for row in rows} == {(False, None)}
     assert {row["reason"] for row in rows} == {"no threshold is precise enough for its class"}
     assert "no clip is sure enough" in caplog.text
@@ -343,12 +343,12 @@ def test_an_interruption_between_warm_rounds_changes_nothing(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=2, epochs=2)[0], start="warm", rule="precision")
     clips, inputs = parts_of(config)
     run, whole = Run(config.run.folder), rounds_of(config, clips, inputs)
-    (run.round(2) / "made.json").unlink()
-    (run.round(1) / "made.json").unlink()
+    (run.round(2).folder / "made.json").unlink()
+    (run.round(1).folder / "made.json").unlink()
     again = rounds_of(config, clips, inputs)
     assert all(np.array_equal(a.probability, b.probability) for a, b in zip(whole, again, strict=True))
-    shutil.copy(run.round(0) / "models.safetensors", run.round(1))
-    (run.round(2) / "made.json").unlink()
+    shutil.copy(run.round(0).models, run.round(1).folder)
+    (run.round(2).folder / "made.json").unlink()
     last = rounds_of(config, clips, inputs)[2]
     assert not np.array_equal(last.probability, whole[2].probability), "it starts from round 1"
 
@@ -358,7 +358,7 @@ def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     clips, inputs = parts_of(config)
     rounds_of(config, clips, inputs)
-    folder = Run(config.run.folder).round(1)
+    folder = Run(config.run.folder).round(1).folder
     with safe_open(folder / "models.safetensors", "pt") as file:
         members = file.metadata()["members"].split()
         state = {name: file.get_tensor(name) for name in file.keys()}
@@ -376,7 +376,7 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
     clips, inputs = parts_of(config)
     run, every = Run(config.run.folder), rounds_of(config, clips, inputs)
     wafs = [metrics.waf(clips.truth[clips.labeled], told.answer[clips.labeled]) for told in every]
-    assert wafs == [files.marked(run.round(number))["oof_waf"] for number in range(5)]
+    assert wafs == [files.marked(run.round(number).folder)["oof_waf"] for number in range(5)]
     for patience in (1, 2):
         stop = next(
             number
@@ -385,9 +385,9 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
         )
         config.self_train.patience = patience
         left = rounds_of(config, clips, inputs)
-        assert len(left) == stop + 1 < 5 and not run.round(stop + 1).exists()
+        assert len(left) == stop + 1 < 5 and not run.round(stop + 1).folder.exists()
         last = self_train(config, clips, Recipe(""), lambda: pytest.fail("there was nothing to do"))
-        assert last.made_from == files.marked(run.round(stop))["made_from"]
+        assert last.made_from == files.marked(run.round(stop).folder)["made_from"]
         config.self_train.patience = 0
         again = rounds_of(config, clips, inputs)
         assert all(np.array_equal(a.probability, b.probability) for a, b in zip(every, again, strict=True))
@@ -415,7 +415,7 @@ def test_every_answer_is_reproduced_by_one_command_from_the_run_folder(tmp_path)
         return run.answer.read_bytes(), {path: path.read_bytes() for path in predictions.all_of(run)}
 
     first = made()
-    for folder in (run.probes, run.folder / "rounds", run.vote):
+    for folder in (run.probes.folder, run.folder / "rounds", run.vote.folder):
         shutil.rmtree(folder)
     for path in (run.answer, run.folds):
         path.unlink()

@@ -70,7 +70,7 @@ def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -
     run, present = Run(config.run.folder), np.ones(len(clips.names), bool) if present is None else present
     vote(config, clips, members, held_out, np.stack([told] * FOLDS), present, Recipe("here"))
     publish(run)
-    return predictions.read(run.vote / "predictions.parquet"), files.read_json(run.vote / "prior.json")
+    return predictions.read(run.vote.predictions), files.read_json(run.vote.prior)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def own_answers_with_other_labels(config, monkeypatch, fold: int) -> list[Predic
     for some in (clips, replace(clips, truth=truth)):
         monkeypatch.setattr(join, "read_clips", lambda *_, some=some: (some, problems))
         fuse(config)
-        made.append(predictions.read(run.vote / "predictions.parquet"))
+        made.append(predictions.read(run.vote.predictions))
     assert not np.array_equal(made[0].probability[~own], made[1].probability[~own])
     return made
 
@@ -175,7 +175,7 @@ def test_with_two_folds_the_members_have_equal_weights_for_labelled_clips(tmp_pa
     fusion_run.make(tmp_path)
     config = fusion_run.configure(tmp_path, overrides=("folds.count=2",))
     fuse(config)
-    told = files.read_json(Run(config.run.folder).vote / "prior.json")
+    told = files.read_json(Run(config.run.folder).vote.prior)
     equal = 1 / len(told["weights"])
     assert [*told["weights_of_folds"][0].values()] == pytest.approx([equal] * len(told["weights"]))
     assert len(set(told["weights"].values())) > 1

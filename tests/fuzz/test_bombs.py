@@ -26,6 +26,7 @@ from mer_dist.corpus import faces, media, mertools, table
 from mer_dist.corpus.decode import decode
 from mer_dist.shards.reader import Reader, Sample
 from mer_dist.shards.workers import MEMORY, in_order
+from mer_dist.storage.run_folder import ShardFolder
 
 #: Bytes of resident memory that reading a bomb may add.
 ALLOWED = 400 << 20
@@ -251,7 +252,7 @@ def test_a_manifest_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
             checksum="",
             members={"00.jpg": span},
         )
-        manifest.write_rows(tmp_path / manifest.MANIFEST, [row])
+        manifest.write_rows(ShardFolder(tmp_path).manifest, [row])
         line = tried(first_clip, tmp_path)
         assert line.startswith(f"{tmp_path}/00000.tar, clip a: the tar ends too early")
 

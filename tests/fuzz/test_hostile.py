@@ -29,7 +29,7 @@ from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
 from mer_dist.storage import quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 
 class _Planted:
@@ -165,7 +165,7 @@ def test_a_tar_of_links_devices_and_paths_out_of_the_folder_is_read_by_nobody_an
     made = config_of(tmp_path)
     run = Run(made.run.folder)
     stage.shard(made)
-    tar = manifest.tar_path(run.shards, 0)
+    tar = ShardFolder(run.shards).tar(0)
     size = tar.stat().st_size
     before = sorted(tmp_path.rglob("*"))
     # As long as the one before, so that only its content tells.

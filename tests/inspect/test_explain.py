@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import fusion_run
@@ -62,9 +63,9 @@ def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
         assert one["probability"] == predictions.read(path).probability[NAMES.index(name)].tolist()
     assert [one["round"] for one in told["rounds"]] == [1, 2]
     for one in told["rounds"]:
-        every = pq.read_table(run.round(one["round"]) / "selection.parquet").to_pylist()
+        every = pq.read_table(run.round(one["round"]).pseudo_label_log).to_pylist()
         assert one["folds"] == [row for row in every if row["name"] == name] and len(one["folds"]) == 3
-    assert told["vote"] == files.read_json(run.vote / "prior.json")
+    assert told["vote"] == files.read_json(run.vote.prior)
     assert f"{name},{told['answer']}\n" in run.answer.read_text()
 
 
@@ -83,6 +84,11 @@ def test_what_is_masked_or_left_out_is_named_with_its_reason(run):
     silent, broken, lost = (explain(run.folder, name) for name in (SILENT, BROKEN, "clip_lost"))
     assert lines_with(text(silent), "voice", "audio", "masked: no sound in the file")
     assert lines_with(text(broken), "line", "text", "masked:", "values that are NaN")
+    told = quarantine.read(run.quarantine)
+    reworded = [replace(row, reason="told in other words") for row in told if row.stage == "fuse"]
+    quarantine.replace(run.quarantine, "fuse", reworded)
+    assert lines_with(text(explain(run.folder, BROKEN)), "line", "text", "masked: told in other words")
+    quarantine.replace(run.quarantine, "fuse", [row for row in told if row.stage == "fuse"])
     assert lines_with(text(broken), "fuse", "lost: text")
     assert text(lost).startswith("clip_lost: left out of fusion")
     assert lines_with(text(lost), "shard", "lost: clip", "not a video")

@@ -166,7 +166,7 @@ def test_a_truth_with_two_columns_of_labels_is_refused(scored, tmp_path):
 @pytest.mark.slow
 def test_an_answer_that_was_changed_after_the_vote_is_told_and_the_vote_is_scored(scored, caplog):
     run, path, _ = scored
-    files.write_text(run.vote / "answer.csv", "name,discrete\nclip_0090,happy\nclip_0091,angry\n")
+    files.write_text(run.vote.answer, "name,discrete\nclip_0090,happy\nclip_0091,angry\n")
     files.write_text(run.answer, "\ufeffname,discrete\r\nclip_0090,happy\r\nclip_0091,angry\r\n")
     rows = score(run.folder, path)
     assert "answer.csv is not what" not in caplog.text

@@ -23,6 +23,7 @@ from mer_dist.config.sections import (
     ShardConfig,
 )
 from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
@@ -33,7 +34,7 @@ from mer_dist.inspect.verify import verify
 from mer_dist.shards import manifest
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
 
 def feature_set(names, modality="audio", missing=()) -> FeatureSet:
@@ -51,10 +52,12 @@ def feature_set(names, modality="audio", missing=()) -> FeatureSet:
 def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
     for number, part in enumerate(parts):
         store.write_shard(run.features(set_name) / f"{number:05d}.safetensors", part)
-    part = set_name.partition("@")[2]
-    without = int(part[-1]) if part.startswith("fold-") else None
+    own = FeatureSetId.parse(set_name)
     store.describe(
-        run.features(set_name), modality=parts[0].modality, part=part or "frozen", trained_without=without
+        run.features(own),
+        modality=parts[0].modality,
+        part=own.variant or "frozen",
+        trained_without=own.held_out_fold,
     )
 
 
@@ -127,11 +130,7 @@ def whole(tmp_path_factory):
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "u000"], "text"))
     write_features(run, "text@all", feature_set(STORED, "text"))
     write_adapters(run, config)
-    for path in (
-        run.probes / "hubert.parquet",
-        run.round(0) / "predictions.parquet",
-        run.vote / "predictions.parquet",
-    ):
+    for path in (run.probes.predictions("hubert"), run.round(0).predictions, run.vote.predictions):
         write_predictions(path, FOLDS, UNLABELED)
     files.write_text(run.answer, ANSWER)
     return run.folder
@@ -166,7 +165,7 @@ def finding(run, *words):
 
 @pytest.mark.slow
 def test_a_clip_that_was_dropped_from_the_manifest_is_found(run):
-    path = run.shards / manifest.MANIFEST
+    path = ShardFolder(run.shards).manifest
     manifest.write_rows(path, [row for row in manifest.read(run.shards) if row.name != "a002"])
     finding(run, "of the corpus are neither in the shards nor in quarantine", "a002")
 
@@ -192,7 +191,7 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
 def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, value):
     rows = manifest.read(run.shards)
     rows[1] = replace(rows[1], **{field: value})
-    manifest.write_rows(run.shards / manifest.MANIFEST, rows)
+    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
     finding(run, f"another {field} in the corpus", rows[1].name)
     elsewhere = (
         "in the tar" if field == "transcript" else "another label or split in the manifest than beside"
@@ -203,7 +202,7 @@ def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, val
 def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
     row = manifest.read(run.shards)[2]
     offset, size = row.members["flac"]
-    tar = manifest.tar_path(run.shards, row.shard)
+    tar = ShardFolder(run.shards).tar(row.shard)
     content = bytearray(tar.read_bytes())
     content[offset + size // 2] ^= 1
     tar.chmod(0o644)
@@ -213,9 +212,9 @@ def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
 
 @pytest.mark.slow
 def test_a_short_or_missing_tar_and_an_unfinished_stage_are_found(run):
-    tar = manifest.tar_path(run.shards, 0)
+    tar = ShardFolder(run.shards).tar(0)
     tar.write_bytes(tar.read_bytes()[:1000])
-    manifest.tar_path(run.shards, 1).unlink()
+    ShardFolder(run.shards).tar(1).unlink()
     (run.shards / files.MARK).unlink()
     findings = finding(run, "00000.tar", "ends too early")
     assert any("00001.tar" in line and "cannot be read" in line for line in findings)
@@ -352,7 +351,7 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     fusion_run.write_set(run, "voice", "audio", ["a", "b", "c"], np.eye(3), imported=True)
     configuration.save(config, run.config)
     files.write_json(run.folds, {"made_from": "x", "folds": {"a": 0, "b": 1}})
-    write_predictions(run.vote / "predictions.parquet", {"a": 0, "b": 1}, ["c"])
+    write_predictions(run.vote.predictions, {"a": 0, "b": 1}, ["c"])
     files.write_text(run.answer, "name,discrete\nc,happy\n")
     # There is a vote and nothing that it was taken over.
     assert {text.partition(":")[0] for text in verify(run.folder)} == {"probes/voice", "rounds/00", "vote"}
@@ -414,14 +413,14 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
 
 @pytest.mark.slow
 def test_features_of_another_copy_are_found(run):
-    path = run.features("text@fold-1") / store.DESCRIPTION
+    path = FeatureFolder(run.features("text@fold-1")).description
     files.write_json(path, files.read_json(path) | {"part": "fold-0", "trained_without": 0})
     finding(run, "text@fold-1", "this is part 'fold-0'")
 
 
 @pytest.mark.slow
 def test_an_answer_that_the_vote_did_not_give_is_found(run):
-    files.write_text(run.vote / run.answer.name, ANSWER)
+    files.write_text(run.vote.answer, ANSWER)
     assert verify(run.folder) == []
     files.write_text(run.answer, ANSWER.replace("sad", "happy"))
     finding(run, "answer.csv: not what the vote answered")
@@ -433,7 +432,7 @@ def test_the_answer_is_counted_against_the_corpus_and_not_against_what_was_store
         assert verify(run.folder) == []
     assert "answer: 3 of 3 unlabelled clips" in caplog.text
     # As an earlier version left it: u002 in quarantine, in no prediction and in no answer.
-    (run.shards / manifest.UNSTORED).unlink()
+    ShardFolder(run.shards).unstored.unlink()
     for path in predictions.all_of(run):
         write_predictions(path, FOLDS, STORED)
     files.write_text(run.answer, "name,discrete\nu000,happy\nu001,sad\n")

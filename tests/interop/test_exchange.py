@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,9 @@ def test_problems_of_one_set_stay_when_another_is_imported(run, tmp_path):
         import_npy(run, name, "audio", folder)
     assert len(quarantine.read(run.quarantine)) == 2
     import_npy(run, "a", "audio", write(tmp_path / "c", ok=np.ones(2)))
-    assert [row.reason.split(":")[0] for row in quarantine.read(run.quarantine)] == ["features b"]
+    assert [(row.part, row.reason.split(":")[0]) for row in quarantine.read(run.quarantine)] == [
+        ("b", "features b")
+    ]
 
 
 def test_the_same_files_give_the_same_fingerprint_and_other_values_another(run, tmp_path):
@@ -422,3 +425,13 @@ def test_contours_without_an_axis_for_their_one_value_are_refused_with_what_to_w
     wide = {f"c{row}": np.ones((2 + row % 3, 3 + row)) for row in range(5)}
     with pytest.raises(UserError, match="5 widths, .*: the last axis of each has to be the vector"):
         import_npy(run, "y", "audio", write(tmp_path / "wide", **wide))
+
+
+def test_the_rows_of_a_set_are_known_whatever_their_reason_says(run, tmp_path):
+    for name in ("a", "b"):
+        import_npy(run, name, "audio", write(tmp_path / name, ok=np.ones(2), bad=np.full(2, np.nan)))
+    reworded = [replace(row, reason="told in other words") for row in quarantine.read(run.quarantine)]
+    assert [(row.name, row.part) for row in reworded] == [("bad", "a"), ("bad", "b")]
+    quarantine.replace(run.quarantine, "import", reworded)
+    import_npy(run, "a", "audio", write(tmp_path / "again", ok=np.ones(2)))
+    assert quarantine.read(run.quarantine) == reworded[1:]

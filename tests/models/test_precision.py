@@ -18,6 +18,7 @@ from mer_dist.models import precision
 from mer_dist.models.classifier import FAMILIES, load_extractor
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import encode
+from mer_dist.storage.run_folder import ShardFolder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LINES = ["今天真好", "你说什么，我没有听见，你再说一次好不好", "走"]
@@ -140,7 +141,7 @@ def shards(folders, tmp_path_factory) -> Config:
     ]
     sources = {clip.clip.name: "generated" for clip in clips}
     rows = writer.write(folder / "shards", 0, clips, made_from="generated", sources=sources)
-    manifest.write_rows(folder / "shards" / manifest.MANIFEST, rows)
+    manifest.write_rows(ShardFolder(folder / "shards").manifest, rows)
     path = folder / "job.yaml"
     extractors = "".join(f"  {name}: {{family: {name}, path: {folders}/{name}}}\n" for name in FAMILIES)
     path.write_text(f"run: {{folder: {folder}}}\ncorpus: {{path: none}}\nextractors:\n{extractors}")

@@ -166,17 +166,17 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             }
             for fold in range(3)
         ]
-        files.write_json(run.round(number) / "curves.json", {"folds": curves})
+        files.write_json(run.round(number).curves, {"folds": curves})
         if number:
             taken = names[240 : 240 + 100 * number]
             rows = pa.table(
                 {"name": [*taken, *taken, names[-1]], "selected": [True] * 2 * len(taken) + [False]}
             )
-            pq.write_table(rows, run.round(number) / "selection.parquet")
-        files.mark(run.round(number), "1f3870be274f6c49", clips=240)
-        timings.note(run, "fuse", run.round(number), seconds=21.0 + number, clips=240)
+            pq.write_table(rows, run.round(number).pseudo_label_log)
+        files.mark(run.round(number).folder, "1f3870be274f6c49", clips=240)
+        timings.note(run, "fuse", run.round(number).folder, seconds=21.0 + number, clips=240)
     files.write_json(
-        run.vote / "prior.json",
+        run.vote.prior,
         {
             "labels": LABELS,
             "labeled": LABELED_SHARE,
@@ -193,8 +193,8 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             "reason": "EM and BBSE agree within 0.02",
         },
     )
-    files.mark(run.vote, "e4d909c290d0fb1c", clips=640)
-    timings.note(run, "fuse", run.vote, seconds=0.4, clips=640)
+    files.mark(run.vote.folder, "e4d909c290d0fb1c", clips=640)
+    timings.note(run, "fuse", run.vote.folder, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))
     files.write_text(run.answer, f"name,discrete\n{rows}")
 

@@ -134,7 +134,7 @@ def test_remarks_on_the_corpus_are_counted_and_a_few_clips_of_each_named(run):
 @pytest.mark.slow
 def test_without_saved_scores_the_figures_are_computed_out_of_fold(run):
     files.write_json(run.scores, [])
-    table = predictions.read(run.vote / "predictions.parquet")
+    table = predictions.read(run.vote.predictions)
     truth = collect(run.folder).corpus.truth
     rows = np.flatnonzero(table.labeled)
     wanted = f1_score(
@@ -159,7 +159,7 @@ def test_the_confusion_matrix_belongs_to_the_last_predictions(run):
     recall = np.diag(counts) / counts.sum(1)
     waf = (2 * precision * recall / (precision + recall) * counts.sum(1)).sum() / 240
     assert waf == pytest.approx(files.read_json(run.scores)[-1]["oof_waf"])
-    shutil.rmtree(run.vote)
+    shutil.rmtree(run.vote.folder)
     assert collect(run.folder).confusion.title == fake_run.ROWS[-2][1]
 
 
@@ -230,7 +230,7 @@ STOPPED = {
         ]
         + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()]
     ),
-    "before the vote": lambda run: [shutil.rmtree(run.vote), run.scores.unlink(), run.answer.unlink()],
+    "before the vote": lambda run: [shutil.rmtree(run.vote.folder), run.scores.unlink(), run.answer.unlink()],
     "with imported features": lambda run: [
         shutil.rmtree(run.shards),
         run.config.unlink(),
@@ -301,8 +301,8 @@ def test_every_single_file_may_be_torn_and_the_page_names_it(run):
 def test_a_file_of_another_shape_never_stops_the_page(run, content):
     for path in (
         run.adapter("face", "all") / "history.json",
-        run.round(1) / "curves.json",
-        run.vote / "prior.json",
+        run.round(1).curves,
+        run.vote.prior,
         run.scores,
         run.shards / "stats.json",
         run.shards / files.MARK,

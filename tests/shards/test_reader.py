@@ -11,6 +11,7 @@ from test_writer import encoded, write
 from mer_dist.core.errors import UserError
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import OPEN_TARS, Reader
+from mer_dist.storage.run_folder import ShardFolder
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def folder(tmp_path):
     rows = []
     for number in range(3):
         rows += write(tmp_path, [encoded(f"c{number}{row}", frames=8) for row in range(4)], number)
-    manifest.write_rows(tmp_path / manifest.MANIFEST, rows)
+    manifest.write_rows(ShardFolder(tmp_path).manifest, rows)
     return tmp_path
 
 
@@ -54,7 +55,7 @@ def test_a_missing_modality_is_empty_and_never_zeros(tmp_path):
     clip = encoded("a", frames=0)
     clip.missing = ["audio", "video"]
     del clip.members["flac"]
-    manifest.write_rows(tmp_path / manifest.MANIFEST, write(tmp_path, [clip]))
+    manifest.write_rows(ShardFolder(tmp_path).manifest, write(tmp_path, [clip]))
     reader = Reader(tmp_path)
     sample = reader.read(reader.rows[0])
     assert sample.missing == ["audio", "video"] and sample.flac is None
@@ -119,7 +120,7 @@ def test_without_a_manifest_the_user_is_told_to_run_shard(tmp_path):
         Reader(tmp_path)
     with pytest.raises(UserError, match="no such shard"):
         manifest.shard_fingerprint(tmp_path, 3)
-    (tmp_path / manifest.MANIFEST).write_bytes(b"PAR1 half a file")
+    ShardFolder(tmp_path).manifest.write_bytes(b"PAR1 half a file")
     with pytest.raises(UserError, match="not readable"):
         manifest.read(tmp_path)
 

@@ -16,6 +16,7 @@ from mer_dist.core.records import Clip, Problem
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import Encoded, encode
 from mer_dist.shards.reader import Reader
+from mer_dist.storage.run_folder import ShardFolder
 
 
 def encoded(name: str, frames: int = 3, **facts) -> Encoded:
@@ -84,7 +85,7 @@ def test_names_with_dots_and_hyphens_are_read_by_plain_webdataset_and_stand_whol
     assert [sample["__key__"] for sample in samples] == [*odd.values()]
     assert [json.loads(sample["json"])["name"] for sample in samples] == [*odd]
     assert all({"00.jpg", "01.jpg", "02.jpg", "flac", "json"} <= sample.keys() for sample in samples)
-    manifest.write_rows(tmp_path / manifest.MANIFEST, rows)
+    manifest.write_rows(ShardFolder(tmp_path).manifest, rows)
     reader = Reader(tmp_path)
     for row in reader.rows:
         assert json.loads(reader.members(row, "json")["json"])["name"] == reader.read(row).name == row.name
@@ -113,7 +114,7 @@ def test_equal_clips_give_equal_bytes_and_equal_fingerprints_at_any_time(tmp_pat
 
 def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
     rows = write(tmp_path, [encoded("a"), lost("b"), encoded("c", frames=101)], number=7)
-    assert manifest.read_rows(manifest.facts_path(tmp_path, 7)) == rows
+    assert manifest.read_rows(ShardFolder(tmp_path).facts(7)) == rows
     assert [(row.name, row.shard, row.frames, row.samples) for row in rows] == [
         ("a", 7, 3, 800),
         ("c", 7, 101, 800),
@@ -129,7 +130,7 @@ def test_remarks_come_back_by_kind_and_shards_written_before_there_were_any_stay
     write(
         tmp_path, [encoded("a", remarks=["silent", "tracks"]), encoded("b"), encoded("c", remarks=["silent"])]
     )
-    path = manifest.facts_path(tmp_path, 0)
+    path = ShardFolder(tmp_path).facts(0)
     facts = manifest.read_facts(path)
     assert facts.remarks == {"silent": ["a", "c"], "tracks": ["a"]}
     before = {**asdict(facts), "problems": []}
@@ -163,7 +164,7 @@ def test_a_shard_of_lost_clips_only_has_facts_but_no_tar(tmp_path):
 
 def test_a_damaged_facts_file_counts_as_none(tmp_path):
     write(tmp_path, [encoded("a")])
-    path = manifest.facts_path(tmp_path, 0)
+    path = ShardFolder(tmp_path).facts(0)
     path.write_bytes(path.read_bytes()[:-20])
     assert manifest.all_facts(tmp_path) == {0: None}
     with pytest.raises(UserError, match=r"00000\.parquet: no such shard; run shard"):

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mer_dist.config.config import load
+from mer_dist.config.config import Config, load
+from mer_dist.config.sections import FuseConfig, RunConfig
 from mer_dist.core import metrics
 from mer_dist.core.errors import REQUEUE, Stopped, UserError
+from mer_dist.core.records import Problem
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import predictions
@@ -53,7 +55,7 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
         name: label for name, label in told["prior-aware vote"].answers().items() if name >= "clip_0090"
     }
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
-    marks = [files.marked(folder) for folder in (run.probes, run.round(0), run.round(1), run.vote)]
+    marks = [files.marked(one.folder) for one in (run.probes, run.round(0), run.round(1), run.vote)]
     assert all(mark["clips"] == 290 for mark in marks)
     spent = timings.by_part(run)
     assert spent.keys() == {"probes", "rounds/00", "rounds/01", "vote"}
@@ -65,11 +67,11 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
     made = [
-        run.probes / "face.parquet",
-        run.probes / "voice.parquet",
-        run.round(0) / "made.json",
-        run.round(1) / "made.json",
-        run.vote / "made.json",
+        run.probes.predictions("face"),
+        run.probes.predictions("voice"),
+        run.round(0).folder / "made.json",
+        run.round(1).folder / "made.json",
+        run.vote.folder / "made.json",
         run.answer,
     ]
 
@@ -138,6 +140,28 @@ def test_what_was_found_wrong_outlives_an_interruption(tmp_path, monkeypatch):
     assert [(row.name, row.lost) for row in quarantine.read(run.quarantine)] == [("clip_0004", "text")]
 
 
+def test_what_is_known_of_an_unread_set_stays_whatever_its_reason_says(tmp_path):
+    config = Config(run=RunConfig(folder=str(tmp_path)), fuse=FuseConfig(sets=["voice", "line", "line2"]))
+    run = Run(tmp_path)
+    rows = [
+        Problem(stage="fuse", name=name, lost=lost, reason="told in other words", part=part)
+        for name, lost, part in (
+            ("a", "audio", "voice"),
+            ("b", "text", "line"),
+            ("c", "text", "fused no more"),
+            ("of an earlier version", "text", ""),
+            ("of its labels", "clip", ""),
+        )
+    ]
+    quarantine.replace(run.quarantine, "fuse", rows)
+    sets = stage._Sets(config, run, None, [], problems={"voice": []})
+    sets.note()
+    assert [row.name for row in quarantine.read(run.quarantine)] == ["b", "of an earlier version"]
+    sets.problems |= {"line": [], "line2": rows[1:2]}
+    sets.note()
+    assert quarantine.read(run.quarantine) == rows[1:2]
+
+
 @pytest.mark.slow
 def test_rows_of_the_label_file_that_cannot_be_used_are_told_with_the_reason(tmp_path, caplog):
     config, _ = fusion_run.make(tmp_path)
@@ -158,7 +182,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == REQUEUE and "stopped: asked to stop in AGT" in (tmp_path / "said").read_text()
-    assert not run.answer.exists() and not run.round(0).exists()
+    assert not run.answer.exists() and not run.round(0).folder.exists()
     config.fuse.epochs = 3
     fuse(config)
     assert run.answer.exists()

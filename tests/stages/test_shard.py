@@ -26,7 +26,7 @@ from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 
 def config_of(run, corpus, **settings) -> Config:
@@ -38,7 +38,7 @@ def config_of(run, corpus, **settings) -> Config:
 
 def contents(run) -> dict[str, bytes]:
     """What must be equal: the tars and the manifest."""
-    paths = [*sorted((run / "shards").glob("*.tar")), run / "shards" / manifest.MANIFEST]
+    paths = [*sorted((run / "shards").glob("*.tar")), ShardFolder(run / "shards").manifest]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -142,7 +142,7 @@ def test_a_corpus_that_moved_as_a_whole_is_not_decoded_again(run, own_corpus):
 @pytest.mark.parametrize("lost", [["00002.tar"], ["00001.parquet", "00002.tar"], ["00000.tar"]])
 def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
     folder = run / "shards"
-    for name in (*lost, files.MARK, manifest.MANIFEST, "stats.json"):
+    for name in (*lost, files.MARK, "manifest.parquet", "stats.json"):
         (folder / name).unlink()
     (folder / ".00001.tar.99.tmp").write_bytes(b"half a tar")
     kept = {path.name for path in folder.glob("*.tar")} - {name[:5] + ".tar" for name in lost}
@@ -458,7 +458,7 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
     assert reasons(tmp_path / "run") == {}
     # A start that finds the first shard does not decode its clips again, and still knows of them.
     before, first = path.read_text(), written(tmp_path / "run")["00000.tar"]
-    for name in ("00001.tar", files.MARK, manifest.MANIFEST, "stats.json"):
+    for name in ("00001.tar", files.MARK, "manifest.parquet", "stats.json"):
         (tmp_path / "run" / "shards" / name).unlink()
     caplog.clear()
     with caplog.at_level("INFO", logger="mer_dist"):

@@ -22,7 +22,7 @@ from mer_dist.shards import manifest
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 LABELED, UNLABELED = 30, 20
 #: Three transcripts are empty; one row, whose transcript has a comma without quotes, cannot be read.
@@ -169,10 +169,10 @@ def test_shards_of_an_earlier_version_are_kept_and_their_lost_clips_are_noted_an
     config = configuration.load(made / "job.yaml", [f"run.folder={tmp_path}/run"])
     run = Run(config.run.folder)
     shard(config)
-    (run.shards / manifest.UNSTORED).unlink()
+    ShardFolder(run.shards).unstored.unlink()
     clips, _ = join.read_clips(config, run)
     assert set(SILENT).isdisjoint(clips.names) and "an earlier version made these shards" in caplog.text
-    tar = manifest.tar_path(run.shards, 0)
+    tar = ShardFolder(run.shards).tar(0)
     before = tar.stat().st_mtime_ns
     shard(config)
     assert set(SILENT) <= set(join.read_clips(config, run)[0].names) and tar.stat().st_mtime_ns == before

@@ -19,12 +19,27 @@ def test_ranks_side_by_side_count_once_and_starts_one_after_the_other_add_up(tmp
     assert told["features/clip"].ended == "1970-01-01T00:08:20+00:00"
 
 
+def test_a_block_is_noted_when_it_ends_and_one_that_raises_is_not(tmp_path, monkeypatch):
+    run, clock = Run(tmp_path), iter([100.0, 102.5, 200.0])
+    monkeypatch.setattr(timings.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(timings.time, "time", lambda: 1000.0)
+    with timings.record(run, "extract", run.features("clip"), clips=8, piece="load", rank=3):
+        assert timings.read(run) == []
+    with pytest.raises(KeyError), timings.record(run, "extract", run.features("clip"), clips=8):
+        raise KeyError
+    assert timings.read(run) == [
+        timings.Spent(
+            stage="extract", part="features/clip", piece="load", rank=3, ended=1000.0, seconds=2.5, clips=8
+        )
+    ]
+
+
 def test_a_torn_line_costs_itself_alone(tmp_path):
     run = Run(tmp_path)
-    timings.note(run, "fuse", run.vote, seconds=1, clips=5)
+    timings.note(run, "fuse", run.vote.folder, seconds=1, clips=5)
     with open(run.times("fuse", 0), "a", encoding="utf-8") as file:
         file.write('\n{"stage": "fuse", "par')
-    timings.note(run, "fuse", run.vote, seconds=2, clips=5)
+    timings.note(run, "fuse", run.vote.folder, seconds=2, clips=5)
     assert [spent.seconds for spent in timings.read(run)] == [1, 2]
 
 
