@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import save_file
 
+from mer_dist.config import fusion_models
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError, reading
@@ -37,8 +38,9 @@ from mer_dist.storage.run_folder import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mer_dist.fusion.ensemble import Lesson
-    from mer_dist.fusion.models import Inputs, Model
+    from mer_dist.fusion.batch import FeatureBatch
+    from mer_dist.fusion.ensemble import MemberData
+    from mer_dist.fusion.members import FusionModel
 
 #: Beside the predictions of a round: what each fold's models say of the unlabelled clips and, in
 #: round 0, what models without two folds say of the labelled ones.
@@ -49,7 +51,7 @@ MODELS = "models.safetensors"
 TINY = 1e-6
 
 
-def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], Inputs]) -> Recipe:
+def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], FeatureBatch]) -> Recipe:
     """Run the rounds that are missing, the supervised round 0 among them.
 
     Args:
@@ -134,7 +136,7 @@ def _members(folds: int, seeds: int) -> list[str]:
 class _Round:
     """One round: pseudo-labels, K × S models, their predictions."""
 
-    def __init__(self, config: Config, clips: Clips, inputs: Inputs, number: int, part: float):
+    def __init__(self, config: Config, clips: Clips, inputs: FeatureBatch, number: int, part: float):
         self.config, self.clips, self.inputs = config, clips, inputs
         self.number, self.part = number, part
         self.title = title(number, config.fuse.model)
@@ -241,10 +243,10 @@ class _Round:
 
     def _lesson(
         self, without: list[int], seed: int, dropout: float, chosen: Selection | None = None
-    ) -> Lesson:
+    ) -> MemberData:
         import torch
 
-        from mer_dist.fusion.ensemble import Lesson, seed_of
+        from mer_dist.fusion.ensemble import MemberData, seed_of
 
         rows = self.clips.outside(*without)
         rows = rows[self.present[rows]]
@@ -256,7 +258,7 @@ class _Round:
             weight = np.concatenate([weight, chosen.weight[taken]])
         device = self.inputs.values[0].device
         own = seed_of(self.config.run.seed, "round", self.number, "without", *without, "seed", seed)
-        return Lesson(
+        return MemberData(
             rows=torch.from_numpy(rows).to(device),
             targets=torch.eye(self.classes, device=device)[torch.from_numpy(label).to(device)],
             weights=torch.from_numpy(weight).float().to(device),
@@ -264,7 +266,7 @@ class _Round:
             dropout=float(dropout),
         )
 
-    def _predict(self, model: Model) -> np.ndarray:
+    def _predict(self, model: FusionModel) -> np.ndarray:
         """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
         of the labels that the fold's models were trained on."""
         told = self._probability(model, np.flatnonzero(self.present))
@@ -276,7 +278,7 @@ class _Round:
             every[fold, ~self.present] = label_shift.shares(trained_on, self.classes)
         return every
 
-    def _probability(self, model: Model, rows: np.ndarray) -> np.ndarray:
+    def _probability(self, model: FusionModel, rows: np.ndarray) -> np.ndarray:
         import torch
 
         from mer_dist.fusion import ensemble
@@ -318,9 +320,9 @@ class _Round:
         return {"held_out": told[best, np.arange(clips.folds)], "dropout": options[best]}
 
     def _dropouts(self) -> np.ndarray:
-        """The values to choose from; a linear model has no use for any."""
-        options = self.config.fuse.dropout
-        return np.array(options[:1] if self.config.fuse.model == "linear" else options)
+        """The values to choose from; some models, such as linear, have no use for any."""
+        options, model = self.config.fuse.dropout, fusion_models.find(self.config.fuse.model)
+        return np.array(options if "dropout" in model.options else options[:1])
 
     def _predictions(self, by_fold: np.ndarray) -> predictions.Predictions:
         clips = self.clips
@@ -342,7 +344,7 @@ class _Round:
         curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
         files.write_json(folder / "curves.json", {"folds": curves})
 
-    def _write_models(self, folder: Path, model: Model) -> None:
+    def _write_models(self, folder: Path, model: FusionModel) -> None:
         from safetensors.torch import save_file as save_tensors
 
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

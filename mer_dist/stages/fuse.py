@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger, progress
@@ -131,20 +132,21 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
     """The features of all clips as tensors on the device; each set's own copy is let go at once."""
     import torch
 
-    from mer_dist.fusion.models import Inputs
+    from mer_dist.fusion.batch import FeatureBatch
 
     torch.set_num_threads(config.run.threads)
     found = [_of_set(config, sets, name) for name in fused]
     merged = (
         [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")
     )
-    inputs = Inputs(*merged)
+    inputs = FeatureBatch(*merged)
     together = torch.stack([mask.any(-1) for mask in inputs.mask]).sum(0)
     if len(fused) > 1 and together.max() < 2:
         raise UserError(
             f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names the same?"
         )
-    if config.fuse.model == "agt" and config.fuse.guide not in inputs.modality:
+    model = fusion_models.find(config.fuse.model)
+    if "query_modality" in model.options and config.fuse.guide not in inputs.modality:
         logger.warning(
             "no fused set is %s (fuse.guide): a learned query asks in its place", config.fuse.guide
         )
@@ -155,7 +157,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     """One feature set, standardised, in half precision if it is large."""
     import torch
 
-    from mer_dist.fusion.models import Inputs, standardize
+    from mer_dist.fusion.batch import FeatureBatch, standardize
 
     features = sets.read(name)
     sets.kept.pop(name, None)  # nothing reads it again, and its own vectors may be standardised in place
@@ -164,7 +166,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     else:
         tokens, mask = (part[:, None] for part in features.utterances(sets.clips.names))
     inputs = standardize(
-        Inputs([str(features.modality)], [torch.from_numpy(tokens)], [torch.from_numpy(mask)])
+        FeatureBatch([str(features.modality)], [torch.from_numpy(tokens)], [torch.from_numpy(mask)])
     )
     if tokens.nbytes > LARGE:
         inputs.values = [values.half() for values in inputs.values]

@@ -13,12 +13,14 @@ import torch
 from safetensors import safe_open
 
 from mer_dist import cli
+from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.features import join
 from mer_dist.features.join import Clips
-from mer_dist.fusion import ensemble, models, predictions
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion import batch, ensemble, predictions
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.members import build
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.fusion.self_training import _Round, by_fold, chosen_dropout, held_out, self_train
 from mer_dist.storage import files
@@ -27,14 +29,14 @@ from mer_dist.storage.run_folder import Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def parts_of(config) -> tuple[Clips, Inputs]:
+def parts_of(config) -> tuple[Clips, FeatureBatch]:
     run = Run(config.run.folder)
     clips, _ = join.read_clips(config, run)
     sets = [join.read_set(run, name, clips)[0] for name in config.fuse.sets]
     tensors = [part.utterances(clips.names) for part in sets]
     values = [torch.from_numpy(values)[:, None] for values, _ in tensors]
     masks = [torch.from_numpy(valid)[:, None] for _, valid in tensors]
-    return clips, models.standardize(Inputs([part.modality for part in sets], values, masks))
+    return clips, batch.standardize(FeatureBatch([part.modality for part in sets], values, masks))
 
 
 def rounds_of(config, clips, inputs, made_from="") -> list[predictions.Predictions]:
@@ -99,7 +101,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", sorted(models.KINDS.keys() - {"agt"}))
+@pytest.mark.parametrize("model", sorted({*BUILT_IN} - {"agt"}))
 def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
     config.fuse.model = model
@@ -110,7 +112,7 @@ def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", models.KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     config.fuse.model = model
@@ -363,7 +365,7 @@ def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
         members = file.metadata()["members"].split()
         state = {name: file.get_tensor(name) for name in file.keys()}
     assert members == [f"fold-{fold}/seed-{seed}" for fold in range(3) for seed in range(2)]
-    model = models.build(inputs, len(clips.labels), config.fuse, [0] * len(members))
+    model = build(inputs, len(clips.labels), config.fuse, [0] * len(members))
     model.load_state_dict(state)
     unlabeled = torch.from_numpy(np.flatnonzero(~clips.labeled))
     told = ensemble.predict(model.eval(), inputs, unlabeled).double().exp().reshape(3, 2, -1, 3).mean(1)
