@@ -347,7 +347,10 @@ class _Round:
     def _write_models(self, folder: Path, model: FusionModel) -> None:
         from safetensors.torch import save_file as save_tensors
 
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        # Each by itself: weights that a module ties share their bytes, which safetensors refuses.
+        state = {
+            name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()
+        }
         members = _members(self.clips.folds, self.config.fuse.seeds)
         save_tensors(state, folder / MODELS, {"members": " ".join(members)})
 
