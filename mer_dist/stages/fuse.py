@@ -9,10 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-
-import numpy as np
-import safetensors.numpy
 
 from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, save
@@ -22,9 +18,10 @@ from mer_dist.core.records import Problem
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion import predictions, recipes
+from mer_dist.fusion import recipes
 from mer_dist.fusion.baseline import probe
-from mer_dist.fusion.predictions import ALL_SETS, Predictions
+from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound, paths
+from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.storage import files, quarantine, timings
@@ -87,7 +84,7 @@ def fuse(config: Config) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
-    from mer_dist.fusion.self_training import by_fold, held_out, present, self_train
+    from mer_dist.fusion.self_training import self_train
     from mer_dist.fusion.vote import check_names, publish, tell, vote
 
     run = Run(config.run.folder)
@@ -115,17 +112,16 @@ def fuse(config: Config) -> None:
     if files.marked(run.vote, recipe.made_from):
         logger.info("vote: already there")
     else:
-        rounds = sorted((run.folder / "rounds").glob("[0-9]*/predictions.parquet"))
-        paths = [*rounds, *(_probe_path(run, name) for name in voting)]
-        members = [predictions.read(path) for path in paths]
-        # Later rounds have no models without two folds: round 0 speaks for them all.
-        judged = [
-            *[held_out(run)] * len(rounds),
-            *(predictions.array(_held_out_path(run, name), "held_out") for name in voting),
+        rounds = sorted(
+            int(path.parent.name) for path in run.round(0).parent.glob("[0-9]*/predictions.parquet")
+        )
+        others: list[CrossFitted | CrossFittedRound] = [
+            *(CrossFittedRound.load(run, number) for number in rounds[1:]),
+            *(CrossFitted.load(run, name) for name in voting),
         ]
-        vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), recipe)
+        vote(config, clips, CrossFittedRound.load(run, 0), others, recipe)
     publish(run)
-    tell(config, clips, present(run), run)
+    tell(config, clips, CrossFittedRound.load(run, 0).present, run)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
@@ -173,26 +169,13 @@ def _of_set(config: Config, sets: _Sets, name: str):
     return inputs
 
 
-def _probe_path(run: Run, set_name: str) -> Path:
-    return run.probes / f"{set_name}.parquet"
-
-
-def _held_out_path(run: Run, set_name: str) -> Path:
-    """What the probe tells of labelled clips without two folds; see :class:`probe.Probed`."""
-    return run.probes / f"{set_name}.safetensors"
-
-
 def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
     """Probe the sets that have none yet; returns set -> recipe."""
     run = sets.run
     parts = recipes.probed(config, run)
     wanted = {name: recipes.probe(sets.clips, sets.made_from(of)) for name, of in parts.items()}
     done = (files.marked(run.probes) or {}).get("sets", {})
-    done = {
-        name: facts
-        for name, facts in done.items()
-        if _probe_path(run, name).exists() and _held_out_path(run, name).exists()
-    }
+    done = {name: facts for name, facts in done.items() if all(path.exists() for path in paths(run, name))}
     missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name].made_from]
     for name in progress(missing, len(missing), "probes", "sets") if missing else ():
         started, clips = time.monotonic(), len(sets.clips.names)
@@ -214,21 +197,8 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     """Probe one modality alone, or all fused sets side by side."""
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
-    told = probe(list(values), list(valid), clips)
-    held_out = safetensors.numpy.save({"held_out": told.held_out})
-    files.write_bytes(_held_out_path(sets.run, name), held_out)
-    predictions.write(
-        _probe_path(sets.run, name),
-        Predictions(
-            title=_probe_title(config, name, found[0]),
-            labels=clips.labels,
-            names=clips.names,
-            labeled=clips.labeled,
-            fold=clips.fold,
-            probability=told.probability,
-            answer=told.probability.argmax(1),
-        ),
-    )
+    title = _probe_title(config, name, found[0])
+    probe(list(values), list(valid), clips, title).save(sets.run, name)
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

@@ -20,9 +20,10 @@ from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import batch, ensemble, predictions
 from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.cross_fitted import CrossFittedRound
 from mer_dist.fusion.members import build
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.fusion.self_training import _Round, by_fold, chosen_dropout, held_out, self_train
+from mer_dist.fusion.self_training import _Round, self_train
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -124,13 +125,14 @@ def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypa
 @pytest.mark.slow
 def test_that_proof_sees_pseudo_labels_from_other_folds(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=4)
-    honest = by_fold
+    honest = CrossFittedRound.load
 
     def mixed(run, number):
         told = honest(run, number)
-        return np.repeat(told.mean(0, keepdims=True), len(told), 0)
+        mean = told.fold_predictions.mean(0, keepdims=True)
+        return replace(told, fold_predictions=np.repeat(mean, len(told.fold_predictions), 0))
 
-    monkeypatch.setattr("mer_dist.fusion.self_training.by_fold", mixed)
+    monkeypatch.setattr(CrossFittedRound, "load", mixed)
     (before, after), (leaky_before, leaky_after) = own_predictions_with_other_labels(config, fold=1)
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
 
@@ -146,10 +148,17 @@ def test_that_proof_sees_thresholds_fitted_on_plain_out_of_fold_predictions(tmp_
         every[told.fold[told.labeled], np.arange(len(known))] = np.nan
         return every
 
-    assert np.array_equal(np.isnan(plain_of(config, plain)), np.isnan(plain_of(config, held_out)))
-    monkeypatch.setattr("mer_dist.fusion.self_training.held_out", plain)
+    assert np.array_equal(np.isnan(plain_of(config, plain)), np.isnan(plain_of(config, nested_oof)))
+    honest = CrossFittedRound.load
+    monkeypatch.setattr(
+        CrossFittedRound, "load", lambda run, number: replace(honest(run, number), nested_oof=plain(run))
+    )
     (before, after), (leaky_before, leaky_after) = own_predictions_with_other_labels(config, fold=1)
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
+
+
+def nested_oof(run) -> np.ndarray:
+    return CrossFittedRound.load(run, 0).nested_oof
 
 
 def plain_of(config, read):
@@ -195,9 +204,9 @@ def test_what_thresholds_are_learned_on_comes_from_models_without_both_folds(tmp
         mask[0] = False
     run = Run(config.run.folder)
     self_train(config, clips, Recipe("as they are"), lambda: inputs)
-    before = held_out(run)
+    before = nested_oof(run)
     self_train(config, permuted(clips, 1), Recipe("shuffled"), lambda: inputs)
-    after, fold = held_out(run), clips.fold[clips.labeled]
+    after, fold = nested_oof(run), clips.fold[clips.labeled]
     for without in range(3):
         lacking = fold == without
         lacking[0] = True
@@ -269,7 +278,7 @@ def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
     config, truth = fusion_run.make(tmp_path, rounds=0, epochs=20)
     clips, inputs = parts_of(config)
     (told,) = rounds_of(config, clips, inputs)
-    every = by_fold(Run(config.run.folder), 0)
+    every = CrossFittedRound.load(Run(config.run.folder), 0).fold_predictions
     assert np.allclose(told.probability[~clips.labeled], every.mean(0), atol=1e-6)
     assert told.fold.tolist() == clips.fold.tolist()
     assert metrics.waf(truth[:90], told.answer[clips.labeled]) > 0.6
@@ -284,7 +293,7 @@ def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_pa
     if not clear:
         inputs.values = [torch.randn(values.shape) for values in inputs.values]
     self_train(config, clips, Recipe(""), lambda: inputs)
-    assert chosen_dropout(Run(config.run.folder)).tolist() == [best] * 3
+    assert CrossFittedRound.load(Run(config.run.folder), 0).dropout.tolist() == [best] * 3
 
 
 @pytest.mark.slow
@@ -369,7 +378,7 @@ def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
     model.load_state_dict(state)
     unlabeled = torch.from_numpy(np.flatnonzero(~clips.labeled))
     told = ensemble.predict(model.eval(), inputs, unlabeled).double().exp().reshape(3, 2, -1, 3).mean(1)
-    assert np.allclose(told, by_fold(Run(config.run.folder), 1), atol=1e-6)
+    assert np.allclose(told, CrossFittedRound.load(Run(config.run.folder), 1).fold_predictions, atol=1e-6)
 
 
 @pytest.mark.slow
