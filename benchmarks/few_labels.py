@@ -27,8 +27,9 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import setup
 from mer_dist.features import join, store
 from mer_dist.features.join import Clips
-from mer_dist.fusion import ensemble, models, predictions
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion import batch, ensemble, predictions
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.members import build
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -80,7 +81,7 @@ class Trial:
     truth: np.ndarray
     held_out: list[str]
     #: Features in the same order, standardised by the moments of ``clips``.
-    inputs: Inputs
+    inputs: FeatureBatch
 
     @classmethod
     def make(cls, base: Path, folder: Path, count: int, seed: int, overrides: list[str]) -> Trial:
@@ -151,7 +152,7 @@ class Trial:
         """
         config = self.config
         members = config.folds.count * config.fuse.seeds
-        model = models.build(self.inputs, len(self.clips.labels), config.fuse, [0] * members)
+        model = build(self.inputs, len(self.clips.labels), config.fuse, [0] * members)
         model.load_state_dict(safetensors.torch.load_file(Run(config.run.folder).round(number).models))
         every = torch.arange(len(self.truth))
         return ensemble.predict(model.eval(), self.inputs, every).double().exp().mean(0).numpy()
@@ -192,16 +193,16 @@ def video_of(name: str) -> str:
     return name.rpartition("_")[0]
 
 
-def inputs_of(config: Config, names: list[str], clips: Clips) -> Inputs:
+def inputs_of(config: Config, names: list[str], clips: Clips) -> FeatureBatch:
     """The fused sets of these clips, of which the first are ``clips`` and give the moments."""
-    run, found = Run(config.run.folder), Inputs([], [], [])
+    run, found = Run(config.run.folder), FeatureBatch([], [], [])
     for name in join.fused_sets(config):
         of_set = store.load(run.features(name), frames=False)
         values, mask = of_set.utterances(names)
         found.modality.append(str(of_set.modality))
         found.values.append(torch.from_numpy(values)[:, None])
         found.mask.append(torch.from_numpy(mask)[:, None])
-    return models.standardize(found, moments_of=torch.arange(len(names)) < len(clips.names))
+    return batch.standardize(found, moments_of=torch.arange(len(names)) < len(clips.names))
 
 
 def title(number: int) -> str:

@@ -31,8 +31,8 @@ from mer_dist.config.sections import FuseConfig
 from mer_dist.core.log import setup
 from mer_dist.features import join
 from mer_dist.fusion import replay
-from mer_dist.fusion.ensemble import Lesson, predict, train
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.ensemble import MemberData, predict, train
 from mer_dist.stages import fuse as stage
 from mer_dist.storage import timings
 from mer_dist.storage.run_folder import Run
@@ -124,7 +124,9 @@ def in_turns(rounds: int, *calls: Callable[[], object]) -> list[float]:
     return [median(own) for own in zip(*taken, strict=True)]
 
 
-def stepping(inputs: Inputs, lessons: list[Lesson], config: FuseConfig, steps: int, rounds: int) -> float:
+def stepping(
+    inputs: FeatureBatch, lessons: list[MemberData], config: FuseConfig, steps: int, rounds: int
+) -> float:
     """Seconds of one step, without what a training does once."""
     train(inputs, lessons, config, 1)
     once, more = in_turns(
@@ -168,7 +170,7 @@ def loading(table: Table, parsed: argparse.Namespace) -> None:
     table.add("the four in wall clock, once", f"{walls} s")
 
 
-def load(config: Config, clips: join.Clips) -> Inputs:
+def load(config: Config, clips: join.Clips) -> FeatureBatch:
     sets = stage._Sets(config, Run(config.run.folder), clips, [])
     return stage._inputs(config, sets, join.fused_sets(config))
 
@@ -206,7 +208,7 @@ def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace)
     table.add("  times less", f"{slow / fast:.1f}", aim, slow / fast)
 
 
-def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, rounds: int) -> None:
+def one_by_one(table: Table, inputs: FeatureBatch, lessons: list, config: FuseConfig, rounds: int) -> None:
     """All members at once against one after the other, at the same batch size."""
 
     def alone(steps: int) -> None:
@@ -230,7 +232,9 @@ def one_by_one(table: Table, inputs: Inputs, lessons: list, config: FuseConfig, 
     table.add("  times faster than one by one", f"{gain:.2f}", 5 if DEVICE == "cuda" else 1, gain)
 
 
-def replayed(table: Table, inputs: Inputs, lessons: list[Lesson], config: FuseConfig, rounds: int) -> None:
+def replayed(
+    table: Table, inputs: FeatureBatch, lessons: list[MemberData], config: FuseConfig, rounds: int
+) -> None:
     """A step whose kernels a GPU starts at once, against one whose kernels are started one by one."""
     recorded = stepping(inputs, lessons, config, steps_of(config), rounds)
     replay.Replayed.possible = False
@@ -262,7 +266,7 @@ def equality(table: Table, config: FuseConfig, dtype: torch.dtype) -> None:
     table.add(f"{name}: {FOLDS} at once and one by one, 3 epochs, log probabilities", f"{apart:.1e} apart")
 
 
-def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) -> None:
+def of_peak(table: Table, inputs: FeatureBatch, lessons: list[MemberData], rounds: int) -> None:
     """What part of the machine's rate for matrix products the AGT stage reaches."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -282,7 +286,7 @@ def of_peak(table: Table, inputs: Inputs, lessons: list[Lesson], rounds: int) ->
     table.add("  of the rate of torch.mm", f"{rate / peak:.2f}", 0.5, rate / peak)
 
 
-def where(table: Table, inputs: Inputs, lessons: list[Lesson], steps: int = 3) -> None:
+def where(table: Table, inputs: FeatureBatch, lessons: list[MemberData], steps: int = 3) -> None:
     """Where the time of AGT steps goes, by operator."""
     from torch.autograd import DeviceType
     from torch.profiler import profile
@@ -311,7 +315,11 @@ def where(table: Table, inputs: Inputs, lessons: list[Lesson], steps: int = 3) -
 
 
 def extrapolate(
-    table: Table, inputs: Inputs, lessons: list[Lesson], config: FuseConfig, parsed: argparse.Namespace
+    table: Table,
+    inputs: FeatureBatch,
+    lessons: list[MemberData],
+    config: FuseConfig,
+    parsed: argparse.Namespace,
 ) -> None:
     """Minutes of the whole job, from a measured step and prediction."""
     step = stepping(inputs, lessons, config, steps_of(config), parsed.rounds) / len(lessons)
@@ -360,7 +368,7 @@ def _train_alone(folder: Path, unlabeled: int) -> tuple[int, int]:
     return _bytes(inputs), _peak()
 
 
-def _bytes(inputs: Inputs) -> int:
+def _bytes(inputs: FeatureBatch) -> int:
     return sum(values.nbytes for values in inputs.values)
 
 

@@ -22,8 +22,8 @@ from mer_dist.config.config import Config
 from mer_dist.core.records import EMOTIONS
 from mer_dist.features import store as features
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion.ensemble import Lesson
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.ensemble import MemberData
 from mer_dist.stages.fuse import LARGE
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import FeatureFolder, Run
@@ -60,7 +60,7 @@ def fill(values: Tensor, truth: np.ndarray, seed: int) -> Tensor:
     return values
 
 
-def inputs_of(unlabeled: int) -> tuple[Inputs, np.ndarray]:
+def inputs_of(unlabeled: int) -> tuple[FeatureBatch, np.ndarray]:
     """What the stage holds on the device of so many clips, and their emotions."""
     truth = truth_of(LABELED + unlabeled)
     values = []
@@ -69,10 +69,10 @@ def inputs_of(unlabeled: int) -> tuple[Inputs, np.ndarray]:
         whole = torch.empty(len(truth), width, dtype=torch.half if half else torch.float)
         values.append(fill(whole, truth, seed)[:, None])
     mask = torch.ones(len(truth), 1, dtype=torch.bool)
-    return Inputs(list(WIDTHS), values, [mask] * len(values)).to(DEVICE), truth
+    return FeatureBatch(list(WIDTHS), values, [mask] * len(values)).to(DEVICE), truth
 
 
-def lessons_of(truth: np.ndarray, seeds: int, folds: int = FOLDS) -> list[Lesson]:
+def lessons_of(truth: np.ndarray, seeds: int, folds: int = FOLDS) -> list[MemberData]:
     """What the models of each fold and seed learn from."""
     rows = torch.arange(LABELED, device=DEVICE)
     targets = torch.eye(len(EMOTIONS))[torch.from_numpy(truth[:LABELED])].to(DEVICE)
@@ -80,7 +80,7 @@ def lessons_of(truth: np.ndarray, seeds: int, folds: int = FOLDS) -> list[Lesson
     for fold in range(folds):
         own = rows[rows % FOLDS != fold]
         lessons += [
-            Lesson(own, targets[own], torch.ones(len(own), device=DEVICE), 100 * fold + seed)
+            MemberData(own, targets[own], torch.ones(len(own), device=DEVICE), 100 * fold + seed)
             for seed in range(seeds)
         ]
     return lessons

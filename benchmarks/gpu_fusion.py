@@ -8,8 +8,8 @@ from gpu import Check
 from gpu_device import busy, device, syncs, timed
 
 from mer_dist.config.sections import FuseConfig
-from mer_dist.fusion.ensemble import Lesson, predict, train
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.ensemble import MemberData, predict, train
 
 #: As the recipe trains: seeds, epochs of a round, rounds, and pseudo-labelled clips.
 SEEDS, EPOCHS, ROUNDS, LEARNED = 3, 20, 3, 60_000
@@ -29,7 +29,7 @@ def step_fusion(check: Check) -> None:
         _measure(check, inputs, lessons, config)
 
 
-def _measure(check: Check, inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> None:
+def _measure(check: Check, inputs: FeatureBatch, lessons: list[MemberData], config: FuseConfig) -> None:
     few, steps = (2, 2) if check.tiny else (5, 60)
     train(inputs, lessons, config, 3)
     together, (model, losses) = timed(lambda: train(inputs, lessons, config, steps))

@@ -32,9 +32,8 @@ from mer_dist.config import config as configuration
 from mer_dist.core import metrics
 from mer_dist.features import join
 from mer_dist.fusion import decisions, label_shift, predictions
-from mer_dist.fusion.predictions import Predictions
+from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.fusion.self_training import by_fold, held_out, present
 from mer_dist.fusion.vote import vote
 from mer_dist.storage.files import atomic_folder, read_json, write_text
 from mer_dist.storage.run_folder import Run
@@ -173,7 +172,7 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
     with atomic_folder(out) as folder:
         shutil.copytree(Run(source).rounds_folder, Run(folder).rounds_folder)
     run, clips = Run(out), join.read_clips(config, Run(source))[0]
-    told, judged = members(source)
+    first, *others = voters(source)
     with open(truth_of, encoding="utf-8", newline="") as file:
         label_of = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
     rows = np.array([row for row in np.flatnonzero(~clips.labeled) if clips.names[row] in label_of])
@@ -184,7 +183,7 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         answers = {}
         for kind in ("none", "estimate"):
             config.run.seed, config.vote.prior = seed, kind
-            vote(config, clips, told, judged, by_fold(run, 0), present(run), Recipe(f"{seed} {kind}"))
+            vote(config, clips, first, others, Recipe(f"{seed} {kind}"))
             answers[kind] = predictions.read(run.vote.predictions).answer[rows]
         said = read_json(run.vote.prior)
         yield (
@@ -200,20 +199,14 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         )
 
 
-def members(source: Path) -> tuple[list[Predictions], np.ndarray]:
-    """What voted in a run, its rounds first, and what models without two folds said; see ``pool``."""
+def voters(source: Path) -> list[CrossFitted | CrossFittedRound]:
+    """What voted in a run, its rounds first."""
     run = Run(source)
     weights = read_json(run.vote.prior)["weights"]
-    found = [(path, predictions.read(path)) for path in predictions.all_of(run)]
-    found = [(path, one) for path, one in found if one.title in weights]
-    found.sort(key=lambda pair: pair[0].parent == run.probes.folder)
-    judged = [
-        predictions.array(run.probes.nested_oof(path.stem), "held_out")
-        if path.parent == run.probes.folder
-        else held_out(run)
-        for path, _ in found
-    ]
-    return [one for _, one in found], np.stack(judged)
+    rounds = [CrossFittedRound.load(run, one.number) for one in run.rounds()]
+    paths = [path for path in predictions.all_of(run) if path.parent == run.probes.folder]
+    probes = [CrossFitted.load(run, path.stem) for path in paths]
+    return [found for found in (*rounds, *probes) if found.oof.title in weights]
 
 
 def table(found: Iterator[tuple[str, Answered]]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from mer_dist.config import fusion_models
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
@@ -317,7 +318,8 @@ class FuseConfig:
     tokens: int = 8
     model: str = "agt"
     """``agt``, or a baseline trained in the same way: ``attention`` (the challenge baseline's fusion),
-    ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers)."""
+    ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers); or the name under which a
+    model of your own is registered."""
     guide: str = "audio"
     """agt: the modality that asks, its tokens are the queries of the cross-attention."""
     context: bool = True
@@ -346,7 +348,7 @@ class FuseConfig:
     def __post_init__(self):
         one_of("fuse", "level", self.level, ("utterance", "frame"))
         self.labels = path("fuse", "labels", self.labels)
-        one_of("fuse", "model", self.model, ("agt", "attention", "mlp", "linear"))
+        one_of("fuse", "model", self.model, fusion_models.names())
         one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
         one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):

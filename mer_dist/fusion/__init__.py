@@ -1,1 +1,8 @@
-"""From features to the answer: baselines, the Audio-Guided Transformer, self-training, label shift, the vote."""
+"""From features to the answer: baselines, the Audio-Guided Transformer, self-training, label shift, the vote.
+
+A fusion model of one's own is written with the two names here.
+"""
+
+from mer_dist.config.fusion_models import FeatureShape, register
+
+__all__ = ["FeatureShape", "register"]

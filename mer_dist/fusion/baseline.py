@@ -6,6 +6,7 @@ of fusion. Needs no more than numpy and scikit-learn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,15 +14,15 @@ import numpy as np
 
 from mer_dist.core.errors import UserError
 from mer_dist.features.join import Clips
-from mer_dist.fusion import label_shift
+from mer_dist.fusion import label_shift, nested
+from mer_dist.fusion.cross_fitted import CrossFitted
+from mer_dist.fusion.predictions import Predictions
 from mer_dist.processes import preempt
 
 #: Inverse strengths of the ridge among which cross-validation chooses; features are standardised.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: The one that is taken where folds are too few to choose.
 USUAL = 1e-2
-#: A probability below this counts as this much when strengths are compared.
-_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,7 @@ class Standardized:
         return zip(self.values, self.valid, self.mean, self.deviation, strict=True)
 
 
-@dataclass(frozen=True)
-class Probed:
-    #: (N, C), out of fold.
-    probability: np.ndarray
-    #: (K, L, C): probabilities of the L labelled clips by models without fold k and their own; NaN
-    #: for the clips of fold k itself and where too few labels are left to learn from.
-    held_out: np.ndarray
-
-
-def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Probed:
+def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips, title: str = "") -> CrossFitted:
     """Logistic regression on feature sets side by side, one per fold.
 
     The ridge of the model for fold k is the one under which models without fold k and another fold
@@ -87,6 +79,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Pr
     Args:
         values: per set (N, D) in the order of ``clips``.
         valid: per set (N,) bool, True where the clip has it.
+        title: of the row in the result table.
 
     Raises:
         UserError: in some fold fewer than two labels are left to learn from.
@@ -94,7 +87,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Pr
     classes, some = len(clips.labels), np.any(valid, 0)
     inputs = Standardized.of(values, valid)
     trained = [clips.outside(fold) for fold in range(clips.folds)]
-    strengths, held_out = _without_pairs(inputs, some, clips)
+    strengths, nested_oof = _nested(inputs, some, clips)
     every = np.empty((clips.folds, len(some), classes))
     for fold, rows in enumerate(trained):
         preempt.stop_if_asked("in a probe")
@@ -110,7 +103,7 @@ def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips) -> Pr
         every[fold, some] = told[some]
     told = every.mean(0)
     told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
-    return Probed(told, held_out)
+    return CrossFitted(oof=Predictions.of(clips, title, told), nested_oof=nested_oof)
 
 
 def _model(strength: float, **options):
@@ -128,10 +121,17 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
     return told
 
 
-def _without_pairs(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse strength (K,) of the ridge of each fold, and ``Probed.held_out`` under it."""
+def _nested(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse strength (K,) of the ridge of each fold, and ``CrossFitted.nested_oof`` under it."""
+    predicted = _without_two_folds(inputs, some, clips)
+    return nested.select(clips, np.array(STRENGTHS), predicted, USUAL, scored=some[clips.labeled])
+
+
+def _without_two_folds(
+    inputs: Standardized, some: np.ndarray, clips: Clips
+) -> Iterator[tuple[int, tuple[int, int], np.ndarray, np.ndarray]]:
+    """What models without two folds predict for the clips of both, as :func:`nested.select` takes it."""
     classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
-    told = np.full((len(STRENGTHS), clips.folds, len(labeled), classes), np.nan, np.float32)
     for pair in combinations(range(clips.folds), 2):
         known = clips.outside(*pair)
         rows = known[some[known]]
@@ -139,16 +139,11 @@ def _without_pairs(inputs: Standardized, some: np.ndarray, clips: Clips) -> tupl
             continue
         judged = np.flatnonzero(np.isin(clips.fold[labeled], pair))
         x_train, x_judged = inputs.rows(rows), inputs.rows(labeled[judged])
-        fold, empty = clips.fold[labeled[judged]], ~some[labeled[judged]]
+        empty = ~some[labeled[judged]]
         model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
-        for strength, of_strength in zip(STRENGTHS, told, strict=True):
+        for index, strength in enumerate(STRENGTHS):
             preempt.stop_if_asked("in a probe")
             model.set_params(C=strength).fit(x_train, clips.truth[rows])
             p = _probability(model, x_judged @ model.coef_.T + model.intercept_, classes)
             p[empty] = label_shift.shares(clips.truth[known], classes)
-            for without, other in (pair, pair[::-1]):
-                of_strength[without, judged[fold == other]] = p[fold == other]
-    right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]][:, :, some[labeled]]
-    best = np.nansum(-np.log(np.maximum(right, _FLOOR)), 2).argmin(0)
-    strengths = np.where(np.isnan(right).all((0, 2)), USUAL, np.array(STRENGTHS)[best])
-    return strengths, told[best, np.arange(clips.folds)]
+            yield index, pair, judged, p

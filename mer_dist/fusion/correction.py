@@ -60,7 +60,7 @@ class Verdict:
 def gather(
     held_out: np.ndarray,
     truth: np.ndarray,
-    by_fold: np.ndarray,
+    fold_predictions: np.ndarray,
     seed: int,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Evidence:
@@ -73,11 +73,11 @@ def gather(
     Args:
         held_out: (n, C), out of fold.
         truth: (n,) int.
-        by_fold: (K, U, C), what the models of each fold say.
+        fold_predictions: (K, U, C), what the models of each fold say.
         groups: (n,) and (U,); see :func:`mer_dist.fusion.label_shift.estimate`.
     """
-    folds, count, _ = by_fold.shape
-    as_labeled = by_fold[np.arange(count) % folds, np.arange(count)].astype(np.float64)
+    folds, count, _ = fold_predictions.shape
+    as_labeled = fold_predictions[np.arange(count) % folds, np.arange(count)].astype(np.float64)
     found = label_shift.estimate(as_labeled, held_out, truth, seed, groups=groups)
     enough = min(len(truth), count) >= FLOOR
     p_value = shift_test.p_value(as_labeled, held_out, truth, seed, groups) if enough else 1.0

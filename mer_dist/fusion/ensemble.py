@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError
-from mer_dist.fusion.layers import Streams
-from mer_dist.fusion.models import Inputs, Model, build
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.layers import RngStreams
+from mer_dist.fusion.members import FusionModel, build
 from mer_dist.fusion.replay import Replayed, recordable
 from mer_dist.storage.files import fingerprint
 
@@ -29,8 +30,8 @@ STEP_NUMBERS = 2**23
 
 
 @dataclass
-class Lesson:
-    """What one member learns from: clips with a target and a weight, and its seed."""
+class MemberData:
+    """What one member of an ensemble learns from: clips with a target and a weight, and its seed."""
 
     #: (n,) int64 clip numbers.
     rows: Tensor
@@ -50,40 +51,40 @@ def seed_of(*parts: int | str) -> int:
 
 
 def train(
-    inputs: Inputs,
-    lessons: list[Lesson],
+    inputs: FeatureBatch,
+    members: list[MemberData],
     config: FuseConfig,
     steps: int = 0,
     start: dict[str, Tensor] | None = None,
     between: Callable[[], None] = lambda: None,
-) -> tuple[Model, Tensor]:
-    """Train one member per lesson, as many side by side as the device takes well.
+) -> tuple[FusionModel, Tensor]:
+    """Train these members, as many side by side as the device takes well.
 
     Args:
         inputs: standardised.
-        steps: optimizer steps in an epoch; 0: as many as show the longest lesson once.
+        steps: optimizer steps in an epoch; 0: as many as show the clips of every member once.
         start: the state of a model with the same members to go on from; None: random weights.
         between: called before each step; what it raises ends the training.
 
     Returns:
         The model, and its mean loss ``(E, epochs)``.
     """
-    steps = steps or max(-(-len(lesson.rows) // config.batch) for lesson in lessons)
-    size = _side_by_side(inputs, config, len(lessons))
+    steps = steps or max(-(-len(member.rows) // config.batch) for member in members)
+    size = _side_by_side(inputs, config, len(members))
     states, losses = [], []
-    for first in range(0, len(lessons), size):
+    for first in range(0, len(members), size):
         own = slice(first, first + size)
         begin = start and {name: value[own] for name, value in start.items()}
-        model, curves = _train(inputs, lessons[own], config, steps, begin, between)
+        model, curves = _train(inputs, members[own], config, steps, begin, between)
         states.append(model.state_dict())
         losses.append(curves)
     if len(states) > 1:
-        model = _build(inputs, lessons, config)
+        model = _build(inputs, members, config)
         model.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
     return model.eval(), torch.cat(losses)
 
 
-def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
+def _side_by_side(inputs: FeatureBatch, config: FuseConfig, members: int) -> int:
     """How many members train at once: all of them on a GPU."""
     if inputs.values[0].is_cuda:
         return members
@@ -93,31 +94,31 @@ def _side_by_side(inputs: Inputs, config: FuseConfig, members: int) -> int:
     return -(-members // groups)
 
 
-def _build(inputs: Inputs, lessons: list[Lesson], config: FuseConfig) -> Model:
-    seeds = [lesson.seed for lesson in lessons]
-    dropout = [config.dropout[0] if lesson.dropout is None else lesson.dropout for lesson in lessons]
-    return build(inputs, lessons[0].targets.shape[1], config, seeds, dropout)
+def _build(inputs: FeatureBatch, members: list[MemberData], config: FuseConfig) -> FusionModel:
+    seeds = [member.seed for member in members]
+    dropout = [config.dropout[0] if member.dropout is None else member.dropout for member in members]
+    return build(inputs, members[0].targets.shape[1], config, seeds, dropout)
 
 
 def _train(
-    inputs: Inputs,
-    lessons: list[Lesson],
+    inputs: FeatureBatch,
+    members: list[MemberData],
     config: FuseConfig,
     steps: int,
     start: dict[str, Tensor] | None,
     between: Callable[[], None],
-) -> tuple[Model, Tensor]:
+) -> tuple[FusionModel, Tensor]:
     """One group of members."""
-    model = _build(inputs, lessons, config)
+    model = _build(inputs, members, config)
     if start is not None:
         model.load_state_dict(start)
     model.train()
-    step = _Step(model, inputs, lessons, config)
-    run = Replayed(step, step.rows.device, config.epochs * steps)
+    step = _Step(model, inputs, members, config)
+    run = Replayed(step, step.rows.device, config.epochs * steps if model.recordable else 0)
     curves = []
     with recordable(step.rows.device):
         for epoch in range(config.epochs):
-            whole = _epoch(lessons, model.streams, steps * config.batch)
+            whole = _epoch(members, model.streams, steps * config.batch)
             batches = zip(*(part.split(config.batch, 1) for part in whole), strict=True)
             losses = []
             for number, (rows, targets, weights) in enumerate(batches):
@@ -141,9 +142,11 @@ class _Step:
     So a GPU can replay it: see :class:`mer_dist.fusion.replay.Replayed`.
     """
 
-    def __init__(self, model: Model, inputs: Inputs, lessons: list[Lesson], config: FuseConfig):
+    def __init__(
+        self, model: FusionModel, inputs: FeatureBatch, members: list[MemberData], config: FuseConfig
+    ):
         self.model, self.inputs, self.config = model, inputs, config
-        some, batch = lessons[0], (len(lessons), config.batch)
+        some, batch = members[0], (len(members), config.batch)
         self.rows = some.rows.new_empty(batch)
         self.targets = some.targets.new_empty(*batch, some.targets.shape[1])
         self.weights = some.weights.new_empty(batch)
@@ -177,14 +180,14 @@ class _Step:
         return loss.detach()
 
 
-def _epoch(lessons: list[Lesson], streams: Streams, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _epoch(members: list[MemberData], streams: RngStreams, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each member's rows ``(E, length)`` of an epoch in its own order, targets and weights."""
-    orders = [streams.order(own, len(les.rows), length) for own, les in enumerate(lessons)]
-    pairs = list(zip(lessons, orders, strict=True))
+    orders = [streams.order(own, len(member.rows), length) for own, member in enumerate(members)]
+    pairs = list(zip(members, orders, strict=True))
     return (
-        torch.stack([lesson.rows[order] for lesson, order in pairs]),
-        torch.stack([lesson.targets[order] for lesson, order in pairs]),
-        torch.stack([(lesson.weights / lesson.weights.mean())[order] for lesson, order in pairs]),
+        torch.stack([member.rows[order] for member, order in pairs]),
+        torch.stack([member.targets[order] for member, order in pairs]),
+        torch.stack([(member.weights / member.weights.mean())[order] for member, order in pairs]),
     )
 
 
@@ -194,7 +197,9 @@ def _warm_cosine(done: float, warm: float = 0.1) -> float:
 
 
 @torch.no_grad()
-def predict(model: Model, inputs: Inputs, rows: Tensor, between: Callable[[], None] = lambda: None) -> Tensor:
+def predict(
+    model: FusionModel, inputs: FeatureBatch, rows: Tensor, between: Callable[[], None] = lambda: None
+) -> Tensor:
     """Log probabilities ``(E, n, C)`` of the ``(n,)`` rows, on the CPU; ``between`` as in :func:`train`."""
     members = len(model.streams.generators)
     at_once = (PREDICT_ROWS_GPU if rows.is_cuda else PREDICT_ROWS) // members

@@ -34,7 +34,7 @@ class Chance:
     some: bool
 
 
-class Streams:
+class RngStreams:
     """One random stream per member, so that a member never depends on its neighbours.
 
     Weights and orders come from a generator per member. So does what is dropped on a CPU; a GPU
@@ -42,7 +42,7 @@ class Streams:
     """
 
     def __init__(self, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32):
-        self.device, self.dtype = device, dtype
+        self.seeds, self.device, self.dtype = seeds, device, dtype
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.counted = Counted(seeds, device) if counts(device) else None
 
@@ -90,7 +90,7 @@ class Streams:
 class Linear(nn.Module):
     """A linear layer per member: ``(E, ..., in)`` to ``(E, ..., out)``."""
 
-    def __init__(self, streams: Streams, inputs: int, outputs: int):
+    def __init__(self, streams: RngStreams, inputs: int, outputs: int):
         super().__init__()
         bound = inputs**-0.5
         self.weight = nn.Parameter((2 * streams.uniform(inputs, outputs) - 1) * bound)
@@ -103,7 +103,7 @@ class Linear(nn.Module):
 class Dropout(nn.Module):
     """Inverted dropout, its chance rounded to 1/256: one for all members or one for each."""
 
-    def __init__(self, streams: Streams, chances: float | list[float]):
+    def __init__(self, streams: RngStreams, chances: float | list[float]):
         super().__init__()
         self.streams, self.chance = streams, streams.chance(chances)
         self.scale = 1 / (1 - self.chance.parts.to(streams.dtype) / 256)
@@ -124,7 +124,7 @@ def norm(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention as plain matrix products: over so few tokens nothing is faster."""
 
-    def __init__(self, streams: Streams, width: int, heads: int, dropout: list[float]):
+    def __init__(self, streams: RngStreams, width: int, heads: int, dropout: list[float]):
         super().__init__()
         self.heads = heads
         self.query = Linear(streams, width, width)
@@ -151,7 +151,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Sequential):
     """Two linear layers, wider in between."""
 
-    def __init__(self, streams: Streams, width: int, dropout: list[float]):
+    def __init__(self, streams: RngStreams, width: int, dropout: list[float]):
         super().__init__(
             Linear(streams, width, 2 * width),
             nn.GELU(),

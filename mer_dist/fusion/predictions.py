@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file
 
 from mer_dist.core.errors import reading
 from mer_dist.core.records import LABELED
 from mer_dist.corpus import table
+from mer_dist.features.join import Clips
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic
 from mer_dist.storage.run_folder import Run
 
 #: The probe of all fused sets side by side; no feature set has such a name.
 ALL_SETS = "@all"
-_AGAIN = "delete its folder and run fuse"
+AGAIN = "delete its folder and run fuse"
 SHOWN = 3
 
 
@@ -42,6 +42,21 @@ class Predictions:
     probability: np.ndarray
     #: (N,) int: index into ``labels``.
     answer: np.ndarray
+
+    @classmethod
+    def of(
+        cls, clips: Clips, title: str, probability: np.ndarray, answer: np.ndarray | None = None
+    ) -> Predictions:
+        """Of all ``clips``; without ``answer`` the most probable label of each."""
+        return cls(
+            title=title,
+            labels=clips.labels,
+            names=clips.names,
+            labeled=clips.labeled,
+            fold=clips.fold,
+            probability=probability,
+            answer=probability.argmax(1) if answer is None else answer,
+        )
 
     def answers(self) -> dict[str, str]:
         """name -> label."""
@@ -71,7 +86,7 @@ def read(path: Path) -> Predictions:
     Raises:
         UserError: it is not readable.
     """
-    with reading(path, _AGAIN):
+    with reading(path, AGAIN):
         return _understood(parquet.read(path))
 
 
@@ -90,16 +105,6 @@ def _understood(content: pa.Table) -> Predictions:
         probability=np.stack([content[f"p_{label}"].to_numpy() for label in labels], 1),
         answer=np.array([index[label] for label in content["answer"].to_pylist()]),
     )
-
-
-def array(path: Path, name: str) -> np.ndarray:
-    """One of the arrays that lie beside predictions, in safetensors.
-
-    Raises:
-        UserError: the file is not readable.
-    """
-    with reading(path, _AGAIN):
-        return load_file(path)[name]
 
 
 def voted(run: Run) -> dict[str, str]:

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from mer_dist.config import config as configuration
+from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, as_dict
 from mer_dist.core.errors import UserError
 from mer_dist.corpus import table
@@ -93,12 +94,16 @@ def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
     if number == 0:
         model = as_dict(config.fuse)
         del model["labels"], model["sets"]
-        made_from = files.fingerprint([before.made_from, model, config.run.seed, ROUND_VERSION])
+        code = fusion_models.code_of(config.fuse.model)
+        parts = [before.made_from, model, config.run.seed, ROUND_VERSION, *([code] if code else [])]
+        made_from = files.fingerprint(parts)
         settings = {
             "settings of fuse": files.fingerprint(model),
             "run.seed": str(config.run.seed),
             "version of mer_dist": str(ROUND_VERSION),
         }
+        if code:
+            settings["code of fuse.model"] = files.fingerprint(code)
         return Recipe(made_from, before.of | settings)
     learned = config.self_train
     precision = learned.precision if learned.rule == "precision" else None

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from mer_dist.config import fusion_models
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.log import logger
 from mer_dist.features.join import Clips
-from mer_dist.fusion import label_shift, predictions, pseudo_label_log, pseudo_labels, recipes
+from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes
+from mer_dist.fusion.cross_fitted import CrossFittedRound
+from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.pseudo_labels import Selection
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
@@ -37,14 +39,12 @@ from mer_dist.storage.run_folder import RoundFolder, Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mer_dist.fusion.ensemble import Lesson
-    from mer_dist.fusion.models import Inputs, Model
-
-#: A probability below this counts as this much when likelihoods are compared.
-TINY = 1e-6
+    from mer_dist.fusion.batch import FeatureBatch
+    from mer_dist.fusion.ensemble import MemberData
+    from mer_dist.fusion.members import FusionModel
 
 
-def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], Inputs]) -> Recipe:
+def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], FeatureBatch]) -> Recipe:
     """Run the rounds that are missing, the supervised round 0 among them.
 
     Args:
@@ -98,30 +98,6 @@ def title(number: int, model: str = "agt") -> str:
     return name if number == 0 else f"{name} + self-training round {number}"
 
 
-def by_fold(run: Run, number: int) -> np.ndarray:
-    """(K, U, C): probabilities of the unlabelled clips by the models of each fold."""
-    return predictions.array(run.round(number).fold_predictions, "probability")
-
-
-def present(run: Run) -> np.ndarray:
-    """(N,) bool: clips that have any of the fused modalities."""
-    return predictions.array(run.round(0).fold_predictions, "present").astype(bool)
-
-
-def held_out(run: Run) -> np.ndarray:
-    """(K, L, C): probabilities of the labelled clips by models that left out fold k and their own.
-
-    NaN for the clips of fold k itself, those without any modality, and all where K is 2. Used by
-    whatever is fitted for fold k: temperature, thresholds, and the weights of the vote.
-    """
-    return predictions.array(run.round(0).fold_predictions, "held_out")
-
-
-def chosen_dropout(run: Run) -> np.ndarray:
-    """(K,): what round 0 found best for the models of each fold."""
-    return predictions.array(run.round(0).fold_predictions, "dropout")
-
-
 def _members(folds: int, seeds: int) -> list[str]:
     return [f"fold-{fold}/seed-{seed}" for fold in range(folds) for seed in range(seeds)]
 
@@ -129,7 +105,7 @@ def _members(folds: int, seeds: int) -> list[str]:
 class _Round:
     """One round: pseudo-labels, K × S models, their predictions."""
 
-    def __init__(self, config: Config, clips: Clips, inputs: Inputs, number: int, part: float):
+    def __init__(self, config: Config, clips: Clips, inputs: FeatureBatch, number: int, part: float):
         self.config, self.clips, self.inputs = config, clips, inputs
         self.number, self.part = number, part
         self.title = title(number, config.fuse.model)
@@ -143,39 +119,45 @@ class _Round:
         from mer_dist.fusion import ensemble
 
         started = time.monotonic()
-        facts = {} if self.number else self._without_pairs()
-        dropout = chosen_dropout(self.out) if self.number else facts["dropout"]
+        if self.number:
+            first = CrossFittedRound.load(self.out, 0)
+            dropout, nested_oof = first.dropout, first.nested_oof
+        else:
+            dropout, nested_oof = self._nested()
         chosen = self._pseudo_labels() if self.number else []
-        lessons = [
-            self._lesson([fold], seed, dropout[fold], chosen[fold] if chosen else None)
+        members = [
+            self._member_data([fold], seed, dropout[fold], chosen[fold] if chosen else None)
             for fold in range(self.clips.folds)
             for seed in range(self.config.fuse.seeds)
         ]
         model, losses = ensemble.train(
-            self.inputs, lessons, self.config.fuse, self._steps(), self._start(), self._between
+            self.inputs, members, self.config.fuse, self._steps(), self._start(), self._between
         )
         every = self._predict(model)
-        kept = facts | {
-            "probability": np.ascontiguousarray(every[:, self.unlabeled], np.float32),
-            "present": self.present.astype(np.uint8),
-        }
-        told, labeled = self._predictions(every), self.clips.labeled
-        waf = metrics.waf(self.clips.truth[labeled], told.answer[labeled])
+        made = CrossFittedRound(
+            number=self.number,
+            oof=self._out_of_fold(every),
+            nested_oof=nested_oof,
+            fold_predictions=np.ascontiguousarray(every[:, self.unlabeled], np.float32),
+            present=self.present,
+            dropout=dropout,
+        )
+        labeled = self.clips.labeled
+        waf = metrics.waf(self.clips.truth[labeled], made.oof.answer[labeled])
         seconds = time.monotonic() - started
         timings.note(
             self.out, "fuse", self.out.round(self.number).folder, seconds=seconds, clips=len(self.clips.names)
         )
         with files.atomic_folder(self.out.round(self.number).folder) as folder:
-            made = RoundFolder(folder)
-            predictions.write(made.predictions, told)
-            save_file(kept, made.fold_predictions)
-            self._write_models(made.models, model)
-            self._write_curves(made.curves, losses.numpy())
+            own = RoundFolder(folder)
+            made.save(own)
+            self._write_models(own.models, model)
+            self._write_curves(own.curves, losses.numpy())
             if chosen:
-                self._write_lineage(made.pseudo_label_log, chosen)
+                self._write_lineage(own.pseudo_label_log, chosen)
             files.mark(folder, recipe.made_from, of=recipe.of, clips=len(self.clips.names), oof_waf=waf)
         logger.info(
-            "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", told.title, len(lessons), 100 * waf, seconds
+            "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", self.title, len(members), 100 * waf, seconds
         )
         return files.mark_of(self.out.round(self.number).folder)
 
@@ -186,8 +168,8 @@ class _Round:
     def _pseudo_labels(self) -> list[Selection]:
         """Per fold the pseudo-labels that its own models of the round before give."""
         labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
-        chosen = []
-        for told, judged in zip(by_fold(self.out, self.number - 1), held_out(self.out), strict=True):
+        before, chosen = CrossFittedRound.load(self.out, self.number - 1), []
+        for told, judged in zip(before.fold_predictions, before.nested_oof, strict=True):
             known = np.isfinite(judged).all(1)
             chosen.append(
                 pseudo_labels.pseudo_labels(
@@ -217,7 +199,7 @@ class _Round:
     def _steps(self) -> int:
         """Steps of an epoch: as many as show the labelled clips and the part that may be taken.
 
-        Not what was taken: all folds take the same number of steps, so the longest lesson would
+        Not what was taken: all folds take the same number of steps, so the largest fold would
         tell every fold of the others. Of more clips an epoch shows a random part.
         """
         longest = max(self.present[self.clips.outside(fold)].sum() for fold in range(self.clips.folds))
@@ -235,14 +217,14 @@ class _Round:
         with reading(path, "delete its folder and run fuse"):
             return load_file(path, device)
 
-    def _lesson(
-        self, without: list[int], seed: int, dropout: float, chosen: Selection | None = None
-    ) -> Lesson:
+    def _member_data(
+        self, held_out_folds: list[int], seed: int, dropout: float, chosen: Selection | None = None
+    ) -> MemberData:
         import torch
 
-        from mer_dist.fusion.ensemble import Lesson, seed_of
+        from mer_dist.fusion.ensemble import MemberData, seed_of
 
-        rows = self.clips.outside(*without)
+        rows = self.clips.outside(*held_out_folds)
         rows = rows[self.present[rows]]
         label, weight = self.clips.truth[rows], np.ones(len(rows))
         if chosen is not None:
@@ -251,8 +233,8 @@ class _Round:
             label = np.concatenate([label, chosen.label[taken]])
             weight = np.concatenate([weight, chosen.weight[taken]])
         device = self.inputs.values[0].device
-        own = seed_of(self.config.run.seed, "round", self.number, "without", *without, "seed", seed)
-        return Lesson(
+        own = seed_of(self.config.run.seed, "round", self.number, "without", *held_out_folds, "seed", seed)
+        return MemberData(
             rows=torch.from_numpy(rows).to(device),
             targets=torch.eye(self.classes, device=device)[torch.from_numpy(label).to(device)],
             weights=torch.from_numpy(weight).float().to(device),
@@ -260,7 +242,7 @@ class _Round:
             dropout=float(dropout),
         )
 
-    def _predict(self, model: Model) -> np.ndarray:
+    def _predict(self, model: FusionModel) -> np.ndarray:
         """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
         of the labels that the fold's models were trained on."""
         told = self._probability(model, np.flatnonzero(self.present))
@@ -272,7 +254,7 @@ class _Round:
             every[fold, ~self.present] = label_shift.shares(trained_on, self.classes)
         return every
 
-    def _probability(self, model: Model, rows: np.ndarray) -> np.ndarray:
+    def _probability(self, model: FusionModel, rows: np.ndarray) -> np.ndarray:
         import torch
 
         from mer_dist.fusion import ensemble
@@ -280,69 +262,65 @@ class _Round:
         on_device = torch.from_numpy(rows).to(self.inputs.values[0].device)
         return np.exp(ensemble.predict(model, self.inputs, on_device, self._between).double().numpy())
 
-    def _without_pairs(self) -> dict[str, np.ndarray]:
-        """What models without two folds tell: ``held_out``, see :func:`held_out`, and the ``dropout``
-        (K,) of each fold's models, of ``fuse.dropout`` the one with the least loss there.
+    def _nested(self) -> tuple[np.ndarray, np.ndarray]:
+        """The dropout (K,) of each fold's models, and ``nested_oof`` under it.
 
-        A dropout, temperature, threshold or weight of the vote fitted on plain out-of-fold
-        predictions would carry the labels of fold k into its own models, pseudo-labels or
-        answers, since the models of all other folds know them. One model per pair of folds, and
-        not one per seed, will do. They are trained in round 0 alone: those of later rounds would
-        need pseudo-labels from models without three folds, and so on. Later rounds are surer than
-        the temperature knows.
+        With plain out-of-fold predictions the labels of fold k would go on into its own models,
+        pseudo-labels or answers. One model per pair of folds, and not one per seed, will do. They are
+        trained in round 0 alone: those of later rounds would need pseudo-labels from models without three
+        folds, and so on. Later rounds are surer than the temperature knows.
         """
+        options = self._dropouts()
+        pairs = [
+            pair
+            for pair in combinations(range(self.clips.folds), 2)
+            if self.present[self.clips.outside(*pair)].any()
+        ]
+        predicted = self._without_two_folds(options, pairs) if pairs else []
+        dropout, nested_oof = nested.select(self.clips, options, predicted, options[len(options) // 2])
+        if pairs:
+            logger.info("%s: dropout by fold: %s", self.title, ", ".join(map(str, dropout)))
+        return dropout, nested_oof
+
+    def _without_two_folds(
+        self, options: np.ndarray, pairs: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, tuple[int, int], np.ndarray, np.ndarray]]:
+        """What models without two folds predict, as :func:`nested.select` takes it."""
         from mer_dist.fusion import ensemble
 
-        clips, options, labeled = self.clips, self._dropouts(), np.flatnonzero(self.clips.labeled)
-        pairs = [
-            pair for pair in combinations(range(clips.folds), 2) if self.present[clips.outside(*pair)].any()
-        ]
-        told = np.full((len(options), clips.folds, len(labeled), self.classes), np.nan, np.float32)
-        usual = np.full(clips.folds, options[len(options) // 2])
-        if not pairs:
-            return {"held_out": told[0], "dropout": usual}
-        lessons = [self._lesson([*pair], 0, option) for option in options for pair in pairs]
-        model, _ = ensemble.train(self.inputs, lessons, self.config.fuse, between=self._between)
+        members = [self._member_data([*pair], 0, option) for option in options for pair in pairs]
+        model, _ = ensemble.train(self.inputs, members, self.config.fuse, between=self._between)
+        labeled = np.flatnonzero(self.clips.labeled)
         rows = np.flatnonzero(self.present[labeled])
-        fold, every = clips.fold[labeled[rows]], self._probability(model, labeled[rows])
+        every = self._probability(model, labeled[rows])
         for (option, pair), probability in zip(product(range(len(options)), pairs), every, strict=True):
-            for without, other in (pair, pair[::-1]):
-                told[option, without, rows[fold == other]] = probability[fold == other]
-        right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]]
-        best = np.nansum(-np.log(np.maximum(right, TINY)), 2).argmin(0)
-        logger.info("%s: dropout by fold: %s", self.title, ", ".join(map(str, options[best])))
-        return {"held_out": told[best, np.arange(clips.folds)], "dropout": options[best]}
+            yield option, pair, rows, probability
 
     def _dropouts(self) -> np.ndarray:
-        """The values to choose from; a linear model has no use for any."""
-        options = self.config.fuse.dropout
-        return np.array(options[:1] if self.config.fuse.model == "linear" else options)
+        """The values to choose from; some models, such as linear, have no use for any."""
+        options, model = self.config.fuse.dropout, fusion_models.find(self.config.fuse.model)
+        return np.array(options if "dropout" in model.options else options[:1])
 
-    def _predictions(self, by_fold: np.ndarray) -> predictions.Predictions:
-        clips = self.clips
-        probability = by_fold.mean(0)
-        own = np.flatnonzero(clips.labeled)
-        probability[own] = by_fold[clips.fold[own], own]
-        return predictions.Predictions(
-            title=self.title,
-            labels=clips.labels,
-            names=clips.names,
-            labeled=clips.labeled,
-            fold=clips.fold,
-            probability=probability,
-            answer=probability.argmax(1),
-        )
+    def _out_of_fold(self, every: np.ndarray) -> Predictions:
+        """Of what the models of each fold predict for all clips, (K, N, C)."""
+        probability = every.mean(0)
+        own = np.flatnonzero(self.clips.labeled)
+        probability[own] = every[self.clips.fold[own], own]
+        return Predictions.of(self.clips, self.title, probability)
 
     def _write_curves(self, path: Path, losses: np.ndarray) -> None:
-        by_fold = losses.reshape(self.clips.folds, -1, losses.shape[1]).mean(1)
-        curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(by_fold.tolist())]
+        fold_losses = losses.reshape(self.clips.folds, -1, losses.shape[1]).mean(1)
+        curves = [{"fold": fold, "train_loss": curve} for fold, curve in enumerate(fold_losses.tolist())]
         files.write_json(path, {"folds": curves})
 
-    def _write_models(self, path: Path, model: Model) -> None:
+    def _write_models(self, path: Path, model: FusionModel) -> None:
         """Their state, in the order of :func:`_members`."""
         from safetensors.torch import save_file as save_tensors
 
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        # Each by itself: weights that a module ties share their bytes, which safetensors refuses.
+        state = {
+            name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()
+        }
         members = _members(self.clips.folds, self.config.fuse.seeds)
         save_tensors(state, path, {"members": " ".join(members)})
 

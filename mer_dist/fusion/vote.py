@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mer_dist.core.log import logger
 from mer_dist.corpus import table
 from mer_dist.features.join import Clips
 from mer_dist.fusion import correction, decisions, label_shift, predictions
+from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe, wanted_names
 from mer_dist.shards import manifest
@@ -39,19 +41,16 @@ MOST_PROBABLE = "most probable label, as no correction is applied"
 def vote(
     config: Config,
     clips: Clips,
-    members: list[Predictions],
-    held_out: np.ndarray,
-    by_fold: np.ndarray,
-    present: np.ndarray,
+    first: CrossFittedRound,
+    others: Sequence[CrossFitted | CrossFittedRound],
     recipe: Recipe,
 ) -> None:
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
     Args:
-        members: predictions with the rows of ``clips``; the first one is AGT before self-training.
-        held_out: (M, K, L, C); see :func:`pool`.
-        by_fold: (K, U, C), what that AGT's models of each fold say of the U unlabelled clips.
-        present: (N,) bool, False for clips without any modality: they tell nothing of the prior.
+        first: round 0, before self-training: its ``fold_predictions`` tell of the prior, and ``present``
+            which clips tell nothing of it.
+        others: the voters beside it.
 
     Raises:
         UserError: ``vote.names`` names clips that this run cannot answer.
@@ -60,10 +59,12 @@ def vote(
     run = Run(config.run.folder)
     names, lost = _asked(config, clips, run)
     asked = ~clips.labeled & np.isin(clips.names, names)
-    probability = np.stack([member.probability for member in members])
-    pooled, weights = pool(probability, held_out, clips, present, config.vote.kind)
-    told = _prior(config, clips, members[0], by_fold, pooled, asked, present)
-    titles = [member.title for member in members]
+    voters, present = [first, *others], first.present
+    probability = np.stack([voter.oof.probability for voter in voters])
+    nested_oof = np.stack([voter.nested_oof for voter in voters])
+    pooled, weights = pool(probability, nested_oof, clips, present, config.vote.kind)
+    told = _prior(config, clips, first, pooled, asked)
+    titles = [voter.oof.title for voter in voters]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
     told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
     told["answered_by"] = EXPECTED_WAF if told["applied"] else MOST_PROBABLE
@@ -71,15 +72,7 @@ def vote(
         old, new = np.array(told["labeled"]), np.array(told["used"])
         pooled[~clips.labeled] = label_shift.adapt(pooled[~clips.labeled], old, new)
     answer = _answers(pooled, clips, asked, present, told["applied"])
-    made = Predictions(
-        title=TITLE,
-        labels=clips.labels,
-        names=clips.names,
-        labeled=clips.labeled,
-        fold=clips.fold,
-        probability=pooled,
-        answer=answer,
-    )
+    made = Predictions.of(clips, TITLE, pooled, answer)
     common = clips.labels[int(np.argmax(told["used"]))]
     timings.note(run, "fuse", run.vote.folder, seconds=time.monotonic() - started, clips=len(clips.names))
     with files.atomic_folder(run.vote.folder) as folder:
@@ -122,7 +115,7 @@ def _how(corrected: bool, moved: int, asked: int) -> str:
 
 
 def pool(
-    probability: np.ndarray, held_out: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
+    probability: np.ndarray, nested_oof: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the members say together, weighted and calibrated: ``(N, C)``, and the weights.
 
@@ -132,8 +125,7 @@ def pool(
 
     Args:
         probability: (M, N, C), out of fold for labelled clips.
-        held_out: (M, K, L, C), what models without fold k and their own say of the L labelled
-            clips; NaN where there are none. Weights and calibration for fold k come from these.
+        nested_oof: (M, K, L, C), see :class:`CrossFitted`. Weights and calibration for fold k come from these.
         present: (N,) bool, False for clips without any modality.
 
     Returns:
@@ -142,7 +134,7 @@ def pool(
     pooled, weights = np.empty(probability.shape[1:]), []
     labeled = np.flatnonzero(clips.labeled)
     for fold in (*range(clips.folds), -1):
-        judged = held_out[:, fold] if fold >= 0 else probability[:, labeled]
+        judged = nested_oof[:, fold] if fold >= 0 else probability[:, labeled]
         known = np.isfinite(judged).all((0, 2))
         judged, truth = judged[:, known].astype(np.float64), clips.truth[labeled[known]]
         rows = np.flatnonzero(clips.fold == fold)
@@ -159,15 +151,10 @@ def pool(
 
 
 def _prior(
-    config: Config,
-    clips: Clips,
-    agt: Predictions,
-    by_fold: np.ndarray,
-    pooled: np.ndarray,
-    asked: np.ndarray,
-    present: np.ndarray,
+    config: Config, clips: Clips, first: CrossFittedRound, pooled: np.ndarray, asked: np.ndarray
 ) -> dict:
     """Which prior, where it comes from, and whether correcting for it is worth while."""
+    present = first.present
     rows, asked = np.flatnonzero(clips.labeled & present), asked & present
     truth, seed = clips.truth[clips.labeled], config.run.seed
     own = label_shift.shares(truth, len(clips.labels))
@@ -188,8 +175,10 @@ def _prior(
             "decided_by": correction.BY_FLOOR,
         }
     truth, groups = clips.truth[rows], _groups(config, clips.names)
-    others = by_fold[:, asked[~clips.labeled]]
-    evidence = correction.gather(agt.probability[rows], truth, others, seed, (groups[rows], groups[asked]))
+    others = first.fold_predictions[:, asked[~clips.labeled]]
+    evidence = correction.gather(
+        first.oof.probability[rows], truth, others, seed, (groups[rows], groups[asked])
+    )
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
     verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
     if new is not None and verdict.by == correction.BY_ESTIMATES:

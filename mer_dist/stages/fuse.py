@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain
 
-import numpy as np
-import safetensors.numpy
-
+from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
@@ -20,9 +18,10 @@ from mer_dist.core.records import Problem
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion import predictions, recipes
+from mer_dist.fusion import recipes
 from mer_dist.fusion.baseline import probe
-from mer_dist.fusion.predictions import ALL_SETS, Predictions
+from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
+from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.storage import files, quarantine, timings
@@ -89,7 +88,7 @@ def fuse(config: Config) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
-    from mer_dist.fusion.self_training import by_fold, held_out, present, self_train
+    from mer_dist.fusion.self_training import self_train
     from mer_dist.fusion.vote import check_names, publish, tell, vote
 
     run = Run(config.run.folder)
@@ -117,37 +116,34 @@ def fuse(config: Config) -> None:
     if files.marked(run.vote.folder, recipe.made_from):
         logger.info("vote: already there")
     else:
-        rounds = [one.predictions for one in run.rounds()]
-        paths = [*rounds, *(run.probes.predictions(name) for name in voting)]
-        members = [predictions.read(path) for path in paths]
-        # Later rounds have no models without two folds: round 0 speaks for them all.
-        judged = [
-            *[held_out(run)] * len(rounds),
-            *(predictions.array(run.probes.nested_oof(name), "held_out") for name in voting),
+        others: list[CrossFitted | CrossFittedRound] = [
+            *(CrossFittedRound.load(run, one.number) for one in run.rounds()[1:]),
+            *(CrossFitted.load(run, name) for name in voting),
         ]
-        vote(config, clips, members, np.stack(judged), by_fold(run, 0), present(run), recipe)
+        vote(config, clips, CrossFittedRound.load(run, 0), others, recipe)
     publish(run)
-    tell(config, clips, present(run), run)
+    tell(config, clips, CrossFittedRound.load(run, 0).present, run)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
     """The features of all clips as tensors on the device; each set's own copy is let go at once."""
     import torch
 
-    from mer_dist.fusion.models import Inputs
+    from mer_dist.fusion.batch import FeatureBatch
 
     torch.set_num_threads(config.run.threads)
     found = [_of_set(config, sets, name) for name in fused]
     merged = (
         [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")
     )
-    inputs = Inputs(*merged)
+    inputs = FeatureBatch(*merged)
     together = torch.stack([mask.any(-1) for mask in inputs.mask]).sum(0)
     if len(fused) > 1 and together.max() < 2:
         raise UserError(
             f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names the same?"
         )
-    if config.fuse.model == "agt" and config.fuse.guide not in inputs.modality:
+    model = fusion_models.find(config.fuse.model)
+    if "query_modality" in model.options and config.fuse.guide not in inputs.modality:
         logger.warning(
             "no fused set is %s (fuse.guide): a learned query asks in its place", config.fuse.guide
         )
@@ -158,7 +154,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     """One feature set, standardised, in half precision if it is large."""
     import torch
 
-    from mer_dist.fusion.models import Inputs, standardize
+    from mer_dist.fusion.batch import FeatureBatch, standardize
 
     features = sets.read(name)
     sets.kept.pop(name, None)  # nothing reads it again, and its own vectors may be standardised in place
@@ -167,7 +163,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     else:
         tokens, mask = (part[:, None] for part in features.utterances(sets.clips.names))
     inputs = standardize(
-        Inputs([str(features.modality)], [torch.from_numpy(tokens)], [torch.from_numpy(mask)])
+        FeatureBatch([str(features.modality)], [torch.from_numpy(tokens)], [torch.from_numpy(mask)])
     )
     if tokens.nbytes > LARGE:
         inputs.values = [values.half() for values in inputs.values]
@@ -206,21 +202,8 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     """Probe one modality alone, or all fused sets side by side."""
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
-    told = probe(list(values), list(valid), clips)
-    held_out = safetensors.numpy.save({"held_out": told.held_out})
-    files.write_bytes(sets.run.probes.nested_oof(name), held_out)
-    predictions.write(
-        sets.run.probes.predictions(name),
-        Predictions(
-            title=_probe_title(config, name, found[0]),
-            labels=clips.labels,
-            names=clips.names,
-            labeled=clips.labeled,
-            fold=clips.fold,
-            probability=told.probability,
-            answer=told.probability.argmax(1),
-        ),
-    )
+    title = _probe_title(config, name, found[0])
+    probe(list(values), list(valid), clips, title).save(sets.run, name)
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

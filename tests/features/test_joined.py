@@ -85,7 +85,7 @@ def test_a_copy_that_was_trained_on_the_clips_it_offers_is_refused(run):
     clips = clips_of()
     # A copy that knew the labels would write them into its features, and they would be found.
     leak = np.eye(3)[clips.truth]
-    assert (probe([leak], [np.ones(LABELED, bool)], clips).probability.argmax(1) == clips.truth).all()
+    assert (probe([leak], [np.ones(LABELED, bool)], clips).oof.probability.argmax(1) == clips.truth).all()
     own = [row for row in range(LABELED) if row % FOLDS == 0]
     stolen = [row for row in range(LABELED) if row % FOLDS == 1][:1]
     rows = own + stolen

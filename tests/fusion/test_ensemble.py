@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError
 from mer_dist.fusion import ensemble
-from mer_dist.fusion.ensemble import Lesson, predict, seed_of, train
-from mer_dist.fusion.models import KINDS, Inputs
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.ensemble import MemberData, predict, seed_of, train
 
 SMALL = {
     "width": 16,
@@ -29,17 +30,17 @@ EVERY = torch.arange(CLIPS)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def inputs_of(dtype: torch.dtype = torch.float32, tokens: int = 2) -> Inputs:
+def inputs_of(dtype: torch.dtype = torch.float32, tokens: int = 2) -> FeatureBatch:
     """Clips that each lack something, now and then a modality."""
     random = torch.Generator().manual_seed(0)
     values = [torch.randn(CLIPS, tokens, size, generator=random).to(dtype) for size in (5, 7, 6)]
     masks = [torch.rand(CLIPS, tokens, generator=random) > 0.2 for _ in values]
     masks[0][::5] = False
     masks[2][:, 0] = True
-    return Inputs(["audio", "video", "text"], values, masks)
+    return FeatureBatch(["audio", "video", "text"], values, masks)
 
 
-def lessons_of(dtype: torch.dtype = torch.float32) -> list[Lesson]:
+def lessons_of(dtype: torch.dtype = torch.float32) -> list[MemberData]:
     """K × S lessons of different length, as folds and pseudo-labels make them."""
     random, lessons = torch.Generator().manual_seed(1), []
     for fold in range(FOLDS):
@@ -47,7 +48,7 @@ def lessons_of(dtype: torch.dtype = torch.float32) -> list[Lesson]:
         targets = torch.eye(CLASSES, dtype=dtype)[rows % CLASSES]
         weights = torch.rand(len(rows), generator=random).to(dtype) + 0.5
         lessons += [
-            Lesson(rows, targets, weights, seed_of(fold, seed), 0.2 + 0.1 * fold) for seed in range(SEEDS)
+            MemberData(rows, targets, weights, seed_of(fold, seed), 0.2 + 0.1 * fold) for seed in range(SEEDS)
         ]
     return lessons
 
@@ -66,7 +67,7 @@ def side_by_side_and_alone(config: FuseConfig, dtype: torch.dtype) -> tuple[torc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(model):
     config = FuseConfig(**SMALL, model=model, epochs=3)
     together, alone = side_by_side_and_alone(config, torch.float32)
@@ -77,7 +78,7 @@ def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(model):
     config = FuseConfig(**SMALL, model=model, epochs=20)
     together, alone = side_by_side_and_alone(config, torch.float64)
@@ -109,7 +110,7 @@ def test_members_trained_in_groups_are_the_same_and_in_the_same_order(monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_a_member_does_not_depend_on_who_its_neighbours_are(model):
     inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
     told = []
@@ -121,7 +122,7 @@ def test_a_member_does_not_depend_on_who_its_neighbours_are(model):
 
 def test_every_member_sees_its_own_clips_in_its_own_order():
     lessons = lessons_of()
-    streams = ensemble.Streams([lesson.seed for lesson in lessons], torch.device("cpu"))
+    streams = ensemble.RngStreams([lesson.seed for lesson in lessons], torch.device("cpu"))
     first, targets, weights = ensemble._epoch(lessons, streams, 48)
     second, _, _ = ensemble._epoch(lessons, streams, 48)
     for member, lesson in enumerate(lessons):
@@ -141,7 +142,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
 
     def trained(seed):
         lesson = lessons_of()[0]
-        model, _ = train(inputs, [Lesson(lesson.rows, lesson.targets, lesson.weights, seed)], config)
+        model, _ = train(inputs, [MemberData(lesson.rows, lesson.targets, lesson.weights, seed)], config)
         return predict(model, inputs, EVERY)
 
     first = trained(5)
@@ -154,7 +155,7 @@ def test_a_weight_counts_against_the_others_of_its_lesson_and_not_by_its_size():
     inputs, lesson, config = inputs_of(), lessons_of()[0], FuseConfig(**SMALL, epochs=2)
     told = []
     for factor in (1, 4):
-        same = Lesson(lesson.rows, lesson.targets, factor * lesson.weights, lesson.seed)
+        same = MemberData(lesson.rows, lesson.targets, factor * lesson.weights, lesson.seed)
         told.append(predict(train(inputs, [same], config)[0], inputs, EVERY))
     assert torch.equal(*told)
 
@@ -165,7 +166,7 @@ def test_of_two_contradictory_labels_of_a_clip_the_heavy_one_is_predicted():
     twice, labels = EVERY.repeat(2), torch.cat([truth, (truth + 1) % CLASSES])
     light = torch.cat([torch.ones(CLIPS), torch.full((CLIPS,), 0.01)])
     targets = torch.eye(CLASSES)[labels]
-    lessons = [Lesson(twice, targets, weights, 0, 0.0) for weights in (light, light.flip(0))]
+    lessons = [MemberData(twice, targets, weights, 0, 0.0) for weights in (light, light.flip(0))]
     config = FuseConfig(**SMALL | CERTAIN, epochs=40)
     told = predict(train(inputs, lessons, config)[0], inputs, EVERY)
     right = (told.argmax(-1) == torch.stack([truth, (truth + 1) % CLASSES])).float().mean(1)
@@ -210,8 +211,8 @@ def test_prediction_does_not_depend_on_how_many_clips_are_taken_at_once(rows_at_
 @pytest.mark.slow
 def test_half_precision_on_the_host_is_computed_in_single():
     inputs = inputs_of()
-    half = Inputs(inputs.modality, [values.half() for values in inputs.values], inputs.mask)
+    half = FeatureBatch(inputs.modality, [values.half() for values in inputs.values], inputs.mask)
     config = FuseConfig(**SMALL, epochs=2)
-    rounded = Inputs(inputs.modality, [values.float() for values in half.values], inputs.mask)
+    rounded = FeatureBatch(inputs.modality, [values.float() for values in half.values], inputs.mask)
     told = [predict(train(some, lessons_of(), config)[0], some, EVERY) for some in (half, rounded)]
     assert torch.equal(*told) and told[0].dtype == torch.float32

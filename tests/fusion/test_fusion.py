@@ -7,13 +7,15 @@ from functools import cache
 import pytest
 import torch
 
+from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
-from mer_dist.fusion.ensemble import Lesson, predict, train
-from mer_dist.fusion.models import KINDS, Inputs, build, standardize
+from mer_dist.fusion.batch import FeatureBatch, standardize
+from mer_dist.fusion.ensemble import MemberData, predict, train
+from mer_dist.fusion.members import build
 
 SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": [0.2], "feature_dropout": 0.1}
 OPTIONS = [
-    *({"model": model} for model in KINDS),
+    *({"model": model} for model in BUILT_IN),
     *({"guide": guide} for guide in ("video", "text")),
     *({"fusion": fusion} for fusion in ("concatenate", "mean")),
     {"context": False},
@@ -30,25 +32,27 @@ def title_of(option: dict) -> str:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def inputs_of(count: int = 60, tokens: int = 1, seed: int = 0) -> Inputs:
+def inputs_of(count: int = 60, tokens: int = 1, seed: int = 0) -> FeatureBatch:
     random = torch.Generator().manual_seed(seed)
     values = [torch.randn(count, tokens, size, generator=random) for size in (5, 7, 6)]
-    return Inputs(["audio", "video", "text"], values, [torch.ones(count, tokens).bool() for _ in values])
+    return FeatureBatch(
+        ["audio", "video", "text"], values, [torch.ones(count, tokens).bool() for _ in values]
+    )
 
 
-def lesson_of(rows: range, truth: torch.Tensor, seed: int, classes: int = 3) -> Lesson:
+def lesson_of(rows: range, truth: torch.Tensor, seed: int, classes: int = 3) -> MemberData:
     numbers = torch.tensor(rows)
-    return Lesson(numbers, torch.eye(classes)[truth[numbers]], torch.ones(len(numbers)), seed)
+    return MemberData(numbers, torch.eye(classes)[truth[numbers]], torch.ones(len(numbers)), seed)
 
 
-def part_of(inputs: Inputs, places: tuple[int, ...] | list[int]) -> Inputs:
+def part_of(inputs: FeatureBatch, places: tuple[int, ...] | list[int]) -> FeatureBatch:
     """Some of the feature sets."""
-    return Inputs(
+    return FeatureBatch(
         *([getattr(inputs, part)[place] for place in places] for part in ("modality", "values", "mask"))
     )
 
 
-def learnable() -> tuple[Inputs, torch.Tensor]:
+def learnable() -> tuple[FeatureBatch, torch.Tensor]:
     """120 clips whose every modality shows the label."""
     inputs, truth = inputs_of(count=120, tokens=2), torch.arange(120) % 3
     for values in inputs.values:
@@ -99,7 +103,7 @@ def test_every_option_learns_what_is_to_be_learned_and_is_one_of_its_own(option)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 @pytest.mark.parametrize("guide", ["audio", "video", "text"])
 def test_a_guide_without_any_feature_set_is_stood_in_for(model, guide):
     whole, truth = learnable()
@@ -158,7 +162,7 @@ def test_one_modality_alone_can_be_fused_whether_it_guides_or_not(modality):
     everything, truth = inputs_of(), torch.arange(60) % 3
     place = everything.modality.index(modality)
     everything.values[place][:, 0, :3] += 4 * torch.eye(3)[truth]
-    inputs = Inputs([modality], [everything.values[place]], [everything.mask[place]])
+    inputs = FeatureBatch([modality], [everything.values[place]], [everything.mask[place]])
     model, _ = train(inputs, [lesson_of(range(60), truth, 0)], FuseConfig(**SMALL | {"epochs": 40}))
     right = predict(model, inputs, torch.arange(60))[0].argmax(1) == truth
     assert right.float().mean() > 0.9
@@ -191,7 +195,7 @@ def test_no_modality_alone_suffices_but_their_fusion_does():
         centers = 2 * torch.randn(3, 6, generator=random)
         centers[list(confused)] = centers[list(confused)].mean(0)
         values.append((centers[truth] + torch.randn(300, 6, generator=random))[:, None])
-    inputs = Inputs(["audio", "video", "text"], values, [torch.ones(300, 1).bool()] * 3)
+    inputs = FeatureBatch(["audio", "video", "text"], values, [torch.ones(300, 1).bool()] * 3)
     config = FuseConfig(**SMALL | {"epochs": 30})
     right = {}
     for places in ((0,), (1,), (2,), (0, 1, 2)):

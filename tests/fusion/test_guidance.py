@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mer_dist.config.sections import FuseConfig
-from mer_dist.fusion.ensemble import Lesson, predict, train
-from mer_dist.fusion.layers import Attention, FeedForward, Linear, Streams, norm
-from mer_dist.fusion.models import ContextBasedTransformer, Fusion, Inputs, build
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.ensemble import MemberData, predict, train
+from mer_dist.fusion.layers import Attention, FeedForward, Linear, RngStreams, norm
+from mer_dist.fusion.members import build
+from mer_dist.fusion.models import ContextBasedTransformer, Fusion
 
 MEMBERS, CLIPS, GUIDES, GUIDED, WIDTH, HEADS = 2, 5, 4, 3, 16, 2
 SMALL = {"width": WIDTH, "heads": HEADS}
@@ -36,7 +38,9 @@ def tokens_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def context_of() -> ContextBasedTransformer:
-    return randomized(ContextBasedTransformer(Streams([0, 1], torch.device("cpu")), WIDTH, HEADS, [0.5] * 2))
+    return randomized(
+        ContextBasedTransformer(RngStreams([0, 1], torch.device("cpu")), WIDTH, HEADS, [0.5] * 2)
+    )
 
 
 def linear(layer: Linear, member: int, x: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def expected_feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("keys", [1, GUIDED])
 def test_attention_is_that_of_torch_with_the_same_projections_and_mask(keys):
-    layer = randomized(Attention(Streams([0, 1], torch.device("cpu")), WIDTH, HEADS, [0.5] * 2))
+    layer = randomized(Attention(RngStreams([0, 1], torch.device("cpu")), WIDTH, HEADS, [0.5] * 2))
     (x, _), (y, y_mask) = tokens_of(GUIDES, 1), tokens_of(keys, 2)
     told, expected = layer(x, y, y_mask), expected_attention(layer, x, y, y_mask)
     assert told.shape == x.shape and expected.std() > 0.1
@@ -99,8 +103,10 @@ def test_the_tokens_of_the_guide_ask_and_those_of_each_guided_modality_answer(gu
     masks = [torch.rand(CLIPS, tokens, generator=random) > 0.3 for tokens in sizes.values()]
     for mask in masks:
         mask[:, 0] = True
-    inputs = Inputs(list(sizes), values, masks)[torch.arange(CLIPS).expand(MEMBERS, -1)]
-    model = build(Inputs(list(sizes), values, masks), 3, FuseConfig(**SMALL, guide=guide), [0, 1]).eval()
+    inputs = FeatureBatch(list(sizes), values, masks)[torch.arange(CLIPS).expand(MEMBERS, -1)]
+    model = build(
+        FeatureBatch(list(sizes), values, masks), 3, FuseConfig(**SMALL, guide=guide), [0, 1]
+    ).eval()
     seen = {}
     for name, context in model.context.items():
         context.cross.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args}))
@@ -116,8 +122,8 @@ def test_the_tokens_of_the_guide_ask_and_those_of_each_guided_modality_answer(gu
 
 def test_gates_of_valid_channels_sum_to_1_a_missing_one_has_none_and_each_depends_on_all():
     channels, clips = 3, 40
-    streams = Streams([0, 1], torch.device("cpu"))
-    fusion = randomized(Fusion(streams, channels, FuseConfig(**SMALL), [0.5] * 2))
+    streams = RngStreams([0, 1], torch.device("cpu"))
+    fusion = randomized(Fusion(streams, channels, WIDTH, "gates", [0.5] * 2))
     random = torch.Generator().manual_seed(1)
     x, valid = (
         torch.randn(MEMBERS, clips, channels, WIDTH, generator=random),
@@ -137,7 +143,7 @@ def test_gates_of_valid_channels_sum_to_1_a_missing_one_has_none_and_each_depend
     assert ((ratio[0] / ratio[1]).log().abs()[whole] > 1e-3).all()
 
 
-def one_token_tells() -> tuple[Inputs, Tensor, Tensor]:
+def one_token_tells() -> tuple[FeatureBatch, Tensor, Tensor]:
     """Video tokens of a key and a label each; the audio has the key of the only one that is right.
 
     Returns:
@@ -149,7 +155,7 @@ def one_token_tells() -> tuple[Inputs, Tensor, Tensor]:
     key = F.normalize(torch.randn(clips, tokens, 3, generator=random), dim=-1)
     rows, right = torch.arange(clips), torch.randint(tokens, (clips,), generator=random)
     video = torch.cat([3**0.5 * key, 2 * torch.eye(classes)[labels]], -1)
-    inputs = Inputs(
+    inputs = FeatureBatch(
         ["audio", "video"],
         [video[rows, right, None, :3], video],
         [torch.ones(clips, count).bool() for count in (1, tokens)],
@@ -174,7 +180,7 @@ def test_where_one_token_tells_the_label_the_guide_finds_it_and_a_mean_of_tokens
     }
     right = {}
     for title, option in {"agt": {}, "no context": {"context": False}, "mean": {"model": "mlp"}}.items():
-        lesson = Lesson(taught, torch.eye(3)[truth[taught]], torch.ones(len(taught)), 0)
+        lesson = MemberData(taught, torch.eye(3)[truth[taught]], torch.ones(len(taught)), 0)
         model, _ = train(inputs, [lesson], FuseConfig(**calm | option))
         right[title] = (predict(model, inputs, asked)[0].argmax(1) == truth[asked]).float().mean()
     assert guess[asked].mean() < 0.62 and right["mean"] < 0.7

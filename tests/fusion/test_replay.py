@@ -11,13 +11,13 @@ from test_ensemble import EVERY, SMALL, inputs_of, lessons_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.log import logger
 from mer_dist.fusion import ensemble, layers, replay
 from mer_dist.fusion.counted import GAMMA, Counted, mix
 from mer_dist.fusion.ensemble import predict, train
-from mer_dist.fusion.layers import Streams
-from mer_dist.fusion.models import KINDS
+from mer_dist.fusion.layers import RngStreams
 
 CPU = torch.device("cpu")
 #: What makes a processor wait for a GPU: a number read from it, a list of Python copied to it.
@@ -118,7 +118,7 @@ def test_a_step_gives_the_same_words_at_once_or_one_by_one_and_beside_whom_it_wi
 
 
 def test_counted_chances_are_kept_and_differ_by_member_step_and_place(counting):
-    streams = Streams([0, 1, 2], CPU)
+    streams = RngStreams([0, 1, 2], CPU)
     chance = streams.chance([0.0, 0.25, 0.7])
     kept = []
     for _ in range(2):
@@ -131,12 +131,12 @@ def test_counted_chances_are_kept_and_differ_by_member_step_and_place(counting):
         assert one[1].float().mean(0).std() < 0.12 and one[1].float().mean(1).std() < 0.12
     apart = [(one[1] ^ other[1]).float().mean() for one in kept for other in kept if one is not other]
     assert min(apart) > 0.3
-    both = Streams([0, 1, 2], CPU), Streams([2], CPU)
+    both = RngStreams([0, 1, 2], CPU), RngStreams([2], CPU)
     assert torch.equal(both[0].kept(chance, 9)[2:], both[1].kept(both[1].chance(0.7), 9))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_a_recorded_step_replayed_gives_the_bits_of_steps_that_run(model, counting, request):
     """So everything that differs between two steps stands where a replay finds it."""
     inputs, lessons = inputs_of(), lessons_of()
@@ -154,7 +154,7 @@ def test_a_recorded_step_replayed_gives_the_bits_of_steps_that_run(model, counti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_members_that_count_are_as_trained_alone(model, recordings):
     inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
     together = predict(train(inputs, lessons, config, 3)[0], inputs, EVERY)
@@ -234,7 +234,7 @@ def test_a_step_in_fixed_places_gives_the_bits_of_one_written_out():
 @pytest.mark.slow
 def test_prediction_reads_a_clip_once_for_all_members_and_gives_each_its_own_bits():
     inputs, lessons = inputs_of(), lessons_of()
-    for kind in KINDS:
+    for kind in BUILT_IN:
         model, _ = train(inputs, lessons, FuseConfig(**SMALL, model=kind, epochs=1))
         with torch.no_grad():
             copied = torch.log_softmax(model(inputs[EVERY.expand(len(lessons), -1)]), -1)

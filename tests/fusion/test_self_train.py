@@ -13,28 +13,31 @@ import torch
 from safetensors import safe_open
 
 from mer_dist import cli
+from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.features import join
 from mer_dist.features.join import Clips
-from mer_dist.fusion import ensemble, models, predictions
-from mer_dist.fusion.models import Inputs
+from mer_dist.fusion import batch, ensemble, predictions
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.cross_fitted import CrossFittedRound
+from mer_dist.fusion.members import build
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.fusion.self_training import _Round, by_fold, chosen_dropout, held_out, self_train
+from mer_dist.fusion.self_training import _Round, self_train
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def parts_of(config) -> tuple[Clips, Inputs]:
+def parts_of(config) -> tuple[Clips, FeatureBatch]:
     run = Run(config.run.folder)
     clips, _ = join.read_clips(config, run)
     sets = [join.read_set(run, name, clips)[0] for name in config.fuse.sets]
     tensors = [part.utterances(clips.names) for part in sets]
     values = [torch.from_numpy(values)[:, None] for values, _ in tensors]
     masks = [torch.from_numpy(valid)[:, None] for _, valid in tensors]
-    return clips, models.standardize(Inputs([part.modality for part in sets], values, masks))
+    return clips, batch.standardize(FeatureBatch([part.modality for part in sets], values, masks))
 
 
 def rounds_of(config, clips, inputs, made_from="") -> list[predictions.Predictions]:
@@ -99,7 +102,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", sorted(models.KINDS.keys() - {"agt"}))
+@pytest.mark.parametrize("model", sorted({*BUILT_IN} - {"agt"}))
 def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
     config.fuse.model = model
@@ -110,7 +113,7 @@ def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", models.KINDS)
+@pytest.mark.parametrize("model", BUILT_IN)
 def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     config.fuse.model = model
@@ -122,13 +125,14 @@ def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypa
 @pytest.mark.slow
 def test_that_proof_sees_pseudo_labels_from_other_folds(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=4)
-    honest = by_fold
+    honest = CrossFittedRound.load
 
     def mixed(run, number):
         told = honest(run, number)
-        return np.repeat(told.mean(0, keepdims=True), len(told), 0)
+        mean = told.fold_predictions.mean(0, keepdims=True)
+        return replace(told, fold_predictions=np.repeat(mean, len(told.fold_predictions), 0))
 
-    monkeypatch.setattr("mer_dist.fusion.self_training.by_fold", mixed)
+    monkeypatch.setattr(CrossFittedRound, "load", mixed)
     (before, after), (leaky_before, leaky_after) = own_predictions_with_other_labels(config, fold=1)
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
 
@@ -144,10 +148,17 @@ def test_that_proof_sees_thresholds_fitted_on_plain_out_of_fold_predictions(tmp_
         every[told.fold[told.labeled], np.arange(len(known))] = np.nan
         return every
 
-    assert np.array_equal(np.isnan(plain_of(config, plain)), np.isnan(plain_of(config, held_out)))
-    monkeypatch.setattr("mer_dist.fusion.self_training.held_out", plain)
+    assert np.array_equal(np.isnan(plain_of(config, plain)), np.isnan(plain_of(config, nested_oof)))
+    honest = CrossFittedRound.load
+    monkeypatch.setattr(
+        CrossFittedRound, "load", lambda run, number: replace(honest(run, number), nested_oof=plain(run))
+    )
     (before, after), (leaky_before, leaky_after) = own_predictions_with_other_labels(config, fold=1)
     assert np.array_equal(before, after) and not np.array_equal(leaky_before, leaky_after)
+
+
+def nested_oof(run) -> np.ndarray:
+    return CrossFittedRound.load(run, 0).nested_oof
 
 
 def plain_of(config, read):
@@ -193,9 +204,9 @@ def test_what_thresholds_are_learned_on_comes_from_models_without_both_folds(tmp
         mask[0] = False
     run = Run(config.run.folder)
     self_train(config, clips, Recipe("as they are"), lambda: inputs)
-    before = held_out(run)
+    before = nested_oof(run)
     self_train(config, permuted(clips, 1), Recipe("shuffled"), lambda: inputs)
-    after, fold = held_out(run), clips.fold[clips.labeled]
+    after, fold = nested_oof(run), clips.fold[clips.labeled]
     for without in range(3):
         lacking = fold == without
         lacking[0] = True
@@ -267,7 +278,7 @@ def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
     config, truth = fusion_run.make(tmp_path, rounds=0, epochs=20)
     clips, inputs = parts_of(config)
     (told,) = rounds_of(config, clips, inputs)
-    every = by_fold(Run(config.run.folder), 0)
+    every = CrossFittedRound.load(Run(config.run.folder), 0).fold_predictions
     assert np.allclose(told.probability[~clips.labeled], every.mean(0), atol=1e-6)
     assert told.fold.tolist() == clips.fold.tolist()
     assert metrics.waf(truth[:90], told.answer[clips.labeled]) > 0.6
@@ -282,7 +293,7 @@ def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_pa
     if not clear:
         inputs.values = [torch.randn(values.shape) for values in inputs.values]
     self_train(config, clips, Recipe(""), lambda: inputs)
-    assert chosen_dropout(Run(config.run.folder)).tolist() == [best] * 3
+    assert CrossFittedRound.load(Run(config.run.folder), 0).dropout.tolist() == [best] * 3
 
 
 @pytest.mark.slow
@@ -363,11 +374,11 @@ def test_the_saved_models_of_a_round_give_its_predictions_again(tmp_path):
         members = file.metadata()["members"].split()
         state = {name: file.get_tensor(name) for name in file.keys()}
     assert members == [f"fold-{fold}/seed-{seed}" for fold in range(3) for seed in range(2)]
-    model = models.build(inputs, len(clips.labels), config.fuse, [0] * len(members))
+    model = build(inputs, len(clips.labels), config.fuse, [0] * len(members))
     model.load_state_dict(state)
     unlabeled = torch.from_numpy(np.flatnonzero(~clips.labeled))
     told = ensemble.predict(model.eval(), inputs, unlabeled).double().exp().reshape(3, 2, -1, 3).mean(1)
-    assert np.allclose(told, by_fold(Run(config.run.folder), 1), atol=1e-6)
+    assert np.allclose(told, CrossFittedRound.load(Run(config.run.folder), 1).fold_predictions, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from mer_dist.core.records import Problem
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import decisions, predictions, recipes
+from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.fusion.vote import pool, publish, vote
@@ -64,11 +65,19 @@ def honest(clips, probability: np.ndarray) -> np.ndarray:
 def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -> tuple[Predictions, dict]:
     """The vote where models without two folds say what those without one say, or ``held_out``."""
     if held_out is None:
-        held_out = np.stack([honest(clips, member.probability) for member in members])
+        held_out = [honest(clips, member.probability) for member in members]
     config = fusion_run.configure(tmp_path, overrides=overrides)
-    told = members[0].probability[~clips.labeled]
-    run, present = Run(config.run.folder), np.ones(len(clips.names), bool) if present is None else present
-    vote(config, clips, members, held_out, np.stack([told] * FOLDS), present, Recipe("here"))
+    run = Run(config.run.folder)
+    first = CrossFittedRound(
+        number=0,
+        oof=members[0],
+        nested_oof=held_out[0],
+        fold_predictions=np.stack([members[0].probability[~clips.labeled]] * FOLDS),
+        present=np.ones(len(clips.names), bool) if present is None else present,
+        dropout=np.zeros(FOLDS),
+    )
+    pairs = zip(members[1:], held_out[1:], strict=True)
+    vote(config, clips, first, [CrossFitted(oof=oof, nested_oof=own) for oof, own in pairs], Recipe("here"))
     publish(run)
     return predictions.read(run.vote.predictions), files.read_json(run.vote.prior)
 

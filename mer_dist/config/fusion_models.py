@@ -1,0 +1,145 @@
+"""The fusion models by name: known without importing one, so a login node can check ``fuse.model``.
+
+A model is registered where its class is written::
+
+    @register("mine")
+    class Mine(nn.Module):
+        def __init__(self, sets: list[FeatureShape], classes: int, width: int = 64, dropout: float = 0.1): ...
+
+        def forward(self, values: list[Tensor], masks: list[Tensor]) -> Tensor: ...
+
+Its constructor takes the shapes of the feature sets and the number of labels, and by their names those
+of :data:`OPTIONS` that it has a use for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+from mer_dist.core.errors import UserError
+
+#: What a constructor may ask for -> the key of ``fuse`` that it gets; docs/configuration.md explains these.
+OPTIONS = {
+    "width": "width",
+    "heads": "heads",
+    "dropout": "dropout",
+    "feature_dropout": "feature_dropout",
+    "modality_dropout": "modality_dropout",
+    "query_modality": "guide",
+    "cross_attention": "context",
+    "fusion": "fusion",
+    "linear_skip": "shortcut",
+}
+_MODULE = "mer_dist.fusion.models"
+#: Models that come with this package; the module that registers them is imported when one is built.
+BUILT_IN = ("agt", "attention", "mlp", "linear")
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What a fusion model must know of a feature set before it sees a clip."""
+
+    #: ``audio``, ``video`` or ``text``; several sets may share one.
+    modality: str
+    #: T, tokens of a clip, of which some may be absent; 1 with ``fuse.level: utterance``.
+    tokens: int
+    #: D, features of a token.
+    dims: int
+
+
+@dataclass(frozen=True)
+class FusionModel:
+    """A registered model."""
+
+    name: str
+    #: The class, or another callable that makes one.
+    make: Callable[..., Any]
+    #: Whether one module computes all members at once, see :mod:`mer_dist.fusion.layers`.
+    batched: bool
+    #: Those of :data:`OPTIONS` that ``make`` takes.
+    options: tuple[str, ...]
+
+
+_registered: dict[str, FusionModel] = {}
+
+
+def register(name: str, *, batched: bool = False) -> Callable[[Made], Made]:
+    """Make the decorated class known as ``fuse.model: name``.
+
+    Args:
+        batched: the class computes all members of an ensemble at once: its constructor takes their
+            ``RngStreams`` in third place, its forward a ``FeatureBatch`` of rows ``(E, B)``.
+
+    Raises:
+        UserError: another model has this name, or the constructor needs what nothing gives it.
+    """
+
+    def add(make: Made) -> Made:
+        known = _registered.get(name)
+        if (known or name in BUILT_IN) and _origin(make) != (_origin(known.make) if known else _MODULE):
+            raise UserError(
+                f"a fusion model {name!r} is registered already; take another name for {_title(make)}"
+            )
+        _registered[name] = FusionModel(name, make, batched, _options(make, 3 if batched else 2))
+        return make
+
+    return add
+
+
+def _origin(make: Callable[..., Any]) -> str:
+    """A module of this package, or a callable of another one: it may be imported again."""
+    return _MODULE if make.__module__ == _MODULE else _title(make)
+
+
+def _title(make: Callable[..., Any]) -> str:
+    return f"{make.__module__}.{make.__qualname__}"
+
+
+def _options(make: Callable[..., Any], given: int) -> tuple[str, ...]:
+    """The options among the parameters behind the first ``given`` ones, which every model gets."""
+    parameters = list(inspect.signature(make).parameters.values())
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < given and not any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        raise UserError(
+            f"the fusion model {_title(make)} must take the shapes of the feature sets (a list of FeatureShape) and "
+            f"the number of labels{', and RngStreams' if given == 3 else ''}"
+        )
+    rest = [one for one in parameters if one not in positional[:given]]
+    rest = [one for one in rest if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    for one in rest:
+        if one.name not in OPTIONS and one.default is one.empty:
+            raise UserError(
+                f"the fusion model {_title(make)} asks for {one.name!r}, which nothing gives it: name one of "
+                f"{', '.join(OPTIONS)}, or give it a default"
+            )
+    return tuple(one.name for one in rest if one.name in OPTIONS)
+
+
+def names() -> tuple[str, ...]:
+    """Those that come with this package first."""
+    return (*BUILT_IN, *(name for name in _registered if name not in BUILT_IN))
+
+
+def code_of(name: str) -> str:
+    """The source of the module that a model is in; empty of those of this package, which has versions, and
+    where there is no source."""
+    if name in BUILT_IN:
+        return ""
+    make = _registered[name].make
+    try:
+        return inspect.getsource(inspect.getmodule(make) or make)
+    except (OSError, TypeError):
+        return ""
+
+
+def find(name: str) -> FusionModel:
+    """The model, its module imported; ``name`` is one of :func:`names`."""
+    if name in BUILT_IN and name not in _registered:
+        import_module(_MODULE)
+    return _registered[name]

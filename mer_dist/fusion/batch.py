@@ -1,0 +1,85 @@
+"""Features of clips as tensors with masks: what fusion models read.
+
+Shape suffixes: E members, N all clips, T tokens, D features of a set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mer_dist.config.fusion_models import FeatureShape
+
+#: Numbers that stay in a processor's cache.
+CACHED = 2**18
+
+
+@dataclass
+class FeatureBatch:
+    """The tokens of all clips, one entry per feature set, contiguous and on one device."""
+
+    modality: list[str]
+    #: each (N, T, D) float; what stands at an absent token is never used.
+    values: list[Tensor]
+    #: each (N, T) bool, True where a token is present.
+    mask: list[Tensor]
+
+    def to(self, device: torch.device | str) -> FeatureBatch:
+        values = [values.to(device) for values in self.values]
+        return FeatureBatch(self.modality, values, [mask.to(device) for mask in self.mask])
+
+    def __getitem__(self, rows: Tensor) -> FeatureBatch:
+        """Clips by number; ``rows`` may have any shape, which then stands in the place of N."""
+        # Four times as fast as values[rows] on a CPU.
+        flat = [values.index_select(0, rows.flatten()) for values in self.values]
+        flat = [some.float() if some.dtype is torch.half else some for some in flat]
+        values = [some.unflatten(0, rows.shape) for some in flat]
+        return FeatureBatch(self.modality, values, [mask[rows] for mask in self.mask])
+
+    def shared(self, members: int) -> FeatureBatch:
+        """The same clips for so many members, (E, N, T, D), without a copy for each."""
+        values = [values.expand(members, *values.shape) for values in self.values]
+        return FeatureBatch(self.modality, values, [mask.expand(members, *mask.shape) for mask in self.mask])
+
+    @property
+    def shapes(self) -> list[FeatureShape]:
+        """One per feature set."""
+        sizes = (values.shape[-2:] for values in self.values)
+        return [FeatureShape(name, *size) for name, size in zip(self.modality, sizes, strict=True)]
+
+    @property
+    def present(self) -> Tensor:
+        """(N,) bool: clips that have at least one modality."""
+        return torch.stack([mask.any(-1) for mask in self.mask]).any(0)
+
+
+def standardize(inputs: FeatureBatch, moments_of: Tensor | None = None, limit: float = 10.0) -> FeatureBatch:
+    """Every feature with mean 0 and std 1 over the present tokens, absent ones 0; in place.
+
+    No label enters, so the clips that are to be predicted may take part: with a few labelled clips
+    their own moments would be little more than noise. Values beyond ``limit`` stds are cut.
+
+    Args:
+        moments_of: (N,) bool, the clips that mean and std come from; None: all.
+    """
+    for x_NTD, mask_NT in zip(inputs.values, inputs.mask, strict=True):
+        counted = mask_NT if moments_of is None else mask_NT & moments_of[:, None]
+        _standardize(x_NTD.flatten(0, 1), mask_NT.flatten(), counted.flatten(), limit)
+    return inputs
+
+
+def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -> None:
+    """In blocks that fit the cache: the whole would be read from memory a dozen times."""
+    rows = max(CACHED // x_ND.shape[1], 1)
+    parts = (x_ND, present[:, None], counted[:, None])
+    blocks = list(zip(*(part.split(rows) for part in parts), strict=True))
+    zero = torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
+    total = max(int(counted.sum()), 1)
+    mean = sum((torch.where(own, x, 0).sum(0) for x, _, own in blocks), zero).div(total).to(x_ND.dtype)
+    squares = sum((torch.where(own, x - mean, 0).square().sum(0) for x, _, own in blocks), zero)
+    std = squares.div(max(total - 1, 1)).sqrt().to(x_ND.dtype)
+    scale = 1 / torch.where(std > 1e-6, std, 1)
+    for x, there, _ in blocks:
+        x.sub_(mean).mul_(scale).clamp_(-limit, limit).masked_fill_(~there, 0)

@@ -1,0 +1,189 @@
+"""Fusion models as members of an ensemble: computed at once, or any ``nn.Module``, one after the other.
+
+Shape suffixes: E members, B clips, T tokens, D features of a set, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mer_dist.config import fusion_models
+from mer_dist.config.fusion_models import FeatureShape
+from mer_dist.config.sections import FuseConfig
+from mer_dist.core.errors import UserError
+from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.layers import RngStreams
+
+
+class FusionModel(nn.Module):
+    """A batch whose rows are ``(E, B)`` to logits ``(E, B, C)``; every parameter has E in front."""
+
+    streams: RngStreams
+    #: Whether a training step may be recorded on a GPU, see :class:`mer_dist.fusion.replay.Replayed`.
+    recordable = True
+
+
+def build(
+    inputs: FeatureBatch,
+    classes: int,
+    config: FuseConfig,
+    seeds: list[int],
+    dropout: list[float] | None = None,
+) -> FusionModel:
+    """``fuse.model`` for inputs of these shapes with one member per seed.
+
+    Args:
+        dropout: chance per member; None: the first of ``fuse.dropout``, which only training needs.
+
+    Raises:
+        UserError: a model of the user's does not keep to what :class:`MemberModules` says.
+    """
+    some = inputs.values[0]
+    dtype = some.dtype if some.dtype is torch.float64 else torch.float32
+    streams = RngStreams(seeds, some.device, dtype)
+    model = fusion_models.find(config.model)
+    options = {name: getattr(config, fusion_models.OPTIONS[name]) for name in model.options}
+    each = dropout or config.dropout[:1] * len(seeds)
+    if model.batched:
+        own = {"dropout": each} if "dropout" in options else {}
+        return model.make(inputs.shapes, classes, streams, **options | own)
+    return MemberModules(model, inputs.shapes, classes, streams, options, each)
+
+
+class MemberModules(FusionModel):
+    """An ordinary module per member: ``make(sets, classes, **options)``, which maps for each feature set values
+    ``(B, T, D)`` and masks ``(B, T)``, True where a token is present, to logits ``(B, C)``.
+
+    Members run one after the other, so that the module may do what it likes: convolutions, recurrence, batch
+    statistics, control flow. Their parameters and buffers are kept stacked, as those of the models that compute
+    all members at once, so one optimizer trains them, and they are saved, cut and joined in the same way. What
+    a member draws from torch's own generators, weights and dropout included, follows from its seed alone.
+    """
+
+    recordable = False  # a recording takes no draw of torch's own generators
+
+    def __init__(
+        self,
+        model: fusion_models.FusionModel,
+        sets: list[FeatureShape],
+        classes: int,
+        streams: RngStreams,
+        options: dict[str, Any],
+        dropout: list[float],
+    ):
+        super().__init__()
+        self.streams = streams
+        #: Of weights, and of what a module draws on the host beside a GPU.
+        self.on_host = streams.generators
+        if streams.device.type != "cpu":
+            self.on_host = [torch.Generator().manual_seed(seed) for seed in streams.seeds]
+        made = []
+        for member, chance in enumerate(dropout):
+            own = {"dropout": chance} if "dropout" in options else {}
+            with self._drawing(member):
+                made.append(_made(model, sets, classes, options | own).to(streams.dtype))
+        self.module, others = made[0], made[1:]
+        _stack(self.module, others)
+        self.module.to(streams.device)
+        # Not registered: they lend what is no parameter, such as their own chance of dropout.
+        self._others = [other.to(streams.device) for other in others]
+
+    def train(self, mode: bool = True) -> MemberModules:
+        for other in self._others:
+            other.train(mode)
+        return super().train(mode)
+
+    def forward(self, inputs: FeatureBatch) -> Tensor:
+        """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
+        # Apart all at once: the gradient of each slice by itself would be as large as the whole.
+        tensors = {name: whole.unbind() for name, whole in self.module.named_parameters()}
+        buffers = {name: whole.unbind() for name, whole in self.module.named_buffers()}
+        told = []
+        for member, module in enumerate([self.module, *self._others]):
+            own = {name: parts[member] for name, parts in (tensors | buffers).items()}
+            values = [values[member] for values in inputs.values]
+            masks = [mask[member] for mask in inputs.mask]
+            with self._drawing(member):
+                told.append(functional_call(module, own, (values, masks)))
+            for name, parts in buffers.items():
+                if own[name] is not parts[member]:  # the module has set another, not changed this one
+                    parts[member].copy_(own[name])
+        return torch.stack(told)
+
+    @contextmanager
+    def _drawing(self, member: int) -> Iterator[None]:
+        """What torch draws within it without a generator comes from the member's own."""
+        with ExitStack() as both:
+            both.enter_context(_from(self.on_host[member], torch.default_generator))
+            if self.streams.device.type == "cuda":
+                own = self.streams.generators[member]
+                both.enter_context(_from(own, torch.cuda.default_generators[own.device.index or 0]))
+            yield
+
+
+@contextmanager
+def _from(own: torch.Generator, default: torch.Generator) -> Iterator[None]:
+    before = default.get_state()
+    default.set_state(own.get_state())
+    try:
+        yield
+    finally:
+        own.set_state(default.get_state())
+        default.set_state(before)
+
+
+def _stack(module: nn.Module, others: list[nn.Module]) -> None:
+    """Every parameter and buffer of ``module`` with those of all members, (E, ...); the others' are let go."""
+    for kind in ("named_parameters", "named_buffers"):
+        named = [dict(getattr(one, kind)()) for one in (module, *others)]
+        for name, first in named[0].items():
+            first.data = torch.stack([own[name].data for own in named])
+            for own in named[1:]:
+                own[name].data = own[name].data.new_empty(0)
+
+
+def _made(
+    model: fusion_models.FusionModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
+) -> nn.Module:
+    """A member, after a trial: a fault shows before minutes are spent, and lazy layers learn their sizes.
+
+    Its rows are a clip that has all feature sets, and one that lacks each of several.
+    """
+    module = model.make(sets, classes, **options)
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"fuse.model {model.name}: what is registered makes a {type(module).__name__}, no nn.Module"
+        )
+    module.eval()
+    missing = [None, *(range(len(sets)) if len(sets) > 1 else ())]
+    values = [torch.linspace(-1, 1, one.dims).expand(len(missing), one.tokens, -1).clone() for one in sets]
+    masks = [torch.ones(len(missing), one.tokens, dtype=torch.bool) for one in sets]
+    for row, lacking in enumerate(missing):
+        if lacking is not None:
+            values[lacking][row], masks[lacking][row] = 0, False
+    with torch.no_grad():
+        logits = module(values, masks)
+    if not isinstance(logits, Tensor) or logits.shape != (len(missing), classes):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"fuse.model {model.name}: forward must return logits (B, C), here {(len(missing), classes)}, and returned "
+            f"{found}"
+        )
+    for row, lacking in zip(logits, missing, strict=True):
+        if not row.isfinite().all():
+            what = (
+                "has all feature sets"
+                if lacking is None
+                else f"lacks set {lacking + 1}, {sets[lacking].modality}"
+            )
+            raise UserError(
+                f"fuse.model {model.name}: the logits of a clip that {what}, are not finite; the masks are False where "
+                "a token is absent, and a mean or softmax over none must give numbers, too"
+            )
+    return module

@@ -1,0 +1,48 @@
+"""Nested cross-validation: models without fold k and one more fold, judged on that other one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mer_dist.features.join import Clips
+
+#: A probability below this counts as this much when likelihoods are compared.
+FLOOR = 1e-6
+
+
+def select(
+    clips: Clips,
+    options: np.ndarray,
+    predicted: Iterable[tuple[int, tuple[int, int], np.ndarray, np.ndarray]],
+    default: float,
+    scored: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each fold the option with the least loss in nested cross-validation, and its predictions.
+
+    What is chosen for fold k has seen no label of fold k. Plain out-of-fold predictions would carry its
+    labels into the choice, since the models of all other folds know them.
+
+    Args:
+        options: (O,), what is chosen from.
+        predicted: of models without both folds of a pair: which option, the pair, rows (n,) among the L
+            labelled clips, and their probabilities (n, C). Rows of other folds are passed over.
+        default: for a fold of which there is no such prediction.
+        scored: (L,) bool, clips that count in the loss; None: all.
+
+    Returns:
+        Options (K,), and ``nested_oof`` (K, L, C): see :mod:`mer_dist.fusion.cross_fitted`.
+    """
+    labeled = np.flatnonzero(clips.labeled)
+    told = np.full((len(options), clips.folds, len(labeled), len(clips.labels)), np.nan, np.float32)
+    for option, pair, rows, probability in predicted:
+        fold = clips.fold[labeled[rows]]
+        for held_out_fold, other in (pair, pair[::-1]):
+            told[option, held_out_fold, rows[fold == other]] = probability[fold == other]
+    right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]]
+    if scored is not None:
+        right = right[:, :, scored]
+    best = np.nansum(-np.log(np.maximum(right, FLOOR)), 2).argmin(0)
+    chosen = np.where(np.isnan(right).all((0, 2)), default, options[best])
+    return chosen, told[best, np.arange(clips.folds)]
