@@ -196,7 +196,7 @@ def test_a_saved_configuration_loads_as_the_same_object(write, tmp_path):
 @pytest.mark.slow
 def test_reading_a_configuration_never_imports_torch(write):
     code = (
-        "import sys; from mer_dist.config.config import config; config.load(sys.argv[1]);"
+        "import sys; from mer_dist.config import config; config.load(sys.argv[1]);"
         "heavy = {'torch', 'transformers', 'sklearn', 'av', 'cv2'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
