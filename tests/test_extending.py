@@ -168,6 +168,14 @@ def test_the_encoder_of_the_page_is_planned(made, capsys):
         ),
         (FORMAT.replace('"folders"', '"a b"'), "a name is letters, digits"),
         (FORMAT + FORMAT, "'folders' is registered twice"),
+        (ENCODER.replace("def length", "def size"), "'dinov2': Dinov2 lacks length"),
+        (ENCODER.replace("    enough=", "    # "), "'dinov2': Dinov2 lacks enough=… in register"),
+        (ENCODER.replace('"video"', '"frames"'), "has the modality 'frames'; it must be one of: audio"),
+        (ENCODER.replace("(Extractor)", ""), "Dinov2 is no subclass of"),
+        (
+            ENCODER.replace('"dinov2",', '"clip",'),
+            "'clip' is registered twice, by mer_dist.models.clip_family",
+        ),
     ],
 )
 def test_a_plugin_that_fails_is_one_line_and_a_usage_error(tmp_path, capsys, content, words):

@@ -25,6 +25,7 @@ from mer_dist.core.errors import UserError
 
 #: What modules are called that were imported by their path, so that none hides another.
 _PREFIX = "mer_dist_plugin_"
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def resolved(plugins: list[str], folder: Path) -> list[str]:
@@ -48,7 +49,7 @@ def _resolved(name: str, folder: Path) -> str:
             f"plugins names {name!r}; an entry is a module, as my_package.my_encoder, or the path of a file.py"
         )
     beside = os.path.abspath(folder / f"{name}.py")
-    return beside if os.path.exists(beside) else name
+    return beside if os.path.isfile(beside) else name
 
 
 def load(plugins: list[str]) -> None:
@@ -95,10 +96,12 @@ def _why(name: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         where = f" ({error.filename}, line {error.lineno})"
     else:
-        own = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
+        frames = traceback.extract_tb(error.__traceback__)
+        # Of a module the last line that is none of this program or of the import itself.
+        foreign = [
+            one for one in frames if not one.filename.startswith((_PACKAGE, "<frozen", importlib.__file__))
         ]
-        if own[1:]:  # The first frame is of this file.
+        if own := [one for one in frames if one.filename == name] or foreign:
             where = f" ({own[-1].filename}, line {own[-1].lineno})"
     text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:300]
     return f"cannot be imported: {type(error).__name__}: {text}{where}"

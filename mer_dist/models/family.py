@@ -11,10 +11,12 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mer_dist.core.errors import UserError
+from mer_dist.core.records import Modality
 from mer_dist.core.registry import ENCODERS, Registry
 
 if TYPE_CHECKING:
@@ -97,16 +99,31 @@ def register(name: str, **facts: Any) -> Callable[[Class], Class]:
         facts: fields of :class:`Family`.
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, or the class lacks a part.
     """
 
     def registered(extractor: Class) -> Class:
+        if faults := _faults(extractor, facts):
+            raise UserError(f"the encoder family {name!r}: {extractor.__name__} {faults}")
         own = Family(extractor=extractor, code=(_hash(extractor),), **facts)
         FAMILIES.add(name, own, extractor.__module__)
         extractor.family = own  # type: ignore[attr-defined]
         return extractor
 
     return registered
+
+
+def _faults(extractor: type, facts: dict[str, Any]) -> str:
+    """Why a class cannot be an encoder family; empty: it can."""
+    if not hasattr(extractor, "from_pretrained"):
+        return "is no subclass of mer_dist.models.extractor.Extractor"
+    lacking = [name for name in ("unit", "lora_targets") if not hasattr(extractor, name)]
+    lacking += sorted(getattr(extractor, "__abstractmethods__", ()))
+    needed = (one.name for one in fields(Family) if one.default is MISSING and one.default_factory is MISSING)
+    lacking += [f"{name}=… in register" for name in needed if name not in (*facts, "extractor")]
+    if not lacking and facts["modality"] not in set(Modality):
+        return f"has the modality {facts['modality']!r}; it must be one of: {', '.join(Modality)}"
+    return f"lacks {', '.join(lacking)}" if lacking else ""
 
 
 def _hash(extractor: type) -> str:

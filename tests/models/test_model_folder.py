@@ -97,6 +97,13 @@ def test_json_that_cannot_be_read_is_named(broken, name, content, why):
     assert line.startswith(name) and why in line
 
 
+@pytest.mark.parametrize("found", ["bai", "", None])
+def test_a_part_of_a_model_type_is_another_model(broken, found):
+    folder = broken("baichuan")
+    edit(folder, model_type=found)
+    assert f"model_type is {found!r}; the family baichuan needs 'baichuan'" in refusal(folder)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_truncated_tokenizer_is_named(published, share):
     cut(published / "tokenizer.model", share)
