@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
 
 CHILD = """
 import sys
-from mer_dist.config.config import config
+from mer_dist.config import config
 from mer_dist.core.errors import Stopped
 from mer_dist.stages.shard import shard
 if __name__ == "__main__":
