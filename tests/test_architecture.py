@@ -108,6 +108,19 @@ def launcher_faults(root: Path) -> list[str]:
     ]
 
 
+def family_faults(root: Path) -> list[str]:
+    """Where a family of encoders is named that is no file of its own, the registry, or the demo's models."""
+    own = re.compile(r"core/registry\.py|demo/models\.py|models/(clip|hubert|baichuan)\w*\.py")
+    return [
+        f"{path.relative_to(root)}:{node.lineno}: {node.value}"
+        for path in sorted(root.rglob("*.py"))
+        if not own.fullmatch(path.relative_to(root).as_posix())
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        # "clip" alone is also what a problem may have lost.
+        if isinstance(node, ast.Constant) and node.value in ("hubert", "baichuan")
+    ]
+
+
 @pytest.mark.slow
 def test_imports_point_downward_only():
     assert import_faults(PACKAGE) == []
@@ -116,6 +129,11 @@ def test_imports_point_downward_only():
 @pytest.mark.slow
 def test_files_and_functions_stay_short():
     assert length_faults(PACKAGE) == []
+
+
+@pytest.mark.slow
+def test_no_module_but_its_own_names_a_family_of_encoders():
+    assert family_faults(PACKAGE) == []
 
 
 @pytest.mark.slow
@@ -166,12 +184,14 @@ def test_a_planted_import_is_found(tmp_path, file, line, words):
     assert words in found
 
 
-def test_a_planted_long_file_and_function_are_found(tmp_path):
+def test_a_planted_long_file_function_and_name_are_found(tmp_path):
     (tmp_path / "a.py").write_text("def f():\n" + "    x = 1\n" * 70)
     (tmp_path / "b.py").write_text("x = 1\n" * 501)
     assert length_faults(tmp_path) == ["a.py: f has 71 lines", "b.py: 501 lines"]
     (tmp_path / "c.py").write_text("import os\nos.environ['SLURM_PROCID']\n")
     assert launcher_faults(tmp_path) == ["c.py:2: SLURM_PROCID"]
+    (tmp_path / "d.py").write_text("steps = 50 if family == 'hubert' else 1\n")
+    assert family_faults(tmp_path) == ["d.py:1: hubert"]
 
 
 def test_every_room_is_in_the_wheel():

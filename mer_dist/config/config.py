@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mer_dist.config import moved, yaml_reader
+from mer_dist.config import moved, plugins, yaml_reader
 from mer_dist.config.sections import (
     CorpusConfig,
     ExtractConfig,
@@ -52,6 +52,9 @@ class Config:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate trackers of fine-tuning: tensorboard, wandb."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of yours that register encoder families or corpus formats: ``my_encoder``, for the file
+    ``my_encoder.py`` beside this one, ``my_package.my_encoder``, as Python finds it, or the path of a file."""
 
     def __post_init__(self):
         for name in self.extractors:
@@ -132,6 +135,8 @@ def _read(path: Path, overrides: list[str] | tuple[str, ...]) -> Config:
         untyped = OmegaConf.create(OmegaConf.to_container(merged))
         resolved: Any = OmegaConf.to_container(untyped, resolve=True, throw_on_missing=True)
         yaml_reader.check_section(resolved, Config, str(path), "")
+        resolved["plugins"] = plugins.resolved(resolved["plugins"], path.parent)
+        plugins.load(resolved["plugins"])
         return _typed(resolved)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)

@@ -15,6 +15,7 @@ from mer_dist.config import fusion_models
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
+from mer_dist.core.registry import ENCODERS, FORMATS
 
 
 def _key(section: str, key: str) -> str:
@@ -102,7 +103,7 @@ class RunConfig:
 @dataclass(kw_only=True)
 class CorpusConfig:
     format: str = "mer2024"
-    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file."""
+    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file. Or one that ``plugins`` adds."""
     path: str = ""
     """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
     encoding: str = "utf-8"
@@ -112,7 +113,7 @@ class CorpusConfig:
     """The label set, in the order used by every file the run writes."""
 
     def __post_init__(self):
-        one_of("corpus", "format", self.format, ("mer2024", "manifest"))
+        FORMATS.check("corpus.format", self.format)
         self.path = path("corpus", "path", self.path)
         try:
             "name".encode(self.encoding)
@@ -245,7 +246,7 @@ class FinetuneConfig:
 @dataclass(kw_only=True)
 class ExtractorConfig:
     family: str = MISSING
-    """``clip`` (frames), ``hubert`` (audio) or ``baichuan`` (transcripts)."""
+    """``clip`` (frames), ``hubert`` (audio), ``baichuan`` (transcripts), or one that ``plugins`` adds."""
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
     precision: str = "auto"
@@ -267,7 +268,7 @@ class ExtractorConfig:
     """Absent: the extractor stays frozen."""
 
     def __post_init__(self):
-        one_of("", "family", self.family, ("clip", "hubert", "baichuan"))
+        ENCODERS.check("family", self.family)
         self.path = path("", "path", self.path)
         one_of("", "precision", self.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))

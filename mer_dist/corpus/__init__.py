@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from mer_dist.config.sections import CorpusConfig
+from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
-from mer_dist.core.records import Clip, Problem
+from mer_dist.core.records import LABELED, UNLABELED, Clip, Problem
+from mer_dist.core.registry import FORMATS
+
+#: ``corpus.path``, ``corpus.labels`` and ``corpus.encoding`` to every clip that may be used and the reasons for
+#: the others.
+Listing = Callable[[str | Path, list[str], str], tuple[list[Clip], list[Problem]]]
+
+
+def register(name: str) -> Callable[[Listing], Listing]:
+    """Make the function below it list the corpora of ``corpus.format: name``.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def registered(listing: Listing) -> Listing:
+        FORMATS.add(name, listing, listing.__module__)
+        return listing
+
+    return registered
 
 
 def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
-    """List the configured corpus: its usable clips, and why the others are not.
+    """List the configured corpus: its usable clips by split and name, and why the others are not.
 
     Raises:
         UserError: the corpus is not there, or a name is unsafe or occurs twice.
     """
-    from mer_dist.corpus import manifest, mer2024
-
     if not config.path:
         raise UserError("corpus.path is not set: the MER2024 folder, or the CSV of a manifest")
-    listing = {"mer2024": mer2024.clips, "manifest": manifest.clips}[config.format]
-    return listing(config.path, config.labels, config.encoding)
+    found, problems = FORMATS[config.format](config.path, config.labels, config.encoding)
+    if config.format not in FORMATS.built_in:
+        _check(config, found)
+        found = sorted(found, key=lambda clip: (clip.split, clip.name))
+    return found, problems
+
+
+def _check(config: CorpusConfig, found: list[Clip]) -> None:
+    """What the stages behind rely on, of a format that others wrote.
+
+    Raises:
+        UserError: a name is unsafe or occurs twice, or a split or label is none.
+    """
+    clip_names.check((clip.name, f"{config.path}: a clip of the format {config.format}") for clip in found)
+    for clip in found:
+        if clip.split not in (LABELED, UNLABELED) or (clip.split == LABELED) != (clip.label is not None):
+            raise UserError(
+                f"corpus.format {config.format}: clip {clip.name} has the split {clip.split!r} and the label "
+                f"{clip.label!r}; a clip is 'labeled' and has a label, or 'unlabeled' and has None"
+            )
+        if clip.label is not None and clip.label not in config.labels:
+            raise UserError(
+                f"corpus.format {config.format}: clip {clip.name} has the label {clip.label!r}, which is none of "
+                f"corpus.labels: {', '.join(config.labels)}"
+            )

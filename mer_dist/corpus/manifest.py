@@ -18,7 +18,7 @@ from pathlib import Path
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Clip, Problem
-from mer_dist.corpus import cells, table
+from mer_dist.corpus import cells, register, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.table import Table
 from mer_dist.corpus.texts import Texts
@@ -43,6 +43,7 @@ _TIMES = re.compile(
 _TIME = re.compile(r"((?:\d{1,3}:){0,3})(\d+(?:[.,]\d+)?)(?:\s*(?:s|secs?|ms|msec))?", re.IGNORECASE)
 
 
+@register("manifest")
 def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
     """Every clip that may be used, by split and name, and the reasons for the others.
 

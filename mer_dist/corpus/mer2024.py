@@ -18,7 +18,7 @@ from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality, Problem
-from mer_dist.corpus import cells, table
+from mer_dist.corpus import cells, register, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.texts import Texts
 from mer_dist.storage import files
@@ -30,6 +30,7 @@ SUFFIXES = clip_names.VIDEO_SUFFIXES | {".264", ".265"}
 SHOWN = 5
 
 
+@register("mer2024")
 def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
     """Every clip that may be used, by split and name, and the reasons for the others.
 

@@ -143,4 +143,5 @@ def _what_decides_weights(extractor: ExtractorConfig) -> list:
         extractor.window,
         extractor.max_tokens,
         training,
+        *FAMILIES[extractor.family].code,
     ]

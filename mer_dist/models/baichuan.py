@@ -31,7 +31,7 @@ from transformers.modeling_outputs import (
 )
 
 from mer_dist.core.errors import UserError
-from mer_dist.models.model_folder import not_baichuan_13b
+from mer_dist.models.baichuan_family import not_baichuan_13b
 
 
 class BaichuanConfig(PreTrainedConfig):

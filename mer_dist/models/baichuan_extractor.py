@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import torch
 
+from mer_dist.models.baichuan_family import BAICHUAN
 from mer_dist.models.extractor import Extractor, Unusable, packed, packing, sum_of_last_four
-from mer_dist.models.family import FAMILIES
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
 
 class BaichuanExtractor(Extractor):
-    family = FAMILIES["baichuan"]
+    family = BAICHUAN
     unit = "tokens"
     lora_targets = ["W_pack"]
     extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
-    def __init__(self, config, folder, dtype, device=None):
-        super().__init__(config, folder, dtype, device)
-        self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
+    tokenizer: BaichuanTokenizer
+
+    def __init__(self, config, backbone, folder=None):
+        super().__init__(config, backbone, folder)
         #: clip -> tokens of its transcript, for those longer than ``max_tokens``.
         self.cut: dict[str, int] = {}
+
+    def read_preprocessing(self, folder) -> None:
+        self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
 
     @staticmethod
     def backbone_class():
@@ -57,6 +61,10 @@ class BaichuanExtractor(Extractor):
     def collate(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
         ids, mask = self.tokenizer.pad(pieces)
         return {"ids": ids, **packing(mask)}
+
+    def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(segments, self.config.max_tokens, dtype=torch.long)
+        return {"ids": ids, **packing(torch.ones_like(ids))}
 
     def vectors(
         self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor

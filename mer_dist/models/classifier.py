@@ -18,20 +18,16 @@ from torch import nn
 from mer_dist.config.sections import ExtractorConfig, LoraConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder, precision
-from mer_dist.models.baichuan_extractor import BaichuanExtractor
-from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
-from mer_dist.models.hubert import HubertExtractor
+from mer_dist.models.family import FAMILIES
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, type[Extractor]] = {
-    "clip": ClipExtractor,
-    "hubert": HubertExtractor,
-    "baichuan": BaichuanExtractor,
-}
+
+def _class(config: ExtractorConfig) -> type[Extractor]:
+    return FAMILIES[config.family].extractor_class()
 
 
 def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
@@ -44,7 +40,7 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         return model_folder.check(adapter, config.family)
     model_folder.check(Path(config.path), config.family)
     if adapter is not None:
-        _check_adapter(adapter, FAMILIES[config.family].backbone_class(), Path(config.path))
+        _check_adapter(adapter, _class(config).backbone_class(), Path(config.path))
 
 
 def load_extractor(
@@ -62,10 +58,10 @@ def load_extractor(
     check_files(config, adapter)
     if config.precision == precision.AUTO:
         config = precision.settled(config, precision.of_this_machine())
-    family, dtype = FAMILIES[config.family], DTYPES[config.precision]
+    family, dtype = _class(config), DTYPES[config.precision]
     if adapter is None or not (adapter / "adapter_config.json").exists():
-        return family(config, adapter or Path(config.path), dtype, device).eval()
-    extractor = family(config, Path(config.path), dtype, device)
+        return family.from_pretrained(config, adapter or Path(config.path), dtype, device).eval()
+    extractor = family.from_pretrained(config, Path(config.path), dtype, device)
     loaded = _with_adapter(extractor.backbone, adapter)
     # Merging is faster, but into 4 or 8 bits it would round the adapter away.
     extractor.backbone = loaded.merge_and_unload() if config.quantize == "none" else loaded
@@ -87,7 +83,7 @@ def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[
     """
     check_files(config, adapter)
     base = precision.settled(config, precision.ELSEWHERE)
-    backbone = FAMILIES[config.family](base, Path(config.path), DTYPES[base.precision]).backbone
+    backbone = _class(config).from_pretrained(base, Path(config.path), DTYPES[base.precision]).backbone
     if config.quantize != "none":
         _dequantize(backbone, dtype)
     loaded = _with_adapter(backbone.to("cpu", dtype), adapter)
@@ -180,11 +176,23 @@ def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, shard
         sharded: under DeepSpeed, which keeps float32 masters itself and wants one dtype in all
             trainable weights; otherwise these are float32 here.
     """
-    settings = config.finetuning
-    half = settings.precision == "bf16"
-    base_dtype = torch.bfloat16 if half and (sharded or settings.method == "lora") else torch.float32
-    extractor = FAMILIES[config.family](config, Path(config.path), base_dtype)
+    extractor = _class(config).from_pretrained(config, Path(config.path), base_dtype(config, sharded))
     torch.manual_seed(seed)
+    return trainable(extractor, classes, sharded)
+
+
+def base_dtype(config: ExtractorConfig, sharded: bool) -> torch.dtype:
+    """In which the weights of an extractor that is fine-tuned are held."""
+    settings = config.finetuning
+    half = settings.precision == "bf16" and (sharded or settings.method == "lora")
+    return torch.bfloat16 if half else torch.float32
+
+
+def trainable(extractor: Extractor, classes: int, sharded: bool) -> Classifier:
+    """An extractor, loaded or on the meta device, with the adapters and the head that its configuration asks
+    for; these are drawn."""
+    settings = extractor.config.finetuning
+    half = settings.precision == "bf16"
     if settings.gradient_checkpointing:
         # Reentrant checkpointing would cut the graph where the base model is frozen.
         extractor.backbone.gradient_checkpointing_enable({"use_reentrant": False})

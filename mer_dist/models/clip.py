@@ -7,19 +7,27 @@ import torch
 import torch.nn.functional as F
 
 from mer_dist.core.errors import UserError
+from mer_dist.models.clip_family import CLIP
 from mer_dist.models.extractor import Extractor, Unusable
-from mer_dist.models.family import FAMILIES
 from mer_dist.models.model_folder import read_settings
 
 
 class ClipExtractor(Extractor):
-    family = FAMILIES["clip"]
+    family = CLIP
     unit = "frames"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
 
-    def __init__(self, config, folder, dtype, device=None):
-        super().__init__(config, folder, dtype, device)
+    def __init__(self, config, backbone, folder=None):
+        super().__init__(config, backbone, folder)
+        #: Of a pixel in [0, 1], by channel; those of the model are read with it.
+        self.mean, self.deviation = [0.0] * 3, [1.0] * 3
+        self.side = backbone.config.image_size
+        #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
+        #: which training in half precision would round.
+        self._scale = torch.empty(0)
+
+    def read_preprocessing(self, folder) -> None:
         settings = read_settings(folder, "preprocessor_config.json")
         try:
             self.mean = [float(value) for value in settings["image_mean"]]
@@ -29,10 +37,6 @@ class ClipExtractor(Extractor):
                 f"{folder}/preprocessor_config.json: image_mean and image_std are not there "
                 "as three numbers each; copy or download it again"
             ) from None
-        self.side = self.backbone.config.image_size
-        #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
-        #: which training in half precision would round.
-        self._scale = torch.empty(0)
 
     @staticmethod
     def backbone_class():
@@ -59,6 +63,9 @@ class ClipExtractor(Extractor):
 
     def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"pixels": torch.stack(pieces)}
+
+    def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
+        return self.collate([torch.zeros(3, self.side, self.side, dtype=torch.uint8)] * segments)
 
     def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""

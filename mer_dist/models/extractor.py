@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import progress
 from mer_dist.models import model_folder
-from mer_dist.models.family import PASS, Family, longest_piece
+from mer_dist.models.family import PASS, Family
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,15 +55,35 @@ class Extractor(nn.Module, ABC):
     #: Of a fine-tuned one whose adapter is not merged, inside peft's wrapper.
     backbone: PreTrainedModel | PeftModel
 
-    def __init__(
-        self, config: ExtractorConfig, folder: Path, dtype: torch.dtype, device: torch.device | None = None
-    ):
+    def __init__(self, config: ExtractorConfig, backbone: PreTrainedModel, folder: Path | None = None):
+        """Around a backbone, with its weights or on the meta device.
+
+        Args:
+            folder: where it was read from; None: ``config.path``.
+        """
         super().__init__()
-        model_folder.check(folder, config.family)
         self.config = config
-        self.folder = folder
-        with nullcontext() if self.sharded_as_it_loads else _loaded_whole():
-            self.backbone = load_pretrained(self.backbone_class(), folder, dtype, config.quantize, device)
+        self.backbone = backbone
+        self.folder = folder or Path(config.path)
+
+    @classmethod
+    def from_pretrained(
+        cls, config: ExtractorConfig, folder: Path, dtype: torch.dtype, device: torch.device | None = None
+    ) -> Self:
+        """With the weights and the preprocessing of a model folder.
+
+        Args:
+            device: where the weights are read to; None: host memory.
+
+        Raises:
+            UserError: a file is missing, not whole, or belongs to another model.
+        """
+        model_folder.check(folder, config.family)
+        with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
+            backbone = load_pretrained(cls.backbone_class(), folder, dtype, config.quantize, device)
+        extractor = cls(config, backbone, folder)
+        extractor.read_preprocessing(folder)
+        return extractor
 
     # --- the parts that differ between families ---
 
@@ -98,10 +118,22 @@ class Extractor(nn.Module, ABC):
         """Pieces, of any clips, as one batch of tensors."""
 
     @abstractmethod
+    def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
+        """What :meth:`collate` makes of so many of the longest segments that the settings allow, with any
+        numbers in it: ``plan`` traces memory on it. :meth:`read_preprocessing` was not called."""
+
+    @abstractmethod
     def vectors(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``.
 
         Each family names what its :meth:`collate` makes.
+        """
+
+    def read_preprocessing(self, folder: Path) -> None:
+        """Take from the files beside the weights what :meth:`prepare` needs; here: nothing.
+
+        Raises:
+            UserError: one of them does not say it.
         """
 
     # --- what they share ---
@@ -120,7 +152,7 @@ class Extractor(nn.Module, ABC):
 
     def shape(self, row: Row) -> tuple[int, float]:
         """Pieces of a clip and the length of the longest, known from the manifest."""
-        whole, cost = longest_piece(self.config), self.cost(row)
+        whole, cost = self.family.longest_segment(self.config), self.cost(row)
         return max(1, math.ceil(cost / whole)), min(cost, whole)
 
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from mer_dist.models.extractor import Extractor, Unusable, packed, packing, sum_of_last_four
-from mer_dist.models.family import FAMILIES, RECEPTIVE_FIELD
+from mer_dist.models.hubert_family import HUBERT, RECEPTIVE_FIELD
 from mer_dist.models.model_folder import read_settings
 
 SAMPLE_RATE = 16_000
 
 
 class HubertExtractor(Extractor):
-    family = FAMILIES["hubert"]
+    family = HUBERT
     unit = "seconds"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
@@ -22,10 +22,11 @@ class HubertExtractor(Extractor):
     # weights cannot be; HuBERT-large is small enough to be read whole.
     sharded_as_it_loads = False
 
-    def __init__(self, config, folder, dtype, device=None):
-        super().__init__(config, folder, dtype, device)
-        settings = read_settings(folder, "preprocessor_config.json")
-        self.normalize = bool(settings.get("do_normalize", True))
+    #: Whether the model was trained on sound of mean 0 and deviation 1.
+    normalize: bool
+
+    def __init__(self, config, backbone, folder=None):
+        super().__init__(config, backbone, folder)
         # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold teach more unmasked.
         self.backbone.config.layerdrop = 0.0
         self.backbone.config.apply_spec_augment = False
@@ -34,6 +35,10 @@ class HubertExtractor(Extractor):
         if self.backbone.config.feat_extract_norm == "group":
             first = self.backbone.feature_extractor.conv_layers[0]
             first.layer_norm = RealStepsNorm(first.layer_norm, first.conv)
+
+    def read_preprocessing(self, folder) -> None:
+        settings = read_settings(folder, "preprocessor_config.json")
+        self.normalize = bool(settings.get("do_normalize", True))
 
     @staticmethod
     def backbone_class():
@@ -75,6 +80,9 @@ class HubertExtractor(Extractor):
             # Without one, attention takes a faster kernel.
             batch["mask"] = torch.arange(waves.shape[1]) < samples[:, None]
         return batch
+
+    def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
+        return self.collate([torch.zeros(round(self.config.window * SAMPLE_RATE))] * segments)
 
     def vectors(
         self,

@@ -13,13 +13,8 @@ import zipfile
 from pathlib import Path
 
 from mer_dist.core.errors import UserError
+from mer_dist.models.family import FAMILIES
 
-#: family -> the ``model_type`` its config may name, and the files needed beside the weights.
-FAMILIES = {
-    "clip": (("clip", "clip_vision_model"), ("preprocessor_config.json",)),
-    "hubert": (("hubert",), ("preprocessor_config.json",)),
-    "baichuan": (("baichuan",), ("tokenizer.model",)),
-}
 #: In the order in which transformers looks for them.
 WEIGHTS = (
     "model.safetensors",
@@ -32,8 +27,6 @@ _TENSOR_PARTS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
     r"|torch(\.storage)?\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.(Size|b?float\w*|u?int\d+|bool)"
 )
-#: Only configs of other architectures under Baichuan's ``model_type`` have these.
-_FOREIGN = re.compile(r"max_position_embeddings|num_key_value_heads|sliding_window|(rope|rotary)_\w+")
 _COPY_AGAIN = "copy or download it again"
 
 
@@ -47,7 +40,7 @@ def check(folder: Path, family: str) -> None:
     check_config(folder, family)
     for path in weight_files(folder):
         _check_weights(path)
-    for name in FAMILIES[family][1]:
+    for name in FAMILIES[family].files:
         _check_beside(folder / name)
 
 
@@ -60,14 +53,14 @@ def check_config(folder: Path, family: str) -> None:
     if not folder.is_dir():
         raise UserError(_no_folder(folder))
     settings = read_settings(folder, "config.json")
-    model_types, _ = FAMILIES[family]
+    model_types = FAMILIES[family].model_types
     found = settings.get("model_type")
     if found not in model_types:
         raise UserError(
             f"{folder / 'config.json'}: model_type is {found!r}; the family {family} needs "
             f"{' or '.join(map(repr, model_types))}"
         )
-    if family == "baichuan" and (reason := not_baichuan_13b(settings)):
+    if reason := FAMILIES[family].refuse_settings(settings):
         raise UserError(f"{folder / 'config.json'}: {reason}")
     if settings.get("quantization_config"):
         raise UserError(
@@ -92,29 +85,6 @@ def read_settings(folder: Path, name: str) -> dict:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no json object; {_COPY_AGAIN}")
     return settings
-
-
-def not_baichuan_13b(settings: dict) -> str:
-    """Why a config that says ``model_type: baichuan`` is not Baichuan-13B v1; empty if it is.
-
-    Other models publish under that type; run as v1, they would give wrong numbers and no error.
-    """
-    only = "only Baichuan-13B v1 is supported"
-    architectures = settings.get("architectures") or []
-    if "BaiChuanForCausalLM" in architectures:
-        return f"this is Baichuan-7B (rotary positions); {only}"
-    if settings.get("vocab_size") == 125696 or "z_loss_weight" in settings:
-        return f"this is Baichuan2 (normalised head); {only}"
-    if foreign := next(filter(_FOREIGN.fullmatch, settings), None):
-        return f"the key {foreign} belongs to another architecture than Baichuan-13B v1; {only}"
-    if unknown := [name for name in architectures if not name.startswith("Baichuan")]:
-        return f"the architecture {unknown[0]} is unknown; {only}"
-    if settings.get("hidden_act", "silu") != "silu" or settings.get("tie_word_embeddings"):
-        return f"hidden_act or tie_word_embeddings differ from Baichuan-13B v1; {only}"
-    width, heads = settings.get("hidden_size", 5120), settings.get("num_attention_heads", 40)
-    if width % heads:
-        return f"hidden_size {width} is no multiple of num_attention_heads {heads}"
-    return ""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -234,7 +204,7 @@ def _check_beside(path: Path) -> None:
     _refuse_pointer(path)
     if path.suffix == ".json":
         read_settings(path.parent, path.name)
-    elif not _readable_pieces(path):
+    elif path.suffix == ".model" and not _readable_pieces(path):
         raise UserError(f"{path}: no readable sentencepiece model; {_COPY_AGAIN}")
 
 

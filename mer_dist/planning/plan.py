@@ -21,7 +21,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import told_if_long
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import adapters
-from mer_dist.models.family import FAMILIES, longest_piece
+from mer_dist.models.family import FAMILIES, SECONDS
 from mer_dist.planning import layouts, memory
 from mer_dist.planning.layouts import Step, Training
 from mer_dist.planning.memory import Held
@@ -33,10 +33,6 @@ from mer_dist.training.partition import Passes
 GPUS = (24, 40, 80, 141)
 WORLDS = (1, 2, 4, 8, 16)
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
-#: Of a typical clip of MER2024, for disk and never for memory; shards show the real figures.
-SECONDS, TOKENS = 5.0, 40
-#: HuBERT's output steps a second.
-STEPS = 50
 #: A photograph at the JPEG quality of the shards, and 16 kHz speech as FLAC: rough figures.
 JPEG_BYTES_PER_PIXEL, FLAC_BYTES_PER_SECOND = 0.35, 18_000
 
@@ -177,7 +173,7 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
     extractor = precision.settled(extractor, precision.ON_A_GPU)
     weights = sized.weight_bytes(extractor.quantize, BYTES[extractor.precision])
     bare = size.bare_extractor(extractor, torch.float32)
-    longest = longest_piece(extractor)
+    longest = bare.family.longest_segment(extractor)
     batch = max(1, int(bare.budget(torch.device("cuda")) // longest))
     rows = {
         "weights": weights,
@@ -230,8 +226,9 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     from mer_dist.planning import trace
 
     settings, classes = extractor.finetuning, len(config.corpus.labels)
-    frames = min(config.shard.frames, extractor.frames or config.shard.frames)
-    pieces, longest = np.array([frames if extractor.family == "clip" else 1]), longest_piece(extractor)
+    family = FAMILIES[extractor.family]
+    segments, _ = family.typical_clip(extractor, config.shard.frames)
+    longest = family.longest_segment(extractor)
 
     @cache
     def activations(sharded: bool, micro: int) -> int:
@@ -239,8 +236,8 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
 
     def step(where: launch_config.Layout, room: float) -> Step:
         held = _held(extractor, sized, where)
-        budget = FAMILIES[extractor.family].training_budget(room)
-        passes = Passes.of(settings, pieces, np.array([longest]), budget)
+        budget = family.training_budget(room)
+        passes = Passes.of(settings, np.array([segments]), np.array([longest]), budget)
         clips = passes.most(settings.batch, where.processes)
         rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, clips)}
         passes_of_a_step = ceil(settings.batch / where.processes / clips)
@@ -251,8 +248,6 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
 
 def _held(extractor: ExtractorConfig, sized, where: launch_config.Layout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
-    from mer_dist.models.classifier import FAMILIES
-
     settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
@@ -265,7 +260,7 @@ def _held(extractor: ExtractorConfig, sized, where: launch_config.Layout) -> Hel
         full=full,
         largest_layer=sized.largest_layer,
         dequantized=_dequantized(extractor, sized, frozen),
-        sharded_as_it_loads=FAMILIES[extractor.family].sharded_as_it_loads,
+        sharded_as_it_loads=FAMILIES[extractor.family].extractor_class().sharded_as_it_loads,
     )
 
 
@@ -355,13 +350,8 @@ def disk_needed(config: Config) -> int | None:
 def _vector_bytes(config: Config, name: str, width: int) -> int:
     """Of one typical clip in one feature set."""
     extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
-    frames = min(config.shard.frames, extractor.frames or config.shard.frames)
-    length = {
-        "clip": frames,
-        "hubert": round(SECONDS * STEPS),
-        "baichuan": min(TOKENS, extractor.max_tokens),
-    }[extractor.family]
-    return each * (1 + length) if config.extract.frame_level else each
+    _, embeddings = FAMILIES[extractor.family].typical_clip(extractor, config.shard.frames)
+    return each * (1 + embeddings) if config.extract.frame_level else each
 
 
 def _warnings(config: Config, layout: launch_config.Layout, extractors: dict, shards: dict) -> list[str]:

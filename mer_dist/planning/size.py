@@ -15,12 +15,12 @@ from torch import nn
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder
-from mer_dist.models.classifier import FAMILIES, Classifier, _with_lora
+from mer_dist.models.classifier import Classifier, base_dtype, trainable
 from mer_dist.models.extractor import Extractor
-from mer_dist.planning.published import PUBLISHED
+from mer_dist.models.family import FAMILIES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig
 
 #: Bytes of one NF4 weight: half a byte, and a float32 constant for each block of 64.
 NF4 = 0.5 + 4 / 64
@@ -57,70 +57,58 @@ def source(config: ExtractorConfig) -> str:
     folder = Path(config.path)
     if folder.is_dir():
         return "config.json"
-    family, _ = PUBLISHED.get(folder.name, (None, None))
-    if family is None:
+    published = {name: family for family in FAMILIES for name in FAMILIES[family].published}
+    if folder.name not in published:
         raise UserError(
             f"path: there is no folder {folder}, and {folder.name} is no published model "
-            f"whose size is known ({', '.join(PUBLISHED)})"
+            f"whose size is known ({', '.join(published)})"
         )
-    if family != config.family:
-        raise UserError(f"path: {folder.name} is of the family {family}, not {config.family}")
+    if published[folder.name] != config.family:
+        raise UserError(f"path: {folder.name} is of the family {published[folder.name]}, not {config.family}")
     return folder.name
 
 
-def backbone(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
-    """The backbone on the meta device, with ``layers`` layers instead of its own number.
+def settings(config: ExtractorConfig) -> PreTrainedConfig:
+    """The configuration of the backbone.
 
     Raises:
         UserError: see :func:`source`; or its config.json is unreadable.
     """
-    model_class = FAMILIES[config.family].backbone_class()
-    settings_class, origin = model_class.config_class, source(config)
-    if origin == "config.json":
-        model_folder.check_config(Path(config.path), config.family)
-        settings = settings_class.from_pretrained(config.path, local_files_only=True)
-    else:
-        settings = settings_class(**PUBLISHED[origin][1])
-    settings.num_hidden_layers = layers or settings.num_hidden_layers
-    if config.family == "hubert":
-        # As the extractor sets them.
-        settings.layerdrop, settings.apply_spec_augment = 0.0, False
-    with torch.device("meta"):
-        built = model_class._from_config(settings, dtype=dtype)
-    if config.family == "hubert":
-        built.feature_extractor._requires_grad = False
-    return built
+    family, origin = FAMILIES[config.family], source(config)
+    settings_class = family.extractor_class().backbone_class().config_class
+    if origin != "config.json":
+        return settings_class(**family.published[origin])
+    model_folder.check_config(Path(config.path), config.family)
+    return settings_class.from_pretrained(config.path, local_files_only=True)
 
 
 def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> Extractor:
-    """The extractor on the meta device, without the tokenizer or preprocessor that real clips need."""
-    family = FAMILIES[config.family]
-    extractor = family.__new__(family)
-    nn.Module.__init__(extractor)
-    extractor.config, extractor.folder = config, Path(config.path)
-    extractor.backbone = backbone(config, dtype, layers)
-    return extractor
+    """The extractor on the meta device, without the tokenizer or preprocessor that real clips need.
+
+    Args:
+        layers: of the backbone; None: its own number.
+
+    Raises:
+        UserError: see :func:`settings`.
+    """
+    extractor_class, own = FAMILIES[config.family].extractor_class(), settings(config)
+    if layers is not None:
+        own.num_hidden_layers = layers
+    with torch.device("meta"):
+        return extractor_class(config, extractor_class.backbone_class()._from_config(own, dtype=dtype))
 
 
 def bare_classifier(
     config: ExtractorConfig, classes: int, sharded: bool, layers: int | None = None
 ) -> Classifier:
     """What :func:`mer_dist.models.classifier.trainable_classifier` builds, on the meta device."""
-    settings = config.finetuning
-    half = settings.precision == "bf16"
-    base_dtype = torch.bfloat16 if half and (sharded or settings.method == "lora") else torch.float32
+    dtype = base_dtype(config, sharded)
     with torch.device("meta"):
-        extractor = bare_extractor(config, base_dtype, layers)
-        if settings.gradient_checkpointing:
-            extractor.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        if settings.method == "lora":
-            extractor.backbone = _with_lora(extractor, settings.lora, sharded)
-            if sharded:
-                # peft gives adapters their base's type, but not on the meta device.
-                extractor.backbone.to(base_dtype)
-        classifier = Classifier(extractor, classes)
-    classifier.head.to(torch.bfloat16 if half and sharded else torch.float32)
-    return classifier.train()
+        classifier = trainable(bare_extractor(config, dtype, layers), classes, sharded)
+    if sharded and config.finetuning.method == "lora":
+        # peft gives adapters their base's type, but not on the meta device.
+        classifier.extractor.backbone.to(dtype)
+    return classifier
 
 
 def size(config: ExtractorConfig, classes: int) -> Size:
@@ -146,7 +134,7 @@ def size(config: ExtractorConfig, classes: int) -> Size:
         parameters=sum(weight.numel() for weight in bare.backbone.parameters()),
         trainable=trainable,
         linear=sum(linear),
-        largest_linear=max(linear),
+        largest_linear=max(linear, default=0),
         largest_layer=max(own),
         width=bare.width,
     )

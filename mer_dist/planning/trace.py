@@ -10,8 +10,8 @@ ones, and the workspaces of GPU libraries.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import Classifier
-from mer_dist.models.extractor import DTYPES, Extractor, sum_of_last_four
-from mer_dist.models.hubert import SAMPLE_RATE
-from mer_dist.planning.size import backbone, bare_classifier, bare_extractor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from mer_dist.models.extractor import DTYPES, Extractor
+from mer_dist.models.family import FAMILIES
+from mer_dist.planning.size import bare_classifier, bare_extractor, settings
 
 #: Traced instead of all, for an answer in seconds; the features need the last four.
 FEW_LAYERS = (4, 5)
@@ -94,37 +91,43 @@ def training(
         Bytes that autograd keeps from the forward pass, and bytes alive at the peak of the step.
     """
 
-    def traced(layers: int) -> tuple[int, int]:
-        return _train(config, bare_classifier(config, classes, sharded, layers), sharded, clips, frames)
+    segments, _ = FAMILIES[config.family].typical_clip(config, frames)
 
-    kept, peak = zip(*map(traced, FEW_LAYERS), strict=True)
-    return _with_all_layers(config, *kept), _with_all_layers(config, *peak)
+    def traced(layers: int | None) -> torch.Tensor:
+        return _train(bare_classifier(config, classes, sharded, layers), sharded, clips, clips * segments)
 
-
-def extraction(config: ExtractorConfig, pieces: int) -> int:
-    """Bytes alive at the peak of a forward pass over the longest pieces, beside the weights."""
-
-    def traced(layers: int) -> int:
-        return _extract(config, bare_extractor(config, DTYPES[config.precision], layers), pieces)
-
-    return _with_all_layers(config, *map(traced, FEW_LAYERS))
+    kept, peak = _with_all_layers(config, traced).tolist()
+    return kept, peak
 
 
-def _with_all_layers(config: ExtractorConfig, few: int, more: int) -> int:
-    """The layers of these models are alike, so each one more adds the same."""
-    layers = backbone(config, torch.float32).config.num_hidden_layers
+def extraction(config: ExtractorConfig, segments: int) -> int:
+    """Bytes alive at the peak of a forward pass over the longest segments, beside the weights."""
+
+    def traced(layers: int | None) -> torch.Tensor:
+        return _extract(bare_extractor(config, DTYPES[config.precision], layers), segments)
+
+    return int(_with_all_layers(config, traced))
+
+
+def _with_all_layers(config: ExtractorConfig, traced: Callable[[int | None], torch.Tensor]) -> torch.Tensor:
+    """The layers of a transformer are alike, so each one more adds the same."""
+    layers = getattr(settings(config), "num_hidden_layers", None)
+    if layers is None:
+        return traced(None)
+    few, more = map(traced, FEW_LAYERS)
     return few + (layers - FEW_LAYERS[0]) * (more - few)
 
 
-def _train(
-    config: ExtractorConfig, classifier: Classifier, sharded: bool, clips: int, frames: int
-) -> tuple[int, int]:
-    half = config.finetuning.precision == "bf16"
-    with _faked(classifier), saved_bytes(classifier) as saved:
-        inputs = _inputs(config, classifier.extractor.backbone, clips, frames)
+def _train(classifier: Classifier, sharded: bool, clips: int, segments: int) -> torch.Tensor:
+    """Bytes kept and at the peak, ``(2,)``."""
+    extractor = classifier.extractor
+    half = extractor.config.finetuning.precision == "bf16"
+    batch = extractor.dummy_batch(segments)
+    with _faked(classifier) as mode, saved_bytes(classifier) as saved:
+        batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(classifier) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half and not sharded):
-                vectors = _vectors(config, classifier.extractor.backbone, inputs)
+                vectors, _ = extractor.vectors(**batch)
                 # As the mean over each clip's vectors, of which autograd keeps the float32 copy.
                 owner = torch.zeros(len(vectors), dtype=torch.long)
                 total = vectors.new_zeros((clips, vectors.shape[1]), dtype=torch.float32)
@@ -135,15 +138,17 @@ def _train(
             kept = sum(saved.values())
             with without_gradients(classifier):
                 loss.backward()
-    return kept, live.peak
+    return torch.tensor([kept, live.peak])
 
 
-def _extract(config: ExtractorConfig, extractor: Extractor, pieces: int) -> int:
-    with _faked(extractor.eval()), torch.no_grad():
-        inputs = _inputs(config, extractor.backbone, pieces, frames=1)
+def _extract(extractor: Extractor, segments: int) -> torch.Tensor:
+    """Bytes at the peak, ``()``."""
+    batch = extractor.dummy_batch(segments)
+    with _faked(extractor.eval()) as mode, torch.no_grad():
+        batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(extractor) as live:
-            _vectors(config, extractor.backbone, inputs)
-    return live.peak
+            extractor.vectors(**batch)
+    return torch.tensor(live.peak)
 
 
 def _weights(model: nn.Module) -> list[torch.Tensor]:
@@ -180,23 +185,3 @@ def without_gradients(model: nn.Module):
     yield
     for hook in hooks:
         hook.remove()
-
-
-def _inputs(config: ExtractorConfig, model: PreTrainedModel, clips: int, frames: int) -> dict:
-    """A batch of the longest clips that the settings allow."""
-    if config.family == "clip":
-        side, used = model.config.image_size, min(frames, config.frames or frames)
-        pixels = torch.empty(clips * used, 3, side, side, dtype=model.dtype)
-        return {"pixel_values": pixels}
-    if config.family == "hubert":
-        samples = round(config.window * SAMPLE_RATE)
-        return {"input_values": torch.empty(clips, samples, dtype=model.dtype)}
-    return {"input_ids": torch.zeros(clips, config.max_tokens, dtype=torch.long), "use_cache": False}
-
-
-def _vectors(config: ExtractorConfig, model: PreTrainedModel, inputs: dict) -> torch.Tensor:
-    """As the extractors take them, of clips without padding: which clip owns a vector is data."""
-    if config.family == "clip":
-        return model(**inputs).image_embeds
-    states = model(**inputs, output_hidden_states=4 if config.family == "baichuan" else True).hidden_states
-    return sum_of_last_four(states).flatten(0, 1)

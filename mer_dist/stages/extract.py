@@ -200,6 +200,7 @@ def _work(
         config.extract.frame_level,
         config.extract.storage,
         config.run.threads,
+        *FAMILIES[extractor.family].code,
     ]
     shards: dict[int, list[manifest.Row]] = {}
     for row in rows:

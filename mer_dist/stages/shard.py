@@ -122,9 +122,9 @@ def _source(clip: Clip, config: Config) -> str:
     """Fingerprint of what a clip is made from; a corpus that moves as a whole stays the same."""
     from mer_dist.corpus import faces
 
-    # A CSV lies beside its media; a MER2024 folder holds them.
+    # A table lies beside its media; a folder holds them.
     root = Path(config.corpus.path)
-    root = root.parent if config.corpus.format == "manifest" else root
+    root = root if root.is_dir() else root.parent
     places = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
     crops = None
     if config.shard.faces == "openface":

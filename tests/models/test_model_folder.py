@@ -19,6 +19,7 @@ from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import USAGE, UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import check_files, load_extractor, save, trainable_classifier
+from mer_dist.models.family import FAMILIES
 from mer_dist.stages.shard import shard
 from mer_dist.storage.run_folder import Run
 
@@ -75,7 +76,7 @@ def test_a_hub_name_is_not_looked_up():
     assert "is missing" in refusal(Path("/nowhere/at/all"))
 
 
-@pytest.mark.parametrize("family", list(model_folder.FAMILIES))
+@pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.model"]
 )
@@ -94,6 +95,13 @@ def test_json_that_cannot_be_read_is_named(broken, name, content, why):
     (folder / name).write_text(content)
     line = refusal(folder, "clip")
     assert line.startswith(name) and why in line
+
+
+@pytest.mark.parametrize("found", ["bai", "", None])
+def test_a_part_of_a_model_type_is_another_model(broken, found):
+    folder = broken("baichuan")
+    edit(folder, model_type=found)
+    assert f"model_type is {found!r}; the family baichuan needs 'baichuan'" in refusal(folder)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -220,13 +228,13 @@ def adapter(folders: Path, family: str, folder: Path) -> ExtractorConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", list(model_folder.FAMILIES))
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(folders, tmp_path, family):
     config = adapter(folders, family, tmp_path / "adapter")
     check_files(config, tmp_path / "adapter")
     wide = {**small_models.SIZES, "hidden_size": 64}
     other = small_models.make(tmp_path / "other", ["今天真好", "走"], wide)
-    families = [name for name in model_folder.FAMILIES if name != family]
+    families = [name for name in FAMILIES if name != family]
     for name, folder in [(family, other), (families[0], folders), (families[1], folders)]:
         with pytest.raises(UserError, match="adapter_model.safetensors: .*another base model"):
             check_files(ExtractorConfig(family=name, path=str(folder / name)), tmp_path / "adapter")

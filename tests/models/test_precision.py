@@ -15,7 +15,8 @@ from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Clip
 from mer_dist.models import precision
-from mer_dist.models.classifier import FAMILIES, load_extractor
+from mer_dist.models.classifier import load_extractor
+from mer_dist.models.family import FAMILIES
 from mer_dist.shards import manifest, writer
 from mer_dist.shards.encode import encode
 from mer_dist.storage.run_folder import ShardFolder
@@ -88,7 +89,7 @@ def test_auto_is_the_default_and_stands_for_float32_here(folders):
     ("family", "quantize"), [("clip", "none"), ("hubert", "none"), ("baichuan", "none"), ("clip", "nf4")]
 )
 def test_weights_read_straight_to_a_device_are_the_same(folders, monkeypatch, family, quantize):
-    model_class, places = FAMILIES[family].backbone_class(), []
+    model_class, places = FAMILIES[family].extractor_class().backbone_class(), []
     whole = model_class.from_pretrained
 
     def spied(*told, **options):

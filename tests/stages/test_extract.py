@@ -216,7 +216,7 @@ def test_a_changed_setting_makes_only_the_features_again_that_it_decides(job, ov
 @pytest.mark.slow
 def test_a_changed_batch_rule_makes_all_features_again(job, monkeypatch):
     before = fingerprints(job)
-    monkeypatch.setitem(FAMILIES, "clip", replace(FAMILIES["clip"], budgets=(9, 256)))
+    monkeypatch.setitem(FAMILIES._entries, "clip", replace(FAMILIES["clip"], budgets=(9, 256)))
     again = changed(before, fingerprints(job))
     assert {name for name, shards in again.items() if shards} == {
         "clip",
