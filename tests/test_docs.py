@@ -7,6 +7,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import plugin_files
 import pytest
 from conftest import ROOT
 
@@ -134,8 +135,10 @@ def test_the_commands_that_are_named_exist_and_each_is_explained():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_configurations_that_are_shown_load_and_keys_that_are_named_exist(page, tmp_path):
+def test_configurations_that_are_shown_load_and_keys_that_are_named_exist(page, tmp_path, monkeypatch):
     text = page.read_text("utf-8")
+    plugin_files.begin(monkeypatch)
+    plugin_files.write(tmp_path)
     for number, block in enumerate(_YAML.findall(text)):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, "utf-8")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
 import numpy as np
+import plugin_files
 import pytest
 import torch
-from conftest import ROOT
 from media_files import ramp, tone, write_mp4
 from transformers import Dinov2Config, Dinov2Model
 
@@ -20,7 +19,7 @@ from mer_dist.config.config import load
 from mer_dist.config.sections import CorpusConfig, ExtractorConfig
 from mer_dist.core.errors import DONE, QUARANTINED, USAGE, UserError
 from mer_dist.core.records import Clip
-from mer_dist.core.registry import ENCODERS, FORMATS
+from mer_dist.core.registry import FORMATS
 from mer_dist.corpus import clips
 from mer_dist.features import store
 from mer_dist.models.classifier import load_extractor
@@ -30,9 +29,7 @@ from mer_dist.stages import extract
 from mer_dist.storage import quarantine
 from mer_dist.storage.run_folder import Run
 
-ENCODER, FORMAT = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text("utf-8"), re.DOTALL
-)
+ENCODER, FORMAT = plugin_files.EXAMPLES["dinov2"], plugin_files.EXAMPLES["folders"]
 JOB = """
 plugins: [dinov2, folders]
 run: {{folder: {folder}/run}}
@@ -43,27 +40,12 @@ extractors:
 """
 
 
-def forget() -> None:
-    for name in [name for name in sys.modules if name.startswith(plugins._PREFIX)]:
-        del sys.modules[name]
-
-
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """What a test registers goes with it."""
-    begin(monkeypatch)
+    plugin_files.begin(monkeypatch)
     yield
-    forget()
-
-
-def begin(monkeypatch) -> None:
-    """As a new process would be: none of the plugins is imported."""
-    forget()
-    for registry in (ENCODERS, FORMATS):
-        for name in ("_modules", "_entries"):
-            known = getattr(registry, name).items()
-            kept = {key: value for key, value in known if key in registry.built_in}
-            monkeypatch.setattr(registry, name, kept)
+    plugin_files.forget()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +101,7 @@ def test_the_encoder_of_the_page_is_extracted_and_found_from_the_run_folder(shar
     assert expected.shape == (3, 16)
     own = found.utterance[found.names.index("a")]
     np.testing.assert_allclose(own, expected.mean(0), rtol=1e-5, atol=1e-6)
-    begin(monkeypatch)
+    plugin_files.begin(monkeypatch)
     again = load(run.config)
     assert again.plugins == [str(sharded / "dinov2.py"), str(sharded / "folders.py")]
     assert not extract.unfinished(again)
@@ -128,7 +110,7 @@ def test_the_encoder_of_the_page_is_extracted_and_found_from_the_run_folder(shar
 @pytest.mark.slow
 def test_a_changed_encoder_makes_its_features_again(sharded, monkeypatch):
     def made_from() -> dict:
-        begin(monkeypatch)
+        plugin_files.begin(monkeypatch)
         (work,) = extract.planned(load(sharded / "job.yaml"))
         return work.made_from
 

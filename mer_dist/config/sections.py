@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mer_dist.config import fusion_models
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
-from mer_dist.core.registry import ENCODERS, FORMATS
+from mer_dist.core.registry import ENCODERS, FORMATS, FUSION_MODELS
 
 
 def _key(section: str, key: str) -> str:
@@ -349,7 +348,7 @@ class FuseConfig:
     def __post_init__(self):
         one_of("fuse", "level", self.level, ("utterance", "frame"))
         self.labels = path("fuse", "labels", self.labels)
-        one_of("fuse", "model", self.model, fusion_models.names())
+        FUSION_MODELS.check("fuse.model", self.model)
         one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
         one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):

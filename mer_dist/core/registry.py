@@ -1,4 +1,4 @@
-"""What can be added by name: encoder families and corpus formats.
+"""What can be added by name: encoder families, corpus formats and fusion models.
 
 A name that comes with this program stands here beside the module that registers it, which is imported when
 the name is asked for: a configuration is checked without any of them. All other names come from the modules
@@ -79,4 +79,8 @@ ENCODERS: Registry[Any] = Registry(
 #: name -> :data:`mer_dist.corpus.Listing`
 FORMATS: Registry[Any] = Registry(
     "corpus format", {"mer2024": "mer_dist.corpus.mer2024", "manifest": "mer_dist.corpus.manifest"}
+)
+#: name -> :class:`mer_dist.fusion.registered.FusionModel`
+FUSION_MODELS: Registry[Any] = Registry(
+    "fusion model", dict.fromkeys(("agt", "attention", "mlp", "linear"), "mer_dist.fusion.models")
 )

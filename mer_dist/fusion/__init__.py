@@ -3,6 +3,6 @@
 A fusion model of one's own is written with the two names here.
 """
 
-from mer_dist.config.fusion_models import FeatureShape, register
+from mer_dist.fusion.registered import FeatureShape, register
 
 __all__ = ["FeatureShape", "register"]

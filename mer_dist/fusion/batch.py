@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mer_dist.config.fusion_models import FeatureShape
+from mer_dist.fusion.registered import FeatureShape
 
 #: Numbers that stay in a processor's cache.
 CACHED = 2**18

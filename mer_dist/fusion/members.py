@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mer_dist.config import fusion_models
-from mer_dist.config.fusion_models import FeatureShape
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.registry import FUSION_MODELS
+from mer_dist.fusion import registered
 from mer_dist.fusion.batch import FeatureBatch
 from mer_dist.fusion.layers import RngStreams
+from mer_dist.fusion.registered import FeatureShape
 
 
 class FusionModel(nn.Module):
@@ -47,8 +48,8 @@ def build(
     some = inputs.values[0]
     dtype = some.dtype if some.dtype is torch.float64 else torch.float32
     streams = RngStreams(seeds, some.device, dtype)
-    model = fusion_models.find(config.model)
-    options = {name: getattr(config, fusion_models.OPTIONS[name]) for name in model.options}
+    model = FUSION_MODELS[config.model]
+    options = {name: getattr(config, registered.OPTIONS[name]) for name in model.options}
     each = dropout or config.dropout[:1] * len(seeds)
     if model.batched:
         own = {"dropout": each} if "dropout" in options else {}
@@ -70,7 +71,7 @@ class MemberModules(FusionModel):
 
     def __init__(
         self,
-        model: fusion_models.FusionModel,
+        model: registered.FusionModel,
         sets: list[FeatureShape],
         classes: int,
         streams: RngStreams,
@@ -149,7 +150,7 @@ def _stack(module: nn.Module, others: list[nn.Module]) -> None:
 
 
 def _made(
-    model: fusion_models.FusionModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
+    model: registered.FusionModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
 ) -> nn.Module:
     """A member, after a trial: a fault shows before minutes are spent, and lazy layers learn their sizes.
 

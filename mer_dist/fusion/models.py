@@ -22,11 +22,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mer_dist.config.fusion_models import FeatureShape, register
 from mer_dist.core.records import Modality
 from mer_dist.fusion.batch import FeatureBatch
 from mer_dist.fusion.layers import Attention, Dropout, FeedForward, Linear, RngStreams, masked_mean, norm
 from mer_dist.fusion.members import FusionModel
+from mer_dist.fusion.registered import FeatureShape, register
 
 
 class ContextBasedTransformer(nn.Module):

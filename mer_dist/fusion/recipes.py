@@ -14,14 +14,13 @@ from itertools import chain
 from pathlib import Path
 
 from mer_dist.config import config as configuration
-from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, as_dict
 from mer_dist.core.errors import UserError
 from mer_dist.corpus import table
 from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.features.join import Clips
-from mer_dist.fusion import predictions
+from mer_dist.fusion import predictions, registered
 from mer_dist.fusion.baseline import STRENGTHS
 from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.storage import files
@@ -94,7 +93,7 @@ def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
     if number == 0:
         model = as_dict(config.fuse)
         del model["labels"], model["sets"]
-        code = fusion_models.code_of(config.fuse.model)
+        code = registered.code_of(config.fuse.model)
         parts = [before.made_from, model, config.run.seed, ROUND_VERSION, *([code] if code else [])]
         made_from = files.fingerprint(parts)
         settings = {

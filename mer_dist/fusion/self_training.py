@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mer_dist.config import fusion_models
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.log import logger
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features.join import Clips
 from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes
 from mer_dist.fusion.cross_fitted import CrossFittedRound
@@ -298,7 +298,7 @@ class _Round:
 
     def _dropouts(self) -> np.ndarray:
         """The values to choose from; some models, such as linear, have no use for any."""
-        options, model = self.config.fuse.dropout, fusion_models.find(self.config.fuse.model)
+        options, model = self.config.fuse.dropout, FUSION_MODELS[self.config.fuse.model]
         return np.array(options if "dropout" in model.options else options[:1])
 
     def _out_of_fold(self, every: np.ndarray) -> Predictions:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain
 
-from mer_dist.config import fusion_models
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Problem
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
@@ -142,7 +142,7 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
         raise UserError(
             f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names the same?"
         )
-    model = fusion_models.find(config.fuse.model)
+    model = FUSION_MODELS[config.fuse.model]
     if "query_modality" in model.options and config.fuse.guide not in inputs.modality:
         logger.warning(
             "no fused set is %s (fuse.guide): a learned query asks in its place", config.fuse.guide

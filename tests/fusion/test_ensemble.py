@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.fusion import ensemble
 from mer_dist.fusion.batch import FeatureBatch
 from mer_dist.fusion.ensemble import MemberData, predict, seed_of, train
@@ -67,7 +67,7 @@ def side_by_side_and_alone(config: FuseConfig, dtype: torch.dtype) -> tuple[torc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(model):
     config = FuseConfig(**SMALL, model=model, epochs=3)
     together, alone = side_by_side_and_alone(config, torch.float32)
@@ -78,7 +78,7 @@ def test_side_by_side_equals_one_by_one_within_1e_4_after_3_epochs_in_float32(mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_side_by_side_equals_one_by_one_within_1e_8_after_a_full_run_in_float64(model):
     config = FuseConfig(**SMALL, model=model, epochs=20)
     together, alone = side_by_side_and_alone(config, torch.float64)
@@ -110,7 +110,7 @@ def test_members_trained_in_groups_are_the_same_and_in_the_same_order(monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_a_member_does_not_depend_on_who_its_neighbours_are(model):
     inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
     told = []

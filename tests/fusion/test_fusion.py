@@ -7,15 +7,15 @@ from functools import cache
 import pytest
 import torch
 
-from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.fusion.batch import FeatureBatch, standardize
 from mer_dist.fusion.ensemble import MemberData, predict, train
 from mer_dist.fusion.members import build
 
 SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": [0.2], "feature_dropout": 0.1}
 OPTIONS = [
-    *({"model": model} for model in BUILT_IN),
+    *({"model": model} for model in FUSION_MODELS.built_in),
     *({"guide": guide} for guide in ("video", "text")),
     *({"fusion": fusion} for fusion in ("concatenate", "mean")),
     {"context": False},
@@ -103,7 +103,7 @@ def test_every_option_learns_what_is_to_be_learned_and_is_one_of_its_own(option)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 @pytest.mark.parametrize("guide", ["audio", "video", "text"])
 def test_a_guide_without_any_feature_set_is_stood_in_for(model, guide):
     whole, truth = learnable()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from pathlib import Path
 
 import fusion_run
+import plugin_files
 import pytest
 import torch
-from conftest import ROOT
 from safetensors import safe_open
 from test_ensemble import CLASSES, EVERY, SMALL, inputs_of, lessons_of
 from torch import nn
 
 from mer_dist.config import config as configuration
-from mer_dist.config import fusion_models
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import Stopped, UserError
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.fusion import ensemble, predictions, recipes, register
 from mer_dist.fusion.ensemble import predict, train
 from mer_dist.fusion.layers import masked_mean
@@ -36,8 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "registry")
 @pytest.fixture
 def registry(monkeypatch) -> None:
     """What a test registers is gone after it."""
-    fusion_models.find("agt")
-    monkeypatch.setattr(fusion_models, "_registered", dict(fusion_models._registered))
+    plugin_files.begin(monkeypatch)
 
 
 class Mixed(nn.Module):
@@ -163,10 +159,10 @@ def test_each_member_has_its_own_dropout():
     assert not any(one.training for one in model.eval()._others)
 
 
-def refused(make, words: str) -> None:
-    register("wrong")(make)
+def refused(name: str, make, words: str) -> None:
+    register(name)(make)
     with pytest.raises(UserError, match=words):
-        build(inputs_of(), CLASSES, FuseConfig(**SMALL, model="wrong"), [0])
+        build(inputs_of(), CLASSES, FuseConfig(**SMALL, model=name), [0])
 
 
 def test_a_module_that_cannot_be_trained_is_refused_before_it_is():
@@ -179,60 +175,43 @@ def test_a_module_that_cannot_be_trained_is_refused_before_it_is():
             x, mask = values[0], masks[0][..., None]
             return self.answer(self.weight((x * mask).sum(1) / mask.sum(1)))
 
-    refused(
-        type("Empty", (Wrong,), {"answer": lambda _, x: x}), "lacks set 1, audio, are not finite; the masks"
-    )
+    empty = type("Empty", (Wrong,), {"answer": lambda _, x: x})
+    refused("empty", empty, "lacks set 1, audio, are not finite; the masks")
     shape = type("Shape", (Wrong,), {"answer": lambda _, x: x[:, :2]})
-    fusion_models._registered.pop("wrong")
-    refused(shape, r"must return logits \(B, C\), here \(4, 3\), and returned shape \(4, 2\)")
-    fusion_models._registered.pop("wrong")
-    refused(lambda sets, classes: 3, "makes a int, no nn.Module")
+    refused("shape", shape, r"must return logits \(B, C\), here \(4, 3\), and returned shape \(4, 2\)")
+    refused("three", lambda sets, classes: 3, "makes a int, no nn.Module")
 
 
 def test_what_is_registered_is_checked_and_a_wrong_name_is_told_those_there_are():
     with pytest.raises(
-        UserError, match="fuse.model is 'mixed'; it must be one of: agt, attention, mlp, linear$"
+        UserError, match="fuse.model is 'mixed'; it must be one of: agt, attention, mlp, linear, or one that"
     ):
         FuseConfig(model="mixed")
     register("mixed")(Mixed)
     assert FuseConfig(model="mixed").model == "mixed"
-    with pytest.raises(UserError, match="one of: agt, attention, mlp, linear, mixed$"):
+    with pytest.raises(UserError, match="one of: agt, attention, mlp, linear, mixed, or one that"):
         FuseConfig(model="agd")
-    assert set(fusion_models.find("mixed").options) == {"width", "dropout", "feature_dropout"}
-    register("mixed")(Mixed)  # its module may be imported again
+    assert set(FUSION_MODELS["mixed"].options) == {"width", "dropout", "feature_dropout"}
     for name in ("mixed", "agt"):
-        with pytest.raises(UserError, match=f"'{name}' is registered already"):
+        with pytest.raises(UserError, match=f"the fusion model '{name}' is registered twice"):
             register(name)(type("Other", (Mixed,), {}))
     with pytest.raises(UserError, match="asks for 'depth', which nothing gives it: name one of width, heads"):
         register("deep")(lambda sets, classes, *, depth: None)
     with pytest.raises(UserError, match="must take the shapes of the feature sets"):
         register("none")(lambda sets: None)
-    assert fusion_models.names() == ("agt", "attention", "mlp", "linear", "mixed")
-
-
-def example() -> str:
-    path = ROOT / "docs" / "extending.md"
-    text = path.read_text("utf-8") if path.exists() else ""
-    found = re.search(r"^## A fusion model of your own\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if not found:
-        pytest.skip("docs/extending.md has no section on fusion models")
-    return re.search(r"```python\n(.*?)```", found[1], re.DOTALL)[1]
+    assert [*FUSION_MODELS] == ["agt", "attention", "mlp", "linear", "mixed"]
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch) -> Path:
-    """The module of the document, imported as a plugin is."""
-    path = tmp_path / "mine.py"
-    path.write_text(example(), encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    importlib.import_module("mine")
-    yield path
-    sys.modules.pop("mine", None)
+def mine(tmp_path) -> Path:
+    """The module of the document."""
+    plugin_files.write(tmp_path)
+    yield tmp_path / "mine.py"
+    plugin_files.forget()
 
 
 def outputs(run: Run) -> dict[str, bytes]:
-    wanted = [run.answer, *run.vote.rglob("*"), *(run.folder / "rounds").rglob("*")]
+    wanted = [run.answer, *run.vote.folder.rglob("*"), *run.rounds_folder.rglob("*")]
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in wanted if path.is_file()}
 
 
@@ -241,7 +220,8 @@ def test_the_example_of_the_document_is_fused_stopped_and_goes_on_in_the_same_by
 ):
     assert len(mine.read_text("utf-8").splitlines()) < 40
     fusion_run.make(tmp_path, labeled=45, unlabeled=20)
-    config = configuration.load(tmp_path / "job.yaml", ["fuse.model=mine", "self_train.start=warm", *QUICK])
+    options = ["plugins=[mine]", "fuse.model=mine", "self_train.start=warm", *QUICK]
+    config = configuration.load(tmp_path / "job.yaml", options)
     run = Run(config.run.folder)
     fuse(config)
     whole, made = outputs(run), predictions.read(run.round(1).predictions)
@@ -249,8 +229,8 @@ def test_the_example_of_the_document_is_fused_stopped_and_goes_on_in_the_same_by
     assert (made.answer[made.labeled] == [row % 3 for row in range(45)]).mean() > 0.45
     with safe_open(run.round(1).models, "pt") as file:
         assert {file.get_slice(name).get_shape()[0] for name in file.keys()} == {6}
-    for folder in (run.vote, run.round(0), run.round(1)):
-        (folder / "made.json").unlink()
+    for part in (run.vote, run.round(0), run.round(1)):
+        (part.folder / "made.json").unlink()
     steps, stop = [], preempt.stop_if_asked
 
     def asked(where: str) -> None:
@@ -268,8 +248,8 @@ def test_the_example_of_the_document_is_fused_stopped_and_goes_on_in_the_same_by
     assert recipes.stale(config, run) == []
     # Another version of the module: its rounds are made from other code.
     mine.write_text(mine.read_text("utf-8").replace("nn.GRU", "nn.RNN"), encoding="utf-8")
-    importlib.invalidate_caches()
-    importlib.reload(sys.modules["mine"])
+    plugin_files.begin(monkeypatch)
+    config = configuration.load(tmp_path / "job.yaml", options)
     assert [(one.part, one.changed) for one in recipes.stale(config, run)][:1] == [
         ("rounds/00", ("code of fuse.model",))
     ]

@@ -11,9 +11,9 @@ from test_ensemble import EVERY, SMALL, inputs_of, lessons_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.log import logger
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.fusion import ensemble, layers, replay
 from mer_dist.fusion.counted import GAMMA, Counted, mix
 from mer_dist.fusion.ensemble import predict, train
@@ -136,7 +136,7 @@ def test_counted_chances_are_kept_and_differ_by_member_step_and_place(counting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_a_recorded_step_replayed_gives_the_bits_of_steps_that_run(model, counting, request):
     """So everything that differs between two steps stands where a replay finds it."""
     inputs, lessons = inputs_of(), lessons_of()
@@ -154,7 +154,7 @@ def test_a_recorded_step_replayed_gives_the_bits_of_steps_that_run(model, counti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_members_that_count_are_as_trained_alone(model, recordings):
     inputs, lessons, config = inputs_of(), lessons_of(), FuseConfig(**SMALL, model=model, epochs=2)
     together = predict(train(inputs, lessons, config, 3)[0], inputs, EVERY)
@@ -234,7 +234,7 @@ def test_a_step_in_fixed_places_gives_the_bits_of_one_written_out():
 @pytest.mark.slow
 def test_prediction_reads_a_clip_once_for_all_members_and_gives_each_its_own_bits():
     inputs, lessons = inputs_of(), lessons_of()
-    for kind in BUILT_IN:
+    for kind in FUSION_MODELS.built_in:
         model, _ = train(inputs, lessons, FuseConfig(**SMALL, model=kind, epochs=1))
         with torch.no_grad():
             copied = torch.log_softmax(model(inputs[EVERY.expand(len(lessons), -1)]), -1)

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 
 from mer_dist import cli
-from mer_dist.config.fusion_models import BUILT_IN
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
+from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import batch, ensemble, predictions
@@ -102,7 +102,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", sorted({*BUILT_IN} - {"agt"}))
+@pytest.mark.parametrize("model", sorted({*FUSION_MODELS.built_in} - {"agt"}))
 def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
     config.fuse.model = model
@@ -113,7 +113,7 @@ def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
     config.fuse.model = model

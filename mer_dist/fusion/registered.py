@@ -1,4 +1,4 @@
-"""The fusion models by name: known without importing one, so a login node can check ``fuse.model``.
+"""The fusion models by name, without importing one.
 
 A model is registered where its class is written::
 
@@ -17,12 +17,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeVar
 
 from mer_dist.core.errors import UserError
+from mer_dist.core.registry import FUSION_MODELS
 
-#: What a constructor may ask for -> the key of ``fuse`` that it gets; docs/configuration.md explains these.
+#: What a constructor may ask for -> the key of ``fuse`` that it gets; docs/fusion.md explains these.
 OPTIONS = {
     "width": "width",
     "heads": "heads",
@@ -34,9 +34,6 @@ OPTIONS = {
     "fusion": "fusion",
     "linear_skip": "shortcut",
 }
-_MODULE = "mer_dist.fusion.models"
-#: Models that come with this package; the module that registers them is imported when one is built.
-BUILT_IN = ("agt", "attention", "mlp", "linear")
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -66,9 +63,6 @@ class FusionModel:
     options: tuple[str, ...]
 
 
-_registered: dict[str, FusionModel] = {}
-
-
 def register(name: str, *, batched: bool = False) -> Callable[[Made], Made]:
     """Make the decorated class known as ``fuse.model: name``.
 
@@ -81,20 +75,12 @@ def register(name: str, *, batched: bool = False) -> Callable[[Made], Made]:
     """
 
     def add(make: Made) -> Made:
-        known = _registered.get(name)
-        if (known or name in BUILT_IN) and _origin(make) != (_origin(known.make) if known else _MODULE):
-            raise UserError(
-                f"a fusion model {name!r} is registered already; take another name for {_title(make)}"
-            )
-        _registered[name] = FusionModel(name, make, batched, _options(make, 3 if batched else 2))
+        FUSION_MODELS.add(
+            name, FusionModel(name, make, batched, _options(make, 3 if batched else 2)), make.__module__
+        )
         return make
 
     return add
-
-
-def _origin(make: Callable[..., Any]) -> str:
-    """A module of this package, or a callable of another one: it may be imported again."""
-    return _MODULE if make.__module__ == _MODULE else _title(make)
 
 
 def _title(make: Callable[..., Any]) -> str:
@@ -121,25 +107,13 @@ def _options(make: Callable[..., Any], given: int) -> tuple[str, ...]:
     return tuple(one.name for one in rest if one.name in OPTIONS)
 
 
-def names() -> tuple[str, ...]:
-    """Those that come with this package first."""
-    return (*BUILT_IN, *(name for name in _registered if name not in BUILT_IN))
-
-
 def code_of(name: str) -> str:
     """The source of the module that a model is in; empty of those of this package, which has versions, and
     where there is no source."""
-    if name in BUILT_IN:
+    if name in FUSION_MODELS.built_in:
         return ""
-    make = _registered[name].make
+    make = FUSION_MODELS[name].make
     try:
         return inspect.getsource(inspect.getmodule(make) or make)
     except (OSError, TypeError):
         return ""
-
-
-def find(name: str) -> FusionModel:
-    """The model, its module imported; ``name`` is one of :func:`names`."""
-    if name in BUILT_IN and name not in _registered:
-        import_module(_MODULE)
-    return _registered[name]
