@@ -27,11 +27,10 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, setup
 from mer_dist.features import join, store
-from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.inspect.score import score
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import FeatureFolder, Run
+from mer_dist.storage.run_folder import ALL_SETS, FeatureFolder, Run
 
 FULL = "AGT, all defaults"
 #: What is fused. The first of all is what the others are compared with.

@@ -25,12 +25,12 @@ from mer_dist.core import metrics
 from mer_dist.core.log import setup
 from mer_dist.features import join
 from mer_dist.fusion import predictions
-from mer_dist.fusion.predictions import ALL_SETS, Predictions
+from mer_dist.fusion.predictions import Predictions
 from mer_dist.interop.npy import import_npy
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files
 from mer_dist.storage.files import write_text
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import ALL_SETS, Run
 
 MODALITIES = ("audio", "video", "text")
 LABELS = ("negative", "positive")

@@ -21,10 +21,8 @@ from mer_dist.corpus import table
 from mer_dist.features.join import Clips
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import ALL_SETS, Run
 
-#: The probe of all fused sets side by side; no feature set has such a name.
-ALL_SETS = "@all"
 AGAIN = "delete its folder and run fuse"
 SHOWN = 3
 

@@ -22,9 +22,8 @@ from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import predictions, registered
 from mer_dist.fusion.baseline import STRENGTHS
-from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import ALL_SETS, Run
 
 #: To be raised when files or figures of such a part change: those of another version are made again.
 PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 2, 5, 8

@@ -51,6 +51,14 @@ def verify(run_folder: Path) -> list[str]:
             check(state)
         except UserError as error:
             state.findings.append(str(error))
+    if strays := [run.relative(path) for path in run.strays()]:
+        logger.warning(
+            "%d files or folders among those of the run are none of its own and are not read; if a program that "
+            "synchronises folders left them as copies, delete them: %s%s",
+            len(strays),
+            ", ".join(strays[:SHOWN]),
+            ", …" * (len(strays) > SHOWN),
+        )
     return list(dict.fromkeys(state.findings))
 
 

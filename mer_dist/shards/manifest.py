@@ -231,8 +231,7 @@ def read_facts(path: Path) -> Facts | None:
 
 def numbers(shards_folder: Path) -> list[int]:
     """Of the shards that have facts, readable or not."""
-    stems = {path.stem for path in ShardFolder(shards_folder).all_facts()}
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+    return [int(path.stem) for path in ShardFolder(shards_folder).all_facts()]
 
 
 def all_facts(shards_folder: Path) -> dict[int, Facts | None]:

@@ -21,11 +21,10 @@ from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
 from mer_dist.fusion.baseline import probe
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
-from mer_dist.fusion.predictions import ALL_SETS
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import ALL_SETS, Run
 
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28

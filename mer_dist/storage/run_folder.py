@@ -33,9 +33,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
+from mer_dist.storage.files import MARK
 
 _ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
+#: Stands for the linear baseline on all fused sets side by side; no feature set has such a name.
+ALL_SETS = "@all"
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files of a stage, by number: ``00001.tar``, and not the ``00001 2.tar`` of a copy."""
+    return sorted(path for path in folder.glob(f"[0-9]*{suffix}") if path.stem.isdecimal())
+
+
+def _is_set(name: str) -> bool:
+    try:
+        FeatureSetId.parse(name)
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,10 @@ class _Folder:
 
     def __post_init__(self):
         object.__setattr__(self, "folder", Path(self.folder))
+
+    def files(self) -> list[Path]:
+        """What stages write there; without a type that knows better, all that is there."""
+        return sorted(self.folder.glob("[!.]*"))
 
 
 class ShardFolder(_Folder):
@@ -79,10 +100,13 @@ class ShardFolder(_Folder):
         return self.folder / f"{number:05d}.parquet"
 
     def all_tars(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.tar"))
+        return _numbered(self.folder, ".tar")
 
     def all_facts(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.parquet"))
+        return _numbered(self.folder, ".parquet")
+
+    def files(self) -> list[Path]:
+        return [*self.all_tars(), *self.all_facts(), *self.results]
 
 
 class FeatureFolder(_Folder):
@@ -97,7 +121,10 @@ class FeatureFolder(_Folder):
 
     def shards(self) -> list[Path]:
         """The files that are there, by number."""
-        return sorted(self.folder.glob("[0-9]*.safetensors"))
+        return _numbered(self.folder, ".safetensors")
+
+    def files(self) -> list[Path]:
+        return [*self.shards(), self.description]
 
 
 class AdapterFolder(_Folder):
@@ -129,11 +156,15 @@ class ProbeFolder(_Folder):
         return self.folder / f"{set_name}.safetensors"
 
     def all_predictions(self) -> list[Path]:
-        return sorted(self.folder.glob("*.parquet"))
+        return self._of_sets(".parquet")
 
     def files(self) -> list[Path]:
         """All of all sets; the stem of each is the name of its set."""
-        return [*self.all_predictions(), *sorted(self.folder.glob("*.safetensors"))]
+        return [*self.all_predictions(), *self._of_sets(".safetensors")]
+
+    def _of_sets(self, suffix: str) -> list[Path]:
+        paths = sorted(self.folder.glob(f"*{suffix}"))
+        return [path for path in paths if path.stem == ALL_SETS or _is_set(path.stem)]
 
 
 class RoundFolder(_Folder):
@@ -166,6 +197,9 @@ class RoundFolder(_Folder):
         """Not in round 0; see :mod:`mer_dist.fusion.pseudo_label_log`."""
         return self.folder / "selection.parquet"
 
+    def files(self) -> list[Path]:
+        return [self.predictions, self.fold_predictions, self.models, self.curves, self.pseudo_label_log]
+
 
 class VoteFolder(_Folder):
     """``vote/``: the last step of fusion."""
@@ -183,6 +217,9 @@ class VoteFolder(_Folder):
     def answer(self) -> Path:
         """What :attr:`Run.answer` was copied from."""
         return self.folder / _ANSWER
+
+    def files(self) -> list[Path]:
+        return [self.predictions, self.prior, self.answer]
 
 
 @dataclass(frozen=True, init=False)
@@ -221,8 +258,8 @@ class Run:
 
     def adapters(self) -> list[AdapterFolder]:
         """Of all extractors, whole or not."""
-        found = (self.folder / "adapters").glob("*/[!.]*")
-        return [AdapterFolder(folder) for folder in sorted(found)]
+        found = (AdapterFolder(path) for path in sorted((self.folder / "adapters").glob("*/*")))
+        return [one for one in found if _is_set(f"{one.extractor}@{one.variant}")]
 
     def checkpoints(self, extractor: str, part: str) -> Path:
         return self.folder / "checkpoints" / extractor / part
@@ -238,7 +275,7 @@ class Run:
 
     def feature_sets(self) -> list[Path]:
         """The folders of all feature sets, whole or not."""
-        return sorted(self.features_folder.glob("[!.]*"))
+        return sorted(path for path in self.features_folder.glob("*") if _is_set(path.name))
 
     @property
     def probes(self) -> ProbeFolder:
@@ -256,6 +293,18 @@ class Run:
         """Those that are there, by number; what else somebody put there is none."""
         found = (RoundFolder(path) for path in self.rounds_folder.glob("[0-9]*") if path.name.isdecimal())
         return sorted(found, key=lambda one: one.number)
+
+    def strays(self) -> list[Path]:
+        """What lies among the files that stages wrote and is none of them, hidden files aside: a program that
+        synchronises folders leaves its copies there. No stage reads it."""
+        sets = [FeatureFolder(folder) for folder in self.feature_sets()]
+        parts = (ShardFolder(self.shards), self.probes, self.vote, *sets, *self.rounds())
+        owned = {part.folder: {*part.files(), part.folder / MARK} for part in parts}
+        owned[self.features_folder] = {*self.feature_sets()}
+        owned[self.rounds_folder] = {one.folder for one in self.rounds()}
+        return sorted(
+            path for folder, own in owned.items() for path in folder.glob("[!.]*") if path not in own
+        )
 
     @property
     def vote(self) -> VoteFolder:

@@ -157,6 +157,18 @@ def test_a_run_of_shards_only_adds_up_too(run, caplog):
     assert "answer: there is none yet; run fuse" in caplog.text
 
 
+@pytest.mark.slow
+def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothing(run, caplog):
+    shard = next(run.features_folder.glob("*/0*.safetensors"))
+    shutil.copy(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
+    shutil.copytree(run.round(0).folder, run.rounds_folder / "00 2")
+    tar = next(run.shards.glob("0*.tar"))
+    shutil.copy(tar, tar.with_name(f"{tar.stem} (1).tar"))
+    assert verify(run.folder) == []
+    assert "3 files or folders among those of the run are none of its own" in caplog.text
+    assert "rounds/00 2" in caplog.text
+
+
 def finding(run, *words):
     findings = verify(run.folder)
     assert any(all(word in line for word in words) for line in findings), findings

@@ -123,3 +123,27 @@ def test_no_other_module_spells_a_name_of_a_run_folder():
         'run.folder.glob("adapters/*/*")',
     ]
     assert spelled("\n".join(planted)) == [1, 2, 3, 4, 5]
+
+
+def test_what_a_program_for_synchronising_left_is_no_part_of_the_run_and_is_named(tmp_path):
+    run = Run(tmp_path)
+    shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip@fold-0"))
+    own = [*(path(0) for path in (shards.tar, shards.facts, features.shard)), *shards.results]
+    own += [features.description, run.probes.predictions("clip"), run.probes.nested_oof("@all")]
+    own += [*run.round(0).files(), *run.vote.files()]
+    own += [folder / "made.json" for folder in {path.parent for path in own}]
+    copies = ["shards/00000 2.tar", "shards/00000 (1).parquet", "features/clip 2/set.json"]
+    copies += ["features/clip@fold-0/00000 2.safetensors", "probes/clip (1).parquet", "vote/prior 2.json"]
+    copies += ["rounds/00 2/predictions.parquet", "rounds/00/models-Konflikt.safetensors"]
+    hidden = ["features/clip@fold-0/._00000.safetensors", "probes/._clip.parquet", "rounds/.DS_Store"]
+    for path in (*own, *(tmp_path / name for name in (*copies, *hidden))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    named = {run.relative(path) for path in run.strays()}
+    assert named == {*copies} - {"features/clip 2/set.json", "rounds/00 2/predictions.parquet"} | {
+        "features/clip 2",
+        "rounds/00 2",
+    }
+    assert run.feature_sets() == [features.folder] and run.rounds() == [run.round(0)]
+    assert shards.all_facts() == [shards.facts(0)] and features.shards() == [features.shard(0)]
+    assert run.probes.all_predictions() == [run.probes.predictions("clip")]
