@@ -8,14 +8,13 @@ The scale of the random weights decides both; it was chosen on the demo corpus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from mer_dist.core.log import logger
+from mer_dist.processes.threads import torch_threads
 from mer_dist.storage import files
 
 if TYPE_CHECKING:
@@ -54,20 +53,10 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
     for number, (name, write) in enumerate(
         (("clip", _write_clip), ("hubert", _write_hubert), ("baichuan", _write_baichuan))
     ):
-        with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng(), _threads(THREADS):
+        with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng(), torch_threads(THREADS):
             torch.manual_seed(1000 * seed + number)
             write(temporary, lines)
     files.mark(folder, made_from)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_clip(folder: Path, lines: list[str]) -> None:

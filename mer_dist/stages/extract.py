@@ -30,6 +30,7 @@ from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHU
 from mer_dist.processes import preempt
 from mer_dist.processes.env import place
 from mer_dist.processes.shares import shares
+from mer_dist.processes.threads import torch_threads
 from mer_dist.processes.together import tell_missing
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
@@ -235,13 +236,22 @@ def _extract_set(work: Work, config: Config) -> None:
     missing = set(work.missing())
     here = place()
     mine = [shard for shard in shares(work.sizes, here.world)[here.rank] if shard in missing]
-    if not mine:
-        return
+    if mine:
+        with torch_threads(config.run.threads):
+            _compute(work, mine, config)
+
+
+def _compute(work: Work, mine: list[int], config: Config) -> None:
+    """Make the features of these shards of a set.
+
+    Raises:
+        UserError: no clip has vectors that can be kept.
+    """
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARK).unlink(missing_ok=True)
     run = Run(config.run.folder)
     folder = run.features(work.set_id)
-    with timings.record(run, "extract", folder, clips=0, piece="load", rank=here.rank):
+    with timings.record(run, "extract", folder, clips=0, piece="load", rank=place().rank):
         extractor = _loaded(work, config)
     store.describe(
         work.folder,
@@ -289,7 +299,6 @@ def _loaded(work: Work, config: Config) -> Extractor:
 
     from mer_dist.models.classifier import load_extractor
 
-    torch.set_num_threads(config.run.threads)
     name, used = work.set_id.name, work.extractor.precision
     if config.extractors[name].precision == precision.AUTO and used != precision.of_this_machine():
         logger.warning(

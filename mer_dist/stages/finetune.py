@@ -23,6 +23,7 @@ from mer_dist.crossfit.adapters import Copy
 from mer_dist.models.family import FAMILIES
 from mer_dist.processes import preempt
 from mer_dist.processes.env import place
+from mer_dist.processes.threads import torch_threads
 from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import AdapterFolder, Run
 from mer_dist.training import caches
@@ -47,6 +48,12 @@ def finetune(config: Config) -> None:
     if not planned or not (missing or place().launched):
         logger.info("finetune: nothing to train")
         return
+    with torch_threads(config.run.threads):
+        _train_missing(config, planned, missing)
+
+
+def _train_missing(config: Config, planned: list[Copy], missing: list[Copy]) -> None:
+    """Train ``missing`` of the copies in this process and the others of its launcher."""
     from mer_dist.models.classifier import check_files
     from mer_dist.training.accelerator import agreed, anywhere, offloaded_to, unknown_kind, zero_stage
     from mer_dist.training.supported import check, check_batches

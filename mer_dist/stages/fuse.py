@@ -6,8 +6,10 @@ is probed, each round, the vote.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
@@ -23,8 +25,12 @@ from mer_dist.fusion.baseline import probe
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
+from mer_dist.processes.threads import torch_threads
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import ALL_SETS, Run
+
+if TYPE_CHECKING:
+    from mer_dist.fusion.batch import FeatureBatch
 
 #: Bytes of a feature set from which on it is kept in half precision.
 LARGE = 2**28
@@ -88,7 +94,7 @@ def fuse(config: Config) -> None:
         UserError: labels or feature sets are missing or do not fit each other.
     """
     from mer_dist.fusion.self_training import self_train
-    from mer_dist.fusion.vote import check_names, publish, tell, vote
+    from mer_dist.fusion.vote import check_names, publish, tell
 
     run = Run(config.run.folder)
     clips, problems = join.read_clips(config, run)
@@ -109,7 +115,23 @@ def fuse(config: Config) -> None:
     files.sweep(run.folder, run.probes.folder, run.rounds_folder)
     sets.note()
     probes = _probe_all(config, sets)
-    last = self_train(config, clips, recipe, lambda: _inputs(config, sets, fused))
+    with ExitStack() as to_the_end:
+
+        def inputs() -> FeatureBatch:
+            to_the_end.enter_context(torch_threads(config.run.threads))
+            return _inputs(config, sets, fused)
+
+        last = self_train(config, clips, recipe, inputs)
+        _vote(config, clips, last, probes)
+    publish(run)
+    tell(config, clips, CrossFittedRound.load(run, 0).present, run)
+
+
+def _vote(config: Config, clips: Clips, last: Recipe, probes: dict[str, Recipe]) -> None:
+    """Vote on what the last round and the probes were made from, unless that was done."""
+    from mer_dist.fusion.vote import vote
+
+    run = Run(config.run.folder)
     voting = recipes.voting(config, probes)
     recipe = recipes.vote(config, last, [probes[name] for name in voting])
     if files.marked(run.vote.folder, recipe.made_from):
@@ -120,8 +142,6 @@ def fuse(config: Config) -> None:
             *(CrossFitted.load(run, name) for name in voting),
         ]
         vote(config, clips, CrossFittedRound.load(run, 0), others, recipe)
-    publish(run)
-    tell(config, clips, CrossFittedRound.load(run, 0).present, run)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
@@ -130,7 +150,6 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
 
     from mer_dist.fusion.batch import FeatureBatch
 
-    torch.set_num_threads(config.run.threads)
     found = [_of_set(config, sets, name) for name in fused]
     merged = (
         [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")
