@@ -7,6 +7,8 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu  # the same on every machine
+# Where nothing compiled may be kept, each of some hundred commands that tests start would compile the package again.
+export PYTHONDONTWRITEBYTECODE=
 export OMP_NUM_THREADS=1  # the workers are the parallelism: threads of small products wait for each other
 # Three workers: one for tests of several processes that compute, one for the local cluster, which mostly waits
 # (tests/conftest.py); the long suite goes one by one.
