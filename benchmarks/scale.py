@@ -23,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.features import store
 from mer_dist.shards import manifest
+from mer_dist.shards.settings import settings_fingerprint
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run, ShardFolder
 
@@ -128,7 +130,7 @@ def write_run(folder: Path, clips: int) -> None:
         facts = manifest.Facts(
             sha256=f"{number:064x}",
             bytes=0,
-            made_from="scale",
+            made_from=settings_fingerprint(ShardConfig(clips=CLIPS_PER_SHARD)),
             clips=dict.fromkeys((row.name for row in own), "scale"),
             problems=[],
             faceless=0,

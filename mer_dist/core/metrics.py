@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -23,22 +24,50 @@ def waf(truth: np.ndarray, answer: np.ndarray) -> float:
 
 
 def waf_interval(
-    truth: np.ndarray, answer: np.ndarray, seed: int = 0, draws: int = 1000
+    truth: np.ndarray,
+    answer: np.ndarray,
+    seed: int = 0,
+    draws: int = 1000,
+    groups: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of :func:`waf` over clips.
+    """95 % percentile bootstrap interval of :func:`waf` over clips, or over groups of clips that are alike.
 
     Drawing N clips with replacement is drawing how many fall into each cell of the confusion matrix, a
     multinomial; so memory and time do not grow with N.
+
+    Args:
+        groups: (N,) the group of each clip; drawn whole.
     """
     labels, numbers = np.unique(np.stack([truth, answer]), return_inverse=True)
-    counts = confusion(numbers[0], numbers[1], len(labels))
-    shape, clips = (draws, *counts.shape), len(truth)
-    drawn = np.random.default_rng(seed).multinomial(clips, counts.ravel() / clips, draws).reshape(shape)
+    random, shape = np.random.default_rng(seed), (draws, len(labels), len(labels))
+    if groups is None or len(set(groups)) == len(groups):
+        counts = confusion(numbers[0], numbers[1], len(labels))
+        drawn = random.multinomial(len(truth), counts.ravel() / len(truth), draws).reshape(shape)
+    else:
+        drawn = _groups_drawn(random, numbers[0] * len(labels) + numbers[1], groups, shape)
+    clips = drawn.sum((1, 2))
     right, support, answered = drawn.diagonal(axis1=1, axis2=2), drawn.sum(2), drawn.sum(1)
     # F1 of each class; where it occurs neither in truth nor in the answers it has no weight.
     f1 = 2 * right / np.maximum(support + answered, TINY)
     low, high = np.quantile((support * f1).sum(1) / clips, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _groups_drawn(
+    random: np.random.Generator, cell: np.ndarray, groups: Sequence[str], shape: tuple[int, int, int]
+) -> np.ndarray:
+    """(draws, C, C): the confusion matrices of as many groups as there are, drawn with replacement.
+
+    Args:
+        cell: (N,) of the confusion matrix, flat, that each clip is in.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    count = int(group.max()) + 1
+    own = np.zeros((count, shape[1] * shape[2]), int)
+    np.add.at(own, (group, cell), 1)
+    # One draw after the other: all at once would be draws x groups numbers.
+    drawn = [random.multinomial(count, np.full(count, 1 / count)) @ own for _ in range(shape[0])]
+    return np.stack(drawn).reshape(shape)
 
 
 def weighted_waf(truth: np.ndarray, answer: np.ndarray, weight: np.ndarray) -> np.ndarray:

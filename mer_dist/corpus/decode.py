@@ -104,9 +104,12 @@ def _judged(decoded: Decoded) -> Decoded:
 def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     clip = decoded.clip
     if config.faces == "openface":
-        crops = faces.openface(Path(config.openface), clip.name, config.frames, config.image_size)
+        root, size = Path(config.openface), config.image_size
+        crops, several = faces.openface(root, clip.name, config.frames, size)
         if crops:
             decoded.frames = crops
+            decoded.remarks += [faces.SEVERAL] * several
+            decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(crops)
             decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
             return
         if clip.video is None and faces.openface_folder(Path(config.openface), clip.name).is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,9 @@ DETECT_SIDE = 320
 #: Part of the face box that is added on each side: brows and chin lie at its border.
 PADDING = 0.15
 SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
+SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
+#: How OpenFace calls the picture of a face that it follows: number of the face, number of the frame.
+_OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
 
 
 def check(config: ShardConfig) -> None:
@@ -62,14 +66,29 @@ def openface_folder(root: Path, name: str) -> Path:
     return Path(root) / name / f"{name}_aligned"
 
 
-def openface(root: Path, name: str, count: int, size: int) -> list[np.ndarray]:
-    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly; none if it has none."""
+def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], bool]:
+    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly in the order of their frames; none if it has
+    none. Where it followed several faces, those of the one with the most crops, the first of them on a tie.
+
+    Returns:
+        The crops, and whether there are several faces.
+    """
     folder = openface_folder(root, name)
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
+    faces: dict[str, list[Path]] = {}
+    for path in sorted(paths, key=lambda path: _natural(path.stem)):
+        found = _OF_A_FACE.fullmatch(path.stem)
+        faces.setdefault(found[1] if found else "", []).append(path)
+    files = max(faces.values(), key=len, default=[])
     if len(files) > count:
         files = [files[int((row + 0.5) * len(files) / count)] for row in range(count)]
     images = (_picture(path) for path in files if path.stat().st_size)
-    return [whole(image[..., ::-1], size) for image in images if image is not None]
+    return [whole(image[..., ::-1], size) for image in images if image is not None], len(faces) > 1
+
+
+def _natural(text: str) -> list[str]:
+    """Sorts 2 before 10, with or without zeros before it."""
+    return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _picture(path: Path) -> np.ndarray | None:

@@ -167,10 +167,17 @@ def _present(twins: Twins, names: Iterable[str]) -> list[list[str]]:
 
 
 def _group(name: str, pattern: str) -> str:
-    match = re.search(pattern, name)
-    if match is None:
+    found = group_of(name, pattern)
+    if found is None:
         raise UserError(f"folds.group {pattern!r} does not match the clip name {name!r}")
-    return match.group(1)
+    return found
+
+
+def group_of(name: str, pattern: str) -> str | None:
+    """The group that ``folds.group`` finds in a clip's name: what the first of its parentheses that takes part in
+    the match holds, as either in ``(spk\\d+)_|(film\\d+)-``. None where it finds none."""
+    match = re.search(pattern, name)
+    return next(filter(None, match.groups()), None) if match else None
 
 
 def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:

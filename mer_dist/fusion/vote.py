@@ -10,7 +10,6 @@ pays; every other clip, and so every labelled one, with its most probable label.
 from __future__ import annotations
 
 import csv
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.corpus import table
+from mer_dist.crossfit import folds
 from mer_dist.features.join import Clips
 from mer_dist.fusion import correction, decisions, label_shift, predictions
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
@@ -210,8 +210,14 @@ def _groups(config: Config, names: list[str]) -> np.ndarray:
     """The group of each clip by ``folds.group``; a clip that it does not match is one by itself."""
     if not config.folds.group:
         return np.array(names)
-    found = [re.search(config.folds.group, name) for name in names]
-    return np.array([match.group(1) if match else name for match, name in zip(found, names, strict=True)])
+    found = {name: folds.group_of(name, config.folds.group) for name in names}
+    if alone := [name for name, group in found.items() if group is None]:
+        logger.warning(
+            "vote: folds.group finds no group in the names of %d clips, and each counts as one by itself: %s",
+            len(alone),
+            ", ".join(alone[:SHOWN]) + ", …" * (len(alone) > SHOWN),
+        )
+    return np.array([found[name] or name for name in names])
 
 
 def _given(config: Config, labels: list[str]) -> np.ndarray:

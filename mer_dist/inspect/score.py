@@ -17,6 +17,7 @@ from mer_dist.core.records import LABELED
 from mer_dist.core.text_table import aligned
 from mer_dist.corpus import cells
 from mer_dist.corpus import table as csv_table
+from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
@@ -61,12 +62,18 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         told = predictions.read(path)
         ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
         row = {"title": told.title, "file": run.relative(path)}
-        row |= _judge(told, ours, {name: labeled[name] for name in ours if name in labeled}, {}, "oof_")
+        row |= _judge(
+            told,
+            ours,
+            {name: labeled[name] for name in ours if name in labeled},
+            {},
+            "oof_",
+            config.folds.group,
+        )
         if any(name in asked for name in others):
             # With vote.names, answer.csv names clips that are not fused, too.
-            row |= _judge(
-                told, others, asked, predictions.voted(run) if path == run.vote.predictions else {}, ""
-            )
+            more = predictions.voted(run) if path == run.vote.predictions else {}
+            row |= _judge(told, others, asked, more, "", config.folds.group)
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
@@ -151,12 +158,15 @@ def _lost_labeled(run: Run) -> dict[str, str]:
     return {name: split for name, split in splits.items() if split == LABELED}
 
 
-def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str) -> dict:
+def _judge(
+    told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str, pattern: str
+) -> dict:
     """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
 
     Args:
         own: names of the predicted clips that ``truth`` is about.
         more: answers to others.
+        pattern: ``folds.group``, whose groups the interval draws.
     """
     index: dict[str | None, int] = {label: row for row, label in enumerate(told.labels)}
     names = [name for name in own if name in truth]
@@ -178,9 +188,10 @@ def _judge(told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict
         )
     true = np.array([index[truth[name]] for name in names])
     answer = np.array([index.get(answers.get(name), NO_ANSWER) for name in names])
+    groups = [folds.group_of(name, pattern) or name for name in names] if pattern else None
     return {
         f"{key}waf": metrics.waf(true, answer),
-        f"{key}interval": list(metrics.waf_interval(true, answer)),
+        f"{key}interval": list(metrics.waf_interval(true, answer, groups=groups)),
         f"{key}clips": len(names),
         f"{key}unanswered": len(without),
     }

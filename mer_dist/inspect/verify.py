@@ -24,6 +24,7 @@ from mer_dist.fusion import predictions, recipes
 from mer_dist.shards import manifest
 from mer_dist.shards.manifest import Row
 from mer_dist.shards.reader import Reader
+from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
@@ -173,6 +174,10 @@ def _shards(state: _State) -> None:
     folder = state.run.shards
     if files.marked(folder) is None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
+    try:
+        check_settings(state.config)
+    except UserError as error:
+        state.findings.append(str(error))
     facts = manifest.all_facts(folder)
     beside_tar: dict[str, tuple[str, str | None]] = {}
     for number in sorted({row.shard for row in state.rows.values()}):

@@ -21,6 +21,7 @@ from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import LABELED, UNLABELED, Modality
+from mer_dist.crossfit import folds
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.report.facts import (
@@ -106,7 +107,7 @@ def collect(run_folder: Path) -> Facts:
         remarks=remarks,
         adapters=adapters,
         rounds=reader.each([one.folder for one in run.rounds()], _round),
-        scores=_scores(reader, tables, truth),
+        scores=_scores(reader, tables, truth, config.folds.group if config else ""),
         confusion=_confusion(tables, truth),
         prior=_prior(reader, tables, truth),
         timings=_timings(reader),
@@ -204,8 +205,14 @@ def _lent(path: Path) -> int:
     return len(rows.filter(rows["selected"])["name"].unify_dictionaries().unique())
 
 
-def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> list[Score]:
-    """The saved scores if they are of these predictions, otherwise out-of-fold figures."""
+def _scores(
+    reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str], pattern: str
+) -> list[Score]:
+    """The saved scores if they are of these predictions, otherwise out-of-fold figures.
+
+    Args:
+        pattern: ``folds.group``.
+    """
     folders = {reader.run.probes.folder: "probe", reader.run.vote.folder: "vote"}
     kinds = {table.title: folders.get(path.parent, "round") for path, table in tables}
     rows = []
@@ -217,7 +224,7 @@ def _scores(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict
                     title=table.title,
                     kind=kinds[table.title],
                     oof=metrics.waf(true, answer),
-                    oof_interval=metrics.waf_interval(true, answer),
+                    oof_interval=metrics.waf_interval(true, answer, groups=_groups(table, truth, pattern)),
                     oof_clips=len(true),
                 )
             )
@@ -272,6 +279,15 @@ def _judged(table: Predictions, truth: dict[str, str]) -> tuple[np.ndarray, np.n
     ]
     true, answer = np.array(pairs, dtype=int).reshape(-1, 2).T
     return true, answer
+
+
+def _groups(table: Predictions, truth: dict[str, str], pattern: str) -> list[str] | None:
+    """The group of each clip of :func:`_judged` by ``folds.group``; None without it."""
+    if not pattern:
+        return None
+    labeled = (name for name, own in zip(table.names, table.labeled, strict=True) if own)
+    names = (name for name in labeled if truth.get(name) in table.labels)
+    return [folds.group_of(name, pattern) or name for name in names]
 
 
 def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Confusion | None:

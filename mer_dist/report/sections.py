@@ -128,7 +128,7 @@ def gains(rows: list[Score]) -> list[Html | None]:
 def results(facts: Facts) -> Html:
     caption = (
         "WAF: F1 of each class weighted by its share of the truth, in percent. Bars and ranges are "
-        "95 % bootstrap intervals over clips. Out of fold: every labelled clip is judged by models "
+        "95 % bootstrap intervals over clips, or over the groups of folds.group where it is set. Out of fold: every labelled clip is judged by models "
         "that never trained on it."
     )
     rows = facts.scores

@@ -34,6 +34,7 @@ from mer_dist.processes.threads import torch_threads
 from mer_dist.processes.together import tell_missing
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
+from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
@@ -93,7 +94,12 @@ class Work:
 
 @preempt.listening()
 def extract(config: Config) -> None:
-    """Extract every feature set that is incomplete. Runs alone or as one of many ranks."""
+    """Extract every feature set that is incomplete. Runs alone or as one of many ranks.
+
+    Raises:
+        UserError: the shards, an adapter or a model are missing, or not what the configuration asks for.
+    """
+    check_settings(config)
     works = planned(config)
     _check([work for work in works if work.missing()])
     run = Run(config.run.folder)

@@ -24,6 +24,7 @@ from mer_dist.models.family import FAMILIES
 from mer_dist.processes import preempt
 from mer_dist.processes.env import place
 from mer_dist.processes.threads import torch_threads
+from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import AdapterFolder, Run
 from mer_dist.training import caches
@@ -43,6 +44,7 @@ def unfinished(config: Config) -> list[Copy]:
 @preempt.listening()
 def finetune(config: Config) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
+    check_settings(config)
     planned = adapters.planned(config)
     missing = unfinished(config)
     if not planned or not (missing or place().launched):

@@ -26,6 +26,7 @@ from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.processes.threads import torch_threads
+from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import ALL_SETS, Run
 
@@ -97,6 +98,8 @@ def fuse(config: Config) -> None:
     from mer_dist.fusion.vote import check_names, publish, tell
 
     run = Run(config.run.folder)
+    if not config.fuse.labels:
+        check_settings(config)
     clips, problems = join.read_clips(config, run)
     if problems:
         logger.warning(

@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -30,11 +30,10 @@ from mer_dist.crossfit import adapters, folds
 from mer_dist.processes import preempt
 from mer_dist.shards import manifest, replaced
 from mer_dist.shards.manifest import Facts, Row
+from mer_dist.shards.settings import settings_fingerprint
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import Run, ShardFolder
 
-#: Raised when the same input and settings come to give other members.
-FORMAT = 3
 #: Clips that a remark names in the log; stats.json names all of them.
 NAMED = 3
 
@@ -58,7 +57,7 @@ def shard(config: Config, fused: bool = False) -> None:
     faces.check(config.shard)
     taken = replaced.taken(config, clips, unlisted)
     _check_folds(config, clips, fused)
-    made_from = _settings(config.shard)
+    made_from = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
     whole = files.fingerprint([made_from, sources, labels, [problem.as_values() for problem in unlisted]])
@@ -109,13 +108,6 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
         if needed:
             raise
         logger.warning("finetune and fuse will refuse these labels: %s", error)
-
-
-def _settings(config: ShardConfig) -> str:
-    """Fingerprint of what decides the bytes of a shard: not the number of workers, or what is allowed."""
-    other = ("workers", "remove", "without_media")
-    settings = {key: value for key, value in asdict(config).items() if key not in other}
-    return files.fingerprint([FORMAT, settings])
 
 
 def _source(clip: Clip, config: Config) -> str:

@@ -46,6 +46,24 @@ def test_the_interval_is_that_of_drawing_clips_one_by_one_with_any_labels():
     assert metrics.waf_interval(truth, answer, draws=4000) == pytest.approx(wanted, abs=0.004)
 
 
+def test_groups_are_drawn_whole_and_widen_the_interval():
+    random = np.random.default_rng(2)
+    groups = np.repeat([f"speaker{row}" for row in range(20)], 15)
+    truth = random.integers(0, 2, 300)
+    # Whole speakers are answered right or at random.
+    answer = np.where((random.random(20) < 0.5).repeat(15), truth, random.integers(0, 2, 300))
+    low, high = metrics.waf_interval(truth, answer, groups=groups, draws=3000)
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    wafs = []
+    for _ in range(3000):
+        rows = np.concatenate([members[row] for row in random.integers(0, 20, 20)])
+        wafs.append(metrics.waf(truth[rows], answer[rows]))
+    assert (low, high) == pytest.approx(np.quantile(wafs, [0.025, 0.975]), abs=0.01)
+    alone = metrics.waf_interval(truth, answer)
+    assert high - low > 1.3 * (alone[1] - alone[0])
+    assert metrics.waf_interval(truth, answer, groups=np.arange(300).astype(str)) == alone
+
+
 def test_the_interval_of_a_hundred_thousand_clips_takes_no_memory_for_each():
     truth = np.random.default_rng(0).integers(0, 6, 115_595)
     tracemalloc.start()

@@ -7,7 +7,7 @@ from media_files import tone, write_mp4
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
-from mer_dist.corpus import faces
+from mer_dist.corpus import faces, picture
 from mer_dist.corpus.decode import decode
 
 
@@ -78,12 +78,41 @@ def openface(tmp_path):
 
 
 def test_openface_crops_are_taken_evenly_and_in_order_as_rgb(openface):
-    crops = faces.openface(openface, "a", 5, 64)
+    crops, several = faces.openface(openface, "a", 5, 64)
     assert [int(crop[..., 2].mean()) for crop in crops] == [20, 60, 100, 140, 180]
     assert all(crop.shape == (64, 64, 3) and crop[..., 0].max() == 0 for crop in crops)
     (faces.openface_folder(openface, "a") / "frame_det_00_000004.bmp").write_bytes(b"no picture")
-    assert len(faces.openface(openface, "a", 5, 64)) == 4
-    assert faces.openface(openface, "b", 5, 64) == []
+    assert not several and len(faces.openface(openface, "a", 5, 64)[0]) == 4
+    assert faces.openface(openface, "b", 5, 64) == ([], False)
+
+
+def test_of_several_faces_that_openface_followed_the_one_with_the_most_pictures_is_used_and_told(openface):
+    folder = faces.openface_folder(openface, "a")
+    for row in range(11):
+        cv2.imwrite(str(folder / f"frame_det_01_{row + 1:06d}.bmp"), np.full((9, 9, 3), 255, np.uint8))
+    config = ShardConfig(frames=6, image_size=32, faces="openface", openface=str(openface))
+    clip = Clip(name="a", video=None, audio=None, transcript="x", label=None, split="unlabeled")
+    decoded = decode(clip, config)
+    assert [int(crop.mean()) for crop in decoded.frames] == [255] * 6 and faces.SEVERAL in decoded.remarks
+    for path in sorted(folder.glob("frame_det_01_*"))[:2]:
+        path.unlink()
+    decoded = decode(clip, config)
+    assert len(decoded.frames) == 6 and max(crop[..., 0].max() for crop in decoded.frames) == 0
+    assert faces.SEVERAL in decoded.remarks
+
+
+def test_crops_come_by_their_numbers_and_black_ones_are_told(tmp_path):
+    folder = faces.openface_folder(tmp_path, "a")
+    folder.mkdir(parents=True)
+    for row in range(12):
+        cv2.imwrite(str(folder / f"{row}.png"), np.full((9, 9, 3), 20 * row, np.uint8))
+    crops, _ = faces.openface(tmp_path, "a", 12, 9)
+    assert [int(crop.mean()) for crop in crops] == [20 * row for row in range(12)]
+    for path in folder.glob("*.png"):
+        cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
+    config = ShardConfig(frames=5, image_size=32, faces="openface", openface=str(tmp_path))
+    clip = Clip(name="a", video=None, audio=None, transcript="x", label=None, split="unlabeled")
+    assert picture.NEARLY_EMPTY in decode(clip, config).remarks
 
 
 def test_openface_serves_a_clip_without_video_stream_and_the_frame_one_without_crops(openface, tmp_path):

@@ -32,6 +32,21 @@ def test_the_seed_gives_these_folds_on_every_machine():
     assert [made[f"clip{row:03d}"] for row in range(12)] == [0, 2, 2, 1, 1, 2, 0, 1, 0, 0, 0, 1]
 
 
+def test_a_group_may_be_named_in_either_of_several_ways():
+    pattern = r"^(spk\d)_|^(film\d)-"
+    assert folds.group_of("spk1_a", pattern) == "spk1" and folds.group_of("film2-b", pattern) == "film2"
+    assert folds.group_of("other", pattern) is None and folds.group_of("x", "(y)?") is None
+    forms = ("spk{}_{}", "film{}-{}")
+    labels = {forms[row % 2].format(row // 8, row): ["happy", "sad"][row // 2 % 2] for row in range(64)}
+    made = folds.make(labels, FoldConfig(count=4, group=pattern))
+    homes = {}
+    for name, fold in made.items():
+        homes.setdefault(folds.group_of(name, pattern), set()).add(fold)
+    assert len(homes) == 16 and all(len(own) == 1 for own in homes.values())
+    with pytest.raises(UserError, match="does not match the clip name 'other'"):
+        folds.make({**labels, "other": "sad"}, FoldConfig(count=4, group=pattern))
+
+
 def test_clips_of_one_group_share_a_fold():
     labels = {f"film{row // 4:02d}_{row}": ["happy", "sad"][row % 2] for row in range(80)}
     made = folds.make(labels, FoldConfig(count=4, group=r"^(film\d+)_"))

@@ -157,6 +157,13 @@ def test_a_run_of_shards_only_adds_up_too(run, caplog):
     assert "answer: there is none yet; run fuse" in caplog.text
 
 
+def test_shards_that_were_cut_with_other_settings_are_found(run):
+    config = configuration.of_run(run)
+    config.shard.frames += 1
+    configuration.save(config, run.config)
+    finding(run, "cut with other settings", "run shard")
+
+
 @pytest.mark.slow
 def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothing(run, caplog):
     shard = next(run.features_folder.glob("*/0*.safetensors"))

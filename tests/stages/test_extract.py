@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mer_dist.cli import main
 from mer_dist.config.config import load
+from mer_dist.core.errors import UserError
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models.family import FAMILIES
@@ -24,6 +25,8 @@ from mer_dist.processes.ancestry import Starter
 from mer_dist.shards import manifest
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.extract import extract, planned
+from mer_dist.stages.finetune import finetune
+from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.files import digest
@@ -180,6 +183,13 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     return {work.set_name: work.made_from for work in planned(config)}
 
 
+@pytest.mark.parametrize("stage", [extract, finetune, fuse])
+def test_shards_of_other_settings_are_refused_by_every_stage_that_would_use_them(job, stage):
+    """Else what comes out would pass for what these settings make; finished work is no exception."""
+    with pytest.raises(UserError, match="cut with other settings.*; run shard"):
+        stage(load(job, ["shard.frames=2"]))
+
+
 @pytest.mark.slow
 def test_stages_that_are_done_say_so_without_torch(job):
     config = load(job)
@@ -288,7 +298,7 @@ def with_clip_alone(job: Path, tmp_path: Path, factor: float = 1.0) -> Path:
     path = tmp_path / "job.yaml"
     path.write_text(
         f"run: {{folder: {tmp_path}/run}}\ncorpus: {{path: {tmp_path}/none}}\n"
-        "folds: {count: 2}\n"
+        "shard: {clips: 9, frames: 4, image_size: 32, faces: none}\nfolds: {count: 2}\n"
         f"extractors: {{clip: {{family: clip, path: {model}}}}}\n"
     )
     return path

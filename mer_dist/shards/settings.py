@@ -1,0 +1,39 @@
+"""What of the configuration decides the bytes of a shard, and whether the shards that are there were cut so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from mer_dist.config.config import Config
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.shards import manifest
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run, ShardFolder
+
+#: Raised when the same input and settings come to give other members.
+FORMAT = 3
+#: Keys that change no shard: the number of workers, and what is allowed.
+OTHER = ("workers", "remove", "without_media")
+
+
+def settings_fingerprint(config: ShardConfig) -> str:
+    settings = {key: value for key, value in asdict(config).items() if key not in OTHER}
+    return files.fingerprint([FORMAT, settings])
+
+
+def check_settings(config: Config) -> None:
+    """Refuse to work on shards that other settings made: what comes out would pass for what these make.
+
+    Raises:
+        UserError: the section ``shard`` is not that of the shards, which an earlier version may have made.
+    """
+    run = Run(config.run.folder)
+    wanted = settings_fingerprint(config.shard)
+    for number in manifest.numbers(run.shards):
+        facts = manifest.read_facts(ShardFolder(run.shards).facts(number))
+        if facts is not None and facts.made_from != wanted:
+            raise UserError(
+                f"{run.shards}: the shards were cut with other settings than those of shard in the configuration, "
+                "or by an earlier version; run shard, which cuts them anew, or give the settings that they have"
+            )
