@@ -36,6 +36,9 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new process would be."""
     forget()
     for registry in (ENCODERS, FORMATS, FUSION_MODELS):
+        # What comes along registers itself once, as its module is imported; it must not go with the test.
+        for name in registry.built_in:
+            assert registry[name]
         for part in ("_modules", "_entries"):
             known = getattr(registry, part).items()
             kept = {name: value for name, value in known if name in registry.built_in}
