@@ -107,7 +107,7 @@ def register(name: str, **facts: Any) -> Callable[[Class], Class]:
             raise UserError(f"the encoder family {name!r}: {extractor.__name__} {faults}")
         own = Family(extractor=extractor, code=(_hash(extractor),), **facts)
         FAMILIES.add(name, own, extractor.__module__)
-        extractor.family = own  # type: ignore[attr-defined]
+        extractor.family = own  # type: ignore[attr-defined]  # importing the class would import torch
         return extractor
 
     return registered
