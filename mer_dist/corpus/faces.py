@@ -12,6 +12,7 @@ import numpy as np
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
+from mer_dist.core.natural_order import natural
 
 #: The detector runs on every so many frames and the last one; between them the box moves evenly.
 DETECT_EVERY = 4
@@ -76,7 +77,7 @@ def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndar
     folder = openface_folder(root, name)
     paths = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
     faces: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: _natural(path.stem)):
+    for path in sorted(paths, key=lambda path: natural(path.stem)):
         found = _OF_A_FACE.fullmatch(path.stem)
         faces.setdefault(found[1] if found else "", []).append(path)
     files = max(faces.values(), key=len, default=[])
@@ -84,11 +85,6 @@ def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndar
         files = [files[int((row + 0.5) * len(files) / count)] for row in range(count)]
     images = (_picture(path) for path in files if path.stat().st_size)
     return [whole(image[..., ::-1], size) for image in images if image is not None], len(faces) > 1
-
-
-def _natural(text: str) -> list[str]:
-    """Sorts 2 before 10, with or without zeros before it."""
-    return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _picture(path: Path) -> np.ndarray | None:

@@ -24,6 +24,7 @@ import numpy as np
 from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
+from mer_dist.core.natural_order import natural
 from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.corpus.table import Table
 
@@ -163,7 +164,7 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     times = {path: (name[1], float(name[2] + (name[3] or ""))) for path, name in found.items() if name}
     if len(times) == len(found) and not _counted([name for name in found.values() if name]):
         return sorted(found, key=times.__getitem__)
-    return sorted(found, key=_natural)
+    return sorted(found, key=lambda path: natural(path.stem))
 
 
 def _counted(found: list[re.Match[str]]) -> bool:
@@ -176,10 +177,6 @@ def _counted(found: list[re.Match[str]]) -> bool:
     # A number without a point among those with one is a time.
     numbers = [sorted(int(text or "-9") for text in own) for own in behind.values()]
     return all(own == list(range(own[0], own[0] + len(own))) for own in numbers)
-
-
-def _natural(path: Path) -> list[tuple[str, int]]:
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 
 def is_label_file(path: Path) -> bool:

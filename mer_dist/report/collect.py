@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
+from mer_dist.core.natural_order import natural
 from mer_dist.core.records import LABELED, UNLABELED, Modality
 from mer_dist.crossfit import folds
 from mer_dist.fusion import predictions, recipes
@@ -66,12 +66,8 @@ class _Reader:
 
     def each(self, paths: list[Path], how: Callable[[Path], Value]) -> list[Value]:
         """What could be read of these, fold-10 after fold-9."""
-        found = [self.read(path, how) for path in sorted(paths, key=lambda path: _natural(str(path)))]
+        found = [self.read(path, how) for path in sorted(paths, key=lambda path: natural(str(path)))]
         return [value for value in found if value is not None]
-
-
-def _natural(text: str) -> list[str]:
-    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def collect(run_folder: Path) -> Facts:
@@ -373,7 +369,7 @@ def _timings(reader: _Reader) -> list[Timing]:
     ]
     rows = []
     for stage, folders in places:
-        for folder in sorted(folders, key=lambda path: _natural(str(path))):
+        for folder in sorted(folders, key=lambda path: natural(str(path))):
             facts = marked(folder)
             if facts is None:
                 continue

@@ -33,8 +33,6 @@ from mer_dist.training.partition import NOBODY
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: The learning curves of a finished copy.
-
 
 def unfinished(config: Config) -> list[Copy]:
     """The copies that are missing or were made from something else."""
