@@ -36,12 +36,12 @@ FULL = "AGT, all defaults"
 #: What is fused. The first of all is what the others are compared with.
 MODEL_VARIANTS = {
     FULL: (),
-    "guide: video": ("fuse.guide=video",),
-    "guide: text": ("fuse.guide=text",),
-    "no context transformers": ("fuse.context=false",),
+    "guide: video": ("fuse.query_modality=video",),
+    "guide: text": ("fuse.query_modality=text",),
+    "no context transformers": ("fuse.cross_attention=false",),
     "fusion: concatenate": ("fuse.fusion=concatenate",),
     "fusion: mean": ("fuse.fusion=mean",),
-    "no shortcut": ("fuse.shortcut=false",),
+    "no shortcut": ("fuse.linear_skip=false",),
     "no modality dropout": ("fuse.modality_dropout=0",),
     "frame level": ("fuse.level=frame",),
     **{f"batch: {size}": (f"fuse.batch={size}",) for size in (16, 128)},

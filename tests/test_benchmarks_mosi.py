@@ -157,7 +157,7 @@ def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_al
     case = demo_case(f"{config.run.folder}:{tmp_path / 'truth.csv'}", tmp_path / "out")
     variants = {
         FULL: (),
-        "no context": ("fuse.context=false",),
+        "no context": ("fuse.cross_attention=false",),
         "frame level": ("fuse.level=frame",),
         "no self-training": ("self_train.rounds=0",),
         "vote: no prior": ("vote.prior=none",),
@@ -175,7 +175,7 @@ def test_a_variant_differs_from_the_defaults_by_its_change_and_leaves_the_run_al
     told = configuration.load(case.folder / "no-context" / "config.yaml")
     quick = {"fuse.epochs": 2, "fuse.seeds": 1, "fuse.width": 16}
     labels = {"fuse.labels": config.fuse.labels, "fuse.sets": config.fuse.sets}
-    assert changed(told) == labels | quick | {"fuse.context": False}
+    assert changed(told) == labels | quick | {"fuse.cross_attention": False}
     assert f"{100 * full['vote, unlabelled']:.2f}" in table([*found.values()])
 
 

@@ -66,15 +66,15 @@ class Config:
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")
-        for told in ("given", "probes"):
+        for told in ("given", "scorer_feedback"):
             setattr(self.vote, told, self._by_label(getattr(self.vote, told)))
         if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
             raise UserError(
                 "vote.given needs a share for each of corpus.labels, 0 where there is none: "
                 f"{', '.join(self.corpus.labels)}; it has {self.vote.given}"
             )
-        if self.vote.probes:
-            metrics.shares_of_constants(self.vote.probes, self.corpus.labels)
+        if self.vote.scorer_feedback:
+            metrics.shares_of_constants(self.vote.scorer_feedback, self.corpus.labels)
 
     def _by_label(self, told: dict[str, float]) -> dict[str, float]:
         """The same by the labels as ``corpus.labels`` writes them; as it is where two would be one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -197,18 +198,19 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
+    RENAMED: ClassVar = {"budget": "batch_budget"}
     method: str = "lora"
     """``lora`` trains adapters and the head; ``full`` trains every weight."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     epochs: int = 5
     batch: int = 32
     """Clips per optimizer step, over all processes."""
-    budget: float = 0.0
+    batch_budget: float = 0.0
     """Tokens, frames or seconds of audio that one process computes at a time, padding included; the rest of
     ``batch`` is accumulated. 0: the family's rule for the device."""
     micro_batch: int = 0
     """The most clips that one process computes at a time; 0: any number within the budget. Alone, without
-    ``budget``, it decides instead: passes of so many clips, long or short."""
+    ``batch_budget``, it decides instead: passes of so many clips, long or short."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -235,7 +237,7 @@ class FinetuneConfig:
         one_of("finetune", "precision", self.precision, ("bf16", "fp32"))
         for key in ("epochs", "batch"):
             at_least("finetune", key, getattr(self, key), 1)
-        for key in ("budget", "micro_batch", "learning_rate", "weight_decay"):
+        for key in ("batch_budget", "micro_batch", "learning_rate", "weight_decay"):
             at_least("finetune", key, getattr(self, key), 0)
         at_least("finetune", "clip_norm", self.clip_norm, 1e-6)
         for key in ("warmup", "label_smoothing", "validation"):
@@ -244,6 +246,7 @@ class FinetuneConfig:
 
 @dataclass(kw_only=True)
 class ExtractorConfig:
+    RENAMED: ClassVar = {"budget": "batch_budget"}
     family: str = MISSING
     """``clip`` (frames), ``hubert`` (audio), ``baichuan`` (transcripts), or one that ``plugins`` adds."""
     path: str = MISSING
@@ -260,7 +263,7 @@ class ExtractorConfig:
     """hubert: longer audio is cut into rows of this many seconds."""
     max_tokens: int = 512
     """baichuan: longer transcripts are cut."""
-    budget: float = 0.0
+    batch_budget: float = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
     family's rule for the device."""
     finetune: FinetuneConfig | None = None
@@ -273,7 +276,7 @@ class ExtractorConfig:
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")
-        for key in ("frames", "budget"):
+        for key in ("frames", "batch_budget"):
             at_least("", key, getattr(self, key), 0)
         at_least("", "max_tokens", self.max_tokens, 1)
         at_least("", "window", self.window, 0.1)
@@ -308,6 +311,7 @@ class ExtractConfig:
 
 @dataclass(kw_only=True)
 class FuseConfig:
+    RENAMED: ClassVar = {"guide": "query_modality", "context": "cross_attention", "shortcut": "linear_skip"}
     labels: str = ""
     """CSV ``name,label[,split]`` or ``name,discrete``, or the baseline's ``label-6way.npz``, whose
     ``train_corpus`` is labelled; to use instead of the shards' manifest (imported features)."""
@@ -320,13 +324,13 @@ class FuseConfig:
     """``agt``, or a baseline trained in the same way: ``attention`` (the challenge baseline's fusion),
     ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers); or the name under which a
     model of your own is registered."""
-    guide: str = "audio"
+    query_modality: str = "audio"
     """agt: the modality that asks, its tokens are the queries of the cross-attention."""
-    context: bool = True
+    cross_attention: bool = True
     """agt: Context-Based Transformers; ``false``: every modality goes to the fusion as it is."""
-    fusion: str = "gates"
-    """agt: ``gates`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
-    shortcut: bool = True
+    fusion: str = "gating"
+    """agt: ``gating`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
+    linear_skip: bool = True
     """agt: a linear path from the features to the logits beside the transformer."""
     width: int = 64
     heads: int = 4
@@ -349,8 +353,10 @@ class FuseConfig:
         one_of("fuse", "level", self.level, ("utterance", "frame"))
         self.labels = path("fuse", "labels", self.labels)
         FUSION_MODELS.check("fuse.model", self.model)
-        one_of("fuse", "guide", self.guide, ("audio", "video", "text"))
-        one_of("fuse", "fusion", self.fusion, ("gates", "concatenate", "mean"))
+        one_of("fuse", "query_modality", self.query_modality, ("audio", "video", "text"))
+        if self.fusion == "gates":
+            raise UserError("fuse.fusion: gates is called gating now; write that")
+        one_of("fuse", "fusion", self.fusion, ("gating", "concatenate", "mean"))
         for key in ("tokens", "width", "heads", "seeds", "epochs", "batch"):
             at_least("fuse", key, getattr(self, key), 1)
         for key in ("feature_dropout", "modality_dropout", "label_smoothing"):
@@ -409,6 +415,7 @@ class SelfTrainConfig:
 
 @dataclass(kw_only=True)
 class VoteConfig:
+    RENAMED: ClassVar = {"probes": "scorer_feedback"}
     kind: str = "soft"
     """``soft``: weighted mean of the members' probabilities; ``hard``: weighted votes of their
     answers. The weights come from out-of-fold predictions."""
@@ -417,7 +424,7 @@ class VoteConfig:
     answers, or ``none``: no correction, plain argmax."""
     given: dict[str, float] = field(default_factory=dict)
     """label: share; with ``prior: given``."""
-    probes: dict[str, float] = field(default_factory=dict)
+    scorer_feedback: dict[str, float] = field(default_factory=dict)
     """label: WAF in percent that answering it for every clip got from a scorer; with ``prior: probed``.
     One label may be left out. The rules of a challenge may forbid such probing."""
     names: str = ""
@@ -428,7 +435,7 @@ class VoteConfig:
         one_of("vote", "kind", self.kind, ("soft", "hard"))
         self.names = path("vote", "names", self.names)
         one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
-        for key, kind in (("given", "given"), ("probes", "probed")):
+        for key, kind in (("given", "given"), ("scorer_feedback", "probed")):
             if (self.prior == kind) != bool(getattr(self, key)):
                 raise UserError(f"vote.{key} belongs to vote.prior: {kind}, and is needed there")
         if below := {label: share for label, share in self.given.items() if share < 0}:

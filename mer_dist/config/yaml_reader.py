@@ -128,9 +128,12 @@ def check_section(value: Any, schema: type, where: str, key: str) -> None:
     """
     if not isinstance(value, dict):
         raise _wrong(value, "a section of keys", where, key or "the file")
-    kinds = typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema)
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(schema)}
     for name, item in value.items():
         full = f"{key}.{name}" if key else str(name)
+        if name in (renamed := getattr(schema, "RENAMED", {})):
+            raise UserError(f"{where}: {full} is called {full[: -len(name)]}{renamed[name]} now; write that")
         if name not in kinds:
             place = f"in {key}" if key else "at the top"
             raise UserError(f"{where}: unknown key {full!r}; valid {place}: {', '.join(kinds)}")

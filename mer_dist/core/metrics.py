@@ -112,14 +112,14 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
     unknown, missing = sorted(set(scores) - set(labels)), [one for one in labels if one not in scores]
     if unknown or len(missing) > 1:
         raise UserError(
-            f"vote.probes needs the labels {', '.join(labels)}, one of which may be left "
+            f"vote.scorer_feedback needs the labels {', '.join(labels)}, one of which may be left "
             f"out; unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing)}"
         )
     percent = np.array([scores[label] for label in labels if label in scores])
     if not ((percent >= 0) & (percent <= 100)).all():
-        raise UserError(f"vote.probes must be WAF in percent, 0 to 100: {scores}")
+        raise UserError(f"vote.scorer_feedback must be WAF in percent, 0 to 100: {scores}")
     if percent.max() <= 1 and 0.5 < share_of_constant(percent).sum() < 1.05:
-        raise UserError(f"vote.probes must be WAF in percent, as 4.76 and not 0.0476: {scores}")
+        raise UserError(f"vote.scorer_feedback must be WAF in percent, as 4.76 and not 0.0476: {scores}")
     decimals = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in percent)
     half = 0.5 / 10**decimals
     low, high = (share_of_constant(np.clip(percent + by, 0, 100) / 100) for by in (-half, half))
@@ -128,7 +128,7 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
         known = [label for label in labels if label in scores]
         told = ", ".join(f"{one} {100 * share:.1f} %" for one, share in zip(known, found, strict=True))
         raise UserError(
-            f"vote.probes do not fit together: they mean {told}, in sum {100 * found.sum():.2f} %, and "
+            f"vote.scorer_feedback do not fit together: they mean {told}, in sum {100 * found.sum():.2f} %, and "
             f"rounding allows {100 * low.sum():.2f} to {100 * high.sum():.2f} %; each must be the WAF "
             "of one constant answer, all on the same clips"
         )

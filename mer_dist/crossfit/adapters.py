@@ -134,7 +134,7 @@ def _what_decides_weights(extractor: ExtractorConfig) -> list:
     """The settings that a copy depends on: not where the model lies, how it is fed, nor which
     other copies there are."""
     training = as_dict(extractor.finetune)
-    for key in ("budget", "micro_batch", "gradient_checkpointing", "deterministic", "cross_fit"):
+    for key in ("batch_budget", "micro_batch", "gradient_checkpointing", "deterministic", "cross_fit"):
         del training[key]
     return [
         extractor.family,

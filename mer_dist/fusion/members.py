@@ -49,7 +49,7 @@ def build(
     dtype = some.dtype if some.dtype is torch.float64 else torch.float32
     streams = RngStreams(seeds, some.device, dtype)
     model = FUSION_MODELS[config.model]
-    options = {name: getattr(config, registered.OPTIONS[name]) for name in model.options}
+    options = {name: getattr(config, name) for name in model.options}
     each = dropout or config.dropout[:1] * len(seeds)
     if model.batched:
         own = {"dropout": each} if "dropout" in options else {}

@@ -48,7 +48,7 @@ class ContextBasedTransformer(nn.Module):
 class Fusion(nn.Module):
     """Channels ``(E, B, M, W)`` and which are valid ``(E, B, M)`` to one vector ``(E, B, W)``.
 
-    ``gates`` is Adaptive Multimodal Fusion: a weight per channel, computed from all of them,
+    ``gating`` is Adaptive Multimodal Fusion: a weight per channel, computed from all of them,
     softmax over those that are valid.
     """
 
@@ -59,7 +59,7 @@ class Fusion(nn.Module):
         if self.kind != "mean":
             absent = torch.zeros(members, 1, channels, width, dtype=streams.dtype, device=streams.device)
             self.absent = nn.Parameter(absent)
-            outputs = channels if self.kind == "gates" else width
+            outputs = channels if self.kind == "gating" else width
             self.mix = Linear(streams, channels * width, outputs)
         self.dropout = Dropout(streams, dropout)
 
@@ -84,7 +84,7 @@ class AGT(FusionModel):
         modality_dropout: chance that a modality is hidden from a training clip that has others.
         query_modality: its tokens are the queries of the cross-attention.
         cross_attention: False: every modality goes to the fusion as it is.
-        fusion: ``gates``, ``concatenate`` or ``mean``.
+        fusion: ``gating``, ``concatenate`` or ``mean``.
         linear_skip: a linear path from the features to the logits beside the transformer.
     """
 
@@ -101,7 +101,7 @@ class AGT(FusionModel):
         modality_dropout: float,
         query_modality: str = "audio",
         cross_attention: bool = True,
-        fusion: str = "gates",
+        fusion: str = "gating",
         linear_skip: bool = True,
     ):
         super().__init__()

@@ -22,18 +22,18 @@ from typing import Any, TypeVar
 from mer_dist.core.errors import UserError
 from mer_dist.core.registry import FUSION_MODELS
 
-#: What a constructor may ask for -> the key of ``fuse`` that it gets; docs/fusion.md explains these.
-OPTIONS = {
-    "width": "width",
-    "heads": "heads",
-    "dropout": "dropout",
-    "feature_dropout": "feature_dropout",
-    "modality_dropout": "modality_dropout",
-    "query_modality": "guide",
-    "cross_attention": "context",
-    "fusion": "fusion",
-    "linear_skip": "shortcut",
-}
+#: Keys of ``fuse`` that a constructor may ask for by their names; docs/fusion.md explains these.
+OPTIONS = (
+    "width",
+    "heads",
+    "dropout",
+    "feature_dropout",
+    "modality_dropout",
+    "query_modality",
+    "cross_attention",
+    "fusion",
+    "linear_skip",
+)
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 

@@ -226,14 +226,14 @@ def _given(config: Config, labels: list[str]) -> np.ndarray:
         logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
         new = np.array([config.vote.given[label] for label in labels])
         return new / new.sum()
-    new = metrics.shares_of_constants(config.vote.probes, labels)
+    new = metrics.shares_of_constants(config.vote.scorer_feedback, labels)
     shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in zip(labels, new, strict=True))
     logger.warning(
-        "vote: the label prior comes from black-box probes of a scorer, vote.probes: %s; "
+        "vote: the label prior comes from black-box probes of a scorer, vote.scorer_feedback: %s; "
         "the rules of a challenge may forbid it",
         shown,
     )
-    rest = [label for label in labels if label not in config.vote.probes]
+    rest = [label for label in labels if label not in config.vote.scorer_feedback]
     if rest:
         logger.warning(
             "vote: no probe of %s: its share is what is left, so nothing checks the others", rest[0]

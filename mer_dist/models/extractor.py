@@ -148,7 +148,7 @@ class Extractor(nn.Module, ABC):
 
     def budget(self, device: torch.device) -> float:
         """Length that one forward pass may have on ``device``, in :attr:`unit`."""
-        return self.config.budget or self.family.budgets[device.type != "cpu"]
+        return self.config.batch_budget or self.family.budgets[device.type != "cpu"]
 
     def shape(self, row: Row) -> tuple[int, float]:
         """Pieces of a clip and the length of the longest, known from the manifest."""

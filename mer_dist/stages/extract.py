@@ -234,7 +234,7 @@ def _batch_rule(extractor: ExtractorConfig) -> list:
     A shard that is made on a CPU and one that is made on a GPU differ in these bits anyway, so the
     rule for both stands here and a run may be moved.
     """
-    return [extractor.budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
+    return [extractor.batch_budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
 
 
 def _extract_set(work: Work, config: Config) -> None:

@@ -164,9 +164,10 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
             f"feature sets {', '.join(fused)}: no clip has more than one of them; are the names the same?"
         )
     model = FUSION_MODELS[config.fuse.model]
-    if "query_modality" in model.options and config.fuse.guide not in inputs.modality:
+    if "query_modality" in model.options and config.fuse.query_modality not in inputs.modality:
         logger.warning(
-            "no fused set is %s (fuse.guide): a learned query asks in its place", config.fuse.guide
+            "no fused set is %s (fuse.query_modality): a learned query asks in its place",
+            config.fuse.query_modality,
         )
     return inputs.to("cuda" if torch.cuda.is_available() else "cpu")
 

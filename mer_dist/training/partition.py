@@ -50,8 +50,8 @@ class Passes:
         Args:
             budget: what the device takes, where the settings leave it open.
         """
-        by_number = config.micro_batch and not config.budget
-        chosen = 0 if by_number else config.budget or budget
+        by_number = config.micro_batch and not config.batch_budget
+        chosen = 0 if by_number else config.batch_budget or budget
         return cls(pieces=pieces, longest=longest, budget=chosen, clips=config.micro_batch)
 
     def cut(self, batch: np.ndarray, world: int) -> list[tuple[int, np.ndarray]]:

@@ -172,8 +172,8 @@ def test_shares_are_told_by_labels_in_other_capitals_too(write):
     labels = "corpus.labels=[calm, sad]"
     loaded = config.load(write(SMALL), [labels, "vote={prior: given, given: {Calm: 0.7, SAD: 0.3}}"])
     assert loaded.vote.given == {"calm": 0.7, "sad": 0.3}
-    loaded = config.load(write(SMALL), [labels, "vote={prior: probed, probes: {Calm: 40.0}}"])
-    assert loaded.vote.probes == {"calm": 40.0}
+    loaded = config.load(write(SMALL), [labels, "vote={prior: probed, scorer_feedback: {Calm: 40.0}}"])
+    assert loaded.vote.scorer_feedback == {"calm": 40.0}
     twice = "vote={prior: given, given: {Calm: 0.7, calm: 0.3, sad: 0.0}}"
     assert "a share for each of corpus.labels" in refused(write(SMALL), labels, twice)
 
@@ -372,3 +372,24 @@ def test_a_question_about_a_run_folder_is_about_that_folder_whatever_its_configu
     assert config.of_run(Run("q5")).run.folder == "q5"
     with pytest.raises(UserError, match="^q5/shards"):
         export(Run("q5"), "c@all", Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fuse: {guide: audio}", "fuse.guide is called fuse.query_modality now"),
+        ("fuse: {context: false}", "fuse.context is called fuse.cross_attention now"),
+        ("fuse: {shortcut: false}", "fuse.shortcut is called fuse.linear_skip now"),
+        ("fuse: {fusion: gates}", "gates is called gating now"),
+        ("vote: {probes: {calm: 1.0}}", "vote.probes is called vote.scorer_feedback now"),
+        (
+            "extractors: {clip: {family: clip, path: x, budget: 8}}",
+            "extractors.clip.budget is called extractors.clip.batch_budget now",
+        ),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_what_it_is_called_now(tmp_path, old, new):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run: {{folder: {tmp_path}}}\n{old}\n", "utf-8")
+    with pytest.raises(UserError, match=new):
+        config.load(path)

@@ -80,7 +80,7 @@ def test_cross_fit_does_not_decide_the_weights_of_a_copy(job):
     crossed, alone = planned(load(job)), planned(load(job, [OFF]))
     assert list(crossed) == ["fold-0", "fold-1", "fold-2", "all"]
     assert alone["all"].made_from == crossed["all"].made_from
-    fed = ("budget=64", "micro_batch=2", "deterministic=true")
+    fed = ("batch_budget=64", "micro_batch=2", "deterministic=true")
     other = planned(load(job, [OFF, *(f"extractors.text.finetune.{told}" for told in fed)]))
     assert other["all"].made_from == alone["all"].made_from
     other = planned(load(job, [OFF, "extractors.text.finetune.epochs=2"]))

@@ -18,9 +18,9 @@ OPTIONS = [
     *({"model": model} for model in FUSION_MODELS.built_in),
     *({"guide": guide} for guide in ("video", "text")),
     *({"fusion": fusion} for fusion in ("concatenate", "mean")),
-    {"context": False},
-    {"shortcut": False},
-    {"context": False, "fusion": "mean", "shortcut": False},
+    {"cross_attention": False},
+    {"linear_skip": False},
+    {"cross_attention": False, "fusion": "mean", "linear_skip": False},
 ]
 LEARNING = SMALL | {"epochs": 20, "learning_rate": 1e-2}
 

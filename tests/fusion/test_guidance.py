@@ -105,7 +105,7 @@ def test_the_tokens_of_the_guide_ask_and_those_of_each_guided_modality_answer(gu
         mask[:, 0] = True
     inputs = FeatureBatch(list(sizes), values, masks)[torch.arange(CLIPS).expand(MEMBERS, -1)]
     model = build(
-        FeatureBatch(list(sizes), values, masks), 3, FuseConfig(**SMALL, guide=guide), [0, 1]
+        FeatureBatch(list(sizes), values, masks), 3, FuseConfig(**SMALL, query_modality=guide), [0, 1]
     ).eval()
     seen = {}
     for name, context in model.context.items():
@@ -123,7 +123,7 @@ def test_the_tokens_of_the_guide_ask_and_those_of_each_guided_modality_answer(gu
 def test_gates_of_valid_channels_sum_to_1_a_missing_one_has_none_and_each_depends_on_all():
     channels, clips = 3, 40
     streams = RngStreams([0, 1], torch.device("cpu"))
-    fusion = randomized(Fusion(streams, channels, WIDTH, "gates", [0.5] * 2))
+    fusion = randomized(Fusion(streams, channels, WIDTH, "gating", [0.5] * 2))
     random = torch.Generator().manual_seed(1)
     x, valid = (
         torch.randn(MEMBERS, clips, channels, WIDTH, generator=random),

@@ -227,15 +227,17 @@ def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, c
         label: round(float(100 * 2 * share**2 / (1 + share)), 2)
         for label, share in zip(clips.labels, now, strict=True)
     }
-    probes = "vote.probes={" + ", ".join(f"{label}: {score}" for label, score in scores.items()) + "}"
+    probes = (
+        "vote.scorer_feedback={" + ", ".join(f"{label}: {score}" for label, score in scores.items()) + "}"
+    )
     _, told = voted(tmp_path, clips, [member], ("vote.prior=probed", probes))
     assert told["origin"] == "probed" and told["applied"]
     assert told["used"] == pytest.approx(now.tolist(), abs=1e-3)
     assert "probes of a scorer" in caplog.text and "may forbid" in caplog.text
-    with pytest.raises(UserError, match="vote.probes do not fit together"):
+    with pytest.raises(UserError, match="vote.scorer_feedback do not fit together"):
         wrong = probes.replace("neutral: ", "neutral: 1")
         configuration.load(tmp_path / "job.yaml", ["vote.prior=probed", wrong])
-    with pytest.raises(UserError, match="vote.probes belongs to vote.prior: probed"):
+    with pytest.raises(UserError, match="vote.scorer_feedback belongs to vote.prior: probed"):
         configuration.load(tmp_path / "job.yaml", [probes])
 
 

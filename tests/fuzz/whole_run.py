@@ -27,7 +27,7 @@ OPTIONS = (
     "extractors.clip.finetune=null",
     "extractors.baichuan.finetune=null",
     "fuse.epochs=1",
-    "fuse.guide=audio",
+    "fuse.query_modality=audio",
     "shard.frames=2",
 )
 #: Written for people or programs beside the run, and read by no stage.

@@ -42,7 +42,7 @@ def row(number: int) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory):
     folder = small_models.make(tmp_path_factory.mktemp("models"), ["你好", "今天真好"])
-    return load_extractor(ExtractorConfig(family="baichuan", path=str(folder / "baichuan"), budget=24))
+    return load_extractor(ExtractorConfig(family="baichuan", path=str(folder / "baichuan"), batch_budget=24))
 
 
 SHARDS = {3: [row(number) for number in range(12)], 5: [row(5)], 8: [row(number) for number in range(12, 40)]}

@@ -77,7 +77,7 @@ def test_passes_by_length_are_counted_by_the_size_of_the_gpu(job):
 
     (few, small), (many, large) = at_a_time()
     assert (few, many) == (1, 8) and large == pytest.approx(8 * small, rel=0.05)
-    assert at_a_time("budget=2048") == [(4, pytest.approx(4 * small, rel=0.05))] * 2
+    assert at_a_time("batch_budget=2048") == [(4, pytest.approx(4 * small, rel=0.05))] * 2
     assert [clips for clips, _ in at_a_time("micro_batch=1")] == [1, 1]
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_said(job, capsys):
         "extractors.baichuan.finetune.method=full",
         "extractors.baichuan.precision=fp32",
         "extractors.baichuan.max_tokens=4096",
-        "extractors.baichuan.budget=1000000",
+        "extractors.baichuan.batch_budget=1000000",
     ]
     assert main(["plan", str(job), *tight]) == 0
     out = capsys.readouterr().out

@@ -214,7 +214,7 @@ def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]])
         ("extractors.hubert.window=5.0", {"hubert"}),
         ("extractors.clip.frames=2", {"clip", "clip@"}),
         ("extractors.baichuan.finetune.epochs=3", {"baichuan@"}),
-        ("extractors.baichuan.budget=64", {"baichuan", "baichuan@"}),
+        ("extractors.baichuan.batch_budget=64", {"baichuan", "baichuan@"}),
         ("run.threads=2", {"clip", "clip@", "hubert", "baichuan", "baichuan@"}),
     ],
 )

@@ -73,7 +73,7 @@ def test_passes_by_length_hold_every_clip_once_within_the_budget_and_no_rank_idl
         count, batch, world = (int(draw.integers(1, most)) for most in (80, 40, 9))
         pieces, longest = draw.integers(1, 1 + draw.choice([1, 16]), count), draw.uniform(0.1, 30, count)
         budget, most = float(draw.uniform(5, 500)), int(draw.choice([0, 0, 1, 5]))
-        passes = Passes.of(FinetuneConfig(budget=budget, micro_batch=most), pieces, longest, budget=1)
+        passes = Passes.of(FinetuneConfig(batch_budget=budget, micro_batch=most), pieces, longest, budget=1)
         seen = []
         for whole in global_batches(epoch_order(count, 0, 1), batch):
             parts = passes.cut(whole, world)
@@ -90,7 +90,9 @@ def test_passes_by_length_hold_every_clip_once_within_the_budget_and_no_rank_idl
             lengths = [longest[mine] for mine in real]
             assert all(low.max() <= high.min() for low, high in pairwise(lengths))
             # plan counts them as so many of the longest.
-            alike = Passes.of(FinetuneConfig(budget=budget, micro_batch=most), pieces[:1], longest[:1], 1)
+            alike = Passes.of(
+                FinetuneConfig(batch_budget=budget, micro_batch=most), pieces[:1], longest[:1], 1
+            )
             each = pieces.max() * longest.max()
             alike = replace(alike, pieces=np.array([pieces.max()]), longest=np.array([longest.max()]))
             assert max(costs) <= alike.most(batch, world) * each * (1 + 1e-9)
@@ -118,8 +120,8 @@ def test_what_the_settings_leave_open_the_device_decides():
         passes = Passes.of(FinetuneConfig(**told), ones, ones, budget=7)
         return passes.budget, passes.clips
 
-    assert chosen() == (7, 0) and chosen(budget=5) == (5, 0)
-    assert chosen(micro_batch=4) == (0, 4) and chosen(micro_batch=4, budget=5) == (5, 4)
+    assert chosen() == (7, 0) and chosen(batch_budget=5) == (5, 0)
+    assert chosen(micro_batch=4) == (0, 4) and chosen(micro_batch=4, batch_budget=5) == (5, 4)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_and_the_message_says_what_fits():

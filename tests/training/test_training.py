@@ -78,7 +78,7 @@ def test_passes_by_length_learn_what_passes_by_number_learn(joined):
     """Whatever the budget: gradients are those of the whole step."""
     wanted = curves(trainer(joined, micro_batch=16).run(lambda *_: None))
     assert wanted[-1][1] < 0.9 * wanted[0][1]
-    for told in ({"micro_batch": 3}, {}, {"budget": 60, "micro_batch": 5}, {"budget": 1e6}):
+    for told in ({"micro_batch": 3}, {}, {"batch_budget": 60, "micro_batch": 5}, {"batch_budget": 1e6}):
         found = curves(trainer(joined, **told).run(lambda *_: None))
         assert np.allclose(found, wanted, rtol=0, atol=1e-5), told
 
@@ -123,7 +123,7 @@ def test_a_training_by_length_goes_on_to_the_same_bits(joined, tmp_path):
     assert curves(second.run(keep(made[1]))) == wanted
     for name, value in second.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
-    other = trainer(joined, dropout=0.4, budget=50).run(lambda *_: None)
+    other = trainer(joined, dropout=0.4, batch_budget=50).run(lambda *_: None)
     assert curves(other) != wanted, "without dropout this would show nothing"
 
 
@@ -135,7 +135,7 @@ def test_a_step_waits_for_the_device_once_and_ranks_agree_by_one_reduction(joine
         joined, "reduce", lambda value, how: reduced.append(value.numel()) or reduce(value, how)
     )
     monkeypatch.setattr(joined, "gather", None)
-    one = trainer(joined, epochs=1, budget=30)
+    one = trainer(joined, epochs=1, batch_budget=30)
     one.train_epoch()
     assert reduced == [4] * (1 + 3)
     monkeypatch.undo()

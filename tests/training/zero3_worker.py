@@ -91,7 +91,7 @@ def config(
         epochs=epochs,
         batch=8,
         micro_batch=0 if budget else 2,
-        budget=budget,
+        batch_budget=budget,
         learning_rate=6e-3,
         precision=precision,
         lora=LoraConfig(rank=rank, dropout=0.0),
