@@ -171,12 +171,12 @@ def run_one(case: Case, title: str, overrides: tuple[str, ...]) -> dict[str, flo
     if config.fuse.level == "frame" and not has_frames(config):
         return None
     if title != FULL:
-        reuse(case.folder / slug(FULL), folder, "probes", "rounds")
+        reuse(case.folder / slug(FULL), folder, "linear_probes", "rounds")
     fuse(config)
     run, rows = Run(folder), score(folder, case.truth)
     by_file = {run.folder / row["file"]: row for row in rows}
     rounds, vote = [by_file[one.predictions] for one in run.rounds()], by_file[run.vote.predictions]
-    logistic = [row for path, row in by_file.items() if path == run.probes.predictions(ALL_SETS)]
+    logistic = [row for path, row in by_file.items() if path == run.linear_probes.predictions(ALL_SETS)]
     # Of a single feature set there is none, and the shorter of the two ends the pairs.
     of_step = dict(zip((*STEPS, LOGISTIC), (rounds[0], rounds[-1], vote, *logistic), strict=False))
     return {

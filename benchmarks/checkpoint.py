@@ -50,7 +50,7 @@ def main() -> None:
     checkpoints = Checkpoints(Accelerator(cpu=True), given.folder, "benchmark", keep=1, minutes=0)
     saving = seconds(checkpoints.save, model, optimizer, Progress(step=1))
     (saved,) = whole(given.folder)
-    paths = [path for path in saved.iterdir() if path.name != files.MARK]
+    paths = [path for path in saved.iterdir() if path.name != files.MARKER]
     size = sum(path.stat().st_size for path in paths) / 2**20
     print(f"{size:.0f} MiB, saved in {saving:.1f} s, checksums included")
     ways = {

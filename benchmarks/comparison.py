@@ -80,10 +80,10 @@ def difference(
 
 def spread(values: list[float]) -> dict:
     """Mean, deviation and standard error of the mean; the latter two are 0 for a single value."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {
         "mean": float(np.mean(values)),
-        "deviation": deviation,
-        "error": deviation / len(values) ** 0.5,
+        "deviation": std,
+        "error": std / len(values) ** 0.5,
         "values": [float(value) for value in values],
     }

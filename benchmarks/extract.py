@@ -107,18 +107,18 @@ def tell(name: str, clips: int, rates: dict[str, list[float]]) -> None:
 def limit(extractor: Extractor, config: Config, rows: list) -> Callable[[], None]:
     """A pass over ready batches, with the budget that was the fastest of a few."""
     reader = Reader(Run(config.run.folder).shards)
-    pieces = [piece for row in rows for piece in extractor.prepare(reader.read(row))]
-    lengths = [extractor.length(piece) for piece in pieces]
+    segments = [segment for row in rows for segment in extractor.prepare(reader.read(row))]
+    lengths = [extractor.length(segment) for segment in segments]
     base = extractor.budget(torch.device("cpu")) or max(lengths)
 
     def batches(budget: float) -> list[dict[str, torch.Tensor]]:
         chosen = fitting_batches(lengths, budget)
-        return [extractor.collate([pieces[place] for place in batch]) for batch in chosen]
+        return [extractor.collate([segments[place] for place in batch]) for batch in chosen]
 
     @torch.inference_mode()
     def forward(ready: list[dict[str, torch.Tensor]]) -> None:
         for batch in ready:
-            extractor.vectors(**batch)
+            extractor.embeddings(**batch)
 
     # One piece at a time counts as well: on a CPU it is the fastest for audio.
     choices = [batches(budget) for budget in (0, *(base * factor for factor in BUDGETS))]
@@ -193,10 +193,12 @@ def plain_loop(extractor: Extractor, config: Config, rows: list, scratch: Path, 
         "video": lambda: [list(sample.images()) for sample in samples],
         "text": lambda: [sample.transcript for sample in samples],
     }[extractor.modality]()
-    vectors = {"audio": hubert_vectors, "video": clip_vectors, "text": baichuan_vectors}[extractor.modality]
+    embeddings = {"audio": hubert_vectors, "video": clip_embeddings, "text": baichuan_vectors}[
+        extractor.modality
+    ]
     folder = scratch / "npy"
     folder.mkdir(parents=True, exist_ok=True)
-    model = vectors(extractor)
+    model = embeddings(extractor)
     next(model)
 
     @torch.inference_mode()
@@ -222,7 +224,7 @@ def hubert_vectors(extractor: Extractor) -> Iterator:
         found = torch.stack(states)[[-4, -3, -2, -1]].sum(0)[0].mean(0)
 
 
-def clip_vectors(extractor: Extractor) -> Iterator:
+def clip_embeddings(extractor: Extractor) -> Iterator:
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     model = CLIPVisionModelWithProjection.from_pretrained(extractor.folder).eval()

@@ -61,24 +61,24 @@ def main() -> None:
 
 
 def compare_all(folder: Path) -> None:
-    from mer_dist.training.accelerator import accelerator
+    from mer_dist.training.accelerator import make_accelerator
 
-    joined = accelerator("fp32", [], folder, threads=1)
+    accelerator = make_accelerator("fp32", [], folder, threads=1)
     for yaml, extractor, batch, micro in (("text.yaml", "baichuan", 64, 16), ("clips.yaml", "clip", 8, 2)):
         for method in ("full", "lora"):
             settings = FinetuneConfig(
                 method=method, cross_fit=False, precision="fp32", batch=batch, micro_batch=micro, epochs=99
             )
-            ratios = compare(joined, folder / yaml, extractor, settings)
-            if joined.is_main_process:
+            ratios = compare(accelerator, folder / yaml, extractor, settings)
+            if accelerator.is_main_process:
                 print(
-                    f"{extractor}, {method}, {joined.num_processes} processes: trainer / bare loop "
+                    f"{extractor}, {method}, {accelerator.num_processes} processes: trainer / bare loop "
                     f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
                 )
-    joined.end_training()
+    accelerator.end_training()
 
 
-def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[float]:
+def compare(accelerator, yaml: Path, name: str, settings: FinetuneConfig) -> list[float]:
     """Time of an epoch by the trainer, divided by that of the bare loop, for each round."""
     from mer_dist.models.classifier import trainable_classifier
     from mer_dist.stages.finetune import _task
@@ -93,7 +93,7 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
     classifier = trainable_classifier(extractor, len(config.corpus.labels), 0, True)
     task = _task(copy, config, classifier.extractor, budget=0.0)
     task.train = task.train[: STEPS * settings.batch]
-    trainer = Trainer(joined, classifier, task, settings, seed=0)
+    trainer = Trainer(accelerator, classifier, task, settings, seed=0)
     bare = Bare(trainer, trainable_classifier(extractor, len(config.corpus.labels), 0, True))
     ratios = []
     for epoch in range(ROUNDS + 1):
@@ -103,28 +103,28 @@ def compare(joined, yaml: Path, name: str, settings: FinetuneConfig) -> list[flo
         times = {}
         turns = {"trainer": trainer.train_epoch, "bare": lambda ready=ready: bare.train(ready)}
         for turn in turns if epoch % 2 else reversed(turns):
-            joined.wait_for_everyone()
+            accelerator.wait_for_everyone()
             started = time.perf_counter()
             turns[turn]()
-            joined.wait_for_everyone()
+            accelerator.wait_for_everyone()
             times[turn] = time.perf_counter() - started
         ratios.append(times["trainer"] / times["bare"])
-    report_checkpoint(joined, trainer, yaml.parent / "checkpoints")
-    joined.free_memory()
+    report_checkpoint(accelerator, trainer, yaml.parent / "checkpoints")
+    accelerator.free_memory()
     return ratios[1:]  # the first round warms up
 
 
-def report_checkpoint(joined, trainer, folder: Path) -> None:
+def report_checkpoint(accelerator, trainer, folder: Path) -> None:
     """Seconds to save, to load, and to convert and load for another number of processes."""
     from mer_dist.training.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(joined, folder, "benchmark", keep=1, minutes=0)
+    checkpoints = Checkpoints(accelerator, folder, "benchmark", keep=1, minutes=0)
 
     def timed(call, *arguments) -> float:
-        joined.wait_for_everyone()
+        accelerator.wait_for_everyone()
         started = time.perf_counter()
         call(*arguments)
-        joined.wait_for_everyone()
+        accelerator.wait_for_everyone()
         return time.perf_counter() - started
 
     state = trainer.model, trainer.optimizer
@@ -134,7 +134,7 @@ def report_checkpoint(joined, trainer, folder: Path) -> None:
     (saved,) = folder.glob("step-*")
     load = [timed(checkpoints._load_as_written, saved, *state) for _ in range(ROUNDS)]
     convert = [timed(checkpoints._load_converted, saved, *state, ROUNDS) for _ in range(ROUNDS)]
-    if joined.is_main_process:
+    if accelerator.is_main_process:
         size = sum(path.stat().st_size for path in saved.iterdir())
         plain = statistics.median(written(folder / "plain", size) for _ in range(ROUNDS))
         told = {"save": save, "load": load, "convert and load": convert}
@@ -143,7 +143,7 @@ def report_checkpoint(joined, trainer, folder: Path) -> None:
             + ", ".join(f"{name} {statistics.median(seconds):.2f} s" for name, seconds in told.items())
         )
         shutil.rmtree(folder)
-    joined.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
 def written(path: Path, size: int) -> float:
@@ -165,11 +165,11 @@ class Bare:
 
         from mer_dist.training.accelerator import prepare
 
-        config, joined = trainer.config, trainer.joined
+        config, accelerator = trainer.config, trainer.accelerator
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         # Accelerate's own backward stays with the trainer's engine, the first that it prepared.
-        self.engine, _ = prepare(joined, config, model, optimizer)
+        self.engine, _ = prepare(accelerator, config, model, optimizer)
         self.targets = trainer.task.targets
 
     def train(self, ready: list[list[Pass]]) -> None:

@@ -30,7 +30,7 @@ from mer_dist.config.config import Config
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.log import setup
 from mer_dist.features import join
-from mer_dist.fusion import replay
+from mer_dist.fusion import cuda_graph
 from mer_dist.fusion.batch import FeatureBatch
 from mer_dist.fusion.ensemble import MemberData, predict, train
 from mer_dist.stages import fuse as stage
@@ -45,7 +45,7 @@ ATTENTION = FuseConfig(model="attention", width=setting.HIDDEN, batch=setting.BA
 LARGER = replace(ATTENTION, batch=128)
 AGT = FuseConfig(width=256, batch=256, epochs=1)
 #: Steps before those that are timed: where steps are recorded, the recording lies in them.
-BEFORE = 1 if DEVICE == "cpu" else replay.WORTH
+BEFORE = 1 if DEVICE == "cpu" else cuda_graph.WORTH
 #: Beginning of an operator's name -> where its time goes.
 GROUPS = {
     "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::matmul"),
@@ -178,11 +178,11 @@ def load(config: Config, clips: join.Clips) -> FeatureBatch:
 def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace) -> None:
     """CPU seconds of a fold's epoch, prediction included."""
     inputs, truth = setting.inputs_of(unlabeled)
-    vectors = {
+    embeddings = {
         modality: [row.copy() for row in values[:, 0].float().cpu().numpy()]
         for modality, values in zip(inputs.modality, inputs.values, strict=True)
     }
-    fold, lessons = setting.BaselineFold(vectors, truth), setting.lessons_of(truth, 1)
+    fold, lessons = setting.BaselineFold(embeddings, truth), setting.lessons_of(truth, 1)
     models, _ = train(inputs, lessons, ATTENTION, 1)
     some = torch.arange(min(len(truth), FEW), device=DEVICE)
     slow_train, slow_predict, ours, larger, told = in_turns(
@@ -193,7 +193,7 @@ def epochs(table: Table, unlabeled: int, aim: float, parsed: argparse.Namespace)
         lambda: train(inputs, lessons, LARGER),
         lambda: predict(models, inputs, some),
     )
-    del vectors, fold
+    del embeddings, fold
     slow, ours, larger = slow_train + slow_predict, ours / FOLDS, larger / FOLDS
     told *= len(truth) / len(some) / FOLDS
     fast = ours + told / EPOCHS
@@ -237,9 +237,9 @@ def replayed(
 ) -> None:
     """A step whose kernels a GPU starts at once, against one whose kernels are started one by one."""
     recorded = stepping(inputs, lessons, config, steps_of(config), rounds)
-    replay.Replayed.possible = False
+    cuda_graph.CudaGraphStep.possible = False
     plain = stepping(inputs, lessons, config, steps_of(config), rounds)
-    replay.Replayed.possible = True
+    cuda_graph.CudaGraphStep.possible = True
     size = f"{config.model} width {config.width}, batch {config.batch}, {len(lessons)} at once"
     table.add(f"{size}: a step replayed", f"{1000 * recorded:.2f} ms")
     table.add("  kernel by kernel", f"{1000 * plain:.2f} ms")

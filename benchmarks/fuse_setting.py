@@ -108,7 +108,7 @@ def write_run(folder: Path, unlabeled: int, overrides: tuple[str, ...] = ()) -> 
             shard = FeatureSet(modality=modality, names=own, utterance=values[rows])
             features.write_shard(FeatureFolder(store).shard(number), shard, "generated")
         features.describe(store, modality=modality, width=width)
-        files.mark(store, "generated")
+        files.write_marker(store, "generated")
     return config
 
 
@@ -152,15 +152,15 @@ def _frames(path: Path) -> np.ndarray:
 class Clips(Dataset):
     """One clip at a time."""
 
-    def __init__(self, vectors: dict[str, list[np.ndarray]], truth: np.ndarray, rows: range | list[int]):
-        self.vectors, self.truth, self.rows = vectors, truth, list(rows)
+    def __init__(self, embeddings: dict[str, list[np.ndarray]], truth: np.ndarray, rows: range | list[int]):
+        self.embeddings, self.truth, self.rows = embeddings, truth, list(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict:
         row = self.rows[place]
-        clip = {modality: vectors[row] for modality, vectors in self.vectors.items()}
+        clip = {modality: embeddings[row] for modality, embeddings in self.embeddings.items()}
         return clip | {"label": int(self.truth[row]), "name": f"clip_{row:06d}"}
 
 
@@ -169,8 +169,8 @@ def collate(clips: list[dict]) -> tuple[dict[str, Tensor], Tensor, list[str]]:
     return batch, torch.tensor([clip["label"] for clip in clips]), [clip["name"] for clip in clips]
 
 
-def loader(vectors: dict, truth: np.ndarray, rows: range | list[int], shuffle: bool = False) -> DataLoader:
-    return DataLoader(Clips(vectors, truth, rows), BATCH, shuffle=shuffle, collate_fn=collate)
+def loader(embeddings: dict, truth: np.ndarray, rows: range | list[int], shuffle: bool = False) -> DataLoader:
+    return DataLoader(Clips(embeddings, truth, rows), BATCH, shuffle=shuffle, collate_fn=collate)
 
 
 def block(inputs: int) -> nn.Sequential:
@@ -198,12 +198,12 @@ class Baseline(nn.Module):
 class BaselineFold:
     """One fold's model and its loaders, epoch by epoch."""
 
-    def __init__(self, vectors: dict[str, list[np.ndarray]], truth: np.ndarray, fold: int = 0):
+    def __init__(self, embeddings: dict[str, list[np.ndarray]], truth: np.ndarray, fold: int = 0):
         torch.manual_seed(fold)
         own = [row for row in range(LABELED) if row % FOLDS == fold]
         others = [row for row in range(LABELED) if row % FOLDS != fold]
-        self.teach = loader(vectors, truth, others, shuffle=True)
-        self.answer = [loader(vectors, truth, rows) for rows in (own, range(LABELED, len(truth)))]
+        self.teach = loader(embeddings, truth, others, shuffle=True)
+        self.answer = [loader(embeddings, truth, rows) for rows in (own, range(LABELED, len(truth)))]
         self.model = Baseline().to(DEVICE)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, weight_decay=1e-5)
 

@@ -134,12 +134,12 @@ def draw(seed: int, labeled: int) -> Task:
 
 def degraded(task: Task, seed: int) -> Iterator[Task]:
     """The same clips, the unlabelled ones without one modality or with noise in it."""
-    deviation = task.world.deviation(UNLABELED_SHARES)
+    std = task.world.std(UNLABELED_SHARES)
     for modality in data.WIDTH:
         gone = task.unlabeled.without(modality)
         yield replace(task, condition=f"{modality} removed", unlabeled=gone)
         for times in NOISES:
-            more = times * deviation
+            more = times * std
             yield replace(
                 task,
                 condition=f"{modality} noise x{times}",
@@ -223,7 +223,7 @@ def fused(task: Task, folder: Path, seed: int, overrides: tuple[str, ...]) -> It
     told = {}
     if task.condition == WHOLE and model == MODELS[0]:
         told |= {
-            f"logistic regression on {modality} alone": by_file[run.probes.predictions(modality)]
+            f"logistic regression on {modality} alone": by_file[run.linear_probes.predictions(modality)]
             for modality in data.WIDTH
         }
     told[model] = rounds[0]
@@ -283,10 +283,12 @@ def write_set(run: Run, modality: str, names: list[str], sample: Sample) -> None
         missing={name: f"no {modality}" for name, there in zip(names, present, strict=True) if not there},
     )
     # Of the content, so that a second call computes nothing again.
-    made_from = files.fingerprint([shard.names, hashlib.sha256(np.ascontiguousarray(values)).hexdigest()])
-    features.write_shard(FeatureFolder(store).shard(0), shard, made_from)
+    fingerprint = files.fingerprint_of(
+        [shard.names, hashlib.sha256(np.ascontiguousarray(values)).hexdigest()]
+    )
+    features.write_shard(FeatureFolder(store).shard(0), shard, fingerprint)
     features.describe(store, modality=modality, width=values.shape[1])
-    files.mark(store, made_from, clips=len(names))
+    files.write_marker(store, fingerprint, clips=len(names))
 
 
 def summary(found: list[list[Figure]]) -> list[dict]:

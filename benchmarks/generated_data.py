@@ -87,11 +87,11 @@ class Sample:
             present={name: np.concatenate([self.present[name], other.present[name]]) for name in WIDTH},
         )
 
-    def with_noise(self, modality: str, deviation: np.ndarray, seed: int) -> Sample:
-        """Gaussian noise of ``deviation`` (D,) added to one modality."""
+    def with_noise(self, modality: str, std: np.ndarray, seed: int) -> Sample:
+        """Gaussian noise of ``std`` (D,) added to one modality."""
         columns, values = COLUMNS[modality], self.values.copy()
         draw = np.random.default_rng([seed, 2]).normal(size=values[:, columns].shape)
-        values[:, columns] += draw * deviation[columns]
+        values[:, columns] += draw * std[columns]
         return replace(self, values=values)
 
 
@@ -155,16 +155,16 @@ class World:
             present=dict(zip(WIDTH, present.T, strict=True)),
         )
 
-    def deviation(self, shares: np.ndarray) -> np.ndarray:
+    def std(self, shares: np.ndarray) -> np.ndarray:
         """(D,): standard deviation of each feature under these label shares."""
         weight = shares[self.emotion] * self.share
         spread = weight @ (self.means - weight @ self.means) ** 2
         return np.sqrt(np.diag(self.covariance) + spread)
 
-    def with_noise(self, modality: str, deviation: np.ndarray) -> World:
+    def with_noise(self, modality: str, std: np.ndarray) -> World:
         """The world in which one modality has more noise, to judge clips that got it."""
-        more = np.zeros(len(deviation))
-        more[COLUMNS[modality]] = deviation[COLUMNS[modality]] ** 2
+        more = np.zeros(len(std))
+        more[COLUMNS[modality]] = std[COLUMNS[modality]] ** 2
         return replace(self, covariance=self.covariance + np.diag(more))
 
     def posterior(self, sample: Sample, shares: np.ndarray) -> np.ndarray:

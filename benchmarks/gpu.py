@@ -149,7 +149,7 @@ def _asked(check: Check, only: str) -> list[Step]:
     """The step, and before it what is not there yet."""
     made = {
         "device": (check.out / RESULTS).exists(),
-        "shards": (check.work / "lines" / "shards" / "manifest.parquet").exists(),
+        "shards": (check.work / "lines" / "shards" / "index.parquet").exists(),
         "models": (check.work / "models" / "baichuan" / "config.json").exists(),
     }
     return [step for step in STEPS if step.name == only or not made.get(step.name, True)]

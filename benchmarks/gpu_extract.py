@@ -48,8 +48,8 @@ def _apart(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Of features (N, D): the smallest cosine, and the largest difference as a part of the deviation of the
     feature over the clips, which is what a standardised feature is told in."""
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
-    deviation = other.std(0) + 1e-12
-    parts = np.abs(one - other) / deviation
+    std = other.std(0) + 1e-12
+    parts = np.abs(one - other) / std
     return {
         "smallest_cosine": float(cosines.min()),
         "median_in_deviations": float(np.median(parts)),
@@ -82,7 +82,7 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
     def forward() -> None:
         with torch.inference_mode(), products(precision, where):
             for batch in batches:
-                extractor.vectors(**batch)
+                extractor.embeddings(**batch)
 
     _once(extractor, batches[0])
     alone, _ = timed(forward)
@@ -113,12 +113,14 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
 
 def _batches(extractor: Extractor, reader: Reader, rows: list, where: torch.device) -> tuple[list, float]:
     """The forward passes of all clips, on the device, and the operations that their matrix products need."""
-    pieces = [piece for row in rows for piece in extractor.prepare(reader.read(row, extractor.modality))]
-    lengths = [extractor.length(piece) for piece in pieces]
+    segments = [
+        segment for row in rows for segment in extractor.prepare(reader.read(row, extractor.modality))
+    ]
+    lengths = [extractor.length(segment) for segment in segments]
     batches = [
         {
             name: value.to(where)
-            for name, value in extractor.collate([pieces[place] for place in batch]).items()
+            for name, value in extractor.collate([segments[place] for place in batch]).items()
         }
         for batch in fitting_batches(lengths, extractor.budget(where))
     ]
@@ -127,7 +129,7 @@ def _batches(extractor: Extractor, reader: Reader, rows: list, where: torch.devi
 
 def _once(extractor: Extractor, batch: dict) -> None:
     with torch.inference_mode():
-        extractor.vectors(**batch)
+        extractor.embeddings(**batch)
 
 
 def _features(work: extract.Work) -> dict[str, np.ndarray]:
@@ -146,8 +148,8 @@ def _against_loop(extractor, reader, rows, where, found, clips_s: float) -> dict
         alone = []
         for row in rows:
             batch = extractor.collate(extractor.prepare(reader.read(row, extractor.modality)))
-            vectors, _ = extractor.vectors(**{name: value.to(where) for name, value in batch.items()})
-            alone.append(vectors.float().cpu().numpy().mean(0))
+            embeddings, _ = extractor.embeddings(**{name: value.to(where) for name, value in batch.items()})
+            alone.append(embeddings.float().cpu().numpy().mean(0))
         return alone
 
     one_by_one()

@@ -97,13 +97,13 @@ def _encoded(name: str, number: int, transcript: str, frames, samples, seconds: 
 def step_shards(check: Check) -> None:
     """Shards of clips and of lines, as the shard stage writes them."""
     from mer_dist.config.sections import ShardConfig
-    from mer_dist.shards import manifest, writer
+    from mer_dist.shards import shard_index, writer
     from mer_dist.shards.settings import settings_fingerprint
     from mer_dist.storage import files
     from mer_dist.storage.run_folder import Run, ShardFolder
 
     # As if by the settings of the runs, which have no section shard.
-    made_from = settings_fingerprint(ShardConfig())
+    fingerprint = settings_fingerprint(ShardConfig())
     os.environ["GPU_LABELED"] = str(counts(check)["labeled"])
     for kind, make, size in (("clips", _clip, 80), ("lines", _line, 1000)):
         folder = Run(check.work / kind).shards
@@ -114,9 +114,9 @@ def step_shards(check: Check) -> None:
         for number, first in enumerate(range(0, len(clips), size)):
             batch = clips[first : first + size]
             sources = {clip.clip.name: "drawn" for clip in batch}
-            rows += writer.write(folder, number, batch, made_from=made_from, sources=sources)
-        manifest.write_rows(ShardFolder(folder).manifest, rows)
-        files.mark(folder, "drawn", clips=len(clips))
+            rows += writer.write(folder, number, batch, fingerprint=fingerprint, sources=sources)
+        shard_index.write_rows(ShardFolder(folder).index, rows)
+        files.write_marker(folder, "drawn", clips=len(clips))
 
 
 def step_models(check: Check) -> None:

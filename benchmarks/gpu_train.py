@@ -170,9 +170,9 @@ def _flops_of_a_clip(check: Check) -> float:
 
 def _tokens_of_a_clip(check: Check) -> float:
     from mer_dist.models.tokenizer import BaichuanTokenizer
-    from mer_dist.shards import manifest
+    from mer_dist.shards import shard_index
     from mer_dist.storage.run_folder import Run
 
-    rows = [row for row in manifest.read(Run(check.work / "lines").shards) if row.label]
+    rows = [row for row in shard_index.read(Run(check.work / "lines").shards) if row.label]
     tokenizer = BaichuanTokenizer.from_pretrained(check.work / "models" / "baichuan")
     return sum(len(tokenizer.encode(row.transcript)) for row in rows) / len(rows)

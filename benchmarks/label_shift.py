@@ -204,9 +204,9 @@ def voters(source: Path) -> list[CrossFitted | CrossFittedRound]:
     run = Run(source)
     weights = read_json(run.vote.prior)["weights"]
     rounds = [CrossFittedRound.load(run, one.number) for one in run.rounds()]
-    paths = [path for path in predictions.all_of(run) if path.parent == run.probes.folder]
-    probes = [CrossFitted.load(run, path.stem) for path in paths]
-    return [found for found in (*rounds, *probes) if found.oof.title in weights]
+    paths = [path for path in predictions.all_of(run) if path.parent == run.linear_probes.folder]
+    linear_probes = [CrossFitted.load(run, path.stem) for path in paths]
+    return [found for found in (*rounds, *linear_probes) if found.oof.title in weights]
 
 
 def table(found: Iterator[tuple[str, Answered]]) -> None:

@@ -97,9 +97,9 @@ def load_and_tell(folder: Path, out: Path) -> None:
     """One rank: load, keep the peaks, write them."""
     from mer_dist.config.sections import ExtractorConfig, FinetuneConfig
     from mer_dist.models.classifier import trainable_classifier
-    from mer_dist.training.accelerator import accelerator
+    from mer_dist.training.accelerator import make_accelerator
 
-    joined = accelerator("bf16", [], out, threads=1)
+    accelerator = make_accelerator("bf16", [], out, threads=1)
     # DeepSpeed, transformers and torch themselves: taken before the model exists.
     before = resident()
     peaks, done = dict(before), threading.Event()
@@ -119,7 +119,7 @@ def load_and_tell(folder: Path, out: Path) -> None:
     held = (getattr(weight, "ds_tensor", weight) for weight in classifier.parameters())
     own = sum(weight.numel() * weight.element_size() for weight in held)
     write_json(
-        out / f"{joined.process_index}.json",
+        out / f"{accelerator.process_index}.json",
         {
             "own part": own,
             "anonymous at the peak": peaks["RssAnon"] - before["RssAnon"],
@@ -128,8 +128,8 @@ def load_and_tell(folder: Path, out: Path) -> None:
             "shared memory at the peak": peaks["RssShmem"] - before["RssShmem"],
         },
     )
-    joined.wait_for_everyone()
-    joined.end_training()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def resident() -> dict[str, int]:

@@ -110,8 +110,8 @@ def write_model(lines: list[str], folder: Path, seed: int) -> None:
     from mer_dist.models.tokenizer import BaichuanTokenizer
 
     logging.disable_progress_bar()
-    made_from = files.fingerprint([lines, seed, VOCABULARY, SIZES])
-    if files.marked(folder, made_from):
+    fingerprint = files.fingerprint_of([lines, seed, VOCABULARY, SIZES])
+    if files.read_marker(folder, fingerprint):
         return
     with files.atomic_folder(folder) as temporary:
         tokenizer = BaichuanTokenizer.train(lines, VOCABULARY)
@@ -128,7 +128,7 @@ def write_model(lines: list[str], folder: Path, seed: int) -> None:
             )
         )
         model.save_pretrained(temporary)
-        files.mark(temporary, made_from)
+        files.write_marker(temporary, fingerprint)
     trained = sum(weight.numel() for weight in model.model.parameters())
     logger.info("the model to train: %d pieces, %d parameters", len(tokenizer), trained)
 
@@ -184,11 +184,11 @@ def by_baichuan(names: list[str], run: Run) -> np.ndarray:
     import torch.nn.functional as F
     from safetensors.torch import load_file
 
-    vectors, valid = store.load(run.features("text@all")).utterances(names)
+    embeddings, valid = store.load(run.features("text@all")).utterances(names)
     if not valid.all():
         raise ValueError(f"{(~valid).sum()} clips have no features")
     head = load_file(run.adapter("text", "all") / "head.safetensors")
-    utterance = F.layer_norm(torch.from_numpy(vectors), vectors.shape[1:])
+    utterance = F.layer_norm(torch.from_numpy(embeddings), embeddings.shape[1:])
     return (utterance @ head["head.weight"].T + head["head.bias"]).argmax(1).numpy()
 
 

@@ -120,13 +120,13 @@ def of_seed(base: Path, folder: Path, seed: int, overrides: list[str]) -> Iterat
     for model, changes in MODELS.items():
         run = Run(folder / model)
         if fused:  # the probes do not depend on the model
-            reuse(folder / "AGT", run.folder, "probes")
+            reuse(folder / "AGT", run.folder, "linear_probes")
         fuse(configure(base, run.folder, seed, ("self_train.rounds=0", *overrides, *changes)))
         fused.append((model, predictions.read(run.round(0).predictions)))
     run = Run(folder / "AGT")
     for modality in MODALITIES:
-        yield f"{modality} alone", predictions.read(run.probes.predictions(modality))
-    yield LOGISTIC, predictions.read(run.probes.predictions(ALL_SETS))
+        yield f"{modality} alone", predictions.read(run.linear_probes.predictions(modality))
+    yield LOGISTIC, predictions.read(run.linear_probes.predictions(ALL_SETS))
     yield from reversed(fused)
     yield VOTE, predictions.read(run.vote.predictions)
 

@@ -22,7 +22,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
-from mer_dist.models.feeding import clip_vectors
+from mer_dist.models.feeding import clip_embeddings
 from mer_dist.shards.reader import Reader
 from mer_dist.storage.run_folder import Run
 
@@ -93,9 +93,9 @@ def utterances(config: ExtractorConfig, reader: Reader, clips: int) -> tuple[dic
 
 
 def _vectors(extractor, reader: Reader, rows: list) -> Iterator[tuple[str, np.ndarray]]:
-    for _, name, vectors in clip_vectors(extractor, reader, {0: rows}):
-        if not isinstance(vectors, str):
-            yield name, vectors.mean(0, dtype=np.float64)
+    for _, name, embeddings in clip_embeddings(extractor, reader, {0: rows}):
+        if not isinstance(embeddings, str):
+            yield name, embeddings.mean(0, dtype=np.float64)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.features import store
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.settings import settings_fingerprint
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run, ShardFolder
@@ -127,35 +127,35 @@ def write_run(folder: Path, clips: int) -> None:
     run.shards.mkdir(parents=True)
     for start in range(0, clips, CLIPS_PER_SHARD):
         own, number = rows[start : start + CLIPS_PER_SHARD], start // CLIPS_PER_SHARD
-        facts = manifest.Facts(
+        facts = shard_index.ShardRecord(
             sha256=f"{number:064x}",
             bytes=0,
-            made_from=settings_fingerprint(ShardConfig(clips=CLIPS_PER_SHARD)),
+            fingerprint=settings_fingerprint(ShardConfig(clips=CLIPS_PER_SHARD)),
             clips=dict.fromkeys((row.name for row in own), "scale"),
             problems=[],
             faceless=0,
         )
-        manifest.write_rows(ShardFolder(run.shards).facts(number), own, facts)
-    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
-    manifest.write_unstored(run.shards, {})
-    manifest.write_twins(run.shards, [])
-    files.mark(run.shards, "scale", clips=clips)
+        shard_index.write_rows(ShardFolder(run.shards).record(number), own, facts)
+    shard_index.write_rows(ShardFolder(run.shards).index, rows)
+    shard_index.write_unstored(run.shards, {})
+    shard_index.write_twins(run.shards, [])
+    files.write_marker(run.shards, "scale", clips=clips)
     for set_name, modality in SETS.items():
         with files.atomic_folder(run.features(set_name)) as target:
             for number, start in enumerate(range(0, clips, CLIPS_PER_SHARD)):
                 own = names(clips)[start : start + CLIPS_PER_SHARD]
-                vectors = random.normal(size=(len(own), WIDTH)).astype(np.float32)
-                shard = store.FeatureSet(modality=modality, names=own, utterance=vectors)
+                embeddings = random.normal(size=(len(own), WIDTH)).astype(np.float32)
+                shard = store.FeatureSet(modality=modality, names=own, utterance=embeddings)
                 store.write_shard(target / f"{number:05d}.safetensors", shard, "scale")
             store.describe(
-                target, modality=modality, width=WIDTH, imported=True, part="imported", trained_without=None
+                target, modality=modality, width=WIDTH, imported=True, variant="imported", held_out_fold=None
             )
-            files.mark(target, "scale", clips=clips, shards=[*range(number + 1)])
+            files.write_marker(target, "scale", clips=clips, shards=[*range(number + 1)])
     _write_truth(folder, clips)
 
 
-def _row(row: int, name: str) -> manifest.Row:
-    return manifest.Row(
+def _row(row: int, name: str) -> shard_index.Row:
+    return shard_index.Row(
         name=name,
         shard=row // CLIPS_PER_SHARD,
         split=LABELED if label(row) else UNLABELED,

@@ -42,7 +42,7 @@ extractors:
 def prepare(folder: Path) -> tuple[Path, Path]:
     """The models and shards, made once; returns the YAML files of the clips and of the text job."""
     lines = transcripts()
-    if not files.marked(folder / "models"):
+    if not files.read_marker(folder / "models"):
         make_models(folder / "models", lines)
     corpus.make(folder / "demo", LABELED, UNLABELED)
     emotions = corpus.EMOTIONS
@@ -103,7 +103,7 @@ def make_models(folder: Path, lines: list[str]) -> None:
             architectures=["BaichuanForCausalLM"],
         )
     ).save_pretrained(folder / "baichuan")
-    files.mark(folder, "benchmarks")
+    files.write_marker(folder, "benchmarks")
 
 
 def load(path: Path, *overrides: str) -> Config:

@@ -30,9 +30,9 @@ from mer_dist.core.errors import (
 from mer_dist.core.log import logger, setup
 from mer_dist.inspect import problems
 from mer_dist.processes import preempt
-from mer_dist.processes.env import place
+from mer_dist.processes.env import process_info
 from mer_dist.processes.lifeline import end_with_launcher, lost
-from mer_dist.processes.together import alone, check_place, introduce
+from mer_dist.processes.together import alone, check_processes, introduce
 from mer_dist.storage import exit_status as stage_status
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.lock import Busy, held
@@ -78,7 +78,7 @@ def exit_code(error: BaseException) -> int:
     elif code == USAGE:
         logger.error("%s", mending(error) if isinstance(error, OSError) else error)
     else:
-        told = lost(error) if place().launched else ""
+        told = lost(error) if process_info().launched else ""
         logger.error("%s", told or "broke down:\n" + "".join(traceback.format_exception(error)))
     return code
 
@@ -200,13 +200,13 @@ def _commands_on_a_cluster(command: Callable) -> None:
 def run_stage(parsed: argparse.Namespace) -> int:
     """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
     status.json and the process ends with 0 unless it broke or refused."""
-    check_place(parsed.command)
+    check_processes(parsed.command)
     code = _stage_code(parsed)
-    return DONE if place().launched and code in (QUARANTINED, REQUEUE) else code
+    return DONE if process_info().launched and code in (QUARANTINED, REQUEUE) else code
 
 
 def _stage_code(parsed: argparse.Namespace) -> int:
-    here = place()
+    here = process_info()
     config, entered = None, False
     try:
         config = load(parsed.config, parsed.overrides)
@@ -233,7 +233,7 @@ def _stage_code(parsed: argparse.Namespace) -> int:
 
 def _stage(parsed: argparse.Namespace, config: Config) -> int:
     run = Run(config.run.folder)
-    here = place()
+    here = process_info()
     if here.rank == 0:
         stage_status.forget(run.status(parsed.command), _STARTED)
     if here.rank == 0 and parsed.command == "finetune":

@@ -29,12 +29,12 @@ self_train: {{rounds: {rounds}}}
 
 
 def make(
-    folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, shares=(1, 1, 1)
+    folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, balanced=(1, 1, 1)
 ) -> tuple[Config, np.ndarray]:
     """The configuration, and the true label of every clip in the order of :func:`names`."""
     random = np.random.default_rng(0)
     truth = np.concatenate(
-        [np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
+        [np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(balanced) / sum(balanced))]
     )
     write_labels(folder, truth, labeled)
     for name, (modality, confused) in zip(("voice", "face", "line"), CONFUSED.items(), strict=True):
@@ -58,13 +58,13 @@ def write_labels(folder: Path, truth: np.ndarray, labeled: int) -> None:
 
 
 def write_set(
-    run: Run, name: str, modality: str, clips: list[str], values: np.ndarray, made_from: str = "1", **facts
+    run: Run, name: str, modality: str, clips: list[str], values: np.ndarray, fingerprint: str = "1", **facts
 ) -> None:
     store = run.features(name)
     shard = FeatureSet(modality=modality, names=clips, utterance=values.astype(np.float32))
-    features.write_shard(store / "00000.safetensors", shard, made_from)
+    features.write_shard(store / "00000.safetensors", shard, fingerprint)
     features.describe(store, modality=modality, width=values.shape[1], **facts)
-    files.mark(store, made_from, shards=[0])
+    files.write_marker(store, fingerprint, shards=[0])
 
 
 def configure(folder: Path, epochs: int = 3, rounds: int = 1, overrides: tuple[str, ...] = ()) -> Config:

@@ -1,6 +1,6 @@
 """``--long``: the tests marked ``long`` and no others, in slices, each test until it has passed once.
 
-What passed is a line in ``runs/long-suite/<fingerprint>/passed.txt``, and the next call leaves it
+What passed is a line in ``runs/long-suite/<fingerprint_of>/passed.txt``, and the next call leaves it
 out; a change of mer_dist/ or tests/ is another fingerprint and starts again. Without ``--long`` the
 marked tests are deselected.
 """

@@ -24,7 +24,7 @@ def trained(config: ExtractorConfig, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def vectors(backbone, family: str) -> torch.Tensor:
+def embeddings(backbone, family: str) -> torch.Tensor:
     """What the backbone alone makes of one input, as plain transformers would call it."""
     random = torch.Generator().manual_seed(0)
     dtype = backbone.get_submodule("base_model.model" if hasattr(backbone, "peft_config") else "").dtype

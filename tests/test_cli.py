@@ -106,7 +106,7 @@ def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, caps
     with held(run.lock, "extract"):
         assert main([stage, str(tmp_path / "job.yaml")]) == 2
     assert "mer-dist extract" in capsys.readouterr().err
-    assert not run.probes.folder.exists() and exit_status.read(run.status(stage)) is None
+    assert not run.linear_probes.folder.exists() and exit_status.read(run.status(stage)) is None
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "4"), ("0", ""), ("-1", "2")])

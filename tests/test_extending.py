@@ -23,7 +23,7 @@ from mer_dist.core.registry import FORMATS
 from mer_dist.corpus import clips
 from mer_dist.features import store
 from mer_dist.models.classifier import load_extractor
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import extract
 from mer_dist.storage import quarantine
@@ -78,7 +78,7 @@ def test_an_example_is_short(example):
 @pytest.mark.slow
 def test_the_format_of_the_page_lists_what_lies_in_its_folders(sharded):
     run = Run(sharded / "run")
-    rows = {row.name: (row.split, row.label, row.transcript) for row in manifest.read(run.shards)}
+    rows = {row.name: (row.split, row.label, row.transcript) for row in shard_index.read(run.shards)}
     assert rows == {
         "a": ("labeled", "happy", "今天真好"),
         "b": ("labeled", "sad", None),
@@ -94,10 +94,10 @@ def test_the_encoder_of_the_page_is_extracted_and_found_from_the_run_folder(shar
     run = Run(sharded / "run")
     found = store.load(run.features("frames"))
     assert sorted(found.names) == ["a", "b", "c"]
-    row = next(row for row in manifest.read(run.shards) if row.name == "a")
+    row = next(row for row in shard_index.read(run.shards) if row.name == "a")
     loaded = load_extractor(load(sharded / "job.yaml").extractors["frames"])
     with torch.no_grad():
-        expected, _ = loaded.vectors(**loaded.collate(loaded.prepare(Reader(run.shards).read(row))))
+        expected, _ = loaded.embeddings(**loaded.collate(loaded.prepare(Reader(run.shards).read(row))))
     assert expected.shape == (3, 16)
     own = found.utterance[found.names.index("a")]
     np.testing.assert_allclose(own, expected.mean(0), rtol=1e-5, atol=1e-6)
@@ -109,16 +109,16 @@ def test_the_encoder_of_the_page_is_extracted_and_found_from_the_run_folder(shar
 
 @pytest.mark.slow
 def test_a_changed_encoder_makes_its_features_again(sharded, monkeypatch):
-    def made_from() -> dict:
+    def fingerprint() -> dict:
         plugin_files.begin(monkeypatch)
         (work,) = extract.planned(load(sharded / "job.yaml"))
-        return work.made_from
+        return work.fingerprint
 
-    before = made_from()
-    assert made_from() == before
+    before = fingerprint()
+    assert fingerprint() == before
     source = sharded / "dinov2.py"
     source.write_text(ENCODER.replace("states[:, 0]", "states[:, 1]"), encoding="utf-8")
-    changed = made_from()
+    changed = fingerprint()
     source.write_text(ENCODER, encoding="utf-8")
     assert before.keys() == changed.keys() and all(changed[shard] != before[shard] for shard in before)
 

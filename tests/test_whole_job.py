@@ -13,7 +13,7 @@ from mer_dist.config.config import load
 from mer_dist.core.errors import QUARANTINED, REQUEUE
 from mer_dist.core.records import UNLABELED
 from mer_dist.fusion import predictions
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
 
@@ -49,7 +49,7 @@ def test_every_unlabelled_clip_has_one_answer_even_the_damaged_one(job):
     run = run_of(job)
     with open(run.answer, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    unlabeled = [row.name for row in manifest.read(run.shards) if row.split == UNLABELED]
+    unlabeled = [row.name for row in shard_index.read(run.shards) if row.split == UNLABELED]
     assert len(unlabeled) == small_job.UNLABELED
     assert sorted(row["name"] for row in rows) == sorted(unlabeled)
     assert {row["discrete"] for row in rows} <= set(load(job).corpus.labels)
@@ -83,7 +83,7 @@ def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again
     run = run_of(job)
     made = {
         path: path.stat().st_mtime_ns
-        for part in ("shards", "adapters", "features", "probes", "rounds", "vote")
+        for part in ("shards", "adapters", "features", "linear_probes", "rounds", "vote")
         for path in (run.folder / part).rglob("*")
         if path.is_file()
     }

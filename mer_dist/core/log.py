@@ -131,7 +131,7 @@ def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
 
 
 @contextmanager
-def told_if_long(what: str) -> Iterator[None]:
+def announce_if_long(what: str) -> Iterator[None]:
     """One line that says ``what`` is under way, if it takes longer than a reader waits without a word."""
     timer = threading.Timer(SECONDS_OF_SILENCE, logger.info, ("%s ...", what))
     timer.daemon = True

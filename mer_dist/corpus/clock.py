@@ -77,7 +77,10 @@ class Clock:
 
     def time(self, frame: av.VideoFrame) -> float:
         """Seconds at which the next frame is shown."""
-        own, sent = (None if stamp is None else float(stamp * self.base) for stamp in (frame.pts, frame.dts))
+        own, sent = (
+            None if size_and_mtime is None else float(size_and_mtime * self.base)
+            for size_and_mtime in (frame.pts, frame.dts)
+        )
         self.trusted = self.trusted and (own is None or own + self.shift >= self.last)
         told = own if self.trusted and own is not None else sent
         told = told if self.stamped else None

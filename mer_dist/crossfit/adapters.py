@@ -16,7 +16,7 @@ from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import folds
 from mer_dist.models.family import FAMILIES
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -27,41 +27,41 @@ def check_whole(folder: Path) -> None:
     Raises:
         UserError: one of them is damaged.
     """
-    told = (files.marked(folder) or {}).get("content", {})
+    told = (files.read_marker(folder) or {}).get("content", {})
     if faults := files.damaged(folder, told):
         raise UserError(f"{folder}: {faults[0]}; delete this folder and run finetune")
 
 
 @dataclass(kw_only=True)
-class Copy:
+class Adapter:
     """One copy of an extractor to be trained."""
 
     name: str
     extractor: ExtractorConfig
     #: The fold it never sees; None: it sees them all.
-    without: int | None
+    held_out_fold: int | None
     #: labelled clips it may see, all having the modality; never one of fold K.
-    rows: list[manifest.Row]
+    rows: list[shard_index.Row]
     folder: Path
-    made_from: str
+    fingerprint: str
 
     @property
-    def part(self) -> str:
+    def variant(self) -> str:
         """``fold-K`` or ``all``."""
-        return adapter_variant(self.without)
+        return adapter_variant(self.held_out_fold)
 
     @property
     def features(self) -> FeatureSetId:
         """The feature set that is extracted with it."""
-        return FeatureSetId.of_adapter(self.name, self.without)
+        return FeatureSetId.of_adapter(self.name, self.held_out_fold)
 
     @property
     def labels(self) -> dict[str, str]:
         """name -> label of the clips that it may see, in their order."""
-        return manifest.labels(self.rows)
+        return shard_index.labels(self.rows)
 
 
-def parts(config: Config, extractor: str) -> list[int | None]:
+def held_out_folds(config: Config, extractor: str) -> list[int | None]:
     """The copies of a fine-tuned extractor, each by the fold that it never sees."""
     if config.extractors[extractor].finetuning.cross_fit:
         return [*range(config.folds.count), None]
@@ -73,7 +73,7 @@ def crossed(config: Config) -> bool:
     return any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
 
 
-def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]:
+def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapter]:
     """Every copy the configuration asks for, done or not.
 
     Args:
@@ -87,46 +87,46 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Copy]
     if not tuned:
         return []
     run = Run(config.run.folder)
-    labeled = [row for row in manifest.read(run.shards) if row.split == LABELED]
-    label_of = manifest.labels(labeled)
+    labeled = [row for row in shard_index.read(run.shards) if row.split == LABELED]
+    label_of = shard_index.labels(labeled)
     folds.check_labels(config, label_of)
     if fold_of is None:
         fold_of = folds.of_run(config, label_of) if crossed(config) else {}
     return [
-        _copy(config, run, name, extractor, without, labeled, fold_of)
+        _planned(config, run, name, extractor, held_out_fold, labeled, fold_of)
         for name, extractor in tuned.items()
-        for without in parts(config, name)
+        for held_out_fold in held_out_folds(config, name)
     ]
 
 
-def _copy(config, run, name, extractor, without, labeled, fold_of) -> Copy:
+def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> Adapter:
     family = FAMILIES[extractor.family]
     rows = [
         row
         for row in labeled
         if family.modality not in row.missing
         and family.enough(row)
-        and (without is None or fold_of[row.name] != without)
+        and (held_out_fold is None or fold_of[row.name] != held_out_fold)
     ]
     if not rows:
         raise UserError(f"extractors.{name}: no labelled clip has {family.modality} to fine-tune on")
-    made_from = files.fingerprint(
+    fingerprint = files.fingerprint_of(
         [
             _what_decides_weights(extractor),
             files.folder_fingerprint(Path(extractor.path)),
             config.run.seed,
             config.corpus.labels,
-            without,
+            held_out_fold,
             [[row.name, row.label, row.checksum] for row in rows],
         ]
     )
-    return Copy(
+    return Adapter(
         name=name,
         extractor=extractor,
-        without=without,
+        held_out_fold=held_out_fold,
         rows=rows,
-        folder=run.adapter(name, adapter_variant(without)),
-        made_from=made_from,
+        folder=run.adapter(name, adapter_variant(held_out_fold)),
+        fingerprint=fingerprint,
     )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from mer_dist.config.config import Config
 from mer_dist.config.sections import FoldConfig
 from mer_dist.core.errors import UserError, reading
-from mer_dist.shards import manifest
-from mer_dist.storage.files import fingerprint, read_json, write_json
+from mer_dist.shards import shard_index
+from mer_dist.storage.files import fingerprint_of, read_json, write_json
 from mer_dist.storage.run_folder import Run
 
 SHOWN = 3
@@ -185,7 +185,7 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: 
     found = saved(path, labels, config, twins)
     if found is None:
         found = make(labels, config, twins)
-        write_json(path, {"made_from": _made_from(labels, config, twins), "folds": found})
+        write_json(path, {"fingerprint": _fingerprint(labels, config, twins), "folds": found})
     return found
 
 
@@ -193,7 +193,7 @@ def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins =
     """The saved folds if they were made from these labels and settings; None if there are no such."""
     try:
         told = read_json(path)
-        if told["made_from"] == _made_from(labels, config, twins):
+        if told["fingerprint"] == _fingerprint(labels, config, twins):
             folds = _checked(told["folds"])
             if folds.keys() == labels.keys():
                 return folds
@@ -202,9 +202,9 @@ def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins =
     return None
 
 
-def _made_from(labels: dict[str, str], config: FoldConfig, twins: Twins) -> str:
+def _fingerprint(labels: dict[str, str], config: FoldConfig, twins: Twins) -> str:
     facts = [sorted(labels.items()), config.count, config.seed, config.group]
-    return fingerprint([*facts, *filter(None, [_present(twins, labels)])])
+    return fingerprint_of([*facts, *filter(None, [_present(twins, labels)])])
 
 
 def check_labels(config: Config, labels: dict[str, str]) -> None:
@@ -225,12 +225,12 @@ def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
     """
     check_labels(config, labels)
     run = Run(config.run.folder)
-    return load_or_make(run.folds, labels, config.folds, manifest.twins(run.shards))
+    return load_or_make(run.folds, labels, config.folds, shard_index.twins(run.shards))
 
 
 def saved_of_run(config: Config, run: Run, labels: dict[str, str]) -> dict[str, int] | None:
     """The same where they were made; None where they were not."""
-    return saved(run.folds, labels, config.folds, manifest.twins(run.shards))
+    return saved(run.folds, labels, config.folds, shard_index.twins(run.shards))
 
 
 def read(path: Path) -> dict[str, int]:

@@ -98,31 +98,31 @@ def make(folder: Path, labeled: int = 240, unlabeled: int = 400, seed: int = 0, 
     folder = Path(folder)
     sources = [__file__, demo_face.__file__, demo_voice.__file__, demo_lines.__file__]
     code = [files.digest(Path(str(source))) for source in sources]
-    made_from = files.fingerprint([labeled, unlabeled, seed, code])
-    if files.marked(folder, made_from):
+    fingerprint = files.fingerprint_of([labeled, unlabeled, seed, code])
+    if files.read_marker(folder, fingerprint):
         logger.info("the demo corpus is there: %s", folder)
         return
-    _begin(folder, made_from)
+    _begin(folder, fingerprint)
     sketches = plan(labeled, unlabeled, seed)
     corpus = folder / "corpus"
     absent = [sketch for sketch in sketches if not (corpus / sketch.video).exists()]
     for _ in progress(_filmed(absent, corpus, workers), len(absent), "demo clips"):
         pass
     _write_tables(folder, sketches)
-    files.mark(folder, made_from, clips=len(sketches))
+    files.write_marker(folder, fingerprint, clips=len(sketches))
 
 
-def _begin(folder: Path, made_from: str) -> None:
+def _begin(folder: Path, fingerprint: str) -> None:
     """Go on where a call with the same arguments was stopped; otherwise start afresh."""
     corpus, begun = folder / "corpus", folder / PLAN
     if begun.exists():
-        if files.read_json(begun) == made_from:
+        if files.read_json(begun) == fingerprint:
             return
         shutil.rmtree(corpus, ignore_errors=True)
     elif corpus.exists():
         raise UserError(f"{corpus} is not a demo corpus; give the demo a folder of its own")
-    (folder / files.MARK).unlink(missing_ok=True)
-    files.write_json(begun, made_from)
+    (folder / files.MARKER).unlink(missing_ok=True)
+    files.write_json(begun, fingerprint)
 
 
 def plan(labeled: int, unlabeled: int, seed: int) -> list[Sketch]:

@@ -46,8 +46,8 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
     logging.disable_progress_bar()
     folder = Path(folder)
     lines = lines or corpus.lines(2000, seed)
-    made_from = files.fingerprint([seed, lines, files.digest(Path(__file__))])
-    if files.marked(folder, made_from):
+    fingerprint = files.fingerprint_of([seed, lines, files.digest(Path(__file__))])
+    if files.read_marker(folder, fingerprint):
         logger.info("the small models are there: %s", folder)
         return
     for number, (name, write) in enumerate(
@@ -56,7 +56,7 @@ def make(folder: Path, lines: list[str] | None = None, seed: int = 0) -> None:
         with files.atomic_folder(folder / name) as temporary, torch.random.fork_rng(), torch_threads(THREADS):
             torch.manual_seed(1000 * seed + number)
             write(temporary, lines)
-    files.mark(folder, made_from)
+    files.write_marker(folder, fingerprint)
 
 
 def _write_clip(folder: Path, lines: list[str]) -> None:

@@ -33,26 +33,26 @@ def keepable(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The clips whose vectors ``(T, D)`` can be kept, and why the others' cannot, with what to set."""
     faults = {}
-    for name, vectors in found.items():
+    for name, embeddings in found.items():
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = vectors.mean(0, keepdims=True)
-        kept = np.concatenate([mean, vectors]) if stored.frame_level else mean
-        faults[name] = fault(vectors, kept, STORAGE[stored.storage])
+            mean = embeddings.mean(0, keepdims=True)
+        kept = np.concatenate([mean, embeddings]) if stored.frame_level else mean
+        faults[name] = fault(embeddings, kept, STORAGE[stored.storage])
     own = FeatureSetId.parse(set_name).name
     to_do = {reason: remedy(extractor, own, reason) for reason in set(faults.values()) - {""}}
     refused = {name: f"{reason}; {to_do[reason]}" for name, reason in faults.items() if reason}
-    return {name: vectors for name, vectors in found.items() if name not in refused}, refused
+    return {name: embeddings for name, embeddings in found.items() if name not in refused}, refused
 
 
-def fault(vectors: np.ndarray, kept: np.ndarray, kind: DTypeLike) -> str:
+def fault(embeddings: np.ndarray, kept: np.ndarray, kind: DTypeLike) -> str:
     """Why a clip's vectors cannot be kept; empty if they can.
 
     Args:
-        vectors: ``(T, D)`` float32, as computed.
+        embeddings: ``(T, D)`` float32, as computed.
         kept: ``(K, D)``, those of them, or their mean, that are to be stored.
         kind: the type in which they are stored.
     """
-    if not (np.isfinite(vectors).all() and np.isfinite(kept).all()):
+    if not (np.isfinite(embeddings).all() and np.isfinite(kept).all()):
         return COMPUTED
     with np.errstate(over="ignore", under="ignore"):
         stored = kept.astype(kind)

@@ -17,13 +17,13 @@ from mer_dist.corpus.encoding import UTF8
 from mer_dist.crossfit import folds
 from mer_dist.features import store
 from mer_dist.features.store import FeatureSet
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "fuse"
 #: A vector whose largest value is this many times that of the median vector is a broken one.
-WILD = 1e4
+OUTLIER = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Clips:
         return np.flatnonzero(self.labeled & ~np.isin(self.fold, folds_left_out))
 
     @property
-    def made_from(self) -> str:
-        return files.fingerprint([self.labels, self.names, self.truth.tolist(), self.fold.tolist()])
+    def fingerprint(self) -> str:
+        return files.fingerprint_of([self.labels, self.names, self.truth.tolist(), self.fold.tolist()])
 
 
 def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
@@ -78,9 +78,9 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
-    for line in folds.unseen(labeled, fold_of, config.folds.group, manifest.twins(run.shards)):
+    for line in folds.unseen(labeled, fold_of, config.folds.group, shard_index.twins(run.shards)):
         logger.warning("folds: %s", line)
-    if not config.fuse.labels and manifest.unstored(run.shards) is None:
+    if not config.fuse.labels and shard_index.unstored(run.shards) is None:
         logger.warning(
             "%s: an earlier version made these shards and did not note of which unlabelled clips "
             "nothing could be stored, so that they get no answer; run shard, which keeps the "
@@ -122,8 +122,8 @@ def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Pro
     """
     if config.fuse.labels:
         return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
-    found = {row.name: row.label for row in manifest.read(run.shards)}
-    unstored = manifest.unstored(run.shards) or {}
+    found = {row.name: row.label for row in shard_index.read(run.shards)}
+    unstored = shard_index.unstored(run.shards) or {}
     return found | {name: None for name, split in unstored.items() if split == UNLABELED}, []
 
 
@@ -192,7 +192,7 @@ def all_sets(config: Config, run: Run) -> list[str]:
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
 
 
-def set_made_from(run: Run, set_name: str, count: int) -> str:
+def set_fingerprint(run: Run, set_name: str, count: int) -> str:
     """Fingerprint of a set by what each of its shards was made from.
 
     Raises:
@@ -203,7 +203,7 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
         folder = run.features(stored)
         store.description(folder)
         paths = FeatureFolder(folder).shards()
-        mark = files.marked(folder)
+        mark = files.read_marker(folder)
         if mark is None:
             raise UserError(f"{folder}: these features are incomplete; run extract or import again")
         if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
@@ -211,9 +211,9 @@ def set_made_from(run: Run, set_name: str, count: int) -> str:
                 f"{FeatureFolder(folder).shard(min(gone))}: this shard's features are gone; run "
                 "extract or import again"
             )
-        shards = [[path.name, store.shard_made_from(path)] for path in paths]
+        shards = [[path.name, store.stored_fingerprint(path)] for path in paths]
         facts.append([str(stored), store.description(folder), shards])
-    return files.fingerprint(facts)
+    return files.fingerprint_of(facts)
 
 
 def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
@@ -234,14 +234,14 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
             "clips of this run; are the names the same? For example it has "
             f"{min(found.names, default='none')!r}, and this run {min(known)!r}"
         )
-    if strange := sorted(set(found.names) - known):
+    if unknown := sorted(set(found.names) - known):
         logger.warning(
             "features %s: %d of its clips are not among the clips of this run and are left "
             "out, for example %s; of fuse.labels, those are the rows that can be used, with an empty "
             "label where a clip is to be answered",
             set_name,
-            len(strange),
-            ", ".join(strange[:3]),
+            len(unknown),
+            ", ".join(unknown[:3]),
         )
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
@@ -252,7 +252,7 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     lacking = len(known) - len(known.intersection(found.names)) + len(broken)
     if lacking:
         logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
-    why = f"features {set_name}: values that are NaN, infinite, or beyond {WILD:g} times the usual"
+    why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
     return found.only(known - broken) if broken else found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)
         for name in broken
@@ -264,20 +264,20 @@ def _usable(found: FeatureSet) -> np.ndarray:
 
     One clip with 1e12 in it would make the deviation so large that all others become equal.
     """
-    usable = _sane(found.utterance)
+    usable = _in_range(found.utterance)
     if found.has_frames:
         frame, offsets = found.ragged()
-        before = np.concatenate([[0], np.cumsum(~_sane(frame))])
+        before = np.concatenate([[0], np.cumsum(~_in_range(frame))])
         usable &= before[offsets[1:]] == before[offsets[:-1]]
     return usable
 
 
-def _sane(values: np.ndarray) -> np.ndarray:
+def _in_range(values: np.ndarray) -> np.ndarray:
     """(N,) bool, by the largest value of each row; NaN and infinity are larger than any."""
     largest = np.maximum(values.max(1, initial=0), -values.min(1, initial=0)).astype(np.float64)
     finite = np.isfinite(largest)
     usual = np.median(largest[finite]) if finite.any() else 0.0
-    return finite & ((largest <= WILD * usual) | (usual == 0))
+    return finite & ((largest <= OUTLIER * usual) | (usual == 0))
 
 
 def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = False) -> FeatureSet:
@@ -296,34 +296,34 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
             have trained on it.
     """
     stored = FeatureSetId(extractor, TUNED).stored(max(fold_of.values()) + 1)
-    parts = {one: _copy(run, one, fold_of, frames) for one in stored}
+    parts = {one: _of_adapter(run, one, fold_of, frames) for one in stored}
     anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
     joined = []
     for one, part in parts.items():
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
-            vectors = own.utterance.astype(np.float64)
-            deviation = vectors.std(0)
+            embeddings = own.utterance.astype(np.float64)
+            deviation = embeddings.std(0)
             scale = np.where(deviation > 1e-6, deviation, 1)
-            part = part.mapped(vectors.mean(0).astype(np.float32), scale.astype(np.float32))
+            part = part.mapped(embeddings.mean(0).astype(np.float32), scale.astype(np.float32))
         joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
     return store.join(joined)
 
 
-def _copy(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
-    """A copy's features, after the proof that none of its labelled clips can have taught it."""
-    folder, part, without = run.features(stored), stored.variant, stored.held_out_fold
+def _of_adapter(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
+    """The features of one adapter, after the proof that none of its labelled clips can have taught it."""
+    folder, variant, held_out_fold = run.features(stored), stored.variant, stored.held_out_fold
     told = store.description(folder)
-    if told.get("part") != part or told.get("trained_without") != without:
+    if told.get("variant") != variant or told.get("held_out_fold") != held_out_fold:
         raise UserError(
-            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, trained "
-            f"without fold {told.get('trained_without')}; part {part!r} is needed; extract again"
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is {told.get('variant')!r}, trained "
+            f"without fold {told.get('held_out_fold')}; {variant!r} is needed; extract again"
         )
     found = store.load(folder, frames)
-    leaks = sorted(name for name in found.names if name in fold_of and fold_of[name] != without)
+    leaks = sorted(name for name in found.names if name in fold_of and fold_of[name] != held_out_fold)
     if leaks:
         raise UserError(
-            f"{folder}: {len(leaks)} labelled clips are not of the fold that this copy never "
+            f"{folder}: {len(leaks)} labelled clips are not of the fold that this adapter never "
             f"trained on, for example {', '.join(leaks[:3])}; their features know their labels. "
             "Delete the folder and run finetune and extract again"
         )

@@ -171,7 +171,7 @@ class StoredShard:
         """
         with reading(path, _AGAIN):
             with safe_open(path, "numpy") as whole:  # refuses a file that is not
-                facts = shard_facts(whole)
+                facts = stored_header(whole)
                 wanted = set(whole.keys()) if frames else {"utterance"}
             with Path(path).open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
@@ -315,7 +315,7 @@ def _join_frames(
     return frame, offsets
 
 
-def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
+def write_shard(path: Path, features: FeatureSet, fingerprint: str = "") -> None:
     """Write one shard's features atomically, stamped with the fingerprint they were made from."""
     tensors = {"utterance": np.ascontiguousarray(features.utterance)}
     if features.frame is not None:
@@ -325,27 +325,27 @@ def write_shard(path: Path, features: FeatureSet, made_from: str = "") -> None:
         "modality": str(features.modality),
         "names": features.names,
         "missing": features.missing,
-        "made_from": made_from,
+        "fingerprint": fingerprint,
     }
     # One entry only: safetensors writes several in an order that changes from call to call.
     metadata = {_FACTS: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
     write_bytes(path, safetensors.numpy.save(tensors, metadata))
 
 
-def shard_facts(file: safe_open) -> dict:
+def stored_header(file: safe_open) -> dict:
     """What an open feature file says of itself: modality, names, missing, made_from."""
     facts = json.loads((file.metadata() or {})[_FACTS])
-    texts = [facts["modality"], facts["made_from"], *facts["names"], *facts["missing"].values()]
+    texts = [facts["modality"], facts["fingerprint"], *facts["names"], *facts["missing"].values()]
     if not all(isinstance(text, str) for text in texts) or not isinstance(facts["names"], list):
         raise ValueError("its names or reasons are no texts")
     return facts
 
 
-def shard_made_from(path: Path) -> str | None:
+def stored_fingerprint(path: Path) -> str | None:
     """The fingerprint a shard's features were made from; None if absent or unreadable."""
     try:
         with safe_open(path, "numpy") as file:
-            return shard_facts(file)["made_from"]
+            return stored_header(file)["fingerprint"]
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
@@ -357,7 +357,7 @@ def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
         UserError: it is not a whole feature file.
     """
     with reading(path, _AGAIN), safe_open(path, "numpy") as file:
-        facts = shard_facts(file)
+        facts = stored_header(file)
         return facts["modality"], facts["missing"]
 
 

@@ -19,7 +19,7 @@ from mer_dist.fusion import decisions, label_shift, shift_test
 #: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
 FLOOR = 100
 #: Part of the distance between estimated and labelled shares that must be told from noise
-#: (:attr:`mer_dist.fusion.label_shift.Estimate.trust`). Below it estimates are as likely to lose as to gain where what
+#: (:attr:`mer_dist.fusion.label_shift.Estimate.shrinkage`). Below it estimates are as likely to lose as to gain where what
 #: differs is not seen.
 TRUSTED = 0.5
 #: What decided; :attr:`Verdict.by`.
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def gather(
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     fold_predictions: np.ndarray,
     seed: int,
@@ -71,23 +71,23 @@ def gather(
     them than their out-of-fold predictions tell.
 
     Args:
-        held_out: (n, C), out of fold.
+        oof: (n, C), out of fold.
         truth: (n,) int.
         fold_predictions: (K, U, C), what the models of each fold say.
         groups: (n,) and (U,); see :func:`mer_dist.fusion.label_shift.estimate`.
     """
     folds, count, _ = fold_predictions.shape
     as_labeled = fold_predictions[np.arange(count) % folds, np.arange(count)].astype(np.float64)
-    found = label_shift.estimate(as_labeled, held_out, truth, seed, groups=groups)
+    found = label_shift.estimate(as_labeled, oof, truth, seed, groups=groups)
     enough = min(len(truth), count) >= FLOOR
-    p_value = shift_test.p_value(as_labeled, held_out, truth, seed, groups) if enough else 1.0
+    p_value = shift_test.p_value(as_labeled, oof, truth, seed, groups) if enough else 1.0
     return Evidence(found=found, clips=(len(truth), count), p_value=p_value)
 
 
-def judge(
+def check_given_prior(
     evidence: Evidence,
     told: np.ndarray | None,
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     seed: int,
     groups: np.ndarray,
@@ -101,20 +101,20 @@ def judge(
 
     Args:
         told: (C,), or None for the estimate.
-        held_out: (n, C), pooled and calibrated, out of fold.
-        truth, groups: (n,), of ``held_out``; see :func:`mer_dist.fusion.decisions.gate`.
+        oof: (n, C), pooled and calibrated, out of fold.
+        truth, groups: (n,), of ``oof``; see :func:`mer_dist.fusion.decisions.gate`.
     """
     found = evidence.found
     if told is None:
         tried = found.used
-        gate = decisions.gate(held_out, truth, tried, found.plausible, seed, groups)
+        gate = decisions.gate(oof, truth, tried, found.prior_samples, seed, groups)
         applied, by, reason = _of_estimate(evidence, gate)
     else:
         tried = told
-        gate = decisions.gate(held_out, truth, tried, told[None], seed, groups)
+        gate = decisions.gate(oof, truth, tried, told[None], seed, groups)
         draws = found.draws.reshape(-1, len(told))
         known = evidence.enough and evidence.only_shares
-        loses = known and decisions.gate(held_out, truth, told, draws, seed, groups).loses
+        loses = known and decisions.gate(oof, truth, told, draws, seed, groups).loses
         applied, by, reason = _of_told(evidence, gate, loses)
     return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
 
@@ -125,9 +125,9 @@ def _of_estimate(evidence: Evidence, gate: decisions.Gate) -> tuple[bool, str, s
         return False, BY_FLOOR, _few(evidence)
     if not evidence.only_shares:
         return False, BY_TEST, _differs(evidence)
-    if evidence.found.trust < TRUSTED:
+    if evidence.found.shrinkage < TRUSTED:
         noise = (
-            f"of the distance between estimated and labelled shares {100 * evidence.found.trust:.0f} % can be "
+            f"of the distance between estimated and labelled shares {100 * evidence.found.shrinkage:.0f} % can be "
             f"told from noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
         )
         return False, BY_ESTIMATES, f"{noise}; {_measured(gate)}; {_passed(evidence)}"

@@ -35,15 +35,15 @@ class CrossFitted:
         Raises:
             UserError: a file of it is not readable.
         """
-        arrays = run.probes.nested_oof(name)
+        arrays = run.linear_probes.nested_oof(name)
         with reading(arrays, AGAIN):
-            nested_oof = safetensors.numpy.load_file(arrays)["held_out"]
-        return cls(oof=predictions.read(run.probes.predictions(name)), nested_oof=nested_oof)
+            nested_oof = safetensors.numpy.load_file(arrays)["nested_oof"]
+        return cls(oof=predictions.read(run.linear_probes.predictions(name)), nested_oof=nested_oof)
 
     def save(self, run: Run, name: str) -> None:
-        arrays = safetensors.numpy.save({"held_out": self.nested_oof})
-        files.write_bytes(run.probes.nested_oof(name), arrays)
-        predictions.write(run.probes.predictions(name), self.oof)
+        arrays = safetensors.numpy.save({"nested_oof": self.nested_oof})
+        files.write_bytes(run.linear_probes.nested_oof(name), arrays)
+        predictions.write(run.linear_probes.predictions(name), self.oof)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class CrossFittedRound:
             fold_predictions, present = tensors["probability"], tensors["present"].astype(bool)
         with reading(first, AGAIN):
             tensors = safetensors.numpy.load_file(first) if number else tensors
-            nested_oof, dropout = tensors["held_out"], tensors["dropout"]
+            nested_oof, dropout = tensors["nested_oof"], tensors["dropout"]
         return cls(
             number=number,
             oof=predictions.read(run.round(number).predictions),
@@ -92,6 +92,6 @@ class CrossFittedRound:
     def save(self, folder: RoundFolder) -> None:
         tensors = {"probability": self.fold_predictions, "present": self.present.astype(np.uint8)}
         if self.number == 0:
-            tensors |= {"held_out": self.nested_oof, "dropout": self.dropout}
+            tensors |= {"nested_oof": self.nested_oof, "dropout": self.dropout}
         files.write_bytes(folder.fold_predictions, safetensors.numpy.save(tensors))
         predictions.write(folder.predictions, self.oof)

@@ -72,35 +72,35 @@ class Gate:
 
 
 def gate(
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     new: np.ndarray,
-    plausible: np.ndarray,
+    prior_samples: np.ndarray,
     seed: int,
     groups: np.ndarray | None = None,
     draws: int = 200,
 ) -> Gate:
-    """Expected WAF without and with correction to ``new`` where any of ``plausible`` may be true.
+    """Expected WAF without and with correction to ``new`` where any of ``prior_samples`` may be true.
 
     Each draw resamples the labelled clips and weighs them (importance weighting) so that their
     labels have one of the plausible shares. So the gain counts what is lost if ``new`` is wrong,
     and its noise what a few labelled clips leave in doubt. Both ways decide by expected WAF.
 
     Args:
-        held_out: (n, C), out of fold, calibrated on other folds.
+        oof: (n, C), out of fold, calibrated on other folds.
         truth: (n,) int.
         new: (C,), the shares that the correction would assume.
-        plausible: (B, C), shares that may be the true ones.
+        prior_samples: (B, C), shares that may be the true ones.
         groups: (n,), clips drawn together; see :func:`mer_dist.fusion.label_shift.estimate`.
     """
-    classes = held_out.shape[1]
+    classes = oof.shape[1]
     old = label_shift.shares(truth, classes)
     believed = _importance(old, new)[truth]
-    answers = decide(held_out, believed), decide(label_shift.adapt(held_out, old, new), believed)
+    answers = decide(oof, believed), decide(label_shift.adapt(oof, old, new), believed)
     random = np.random.default_rng(seed)
     draw_rows = label_shift.resampler(np.arange(len(truth)) if groups is None else groups)
     counts = [np.bincount(draw_rows(random), minlength=len(truth)) for _ in range(draws)]
-    drawn = plausible[random.permutation(draws) % len(plausible)]
+    drawn = prior_samples[random.permutation(draws) % len(prior_samples)]
     weight = np.stack(counts) * _importance(old, drawn)[:, truth]
     before, after = (metrics.weighted_waf(truth, answer, weight) for answer in answers)
     return Gate(before=float(before.mean()), after=float(after.mean()), noise=float((after - before).std()))
@@ -129,7 +129,7 @@ def vote_weights(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return weights if weights.any() else np.ones(len(members))
 
 
-def ballot(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def log_odds_vote(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted votes of the members' answers as probabilities ``(N, C)``.
 
     The softmax of the summed :func:`vote_weights` is the posterior if members err independently.

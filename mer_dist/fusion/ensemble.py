@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError
 from mer_dist.fusion.batch import FeatureBatch
+from mer_dist.fusion.cuda_graph import CudaGraphStep, capturable
 from mer_dist.fusion.layers import RngStreams
 from mer_dist.fusion.members import FusionModel, build
-from mer_dist.fusion.replay import Replayed, recordable
-from mer_dist.storage.files import fingerprint
+from mer_dist.storage.files import fingerprint_of
 
 #: Clips × members in one forward pass of prediction: more leave a CPU's cache.
 PREDICT_ROWS = 1024
@@ -47,7 +47,7 @@ class MemberData:
 
 def seed_of(*parts: int | str) -> int:
     """A seed that hardly any other combination of parts shares, equal in every process."""
-    return int(fingerprint(list(parts)), 16) >> 1
+    return int(fingerprint_of(list(parts)), 16) >> 1
 
 
 def train(
@@ -114,9 +114,9 @@ def _train(
         model.load_state_dict(start)
     model.train()
     step = _Step(model, inputs, members, config)
-    run = Replayed(step, step.rows.device, config.epochs * steps if model.recordable else 0)
+    run = CudaGraphStep(step, step.rows.device, config.epochs * steps if model.capturable else 0)
     curves = []
-    with recordable(step.rows.device):
+    with capturable(step.rows.device):
         for epoch in range(config.epochs):
             whole = _epoch(members, model.streams, steps * config.batch)
             batches = zip(*(part.split(config.batch, 1) for part in whole), strict=True)
@@ -139,7 +139,7 @@ def _train(
 class _Step:
     """A training step of all members, on a batch and a learning rate that stand in fixed places.
 
-    So a GPU can replay it: see :class:`mer_dist.fusion.replay.Replayed`.
+    So a GPU can replay it: see :class:`mer_dist.fusion.cuda_graph.CudaGraphStep`.
     """
 
     def __init__(

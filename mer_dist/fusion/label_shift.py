@@ -135,18 +135,18 @@ def em(
     return new / new.sum()
 
 
-def bbse(unlabeled: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def bbse(unlabeled: np.ndarray, oof: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Shares from how the mean probabilities differ from those of held-out labelled clips.
 
     Black-box shift estimation (Lipton et al. 2018) with soft predictions, solved for the change
     of the weights with a ridge as in regularised learning under label shift (Azizzadenesheli et
     al. 2019), so that labels the classifier cannot tell apart keep their shares.
     """
-    classes = held_out.shape[1]
-    joint = held_out.T @ np.eye(classes)[truth] / len(truth)
-    surprise = unlabeled.mean(0) - held_out.mean(0)
+    classes = oof.shape[1]
+    joint = oof.T @ np.eye(classes)[truth] / len(truth)
+    surprise = unlabeled.mean(0) - oof.mean(0)
     # The sampling variance of the surprise, against a unit variance of the change.
-    ridge = held_out.var(0).mean() / len(truth) + unlabeled.var(0).mean() / len(unlabeled)
+    ridge = oof.var(0).mean() / len(truth) + unlabeled.var(0).mean() / len(unlabeled)
     change = np.linalg.solve(joint.T @ joint + ridge * np.eye(classes), joint.T @ surprise)
     new = np.maximum(1 + change, 0) * shares(truth, classes)
     return new / new.sum()
@@ -161,15 +161,15 @@ class Estimate:
     em: np.ndarray
     bbse: np.ndarray
     #: Part of the way from ``labeled`` to the mean of both estimates that is believed, in [0, 1].
-    trust: float
+    shrinkage: float
     #: (B, 2, C): EM and BBSE on bootstrap draws of the labelled and of the unlabelled clips.
     draws: np.ndarray
-    #: (C,): deviation that so many clips leave in each share; see :func:`deviation`.
+    #: (C,): deviation that so many clips leave in each share; see :func:`std`.
     hidden: np.ndarray
 
     @property
     def used(self) -> np.ndarray:
-        believed = self.labeled + self.trust * ((self.em + self.bbse) / 2 - self.labeled)
+        believed = self.labeled + self.shrinkage * ((self.em + self.bbse) / 2 - self.labeled)
         bounded = np.clip(believed, self.labeled / MOST, self.labeled * MOST)
         return bounded / bounded.sum()
 
@@ -186,23 +186,23 @@ class Estimate:
         return {"em": np.stack([low[0], high[0]]), "bbse": np.stack([low[1], high[1]])}
 
     @property
-    def plausible(self) -> np.ndarray:
+    def prior_samples(self) -> np.ndarray:
         """(2B, C): shares that may be the true ones, spread around ``used``.
 
-        If the true distance from the labelled shares has the variance that ``trust`` implies, what
-        is left in doubt after shrinking is ``trust`` times the noise: bootstrap, and the
+        If the true distance from the labelled shares has the variance that ``shrinkage`` implies, what
+        is left in doubt after shrinking is ``shrinkage`` times the noise: bootstrap, and the
         disagreement of the two estimators to either side.
         """
         spread = self.draws.mean(1) - self.draws.mean((0, 1))
         apart = (self.em - self.bbse) / 2
         around = np.concatenate([spread + apart, spread - apart])
-        shares = np.maximum(self.used + np.sqrt(self.trust) * around, 0)
+        shares = np.maximum(self.used + np.sqrt(self.shrinkage) * around, 0)
         return shares / shares.sum(1, keepdims=True)
 
 
 def estimate(
     unlabeled: np.ndarray,
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     seed: int,
     draws: int = DRAWS,
@@ -217,8 +217,8 @@ def estimate(
 
     Args:
         unlabeled: (N, C), not calibrated.
-        held_out: (n, C), out of fold.
-        truth: (n,) int, of ``held_out``.
+        oof: (n, C), out of fold.
+        truth: (n,) int, of ``oof``.
         groups: (n,) and (N,), the group of each clip, such as its film. Clips of a group are alike
             and are drawn together; without it each clip is drawn by itself.
     """
@@ -228,24 +228,26 @@ def estimate(
         some = random.permutation(len(unlabeled))[:ENOUGH]
         unlabeled, others = unlabeled[some], others[some]
     draw_own, draw_others = resampler(own), resampler(others)
-    calibration = calibrate(held_out, truth)
-    both = _both(unlabeled, held_out, truth, calibration)
+    calibration = calibrate(oof, truth)
+    both = _both(unlabeled, oof, truth, calibration)
     each = []
     for _ in range(draws):
         preempt.stop_if_asked("in the vote")
         rows, drawn = draw_own(random), draw_others(random)
-        fitted = calibrate(held_out[rows], truth[rows], start=calibration)
-        each.append(_both(unlabeled[drawn], held_out[rows], truth[rows], fitted, both[0]))
+        fitted = calibrate(oof[rows], truth[rows], start=calibration)
+        each.append(_both(unlabeled[drawn], oof[rows], truth[rows], fitted, both[0]))
     again, center = np.stack(each), both.mean(0)
-    labeled = shares(truth, held_out.shape[1])
+    labeled = shares(truth, oof.shape[1])
     noise = ((again.mean(1) - center) ** 2).sum(1).mean() + ((both[0] - both[1]) ** 2).sum() / 4
     distance = ((center - labeled) ** 2).sum()
-    trust = max(0.0, 1 - CAUTION * noise / max(distance, _TINY))
-    hidden = deviation(calibration(unlabeled), labeled, both[0], others)
-    return Estimate(labeled=labeled, em=both[0], bbse=both[1], trust=trust, draws=again, hidden=hidden)
+    shrinkage = max(0.0, 1 - CAUTION * noise / max(distance, _TINY))
+    hidden = std(calibration(unlabeled), labeled, both[0], others)
+    return Estimate(
+        labeled=labeled, em=both[0], bbse=both[1], shrinkage=shrinkage, draws=again, hidden=hidden
+    )
 
 
-def deviation(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def std(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Standard deviation (C,) of maximum-likelihood shares near ``new``, by the Fisher information.
 
     Unlike a bootstrap it does not vanish where a share is estimated as zero: there ``new`` counts as
@@ -290,15 +292,15 @@ def resampler(groups: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]
 
 def _both(
     unlabeled: np.ndarray,
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     calibration: Calibration,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
     """(2, C): both estimates on calibrated probabilities."""
-    unlabeled, held_out = calibration(unlabeled), calibration(held_out)
-    old = shares(truth, held_out.shape[1])
-    return np.stack([em(unlabeled, old, start=start), bbse(unlabeled, held_out, truth)])
+    unlabeled, oof = calibration(unlabeled), calibration(oof)
+    old = shares(truth, oof.shape[1])
+    return np.stack([em(unlabeled, old, start=start), bbse(unlabeled, oof, truth)])
 
 
 def mixture(members: np.ndarray, truth: np.ndarray, steps: int = 200) -> np.ndarray:

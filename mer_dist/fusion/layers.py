@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mer_dist.fusion.counted import Counted
+from mer_dist.fusion.counter_rng import CounterRng
 
 
 def counts(device: torch.device) -> bool:
@@ -38,13 +38,13 @@ class RngStreams:
     """One random stream per member, so that a member never depends on its neighbours.
 
     Weights and orders come from a generator per member. So does what is dropped on a CPU; a GPU
-    draws it by counting, see :mod:`mer_dist.fusion.counted`, from the same seeds but other bits.
+    draws it by counting, see :mod:`mer_dist.fusion.counter_rng`, from the same seeds but other bits.
     """
 
     def __init__(self, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32):
         self.seeds, self.device, self.dtype = seeds, device, dtype
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.counted = Counted(seeds, device) if counts(device) else None
+        self.counted = CounterRng(seeds, device) if counts(device) else None
 
     def uniform(self, *shape: int) -> Tensor:
         """(E, *shape) in [0, 1), as floats of the models' precision."""

@@ -26,8 +26,8 @@ class FusionModel(nn.Module):
     """A batch whose rows are ``(E, B)`` to logits ``(E, B, C)``; every parameter has E in front."""
 
     streams: RngStreams
-    #: Whether a training step may be recorded on a GPU, see :class:`mer_dist.fusion.replay.Replayed`.
-    recordable = True
+    #: Whether a training step may be recorded on a GPU, see :class:`mer_dist.fusion.cuda_graph.CudaGraphStep`.
+    capturable = True
 
 
 def build(
@@ -67,7 +67,7 @@ class MemberModules(FusionModel):
     a member draws from torch's own generators, weights and dropout included, follows from its seed alone.
     """
 
-    recordable = False  # a recording takes no draw of torch's own generators
+    capturable = False  # a recording takes no draw of torch's own generators
 
     def __init__(
         self,

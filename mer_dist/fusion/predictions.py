@@ -145,7 +145,7 @@ def edited(run: Run) -> str:
 def all_of(run: Run) -> list[Path]:
     """The prediction files of a run in the order of the result table."""
     return [
-        *sorted(run.probes.all_predictions(), key=lambda path: (path.stem == ALL_SETS, path)),
+        *sorted(run.linear_probes.all_predictions(), key=lambda path: (path.stem == ALL_SETS, path)),
         *(one.predictions for one in run.rounds() if one.predictions.exists()),
         *([run.vote.predictions] if run.vote.predictions.exists() else []),
     ]

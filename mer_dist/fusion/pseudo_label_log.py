@@ -1,4 +1,4 @@
-"""selection.parquet: what became of every unlabelled clip as a pseudo-label in one round.
+"""pseudo_labels.parquet: what became of every unlabelled clip as a pseudo-label in one round.
 
 One row per fold and unlabelled clip, the folds one after the other: ``fold`` whose models learn
 from it, ``name``, ``p_<label>`` for every label (calibrated, as the models of the round before
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer_dist.core.errors import reading
-from mer_dist.fusion.pseudo_labels import REASONS, Selection
+from mer_dist.fusion.pseudo_labels import REASONS, PseudoLabels
 from mer_dist.storage import parquet
 
 #: Bytes of distinct strings of a column that are still written once: 100,000 names of clips.
@@ -24,7 +24,7 @@ _DICTIONARY = 1 << 24
 
 
 def write(
-    path: Path, names: list[str], labels: list[str], chosen: list[Selection], models: list[str]
+    path: Path, names: list[str], labels: list[str], chosen: list[PseudoLabels], models: list[str]
 ) -> None:
     """Write the lineage of a round.
 

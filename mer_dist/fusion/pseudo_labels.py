@@ -28,7 +28,7 @@ _SURE = 1.2816
 
 
 @dataclass(kw_only=True)
-class Selection:
+class PseudoLabels:
     """Pseudo-labels for the models of one fold, one entry per unlabelled clip."""
 
     #: (N, C), calibrated.
@@ -51,34 +51,34 @@ class Selection:
 def pseudo_labels(
     told: np.ndarray,
     usable: np.ndarray,
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     part: float,
     settings: SelfTrainConfig,
-) -> Selection:
+) -> PseudoLabels:
     """Calibrate what models told of unlabelled clips and select by ``settings.rule``.
 
     Args:
         told: (N, C), probabilities of the unlabelled clips.
         usable: (N,) bool, False for a clip without any modality.
-        held_out: (n, C), probabilities of held-out labelled clips; temperature and thresholds
+        oof: (n, C), probabilities of held-out labelled clips; temperature and thresholds
             are fitted on them. With none the temperature is 1.
         truth: (n,) int, their labels.
         part: of the N clips that rule ``quota`` takes at most.
     """
-    calibration = label_shift.calibrate(held_out, truth, bias=False)
+    calibration = label_shift.calibrate(oof, truth, bias=False)
     probability, limit = calibration(told), np.full(told.shape[1], settings.confidence)
     quota = None
     if settings.rule == "quota":
         quota = np.round(part * probability[usable].sum(0)).astype(int)
         limit = np.where(quota > 0, limit, np.inf)
     elif settings.rule == "precision":
-        learned = precise_thresholds(calibration(held_out), truth, settings.precision)
+        learned = precise_thresholds(calibration(oof), truth, settings.precision)
         limit = np.maximum(limit, learned)
     return take(probability, usable, limit, quota, settings.weight)
 
 
-def precise_thresholds(held_out: np.ndarray, truth: np.ndarray, wanted: float) -> np.ndarray:
+def precise_thresholds(oof: np.ndarray, truth: np.ndarray, wanted: float) -> np.ndarray:
     """Per label the least confidence from which on its answers are right often enough.
 
     Often enough is not the share of right answers itself, which three lucky clips bring to 1, but
@@ -87,15 +87,15 @@ def precise_thresholds(held_out: np.ndarray, truth: np.ndarray, wanted: float) -
     uses up some of that certainty. A label is inf if no confidence will do.
 
     Args:
-        held_out: (n, C), calibrated probabilities of clips that the models did not train on.
+        oof: (n, C), calibrated probabilities of clips that the models did not train on.
         truth: (n,) int.
         wanted: precision in (0, 1).
 
     Returns:
         (C,)
     """
-    confidence, answer = held_out.max(1), held_out.argmax(1)
-    thresholds = np.full(held_out.shape[1], np.inf)
+    confidence, answer = oof.max(1), oof.argmax(1)
+    thresholds = np.full(oof.shape[1], np.inf)
     for label in range(len(thresholds)):
         rows = np.flatnonzero(answer == label)
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
@@ -117,7 +117,7 @@ def lower_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def take(
     probability: np.ndarray, usable: np.ndarray, limit: np.ndarray, quota: np.ndarray | None, weight: float
-) -> Selection:
+) -> PseudoLabels:
     """Take the clips that reach the limit of their label, the surest first if there is a quota.
 
     A single threshold takes mostly the labels that are easy, and the next round would think them
@@ -142,7 +142,7 @@ def take(
         reason[rows[most:]] = BEYOND
         if 0 < most <= len(rows):
             threshold[own] = confidence[rows[most - 1]]
-    return Selection(
+    return PseudoLabels(
         probability=probability,
         label=label,
         reason=reason,

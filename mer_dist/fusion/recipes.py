@@ -21,7 +21,7 @@ from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import predictions, registered
-from mer_dist.fusion.baseline import STRENGTHS
+from mer_dist.fusion.linear_probe import STRENGTHS
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import ALL_SETS, Run
 
@@ -29,7 +29,7 @@ from mer_dist.storage.run_folder import ALL_SETS, Run
 PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 2, 5, 8
 SHOWN = 3
 #: Ingredients by which their own names go in a mark.
-LABELS, BEFORE = "labels", "probes or rounds"
+LABELS, BEFORE = "labels", "linear probes or rounds"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
     """What a part is made from."""
 
     #: Fingerprint of all of it.
-    made_from: str
+    fingerprint: str
     #: Each ingredient in words -> its own fingerprint, by which a mark tells later what has changed.
     of: dict[str, str] = field(default_factory=dict)
 
@@ -52,9 +52,9 @@ def _of_clips(clips: Clips) -> dict[str, str]:
     labeled = [[name, int(row)] for name, row in zip(clips.names, clips.truth, strict=True) if row >= 0]
     asked = [name for name, own in zip(clips.names, known, strict=True) if not own]
     return {
-        LABELS: files.fingerprint([clips.labels, labeled]),
-        "clips to be answered": files.fingerprint(asked),
-        "folds": files.fingerprint(clips.fold_of),
+        LABELS: files.fingerprint_of([clips.labels, labeled]),
+        "clips to be answered": files.fingerprint_of(asked),
+        "folds": files.fingerprint_of(clips.fold_of),
     }
 
 
@@ -66,16 +66,16 @@ def probed(config: Config, run: Run) -> dict[str, list[str]]:
     return parts
 
 
-def probe(clips: Clips, sets: dict[str, str]) -> Recipe:
+def linear_probe(clips: Clips, sets: dict[str, str]) -> Recipe:
     """Of a probe that sees ``sets``, name -> fingerprint."""
-    made_from = files.fingerprint([clips.made_from, *sets.values(), STRENGTHS, PROBE_VERSION])
-    return Recipe(made_from, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+    fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values(), STRENGTHS, PROBE_VERSION])
+    return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
 
 
 def fused(clips: Clips, sets: dict[str, str]) -> Recipe:
     """Of what every round starts from."""
-    made_from = files.fingerprint([clips.made_from, *sets.values()])
-    return Recipe(made_from, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+    fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values()])
+    return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
 
 
 def last_round(config: Config, clips: Clips) -> int:
@@ -93,23 +93,23 @@ def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
         model = as_dict(config.fuse)
         del model["labels"], model["sets"]
         code = registered.code_of(config.fuse.model)
-        parts = [before.made_from, model, config.run.seed, ROUND_VERSION, *([code] if code else [])]
-        made_from = files.fingerprint(parts)
+        parts = [before.fingerprint, model, config.run.seed, ROUND_VERSION, *([code] if code else [])]
+        fingerprint = files.fingerprint_of(parts)
         settings = {
-            "settings of fuse": files.fingerprint(model),
+            "settings of fuse": files.fingerprint_of(model),
             "run.seed": str(config.run.seed),
             "version of mer_dist": str(ROUND_VERSION),
         }
         if code:
-            settings["code of fuse.model"] = files.fingerprint(code)
-        return Recipe(made_from, before.of | settings)
+            settings["code of fuse.model"] = files.fingerprint_of(code)
+        return Recipe(fingerprint, before.of | settings)
     learned = config.self_train
     precision = learned.precision if learned.rule == "precision" else None
     own = [learned.rule, learned.confidence, precision, learned.weight, learned.start]
     part = part_taken(config, number, last)
-    made_from = files.fingerprint([before.made_from, number, part, *own])
-    told = {BEFORE: before.made_from, "settings of self_train": files.fingerprint([part, *own])}
-    return Recipe(made_from, told)
+    fingerprint = files.fingerprint_of([before.fingerprint, number, part, *own])
+    told = {BEFORE: before.fingerprint, "settings of self_train": files.fingerprint_of([part, *own])}
+    return Recipe(fingerprint, told)
 
 
 def enough(wafs: list[float], patience: int) -> bool:
@@ -117,27 +117,27 @@ def enough(wafs: list[float], patience: int) -> bool:
     return bool(patience) and len(wafs) - 1 - wafs.index(max(wafs)) >= patience
 
 
-def voting(config: Config, probes: dict[str, Recipe]) -> list[str]:
+def voting(config: Config, linear_probes: dict[str, Recipe]) -> list[str]:
     """The probes that vote beside the rounds."""
-    return [*join.fused_sets(config), *([ALL_SETS] if ALL_SETS in probes else [])]
+    return [*join.fused_sets(config), *([ALL_SETS] if ALL_SETS in linear_probes else [])]
 
 
-def vote(config: Config, last: Recipe, probes: list[Recipe]) -> Recipe:
+def vote(config: Config, last: Recipe, linear_probes: list[Recipe]) -> Recipe:
     """Of the vote over the rounds up to ``last`` and these probes.
 
     Raises:
         UserError: ``vote.names`` cannot be read.
     """
     names = wanted_names(config.vote.names) if config.vote.names else []
-    parts = [last.made_from, *(recipe.made_from for recipe in probes)]
+    parts = [last.fingerprint, *(recipe.fingerprint for recipe in linear_probes)]
     own = [as_dict(config.vote), config.run.seed, config.folds.group]
     of = {
-        BEFORE: files.fingerprint(parts),
-        "settings of vote": files.fingerprint(own),
-        "names in vote.names": files.fingerprint(names),
+        BEFORE: files.fingerprint_of(parts),
+        "settings of vote": files.fingerprint_of(own),
+        "names in vote.names": files.fingerprint_of(names),
         "version of mer_dist": str(VOTE_VERSION),
     }
-    return Recipe(files.fingerprint([parts, *own, names, VOTE_VERSION]), of)
+    return Recipe(files.fingerprint_of([parts, *own, names, VOTE_VERSION]), of)
 
 
 def wanted_names(path: str) -> list[str]:
@@ -220,7 +220,7 @@ class _Found:
 
     def _set(self, name: str) -> str | None:
         try:
-            return join.set_made_from(self.run, name, self.clips.folds)
+            return join.set_fingerprint(self.run, name, self.clips.folds)
         except UserError:
             return None
 
@@ -230,24 +230,28 @@ class _Found:
         return found if len(found) == len(names) else None
 
     def all(self) -> Iterator[Stale]:
-        probes = {
-            name: probe(self.clips, of) for name, parts in self.parts.items() if (of := self._of(parts))
+        linear_probes = {
+            name: linear_probe(self.clips, of)
+            for name, parts in self.parts.items()
+            if (of := self._of(parts))
         }
-        marks = _dictionary(_dictionary(files.marked(self.run.probes.folder)).get("sets"))
-        for name, recipe in probes.items():
-            place = self.run.probes.predictions(name)
+        marks = _dictionary(_dictionary(files.read_marker(self.run.linear_probes.folder)).get("sets"))
+        for name, recipe in linear_probes.items():
+            place = self.run.linear_probes.predictions(name)
             yield from self._compare(place, marks.get(name) if place.exists() else None, recipe)
         if (of := self._of(join.fused_sets(self.config))) is None:
             return
         last = fused(self.clips, of)
         for number, recipe in self._rounds(last):
             last, place = recipe, self.run.round(number).folder
-            yield from self._compare(place, files.marked(place), recipe)
-        if all(name in probes for name in voting(self.config, probes)):
+            yield from self._compare(place, files.read_marker(place), recipe)
+        if all(name in linear_probes for name in voting(self.config, linear_probes)):
             with suppress(UserError):
-                recipe = vote(self.config, last, [probes[name] for name in voting(self.config, probes)])
+                recipe = vote(
+                    self.config, last, [linear_probes[name] for name in voting(self.config, linear_probes)]
+                )
                 place = self.run.vote.folder
-                yield from self._compare(place, files.marked(place), recipe)
+                yield from self._compare(place, files.read_marker(place), recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
         """The rounds that there are to be, as far as that is known without making one."""
@@ -255,7 +259,7 @@ class _Found:
         for number in range(last + 1):
             before = round_of(self.config, number, last, before)
             yield number, before
-            waf = _dictionary(files.marked(self.run.round(number).folder)).get("oof_waf")
+            waf = _dictionary(files.read_marker(self.run.round(number).folder)).get("oof_waf")
             wafs.append(waf if isinstance(waf, float) else 0.0)
             if number < last and enough(wafs, self.config.self_train.patience):
                 return
@@ -265,7 +269,7 @@ class _Found:
         mark = _dictionary(mark)
         if not mark and self.answered:
             yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")
-        if not mark or mark.get("made_from") == recipe.made_from:
+        if not mark or mark.get("fingerprint") == recipe.fingerprint:
             return
         if of := _dictionary(mark.get("of")):
             changed = sorted(name for name in {*of, *recipe.of} if of.get(name) != recipe.of.get(name))

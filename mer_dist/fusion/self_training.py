@@ -30,7 +30,7 @@ from mer_dist.features.join import Clips
 from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes
 from mer_dist.fusion.cross_fitted import CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.fusion.pseudo_labels import Selection
+from mer_dist.fusion.pseudo_labels import PseudoLabels
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.storage import files, timings
@@ -67,7 +67,7 @@ def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[]
     loaded, wafs = None, []
     for number in range(last + 1):
         recipe = recipes.round_of(config, number, last, recipe)
-        if done := files.marked(run.round(number).folder, recipe.made_from):
+        if done := files.read_marker(run.round(number).folder, recipe.fingerprint):
             logger.info("%s: already there", title(number, config.fuse.model))
         else:
             preempt.stop_if_asked(f"before {title(number, config.fuse.model)}")
@@ -154,18 +154,20 @@ class _Round:
             self._write_models(own.models, model)
             self._write_curves(own.curves, losses.numpy())
             if chosen:
-                self._write_lineage(own.pseudo_label_log, chosen)
-            files.mark(folder, recipe.made_from, of=recipe.of, clips=len(self.clips.names), oof_waf=waf)
+                self._write_pseudo_label_log(own.pseudo_label_log, chosen)
+            files.write_marker(
+                folder, recipe.fingerprint, of=recipe.of, clips=len(self.clips.names), oof_waf=waf
+            )
         logger.info(
             "%s: %d models, out-of-fold WAF %.2f %%, %.0f s", self.title, len(members), 100 * waf, seconds
         )
-        return files.mark_of(self.out.round(self.number).folder)
+        return files.required_marker(self.out.round(self.number).folder)
 
     def _between(self) -> None:
         """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
         preempt.stop_if_asked(f"in {self.title}")
 
-    def _pseudo_labels(self) -> list[Selection]:
+    def _pseudo_labels(self) -> list[PseudoLabels]:
         """Per fold the pseudo-labels that its own models of the round before give."""
         labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
         before, chosen = CrossFittedRound.load(self.out, self.number - 1), []
@@ -218,7 +220,7 @@ class _Round:
             return load_file(path, device)
 
     def _member_data(
-        self, held_out_folds: list[int], seed: int, dropout: float, chosen: Selection | None = None
+        self, held_out_folds: list[int], seed: int, dropout: float, chosen: PseudoLabels | None = None
     ) -> MemberData:
         import torch
 
@@ -324,7 +326,7 @@ class _Round:
         members = _members(self.clips.folds, self.config.fuse.seeds)
         save_tensors(state, path, {"members": " ".join(members)})
 
-    def _write_lineage(self, path: Path, chosen: list[Selection]) -> None:
+    def _write_pseudo_label_log(self, path: Path, chosen: list[PseudoLabels]) -> None:
         names = [self.clips.names[row] for row in self.unlabeled]
         members = np.array(_members(self.clips.folds, self.config.fuse.seeds))
         models = [" ".join(own) for own in members.reshape(self.clips.folds, -1)]

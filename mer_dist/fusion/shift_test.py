@@ -25,7 +25,7 @@ _FLOOR = 1e-4
 
 def p_value(
     unlabeled: np.ndarray,
-    held_out: np.ndarray,
+    oof: np.ndarray,
     truth: np.ndarray,
     seed: int,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
@@ -41,18 +41,18 @@ def p_value(
 
     Args:
         unlabeled: (N, C), each clip as one model sees it that never trained on it.
-        held_out: (n, C), out of fold.
-        truth: (n,) int, of ``held_out``.
+        oof: (n, C), out of fold.
+        truth: (n,) int, of ``oof``.
         groups: (n,) and (N,); see :func:`mer_dist.fusion.label_shift.estimate`.
     """
     random = np.random.default_rng(seed)
     own, others = groups or (np.arange(len(truth)), np.arange(len(unlabeled)))
     some, rows = (random.permutation(len(part))[: label_shift.ENOUGH] for part in (unlabeled, truth))
     unlabeled, others = unlabeled[some], others[some]
-    held_out, truth, own = held_out[rows], truth[rows], own[rows]
-    embed = _embedding(held_out, random)
+    oof, truth, own = oof[rows], truth[rows], own[rows]
+    embed = _embedding(oof, random)
     label_of, classes = np.unique(truth, return_inverse=True)
-    mean_LF, drawn_BLF = _means(embed(held_out), classes, len(label_of), own, random, draws)
+    mean_LF, drawn_BLF = _means(embed(oof), classes, len(label_of), own, random, draws)
     mean_F, drawn_BF = (
         part[..., 0, :]
         for part in _means(embed(unlabeled), np.zeros(len(unlabeled), int), 1, others, random, draws)

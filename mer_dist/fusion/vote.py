@@ -27,7 +27,7 @@ from mer_dist.fusion import correction, decisions, label_shift, predictions
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe, wanted_names
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import Run, VoteFolder
 
@@ -80,7 +80,7 @@ def vote(
         _write_answer(made_here.answer, made, names, lost, common)
         predictions.write(made_here.predictions, made)
         files.write_json(made_here.prior, told)
-        files.mark(folder, recipe.made_from, of=recipe.of, clips=len(clips.names))
+        files.write_marker(folder, recipe.fingerprint, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
         "applied" if told["applied"] else "not applied",
@@ -143,7 +143,7 @@ def pool(
             judged, told = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
         else:
             own = decisions.vote_weights(judged, truth)
-            judged, told = (decisions.ballot(part, own) for part in (judged, probability[:, rows]))
+            judged, told = (decisions.log_odds_vote(part, own) for part in (judged, probability[:, rows]))
         calibrated = label_shift.calibrate(judged, truth, bias=kind == "soft")(told)
         pooled[rows] = np.where(present[rows, None], calibrated, probability[:, rows].mean(0))
         weights.append(own / own.sum())
@@ -180,18 +180,18 @@ def _prior(
         first.oof.probability[rows], truth, others, seed, (groups[rows], groups[asked])
     )
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
-    verdict = correction.judge(evidence, new, pooled[rows], truth, seed, groups[rows])
+    verdict = correction.check_given_prior(evidence, new, pooled[rows], truth, seed, groups[rows])
     if new is not None and verdict.by == correction.BY_ESTIMATES:
         logger.warning(
             "vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
-            "probes" if config.vote.prior == "probed" else "given",
+            "scorer_feedback" if config.vote.prior == "probed" else "given",
             verdict.reason,
         )
     found, gate = evidence.found, verdict.gate
     return told | {
         "estimated": {"em": found.em.tolist(), "bbse": found.bbse.tolist()},
         "intervals": {name: edges.tolist() for name, edges in found.intervals.items()},
-        "trust": found.trust,
+        "shrinkage": found.shrinkage,
         "clips": evidence.clips[1],
         "p_value": evidence.p_value if evidence.enough else None,
         "applied": verdict.applied,
@@ -300,7 +300,7 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
         len(unlabeled),
         run.answer,
     )
-    labeled = set(clips.names) - unlabeled.keys() | (manifest.unstored(run.shards) or {}).keys()
+    labeled = set(clips.names) - unlabeled.keys() | (shard_index.unstored(run.shards) or {}).keys()
     lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
     unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
     for found, what in (

@@ -113,7 +113,7 @@ def _stored(folder: Path, name: str) -> tuple[str, str | None]:
     reason = "not in this feature set"
     for path in FeatureFolder(folder).shards():
         with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
-            facts = store.shard_facts(file)
+            facts = store.stored_header(file)
         if name in facts["names"]:
             return store.description(folder)["modality"], None
         reason = facts["missing"].get(name, reason)

@@ -21,7 +21,7 @@ from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -154,7 +154,7 @@ def _lost_labeled(run: Run) -> dict[str, str]:
     """Labelled clips of which nothing could be stored: neither out of fold nor to be answered."""
     if not run.shards.exists():
         return {}
-    splits = manifest.unstored(run.shards) or {}
+    splits = shard_index.unstored(run.shards) or {}
     return {name: split for name, split in splits.items() if split == LABELED}
 
 
@@ -203,14 +203,14 @@ def _compare(run: Run, rows: list[dict]) -> None:
     Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
     probe, that of all sets among them, a round with the round before it, the vote with the last round.
     """
-    of_probes = {*map(run.relative, run.probes.all_predictions())}
-    probes = [row for row in rows if row["file"] in of_probes]
+    of_probes = {*map(run.relative, run.linear_probes.all_predictions())}
+    linear_probes = [row for row in rows if row["file"] in of_probes]
     for row in rows:
         row["helped"] = None
-        if row in probes:
-            before = [other for other in probes if other["file"] == _frozen(row["file"])]
+        if row in linear_probes:
+            before = [other for other in linear_probes if other["file"] == _frozen(row["file"])]
         elif row["file"] == run.relative(run.round(0).predictions):
-            before = probes
+            before = linear_probes
         else:
             before = rows[rows.index(row) - 1 : rows.index(row)]
         if before:

@@ -21,10 +21,10 @@ from mer_dist.core.records import UNLABELED, Modality, Problem
 from mer_dist.crossfit import adapters, folds
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, recipes
-from mer_dist.shards import manifest
-from mer_dist.shards.manifest import Row
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.shards.settings import check_settings
+from mer_dist.shards.shard_index import Row
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
@@ -84,10 +84,10 @@ class _State:
 
     @cached_property
     def rows(self) -> dict[str, Row]:
-        rows = manifest.read(self.run.shards)
+        rows = shard_index.read(self.run.shards)
         self.find(
             [name for name, times in Counter(row.name for row in rows).items() if times > 1],
-            "stand twice in the manifest",
+            "stand twice in the index",
         )
         return {row.name: row for row in rows}
 
@@ -170,18 +170,18 @@ def _counts(of: Iterable[str]) -> str:
 
 
 def _shards(state: _State) -> None:
-    """Every row of the manifest is in its tar, byte for byte, and says what the tar says."""
+    """Every row of the index is in its tar, byte for byte, and says what the tar says."""
     folder = state.run.shards
-    if files.marked(folder) is None:
+    if files.read_marker(folder) is None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
     try:
         check_settings(state.config)
     except UserError as error:
         state.findings.append(str(error))
-    facts = manifest.all_facts(folder)
+    facts = shard_index.all_records(folder)
     beside_tar: dict[str, tuple[str, str | None]] = {}
     for number in sorted({row.shard for row in state.rows.values()}):
-        tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).facts(number)
+        tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).record(number)
         size = tar.stat().st_size if tar.exists() else 0
         told = facts.get(number)
         if told is None:
@@ -190,7 +190,7 @@ def _shards(state: _State) -> None:
             state.findings.append(f"{tar}: {size} bytes, not {told.bytes}; run shard")
         else:
             try:
-                beside_tar |= manifest.read_labels(beside)
+                beside_tar |= shard_index.read_labels(beside)
             except UserError as error:
                 state.findings.append(str(error))
     reader = Reader(folder)
@@ -201,17 +201,17 @@ def _shards(state: _State) -> None:
         except UserError as error:
             state.findings.append(str(error))
             continue
-        if manifest.checksum(members.items()) != row.checksum:
+        if shard_index.checksum(members.items()) != row.checksum:
             damaged.append(f"{row.name} in {row.shard:05d}.tar")
         elif not _agrees(row, members):
             different.append(row.name)
     reader.close()
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
-    state.find(different, "are described otherwise in the manifest than in the tar")
+    state.find(different, "are described otherwise in the index than in the tar")
     relabeled = [
         row.name for row in reader.rows if beside_tar.get(row.name) not in (None, (row.split, row.label))
     ]
-    state.find(relabeled, "have another label or split in the manifest than beside their tar; run shard")
+    state.find(relabeled, "have another label or split in the index than beside their tar; run shard")
     logger.info(
         "shards: %d clips (%s) in %d shards",
         len(reader.rows),
@@ -239,29 +239,31 @@ def _adapters(state: _State) -> None:
     if not state.run.adapters() or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
         return  # That clips have no fold is told with the predictions.
     planned = adapters.planned(state.config, state.folds)
-    there = {copy.name for copy in planned if copy.folder.exists()}
-    for copy in planned:
-        mark = files.marked(copy.folder)
-        if mark is None and copy.name in there:
-            state.findings.append(f"{copy.folder}: this copy is missing or not whole; run finetune")
+    there = {adapter.name for adapter in planned if adapter.folder.exists()}
+    for adapter in planned:
+        mark = files.read_marker(adapter.folder)
+        if mark is None and adapter.name in there:
+            state.findings.append(f"{adapter.folder}: this copy is missing or not whole; run finetune")
         if mark is None:
             continue
-        if mark.get("trained_without") != copy.without:
-            other = adapter_variant(mark.get("trained_without"))
+        if mark.get("held_out_fold") != adapter.held_out_fold:
+            other = adapter_variant(mark.get("held_out_fold"))
             state.findings.append(
-                f"{copy.folder}: by its mark this is {other}, not {copy.part}; delete it "
+                f"{adapter.folder}: by its mark this is {other}, not {adapter.variant}; delete it "
                 "and run finetune and extract"
             )
-        elif Path(copy.extractor.path).exists() and mark["made_from"] != copy.made_from:
+        elif Path(adapter.extractor.path).exists() and mark["fingerprint"] != adapter.fingerprint:
             state.findings.append(
-                f"{copy.folder}: trained with other settings, another model or other clips "
+                f"{adapter.folder}: trained with other settings, another model or other clips "
                 "than those of this run; run finetune and extract"
             )
         state.findings += [
-            f"{copy.folder}: {fault}; delete this folder and run finetune"
-            for fault in files.damaged(copy.folder, mark.get("content", {}))
+            f"{adapter.folder}: {fault}; delete this folder and run finetune"
+            for fault in files.damaged(adapter.folder, mark.get("content", {}))
         ]
-    logger.info("adapters: %d of %d copies", sum(copy.folder.exists() for copy in planned), len(planned))
+    logger.info(
+        "adapters: %d of %d copies", sum(adapter.folder.exists() for adapter in planned), len(planned)
+    )
 
 
 def _features(state: _State) -> None:
@@ -288,7 +290,7 @@ def _features(state: _State) -> None:
 
 def _imported_set(state: _State, folder: Path) -> None:
     """Readable and whole; what it must hold, nobody but its maker knows."""
-    join.set_made_from(state.run, folder.name, state.config.folds.count)
+    join.set_fingerprint(state.run, folder.name, state.config.folds.count)
     names = store.load(folder).names
     fused = state.labels.keys()
     logger.info(
@@ -306,17 +308,17 @@ def _expected_sets(config: Config) -> set[FeatureSetId]:
         if extractor.finetune is None or config.extract.frozen:
             names.add(FeatureSetId(name))
         if extractor.finetune is not None:
-            names |= {FeatureSetId.of_adapter(name, fold) for fold in adapters.parts(config, name)}
+            names |= {FeatureSetId.of_adapter(name, fold) for fold in adapters.held_out_folds(config, name)}
     return names
 
 
 def _feature_set(state: _State, folder: Path, told: dict) -> None:
     own = FeatureSetId.parse(folder.name)
-    meant = {"part": own.variant, "trained_without": own.held_out_fold}
+    meant = {"variant": own.variant, "held_out_fold": own.held_out_fold}
     if own.variant and any(told.get(key) != value for key, value in meant.items()):
         state.findings.append(
-            f"{folder}: by its {FeatureFolder(folder).description.name} this is part {told.get('part')!r}, "
-            f"trained without fold {told.get('trained_without')}; delete it, run extract"
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is {told.get('variant')!r}, "
+            f"trained without fold {told.get('held_out_fold')}; delete it, run extract"
         )
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
@@ -354,13 +356,13 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
 
     try:
         with safe_open(path, "numpy") as file:
-            told = store.shard_facts(file)
+            told = store.stored_header(file)
             names, missing = told["names"], told["missing"]
-            vectors = file.get_tensor("utterance")
+            embeddings = file.get_tensor("utterance")
             fault = ""
-            if len(vectors) != len(names):
-                fault = f"{len(vectors)} vectors for {len(names)} clips"
-            elif not np.isfinite(vectors.astype(np.float32)).all():
+            if len(embeddings) != len(names):
+                fault = f"{len(embeddings)} vectors for {len(names)} clips"
+            elif not np.isfinite(embeddings.astype(np.float32)).all():
                 fault = "it holds values that are no numbers"
             elif "frame" in file.keys():
                 offsets, frames = file.get_tensor("offsets"), file.get_slice("frame").get_shape()[0]
@@ -427,7 +429,7 @@ def _stale(state: _State) -> None:
     found = recipes.stale(state.config, state.run)
     state.findings += map(str, found)
     if not found and state.answered:
-        logger.info("probes, rounds and vote: made from the labels, features and settings of now")
+        logger.info("linear probes, rounds and vote: made from the labels, features and settings of now")
 
 
 def _answer(state: _State) -> None:

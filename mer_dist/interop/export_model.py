@@ -10,23 +10,23 @@ from mer_dist.config.config import Config
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.crossfit import adapters
-from mer_dist.crossfit.adapters import Copy
+from mer_dist.crossfit.adapters import Adapter
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 
 def export(
     run: Run,
-    copy_name: str,
+    name: str,
     folder: Path,
     step: int | None = None,
-    adapter: bool = False,
+    adapter_only: bool = False,
     precision: str | None = None,
 ) -> None:
     """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
 
     The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
-    training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter``,
+    training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter_only``,
     into the weights that it was trained on: of a quantised model those that quantising has left, turned
     back to numbers of ``precision``, without it the extractor's, of ``auto`` fp32. ``head.safetensors`` goes along.
 
@@ -39,40 +39,39 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
     config = configuration.of_run(run)
-    copy = _find(config, copy_name)
-    if adapter and copy.extractor.finetuning.method == "full":
-        raise UserError(f"{copy_name} was trained in full and has no adapter; leave out --adapter")
-    merging = copy.extractor.finetuning.method == "lora" and not adapter
+    adapter = _find(config, name)
+    if adapter_only and adapter.extractor.finetuning.method == "full":
+        raise UserError(f"{name} was trained in full and has no adapter; leave out --adapter")
+    merging = adapter.extractor.finetuning.method == "lora" and not adapter_only
     if precision and not merging:
         raise UserError(
-            f"--precision is that of merged weights, and nothing is merged: {copy_name} is "
-            "written as it was saved"
+            f"--precision is that of merged weights, and nothing is merged: {name} is written as it was saved"
         )
-    finished = step is None and files.marked(copy.folder, copy.made_from)
+    finished = step is None and files.read_marker(adapter.folder, adapter.fingerprint)
     if finished:
         # Here and not in the new folder, so that a fault names the file that has it.
-        adapters.check_whole(copy.folder)
-        check_files(copy.extractor, copy.folder)
+        adapters.check_whole(adapter.folder)
+        check_files(adapter.extractor, adapter.folder)
     with files.atomic_folder(folder) as target:
         if not finished:
-            what = _from_checkpoint(config, copy, step, target)
+            what = _from_checkpoint(config, adapter, step, target)
         else:
             what = "as finished, at its best epoch"
-            shutil.copytree(copy.folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
-            (target / files.MARK).unlink()
+            shutil.copytree(adapter.folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            (target / files.MARKER).unlink()
         # The order of the head's rows.
         files.write_json(target / "labels.json", config.corpus.labels)
         note = ""
         if merging:
-            note = _merge(copy, target, precision or _exact(copy.extractor.precision))
-        elif adapter and copy.extractor.quantize != "none":
+            note = _merge(adapter, target, precision or _exact(adapter.extractor.precision))
+        elif adapter_only and adapter.extractor.quantize != "none":
             note = (
-                f"it was trained on weights quantised to {copy.extractor.quantize} and fits only "
-                f"{copy.extractor.path} quantised in the same way"
+                f"it was trained on weights quantised to {adapter.extractor.quantize} and fits only "
+                f"{adapter.extractor.path} quantised in the same way"
             )
-    logger.info("%s, %s, is in %s", copy_name, what, folder)
+    logger.info("%s, %s, is in %s", name, what, folder)
     if note:
-        logger.warning("%s: %s", copy_name, note)
+        logger.warning("%s: %s", name, note)
 
 
 def _exact(precision: str) -> str:
@@ -80,40 +79,40 @@ def _exact(precision: str) -> str:
     return "fp32" if precision in ("auto", "tf32") else precision
 
 
-def _find(config: Config, name: str) -> Copy:
-    known = {str(copy.features): copy for copy in adapters.planned(config)}
+def _find(config: Config, name: str) -> Adapter:
+    known = {str(adapter.features): adapter for adapter in adapters.planned(config)}
     if name not in known:
         raise UserError(f"no copy {name!r} in this run; it has: {', '.join(known) or 'none'}")
     return known[name]
 
 
-def _from_checkpoint(config: Config, copy: Copy, step: int | None, target: Path) -> str:
+def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target: Path) -> str:
     """Write what fine-tuning would have saved at that step; returns which one it was."""
     from mer_dist.models.classifier import save, trainable_classifier
     from mer_dist.models.extractor import DTYPES
     from mer_dist.training.checkpoint import trained_weights, whole
 
-    where = Run(config.run.folder).checkpoints(copy.name, copy.part)
+    where = Run(config.run.folder).checkpoints(adapter.name, adapter.variant)
     found = {int(path.name.partition("-")[2]): path for path in whole(where)}
     if not found or step not in (None, *found):
         has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
-        raise UserError(f"{where} has {has}; a finished copy would be {copy.folder}")
+        raise UserError(f"{where} has {has}; a finished copy would be {adapter.folder}")
     chosen = found[max(found) if step is None else step]
-    facts = files.marked(chosen, copy.made_from)
+    facts = files.read_marker(chosen, adapter.fingerprint)
     if facts is None:
         raise UserError(
             f"{chosen} was trained on other clips or settings than the run has now; run finetune again"
         )
     # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
     sharded = facts["zero_stage"] > 0
-    dtype = DTYPES[copy.extractor.finetuning.precision if sharded else "fp32"]
-    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), config.run.seed, sharded)
+    dtype = DTYPES[adapter.extractor.finetuning.precision if sharded else "fp32"]
+    classifier = trainable_classifier(adapter.extractor, len(config.corpus.labels), config.run.seed, sharded)
     save(classifier, trained_weights(chosen, dtype), target)
     progress = facts["progress"]
     return f"not finished, as it was at step {progress['step']} in epoch {progress['epoch']}"
 
 
-def _merge(copy: Copy, target: Path, precision: str) -> str:
+def _merge(adapter: Adapter, target: Path, precision: str) -> str:
     """Replace the adapter in ``target`` by its base model with the adapter added to its weights.
 
     Returns:
@@ -122,7 +121,7 @@ def _merge(copy: Copy, target: Path, precision: str) -> str:
     from mer_dist.models.classifier import merged
     from mer_dist.models.extractor import DTYPES
 
-    backbone, lost = merged(copy.extractor, target, DTYPES[precision])
+    backbone, lost = merged(adapter.extractor, target, DTYPES[precision])
     for path in (*target.glob("adapter_*"), target / "README.md"):
         path.unlink(missing_ok=True)
     backbone.save_pretrained(target)
@@ -132,7 +131,7 @@ def _merge(copy: Copy, target: Path, precision: str) -> str:
             f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
             "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size"
         )
-    if copy.extractor.quantize == "int8":
+    if adapter.extractor.quantize == "int8":
         notes.append(
             "int8 rounds what goes into a layer, too, which plain weights do not: features differ "
             "that much from those of the run"

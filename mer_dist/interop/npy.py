@@ -150,10 +150,10 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
             shard = _shard(dict(chunk), modality, found, found.width)
             features.write_shard(FeatureFolder(store).shard(number), shard, _content(shard))
         features.describe(
-            store, modality=modality, width=found.width, imported=True, part="imported", trained_without=None
+            store, modality=modality, width=found.width, imported=True, variant="imported", held_out_fold=None
         )
-        made_from = files.fingerprint([files.stamp(path) for path in sources.values()])
-        files.mark(store, made_from, clips=len(sources), shards=[*range(len(chunks))])
+        fingerprint = files.fingerprint_of([files.size_and_mtime(path) for path in sources.values()])
+        files.write_marker(store, fingerprint, clips=len(sources), shards=[*range(len(chunks))])
     logger.info("imported %s: %d clips of width %d", set_name, len(sources) - len(found.bad), found.width)
     if gone := sorted(before - sources.keys()):
         logger.warning(
@@ -421,13 +421,13 @@ def _shard(sources: dict[str, Path], modality: str, found: _Survey, width: int) 
         sequences = [np.atleast_2d(array) for array in arrays.values()]
         frame = np.concatenate(sequences)
         offsets = np.cumsum([0, *map(len, sequences)])
-    vectors = [array.mean(0, np.float32) if array.ndim == 2 else array for array in arrays.values()]
+    embeddings = [array.mean(0, np.float32) if array.ndim == 2 else array for array in arrays.values()]
     return FeatureSet(
         modality=modality,
         names=list(arrays),
         frame=frame,
         offsets=offsets,
-        utterance=np.stack(vectors) if vectors else np.zeros((0, width), np.float32),
+        utterance=np.stack(embeddings) if embeddings else np.zeros((0, width), np.float32),
         missing={name: found.bad[name] for name in sources if name in found.bad},
     )
 

@@ -47,8 +47,8 @@ class BaichuanExtractor(Extractor):
             self.cut[sample.name] = len(ids)
         return [ids[: self.config.max_tokens]]
 
-    def length(self, piece: list[int]) -> int:
-        return len(piece)
+    def length(self, segment: list[int]) -> int:
+        return len(segment)
 
     def note(self) -> str:
         if not self.cut:
@@ -58,15 +58,15 @@ class BaichuanExtractor(Extractor):
             f"were cut, the longest had {max(self.cut.values())}"
         )
 
-    def collate(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
-        ids, mask = self.tokenizer.pad(pieces)
+    def collate(self, segments: list[list[int]]) -> dict[str, torch.Tensor]:
+        ids, mask = self.tokenizer.pad(segments)
         return {"ids": ids, **packing(mask)}
 
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         ids = torch.zeros(segments, self.config.max_tokens, dtype=torch.long)
         return {"ids": ids, **packing(torch.ones_like(ids))}
 
-    def vectors(
+    def embeddings(
         self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``ids`` (P, L), padded on the right, where no token before it sees it."""

@@ -21,7 +21,7 @@ class ClipExtractor(Extractor):
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
         #: Of a pixel in [0, 1], by channel; those of the model are read with it.
-        self.mean, self.deviation = [0.0] * 3, [1.0] * 3
+        self.mean, self.std = [0.0] * 3, [1.0] * 3
         self.side = backbone.config.image_size
         #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
         #: which training in half precision would round.
@@ -31,7 +31,7 @@ class ClipExtractor(Extractor):
         settings = read_settings(folder, "preprocessor_config.json")
         try:
             self.mean = [float(value) for value in settings["image_mean"]]
-            self.deviation = [float(value) for value in settings["image_std"]]
+            self.std = [float(value) for value in settings["image_std"]]
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{folder}/preprocessor_config.json: image_mean and image_std are not there "
@@ -58,22 +58,22 @@ class ClipExtractor(Extractor):
             raise Unusable("no frame")
         return list(resize(images, self.side))
 
-    def length(self, piece: torch.Tensor) -> int:
+    def length(self, segment: torch.Tensor) -> int:
         return 1
 
-    def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"pixels": torch.stack(pieces)}
+    def collate(self, segments: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.stack(segments)}
 
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         return self.collate([torch.zeros(3, self.side, self.side, dtype=torch.uint8)] * segments)
 
-    def vectors(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def embeddings(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
         if self._scale.numel() == 0 or self._scale.device != pixels.device:
-            scale = torch.tensor([self.mean, self.deviation])[..., None, None]
+            scale = torch.tensor([self.mean, self.std])[..., None, None]
             self._scale = (255 * scale).to(pixels.device)
-        mean, deviation = self._scale
-        values = pixels.float().sub_(mean).div_(deviation)
+        mean, std = self._scale
+        values = pixels.float().sub_(mean).div_(std)
         embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
         return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from mer_dist.shards.manifest import Row
     from mer_dist.shards.reader import Sample
+    from mer_dist.shards.shard_index import Row
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,7 +99,7 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def cost(self, row: Row) -> float:
-        """About the summed length of a clip's pieces, known from the manifest."""
+        """About the summed length of a clip's pieces, known from the index."""
 
     @abstractmethod
     def prepare(self, sample: Sample) -> list[Any]:
@@ -110,11 +110,11 @@ class Extractor(nn.Module, ABC):
         """
 
     @abstractmethod
-    def length(self, piece: Any) -> float:
+    def length(self, segment: Any) -> float:
         """Of a piece, in :attr:`unit`."""
 
     @abstractmethod
-    def collate(self, pieces: list[Any]) -> dict[str, torch.Tensor]:
+    def collate(self, segments: list[Any]) -> dict[str, torch.Tensor]:
         """Pieces, of any clips, as one batch of tensors."""
 
     @abstractmethod
@@ -123,7 +123,7 @@ class Extractor(nn.Module, ABC):
         numbers in it: ``plan`` traces memory on it. :meth:`read_preprocessing` was not called."""
 
     @abstractmethod
-    def vectors(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def embeddings(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``.
 
         Each family names what its :meth:`collate` makes.
@@ -151,24 +151,24 @@ class Extractor(nn.Module, ABC):
         return self.config.batch_budget or self.family.budgets[device.type != "cpu"]
 
     def shape(self, row: Row) -> tuple[int, float]:
-        """Pieces of a clip and the length of the longest, known from the manifest."""
+        """Pieces of a clip and the length of the longest, known from the index."""
         whole, cost = self.family.longest_segment(self.config), self.cost(row)
         return max(1, math.ceil(cost / whole)), min(cost, whole)
 
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
         """The pieces of whole clips as one batch for :meth:`forward`."""
-        batch = self.collate([piece for pieces in clips for piece in pieces])
-        return {"pieces": torch.tensor([len(pieces) for pieces in clips]), **batch}
+        batch = self.collate([segment for segments in clips for segment in segments])
+        return {"segments": torch.tensor([len(segments) for segments in clips]), **batch}
 
-    def forward(self, pieces: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+    def forward(self, segments: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
         """Utterance vectors ``(B, D)``: the mean over each clip's vectors.
 
         Args:
-            pieces: ``(B,)``, how many each clip has.
+            segments: ``(B,)``, how many each clip has.
         """
-        vectors, lengths = self.vectors(**batch)
-        of_clips = torch.segment_reduce(lengths.float(), "sum", lengths=pieces, unsafe=True)
-        return mean_by_clip(vectors, of_clips.long())
+        embeddings, lengths = self.embeddings(**batch)
+        of_clips = torch.segment_reduce(lengths.float(), "sum", lengths=segments, unsafe=True)
+        return mean_by_clip(embeddings, of_clips.long())
 
 
 def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
@@ -193,13 +193,13 @@ def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
     return batches[::-1]
 
 
-def mean_by_clip(vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def mean_by_clip(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Mean of ragged ``(F, D)`` vectors over each clip's stretch, ``(B, D)``, summed in float32, in time order.
 
     On a GPU, too, the sums are the same every time, and the host does not wait for them.
     """
     # Checked, the lengths would be read back from the device.
-    total = torch.segment_reduce(vectors.float(), "sum", lengths=lengths, unsafe=True)
+    total = torch.segment_reduce(embeddings.float(), "sum", lengths=lengths, unsafe=True)
     return total / lengths[:, None]
 
 

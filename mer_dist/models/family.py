@@ -22,7 +22,7 @@ from mer_dist.core.registry import ENCODERS, Registry
 if TYPE_CHECKING:
     from mer_dist.config.sections import ExtractorConfig
     from mer_dist.models.extractor import Extractor
-    from mer_dist.shards.manifest import Row
+    from mer_dist.shards.shard_index import Row
 
 #: Why a clip has no features if the shard stage has already put it in quarantine.
 NOT_IN_SHARD = "not in the shard"
@@ -61,7 +61,7 @@ class Family:
     budgets: tuple[float, float]
     #: The same of a pass forward and backward, on a CPU, on a GPU, and on a large one.
     training_budgets: tuple[float, float, float]
-    #: Whether a clip that has the modality has enough of it to be fed, by the manifest.
+    #: Whether a clip that has the modality has enough of it to be fed, by the index.
     enough: Callable[[Row], bool]
     #: Length of the longest segment that the settings allow.
     longest_segment: Callable[[ExtractorConfig], float]

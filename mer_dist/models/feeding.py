@@ -24,8 +24,8 @@ from mer_dist.models.family import NOT_IN_SHARD, PASSES_OF_A_CHUNK
 from mer_dist.models.precision import products
 
 if TYPE_CHECKING:
-    from mer_dist.shards.manifest import Row
     from mer_dist.shards.reader import Reader
+    from mer_dist.shards.shard_index import Row
 
 Item = TypeVar("Item")
 #: Decoding threads beside a GPU. More hold one another up: Python runs one of them at a time.
@@ -60,14 +60,14 @@ class Chunk:
 
     shard: int
     #: clip -> how many pieces it has, in the order of the pieces.
-    pieces: dict[str, int]
+    segments: dict[str, int]
     #: clip -> why it has none.
     refused: dict[str, str]
     #: Places among the pieces, and those collated: one forward pass each.
     batches: list[tuple[list[int], dict[str, torch.Tensor]]]
 
 
-def clip_vectors(
+def clip_embeddings(
     extractor: Extractor, reader: Reader, shards: dict[int, list[Row]]
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
     """Shard, name and vectors ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
@@ -86,8 +86,8 @@ def clip_vectors(
             for chunk, found in _computed(extractor, ready, device):
                 for name, reason in chunk.refused.items():
                     yield chunk.shard, name, reason
-                for name, vectors in found.items():
-                    yield chunk.shard, name, vectors
+                for name, embeddings in found.items():
+                    yield chunk.shard, name, embeddings
 
 
 def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list[list[Row]]:
@@ -123,23 +123,25 @@ def _ready(
 ) -> Chunk:
     """Read, prepared and collated."""
     shard, rows = job
-    pieces: list[Any] = []
+    segments: list[Any] = []
     counts, refused = {}, {}
     for row, found in zip(rows, each(partial(_pieces, extractor, reader), rows), strict=True):
         if isinstance(found, str):
             refused[row.name] = found
         else:
             counts[row.name] = len(found)
-            pieces += found
+            segments += found
     batches = []
-    for places in fitting_batches([extractor.length(piece) for piece in pieces], extractor.budget(device)):
-        batch = extractor.collate([pieces[place] for place in places])
+    for places in fitting_batches(
+        [extractor.length(segment) for segment in segments], extractor.budget(device)
+    ):
+        batch = extractor.collate([segments[place] for place in places])
         if pace(device).pinned:
             # A thread begins on the first GPU, where nothing of other ranks shall lie.
             torch.cuda.set_device(device)
             batch = {key: value.pin_memory() for key, value in batch.items()}
         batches.append((places, batch))
-    return Chunk(shard=shard, pieces=counts, refused=refused, batches=batches)
+    return Chunk(shard=shard, segments=counts, refused=refused, batches=batches)
 
 
 def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
@@ -156,7 +158,7 @@ def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
 class Asked:
     """The results of a forward pass, which may still be on their way."""
 
-    vectors: torch.Tensor
+    embeddings: torch.Tensor
     counts: torch.Tensor
     #: When it has happened, they are here; None: they are.
     here: torch.cuda.Event | None
@@ -164,26 +166,26 @@ class Asked:
     def fetched(self) -> list[np.ndarray]:
         """The vectors of each piece."""
         if self.here is None:
-            vectors = self.vectors.numpy()
+            embeddings = self.embeddings.numpy()
         else:
             self.here.synchronize()
             # What is kept until its shard is written must not hold on to pinned memory.
-            vectors = self.vectors.numpy().copy()
-        return np.split(vectors, np.cumsum(self.counts.numpy())[:-1])
+            embeddings = self.embeddings.numpy().copy()
+        return np.split(embeddings, np.cumsum(self.counts.numpy())[:-1])
 
 
 def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.device) -> Asked:
     """Set a forward pass going, and wait for nothing unless the model does (HuBERT, where lengths differ)."""
     with torch.inference_mode(), products(extractor.config.precision, device):
         on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        vectors, counts = extractor.vectors(**on_device)
+        embeddings, counts = extractor.embeddings(**on_device)
         # To pinned memory, since they come from a GPU and nobody waits for them.
-        found = [result.to("cpu", non_blocking=True) for result in (vectors.float(), counts)]
+        found = [result.to("cpu", non_blocking=True) for result in (embeddings.float(), counts)]
     here = None
     if device.type == "cuda":
         here = torch.cuda.Event(blocking=True)
         here.record(torch.cuda.current_stream(device))
-    return Asked(vectors=found[0], counts=found[1], here=here)
+    return Asked(embeddings=found[0], counts=found[1], here=here)
 
 
 def _computed(
@@ -196,8 +198,8 @@ def _computed(
         if results is not None:
             done.update(zip(places, results.fetched(), strict=True))
         if last:
-            ends = np.cumsum([0, *chunk.pieces.values()])
-            spans = zip(chunk.pieces, pairwise(ends), strict=True)
+            ends = np.cumsum([0, *chunk.segments.values()])
+            spans = zip(chunk.segments, pairwise(ends), strict=True)
             yield (
                 chunk,
                 {name: np.concatenate([done[place] for place in range(*span)]) for name, span in spans},

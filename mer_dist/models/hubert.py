@@ -64,13 +64,13 @@ class HubertExtractor(Extractor):
         windows = torch.split(torch.from_numpy(wave), round(self.config.window * SAMPLE_RATE))
         return [window for window in windows if len(window) >= RECEPTIVE_FIELD]
 
-    def length(self, piece: torch.Tensor) -> float:
-        return len(piece) / SAMPLE_RATE
+    def length(self, segment: torch.Tensor) -> float:
+        return len(segment) / SAMPLE_RATE
 
-    def collate(self, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        samples = torch.tensor([len(piece) for piece in pieces])
+    def collate(self, segments: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        samples = torch.tensor([len(segment) for segment in segments])
         steps = self.backbone._get_feat_extract_output_lengths(samples)
-        waves = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        waves = nn.utils.rnn.pad_sequence(segments, batch_first=True)
         batch = {
             "waves": waves,
             "samples": samples,
@@ -84,7 +84,7 @@ class HubertExtractor(Extractor):
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         return self.collate([torch.zeros(round(self.config.window * SAMPLE_RATE))] * segments)
 
-    def vectors(
+    def embeddings(
         self,
         waves: torch.Tensor,
         samples: torch.Tensor,

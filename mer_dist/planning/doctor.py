@@ -20,7 +20,7 @@ from pathlib import Path
 from mer_dist.config.config import Config
 from mer_dist.config.slurm import SlurmConfig
 from mer_dist.core.errors import UserError
-from mer_dist.core.log import told_if_long
+from mer_dist.core.log import announce_if_long
 from mer_dist.models import model_folder
 from mer_dist.planning import doctor_corpus, plan
 from mer_dist.processes import launch_config
@@ -51,7 +51,7 @@ def doctor(config: Config) -> Iterator[Check]:
     """Every check, one after the other; none of them can end another."""
     for name, check in _checks(config):
         try:
-            with told_if_long(f"looking at {name}"):
+            with announce_if_long(f"looking at {name}"):
                 text = check(config)
             yield Check(name=name, ok=True, text=text)
         except UserError as error:

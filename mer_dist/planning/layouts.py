@@ -9,7 +9,7 @@ from mer_dist.config.sections import RunConfig
 from mer_dist.planning import memory
 from mer_dist.planning.memory import Held
 from mer_dist.processes import launch_config
-from mer_dist.processes.launch_config import Layout
+from mer_dist.processes.launch_config import LaunchLayout
 
 #: Of what a GPU has, for the plan; the rest is left for fragmentation, as between nominal GB and real ones.
 USABLE = 0.93
@@ -34,7 +34,7 @@ class Step:
 
 
 #: How an extractor is fine-tuned, by the layout and the bytes of a GPU, which say how much a pass may hold.
-Training = Callable[[Layout, float], Step]
+Training = Callable[[LaunchLayout, float], Step]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Choice:
     travels: int
 
 
-def compare(where: Layout, tuned: Mapping[str, Training], room: float) -> list[Choice]:
+def compare(where: LaunchLayout, tuned: Mapping[str, Training], room: float) -> list[Choice]:
     """What each layout needs of the processes of ``where``, on GPUs of ``room`` bytes, the cheapest first; none
     for one process."""
     if where.processes == 1 or not tuned:
@@ -80,12 +80,12 @@ def room_here() -> float | None:
     return USABLE * min(torch.cuda.get_device_properties(card).total_memory for card in cards)
 
 
-def is_open(run: RunConfig, layout: Layout, room: float | None) -> bool:
+def is_open(run: RunConfig, layout: LaunchLayout, room: float | None) -> bool:
     """Whether the layout is for ``mer-dist run`` to choose, which needs GPUs to choose for."""
     return not run.accelerate and run.layout == "auto" and layout.processes > 1 and room is not None
 
 
-def settled(run: RunConfig, layout: Layout, choices: list[Choice], room: float | None) -> Layout:
+def settled(run: RunConfig, layout: LaunchLayout, choices: list[Choice], room: float | None) -> LaunchLayout:
     """The layout, where it is open the cheapest that fits ``room``; if none fits, what holds the least, ZeRO-3."""
     if not is_open(run, layout, room) or not choices:
         return layout

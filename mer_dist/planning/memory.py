@@ -9,7 +9,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 
-from mer_dist.processes.launch_config import Layout, reduce_bucket
+from mer_dist.processes.launch_config import LaunchLayout, reduce_bucket
 
 #: DeepSpeed's default: ZeRO-3 may keep this many parameters gathered.
 MAX_LIVE = 1_000_000_000
@@ -44,7 +44,7 @@ class Held:
         return self.frozen_bytes + self.trainable * self.element
 
 
-def gpu(held: Held, where: Layout) -> dict[str, int]:
+def gpu(held: Held, where: LaunchLayout) -> dict[str, int]:
     """Bytes on one GPU by what they are for, activations excepted."""
     if where.zero_stage == 0:
         return _whole(held)
@@ -68,7 +68,7 @@ def gpu(held: Held, where: Layout) -> dict[str, int]:
     return rows
 
 
-def travels(held: Held, where: Layout, passes: int) -> int:
+def travels(held: Held, where: LaunchLayout, passes: int) -> int:
     """Bytes that each process sends, and receives as many, in one optimizer step, as rings and their like do it.
 
     Plain data parallelism sums the gradients once; ZeRO-2 after every pass, to the process that updates them, and
@@ -96,7 +96,7 @@ def _whole(held: Held) -> dict[str, int]:
     return {**rows, "dequantised layer": held.dequantized, "CUDA and NCCL": CONTEXT}
 
 
-def _deepspeed(held: Held, where: Layout) -> tuple[int, int]:
+def _deepspeed(held: Held, where: LaunchLayout) -> tuple[int, int]:
     """DeepSpeed's own estimates for training every weight: bytes of one GPU, and of one host.
 
     They take weights of 16 bits; those of 32 are added.
@@ -123,7 +123,7 @@ def peak(held: Held, rows: dict[str, int]) -> int:
     return max(sum(rows.values()), loading)
 
 
-def host(held: Held, where: Layout) -> int:
+def host(held: Held, where: LaunchLayout) -> int:
     """Bytes of host memory of one process while it loads, without the page cache of the files.
 
     Under ZeRO-3 rank 0 maps the files and every rank keeps its share; otherwise, and quantised, or where the

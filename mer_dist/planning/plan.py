@@ -18,7 +18,7 @@ from mer_dist import corpus
 from mer_dist.config.config import Config
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
-from mer_dist.core.log import told_if_long
+from mer_dist.core.log import announce_if_long
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import adapters
 from mer_dist.models.family import FAMILIES, SECONDS
@@ -47,12 +47,12 @@ def plan(config: Config, clips: int | None = None) -> dict:
         UserError: an extractor's size cannot be known, or the launch file cannot be read.
     """
     layout = launch_config.layout(config.run)
-    with told_if_long("counting the clips of the corpus"):
+    with announce_if_long("counting the clips of the corpus"):
         found, why = _clips(config, clips)
-    with told_if_long("loading the modelling code"):
+    with announce_if_long("loading the modelling code"):
         _silence_libraries()
         sizes = {name: _size(config, name) for name in config.extractors}
-    with told_if_long("tracing what each layout of fine-tuning holds in memory"):
+    with announce_if_long("tracing what each layout of fine-tuning holds in memory"):
         tuned = _tuned(config, sizes)
         room = layouts.room_here()
         rooms = layouts.rooms(GPUS, room)
@@ -60,7 +60,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
         layout = layouts.settled(config.run, layout, choices[[*rooms][-1]], room)
     extractors = {}
     for name, sized in sizes.items():
-        with told_if_long(f"tracing what {name} holds in memory, in training and extraction"):
+        with announce_if_long(f"tracing what {name} holds in memory, in training and extraction"):
             extractors[name] = _extractor(config, name, sized, layout, tuned, room)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
@@ -80,7 +80,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     }
 
 
-def chosen(config: Config) -> launch_config.Layout:
+def chosen(config: Config) -> launch_config.LaunchLayout:
     """The layout in which ``mer-dist run`` starts fine-tuning on this machine.
 
     Raises:
@@ -90,7 +90,7 @@ def chosen(config: Config) -> launch_config.Layout:
     if room is None or not layouts.is_open(config.run, layout, room):
         return layout
     _silence_libraries()
-    with told_if_long("choosing the layout of fine-tuning"):
+    with announce_if_long("choosing the layout of fine-tuning"):
         sizes = {name: _size(config, name) for name in config.extractors}
         choices = layouts.compare(layout, _tuned(config, sizes), room)
         return layouts.settled(config.run, layout, choices, room)
@@ -142,7 +142,7 @@ def _extractor(
     config: Config,
     name: str,
     sized,
-    layout: launch_config.Layout,
+    layout: launch_config.LaunchLayout,
     tuned: dict[str, Training],
     room: float | None,
 ) -> dict:
@@ -197,7 +197,7 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
 
 
 def _finetuning(
-    config: Config, name: str, layout: launch_config.Layout, step: Training, sized, room: float | None
+    config: Config, name: str, layout: launch_config.LaunchLayout, step: Training, sized, room: float | None
 ) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
@@ -211,7 +211,7 @@ def _finetuning(
         "method": settings.method,
         "trainable": sized.trainable,
         "refused": refused,
-        "copies": len(adapters.parts(config, name)),
+        "copies": len(adapters.held_out_folds(config, name)),
         "micro_batch": own.clips,
         "at_a_time": f"{own.clips} clips",
         "gpu": own.rows,
@@ -234,7 +234,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     def activations(sharded: bool, micro: int) -> int:
         return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
 
-    def step(where: launch_config.Layout, room: float) -> Step:
+    def step(where: launch_config.LaunchLayout, room: float) -> Step:
         held = _held(extractor, sized, where)
         budget = family.training_budget(room)
         passes = Passes.of(settings, np.array([segments]), np.array([longest]), budget)
@@ -246,7 +246,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     return step
 
 
-def _held(extractor: ExtractorConfig, sized, where: launch_config.Layout) -> Held:
+def _held(extractor: ExtractorConfig, sized, where: launch_config.LaunchLayout) -> Held:
     """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
     settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
@@ -264,7 +264,7 @@ def _held(extractor: ExtractorConfig, sized, where: launch_config.Layout) -> Hel
     )
 
 
-def _smallest(config: Config, layout: launch_config.Layout, step: Training) -> dict[str, int | None]:
+def _smallest(config: Config, layout: launch_config.LaunchLayout, step: Training) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
     told = config.run.accelerate or config.run.layout != "auto"
     known = layout.processes > 1 and layout.zero_stage in (0, *supported.ZERO_STAGES)
@@ -272,7 +272,7 @@ def _smallest(config: Config, layout: launch_config.Layout, step: Training) -> d
     stage = layout.zero_stage if told and known else 3
 
     def fits(world: int, size: int) -> bool:
-        where = launch_config.Layout(
+        where = launch_config.LaunchLayout(
             processes=world,
             zero_stage=stage if world > 1 else 0,
             machines=ceil(world / 8),
@@ -283,7 +283,7 @@ def _smallest(config: Config, layout: launch_config.Layout, step: Training) -> d
     return {f"{size}": next((world for world in WORLDS if fits(world, size)), None) for size in GPUS}
 
 
-def _refused(layout: launch_config.Layout, config: Config) -> str:
+def _refused(layout: launch_config.LaunchLayout, config: Config) -> str:
     """Why this way of launching is not supported; empty if it is."""
     try:
         supported.check(layout.zero_stage)
@@ -293,7 +293,7 @@ def _refused(layout: launch_config.Layout, config: Config) -> str:
     return ""
 
 
-def _shards(config: Config, layout: launch_config.Layout, found: dict | None) -> dict:
+def _shards(config: Config, layout: launch_config.LaunchLayout, found: dict | None) -> dict:
     pixels = config.shard.frames * config.shard.image_size**2
     each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
     fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
@@ -306,7 +306,7 @@ def _shards(config: Config, layout: launch_config.Layout, found: dict | None) ->
     }
 
 
-def _disk(config: Config, layout: launch_config.Layout, sizes: dict, found: dict | None) -> dict:
+def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found: dict | None) -> dict:
     """Bytes below the run folder; those that grow with the clips are per clip if none are known."""
     count = found["all"] if found else 1
     sets, saved, underway, kept = {}, 0, [0], config.run.keep_checkpoints
@@ -316,13 +316,13 @@ def _disk(config: Config, layout: launch_config.Layout, sizes: dict, found: dict
             seen += count
         if extractor.finetune is not None:
             # Each clip by one copy; the anchors by every copy.
-            parts = len(adapters.parts(config, name))
+            parts = len(adapters.held_out_folds(config, name))
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
-            copy = sized.trainable * _held(extractor, sized, layout).element
-            saved += parts * copy
+            adapter = sized.trainable * _held(extractor, sized, layout).element
+            saved += parts * adapter
             # With the best epochs that they go back to.
-            underway.append(kept * copy + (kept + 1) * 16 * sized.trainable)
-        sets[name] = seen * _vector_bytes(config, name, sized.width)
+            underway.append(kept * adapter + (kept + 1) * 16 * sized.trainable)
+        sets[name] = seen * _embedding_bytes(config, name, sized.width)
     return {
         "per_clip": found is None,
         "shards": _shards(config, layout, found)["clip_bytes"] * count,
@@ -347,14 +347,16 @@ def disk_needed(config: Config) -> int | None:
     return total if found else None
 
 
-def _vector_bytes(config: Config, name: str, width: int) -> int:
+def _embedding_bytes(config: Config, name: str, width: int) -> int:
     """Of one typical clip in one feature set."""
     extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
     _, embeddings = FAMILIES[extractor.family].typical_clip(extractor, config.shard.frames)
     return each * (1 + embeddings) if config.extract.frame_level else each
 
 
-def _warnings(config: Config, layout: launch_config.Layout, extractors: dict, shards: dict) -> list[str]:
+def _warnings(
+    config: Config, layout: launch_config.LaunchLayout, extractors: dict, shards: dict
+) -> list[str]:
     """What would not work, or waste processes, as configured."""
     found = []
     for name, facts in extractors.items():

@@ -127,14 +127,14 @@ def _train(classifier: Classifier, sharded: bool, clips: int, segments: int) -> 
         batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(classifier) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half and not sharded):
-                vectors, _ = extractor.vectors(**batch)
+                embeddings, _ = extractor.embeddings(**batch)
                 # As the mean over each clip's vectors, of which autograd keeps the float32 copy.
-                owner = torch.zeros(len(vectors), dtype=torch.long)
-                total = vectors.new_zeros((clips, vectors.shape[1]), dtype=torch.float32)
-                total = total.index_add(0, owner, vectors.float())
+                owner = torch.zeros(len(embeddings), dtype=torch.long)
+                total = embeddings.new_zeros((clips, embeddings.shape[1]), dtype=torch.float32)
+                total = total.index_add(0, owner, embeddings.float())
                 utterance = F.layer_norm(total, (classifier.width,))
                 loss = classifier.head(utterance.to(classifier.head.weight.dtype)).float().sum()
-                del vectors, total, utterance
+                del embeddings, total, utterance
             kept = sum(saved.values())
             with without_gradients(classifier):
                 loss.backward()
@@ -147,7 +147,7 @@ def _extract(extractor: Extractor, segments: int) -> torch.Tensor:
     with _faked(extractor.eval()) as mode, torch.no_grad():
         batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(extractor) as live:
-            extractor.vectors(**batch)
+            extractor.embeddings(**batch)
     return torch.tensor(live.peak)
 
 

@@ -18,7 +18,7 @@ UNSET = f"if no launcher is at work: unset {' '.join(OF_A_RANK)}"
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Which of how many processes this one is."""
 
     rank: int
@@ -28,20 +28,20 @@ class Place:
     launched: bool
 
 
-def place() -> Place:
+def process_info() -> ProcessInfo:
     """
     Raises:
         UserError: RANK and WORLD_SIZE are set, and not to the numbers of a process.
     """
     if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
-        return Place(rank=0, world=1, local_rank=0, launched=False)
+        return ProcessInfo(rank=0, world=1, local_rank=0, launched=False)
     told = {name: os.environ[name] for name in OF_A_RANK if name in os.environ}
     if any(not re.fullmatch("[0-9]{1,6}", value) for value in told.values()) or (
         int(told["RANK"]) >= int(told["WORLD_SIZE"])
     ):
         said = " ".join(f"{name}={value}" for name, value in told.items())
         raise UserError(f"the environment has {said}, which is no process of a launcher; {UNSET}")
-    return Place(
+    return ProcessInfo(
         rank=int(told["RANK"]),
         world=int(told["WORLD_SIZE"]),
         local_rank=int(told.get("LOCAL_RANK", 0)),

@@ -23,7 +23,7 @@ JOINED = ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class LaunchLayout:
     """How fine-tuning is launched."""
 
     processes: int
@@ -50,14 +50,16 @@ def reduce_bucket(trainable: int) -> int:
     return min(REDUCE_BUCKET, trainable)
 
 
-def layout(run: RunConfig) -> Layout:
+def layout(run: RunConfig) -> LaunchLayout:
     """The layout of ``finetune`` as ``mer-dist run`` launches it: alone, by ``run.layout``, or by the file.
 
     Raises:
         UserError: ``run.accelerate`` cannot be read.
     """
     if not run.accelerate:
-        return Layout(processes=run.processes, zero_stage=STAGES[run.layout] if run.processes > 1 else 0)
+        return LaunchLayout(
+            processes=run.processes, zero_stage=STAGES[run.layout] if run.processes > 1 else 0
+        )
     settings = _mapping(run.accelerate, "run.accelerate")
     machines = _number(settings, "num_machines", 1, run)
     # mer-dist run gives its own number; on several machines every launcher takes it from the file.
@@ -68,10 +70,10 @@ def layout(run: RunConfig) -> Layout:
     if processes == 1:
         # It trains here, without a launcher.
         stage, bucket = 0, None
-    return Layout(processes=processes, machines=machines, zero_stage=stage, reduce_bucket=bucket)
+    return LaunchLayout(processes=processes, machines=machines, zero_stage=stage, reduce_bucket=bucket)
 
 
-def alone_by_file(run: RunConfig) -> Layout | None:
+def alone_by_file(run: RunConfig) -> LaunchLayout | None:
     """The layout if ``accelerate launch`` starts the launch file with one process, which ``mer-dist run`` would
     train without it; None where that makes no difference.
 
@@ -81,7 +83,7 @@ def alone_by_file(run: RunConfig) -> Layout | None:
     if not run.accelerate or layout(run).processes > 1:
         return None
     stage, bucket = _zero(_mapping(run.accelerate, "run.accelerate"), run.accelerate)
-    return Layout(processes=1, zero_stage=stage, reduce_bucket=bucket) if stage else None
+    return LaunchLayout(processes=1, zero_stage=stage, reduce_bucket=bucket) if stage else None
 
 
 def launch_port(run: RunConfig) -> int:

@@ -9,7 +9,7 @@ from mer_dist.config.config import Config, as_dict
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.processes import ancestry, env
-from mer_dist.processes.shares import shares
+from mer_dist.processes.balance import balanced
 from mer_dist.storage import files, lock
 from mer_dist.storage.run_folder import Run
 
@@ -26,7 +26,7 @@ def alone(config: Config, command: str) -> AbstractContextManager:
     Raises:
         Busy: on entering it, where another command or another job is at work.
     """
-    here, path = env.place(), Run(config.run.folder).lock
+    here, path = env.process_info(), Run(config.run.folder).lock
     if not here.launched:
         return lock.held(path, command)
     if env.outer() is not None:
@@ -34,18 +34,18 @@ def alone(config: Config, command: str) -> AbstractContextManager:
         return nullcontext()
     # Ranks with other settings are not of this job; those of ``run`` may differ from node to node.
     told = {name: section for name, section in as_dict(config).items() if name != "run"}
-    job = files.fingerprint([command, here.world, told])
+    job = files.fingerprint_of([command, here.world, told])
     return lock.shared(path, command, job, here.rank, patience=PATIENCE)
 
 
-def check_place(command: str) -> None:
+def check_processes(command: str) -> None:
     """Whether the environment of a launcher fits this command; where it means nothing it is dropped.
 
     Raises:
         UserError: the variables are left over from another job, and the command would do a part of its work
             and leave the rest to nobody; or it is one process's work, and a launcher started several.
     """
-    here = env.place()
+    here = env.process_info()
     if not here.launched:
         return
     starter, many = ancestry.started_by(), command in MANY_PROCESSES
@@ -70,7 +70,7 @@ def check_place(command: str) -> None:
 
 def introduce() -> None:
     """Say which of how many processes this is."""
-    here, starter = env.place(), ancestry.started_by()
+    here, starter = env.process_info(), ancestry.started_by()
     by = f", started by {starter.name}" if starter else ""
     logger.info("process %d of %d%s", here.rank, here.world, by)
 
@@ -86,11 +86,11 @@ def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) 
         UserError: something is missing, none of the other ranks is at work, and nobody is known who
             would start them.
     """
-    here, parts, ranks = env.place(), [], set()
+    here, parts, ranks = env.process_info(), [], set()
     for name, (sizes, missing) in sets.items():
         if missing:
             parts.append(f"{name} lacks {len(missing)} of {len(sizes)} shards")
-            ranks |= {rank for rank, own in enumerate(shares(sizes, here.world)) if {*own} & {*missing}}
+            ranks |= {rank for rank, own in enumerate(balanced(sizes, here.world)) if {*own} & {*missing}}
     told = (
         f"process {here.rank} of {here.world} has done its part; {', '.join(parts)}, the part of "
         f"{'processes' if len(ranks) > 1 else 'process'} {', '.join(map(str, sorted(ranks)))}"

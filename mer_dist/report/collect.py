@@ -24,21 +24,21 @@ from mer_dist.core.records import LABELED, UNLABELED, Modality
 from mer_dist.crossfit import folds
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.report.facts import (
+from mer_dist.report.run_data import (
     Adapter,
     Confusion,
     Corpus,
     Curve,
-    Facts,
     Interval,
     Prior,
     Round,
+    RunData,
     Score,
     Timing,
 )
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import parquet, quarantine, timings
-from mer_dist.storage.files import marked, read_json
+from mer_dist.storage.files import read_json, read_marker
 from mer_dist.storage.run_folder import AdapterFolder, RoundFolder, Run, ShardFolder
 
 Value = TypeVar("Value")
@@ -70,7 +70,7 @@ class _Reader:
         return [value for value in found if value is not None]
 
 
-def collect(run_folder: Path) -> Facts:
+def collect(run_folder: Path) -> RunData:
     """Read the run.
 
     Raises:
@@ -82,7 +82,7 @@ def collect(run_folder: Path) -> Facts:
     reader = _Reader(run)
     config = reader.read(run.config, lambda _: configuration.of_run(run))
     order = config.corpus.labels if config else []
-    corpus = reader.read(ShardFolder(run.shards).manifest, lambda path: _corpus(path, order))
+    corpus = reader.read(ShardFolder(run.shards).index, lambda path: _corpus(path, order))
     truth = dict(corpus.truth) if corpus else {}
     if config is not None and config.fuse.labels:
         truth.update(reader.read(Path(config.fuse.labels), lambda path: _labels(path, config)) or {})
@@ -94,7 +94,7 @@ def collect(run_folder: Path) -> Facts:
     stats, remarks = reader.read(ShardFolder(run.shards).stats, _statistics) or (None, {})
     adapters = reader.each([one.history for one in run.adapters()], _adapter)
     reader.notes += recipes.told(run)
-    return Facts(
+    return RunData(
         name=run.folder.resolve().name,
         config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),
         corpus=corpus,
@@ -119,7 +119,7 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
     for row in rows:
         counts.setdefault(row["split"], Counter())[row["label"] or ""] += 1
         missing.setdefault(row["split"], Counter()).update(row.get("missing") or [])
-    unstored = Counter((manifest.unstored(path.parent) or {}).values())
+    unstored = Counter((shard_index.unstored(path.parent) or {}).values())
     if lost := unstored[UNLABELED]:
         counts.setdefault(UNLABELED, Counter())[""] += lost
         missing.setdefault(UNLABELED, Counter()).update(dict.fromkeys(Modality, lost))
@@ -171,7 +171,7 @@ def _adapter(path: Path) -> Adapter:
 
     return Adapter(
         extractor=folder.extractor,
-        part=folder.variant,
+        variant=folder.variant,
         train_loss=curve("train_loss"),
         validation_loss=curve("validation_loss"),
         validation_waf=curve("validation_waf"),
@@ -209,7 +209,7 @@ def _scores(
     Args:
         pattern: ``folds.group``.
     """
-    folders = {reader.run.probes.folder: "probe", reader.run.vote.folder: "vote"}
+    folders = {reader.run.linear_probes.folder: "probe", reader.run.vote.folder: "vote"}
     kinds = {table.title: folders.get(path.parent, "round") for path, table in tables}
     rows = []
     for _, table in tables:
@@ -358,23 +358,23 @@ def _shares(values: list[float]) -> list[float]:
 def _timings(reader: _Reader) -> list[Timing]:
     """One row for each marked folder, in the order of the stages: the work of all starts."""
     run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
-    spent = reader.read(run.times("", 0).parent, lambda _: timings.by_part(run)) or {}
+    spent = reader.read(run.timings("", 0).parent, lambda _: timings.by_part(run)) or {}
     places = [
         ("shard", [run.shards]),
         ("finetune", [one.folder for one in run.adapters()]),
         ("extract", run.feature_sets()),
-        ("fuse", [run.probes.folder]),
+        ("fuse", [run.linear_probes.folder]),
         ("fuse", [one.folder for one in run.rounds()]),
         ("vote", [run.vote.folder]),
     ]
     rows = []
     for stage, folders in places:
         for folder in sorted(folders, key=lambda path: natural(str(path))):
-            facts = marked(folder)
-            if facts is None:
+            run_data = read_marker(folder)
+            if run_data is None:
                 continue
             own = spent.get(run.relative(folder), none)
-            seconds, clips = own.seconds or None, own.clips or _number(facts.get("clips"))
+            seconds, clips = own.seconds or None, own.clips or _number(run_data.get("clips"))
             rows.append(
                 Timing(
                     stage=stage,
@@ -382,7 +382,7 @@ def _timings(reader: _Reader) -> list[Timing]:
                     seconds=seconds,
                     clips=None if clips is None else int(clips),
                     made_at=own.ended,
-                    made_from=str(facts.get("made_from", "")),
+                    fingerprint=str(run_data.get("fingerprint", "")),
                 )
             )
     return rows

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mer_dist.report.facts import Adapter, Confusion, Prior, Round, Score
 from mer_dist.report.markup import Html, tag
 from mer_dist.report.plot import NARROW, Line, Scale, both_widths, fitted, line, panel, span, svg, text, ticks
+from mer_dist.report.run_data import Adapter, Confusion, Prior, Round, Score
 
 
 def scores(rows: list[Score]) -> Html:
@@ -166,22 +166,26 @@ def _prior(data: Prior, width: int) -> Html:
     return svg(width, bottom + 24, drawn, label="Share of each label")
 
 
-def adapter_curves(parts: list[Adapter]) -> Html:
+def adapter_curves(adapters: list[Adapter]) -> Html:
     """Loss and the WAF that chose the epoch, of all copies of one extractor."""
     loss, waf = [], []
-    for part in parts:
-        colour = 1 if part.part == "all" else 0
-        best = part.best_epoch
-        name = part.part
-        loss.append(Line(name=f"{name}, train", values=part.train_loss, colour=colour))
-        judged = "validation" if part.held_out else "after the epoch"
+    for adapter in adapters:
+        colour = 1 if adapter.variant == "all" else 0
+        best = adapter.best_epoch
+        name = adapter.variant
+        loss.append(Line(name=f"{name}, train", values=adapter.train_loss, colour=colour))
+        judged = "validation" if adapter.held_out else "after the epoch"
         loss.append(
             Line(
-                name=f"{name}, {judged}", values=part.validation_loss, colour=colour, look="dashed", best=best
+                name=f"{name}, {judged}",
+                values=adapter.validation_loss,
+                colour=colour,
+                look="dashed",
+                best=best,
             )
         )
-        waf.append(Line(name=name, values=part.validation_waf, colour=colour, best=best))
-    held_out = all(part.held_out for part in parts)
+        waf.append(Line(name=name, values=adapter.validation_waf, colour=colour, best=best))
+    held_out = all(adapter.held_out for adapter in adapters)
     return _pair(("Loss", loss), ("Validation WAF, %" if held_out else "WAF, nothing held out, %", waf))
 
 

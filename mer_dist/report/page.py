@@ -11,8 +11,8 @@ from pathlib import Path
 from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.report import sections
 from mer_dist.report.collect import collect
-from mer_dist.report.facts import Facts
 from mer_dist.report.markup import Html, join, tag
+from mer_dist.report.run_data import RunData
 from mer_dist.report.sections import coarse, interval, percent
 from mer_dist.report.style import STYLE
 from mer_dist.storage.files import write_text
@@ -41,23 +41,23 @@ def report(run_folder: Path) -> Path:
     return run.report
 
 
-def page(facts: Facts) -> str:
+def page(run_data: RunData) -> str:
     """The whole page as text."""
     body = tag(
         "body",
-        _header(facts),
+        _header(run_data),
         tag(
             "main",
-            _tiles(facts),
-            _notes(facts),
-            sections.results(facts),
-            sections.confusions(facts),
-            sections.corpus(facts),
-            sections.quarantined(facts),
-            sections.priors(facts),
-            sections.learning(facts),
-            sections.times(facts),
-            sections.provenance(facts),
+            _tiles(run_data),
+            _notes(run_data),
+            sections.results(run_data),
+            sections.confusions(run_data),
+            sections.corpus(run_data),
+            sections.quarantined(run_data),
+            sections.priors(run_data),
+            sections.learning(run_data),
+            sections.times(run_data),
+            sections.provenance(run_data),
         ),
         tag("footer", f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by mer-dist report."),
     )
@@ -71,25 +71,25 @@ def page(facts: Facts) -> str:
             content="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{facts.name} – mer_dist report"),
+        tag("title", f"{run_data.name} – mer_dist report"),
         tag("style", Html(STYLE)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
-def _header(facts: Facts) -> Html:
+def _header(run_data: RunData) -> Html:
     links = [tag("a", title, href=f"#{name}") for name, title in _NAVIGATION]
     return tag(
         "header",
         tag("p", "mer_dist report", class_="over"),
-        tag("h1", facts.name),
-        _headline(facts),
+        tag("h1", run_data.name),
+        _headline(run_data),
         tag("nav", links),
     )
 
 
-def _headline(facts: Facts) -> Html:
-    row = next((row for row in reversed(facts.scores) if row.headline is not None), None)
+def _headline(run_data: RunData) -> Html:
+    row = next((row for row in reversed(run_data.scores) if row.headline is not None), None)
     if row is None:
         text = "No result yet: this run has not come to its first round of fusion."
         return tag(
@@ -109,30 +109,30 @@ def _headline(facts: Facts) -> Html:
     )
 
 
-def _tiles(facts: Facts) -> Html:
+def _tiles(run_data: RunData) -> Html:
     def tile(value: str, text: str, class_: str = "tile") -> Html:
         return tag("div", tag("b", value), tag("span", text), class_=class_)
 
     tiles = []
-    if facts.corpus is not None:
+    if run_data.corpus is not None:
         tiles += [
-            tile(f"{facts.corpus.clips(LABELED):,}", "labelled clips"),
-            tile(f"{facts.corpus.clips(UNLABELED):,}", "unlabelled clips"),
-            tile(coarse(facts.corpus.seconds), "of material"),
+            tile(f"{run_data.corpus.clips(LABELED):,}", "labelled clips"),
+            tile(f"{run_data.corpus.clips(UNLABELED):,}", "unlabelled clips"),
+            tile(coarse(run_data.corpus.seconds), "of material"),
         ]
-    lost = len({problem.name for problem in facts.problems})
+    lost = len({problem.name for problem in run_data.problems})
     look = "tile warn" if lost else "tile"
     tiles.append(tile(f"{lost:,}", "clips with a part in quarantine", look))
-    if facts.answers is not None:
-        tiles.append(tile(f"{facts.answers:,}", "answers in answer.csv"))
-    spent = [row.seconds for row in facts.timings if row.seconds is not None]
+    if run_data.answers is not None:
+        tiles.append(tile(f"{run_data.answers:,}", "answers in answer.csv"))
+    spent = [row.seconds for row in run_data.timings if row.seconds is not None]
     if spent:
         tiles.append(tile(coarse(sum(spent)), "in finished stages"))
     return tag("div", tiles, class_="tiles")
 
 
-def _notes(facts: Facts) -> Html:
-    if not facts.notes:
+def _notes(run_data: RunData) -> Html:
+    if not run_data.notes:
         return join()
-    rows = tag("ul", [tag("li", note) for note in facts.notes])
+    rows = tag("ul", [tag("li", note) for note in run_data.notes])
     return tag("div", "Not everything in this run folder could be used:", rows, class_="notes")

@@ -11,9 +11,9 @@ from typing import Any
 import mer_dist
 from mer_dist.core.records import LABELED, UNLABELED, Problem
 from mer_dist.report import figures
-from mer_dist.report.facts import Confusion, Corpus, Facts, Score
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.plot import COLOURS
+from mer_dist.report.run_data import Confusion, Corpus, RunData, Score
 from mer_dist.report.terms import PRIOR_TERMS
 
 #: Rows of quarantine.parquet that the page lists; all of them are counted.
@@ -125,13 +125,13 @@ def gains(rows: list[Score]) -> list[Html | None]:
     return found
 
 
-def results(facts: Facts) -> Html:
+def results(run_data: RunData) -> Html:
     caption = (
         "WAF: F1 of each class weighted by its share of the truth, in percent. Bars and ranges are "
         "95 % bootstrap intervals over clips, or over the groups of folds.group where it is set. Out of fold: every labelled clip is judged by models "
         "that never trained on it."
     )
-    rows = facts.scores
+    rows = run_data.scores
     if not rows:
         reason = "There are no figures yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
@@ -174,8 +174,8 @@ def results(facts: Facts) -> Html:
     )
 
 
-def confusions(facts: Facts) -> Html:
-    data = facts.confusion
+def confusions(run_data: RunData) -> Html:
+    data = run_data.confusion
     if data is None:
         text = "No out-of-fold predictions yet, or the truth of no labelled clip is known."
         return section("confusion", "Confusion", "", absent(text))
@@ -202,10 +202,10 @@ def _class_table(data: Confusion) -> Html:
     return table(["label", "precision", "recall", "F1"], rows, numbers=range(1, 4))
 
 
-def corpus(facts: Facts) -> Html:
-    data = facts.corpus
+def corpus(run_data: RunData) -> Html:
+    data = run_data.corpus
     if data is None:
-        text = "There is no shard manifest: nothing was ingested, or the features were imported."
+        text = "There is no shard index: nothing was ingested, or the features were imported."
         return section("corpus", "Corpus", "", absent(text))
     answered = data.unstored[UNLABELED]
     stored = sum(map(data.clips, data.counts)) - answered
@@ -220,7 +220,7 @@ def corpus(facts: Facts) -> Html:
     if lost := data.unstored[LABELED]:
         caption += f" Of {plural(lost, 'labelled clip')} nothing could be stored; the tables leave them out."
     return section(
-        "corpus", "Corpus", caption, _label_table(data), _missing_table(data), _remark_table(facts.remarks)
+        "corpus", "Corpus", caption, _label_table(data), _missing_table(data), _remark_table(run_data.remarks)
     )
 
 
@@ -271,8 +271,8 @@ def _remark_table(remarks: dict[str, list[str]]) -> Html | None:
     )
 
 
-def quarantined(facts: Facts) -> Html:
-    problems = facts.problems
+def quarantined(run_data: RunData) -> Html:
+    problems = run_data.problems
     if not problems:
         return section("quarantine", "Quarantine", "", absent("Nothing was quarantined."))
     clips = len({problem.name for problem in problems if problem.lost == "clip"})
@@ -319,8 +319,8 @@ def _problem_counts(problems: list[Problem]) -> Html:
     return table(head, rows, numbers=range(1, len(head)))
 
 
-def priors(facts: Facts) -> Html:
-    data = facts.prior
+def priors(run_data: RunData) -> Html:
+    data = run_data.prior
     if data is None:
         return section("prior", "Label prior", "", absent("There are no predictions yet."))
     caption = (
@@ -336,15 +336,15 @@ def priors(facts: Facts) -> Html:
     return section("prior", "Label prior", caption, remarks, legend, drawing, explained)
 
 
-def learning(facts: Facts) -> Html:
-    extractors = sorted({part.extractor for part in facts.adapters})
+def learning(run_data: RunData) -> Html:
+    extractors = sorted({part.extractor for part in run_data.adapters})
     content: list[Any] = [tag("h3", "Fine-tuning")]
     if not extractors:
         content.append(absent("No extractor was fine-tuned yet."))
     else:
         judged = (
             "validation"
-            if all(part.held_out for part in facts.adapters)
+            if all(part.held_out for part in run_data.adapters)
             else ("validation, or, where nothing was held out, the clips it was trained on, after the epoch")
         )
         content.append(
@@ -357,17 +357,17 @@ def learning(facts: Facts) -> Html:
             )
         )
     for extractor in extractors:
-        parts = [part for part in facts.adapters if part.extractor == extractor]
+        parts = [part for part in run_data.adapters if part.extractor == extractor]
         content += [tag("h4", extractor), figures.adapter_curves(parts)]
     content.append(tag("h3", "Audio-Guided Transformer"))
-    rounds = [entry for entry in facts.rounds if entry.train_loss or entry.waf]
+    rounds = [entry for entry in run_data.rounds if entry.train_loss or entry.waf]
     if not rounds:
         content.append(absent("No round of fusion has been trained yet."))
     else:
         names = [(f"c{entry.number % COLOURS}", f"round {entry.number}") for entry in rounds]
         content.append(key([*names, ("c5", "thin: single folds")]))
         content.append(figures.round_curves(rounds))
-    lent = [entry for entry in facts.rounds if entry.pseudo_labeled is not None]
+    lent = [entry for entry in run_data.rounds if entry.pseudo_labeled is not None]
     if lent:
         rows = [
             tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n")) for entry in lent
@@ -376,8 +376,8 @@ def learning(facts: Facts) -> Html:
     return section("learning", "Learning curves", "", *content)
 
 
-def times(facts: Facts) -> Html:
-    rows = facts.timings
+def times(run_data: RunData) -> Html:
+    rows = run_data.timings
     if not rows:
         return section("times", "Times", "", absent("No stage has finished yet."))
     longest = max((row.seconds or 0.0 for row in rows), default=0.0) or 1.0
@@ -414,7 +414,7 @@ def times(facts: Facts) -> Html:
     return section("times", "Times", caption, table(head, body, numbers=range(2, 5)))
 
 
-def provenance(facts: Facts) -> Html:
+def provenance(run_data: RunData) -> Html:
     versions = [tag("tr", cell("mer_dist"), cell(mer_dist.__version__))]
     for package in PACKAGES:
         try:
@@ -422,12 +422,12 @@ def provenance(facts: Facts) -> Html:
         except metadata.PackageNotFoundError:
             versions.append(tag("tr", cell(package), cell("not installed", "quiet")))
     marks = [
-        tag("tr", cell(row.stage), cell(row.part, "name"), cell(row.made_at), cell(row.made_from))
-        for row in facts.timings
+        tag("tr", cell(row.stage), cell(row.part, "name"), cell(row.made_at), cell(row.fingerprint))
+        for row in run_data.timings
     ]
-    text = facts.config_text
+    text = run_data.config_text
     saved = tag("pre", text) if text else absent("There is no saved configuration.")
-    statistics = json.dumps(facts.stats, ensure_ascii=False, indent=1) if facts.stats else None
+    statistics = json.dumps(run_data.stats, ensure_ascii=False, indent=1) if run_data.stats else None
     return section(
         "provenance",
         "Configuration and versions",

@@ -1,7 +1,7 @@
-"""Random access to clips through the manifest: any order, every clip exactly once.
+"""Random access to clips through the index: any order, every clip exactly once.
 
 Plain webdataset streams whole tars, which over several ranks cannot give every clip exactly once;
-through the offsets of the manifest a seeded permutation of the rows can.
+through the offsets of the index a seeded permutation of the rows can.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from threading import Lock
 import numpy as np
 
 from mer_dist.core.errors import UserError
-from mer_dist.shards import manifest
-from mer_dist.shards.manifest import Row
+from mer_dist.shards import shard_index
+from mer_dist.shards.shard_index import Row
 from mer_dist.storage.run_folder import ShardFolder
 
 #: Tars that one reader keeps open; systems commonly allow 1024 files a process.
@@ -88,7 +88,7 @@ class Sample:
 
 
 class Reader:
-    """Clips of a shards folder by manifest row.
+    """Clips of a shards folder by index row.
 
     Reads name their position, so a forked process may share the open files; a pickled reader opens
     its own.
@@ -96,7 +96,7 @@ class Reader:
 
     def __init__(self, shards_folder: Path):
         self.folder = Path(shards_folder)
-        self.rows: list[Row] = manifest.read(self.folder)
+        self.rows: list[Row] = shard_index.read(self.folder)
         self._tars: OrderedDict[int, int] = OrderedDict()
         self._opening = Lock()
 

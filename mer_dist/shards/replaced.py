@@ -34,7 +34,7 @@ def stored(shards_folder: Path) -> dict[str, Stored]:
     """Every clip in the shards that are there, by name; also in those of an older version."""
     found: dict[str, Stored] = {}
     folder = ShardFolder(shards_folder)
-    for path in [*folder.all_facts(), folder.manifest]:
+    for path in [*folder.all_records(), folder.index]:
         try:
             rows = parquet.read(path, ["name", "label", "missing"]).to_pylist()
             found |= {

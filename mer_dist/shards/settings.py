@@ -7,7 +7,7 @@ from dataclasses import asdict
 from mer_dist.config.config import Config
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run, ShardFolder
 
@@ -19,7 +19,7 @@ OTHER = ("workers", "remove", "without_media")
 
 def settings_fingerprint(config: ShardConfig) -> str:
     settings = {key: value for key, value in asdict(config).items() if key not in OTHER}
-    return files.fingerprint([FORMAT, settings])
+    return files.fingerprint_of([FORMAT, settings])
 
 
 def check_settings(config: Config) -> None:
@@ -30,9 +30,9 @@ def check_settings(config: Config) -> None:
     """
     run = Run(config.run.folder)
     wanted = settings_fingerprint(config.shard)
-    for number in manifest.numbers(run.shards):
-        facts = manifest.read_facts(ShardFolder(run.shards).facts(number))
-        if facts is not None and facts.made_from != wanted:
+    for number in shard_index.numbers(run.shards):
+        record = shard_index.read_record(ShardFolder(run.shards).record(number))
+        if record is not None and record.fingerprint != wanted:
             raise UserError(
                 f"{run.shards}: the shards were cut with other settings than those of shard in the configuration, "
                 "or by an earlier version; run shard, which cuts them anew, or give the settings that they have"

@@ -9,9 +9,9 @@ from tarfile import BLOCKSIZE
 
 from webdataset import TarWriter
 
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.encode import Encoded
-from mer_dist.shards.manifest import Row
+from mer_dist.shards.shard_index import Row
 from mer_dist.storage.files import atomic, digest
 from mer_dist.storage.run_folder import ShardFolder
 
@@ -36,12 +36,12 @@ def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[
 
 
 def write(
-    folder: Path, number: int, batch: list[Encoded], *, made_from: str, sources: dict[str, str]
+    folder: Path, number: int, batch: list[Encoded], *, fingerprint: str, sources: dict[str, str]
 ) -> list[Row]:
     """Write shard ``number``: the tar, then its rows and facts. Equal batches give equal bytes.
 
     Args:
-        made_from: fingerprint of the settings.
+        fingerprint: fingerprint of the settings.
         sources: clip name -> fingerprint of its sources.
     """
     stored = [clip for clip in batch if clip.members]
@@ -51,16 +51,16 @@ def write(
         with atomic(path) as temporary:
             rows = _write_tar(temporary, number, stored)
             sha256, size = digest(temporary), temporary.stat().st_size
-    facts = manifest.Facts(
+    record = shard_index.ShardRecord(
         sha256=sha256,
         bytes=size,
-        made_from=made_from,
+        fingerprint=fingerprint,
         clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
         problems=[problem for clip in batch for problem in clip.problems],
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
         remarks=_by_kind(stored),
     )
-    manifest.write_rows(ShardFolder(folder).facts(number), rows, facts)
+    shard_index.write_rows(ShardFolder(folder).record(number), rows, record)
     return rows
 
 
@@ -110,7 +110,7 @@ def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
                     frames=clip.frames,
                     samples=clip.samples,
                     members=members,
-                    checksum=manifest.checksum(clip.members.items()),
+                    checksum=shard_index.checksum(clip.members.items()),
                 )
             )
     return rows

@@ -290,7 +290,7 @@ def ended(run: Run, stage: str, step: rank.Step, code: int) -> int:
     if step.speaks:
         _note(run, stage, step, code)
     if code == REQUEUE:
-        rank.tell_batch_script()
+        rank.notify_batch_script()
     return DONE if code in (*ENDED_WELL, REQUEUE) else code
 
 

@@ -129,7 +129,7 @@ def _deepspeed(told: dict, launch_file: str) -> dict[str, str]:
     }
 
 
-def tell_batch_script() -> None:
+def notify_batch_script() -> None:
     """Ask the batch script of this job to queue it again."""
     if path := os.environ.get(STOPPED):
         Path(path).touch()

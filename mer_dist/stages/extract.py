@@ -23,16 +23,16 @@ from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.crossfit import adapters, folds
-from mer_dist.crossfit.adapters import Copy
+from mer_dist.crossfit.adapters import Adapter
 from mer_dist.features import store
 from mer_dist.models import precision
 from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
 from mer_dist.processes import preempt
-from mer_dist.processes.env import place
-from mer_dist.processes.shares import shares
+from mer_dist.processes.balance import balanced
+from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
 from mer_dist.processes.together import tell_missing
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine, timings
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 #: An extractor, the copy of it that sees clips, None for the published one, and those clips.
-Seen = tuple[str, Copy | None, list[manifest.Row]]
+Seen = tuple[str, Adapter | None, list[shard_index.Row]]
 
 
 @dataclass(kw_only=True)
@@ -57,11 +57,11 @@ class Work:
     #: the fine-tuned copy, or None for the published weights.
     adapter: Path | None
     #: The fold that copy was trained without; None: none, or it is not fine-tuned.
-    trained_without: int | None
+    held_out_fold: int | None
     #: shard -> the clips of it that belong to this set, in tar order.
-    shards: dict[int, list[manifest.Row]]
+    shards: dict[int, list[shard_index.Row]]
     #: shard -> what its features are made from.
-    made_from: dict[int, str]
+    fingerprint: dict[int, str]
     folder: Path
 
     @property
@@ -74,7 +74,7 @@ class Work:
     @property
     def whole(self) -> str:
         """What the complete set is made from."""
-        return files.fingerprint(sorted(self.made_from.items()))
+        return files.fingerprint_of(sorted(self.fingerprint.items()))
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -82,13 +82,13 @@ class Work:
         return {shard: len(rows) for shard, rows in self.shards.items()}
 
     def done(self) -> bool:
-        return files.marked(self.folder, self.whole) is not None and not self.missing()
+        return files.read_marker(self.folder, self.whole) is not None and not self.missing()
 
     def missing(self) -> list[int]:
         return [
             shard
-            for shard, made_from in self.made_from.items()
-            if store.shard_made_from(self.file(shard)) != made_from
+            for shard, fingerprint in self.fingerprint.items()
+            if store.stored_fingerprint(self.file(shard)) != fingerprint
         ]
 
 
@@ -103,9 +103,9 @@ def extract(config: Config) -> None:
     works = planned(config)
     _check([work for work in works if work.missing()])
     run = Run(config.run.folder)
-    if place().rank == 0:
+    if process_info().rank == 0:
         save(config, run.config)
-    files.sweep(run.folder, *(work.folder for work in works))
+    files.remove_stale(run.folder, *(work.folder for work in works))
     for work in works:
         _extract_set(work, config)
     # Whichever rank ends last finds everything there and closes the stage.
@@ -144,24 +144,24 @@ def planned(config: Config) -> list[Work]:
         UserError: a fine-tuned copy is missing, or was trained on other clips, labels or folds.
     """
     run = Run(config.run.folder)
-    rows = manifest.read(run.shards)
+    rows = shard_index.read(run.shards)
     numbers = {row.shard for row in rows}
-    content = {shard: manifest.shard_fingerprint(run.shards, shard) for shard in numbers}
+    content = {shard: shard_index.shard_fingerprint(run.shards, shard) for shard in numbers}
     sets: list[Seen] = [
         (name, None, rows)
         for name, extractor in config.extractors.items()
         if extractor.finetune is None or config.extract.frozen
     ]
     anchors = _anchors(rows, config.extract.anchors, config.run.seed)
-    for copy in adapters.planned(config):
-        if copy.without is None:
+    for adapter in adapters.planned(config):
+        if adapter.held_out_fold is None:
             seen = [row for row in rows if row.split == UNLABELED]
         else:
-            own = {name for name, fold in folds.read(run.folds).items() if fold == copy.without}
+            own = {name for name, fold in folds.read(run.folds).items() if fold == adapter.held_out_fold}
             seen = [row for row in rows if row.name in own or row.name in anchors]
-        sets.append((copy.name, copy, seen))
+        sets.append((adapter.name, adapter, seen))
     used = {name: _computed_in(config, [own for own in sets if own[0] == name], content) for name, *_ in sets}
-    return [_work(config, used[name], name, copy, seen, content) for name, copy, seen in sets]
+    return [_work(config, used[name], name, adapter, seen, content) for name, adapter, seen in sets]
 
 
 def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> ExtractorConfig:
@@ -175,13 +175,13 @@ def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> E
         return extractor
     for auto in (precision.ON_A_GPU, precision.ELSEWHERE):
         own = precision.settled(extractor, auto)
-        works = (_work(config, own, name, copy, seen, content) for name, copy, seen in sets)
+        works = (_work(config, own, name, adapter, seen, content) for name, adapter, seen in sets)
         if any(len(work.missing()) < len(work.shards) for work in works):
             return own
     return precision.settled(extractor, precision.of_this_machine())
 
 
-def _anchors(rows: list[manifest.Row], count: int, seed: int) -> set[str]:
+def _anchors(rows: list[shard_index.Row], count: int, seed: int) -> set[str]:
     """Unlabelled clips that every copy sees: those with the smallest hashes of seed and name, so that
     a clip which is added takes the place of one of them at most."""
     names = [row.name for row in rows if row.split == UNLABELED]
@@ -192,38 +192,40 @@ def _work(
     config: Config,
     extractor: ExtractorConfig,
     name: str,
-    copy: Copy | None,
-    rows: list[manifest.Row],
+    adapter: Adapter | None,
+    rows: list[shard_index.Row],
     content: dict[int, str],
 ) -> Work:
-    if copy is not None and not files.marked(copy.folder, copy.made_from):
-        raise UserError(f"{copy.folder}: this fine-tuned copy is missing or out of date; run finetune first")
+    if adapter is not None and not files.read_marker(adapter.folder, adapter.fingerprint):
+        raise UserError(
+            f"{adapter.folder}: this fine-tuned copy is missing or out of date; run finetune first"
+        )
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
         settings,
         _batch_rule(extractor),
         files.folder_fingerprint(Path(extractor.path)),
-        copy and copy.made_from,
+        adapter and adapter.fingerprint,
         config.extract.frame_level,
         config.extract.storage,
         config.run.threads,
         *FAMILIES[extractor.family].code,
     ]
-    shards: dict[int, list[manifest.Row]] = {}
+    shards: dict[int, list[shard_index.Row]] = {}
     for row in rows:
         shards.setdefault(row.shard, []).append(row)
-    made_from = {
-        shard: files.fingerprint([*common, content[shard], [row.name for row in members]])
+    fingerprint = {
+        shard: files.fingerprint_of([*common, content[shard], [row.name for row in members]])
         for shard, members in shards.items()
     }
-    set_id = FeatureSetId(name) if copy is None else copy.features
+    set_id = FeatureSetId(name) if adapter is None else adapter.features
     return Work(
         set_id=set_id,
         extractor=extractor,
-        adapter=None if copy is None else copy.folder,
-        trained_without=None if copy is None else copy.without,
+        adapter=None if adapter is None else adapter.folder,
+        held_out_fold=None if adapter is None else adapter.held_out_fold,
         shards=shards,
-        made_from=made_from,
+        fingerprint=fingerprint,
         folder=Run(config.run.folder).features(set_id),
     )
 
@@ -240,8 +242,8 @@ def _batch_rule(extractor: ExtractorConfig) -> list:
 def _extract_set(work: Work, config: Config) -> None:
     """Do this rank's missing shards of one set."""
     missing = set(work.missing())
-    here = place()
-    mine = [shard for shard in shares(work.sizes, here.world)[here.rank] if shard in missing]
+    here = process_info()
+    mine = [shard for shard in balanced(work.sizes, here.world)[here.rank] if shard in missing]
     if mine:
         with torch_threads(config.run.threads):
             _compute(work, mine, config)
@@ -254,19 +256,19 @@ def _compute(work: Work, mine: list[int], config: Config) -> None:
         UserError: no clip has vectors that can be kept.
     """
     # From here to its end the set is incomplete, and nobody may take it for whole.
-    (work.folder / files.MARK).unlink(missing_ok=True)
+    (work.folder / files.MARKER).unlink(missing_ok=True)
     run = Run(config.run.folder)
     folder = run.features(work.set_id)
-    with timings.record(run, "extract", folder, clips=0, piece="load", rank=place().rank):
+    with timings.record(run, "extract", folder, clips=0, piece="load", rank=process_info().rank):
         extractor = _loaded(work, config)
     store.describe(
         work.folder,
         modality=extractor.modality,
         width=extractor.width,
         family=work.extractor.family,
-        part=work.set_id.variant or "frozen",
+        variant=work.set_id.variant or "frozen",
         precision=work.extractor.precision,
-        trained_without=work.trained_without,
+        held_out_fold=work.held_out_fold,
     )
     reader = Reader(run.shards)
     total = sum(work.sizes[shard] for shard in mine)
@@ -286,7 +288,7 @@ def _mark(work: Work) -> None:
     """
     _tally(work).check(work.set_name, whole=True)
     clips = sum(map(len, work.shards.values()))
-    files.mark(work.folder, work.whole, clips=clips, shards=sorted(work.shards))
+    files.write_marker(work.folder, work.whole, clips=clips, shards=sorted(work.shards))
 
 
 def _tally(work: Work) -> Tally:
@@ -318,7 +320,7 @@ def _loaded(work: Work, config: Config) -> Extractor:
     if not torch.cuda.is_available():
         logger.info("%s: computing in %s on the CPU", work.set_name, "fp32" if used == "tf32" else used)
         return load_extractor(work.extractor, work.adapter)
-    device = torch.device("cuda", place().local_rank)
+    device = torch.device("cuda", process_info().local_rank)
     # What libraries put on "the current GPU" would else lie on the first one, of every rank.
     torch.cuda.set_device(device)
     logger.info("%s: computing in %s on %s", work.set_name, used, torch.cuda.get_device_name(device))
@@ -332,13 +334,13 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
     costs a rank one shard at most; the next clips are read and prepared meanwhile.
     """
     from mer_dist.features.finite import keepable
-    from mer_dist.models.feeding import clip_vectors
+    from mer_dist.models.feeding import clip_embeddings
 
     started, tally = time.monotonic(), _tally(work)
     left = {shard: len(work.shards[shard]) for shard in shards}
     found: dict[str, np.ndarray] = {}
     missing: dict[str, str] = {}
-    for shard, name, result in clip_vectors(extractor, reader, {s: work.shards[s] for s in shards}):
+    for shard, name, result in clip_embeddings(extractor, reader, {s: work.shards[s] for s in shards}):
         if isinstance(result, str):
             missing[name] = result
         else:
@@ -376,11 +378,11 @@ def _write(extractor, work: Work, shard: int, found, missing, config: Config, se
         seconds=seconds,
         clips=len(work.shards[shard]),
         piece=f"{shard:05d}",
-        rank=place().rank,
+        rank=process_info().rank,
     )
     order = [row.name for row in work.shards[shard] if row.name in found]
     pack = _pack(extractor, order, found, missing, config)
-    store.write_shard(work.file(shard), pack, work.made_from[shard])
+    store.write_shard(work.file(shard), pack, work.fingerprint[shard])
 
 
 def _pack(extractor, order, found, missing, config: Config) -> store.FeatureSet:
@@ -417,6 +419,6 @@ def _close(works: list[Work], run: Run) -> None:
                 for name, reason in missing.items()
                 if reason != NOT_IN_SHARD
             }
-        if not files.marked(work.folder, work.whole):
+        if not files.read_marker(work.folder, work.whole):
             _mark(work)
     quarantine.replace(run.quarantine, "extract", problems)

@@ -19,24 +19,28 @@ from mer_dist.config.config import Config
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger
 from mer_dist.crossfit import adapters
-from mer_dist.crossfit.adapters import Copy
+from mer_dist.crossfit.adapters import Adapter
 from mer_dist.models.family import FAMILIES
 from mer_dist.processes import preempt
-from mer_dist.processes.env import place
+from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
 from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import AdapterFolder, Run
 from mer_dist.training import caches
-from mer_dist.training.partition import NOBODY
+from mer_dist.training.partition import PAD_INDEX
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def unfinished(config: Config) -> list[Copy]:
+def unfinished(config: Config) -> list[Adapter]:
     """The copies that are missing or were made from something else."""
-    return [copy for copy in adapters.planned(config) if not files.marked(copy.folder, copy.made_from)]
+    return [
+        adapter
+        for adapter in adapters.planned(config)
+        if not files.read_marker(adapter.folder, adapter.fingerprint)
+    ]
 
 
 @preempt.listening()
@@ -45,75 +49,81 @@ def finetune(config: Config) -> None:
     check_settings(config)
     planned = adapters.planned(config)
     missing = unfinished(config)
-    if not planned or not (missing or place().launched):
+    if not planned or not (missing or process_info().launched):
         logger.info("finetune: nothing to train")
         return
     with torch_threads(config.run.threads):
         _train_missing(config, planned, missing)
 
 
-def _train_missing(config: Config, planned: list[Copy], missing: list[Copy]) -> None:
+def _train_missing(config: Config, planned: list[Adapter], missing: list[Adapter]) -> None:
     """Train ``missing`` of the copies in this process and the others of its launcher."""
     from mer_dist.models.classifier import check_files
-    from mer_dist.training.accelerator import agreed, anywhere, offloaded_to, unknown_kind, zero_stage
+    from mer_dist.training.accelerator import (
+        any_rank,
+        broadcast_object,
+        offloaded_to,
+        unknown_kind,
+        zero_stage,
+    )
     from mer_dist.training.supported import check, check_batches
 
-    for copy in missing:
-        check_files(copy.extractor)
-        if place().rank == 0 and files.marked(copy.folder):
+    for adapter in missing:
+        check_files(adapter.extractor)
+        if process_info().rank == 0 and files.read_marker(adapter.folder):
             logger.warning(
                 "%s/%s was made with other settings, models or clips; it is trained again",
-                copy.name,
-                copy.part,
+                adapter.name,
+                adapter.variant,
             )
-        if place().rank == 0 and (absent := _never_seen(copy, planned)):
+        if process_info().rank == 0 and (absent := _never_seen(adapter, planned)):
             logger.warning(
                 "%s/%s never sees a clip labelled %s: all that it could learn from are in fold "
                 "%d, which it leaves out",
-                copy.name,
-                copy.part,
+                adapter.name,
+                adapter.variant,
                 " or ".join(absent),
-                copy.without,
+                adapter.held_out_fold,
             )
     _fix_workspaces(planned)
     run = Run(config.run.folder)
-    if place().launched:
-        caches.settle(run.caches)
-    joined = _come_together(config, run, planned[0])
-    check(zero_stage(joined), offloaded_to(joined), unknown_kind(joined))
-    check_batches(config, joined.num_processes)
-    if joined.is_main_process:
-        joined.init_trackers("finetune")
+    if process_info().launched:
+        caches.use_writable(run.caches)
+    accelerator = _come_together(config, run, planned[0])
+    check(zero_stage(accelerator), offloaded_to(accelerator), unknown_kind(accelerator))
+    check_batches(config, accelerator.num_processes)
+    if accelerator.is_main_process:
+        accelerator.init_trackers("finetune")
     # Rank 0 says what is missing: another rank might see the folders a moment later.
-    names = agreed(joined, [(copy.name, copy.part) for copy in missing])
-    logger.info("%d copies to train on %d processes", len(names), joined.num_processes)
+    names = broadcast_object(accelerator, [(adapter.name, adapter.variant) for adapter in missing])
+    logger.info("%d copies to train on %d processes", len(names), accelerator.num_processes)
     try:
-        for copy in planned:
-            if (copy.name, copy.part) not in names:
+        for adapter in planned:
+            if (adapter.name, adapter.variant) not in names:
                 # A kill after the copy was complete leaves what it was made with.
-                if joined.is_main_process:
-                    shutil.rmtree(run.checkpoints(copy.name, copy.part), ignore_errors=True)
+                if accelerator.is_main_process:
+                    shutil.rmtree(run.checkpoints(adapter.name, adapter.variant), ignore_errors=True)
                 continue
-            if anywhere(joined, preempt.asked()):
-                raise Stopped(f"asked to stop before {copy.name}/{copy.part}")
-            train(joined, copy, config)
+            if any_rank(accelerator, preempt.asked()):
+                raise Stopped(f"asked to stop before {adapter.name}/{adapter.variant}")
+            train(accelerator, adapter, config)
     except Stopped:
-        joined.end_training()
+        accelerator.end_training()
         raise
     # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
-    joined.end_training()
+    accelerator.end_training()
 
 
-def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
+def _come_together(config: Config, run: Run, first: Adapter) -> Accelerator:
     """All ranks, once each of them has come.
 
     Raises:
         Stopped: a request to stop came meanwhile.
     """
-    from mer_dist.training.accelerator import accelerator
+    from mer_dist.training.accelerator import make_accelerator
 
     try:
-        return accelerator(
+        return make_accelerator(
             first.extractor.finetuning.precision,
             config.trackers,
             run.tracking,
@@ -127,122 +137,126 @@ def _come_together(config: Config, run: Run, first: Copy) -> Accelerator:
         raise
 
 
-def _fix_workspaces(planned: list[Copy]) -> None:
+def _fix_workspaces(planned: list[Adapter]) -> None:
     """Where a copy is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
     product, and sum in another order in each."""
-    if any(copy.extractor.finetuning.deterministic for copy in planned):
+    if any(adapter.extractor.finetuning.deterministic for adapter in planned):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def _never_seen(copy: Copy, planned: list[Copy]) -> list[str]:
+def _never_seen(adapter: Adapter, planned: list[Adapter]) -> list[str]:
     """Labels that other copies of the extractor learn, and this one has no clip of."""
-    known = {label for other in planned if other.name == copy.name for label in other.labels.values()}
-    return sorted(known - {*copy.labels.values()})
+    known = {label for other in planned if other.name == adapter.name for label in other.labels.values()}
+    return sorted(known - {*adapter.labels.values()})
 
 
-def train(joined, copy: Copy, config: Config) -> None:
+def train(accelerator, adapter: Adapter, config: Config) -> None:
     """Train one copy on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
     from mer_dist.training.accelerator import free
 
-    _train(joined, copy, config)
+    _train(accelerator, adapter, config)
     # Only here does no name point to its model any more.
-    free(joined)
+    free(accelerator)
 
 
-def _train(joined, copy: Copy, config: Config) -> None:
+def _train(accelerator, adapter: Adapter, config: Config) -> None:
     from mer_dist.models.classifier import save, trainable_classifier
-    from mer_dist.training.accelerator import gathered, zero_stage
+    from mer_dist.training.accelerator import gather_full_params, zero_stage
     from mer_dist.training.checkpoint import Checkpoints
     from mer_dist.training.trainer import Trainer
 
     run = Run(config.run.folder)
-    underway = run.checkpoints(copy.name, copy.part)
+    underway = run.checkpoints(adapter.name, adapter.variant)
     classifier = trainable_classifier(
-        copy.extractor, len(config.corpus.labels), config.run.seed, zero_stage(joined) > 0
+        adapter.extractor, len(config.corpus.labels), config.run.seed, zero_stage(accelerator) > 0
     )
-    task = _task(copy, config, classifier.extractor, _budget(joined, copy))
+    task = _task(adapter, config, classifier.extractor, _budget(accelerator, adapter))
     checkpoints = Checkpoints(
-        joined, underway, copy.made_from, config.run.keep_checkpoints, config.run.checkpoint_minutes
+        accelerator, underway, adapter.fingerprint, config.run.keep_checkpoints, config.run.checkpoint_minutes
     )
-    trainer = Trainer(joined, classifier, task, copy.extractor.finetuning, config.run.seed, checkpoints)
+    trainer = Trainer(
+        accelerator, classifier, task, adapter.extractor.finetuning, config.run.seed, checkpoints
+    )
 
     def keep(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        weights = gathered(joined, trainable)
-        if joined.is_main_process:
+        weights = gather_full_params(accelerator, trainable)
+        if accelerator.is_main_process:
             with files.atomic_folder(checkpoints.best(epoch)) as folder:
                 save(model, weights, folder)
-                files.mark(folder, copy.made_from, content=files.contents(folder.iterdir()))
+                files.write_marker(folder, adapter.fingerprint, content=files.contents(folder.iterdir()))
             checkpoints.forget_best_but(epoch)
-        joined.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     def note(epoch: int, seconds: float, clips: int) -> None:
-        if joined.is_main_process:
-            timings.note(run, "finetune", copy.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}")
+        if accelerator.is_main_process:
+            timings.note(
+                run, "finetune", adapter.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}"
+            )
 
     history = trainer.run(keep, note)
     if remark := classifier.extractor.note():
         # Each rank reads a part of the clips.
-        logger.info("%s/%s: of the clips read here, %s", copy.name, copy.part, remark)
-    if joined.is_main_process:
+        logger.info("%s/%s: of the clips read here, %s", adapter.name, adapter.variant, remark)
+    if accelerator.is_main_process:
         best = checkpoints.best(history["best_epoch"])
         if faults := checkpoints.faults_of_best(history["best_epoch"]):
             raise UserError(
                 f"{underway}: the weights of the best epoch are damaged ({'; '.join(faults)}); "
                 "start again, and training goes on from a checkpoint before them"
             )
-        _finish(copy, best, history, joined.num_processes, zero_stage(joined))
+        _finish(adapter, best, history, accelerator.num_processes, zero_stage(accelerator))
         shutil.rmtree(underway)
-    joined.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
-def _finish(copy: Copy, best: Path, history: dict, processes: int, zero_stage: int) -> None:
+def _finish(adapter: Adapter, best: Path, history: dict, processes: int, zero_stage: int) -> None:
     """Make the weights of the best epoch, just found to be whole, the finished copy."""
-    with files.atomic_folder(copy.folder) as folder:
+    with files.atomic_folder(adapter.folder) as folder:
         # Links, so that the best weights are still there if this is cut short.
         shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
         files.write_json(AdapterFolder(folder).history, history)
-        content = files.mark_of(best)["content"] | files.contents([AdapterFolder(folder).history])
-        files.mark(
+        content = files.required_marker(best)["content"] | files.contents([AdapterFolder(folder).history])
+        files.write_marker(
             folder,
-            copy.made_from,
+            adapter.fingerprint,
             processes=processes,
-            trained_without=copy.without,
+            held_out_fold=adapter.held_out_fold,
             zero_stage=zero_stage,
             content=content,
         )
 
 
-def _budget(joined: Accelerator, copy: Copy) -> float:
+def _budget(accelerator: Accelerator, adapter: Adapter) -> float:
     """Of one pass forward and backward: what the smallest of all ranks' devices takes, since they cut the
     batches alike."""
     import torch
 
     from mer_dist.planning.layouts import USABLE
-    from mer_dist.training.accelerator import from_all
+    from mer_dist.training.accelerator import all_gather_object
 
-    on_gpu = joined.device.type == "cuda"
-    memory = USABLE * torch.cuda.get_device_properties(joined.device).total_memory if on_gpu else None
-    return min(from_all(joined, FAMILIES[copy.extractor.family].training_budget(memory)))
+    on_gpu = accelerator.device.type == "cuda"
+    memory = USABLE * torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
+    return min(all_gather_object(accelerator, FAMILIES[adapter.extractor.family].training_budget(memory)))
 
 
-def _task(copy: Copy, config: Config, extractor, budget: float):
+def _task(adapter: Adapter, config: Config, extractor, budget: float):
     from mer_dist.shards.reader import Reader
     from mer_dist.training.partition import Passes
     from mer_dist.training.trainer import Task
 
-    settings = copy.extractor.finetuning
+    settings = adapter.extractor.finetuning
     labels = config.corpus.labels
-    targets = np.array([labels.index(label) for label in copy.labels.values()])
+    targets = np.array([labels.index(label) for label in adapter.labels.values()])
     train, held_out = _hold_out(targets, settings.validation, config.run.seed)
-    pieces, longest = np.array([extractor.shape(row) for row in copy.rows], float).T
-    shortest = np.lexsort((longest, pieces))[0]
+    segments, longest = np.array([extractor.shape(row) for row in adapter.rows], float).T
+    shortest = np.lexsort((longest, segments))[0]
     reader = Reader(Run(config.run.folder).shards)
 
     def load(positions: np.ndarray):
-        real = positions[positions != NOBODY]
+        real = positions[positions != PAD_INDEX]
         stand_in = real[0] if len(real) else shortest
-        rows = [copy.rows[stand_in if place == NOBODY else place] for place in positions]
+        rows = [adapter.rows[stand_in if place == PAD_INDEX else place] for place in positions]
         samples = (reader.read(row, extractor.modality) for row in rows)
         return extractor.collate_clips([extractor.prepare(sample) for sample in samples])
 
@@ -252,8 +266,8 @@ def _task(copy: Copy, config: Config, extractor, budget: float):
         train=train,
         held_out=held_out,
         class_weights=_class_weights(targets[train], len(labels), settings.class_weights),
-        passes=Passes.of(settings, pieces, longest, budget),
-        name=f"{copy.name}/{copy.part}",
+        passes=Passes.of(settings, segments, longest, budget),
+        name=f"{adapter.name}/{adapter.variant}",
     )
 
 

@@ -21,8 +21,8 @@ from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
-from mer_dist.fusion.baseline import probe
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
+from mer_dist.fusion.linear_probe import linear_probe
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.processes import preempt
 from mer_dist.processes.threads import torch_threads
@@ -76,9 +76,9 @@ class _Sets:
         found = [problem for of_set in self.problems.values() for problem in of_set]
         quarantine.replace(self.run.quarantine, join.STAGE, [*self.of_labels, *found, *stay])
 
-    def made_from(self, names: list[str]) -> dict[str, str]:
+    def fingerprint(self, names: list[str]) -> dict[str, str]:
         """Set -> its fingerprint."""
-        return {name: join.set_made_from(self.run, name, self.clips.folds) for name in names}
+        return {name: join.set_fingerprint(self.run, name, self.clips.folds) for name in names}
 
 
 def _is_of(problem: Problem, unread: set[str]) -> bool:
@@ -113,11 +113,11 @@ def fuse(config: Config) -> None:
     sets = _Sets(config, run, clips, problems)
     check_names(config, clips, run)
     fused = join.fused_sets(config)
-    recipe = recipes.fused(clips, sets.made_from(fused))
+    recipe = recipes.fused(clips, sets.fingerprint(fused))
     save(config, run.config)
-    files.sweep(run.folder, run.probes.folder, run.rounds_folder)
+    files.remove_stale(run.folder, run.linear_probes.folder, run.rounds_folder)
     sets.note()
-    probes = _probe_all(config, sets)
+    linear_probes = _probe_all(config, sets)
     with ExitStack() as to_the_end:
 
         def inputs() -> FeatureBatch:
@@ -125,19 +125,19 @@ def fuse(config: Config) -> None:
             return _inputs(config, sets, fused)
 
         last = self_train(config, clips, recipe, inputs)
-        _vote(config, clips, last, probes)
+        _vote(config, clips, last, linear_probes)
     publish(run)
     tell(config, clips, CrossFittedRound.load(run, 0).present, run)
 
 
-def _vote(config: Config, clips: Clips, last: Recipe, probes: dict[str, Recipe]) -> None:
+def _vote(config: Config, clips: Clips, last: Recipe, linear_probes: dict[str, Recipe]) -> None:
     """Vote on what the last round and the probes were made from, unless that was done."""
     from mer_dist.fusion.vote import vote
 
     run = Run(config.run.folder)
-    voting = recipes.voting(config, probes)
-    recipe = recipes.vote(config, last, [probes[name] for name in voting])
-    if files.marked(run.vote.folder, recipe.made_from):
+    voting = recipes.voting(config, linear_probes)
+    recipe = recipes.vote(config, last, [linear_probes[name] for name in voting])
+    if files.read_marker(run.vote.folder, recipe.fingerprint):
         logger.info("vote: already there")
     else:
         others: list[CrossFitted | CrossFittedRound] = [
@@ -196,25 +196,27 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
     """Probe the sets that have none yet; returns set -> recipe."""
     run = sets.run
     parts = recipes.probed(config, run)
-    wanted = {name: recipes.probe(sets.clips, sets.made_from(of)) for name, of in parts.items()}
-    done = (files.marked(run.probes.folder) or {}).get("sets", {})
+    wanted = {name: recipes.linear_probe(sets.clips, sets.fingerprint(of)) for name, of in parts.items()}
+    done = (files.read_marker(run.linear_probes.folder) or {}).get("sets", {})
     done = {
         name: facts
         for name, facts in done.items()
-        if run.probes.predictions(name).exists() and run.probes.nested_oof(name).exists()
+        if run.linear_probes.predictions(name).exists() and run.linear_probes.nested_oof(name).exists()
     }
-    missing = [name for name in wanted if done.get(name, {}).get("made_from") != wanted[name].made_from]
-    for name in progress(missing, len(missing), "probes", "sets") if missing else ():
+    missing = [name for name in wanted if done.get(name, {}).get("fingerprint") != wanted[name].fingerprint]
+    for name in progress(missing, len(missing), "linear probes", "sets") if missing else ():
         clips = len(sets.clips.names)
-        with timings.record(run, "fuse", run.probes.folder, clips=clips, piece=name):
+        with timings.record(run, "fuse", run.linear_probes.folder, clips=clips, piece=name):
             if done.pop(name, None):
                 # What is about to be replaced must not pass for what it was.
-                files.mark(run.probes.folder, files.fingerprint(done), sets=done, clips=clips)
+                files.write_marker(
+                    run.linear_probes.folder, files.fingerprint_of(done), sets=done, clips=clips
+                )
             _probe(config, sets, name, parts[name])
-        done[name] = {"made_from": wanted[name].made_from, "of": wanted[name].of}
+        done[name] = {"fingerprint": wanted[name].fingerprint, "of": wanted[name].of}
         there = {name: done[name] for name in wanted if name in done}
-        files.mark(run.probes.folder, files.fingerprint(there), sets=there, clips=clips)
-    for path in run.probes.files():
+        files.write_marker(run.linear_probes.folder, files.fingerprint_of(there), sets=there, clips=clips)
+    for path in run.linear_probes.files():
         if path.stem not in wanted:
             path.unlink()
     return wanted
@@ -225,7 +227,7 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     title = _probe_title(config, name, found[0])
-    probe(list(values), list(valid), clips, title).save(sets.run, name)
+    linear_probe(list(values), list(valid), clips, title).save(sets.run, name)
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

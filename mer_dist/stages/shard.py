@@ -28,9 +28,9 @@ from mer_dist.core.records import Clip, Problem
 from mer_dist.corpus import survey, twins
 from mer_dist.crossfit import adapters, folds
 from mer_dist.processes import preempt
-from mer_dist.shards import manifest, replaced
-from mer_dist.shards.manifest import Facts, Row
+from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
+from mer_dist.shards.shard_index import Row, ShardRecord
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import Run, ShardFolder
 
@@ -57,19 +57,21 @@ def shard(config: Config, fused: bool = False) -> None:
     faces.check(config.shard)
     taken = replaced.taken(config, clips, unlisted)
     _check_folds(config, clips, fused)
-    made_from = settings_fingerprint(config.shard)
+    fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
-    whole = files.fingerprint([made_from, sources, labels, [problem.as_values() for problem in unlisted]])
-    kept = _kept(run, made_from, sources)
-    tried = {name for facts in kept.values() for name in facts.clips}
+    whole = files.fingerprint_of(
+        [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
+    )
+    kept = _kept(run, fingerprint, sources)
+    tried = {name for record in kept.values() for name in record.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
     results = (*ShardFolder(run.shards).results, run.quarantine)
-    if not remaining and files.marked(run.shards, whole) and all(map(Path.exists, results)):
+    if not remaining and files.read_marker(run.shards, whole) and all(map(Path.exists, results)):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
-    if made := ShardFolder(run.shards).all_facts():
+    if made := ShardFolder(run.shards).all_records():
         logger.info(
             "%d shards are kept and %d cut anew; %d clips are to be done",
             len(kept),
@@ -81,10 +83,10 @@ def shard(config: Config, fused: bool = False) -> None:
     if taken:
         logger.warning("%s: they are taken out", taken)
     save(config, run.config)
-    files.sweep(run.folder)
+    files.remove_stale(run.folder)
     _clear(run, kept)
     _relabel(run, kept, clips)
-    _write(run, config.shard, encoded, kept, made_from, sources, started)
+    _write(run, config.shard, encoded, kept, fingerprint, sources, started)
     _finish(run, whole, clips, unlisted)
 
 
@@ -120,50 +122,50 @@ def _source(clip: Clip, config: Config) -> str:
     places = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
     crops = None
     if config.shard.faces == "openface":
-        crops = files.stamp(faces.openface_folder(Path(config.shard.openface), clip.name))
-    return files.fingerprint(
-        [places, files.stamp(clip.video), files.stamp(clip.audio), crops, clip.transcript]
+        crops = files.size_and_mtime(faces.openface_folder(Path(config.shard.openface), clip.name))
+    return files.fingerprint_of(
+        [places, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
     )
 
 
-def _kept(run: Run, made_from: str, sources: dict[str, str]) -> dict[int, Facts]:
+def _kept(run: Run, fingerprint: str, sources: dict[str, str]) -> dict[int, ShardRecord]:
     """The shards that are whole and whose clips are all as they were."""
-    kept: dict[int, Facts] = {}
+    kept: dict[int, ShardRecord] = {}
     seen: set[str] = set()
-    for number, facts in manifest.all_facts(run.shards).items():
-        if facts is None or facts.made_from != made_from or seen & facts.clips.keys():
+    for number, record in shard_index.all_records(run.shards).items():
+        if record is None or record.fingerprint != fingerprint or seen & record.clips.keys():
             continue
-        if any(sources.get(name) != source for name, source in facts.clips.items()):
+        if any(sources.get(name) != source for name, source in record.clips.items()):
             continue
         tar = ShardFolder(run.shards).tar(number)
-        if facts.sha256 and (not tar.exists() or tar.stat().st_size != facts.bytes):
+        if record.sha256 and (not tar.exists() or tar.stat().st_size != record.bytes):
             continue
-        kept[number] = facts
-        seen |= facts.clips.keys()
+        kept[number] = record
+        seen |= record.clips.keys()
     return kept
 
 
-def _clear(run: Run, kept: dict[int, Facts]) -> None:
+def _clear(run: Run, kept: dict[int, ShardRecord]) -> None:
     """Remove what a stopped or outdated run left; first of all what claims to be complete."""
     shards = ShardFolder(run.shards)
     run.shards.mkdir(parents=True, exist_ok=True)
-    for path in (run.shards / files.MARK, shards.manifest):
+    for path in (run.shards / files.MARKER, shards.index):
         path.unlink(missing_ok=True)
-    stays = {shards.facts(number) for number in kept}
-    stays |= {shards.tar(number) for number, facts in kept.items() if facts.sha256}
-    for path in {*shards.all_facts(), *shards.all_tars(), *run.shards.glob(".*.tmp")} - stays:
+    stays = {shards.record(number) for number in kept}
+    stays |= {shards.tar(number) for number, record in kept.items() if record.sha256}
+    for path in {*shards.all_records(), *shards.all_tars(), *run.shards.glob(".*.tmp")} - stays:
         path.unlink()
 
 
-def _relabel(run: Run, kept: dict[int, Facts], clips: list[Clip]) -> None:
+def _relabel(run: Run, kept: dict[int, ShardRecord], clips: list[Clip]) -> None:
     """Give the rows of the kept shards the labels and splits that the corpus has now."""
     now, changed = {clip.name: clip for clip in clips}, 0
-    for number, facts in kept.items():
-        path = ShardFolder(run.shards).facts(number)
-        rows = manifest.read_rows(path)
+    for number, record in kept.items():
+        path = ShardFolder(run.shards).record(number)
+        rows = shard_index.read_rows(path)
         own = [replace(row, split=now[row.name].split, label=now[row.name].label) for row in rows]
         if own != rows:
-            manifest.write_rows(path, own, facts)
+            shard_index.write_rows(path, own, record)
             changed += sum(one != other for one, other in zip(own, rows, strict=True))
     if changed:
         logger.info("%d clips have another label or split than before; their shards stay", changed)
@@ -215,8 +217,8 @@ def _write(
     run: Run,
     config: ShardConfig,
     encoded: Iterator,
-    kept: dict[int, Facts],
-    made_from: str,
+    kept: dict[int, ShardRecord],
+    fingerprint: str,
     sources: dict[str, str],
     started: float,
 ) -> None:
@@ -228,7 +230,7 @@ def _write(
         number, now = next(numbers), time.monotonic()
         timings.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")
         started = now
-        writer.write(run.shards, number, batch, made_from=made_from, sources=sources)
+        writer.write(run.shards, number, batch, fingerprint=fingerprint, sources=sources)
 
 
 def _until_asked(encoded: Iterator) -> Iterator:
@@ -273,9 +275,9 @@ def _encode(decoded):
 
 def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Everything that is known only at the end, from the files of the shards alone."""
-    shards = {number: manifest.facts_of(run.shards, number) for number in manifest.numbers(run.shards)}
-    rows = [row for number in shards for row in manifest.read_rows(ShardFolder(run.shards).facts(number))]
-    problems = _problems([problem for facts in shards.values() for problem in facts.problems], unlisted)
+    shards = {number: shard_index.record_of(run.shards, number) for number in shard_index.numbers(run.shards)}
+    rows = [row for number in shards for row in shard_index.read_rows(ShardFolder(run.shards).record(number))]
+    problems = _problems([problem for record in shards.values() for problem in record.problems], unlisted)
     same = _twins(clips, rows)
     labels = {row.name: row.label for row in rows if row.label is not None}
     stats = _stats(rows, list(shards.values()), problems, twins.remarks(same, labels))
@@ -284,11 +286,13 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
         raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
     # Those that are unlabelled are answered all the same.
     stored = {row.name for row in rows}
-    manifest.write_unstored(run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored})
-    manifest.write_twins(run.shards, same)
-    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
+    shard_index.write_unstored(
+        run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored}
+    )
+    shard_index.write_twins(run.shards, same)
+    shard_index.write_rows(ShardFolder(run.shards).index, rows)
     files.write_json(ShardFolder(run.shards).stats, stats)
-    files.mark(run.shards, whole, clips=stats["clips"])
+    files.write_marker(run.shards, whole, clips=stats["clips"])
     logger.info(
         "%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
         stats["clips"],
@@ -320,7 +324,7 @@ def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
 
 
 def _stats(
-    rows: list[Row], shards: list[Facts], problems: list[Problem], remarks: dict[str, list[str]]
+    rows: list[Row], shards: list[ShardRecord], problems: list[Problem], remarks: dict[str, list[str]]
 ) -> dict:
     """
     Args:
@@ -332,11 +336,11 @@ def _stats(
         "labels": Counter(row.label for row in rows if row.label is not None),
         "missing": Counter(modality for row in rows for modality in row.missing),
         "quarantined": Counter(str(problem.lost) for problem in problems),
-        "faceless": sum(facts.faceless for facts in shards),
-        "shards": sum(bool(facts.sha256) for facts in shards),
-        "bytes": sum(facts.bytes for facts in shards),
+        "faceless": sum(record.faceless for record in shards),
+        "shards": sum(bool(record.sha256) for record in shards),
+        "bytes": sum(record.bytes for record in shards),
         "duration": round(sum(row.duration for row in rows), 3),
-        "remarks": _remarks([*(facts.remarks for facts in shards), remarks]),
+        "remarks": _remarks([*(record.remarks for record in shards), remarks]),
     }
 
 

@@ -18,16 +18,16 @@ from typing import Any
 
 from mer_dist.core.errors import UserError
 
-MARK = "made.json"
+MARKER = "made.json"
 #: What people are sent to in messages and configurations; setup.cfg puts it into the wheel.
 SHIPPED = ("configs", "launch", "slurm", "constraints.txt")
-#: What :func:`stamp` means to people.
+#: What :func:`size_and_mtime` means to people.
 UNCHANGED = (
     "a file of the corpus counts as unchanged by its size and modification time: touch one that was repaired "
     "and has kept both"
 )
 #: In a mark: the fingerprint of all else that stands there.
-_SEAL = "seal"
+_CHECKSUM = "checksum"
 #: Bytes that are read at a time.
 _BLOCK = 1 << 20
 #: How a library that is not written in Python tells the number of a system's error.
@@ -117,7 +117,7 @@ def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def sweep(*folders: Path) -> None:
+def remove_stale(*folders: Path) -> None:
     """Remove what killed processes left of :func:`atomic` and :func:`atomic_folder` in ``folders``.
 
     What a process that lives is writing stays, and for a day also what one of another machine may be.
@@ -159,7 +159,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
+    remove_stale(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{_own()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -291,7 +291,7 @@ def _fault(path: Path, size: int, crc: int) -> str:
         return "is gone"
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint_of(value: Any) -> str:
     """A short hash of any JSON-able value: equal values, equal fingerprints, in every process."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -302,7 +302,7 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def stamp(path: Path | None) -> list | None:
+def size_and_mtime(path: Path | None) -> list | None:
     """Size and modification time: what a file is known by without reading it.
 
     The time at which the inode changed is no part of it: a corpus that is copied, moved or linked is the same.
@@ -319,14 +319,14 @@ def stamp(path: Path | None) -> list | None:
 def folder_fingerprint(folder: Path) -> str:
     """Fingerprint of a folder by the names, sizes and times of its files."""
     rows = [
-        [str(path.relative_to(folder)), stamp(path)]
+        [str(path.relative_to(folder)), size_and_mtime(path)]
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file()
     ]
-    return fingerprint(rows)
+    return fingerprint_of(rows)
 
 
-def mark(folder: Path, made_from: str, **facts: Any) -> None:
+def write_marker(folder: Path, fingerprint: str, **facts: Any) -> None:
     """Leave the marker that says ``folder`` is complete and which fingerprint it was made from.
 
     Written last, so its presence is the proof that everything before it is on disk.
@@ -335,35 +335,35 @@ def mark(folder: Path, made_from: str, **facts: Any) -> None:
         facts: what is the same whenever and on however many processes the folder is made; how long it
             took is noted by :mod:`mer_dist.storage.timings`.
     """
-    told = json.loads(json.dumps({"made_from": made_from, **facts}))
-    write_json(Path(folder) / MARK, {**told, _SEAL: fingerprint(told)})
+    told = json.loads(json.dumps({"fingerprint": fingerprint, **facts}))
+    write_json(Path(folder) / MARKER, {**told, _CHECKSUM: fingerprint_of(told)})
 
 
-def marked(folder: Path, made_from: str | None = None) -> dict | None:
+def read_marker(folder: Path, fingerprint: str | None = None) -> dict | None:
     """The marker of ``folder``, or None if absent, unreadable, changed since, or of another fingerprint."""
     try:
-        facts = read_json(Path(folder) / MARK)
-        seal = facts.pop(_SEAL, None) if isinstance(facts, dict) else ""
-        whole = seal in (None, fingerprint(facts))
+        facts = read_json(Path(folder) / MARKER)
+        checksum = facts.pop(_CHECKSUM, None) if isinstance(facts, dict) else ""
+        whole = checksum in (None, fingerprint_of(facts))
     except (OSError, ValueError):
         return None
-    if not whole or made_from not in (None, facts.get("made_from")):
+    if not whole or fingerprint not in (None, facts.get("fingerprint")):
         return None
-    if seal is None:
+    if checksum is None:
         # One of the first version, which told of no checksums.
         facts.pop("content", None)
     return facts
 
 
-def mark_of(folder: Path) -> dict:
+def required_marker(folder: Path) -> dict:
     """The marker of a folder that was complete a moment ago.
 
     Raises:
         UserError: it is so no longer: somebody else works in it.
     """
-    facts = marked(folder)
+    facts = read_marker(folder)
     if facts is None:
         raise UserError(
-            f"{folder}: complete a moment ago, and now without its {MARK}; what else works in it?"
+            f"{folder}: complete a moment ago, and now without its {MARKER}; what else works in it?"
         )
     return facts

@@ -6,20 +6,20 @@
       config.yaml               the resolved configuration
       quarantine.parquet        every clip or modality that could not be used, and why
       folds.json                labelled clip -> fold, for finetune and fuse alike
-      shards/                   {00000..}.tar, {00000..}.parquet, manifest.parquet, unstored.json,
+      shards/                   {00000..}.tar, {00000..}.parquet, index.parquet, unstored.json,
                                 twins.json, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
-      checkpoints/<extractor>/  <part>/: the training under way, removed when its copy is complete
+      checkpoints/<extractor>/  <variant>/: the training under way, removed when its copy is complete
       features/<set>/           {00000..}.safetensors, set.json
-      probes/                   <set>.parquet: one modality alone; <set>.safetensors
+      linear_probes/            <set>.parquet: one modality alone; <set>.safetensors
       rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,
-                                by_fold.safetensors, models.safetensors, curves.json, selection.parquet
+                                fold_predictions.safetensors, models.safetensors, curves.json, pseudo_labels.parquet
       vote/                     prior.json, predictions.parquet and the answer
       answer.csv                name,discrete
       scores.json
       report.html
       slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
-      logs/                     lines of every rank, and what its work took: times.<stage>.<rank>.jsonl
+      logs/                     lines of every rank, and what its work took: timings.<stage>.<rank>.jsonl
       caches/                   what DeepSpeed compiles, where HOME cannot be written
       status/  tracking/
 
@@ -35,7 +35,7 @@ from pathlib import Path
 
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
-from mer_dist.storage.files import MARK
+from mer_dist.storage.files import MARKER
 
 _ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
 #: Stands for the linear baseline on all fused sets side by side; no feature set has such a name.
@@ -68,12 +68,12 @@ class _Folder:
 
 
 class ShardFolder(_Folder):
-    """``shards/``; see :mod:`mer_dist.shards.manifest`."""
+    """``shards/``; see :mod:`mer_dist.shards.shard_index`."""
 
     @property
-    def manifest(self) -> Path:
+    def index(self) -> Path:
         """The rows of all shards."""
-        return self.folder / "manifest.parquet"
+        return self.folder / "index.parquet"
 
     @property
     def unstored(self) -> Path:
@@ -90,23 +90,23 @@ class ShardFolder(_Folder):
     @property
     def results(self) -> tuple[Path, ...]:
         """What is made of all shards together."""
-        return self.manifest, self.unstored, self.twins, self.stats
+        return self.index, self.unstored, self.twins, self.stats
 
     def tar(self, number: int) -> Path:
         return self.folder / f"{number:05d}.tar"
 
-    def facts(self, number: int) -> Path:
+    def record(self, number: int) -> Path:
         """The rows of one shard, and what it was made from."""
         return self.folder / f"{number:05d}.parquet"
 
     def all_tars(self) -> list[Path]:
         return _numbered(self.folder, ".tar")
 
-    def all_facts(self) -> list[Path]:
+    def all_records(self) -> list[Path]:
         return _numbered(self.folder, ".parquet")
 
     def files(self) -> list[Path]:
-        return [*self.all_tars(), *self.all_facts(), *self.results]
+        return [*self.all_tars(), *self.all_records(), *self.results]
 
 
 class FeatureFolder(_Folder):
@@ -145,8 +145,8 @@ class AdapterFolder(_Folder):
         return self.folder.name
 
 
-class ProbeFolder(_Folder):
-    """``probes/``: logistic regression on each feature set."""
+class LinearProbeFolder(_Folder):
+    """``linear_probes/``: logistic regression on each feature set."""
 
     def predictions(self, set_name: str) -> Path:
         return self.folder / f"{set_name}.parquet"
@@ -182,7 +182,7 @@ class RoundFolder(_Folder):
     def fold_predictions(self) -> Path:
         """Predictions of the unlabelled clips by the models of each fold and, in round 0, of the labelled ones by
         models without two folds."""
-        return self.folder / "by_fold.safetensors"
+        return self.folder / "fold_predictions.safetensors"
 
     @property
     def models(self) -> Path:
@@ -195,7 +195,7 @@ class RoundFolder(_Folder):
     @property
     def pseudo_label_log(self) -> Path:
         """Not in round 0; see :mod:`mer_dist.fusion.pseudo_label_log`."""
-        return self.folder / "selection.parquet"
+        return self.folder / "pseudo_labels.parquet"
 
     def files(self) -> list[Path]:
         return [self.predictions, self.fold_predictions, self.models, self.curves, self.pseudo_label_log]
@@ -232,7 +232,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """Whether a run has left anything there: by names that nobody gives to files of their own."""
-        left = ("status/lock", "quarantine.parquet", "shards/manifest.parquet", "features/*/set.json")
+        left = ("status/lock", "quarantine.parquet", "shards/index.parquet", "features/*/set.json")
         return any(any(self.folder.glob(name)) for name in (*left, "rounds/[0-9]*/predictions.parquet"))
 
     @property
@@ -252,17 +252,17 @@ class Run:
         """A :class:`ShardFolder` by its path."""
         return self.folder / "shards"
 
-    def adapter(self, extractor: str, part: str) -> Path:
-        """An :class:`AdapterFolder` by its path; ``part`` is ``fold-K`` (never trained on fold K) or ``all``."""
-        return self.folder / "adapters" / extractor / part
+    def adapter(self, extractor: str, variant: str) -> Path:
+        """An :class:`AdapterFolder` by its path; ``variant`` is ``fold-K`` (never trained on fold K) or ``all``."""
+        return self.folder / "adapters" / extractor / variant
 
     def adapters(self) -> list[AdapterFolder]:
         """Of all extractors, whole or not."""
         found = (AdapterFolder(path) for path in sorted((self.folder / "adapters").glob("*/*")))
         return [one for one in found if _is_set(f"{one.extractor}@{one.variant}")]
 
-    def checkpoints(self, extractor: str, part: str) -> Path:
-        return self.folder / "checkpoints" / extractor / part
+    def checkpoints(self, extractor: str, variant: str) -> Path:
+        return self.folder / "checkpoints" / extractor / variant
 
     @property
     def features_folder(self) -> Path:
@@ -278,8 +278,8 @@ class Run:
         return sorted(path for path in self.features_folder.glob("*") if _is_set(path.name))
 
     @property
-    def probes(self) -> ProbeFolder:
-        return ProbeFolder(self.folder / "probes")
+    def linear_probes(self) -> LinearProbeFolder:
+        return LinearProbeFolder(self.folder / "linear_probes")
 
     @property
     def rounds_folder(self) -> Path:
@@ -298,8 +298,8 @@ class Run:
         """What lies among the files that stages wrote and is none of them, hidden files aside: a program that
         synchronises folders leaves its copies there. No stage reads it."""
         sets = [FeatureFolder(folder) for folder in self.feature_sets()]
-        parts = (ShardFolder(self.shards), self.probes, self.vote, *sets, *self.rounds())
-        owned = {part.folder: {*part.files(), part.folder / MARK} for part in parts}
+        parts = (ShardFolder(self.shards), self.linear_probes, self.vote, *sets, *self.rounds())
+        owned = {part.folder: {*part.files(), part.folder / MARKER} for part in parts}
         owned[self.features_folder] = {*self.feature_sets()}
         owned[self.rounds_folder] = {one.folder for one in self.rounds()}
         return sorted(
@@ -329,13 +329,13 @@ class Run:
     def log(self, stage: str, rank: int) -> Path:
         return self.folder / "logs" / f"{stage}.{rank}.log"
 
-    def times(self, stage: str, rank: int | str) -> Path:
+    def timings(self, stage: str, rank: int | str) -> Path:
         """What the work of a rank took; see :mod:`mer_dist.storage.timings`."""
-        return self.folder / "logs" / f"times.{stage}.{rank}.jsonl"
+        return self.folder / "logs" / f"timings.{stage}.{rank}.jsonl"
 
-    def all_times(self) -> list[Path]:
+    def all_timings(self) -> list[Path]:
         """Of all stages and ranks."""
-        pattern = self.times("*", "*")
+        pattern = self.timings("*", "*")
         return sorted(pattern.parent.glob(pattern.name))
 
     def status(self, stage: str) -> Path:

@@ -66,7 +66,7 @@ def note(
         seconds=round(seconds, 3),
         clips=clips,
     )
-    path = run.times(stage, rank)
+    path = run.timings(stage, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named(path), open(path, "a", encoding="utf-8") as file:
         # The line break comes first: it ends a line that a kill left torn.
@@ -90,7 +90,7 @@ def read(run: Run) -> list[Spent]:
     """Everything that was noted; torn lines are passed over."""
     lines = (
         line
-        for path in run.all_times()
+        for path in run.all_timings()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
     return [spent for line in lines if (spent := _parsed(line))]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import UserError
 from mer_dist.processes import launch_config
-from mer_dist.processes.env import own_tools_first, place, under_deepspeed
+from mer_dist.processes.env import own_tools_first, process_info, under_deepspeed
 from mer_dist.training import caches
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def accelerator(
+def make_accelerator(
     precision: str, trackers: list[str], tracking: Path, threads: int, timeout: float = 30
 ) -> Accelerator:
     """Join the process group. Call once in a process, before any model is loaded.
@@ -50,21 +50,21 @@ def accelerator(
             raise UserError(f"trackers names {tracker}, which is not installed: pip install {tracker}")
     if under_deepspeed() and not torch.cuda.is_available():
         caches.compile_communication()
-    joined = Accelerator(
+    accelerator = Accelerator(
         # Without this it believes every rank alone on a machine that has no GPU.
-        cpu=place().launched and not under_deepspeed() and not torch.cuda.is_available(),
+        cpu=process_info().launched and not under_deepspeed() and not torch.cuda.is_available(),
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
         project_dir=tracking,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=_group(timedelta(minutes=timeout)) if place().launched else [],
+        kwargs_handlers=_group(timedelta(minutes=timeout)) if process_info().launched else [],
     )
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if not joined.num_processes == world == place().world:
+    if not accelerator.num_processes == world == process_info().world:
         raise RuntimeError(
-            f"Accelerate counts {joined.num_processes} processes, torch {world}, the launcher {place().world}"
+            f"Accelerate counts {accelerator.num_processes} processes, torch {world}, the launcher {process_info().world}"
         )
-    return joined
+    return accelerator
 
 
 def _group(limit: timedelta) -> list:
@@ -77,7 +77,7 @@ def _group(limit: timedelta) -> list:
     if under_deepspeed():
         return [InitProcessGroupKwargs(backend=backend, timeout=limit)]
     # DeepSpeed names the device itself; NCCL would guess it at the first barrier.
-    device = torch.device("cuda", place().local_rank) if on_gpu else None
+    device = torch.device("cuda", process_info().local_rank) if on_gpu else None
     torch.distributed.init_process_group(backend, timeout=limit, device_id=device)
     # Some weights never get a gradient (HuBERT's embedding of masked steps); and as torch is told so, it leaves
     # the buckets of gradients as they are first cut, in which a resumed training sums in the same order.
@@ -88,34 +88,34 @@ def _group(limit: timedelta) -> list:
     ]
 
 
-def agreed(joined: Accelerator, value):
+def broadcast_object(accelerator: Accelerator, value):
     """Rank 0's ``value`` on every rank."""
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([value])[0] if joined.num_processes > 1 else value
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
-def from_all(joined: Accelerator, value) -> list:
+def all_gather_object(accelerator: Accelerator, value) -> list:
     """The ``value`` of every rank, in the order of ranks, on all of them."""
     from accelerate.utils import gather_object
 
-    return gather_object([value]) if joined.num_processes > 1 else [value]
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
-def anywhere(joined: Accelerator, here: bool) -> bool:
+def any_rank(accelerator: Accelerator, here: bool) -> bool:
     """Whether it is so on any rank; asked by all of them."""
     import torch
 
-    return joined.reduce(torch.tensor(float(here), device=joined.device), "sum").item() > 0
+    return accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum").item() > 0
 
 
-def zero_stage(joined: Accelerator) -> int:
+def zero_stage(accelerator: Accelerator) -> int:
     """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
-    plugin = joined.state.deepspeed_plugin
+    plugin = accelerator.state.deepspeed_plugin
     return 0 if plugin is None else plugin.zero_stage
 
 
-def unknown_kind(joined: Accelerator) -> str:
+def unknown_kind(accelerator: Accelerator) -> str:
     """By what Accelerate joins the ranks, where it is neither DeepSpeed nor plain data parallelism."""
     from accelerate.utils import DistributedType
 
@@ -125,75 +125,75 @@ def unknown_kind(joined: Accelerator) -> str:
         DistributedType.MULTI_GPU,
         DistributedType.DEEPSPEED,
     )
-    return "" if joined.distributed_type in known else str(joined.distributed_type.value)
+    return "" if accelerator.distributed_type in known else str(accelerator.distributed_type.value)
 
 
-def offloaded_to(joined: Accelerator) -> set[str]:
+def offloaded_to(accelerator: Accelerator) -> set[str]:
     """Where DeepSpeed keeps what it takes off the device: ``cpu``, ``nvme``; empty if it keeps all there."""
-    plugin = joined.state.deepspeed_plugin
+    plugin = accelerator.state.deepspeed_plugin
     settings = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
     parts = (settings.get(f"offload_{part}") or {} for part in ("optimizer", "param"))
     return {part["device"] for part in parts if part.get("device", "none") != "none"}
 
 
-def prepare(joined: Accelerator, config: FinetuneConfig, model: nn.Module, optimizer: Optimizer):
+def prepare(accelerator: Accelerator, config: FinetuneConfig, model: nn.Module, optimizer: Optimizer):
     """``Accelerator.prepare`` of the two, with batch sizes and, under DeepSpeed, a buffer for gradients that
     suit the model. What the user's own DeepSpeed file sets stays.
 
     Returns:
         The wrapped model and optimizer.
     """
-    _set_batch(joined, config)
-    plugin = joined.state.deepspeed_plugin
+    _set_batch(accelerator, config)
+    plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
-        return joined.prepare(model, optimizer)
+        return accelerator.prepare(model, optimizer)
     settings = plugin.deepspeed_config["zero_optimization"]
     own = {key: value for key, value in settings.items() if value != "auto"}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     count = sum(getattr(weight, "ds_numel", weight.numel()) for weight in trained)
     bucket = {"reduce_bucket_size": launch_config.reduce_bucket(count)}
     plugin.deepspeed_config["zero_optimization"] = {**bucket, **own}
-    wrapped = joined.prepare(model, optimizer)
+    wrapped = accelerator.prepare(model, optimizer)
     # The next model has other sizes.
     plugin.deepspeed_config["zero_optimization"] = settings
     return wrapped
 
 
-def unwrapped(joined: Accelerator, model: nn.Module) -> nn.Module:
+def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """The model that was prepared, without what is wrapped round it for several ranks.
 
     Without DeepSpeed Accelerate is not asked, which would import DeepSpeed, for seconds.
     """
     from torch.nn.parallel import DistributedDataParallel
 
-    if joined.state.deepspeed_plugin is not None:
-        return joined.unwrap_model(model)
+    if accelerator.state.deepspeed_plugin is not None:
+        return accelerator.unwrap_model(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _set_batch(joined: Accelerator, config: FinetuneConfig) -> None:
+def _set_batch(accelerator: Accelerator, config: FinetuneConfig) -> None:
     """DeepSpeed would divide by the passes of a step, whose number changes: the trainer scales the loss itself
     and says which pass is the last."""
-    joined.gradient_accumulation_steps = 1
-    plugin = joined.state.deepspeed_plugin
+    accelerator.gradient_accumulation_steps = 1
+    plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        share = -(-config.batch // joined.num_processes)
+        share = -(-config.batch // accelerator.num_processes)
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=share,
             gradient_accumulation_steps=1,
-            train_batch_size=share * joined.num_processes,
+            train_batch_size=share * accelerator.num_processes,
             gradient_clipping=config.clip_norm,
         )
 
 
-def settle(joined: Accelerator, model: Any) -> None:
+def release_gathered_params(accelerator: Accelerator, model: Any) -> None:
     """Wait for what ZeRO-3 gathers ahead for a prepared model, and split it again. Call after a forward pass
     that no backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
-    if zero_stage(joined) == 3:
+    if zero_stage(accelerator) == 3:
         model.empty_partition_cache()
 
 
-def free(joined: Accelerator) -> None:
+def free(accelerator: Accelerator) -> None:
     """Let go of what was prepared, once the caller holds none of it either: the next model needs its memory.
 
     DeepSpeed's engine, hooks and closures point at each other, which only the collector of cycles sees, and
@@ -201,10 +201,10 @@ def free(joined: Accelerator) -> None:
     """
     import torch
 
-    if zero_stage(joined) == 3:
+    if zero_stage(accelerator) == 3:
         _forget_models()
     # It collects while it still points to the models itself.
-    joined.free_memory()
+    accelerator.free_memory()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -224,7 +224,7 @@ def _forget_models() -> None:
                 cell.cell_contents.cache_clear()
 
 
-def gathered(joined: Accelerator, parameters: dict) -> dict:
+def gather_full_params(accelerator: Accelerator, parameters: dict) -> dict:
     """Whole copies on the CPU of named parameters on the main process; nothing on the others.
 
     Under ZeRO-3 each rank holds a part only; saving such a parameter without gathering writes an
@@ -232,8 +232,8 @@ def gathered(joined: Accelerator, parameters: dict) -> dict:
     """
     whole = {}
     for name, value in parameters.items():
-        with _whole(value) if zero_stage(joined) == 3 else nullcontext():
-            if joined.is_main_process:
+        with _whole(value) if zero_stage(accelerator) == 3 else nullcontext():
+            if accelerator.is_main_process:
                 whole[name] = value.detach().cpu().clone()
     return whole
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mer_dist.core.log import logger
-from mer_dist.processes.env import place
+from mer_dist.processes.env import process_info
 
 #: Seconds after which a compilation has ended or was killed: one takes a minute or two.
 LONGEST = 15 * 60
@@ -33,7 +33,7 @@ def folders() -> dict[str, Path]:
     }
 
 
-def settle(instead: Path) -> None:
+def use_writable(instead: Path) -> None:
     """Have what is compiled kept below ``instead`` wherever its own place does not serve.
 
     Call before the libraries are imported.
@@ -41,7 +41,7 @@ def settle(instead: Path) -> None:
     unfit = {name: why for name, folder in folders().items() if (why := fault(folder))}
     for name in unfit:
         os.environ[name] = str(instead / name.lower().removesuffix("_dir"))
-    if "TORCH_EXTENSIONS_DIR" in unfit and place().local_rank == 0:
+    if "TORCH_EXTENSIONS_DIR" in unfit and process_info().local_rank == 0:
         logger.warning("%s; what DeepSpeed compiles is kept in %s", unfit["TORCH_EXTENSIONS_DIR"], instead)
 
 

@@ -27,7 +27,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.storage import files
 from mer_dist.training import universal_checkpoint
-from mer_dist.training.accelerator import agreed, from_all, unwrapped, zero_stage
+from mer_dist.training.accelerator import all_gather_object, broadcast_object, unwrapped, zero_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -65,14 +65,14 @@ class Checkpoints:
 
     Args:
         folder: holds the ``step-<n>`` folders; all ranks must see it.
-        made_from: fingerprint of what is trained; checkpoints of another are not used, and go with
+        fingerprint: fingerprint of what is trained; checkpoints of another are not used, and go with
             the first one that is saved.
         keep: how many of the newest stay.
         minutes: between two checkpoints; 0: none but on request.
     """
 
-    def __init__(self, joined: Accelerator, folder: Path, made_from: str, keep: int, minutes: float):
-        self.joined, self.folder, self.made_from = joined, Path(folder), made_from
+    def __init__(self, accelerator: Accelerator, folder: Path, fingerprint: str, keep: int, minutes: float):
+        self.accelerator, self.folder, self.fingerprint = accelerator, Path(folder), fingerprint
         self.keep, self.seconds = keep, 60 * minutes
         self.saved_at = time.monotonic()
         #: damaged ones; they go with the next that is saved.
@@ -91,7 +91,7 @@ class Checkpoints:
         if not epoch:
             return []
         folder = self.best(epoch)
-        content = (files.marked(folder, self.made_from) or {}).get("content")
+        content = (files.read_marker(folder, self.fingerprint) or {}).get("content")
         faults = ["is gone, or its mark is"] if content is None else files.damaged(folder, content)
         return [f"{folder.name}: {fault}" for fault in faults]
 
@@ -109,21 +109,21 @@ class Checkpoints:
         """
         started, target = time.monotonic(), self.folder / f"step-{progress.step:08d}"
         # A job that is stopped as soon as it goes on would put the same in its own place.
-        if agreed(self.joined, self.joined.is_main_process and target in self._usable()):
+        if broadcast_object(self.accelerator, self.accelerator.is_main_process and target in self._usable()):
             return
         temporary = target.with_name(f".{target.name}.tmp")
-        if self.joined.is_main_process:
-            for torn in self.folder.glob(".step-*.tmp"):
-                shutil.rmtree(torn)
+        if self.accelerator.is_main_process:
+            for truncated in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(truncated)
             temporary.mkdir(parents=True)
-        self.joined.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         with _full_disk_named(temporary, target):
             self._write(temporary, model, optimizer)
             # Each rank its own, which another node may hold in its memory.
             own = files.contents(temporary / name for name in self._own(os.listdir(temporary)))
             files.sync(temporary)
-        contents = from_all(self.joined, own)
-        if self.joined.is_main_process:
+        contents = all_gather_object(self.accelerator, own)
+        if self.accelerator.is_main_process:
             size = self._publish(temporary, target, progress, contents)
             logger.info(
                 "checkpoint at step %d: %.1f MiB in %.1f s, in %s",
@@ -132,14 +132,14 @@ class Checkpoints:
                 time.monotonic() - started,
                 target,
             )
-        self.joined.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
     def _write(self, temporary: Path, model: Any, optimizer: Any) -> None:
         """This rank's part."""
-        if zero_stage(self.joined) == 0:
-            if self.joined.is_main_process:
-                named = unwrapped(self.joined, model).named_parameters()
+        if zero_stage(self.accelerator) == 0:
+            if self.accelerator.is_main_process:
+                named = unwrapped(self.accelerator, model).named_parameters()
                 trained = {name: value for name, value in named if value.requires_grad}
                 torch.save({"weights": trained, "optimizer": optimizer.state_dict()}, temporary / ALONE)
         else:
@@ -150,20 +150,20 @@ class Checkpoints:
     def _own(self, names: Iterable[str]) -> list[str]:
         """Of the files of a checkpoint those that this rank has written, or, where as many ranks have not
         written it, its share of them."""
-        here, world = self.joined.process_index, self.joined.num_processes
+        here, world = self.accelerator.process_index, self.accelerator.num_processes
         writers = ((name, _WRITER.search(name)) for name in names)
         return [name for name, writer in writers if (int(writer[1]) if writer else 0) % world == here]
 
     def _publish(self, temporary: Path, target: Path, progress: Progress, contents: list[dict]) -> int:
         """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
         content = {name: facts for own in contents for name, facts in own.items()}
-        files.mark(
+        files.write_marker(
             temporary,
-            self.made_from,
+            self.fingerprint,
             progress=asdict(progress),
             content=content,
-            processes=self.joined.num_processes,
-            zero_stage=zero_stage(self.joined),
+            processes=self.accelerator.num_processes,
+            zero_stage=zero_stage(self.accelerator),
         )
         files.publish(temporary, target)
         self.passed_over.discard(target)
@@ -179,9 +179,9 @@ class Checkpoints:
             return None
         newest, facts = found
         progress = Progress(**facts["progress"])
-        written, stage = (facts["processes"], facts["zero_stage"]), zero_stage(self.joined)
+        written, stage = (facts["processes"], facts["zero_stage"]), zero_stage(self.accelerator)
         # Without DeepSpeed it is the same of any number of processes.
-        if written == (self.joined.num_processes, stage) or written[1] == stage == 0:
+        if written == (self.accelerator.num_processes, stage) or written[1] == stage == 0:
             self._load_as_written(newest, model, optimizer)
         else:
             logger.info("%s was written by %d processes at ZeRO stage %d; it is converted", newest, *written)
@@ -190,10 +190,10 @@ class Checkpoints:
         return progress
 
     def _load_as_written(self, checkpoint: Path, model: Any, optimizer: Any) -> None:
-        if zero_stage(self.joined) == 0:
+        if zero_stage(self.accelerator) == 0:
             with tensors_only(checkpoint):
                 state = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
-            unwrapped(self.joined, model).load_state_dict(state["weights"], strict=False)
+            unwrapped(self.accelerator, model).load_state_dict(state["weights"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             return
         with tensors_only(checkpoint):
@@ -208,16 +208,16 @@ class Checkpoints:
 
     def _load_converted(self, checkpoint: Path, model: Any, optimizer: Any, step: int) -> None:
         converted = self.folder / CONVERTED
-        if self.joined.is_main_process:
+        if self.accelerator.is_main_process:
             _convert(checkpoint, converted, step)
-        self.joined.wait_for_everyone()
-        stage = zero_stage(self.joined)
+        self.accelerator.wait_for_everyone()
+        stage = zero_stage(self.accelerator)
         with tensors_only(checkpoint):
             universal_checkpoint.load(
-                converted, model if stage else unwrapped(self.joined, model), optimizer, step, stage
+                converted, model if stage else unwrapped(self.accelerator, model), optimizer, step, stage
             )
-        self.joined.wait_for_everyone()
-        if self.joined.is_main_process:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
             shutil.rmtree(converted)
 
     def _newest(self) -> tuple[Path, dict] | None:
@@ -225,18 +225,20 @@ class Checkpoints:
         it is damaged, and rank 0 the weights of the best epoch, which cannot be had again without an older
         one; older ones are read only if it is."""
         # Rank 0 chooses for all: another rank might see the folder a moment later.
-        candidates = agreed(self.joined, self._candidates() if self.joined.is_main_process else [])
+        candidates = broadcast_object(
+            self.accelerator, self._candidates() if self.accelerator.is_main_process else []
+        )
         for path, facts in candidates:
             own = files.damaged(path, {name: facts["content"][name] for name in self._own(facts["content"])})
-            if self.joined.is_main_process:
+            if self.accelerator.is_main_process:
                 own += self.faults_of_best(facts["progress"]["best_epoch"])
-            faults = [fault for rank in from_all(self.joined, own) for fault in rank]
+            faults = [fault for rank in all_gather_object(self.accelerator, own) for fault in rank]
             if not faults:
                 return path, facts
             self.passed_over.add(path)
-            if self.joined.is_main_process:
+            if self.accelerator.is_main_process:
                 logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
-        if self.joined.is_main_process and any(self.folder.glob("step-*")):
+        if self.accelerator.is_main_process and any(self.folder.glob("step-*")):
             logger.warning("none of the checkpoints in %s can be used; this copy starts again", self.folder)
         return None
 
@@ -245,13 +247,13 @@ class Checkpoints:
         shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
         for path in sorted(set(self.folder.glob("step-*")) - set(usable)):
-            logger.warning("%s is passed over (%s)", path, _torn(path) or "it is of another training")
+            logger.warning("%s is passed over (%s)", path, _truncated(path) or "it is of another training")
         return [*reversed(usable.items())]
 
     def _usable(self) -> dict[Path, dict]:
         """The whole checkpoints of this training with their marks, oldest first."""
         found = set(whole(self.folder)) - self.passed_over
-        marks = ((path, files.marked(path, self.made_from)) for path in sorted(found))
+        marks = ((path, files.read_marker(path, self.fingerprint)) for path in sorted(found))
         return {path: facts for path, facts in marks if facts}
 
 
@@ -269,7 +271,7 @@ def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
 
 
 def _convert(checkpoint: Path, target: Path, step: int) -> None:
-    if files.mark_of(checkpoint)["zero_stage"]:
+    if files.required_marker(checkpoint)["zero_stage"]:
         with tensors_only(checkpoint):
             universal_checkpoint.convert(checkpoint, target, step)
         return
@@ -290,15 +292,15 @@ def whole(folder: Path) -> list[Path]:
 
     Sizes are compared, not what the files hold, which takes as long as reading them.
     """
-    return [path for path in sorted(Path(folder).glob("step-*")) if not _torn(path)]
+    return [path for path in sorted(Path(folder).glob("step-*")) if not _truncated(path)]
 
 
-def _torn(path: Path) -> str:
+def _truncated(path: Path) -> str:
     """Why a checkpoint is not complete; empty if it is."""
-    content = (files.marked(path) or {}).get("content", {})
-    torn = [name for name, (size, _) in content.items() if _size(path / name) != size]
-    if torn:
-        return f"torn: {', '.join(torn)}"
+    content = (files.read_marker(path) or {}).get("content", {})
+    truncated = [name for name, (size, _) in content.items() if _size(path / name) != size]
+    if truncated:
+        return f"torn: {', '.join(truncated)}"
     return "" if content else "its mark is gone, damaged or of an older version"
 
 
@@ -315,7 +317,7 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
     """
     if checkpoint not in whole(checkpoint.parent):
         raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
-    facts = files.mark_of(checkpoint)
+    facts = files.required_marker(checkpoint)
     if faults := files.damaged(checkpoint, facts["content"]):
         raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
     if facts["zero_stage"] == 0:

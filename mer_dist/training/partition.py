@@ -12,7 +12,7 @@ import numpy as np
 from mer_dist.config.sections import FinetuneConfig
 
 #: A place in a padded batch that holds no clip.
-NOBODY = -1
+PAD_INDEX = -1
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -21,9 +21,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Cut ``order`` into global batches; the last one is filled up with :data:`NOBODY`."""
+    """Cut ``order`` into global batches; the last one is filled up with :data:`PAD_INDEX`."""
     padding = -len(order) % batch
-    return list(np.append(order, np.full(padding, NOBODY, order.dtype)).reshape(-1, batch))
+    return list(np.append(order, np.full(padding, PAD_INDEX, order.dtype)).reshape(-1, batch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Passes:
 
     #: (N,) of each clip: its pieces, and the length of the longest of them. A pass costs the pieces of its
     #: clips times the longest of all, padding included.
-    pieces: np.ndarray
+    segments: np.ndarray
     longest: np.ndarray
     #: cost that no pass exceeds but one of a single clip; 0: passes are cut by number.
     budget: float
@@ -44,7 +44,7 @@ class Passes:
     clips: int
 
     @classmethod
-    def of(cls, config: FinetuneConfig, pieces: np.ndarray, longest: np.ndarray, budget: float) -> Passes:
+    def of(cls, config: FinetuneConfig, segments: np.ndarray, longest: np.ndarray, budget: float) -> Passes:
         """As the settings ask.
 
         Args:
@@ -52,7 +52,7 @@ class Passes:
         """
         by_number = config.micro_batch and not config.batch_budget
         chosen = 0 if by_number else config.batch_budget or budget
-        return cls(pieces=pieces, longest=longest, budget=chosen, clips=config.micro_batch)
+        return cls(segments=segments, longest=longest, budget=chosen, clips=config.micro_batch)
 
     def cut(self, batch: np.ndarray, world: int) -> list[tuple[int, np.ndarray]]:
         """The passes of all ranks, each with its first place in the order in which the batch is cut.
@@ -62,14 +62,14 @@ class Passes:
         The same on all ranks, and on any number of them where that number divides how many passes there are.
         """
         if self.budget:
-            batch = batch[batch != NOBODY]
-            batch = batch[np.lexsort((self.pieces[batch], self.longest[batch]))]
-            edges = _edges(self.pieces[batch], self.longest[batch], self.budget, self.clips, world)
+            batch = batch[batch != PAD_INDEX]
+            batch = batch[np.lexsort((self.segments[batch], self.longest[batch]))]
+            edges = _edges(self.segments[batch], self.longest[batch], self.budget, self.clips, world)
         else:
             ones = np.ones(len(batch))
             edges = _edges(ones, ones, self.clips, 0, world)
         parts = [(start, batch[start:end]) for start, end in pairwise(edges)]
-        empty = np.array([NOBODY], batch.dtype)
+        empty = np.array([PAD_INDEX], batch.dtype)
         return parts + [(len(batch) + more, empty) for more in range(-len(parts) % world)]
 
     def most(self, batch: int, world: int) -> int:
@@ -80,18 +80,18 @@ class Passes:
         if not self.budget:
             passes = world * math.ceil(math.ceil(batch / self.clips) / world)
             return math.ceil(batch / passes)
-        each = float(self.pieces.max() * self.longest.max())
+        each = float(self.segments.max() * self.longest.max())
         return min(share, max(1, math.ceil(self.budget / each)))
 
 
-def _edges(pieces: np.ndarray, longest: np.ndarray, budget: float, clips: int, world: int) -> list[int]:
+def _edges(segments: np.ndarray, longest: np.ndarray, budget: float, clips: int, world: int) -> list[int]:
     """Where to cut sorted clips: as few rounds of ``world`` passes as the budget allows, and in them the
     costliest pass as cheap as can be."""
-    before = np.concatenate([[0], np.cumsum(pieces)])
+    before = np.concatenate([[0], np.cumsum(segments)])
 
     def cut(limit: float) -> list[int]:
         """The fewest passes within it: from the longest clip on, each takes all that it may."""
-        edges = [len(pieces)]
+        edges = [len(segments)]
         while end := edges[-1]:
             start = int(np.searchsorted(before, before[end] - limit / longest[end - 1]))
             edges.append(min(end - 1, max(start, end - clips if clips else 0)))
@@ -108,7 +108,7 @@ def _edges(pieces: np.ndarray, longest: np.ndarray, budget: float, clips: int, w
         else:
             low = middle
     # Ranks without a pass halve the costliest ones of several clips.
-    while len(edges) - 1 < min(passes, len(pieces)):
+    while len(edges) - 1 < min(passes, len(segments)):
         costs = [
             (before[end] - before[start]) * longest[end - 1] if end - start > 1 else 0
             for start, end in pairwise(edges)

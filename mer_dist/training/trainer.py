@@ -21,9 +21,9 @@ from mer_dist.core.metrics import waf
 from mer_dist.core.prefetch import loaders, prefetched
 from mer_dist.processes import preempt
 from mer_dist.processes.env import ranks_here
-from mer_dist.training.accelerator import prepare, settle, unwrapped
+from mer_dist.training.accelerator import prepare, release_gathered_params, unwrapped
 from mer_dist.training.checkpoint import Checkpoints, Progress
-from mer_dist.training.partition import NOBODY, Passes, epoch_order, global_batches
+from mer_dist.training.partition import PAD_INDEX, Passes, epoch_order, global_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,7 +41,7 @@ class Pass(NamedTuple):
     inputs: dict[str, torch.Tensor]
 
 
-class Said(NamedTuple):
+class StepOutcome(NamedTuple):
     """What all ranks know after a step."""
 
     #: summed over the clips of the global batch.
@@ -57,7 +57,7 @@ class Said(NamedTuple):
 class Task:
     """What to learn, from which clips. A position is a clip's place among N."""
 
-    #: positions of one pass -> model inputs; :data:`NOBODY` places repeat a real clip.
+    #: positions of one pass -> model inputs; :data:`PAD_INDEX` places repeat a real clip.
     load: Callable[[np.ndarray], dict[str, torch.Tensor]]
     #: (N,) class indices.
     targets: np.ndarray
@@ -88,22 +88,22 @@ class Trainer:
 
     def __init__(
         self,
-        joined: Accelerator,
+        accelerator: Accelerator,
         model: nn.Module,
         task: Task,
         config: FinetuneConfig,
         seed: int,
         checkpoints: Checkpoints | None = None,
     ):
-        self.joined, self.task, self.config, self.seed = joined, task, config, seed
+        self.accelerator, self.task, self.config, self.seed = accelerator, task, config, seed
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        on_gpu = joined.device.type == "cuda"
+        on_gpu = accelerator.device.type == "cuda"
         optimizer = torch.optim.AdamW(
             trainable, lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_gpu or None
         )
-        self.model, self.optimizer = prepare(joined, config, model, optimizer)
-        self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=joined.device)
-        self.targets = torch.tensor(task.targets, device=joined.device)
+        self.model, self.optimizer = prepare(accelerator, config, model, optimizer)
+        self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=accelerator.device)
+        self.targets = torch.tensor(task.targets, device=accelerator.device)
         self.steps_per_epoch = -(-len(task.train) // config.batch)
         self.checkpoints = checkpoints
         resumed = checkpoints and checkpoints.load(self.model, self.optimizer)
@@ -145,7 +145,7 @@ class Trainer:
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
-                keep(unwrapped(self.joined, self.model), progress.epoch)
+                keep(unwrapped(self.accelerator, self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
         held_out = len(self.task.held_out) if self.task.spared else 0
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
@@ -158,13 +158,13 @@ class Trainer:
         order = epoch_order(len(self.task.train), self.seed, progress.epoch)
         batches = global_batches(self.task.train[order], self.config.batch)[progress.batch :]
         # An evaluation may have taken long.
-        self._save_or_stop(self._agreed(torch.zeros((), device=self.joined.device), None))
+        self._save_or_stop(self._agreed(torch.zeros((), device=self.accelerator.device), None))
         for batch, mine in self._loaded(batches):
-            said = self._optimizer_step(batch, mine)
-            progress.loss += said.loss
+            outcome = self._optimizer_step(batch, mine)
+            progress.loss += outcome.loss
             progress.batch += 1
-            self._save_or_stop(said)
-        clips = sum(int((batch != NOBODY).sum()) for batch in batches)
+            self._save_or_stop(outcome)
+        clips = sum(int((batch != PAD_INDEX).sum()) for batch in batches)
         return progress.loss / len(self.task.train), clips
 
     def _tell(self, row: dict, rate: float) -> None:
@@ -180,9 +180,9 @@ class Trainer:
         )
         told = {**row, "clips_per_second": rate}
         curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
-        self.joined.log(curves, self.progress.step)
+        self.accelerator.log(curves, self.progress.step)
 
-    def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> Said:
+    def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> StepOutcome:
         """One step over a global batch, of which ``mine`` is this rank's part. The device is waited for once,
         at its end.
 
@@ -193,26 +193,26 @@ class Trainer:
         rate = learning_rate(step, self.steps_per_epoch * self.config.epochs, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        clips = int((batch != NOBODY).sum())
+        clips = int((batch != PAD_INDEX).sum())
         # Gradients are averaged over ranks and summed over passes; the mean over clips is wanted.
-        scale = self.joined.num_processes / clips
-        summed, norm = torch.zeros((), device=self.joined.device), None
+        scale = self.accelerator.num_processes / clips
+        summed, norm = torch.zeros((), device=self.accelerator.device), None
         for number, part in enumerate(mine, 1):
             # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
             # the rank that computes it.
             torch.manual_seed(_mix(self.seed, step, part.place))
             with self._accumulating(last=number == len(mine)):
                 loss = self._loss(part)
-                self.joined.backward(loss * scale)
-                if self.joined.sync_gradients:
-                    norm = self.joined.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                self.accelerator.backward(loss * scale)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             summed += loss.detach()
         self.progress.step += 1
-        said = self._agreed(summed, norm)
-        self._check_number(said.finite, f"step {self.progress.step}")
-        return said
+        outcome = self._agreed(summed, norm)
+        self._check_number(outcome.finite, f"step {self.progress.step}")
+        return outcome
 
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
@@ -220,11 +220,11 @@ class Trainer:
 
         Accelerate's own ``accumulate`` counts passes, and would have the same number in every step.
         """
-        self.joined.gradient_state._set_sync_gradients(last)
-        with nullcontext() if last else self.joined.no_sync(self.model):
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
             yield
 
-    def _agreed(self, loss: torch.Tensor, norm: torch.Tensor | float | None) -> Said:
+    def _agreed(self, loss: torch.Tensor, norm: torch.Tensor | float | None) -> StepOutcome:
         """Ranks may see a signal or their clock at different steps; they agree before they act, on that and
         on the loss by one reduction.
 
@@ -237,8 +237,8 @@ class Trainer:
         size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
         unsound = ~(torch.isfinite(size) & (size >= 0))
         told = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
-        total, stop, save, unsound = self.joined.reduce(told, "sum").tolist()
-        return Said(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
+        total, stop, save, unsound = self.accelerator.reduce(told, "sum").tolist()
+        return StepOutcome(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
 
     def _check_number(self, finite: bool, where: str) -> None:
         """Before the next checkpoint: weights that such a step has changed are lost for good.
@@ -266,14 +266,14 @@ class Trainer:
             reduction="none",
             label_smoothing=self.config.label_smoothing,
         )
-        return torch.where(owners != NOBODY, losses, 0.0).sum()
+        return torch.where(owners != PAD_INDEX, losses, 0.0).sum()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and WAF on the clips that choose the epoch, computed by all ranks together."""
         self.model.eval()
         logits = self._predict(self.task.held_out)
-        settle(self.joined, self.model)
+        release_gathered_params(self.accelerator, self.model)
         targets = torch.tensor(self.task.targets[self.task.held_out])
         return {
             "validation_loss": F.cross_entropy(logits, targets).item(),
@@ -284,16 +284,16 @@ class Trainer:
         """Logits ``(len(positions), C)`` on the CPU, computed by all ranks together."""
         # A row for each clip, which one rank fills, and the last one for nobody.
         shape = len(self.task.targets) + 1, len(self.class_weights)
-        whole = torch.zeros(shape, device=self.joined.device)
+        whole = torch.zeros(shape, device=self.accelerator.device)
         for _, mine in self._loaded(global_batches(positions, self.config.batch)):
             for part in mine:
                 whole[self._sent(part.owners)] = self._logits(part)
-        return self.joined.reduce(whole, "sum").cpu()[torch.from_numpy(positions)]
+        return self.accelerator.reduce(whole, "sum").cpu()[torch.from_numpy(positions)]
 
     def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Pass]]]:
         """Each global batch with this rank's part of it, read while those before are computed."""
-        rank, world = self.joined.process_index, self.joined.num_processes
-        on_gpu = self.joined.device.type == "cuda"
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        on_gpu = self.accelerator.device.type == "cuda"
 
         def load(batch: np.ndarray):
             return batch, [read(*part) for part in self.task.passes.cut(batch, world)[rank::world]]
@@ -310,16 +310,16 @@ class Trainer:
         return prefetched(load, batches, ahead=threads + 1, threads=threads)
 
     def _sent(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self.joined.device, non_blocking=True)
+        return value.to(self.accelerator.device, non_blocking=True)
 
     def _logits(self, part: Pass) -> torch.Tensor:
         return self.model(**{name: self._sent(value) for name, value in part.inputs.items()})
 
-    def _save_or_stop(self, said: Said) -> None:
+    def _save_or_stop(self, outcome: StepOutcome) -> None:
         """What all ranks agreed on."""
-        if self.checkpoints is not None and (said.stop or said.save) and self.progress.step:
+        if self.checkpoints is not None and (outcome.stop or outcome.save) and self.progress.step:
             self.checkpoints.save(self.model, self.optimizer, self.progress)
-        if said.stop:
+        if outcome.stop:
             raise Stopped(f"asked to stop at step {self.progress.step} of {self.task.name}")
 
 

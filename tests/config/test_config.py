@@ -350,7 +350,7 @@ def test_what_is_told_to_be_written_for_a_copy_names_the_copy(original, name):
     [
         "status/lock",
         "quarantine.parquet",
-        "shards/manifest.parquet",
+        "shards/index.parquet",
         "features/f/set.json",
         "rounds/00/predictions.parquet",
     ],

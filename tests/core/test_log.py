@@ -155,13 +155,13 @@ def test_two_notes_of_libraries_are_silent_and_nothing_else():
             ("torch.library", FutureWarning),
             ("bitsandbytes.functional", FutureWarning),
             ("torch.library", UserWarning),
-            ("mer_dist.fusion.baseline", FutureWarning),
+            ("mer_dist.fusion.linear_probe", FutureWarning),
             ("torchlike", FutureWarning),
         ):
             warnings.warn_explicit(module, category, "file.py", 1, module)
     assert [(str(item.message), item.category) for item in told] == [
         ("torch.library", UserWarning),
-        ("mer_dist.fusion.baseline", FutureWarning),
+        ("mer_dist.fusion.linear_probe", FutureWarning),
         ("torchlike", FutureWarning),
     ]
     # Asked of the logger's filters alone: what level it has is up to whatever else ran in this process.
@@ -196,10 +196,10 @@ def test_a_terminal_that_is_gone_ends_no_work_and_the_file_has_its_line(tmp_path
 def test_what_takes_longer_than_a_reader_waits_is_told_once_and_what_is_quick_is_not(capsys, monkeypatch):
     log.setup("plan")
     monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 0.05)
-    with log.told_if_long("tracing clip"):
+    with log.announce_if_long("tracing clip"):
         time.sleep(0.3)
     monkeypatch.setattr(log, "SECONDS_OF_SILENCE", 5.0)
-    with log.told_if_long("counting clips"):
+    with log.announce_if_long("counting clips"):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].endswith("plan[0] tracing clip ...")

@@ -13,7 +13,7 @@ from mer_dist.config.sections import CorpusConfig, FoldConfig, RunConfig, ShardC
 from mer_dist.core.records import Clip
 from mer_dist.corpus import twins
 from mer_dist.crossfit import folds
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages.shard import shard
 from mer_dist.storage.run_folder import Run
 
@@ -47,20 +47,20 @@ def test_one_recording_under_several_names_is_told_and_stays_in_one_fold(tmp_pat
     shard(config)
     run = Run(tmp_path / "run")
     groups = [["a1", "a2"], ["b1", "b2"], ["c1", "c2"]]
-    assert manifest.twins(run.shards) == groups
+    assert shard_index.twins(run.shards) == groups
     stats = json.loads((run.shards / "stats.json").read_text())
     assert stats["remarks"][twins.SAME]["names"] == ["b1", "b2", "c1", "c2"]
     assert stats["remarks"][twins.DIFFERENT]["names"] == ["a1", "a2"]
     said = "6 clips are 3 recordings under several names, 1 of them with different labels, as a1 (calm) and a2 (ten"
     assert said in caplog.text
-    labels = {row.name: row.label for row in manifest.read(run.shards) if row.label}
+    labels = {row.name: row.label for row in shard_index.read(run.shards) if row.label}
     fold_of = folds.of_run(config, labels)
     assert fold_of["a1"] == fold_of["a2"] and fold_of["b1"] == fold_of["b2"] and len({*fold_of.values()}) == 3
     # What an earlier version made is looked at once more, and stays.
     tars = {path.name: path.stat().st_mtime_ns for path in run.shards.glob("*.tar")}
     (run.shards / "twins.json").unlink()
     shard(config)
-    assert manifest.twins(run.shards) == groups
+    assert shard_index.twins(run.shards) == groups
     assert tars == {path.name: path.stat().st_mtime_ns for path in run.shards.glob("*.tar")}
 
 

@@ -90,8 +90,8 @@ def test_saved_folds_are_kept_until_labels_or_settings_change(tmp_path):
 
 def test_an_unreadable_fold_file_is_made_again(tmp_path):
     path = tmp_path / "folds.json"
-    for torn in ('{"folds":', "[]", "{}", "3"):
-        path.write_text(torn)
+    for truncated in ('{"folds":', "[]", "{}", "3"):
+        path.write_text(truncated)
         assert folds.load_or_make(path, LABELS, FoldConfig(count=5)) == folds.make(
             LABELS, FoldConfig(count=5)
         )

@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != files.MARK
+        if path.is_file() and path.name != files.MARKER
     }
 
 
@@ -59,14 +59,14 @@ def test_a_second_call_does_nothing_and_a_stopped_one_goes_on(made):
     before = contents(made)
     lost = made / "corpus" / "video-labeled" / "sample_00000003.mp4"
     kept = made / "corpus" / "video-labeled" / "sample_00000004.mp4"
-    stamp = files.stamp(kept)
+    size_and_mtime = files.size_and_mtime(kept)
     lost.unlink()
     corpus.make(made, COUNT, COUNT, seed=3, workers=1)
     assert not lost.exists()
-    (made / files.MARK).unlink()
+    (made / files.MARKER).unlink()
     corpus.make(made, COUNT, COUNT, seed=3, workers=1)
     assert contents(made) == before
-    assert files.stamp(kept) == stamp
+    assert files.size_and_mtime(kept) == size_and_mtime
 
 
 def test_a_corpus_of_somebody_else_is_never_replaced(tmp_path):

@@ -79,9 +79,9 @@ def test_baichuan_loads_with_its_tokenizer_in_the_published_layout(folder):
 
 @pytest.mark.slow
 def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(folder, tmp_path):
-    before = {path: files.stamp(path) for path in folder.rglob("*") if path.is_file()}
+    before = {path: files.size_and_mtime(path) for path in folder.rglob("*") if path.is_file()}
     models.make(folder)
-    assert {path: files.stamp(path) for path in folder.rglob("*") if path.is_file()} == before
+    assert {path: files.size_and_mtime(path) for path in folder.rglob("*") if path.is_file()} == before
     models.make(tmp_path, LINES, seed=1)
     for name in ("clip", "hubert", "baichuan"):
         weights = f"{name}/model.safetensors"
@@ -125,7 +125,7 @@ def test_hubert_tells_angry_from_sad_voices_it_never_heard(folder):
             states = model(wave, output_hidden_states=True).hidden_states
         return torch.stack(states[-4:]).sum(0)[0].mean(0).numpy()
 
-    vectors = np.stack([vector(corpus.voice(sketch)) for sketch in sketches])
+    embeddings = np.stack([vector(corpus.voice(sketch)) for sketch in sketches])
     labels = [sketch.emotion for sketch in sketches]
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    assert cross_val_score(linear, vectors, labels, cv=3).mean() > 0.7
+    assert cross_val_score(linear, embeddings, labels, cv=3).mean() > 0.7

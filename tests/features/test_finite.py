@@ -17,9 +17,9 @@ ONES = np.ones((3, 4), np.float32)
 
 
 def with_value(value: float) -> np.ndarray:
-    vectors = ONES.copy()
-    vectors[1, 2] = value
-    return vectors
+    embeddings = ONES.copy()
+    embeddings[1, 2] = value
+    return embeddings
 
 
 def extractor(weight: float = 1.0, **settings):
@@ -44,9 +44,9 @@ def extractor(weight: float = 1.0, **settings):
         (0 * ONES, "fp16", ""),
     ],
 )
-def test_vectors_that_are_no_numbers_or_no_longer_the_same_when_stored_are_refused(vectors, storage, why):
+def test_vectors_that_are_no_numbers_or_no_longer_the_same_when_stored_are_refused(embeddings, storage, why):
     stored = ExtractConfig(storage=storage)
-    kept, refused = finite.keepable(extractor(), "clip@all", {"a": vectors, "b": ONES}, stored)
+    kept, refused = finite.keepable(extractor(), "clip@all", {"a": embeddings, "b": ONES}, stored)
     assert (set(kept), set(refused)) == (({"b"}, {"a"}) if why else ({"a", "b"}, set()))
     assert not why or refused["a"].startswith(f"{why}; ")
 

@@ -37,8 +37,8 @@ def test_rows_with_a_weight_are_decided_as_so_many_rows():
 
 @pytest.mark.slow
 def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
-    held_out, truth = draw(3000, OLD, 4)
-    gate = decisions.gate(held_out, truth, NEW, NEW[None], seed=0)
+    oof, truth = draw(3000, OLD, 4)
+    gate = decisions.gate(oof, truth, NEW, NEW[None], seed=0)
     assert gate.opens and gate.gain > 0.01
     # The WAF that it expects is that of clips which really have these shares.
     told, others = draw(20_000, NEW, 5)
@@ -46,26 +46,26 @@ def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
     assert gate.after == pytest.approx(metrics.waf(others, decisions.decide(corrected)), abs=0.02)
     assert gate.before == pytest.approx(metrics.waf(others, decisions.decide(told)), abs=0.02)
     # If the shares are those of the labelled clips after all, the same correction loses.
-    assert not decisions.gate(held_out, truth, NEW, OLD[None], seed=0).opens
+    assert not decisions.gate(oof, truth, NEW, OLD[None], seed=0).opens
     # Probabilities that carry nothing cannot be helped by being multiplied.
     noise = label_shift.softmax(np.random.default_rng(0).normal(size=(300, 4)) * 3)
     assert decisions.gate(noise, truth[:300], OLD, OLD[None], seed=0).gain < 0.01
 
 
 def test_nothing_to_correct_leaves_the_gate_shut():
-    held_out, truth = draw(300, OLD, 4)
-    own = label_shift.shares(truth, 4)
-    gate = decisions.gate(held_out, truth, own, own[None], seed=0)
+    oof, truth = draw(300, OLD, 4)
+    own = label_shift.balanced(truth, 4)
+    gate = decisions.gate(oof, truth, own, own[None], seed=0)
     assert gate.gain == 0 and not gate.opens
 
 
 @pytest.mark.slow
 def test_doubt_about_the_prior_shuts_the_gate():
-    held_out, truth = draw(3000, OLD, 6)
+    oof, truth = draw(3000, OLD, 6)
     new = OLD + 0.5 * (NEW - OLD)
-    sure = decisions.gate(held_out, truth, new, new[None], seed=0)
+    sure = decisions.gate(oof, truth, new, new[None], seed=0)
     either = np.stack([new, 2 * OLD - new])
-    assert sure.opens and not decisions.gate(held_out, truth, new, either, seed=0).opens
+    assert sure.opens and not decisions.gate(oof, truth, new, either, seed=0).opens
 
 
 def test_votes_are_weighed_by_how_often_a_member_is_right():
@@ -74,10 +74,10 @@ def test_votes_are_weighed_by_how_often_a_member_is_right():
     fair[:50] = (truth[:50] + 2) % 3
     members = np.eye(3)[np.stack([good, fair, fair, bad])]
     weights = decisions.vote_weights(members, truth)
-    told = decisions.ballot(members, weights)
+    told = decisions.log_odds_vote(members, weights)
     assert weights[0] > weights[1] == weights[2] > 0 == weights[3]
     assert np.allclose(told.sum(1), 1) and (told.argmax(1) == truth).all()
-    one = decisions.ballot(members[1:2], decisions.vote_weights(members[1:2], truth))
+    one = decisions.log_odds_vote(members[1:2], decisions.vote_weights(members[1:2], truth))
     assert (one.argmax(1) == fair).all()
     # Its own posterior: it is right in 70 of 120 clips, one of each kind added.
     assert one.max(1) == pytest.approx(71 / 123)

@@ -107,7 +107,7 @@ def test_what_is_saved_is_loaded_and_later_rounds_have_the_nested_predictions_of
     for number, one in enumerate(made):
         assert equal(one, CrossFittedRound.load(run, number))
     kept = [load_file(run.round(number).fold_predictions).keys() for number in range(2)]
-    assert kept == [{"held_out", "dropout", "probability", "present"}, {"probability", "present"}]
+    assert kept == [{"nested_oof", "dropout", "probability", "present"}, {"probability", "present"}]
     baseline = CrossFitted(oof=made[0].oof, nested_oof=made[0].nested_oof)
     baseline.save(run, "voice")
     assert equal(baseline, CrossFitted.load(run, "voice"))
@@ -120,9 +120,11 @@ def test_a_file_that_is_damaged_or_lacks_an_array_is_named(tmp_path):
     tensors = {"probability": np.zeros(3), "present": np.zeros(3, np.uint8)}
     save_file(tensors, run.round(0).fold_predictions)
     for number in range(2):
-        with pytest.raises(UserError, match=r"rounds/00/by_fold.safetensors.*delete its folder and run fuse"):
+        with pytest.raises(
+            UserError, match=r"rounds/00/fold_predictions.safetensors.*delete its folder and run fuse"
+        ):
             CrossFittedRound.load(run, number)
-    run.probes.folder.mkdir()
-    run.probes.nested_oof("voice").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"probes/voice.safetensors.*delete its folder and run fuse"):
+    run.linear_probes.folder.mkdir()
+    run.linear_probes.nested_oof("voice").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"linear_probes/voice.safetensors.*delete its folder and run fuse"):
         CrossFitted.load(run, "voice")

@@ -34,8 +34,8 @@ def test_the_prediction_files_stand_in_the_order_of_the_result_table(tmp_path):
         run.vote.predictions,
         run.round(1).predictions,
         run.round(0).predictions,
-        run.probes.predictions("voice"),
-        run.probes.predictions("face"),
+        run.linear_probes.predictions("voice"),
+        run.linear_probes.predictions("face"),
     ]
     for path in written:
         predictions.write(path, make())

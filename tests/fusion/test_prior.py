@@ -13,14 +13,14 @@ NEW = np.array([0.1, 0.2, 0.1, 0.6])
 CENTERS = np.array([[0, 0], [2.2, 0], [0, 2.2], [2.2, 2.2]])
 
 
-def draw(count: int, shares: np.ndarray, seed: int, apart: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """True posteriors under ``OLD`` of points drawn under ``shares``, and their labels.
+def draw(count: int, balanced: np.ndarray, seed: int, apart: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """True posteriors under ``OLD`` of points drawn under ``balanced``, and their labels.
 
     With ``apart`` other than 1 the labels' centres are so many times as far from each other as the
     posteriors believe, and p(features | label) is not that of ``OLD`` any more.
     """
     random = np.random.default_rng(seed)
-    truth = random.choice(4, count, p=shares)
+    truth = random.choice(4, count, p=balanced)
     middle = CENTERS.mean(0)
     points = (middle + apart * (CENTERS - middle))[truth] + random.normal(size=(count, 2))
     odds = -((points[:, None] - CENTERS) ** 2).sum(2) / 2 + np.log(OLD)
@@ -35,7 +35,7 @@ def test_calibration_undoes_a_known_distortion():
     assert fitted.scale == pytest.approx(0.5, abs=0.02)
     assert np.abs(fitted(bent) - honest).mean() < 0.01
     # Its maximum-likelihood condition: the mean probability of a label is the label's share.
-    assert np.allclose(fitted(bent).mean(0), label_shift.shares(truth, 4), atol=1e-3)
+    assert np.allclose(fitted(bent).mean(0), label_shift.balanced(truth, 4), atol=1e-3)
     assert label_shift.calibrate(label_shift.softmax(2 * np.log(honest)), truth, bias=False).scale == (
         pytest.approx(0.5, abs=0.02)
     )
@@ -51,22 +51,22 @@ def test_a_few_clips_do_not_move_the_calibration_far():
 
 @pytest.mark.slow
 def test_both_estimators_find_the_shares_of_the_unlabelled_clips():
-    held_out, truth = draw(5000, OLD, 1)
+    oof, truth = draw(5000, OLD, 1)
     unlabeled, _ = draw(8000, NEW, 2)
-    for found in (label_shift.em(unlabeled, OLD), label_shift.bbse(unlabeled, held_out, truth)):
+    for found in (label_shift.em(unlabeled, OLD), label_shift.bbse(unlabeled, oof, truth)):
         assert np.abs(found - NEW).max() < 0.03
-    found = label_shift.estimate(unlabeled, held_out, truth, seed=0, draws=10)
-    assert found.trust > 0.95 and np.abs(found.used - NEW).max() < 0.03
+    found = label_shift.estimate(unlabeled, oof, truth, seed=0, draws=10)
+    assert found.shrinkage > 0.95 and np.abs(found.used - NEW).max() < 0.03
 
 
 @pytest.mark.slow
 def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
     trusts, used, middle = [], [], []
     for seed in range(8):
-        held_out, truth = draw(240, OLD, seed)
+        oof, truth = draw(240, OLD, seed)
         unlabeled, _ = draw(400, OLD, 100 + seed)
-        found = label_shift.estimate(unlabeled, held_out, truth, seed, draws=20)
-        trusts.append(found.trust)
+        found = label_shift.estimate(unlabeled, oof, truth, seed, draws=20)
+        trusts.append(found.shrinkage)
         for ways, estimated in ((used, found.used), (middle, (found.em + found.bbse) / 2)):
             ways.append([np.abs(estimated - found.labeled).sum(), np.abs(estimated - OLD).sum()])
     assert np.mean(trusts) < 0.5
@@ -78,13 +78,13 @@ def test_without_a_shift_the_estimate_stays_with_the_labelled_shares():
 def test_where_more_than_the_shares_differs_the_estimators_disagree_and_the_estimate_is_shrunk():
     new = np.array([0.3, 0.3, 0.1, 0.3])
     for seed in range(2):
-        held_out, truth = draw(3000, OLD, seed)
+        oof, truth = draw(3000, OLD, seed)
         honest, violated = (
-            label_shift.estimate(draw(3000, new, 100 + seed, apart)[0], held_out, truth, seed, draws=10)
+            label_shift.estimate(draw(3000, new, 100 + seed, apart)[0], oof, truth, seed, draws=10)
             for apart in (1, 4)
         )
         assert np.abs(honest.em - honest.bbse).sum() < 0.05 < 0.25 < np.abs(violated.em - violated.bbse).sum()
-        assert violated.trust < 0.6 < 0.85 < honest.trust
+        assert violated.shrinkage < 0.6 < 0.85 < honest.shrinkage
         between = (violated.em + violated.bbse) / 2
         way, whole = violated.used - violated.labeled, between - violated.labeled
         # On the way from the labelled shares to the estimates, and short of them by what is not trusted.
@@ -98,12 +98,12 @@ def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips(
     for size in (200, 1600):
         covered = []
         for seed in range(4):
-            held_out, truth = draw(size, OLD, seed)
+            oof, truth = draw(size, OLD, seed)
             unlabeled, others = draw(size, NEW, 100 + seed)
-            found = label_shift.estimate(unlabeled, held_out, truth, seed, draws=50)
+            found = label_shift.estimate(unlabeled, oof, truth, seed, draws=50)
             assert found.intervals.keys() == {"em", "bbse"}
             for name, (low, high) in found.intervals.items():
-                now = label_shift.shares(others, 4)
+                now = label_shift.balanced(others, 4)
                 covered += [(low <= now) & (now <= high)]
                 assert ((low <= getattr(found, name)) & (getattr(found, name) <= high)).mean() >= 0.75
         widths.append((high - low).mean())
@@ -117,11 +117,11 @@ def test_clips_of_a_group_are_drawn_together_and_widen_the_interval():
     rows = label_shift.resampler(np.array(["a", "b", "a", "c"]))(np.random.default_rng(0))
     counts = np.bincount(rows, minlength=4)
     assert counts[0] == counts[2] and counts[0] + counts[1] + counts[3] == 3
-    held_out, truth = draw(300, OLD, 0)
+    oof, truth = draw(300, OLD, 0)
     unlabeled, _ = draw(300, OLD, 1)
-    alone = label_shift.estimate(unlabeled, held_out, truth, 0)
+    alone = label_shift.estimate(unlabeled, oof, truth, 0)
     # Groups that are alike: four copies of each clip.
-    copied = [np.repeat(part, 4, 0) for part in (unlabeled, held_out, truth)]
+    copied = [np.repeat(part, 4, 0) for part in (unlabeled, oof, truth)]
     group = np.repeat(np.arange(300), 4)
     together = label_shift.estimate(*copied, 0, groups=(group, group))
     apart = label_shift.estimate(*copied, 0)
@@ -131,17 +131,17 @@ def test_clips_of_a_group_are_drawn_together_and_widen_the_interval():
 
 @pytest.mark.slow
 def test_shares_that_may_be_true_spread_around_the_used_ones():
-    held_out, truth = draw(400, OLD, 1)
+    oof, truth = draw(400, OLD, 1)
     unlabeled, _ = draw(400, NEW, 2)
-    found = label_shift.estimate(unlabeled, held_out, truth, 0)
-    assert np.allclose(found.plausible.sum(1), 1) and (found.plausible >= 0).all()
-    assert np.abs(found.plausible.mean(0) - found.used).max() < 0.01
-    assert 0.005 < found.plausible.std(0).mean() < 0.06
+    found = label_shift.estimate(unlabeled, oof, truth, 0)
+    assert np.allclose(found.prior_samples.sum(1), 1) and (found.prior_samples >= 0).all()
+    assert np.abs(found.prior_samples.mean(0) - found.used).max() < 0.01
+    assert 0.005 < found.prior_samples.std(0).mean() < 0.06
 
 
 def test_where_the_estimators_start_does_not_matter():
-    held_out, truth = draw(500, OLD, 1)
-    bent = label_shift.softmax(2 * np.log(held_out))
+    oof, truth = draw(500, OLD, 1)
+    bent = label_shift.softmax(2 * np.log(oof))
     cold, warm = (
         label_shift.calibrate(bent, truth, start=start)
         for start in (None, label_shift.Calibration(0.6, np.array([0.3, 0, 0, -0.3])))

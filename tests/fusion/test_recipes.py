@@ -22,7 +22,7 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 NAMES = fusion_run.names(30)
-PROBES = [f"probes/{name}" for name in ("voice", "face", "line", "@all")]
+PROBES = [f"linear_probes/{name}" for name in ("voice", "face", "line", "@all")]
 ROUNDS = ["rounds/00", "rounds/01"]
 
 
@@ -84,13 +84,13 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
     for row, name in enumerate(NAMES):
         np.save(tmp_path / "npy" / f"{name}.npy", np.full(fusion_run.WIDTH, row + 1.0))
     import_sets(run, ["voice", str(tmp_path / "npy")], ["audio"])
-    parts = ["probes/voice", "probes/@all", *ROUNDS, "vote"]
+    parts = ["linear_probes/voice", "linear_probes/@all", *ROUNDS, "vote"]
     line = f"stale: {', '.join(parts)}; run fuse (probes/voice: made from other features voice than those of this run)"
     assert line in caplog.messages
     found = stale(folder)
     assert [*found] == parts
     assert found["rounds/00"] == "stale, made from other features voice than those of this run"
-    assert "probes or rounds" in found["vote"]
+    assert "linear probes or rounds" in found["vote"]
     assert [text.split(":")[0] for text in verify(run.folder)] == parts
     assert line in report(run.folder).read_text()
     files.write_json(run.status("fuse"), {"code": 0})
@@ -106,15 +106,17 @@ def test_predictions_are_not_scored_with_labels_that_they_have_not_learned(folde
     relabel(folder, ",angry", ",happy")
     relabel(folder, ",other", ",angry")
     assert [*stale(folder)] == [*PROBES, *ROUNDS, "vote"]
-    assert all("labels" in why or "probes or rounds" in why for why in stale(folder).values())
+    assert all("labels" in why or "linear probes or rounds" in why for why in stale(folder).values())
     with pytest.raises(UserError, match="not those that the predictions .* were learned from.*run fuse"):
         score(folder / "run")
     assert len([text for text in verify(folder / "run") if "other folds, labels" in text]) == 5
     # A run of an earlier version, whose marks do not name what it was made from.
     run = Run(folder / "run")
     for part in (run.round(0).folder, run.round(1).folder, run.vote.folder):
-        mark = files.marked(part)
-        files.mark(part, mark.pop("made_from"), **{key: value for key, value in mark.items() if key != "of"})
+        mark = files.read_marker(part)
+        files.write_marker(
+            part, mark.pop("fingerprint"), **{key: value for key, value in mark.items() if key != "of"}
+        )
     assert stale(folder)["rounds/00"].endswith(
         "labels, features or settings than those of this run, or by another version"
     )
@@ -152,7 +154,7 @@ def test_a_round_that_is_gone_although_it_voted_is_found(folder):
         ("self_train.rounds=0", ["vote"], "other probes or rounds than"),
         ("vote.kind=hard", ["vote"], "other settings of vote than"),
         ("folds.seed=3", [*PROBES, *ROUNDS, "vote"], "other folds than"),
-        ("fuse.sets=[voice,face]", ["probes/@all", *ROUNDS, "vote"], "other features line than"),
+        ("fuse.sets=[voice,face]", ["linear_probes/@all", *ROUNDS, "vote"], "other features line than"),
         ("run.threads=2", [], ""),
     ],
 )
@@ -177,12 +179,12 @@ def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
 def test_marks_of_another_kind_are_no_marks(folder):
     run = Run(folder / "run")
     for place, facts in (
-        (run.probes.folder, {"sets": [1]}),
+        (run.linear_probes.folder, {"sets": [1]}),
         (run.round(0).folder, {"of": 3, "oof_waf": "x"}),
     ):
-        files.write_json(place / files.MARK, {"made_from": "x", **facts})
+        files.write_json(place / files.MARKER, {"fingerprint": "x", **facts})
     found = stale(folder)
-    assert found["probes/voice"].startswith("missing") and "another version" in found["rounds/00"]
+    assert found["linear_probes/voice"].startswith("missing") and "another version" in found["rounds/00"]
     assert "rounds/01" not in found
 
 

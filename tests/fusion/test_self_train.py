@@ -40,8 +40,8 @@ def parts_of(config) -> tuple[Clips, FeatureBatch]:
     return clips, batch.standardize(FeatureBatch([part.modality for part in sets], values, masks))
 
 
-def rounds_of(config, clips, inputs, made_from="") -> list[predictions.Predictions]:
-    self_train(config, clips, Recipe(made_from), lambda: inputs)
+def rounds_of(config, clips, inputs, fingerprint="") -> list[predictions.Predictions]:
+    self_train(config, clips, Recipe(fingerprint), lambda: inputs)
     folder = Run(config.run.folder).folder / "rounds"
     return [predictions.read(path) for path in sorted(folder.glob("*/predictions.parquet"))]
 
@@ -58,8 +58,8 @@ def own_predictions_with_other_labels(config, fold: int) -> list[tuple[np.ndarra
     """Per round, the out-of-fold probabilities of a fold with its labels as they are and shuffled."""
     clips, inputs = parts_of(config)
     pair = [
-        [told.probability for told in rounds_of(config, some, inputs, made_from)]
-        for some, made_from in ((clips, "as they are"), (permuted(clips, fold), "shuffled"))
+        [told.probability for told in rounds_of(config, some, inputs, fingerprint)]
+        for some, fingerprint in ((clips, "as they are"), (permuted(clips, fold), "shuffled"))
     ]
     own = clips.fold == fold
     assert any(not np.array_equal(a[~own], b[~own]) for a, b in zip(*pair, strict=True))
@@ -229,10 +229,14 @@ def test_a_round_is_skipped_while_nothing_it_was_made_from_changes(tmp_path):
 
     def again(*overrides):
         changed = fusion_run.configure(tmp_path, 1, 2, overrides)
-        before = [(files.marked(run.round(number).folder) or {}).get("made_from") for number in range(3)]
+        before = [
+            (files.read_marker(run.round(number).folder) or {}).get("fingerprint") for number in range(3)
+        ]
         calls.clear()
         self_train(changed, clips, Recipe(""), give)
-        after = [(files.marked(run.round(number).folder) or {}).get("made_from") for number in range(3)]
+        after = [
+            (files.read_marker(run.round(number).folder) or {}).get("fingerprint") for number in range(3)
+        ]
         return [number for number in range(3) if before[number] != after[number]], len(calls)
 
     assert again() == ([0, 1, 2], 1)
@@ -262,9 +266,9 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     for row in rows:
         assert row["selected"] == (row["reason"] == "") == (row["weight"] > 0)
         assert row["models"] == f"fold-{row['fold']}/seed-0 fold-{row['fold']}/seed-1"
-        shares = [row[f"p_{label}"] for label in clips.labels]
-        assert row["pseudo_label"] == clips.labels[int(np.argmax(shares))]
-        assert not row["selected"] or max(shares) >= row["threshold"] >= config.self_train.confidence
+        balanced = [row[f"p_{label}"] for label in clips.labels]
+        assert row["pseudo_label"] == clips.labels[int(np.argmax(balanced))]
+        assert not row["selected"] or max(balanced) >= row["threshold"] >= config.self_train.confidence
     assert {row["reason"] for row in rows if row["name"] == clips.names[unlabeled[0]]} == {"no modality"}
     # A clip of which nothing is known gets the shares of the labels.
     assert np.allclose(told[1].probability[unlabeled[0]], 1 / 3, atol=0.02)
@@ -387,7 +391,7 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
     clips, inputs = parts_of(config)
     run, every = Run(config.run.folder), rounds_of(config, clips, inputs)
     wafs = [metrics.waf(clips.truth[clips.labeled], told.answer[clips.labeled]) for told in every]
-    assert wafs == [files.marked(run.round(number).folder)["oof_waf"] for number in range(5)]
+    assert wafs == [files.read_marker(run.round(number).folder)["oof_waf"] for number in range(5)]
     for patience in (1, 2):
         stop = next(
             number
@@ -398,7 +402,7 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
         left = rounds_of(config, clips, inputs)
         assert len(left) == stop + 1 < 5 and not run.round(stop + 1).folder.exists()
         last = self_train(config, clips, Recipe(""), lambda: pytest.fail("there was nothing to do"))
-        assert last.made_from == files.marked(run.round(stop).folder)["made_from"]
+        assert last.fingerprint == files.read_marker(run.round(stop).folder)["fingerprint"]
         config.self_train.patience = 0
         again = rounds_of(config, clips, inputs)
         assert all(np.array_equal(a.probability, b.probability) for a, b in zip(every, again, strict=True))
@@ -426,7 +430,7 @@ def test_every_answer_is_reproduced_by_one_command_from_the_run_folder(tmp_path)
         return run.answer.read_bytes(), {path: path.read_bytes() for path in predictions.all_of(run)}
 
     first = made()
-    for folder in (run.probes.folder, run.folder / "rounds", run.vote.folder):
+    for folder in (run.linear_probes.folder, run.folder / "rounds", run.vote.folder):
         shutil.rmtree(folder)
     for path in (run.answer, run.folds):
         path.unlink()

@@ -28,11 +28,11 @@ LABELED, UNLABELED, FOLDS = 300, 600, 3
 EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
 
 
-def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLABELED):
+def case(balanced: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLABELED):
     """Clips, one member that says what a model trained on even labels knows, and the truth."""
     random = np.random.default_rng(seed)
     truth = np.concatenate(
-        [np.arange(LABELED) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
+        [np.arange(LABELED) % 3, random.choice(3, unlabeled, p=np.array(balanced) / sum(balanced))]
     )
     points = 1.5 * np.eye(3)[truth] + random.normal(size=(len(truth), 3))
     odds = sharp * 1.5 * points
@@ -57,26 +57,26 @@ def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLA
 
 def honest(clips, probability: np.ndarray) -> np.ndarray:
     """(K, L, C): the same for every fold, but nothing of its own clips."""
-    held_out = np.stack([probability[clips.labeled]] * clips.folds).astype(np.float64)
-    held_out[clips.fold[clips.labeled], np.arange(clips.labeled.sum())] = np.nan
-    return held_out
+    oof = np.stack([probability[clips.labeled]] * clips.folds).astype(np.float64)
+    oof[clips.fold[clips.labeled], np.arange(clips.labeled.sum())] = np.nan
+    return oof
 
 
-def voted(tmp_path, clips, members, overrides=(), present=None, held_out=None) -> tuple[Predictions, dict]:
-    """The vote where models without two folds say what those without one say, or ``held_out``."""
-    if held_out is None:
-        held_out = [honest(clips, member.probability) for member in members]
+def voted(tmp_path, clips, members, overrides=(), present=None, oof=None) -> tuple[Predictions, dict]:
+    """The vote where models without two folds say what those without one say, or ``oof``."""
+    if oof is None:
+        oof = [honest(clips, member.probability) for member in members]
     config = fusion_run.configure(tmp_path, overrides=overrides)
     run = Run(config.run.folder)
     first = CrossFittedRound(
         number=0,
         oof=members[0],
-        nested_oof=held_out[0],
+        nested_oof=oof[0],
         fold_predictions=np.stack([members[0].probability[~clips.labeled]] * FOLDS),
         present=np.ones(len(clips.names), bool) if present is None else present,
         dropout=np.zeros(FOLDS),
     )
-    pairs = zip(members[1:], held_out[1:], strict=True)
+    pairs = zip(members[1:], oof[1:], strict=True)
     vote(config, clips, first, [CrossFitted(oof=oof, nested_oof=own) for oof, own in pairs], Recipe("here"))
     publish(run)
     return predictions.read(run.vote.predictions), files.read_json(run.vote.prior)
@@ -130,9 +130,9 @@ def test_a_labelled_clip_is_pooled_by_what_models_without_its_fold_say(tmp_path)
     _, told = voted(tmp_path, clips, [member, other])
     assert told["weights"]["AGT"] > 0.8
     # What models without fold 1 say, and nobody else, praises the noise.
-    held_out = np.stack([honest(clips, one.probability) for one in (member, other)])
-    held_out[:, 1] = held_out[::-1, 1]
-    _, told = voted(tmp_path, clips, [member, other], held_out=held_out)
+    oof = np.stack([honest(clips, one.probability) for one in (member, other)])
+    oof[:, 1] = oof[::-1, 1]
+    _, told = voted(tmp_path, clips, [member, other], oof=oof)
     by_fold = [own["AGT"] for own in told["weights_of_folds"]]
     assert by_fold[1] < 0.2 and min(by_fold[0], by_fold[2], told["weights"]["AGT"]) > 0.8
 
@@ -155,7 +155,7 @@ def own_answers_with_other_labels(config, monkeypatch, fold: int) -> list[Predic
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, monkeypatch, kind):
-    fusion_run.make(tmp_path, shares=SHIFTED)
+    fusion_run.make(tmp_path, balanced=SHIFTED)
     config = fusion_run.configure(tmp_path, overrides=(f"vote.kind={kind}",))
     before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
     own = before.fold == 1
@@ -166,9 +166,9 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
-    config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
+    config, _ = fusion_run.make(tmp_path, balanced=SHIFTED)
 
-    def leaky(probability, held_out, clips, present, kind):
+    def leaky(probability, oof, clips, present, kind):
         plain = np.stack([honest(clips, member) for member in probability])
         return pool(probability, plain, clips, present, kind)
 
@@ -227,18 +227,18 @@ def test_a_prior_probed_from_a_scorer_is_used_and_its_origin_is_kept(tmp_path, c
         label: round(float(100 * 2 * share**2 / (1 + share)), 2)
         for label, share in zip(clips.labels, now, strict=True)
     }
-    probes = (
+    linear_probes = (
         "vote.scorer_feedback={" + ", ".join(f"{label}: {score}" for label, score in scores.items()) + "}"
     )
-    _, told = voted(tmp_path, clips, [member], ("vote.prior=probed", probes))
+    _, told = voted(tmp_path, clips, [member], ("vote.prior=probed", linear_probes))
     assert told["origin"] == "probed" and told["applied"]
     assert told["used"] == pytest.approx(now.tolist(), abs=1e-3)
     assert "probes of a scorer" in caplog.text and "may forbid" in caplog.text
     with pytest.raises(UserError, match="vote.scorer_feedback do not fit together"):
-        wrong = probes.replace("neutral: ", "neutral: 1")
+        wrong = linear_probes.replace("neutral: ", "neutral: 1")
         configuration.load(tmp_path / "job.yaml", ["vote.prior=probed", wrong])
     with pytest.raises(UserError, match="vote.scorer_feedback belongs to vote.prior: probed"):
-        configuration.load(tmp_path / "job.yaml", [probes])
+        configuration.load(tmp_path / "job.yaml", [linear_probes])
 
 
 @pytest.mark.slow
@@ -330,9 +330,9 @@ def test_without_a_correction_each_clip_gets_its_most_probable_label(tmp_path, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shares, seed", [((1, 1, 2), 4), ((1, 4, 6), 1)])
-def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, shares, seed):
+def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, balanced, seed):
     caplog.set_level("INFO", "mer_dist")
-    clips, member, truth = case(shares, seed=seed)
+    clips, member, truth = case(balanced, seed=seed)
     made, told = voted(tmp_path, clips, [member])
     own = ~clips.labeled
     most = made.probability.argmax(1)
@@ -433,7 +433,7 @@ def test_another_list_of_names_is_another_vote(tmp_path):
     marks = []
     for text in ("name\nclip_0301\n", "name\nclip_0302\n", "name\nclip_0302\n"):
         config = fusion_run.configure(tmp_path, overrides=(restrict(tmp_path, text),))
-        marks.append(recipes.vote(config, Recipe("x"), []).made_from)
+        marks.append(recipes.vote(config, Recipe("x"), []).fingerprint)
     assert marks[0] != marks[1] == marks[2]
 
 
@@ -493,12 +493,12 @@ def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
 def test_a_clip_without_any_modality_gets_the_label_shares_as_they_are(tmp_path, kind):
     clips, member, _ = case(SHIFTED, sharp=2.0)
     present = np.arange(len(clips.names)) % 5 > 0
-    shares = [0.5, 0.3, 0.2]
-    member.probability[~present] = shares
+    balanced = [0.5, 0.3, 0.2]
+    member.probability[~present] = balanced
     made, told = voted(tmp_path, clips, [member], (f"vote.kind={kind}",), present)
-    assert np.allclose(made.probability[clips.labeled & ~present], shares)
+    assert np.allclose(made.probability[clips.labeled & ~present], balanced)
     assert told["applied"] == (kind == "soft")
-    corrected = np.array(shares) * (np.divide(told["used"], told["labeled"]) if told["applied"] else 1)
+    corrected = np.array(balanced) * (np.divide(told["used"], told["labeled"]) if told["applied"] else 1)
     assert np.allclose(made.probability[~clips.labeled & ~present], corrected / corrected.sum(), atol=1e-6)
 
 

@@ -235,12 +235,12 @@ def test_a_csv_of_huge_fields_nuls_and_endless_quotes_costs_its_rows(tmp_path, t
 
 
 @pytest.mark.slow
-def test_a_manifest_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
-    from mer_dist.shards import manifest
+def test_an_index_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
+    from mer_dist.shards import shard_index
 
     (tmp_path / "00000.tar").write_bytes(bytes(10_240))
     for span in ((0, 1 << 60), (1 << 62, 10), (-512, 100), (512, -1000)):
-        row = manifest.Row(
+        row = shard_index.Row(
             name="a",
             shard=0,
             split="unlabeled",
@@ -253,7 +253,7 @@ def test_a_manifest_that_points_beyond_its_tar_takes_no_memory(tmp_path, tried):
             checksum="",
             members={"00.jpg": span},
         )
-        manifest.write_rows(ShardFolder(tmp_path).manifest, [row])
+        shard_index.write_rows(ShardFolder(tmp_path).index, [row])
         line = tried(first_clip, tmp_path)
         assert line.startswith(f"{tmp_path}/00000.tar, clip a: the tar ends too early")
 

@@ -25,7 +25,7 @@ from mer_dist.corpus import mertools
 from mer_dist.inspect.verify import verify
 from mer_dist.interop.npy import export_npy, import_npy
 from mer_dist.models.classifier import load_extractor
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
 from mer_dist.storage import quarantine
@@ -192,7 +192,7 @@ def test_a_clip_that_crashes_the_decoder_keeps_its_text_and_is_in_quarantine(tmp
     lost = {(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)}
     assert lost.keys() == {("a001", "audio"), ("a001", "video")}
     assert all("the decoder crashed on it" in reason for reason in lost.values())
-    rows = {row.name: row for row in manifest.read(run.shards)}
+    rows = {row.name: row for row in shard_index.read(run.shards)}
     assert len(rows) == 5 and rows["a001"].missing == ["audio", "video"] and rows["a001"].transcript
     assert verify(run.folder) == []
 

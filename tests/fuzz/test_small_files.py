@@ -99,7 +99,7 @@ def plain(value) -> None:
         plain(one)
 
 
-def vectors(folder: Path, seed: str) -> str:
+def embeddings(folder: Path, seed: str) -> str:
     """A damaged feature file, read for fusion: named, or its rows are numbers of the right clips."""
     run, names = Run(folder / "run"), fusion_run.names(12)
     values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
@@ -136,7 +136,7 @@ def vectors(folder: Path, seed: str) -> str:
 @pytest.mark.parametrize("seed", cases(short=1, long=8))
 @pytest.mark.parametrize("kind", ["csv", "npz", "safetensors", "npy"])
 def test_damage_is_named_or_costs_its_clips(tmp_path, sandbox, count, kind, seed):
-    function = {"csv": table, "npz": labels, "safetensors": vectors}.get(kind)
+    function = {"csv": table, "npz": labels, "safetensors": embeddings}.get(kind)
     outcomes, broken = [], []
     if kind == "npy":
         outcomes = sandbox.call(arrays, tmp_path, str(seed))

@@ -16,7 +16,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.inspect.explain import explain, text
 from mer_dist.inspect.score import score
 from mer_dist.inspect.verify import verify
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages.extract import extract
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
@@ -113,7 +113,7 @@ def again(base: Path, run: Run) -> list[str]:
 
 def complete(run: Run) -> None:
     """Every clip is in the shards or in quarantine, and every unlabelled one has its answer."""
-    rows = manifest.read(run.shards)
+    rows = shard_index.read(run.shards)
     gone = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip" and row.reason}
     wanted = {f"a{row:03d}" for row in range(small_job.LABELED)}
     wanted |= {f"u{row:03d}" for row in range(small_job.UNLABELED)}

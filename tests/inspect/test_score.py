@@ -18,9 +18,9 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 STEPS = (
-    ("probes/clip", "video alone (clip, frozen)", 0.5),
-    ("probes/clip@tuned", "video alone (clip, fine-tuned)", 0.6),
-    ("probes/voice", "audio alone (voice, frozen)", 0.55),
+    ("linear_probes/clip", "video alone (clip, frozen)", 0.5),
+    ("linear_probes/clip@tuned", "video alone (clip, fine-tuned)", 0.6),
+    ("linear_probes/voice", "audio alone (voice, frozen)", 0.55),
     ("rounds/00/predictions", "AGT", 0.7),
     ("rounds/01/predictions", "AGT + self-training round 1", 0.65),
     ("vote/predictions", "prior-aware vote", 0.9),

@@ -31,7 +31,7 @@ from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import predictions
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.inspect.verify import verify
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
@@ -57,7 +57,7 @@ def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
         run.features(own),
         modality=parts[0].modality,
         part=own.variant or "frozen",
-        trained_without=own.held_out_fold,
+        held_out_fold=own.held_out_fold,
     )
 
 
@@ -88,13 +88,13 @@ ANSWER = "name,discrete\nu000,happy\nu001,sad\nu002,happy\n"
 
 def write_adapters(run: Run, config: Config) -> None:
     """The copies of the extractor ``text`` as finetune leaves them, with weights of equal size."""
-    for copy in adapters.planned(config, FOLDS):
-        files.write_text(copy.folder / "weights", f"learned {copy.part:>6}")
-        files.mark(
-            copy.folder,
-            copy.made_from,
-            trained_without=copy.without,
-            content=files.contents([copy.folder / "weights"]),
+    for adapter in adapters.planned(config, FOLDS):
+        files.write_text(adapter.folder / "weights", f"learned {adapter.variant:>6}")
+        files.write_marker(
+            adapter.folder,
+            adapter.fingerprint,
+            held_out_fold=adapter.held_out_fold,
+            content=files.contents([adapter.folder / "weights"]),
         )
 
 
@@ -123,14 +123,14 @@ def whole(tmp_path_factory):
         "text": ExtractorConfig(family="baichuan", path=str(base / "text"), finetune=FinetuneConfig()),
     }
     configuration.save(config, run.config)
-    files.write_json(run.folds, {"made_from": "x", "folds": FOLDS})
+    files.write_json(run.folds, {"fingerprint": "x", "folds": FOLDS})
     heard = [name for name in NAMES if name != "a000"]
     write_features(run, "hubert", feature_set(heard[:3]), feature_set(heard[3:], missing=["a000"]))
     write_features(run, "text@fold-0", feature_set(["a000", "a003", "u000"], "text"))
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "u000"], "text"))
     write_features(run, "text@all", feature_set(STORED, "text"))
     write_adapters(run, config)
-    for path in (run.probes.predictions("hubert"), run.round(0).predictions, run.vote.predictions):
+    for path in (run.linear_probes.predictions("hubert"), run.round(0).predictions, run.vote.predictions):
         write_predictions(path, FOLDS, UNLABELED)
     files.write_text(run.answer, ANSWER)
     return run.folder
@@ -149,7 +149,7 @@ def test_a_run_that_adds_up_has_no_finding(run):
 @pytest.mark.slow
 def test_a_run_of_shards_only_adds_up_too(run, caplog):
     caplog.set_level("INFO", "mer_dist")
-    for name in ("adapters", "features", "probes", "rounds", "vote"):
+    for name in ("adapters", "features", "linear_probes", "rounds", "vote"):
         shutil.rmtree(run.folder / name)
     run.answer.unlink()
     run.folds.unlink()
@@ -167,10 +167,10 @@ def test_shards_that_were_cut_with_other_settings_are_found(run):
 @pytest.mark.slow
 def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothing(run, caplog):
     shard = next(run.features_folder.glob("*/0*.safetensors"))
-    shutil.copy(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
+    shutil.adapter(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
     shutil.copytree(run.round(0).folder, run.rounds_folder / "00 2")
     tar = next(run.shards.glob("0*.tar"))
-    shutil.copy(tar, tar.with_name(f"{tar.stem} (1).tar"))
+    shutil.adapter(tar, tar.with_name(f"{tar.stem} (1).tar"))
     assert verify(run.folder) == []
     assert "3 files or folders among those of the run are none of its own" in caplog.text
     assert "rounds/00 2" in caplog.text
@@ -183,9 +183,9 @@ def finding(run, *words):
 
 
 @pytest.mark.slow
-def test_a_clip_that_was_dropped_from_the_manifest_is_found(run):
-    path = ShardFolder(run.shards).manifest
-    manifest.write_rows(path, [row for row in manifest.read(run.shards) if row.name != "a002"])
+def test_a_clip_that_was_dropped_from_the_index_is_found(run):
+    path = ShardFolder(run.shards).index
+    shard_index.write_rows(path, [row for row in shard_index.read(run.shards) if row.name != "a002"])
     finding(run, "of the corpus are neither in the shards nor in quarantine", "a002")
 
 
@@ -207,19 +207,17 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
 @pytest.mark.parametrize(
     ("field", "value"), [("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")]
 )
-def test_a_manifest_that_says_other_than_corpus_and_tar_is_found(run, field, value):
-    rows = manifest.read(run.shards)
+def test_an_index_that_says_other_than_corpus_and_tar_is_found(run, field, value):
+    rows = shard_index.read(run.shards)
     rows[1] = replace(rows[1], **{field: value})
-    manifest.write_rows(ShardFolder(run.shards).manifest, rows)
+    shard_index.write_rows(ShardFolder(run.shards).index, rows)
     finding(run, f"another {field} in the corpus", rows[1].name)
-    elsewhere = (
-        "in the tar" if field == "transcript" else "another label or split in the manifest than beside"
-    )
+    elsewhere = "in the tar" if field == "transcript" else "another label or split in the index than beside"
     finding(run, elsewhere, rows[1].name)
 
 
 def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
-    row = manifest.read(run.shards)[2]
+    row = shard_index.read(run.shards)[2]
     offset, size = row.members["flac"]
     tar = ShardFolder(run.shards).tar(row.shard)
     content = bytearray(tar.read_bytes())
@@ -234,7 +232,7 @@ def test_a_short_or_missing_tar_and_an_unfinished_stage_are_found(run):
     tar = ShardFolder(run.shards).tar(0)
     tar.write_bytes(tar.read_bytes()[:1000])
     ShardFolder(run.shards).tar(1).unlink()
-    (run.shards / files.MARK).unlink()
+    (run.shards / files.MARKER).unlink()
     findings = finding(run, "00000.tar", "ends too early")
     assert any("00001.tar" in line and "cannot be read" in line for line in findings)
     assert any("shards are not complete" in line for line in findings)
@@ -294,7 +292,7 @@ def test_an_imported_set_is_only_read(run):
     write_features(run, "other", feature_set(["elsewhere"]))
     description = json.loads((run.features("other") / "set.json").read_text())
     files.write_json(run.features("other") / "set.json", {**description, "imported": True})
-    files.mark(run.features("other"), "x", shards=[0])
+    files.write_marker(run.features("other"), "x", shards=[0])
     assert verify(run.folder) == []
     (run.features("other") / "00000.safetensors").write_bytes(b"nothing")
     finding(run, "other", "not readable")
@@ -303,7 +301,7 @@ def test_an_imported_set_is_only_read(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["probes/hubert", "rounds/00/predictions", "vote/predictions"])
+@pytest.mark.parametrize("place", ["linear_probes/hubert", "rounds/00/predictions", "vote/predictions"])
 def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
     path = run.folder / f"{place}.parquet"
     write_predictions(path, FOLDS, UNLABELED[1:])
@@ -323,7 +321,7 @@ def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
 
 @pytest.mark.slow
 def test_folds_that_do_not_fit_the_labels_are_found(run):
-    files.write_json(run.folds, {"made_from": "x", "folds": {**FOLDS, "gone": 1}})
+    files.write_json(run.folds, {"fingerprint": "x", "folds": {**FOLDS, "gone": 1}})
     finding(run, "labelled without a fold, or the reverse", "gone")
     run.folds.unlink()
     finding(run, "folds.json", "no such file")
@@ -369,11 +367,15 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     config.self_train.rounds = 0
     fusion_run.write_set(run, "voice", "audio", ["a", "b", "c"], np.eye(3), imported=True)
     configuration.save(config, run.config)
-    files.write_json(run.folds, {"made_from": "x", "folds": {"a": 0, "b": 1}})
+    files.write_json(run.folds, {"fingerprint": "x", "folds": {"a": 0, "b": 1}})
     write_predictions(run.vote.predictions, {"a": 0, "b": 1}, ["c"])
     files.write_text(run.answer, "name,discrete\nc,happy\n")
     # There is a vote and nothing that it was taken over.
-    assert {text.partition(":")[0] for text in verify(run.folder)} == {"probes/voice", "rounds/00", "vote"}
+    assert {text.partition(":")[0] for text in verify(run.folder)} == {
+        "linear_probes/voice",
+        "rounds/00",
+        "vote",
+    }
     files.write_text(run.answer, "name,discrete\nb,happy\n")
     finding(run, "no answer", "c")
     shutil.rmtree(run.features("voice"))
@@ -433,7 +435,7 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
 @pytest.mark.slow
 def test_features_of_another_copy_are_found(run):
     path = FeatureFolder(run.features("text@fold-1")).description
-    files.write_json(path, files.read_json(path) | {"part": "fold-0", "trained_without": 0})
+    files.write_json(path, files.read_json(path) | {"variant": "fold-0", "held_out_fold": 0})
     finding(run, "text@fold-1", "this is part 'fold-0'")
 
 

@@ -122,7 +122,7 @@ def test_the_same_files_give_the_same_fingerprint_and_other_values_another(run, 
     for value in (1, 1, 2):
         write(folder, b=np.full(2, value))
         import_npy(run, "x", "text", folder)
-        seen.append(store.shard_made_from(shard))
+        seen.append(store.stored_fingerprint(shard))
     assert seen[0] == seen[1] != seen[2]
 
 

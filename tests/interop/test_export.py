@@ -76,7 +76,7 @@ def test_lora_is_merged_into_weights_that_load_without_peft(job, finished, tmp_p
 
 
 def test_the_adapter_alone_loads_with_peft_on_its_base(job, finished, tmp_path):
-    export(finished, "clip@all", tmp_path / "adapter", adapter=True)
+    export(finished, "clip@all", tmp_path / "adapter", adapter_only=True)
     base = CLIPVisionModelWithProjection.from_pretrained(load(job).extractors["clip"].path).eval()
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ours = load_extractor(load(job).extractors["clip"], finished.adapter("clip", "all")).backbone
@@ -133,7 +133,7 @@ def test_others_of_a_group_may_use_a_copy_and_what_is_exported(finished, tmp_pat
     assert others(finished.adapter("clip", "all"), 0o002) == {}
     with as_umask(0o002):
         for name, adapter in (("merged", False), ("adapter", True)):
-            export(finished, "clip@all", tmp_path / name, adapter=adapter)
+            export(finished, "clip@all", tmp_path / name, adapter_only=adapter)
             assert others(tmp_path / name, 0o002) == {}
 
 
@@ -165,21 +165,21 @@ def four_bits(job, tmp_path) -> Run:
         ],
     )
     configuration.save(config, run.config)
-    (copy,) = adapters.planned(config)
-    with files.atomic_folder(copy.folder) as folder:
-        small_adapters.trained(copy.extractor, folder)
-        files.mark(folder, copy.made_from, content=files.contents(folder.iterdir()))
+    (adapter,) = adapters.planned(config)
+    with files.atomic_folder(adapter.folder) as folder:
+        small_adapters.trained(adapter.extractor, folder)
+        files.write_marker(folder, adapter.fingerprint, content=files.contents(folder.iterdir()))
     return run
 
 
 def test_the_command_writes_what_the_run_has_and_says_what_rounding_costs(four_bits, tmp_path, capsys):
     run, told = four_bits, capsys.readouterr
     config = load(run.config).extractors["clip"]
-    of_run = small_adapters.vectors(load_extractor(config, run.adapter("clip", "all")).backbone, "clip")
+    of_run = small_adapters.embeddings(load_extractor(config, run.adapter("clip", "all")).backbone, "clip")
     assert main(["export", str(run.folder), "clip@all", str(tmp_path / "exact")]) == 0
     exported = load_extractor(ExtractorConfig(family="clip", path=str(tmp_path / "exact"))).backbone
     assert (
-        small_adapters.off(small_adapters.vectors(exported, "clip"), of_run) < 5e-6
+        small_adapters.off(small_adapters.embeddings(exported, "clip"), of_run) < 5e-6
         and "loses" not in told().err
     )
     assert main(["export", str(run.folder), "clip@all", str(tmp_path / "half"), "--precision", "bf16"]) == 0
@@ -210,9 +210,9 @@ def test_the_command_writes_what_the_run_has_and_says_what_rounding_costs(four_b
 def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weights(four_bits, tmp_path):
     run = four_bits
     config = load(run.config)
-    (copy,) = adapters.planned(config)
-    classifier = trainable_classifier(copy.extractor, len(config.corpus.labels), 0, sharded=False)
-    adapter = load_file(copy.folder / "adapter_model.safetensors")
+    (adapter,) = adapters.planned(config)
+    classifier = trainable_classifier(adapter.extractor, len(config.corpus.labels), 0, sharded=False)
+    adapter = load_file(adapter.folder / "adapter_model.safetensors")
     weights = {
         name: adapter.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
         for name, value in classifier.named_parameters()
@@ -221,9 +221,9 @@ def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weig
     step = run.checkpoints("clip", "all") / "step-00000001"
     step.mkdir(parents=True)
     torch.save({"weights": weights, "optimizer": {}}, step / ALONE)
-    files.mark(
+    files.write_marker(
         step,
-        copy.made_from,
+        adapter.fingerprint,
         progress=asdict(Progress(step=1)),
         zero_stage=0,
         processes=1,

@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
     return small_models.make(tmp_path_factory.mktemp("models"), LINES)
 
 
-def pieces(extractor, lengths: list[int]) -> list:
+def segments(extractor, lengths: list[int]) -> list:
     if extractor.unit == "frames":
         return [torch.zeros(3, extractor.side, extractor.side, dtype=torch.uint8) for _ in lengths]
     if extractor.unit == "seconds":
@@ -67,22 +67,22 @@ def pieces(extractor, lengths: list[int]) -> list:
 )
 def test_a_forward_pass_never_asks_the_device_how_much_there_is(folders, family, lengths, seen):
     extractor = load_extractor(ExtractorConfig(family=family, path=str(folders / family)))
-    batch = extractor.collate(pieces(extractor, lengths))
+    batch = extractor.collate(segments(extractor, lengths))
     with torch.no_grad():  # in inference mode the counter misses some
-        extractor.vectors(**batch)
+        extractor.embeddings(**batch)
         with Waits() as waits:
-            vectors, counts = extractor.vectors(**batch)
+            embeddings, counts = extractor.embeddings(**batch)
     assert waits.seen == seen
-    assert len(vectors) == counts.sum()
+    assert len(embeddings) == counts.sum()
 
 
 def test_hubert_is_given_a_mask_only_where_something_is_padded(folders):
     extractor = load_extractor(ExtractorConfig(family="hubert", path=str(folders / "hubert")))
-    equal, padded = (extractor.collate(pieces(extractor, lengths)) for lengths in ([9, 9], [9, 4]))
+    equal, padded = (extractor.collate(segments(extractor, lengths)) for lengths in ([9, 9], [9, 4]))
     assert "mask" not in equal and padded["mask"].sum(1).tolist() == [9000, 4000]
     with torch.inference_mode():
-        without, _ = extractor.vectors(**equal)
-        given, _ = extractor.vectors(**equal, mask=torch.ones(2, 9000, dtype=torch.bool))
+        without, _ = extractor.embeddings(**equal)
+        given, _ = extractor.embeddings(**equal, mask=torch.ones(2, 9000, dtype=torch.bool))
     assert torch.equal(without, given)
 
 

@@ -295,5 +295,5 @@ def test_every_class_reads_the_published_layout_and_writes_one_that_reads_the_sa
     expected = model.model(ids).last_hidden_state
     assert torch.equal(body(ids).last_hidden_state, expected)
     assert torch.equal(again(ids).last_hidden_state, expected)
-    judge = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    assert torch.equal(judge.model(ids).last_hidden_state, expected)
+    check_given_prior = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert torch.equal(check_given_prior.model(ids).last_hidden_state, expected)

@@ -57,10 +57,12 @@ def extractor(folders, family: str, **options):
 def run(loaded, samples):
     clips = [loaded.prepare(item) for item in samples]
     with torch.no_grad():
-        vectors, lengths = loaded.vectors(**loaded.collate([piece for clip in clips for piece in clip]))
+        embeddings, lengths = loaded.embeddings(
+            **loaded.collate([segment for clip in clips for segment in clip])
+        )
     ends = np.cumsum([0, *map(len, clips)])
     of_clips = [int(lengths[start:end].sum()) for start, end in pairwise(ends)]
-    return torch.split(vectors, of_clips)
+    return torch.split(embeddings, of_clips)
 
 
 @pytest.fixture(scope="module", params=list(HUBERTS))
@@ -71,11 +73,11 @@ def hubert(request, tmp_path_factory):
 
 def batch_equals_singles(loaded, samples) -> list[int]:
     together = run(loaded, samples)
-    for item, vectors in zip(samples, together, strict=True):
+    for item, embeddings in zip(samples, together, strict=True):
         (alone,) = run(loaded, [item])
-        assert alone.shape == vectors.shape and torch.isfinite(alone).all()
-        assert (alone - vectors).abs().max() < 1e-4
-    return [len(vectors) for vectors in together]
+        assert alone.shape == embeddings.shape and torch.isfinite(alone).all()
+        assert (alone - embeddings).abs().max() < 1e-4
+    return [len(embeddings) for embeddings in together]
 
 
 @pytest.mark.slow
@@ -110,9 +112,9 @@ def published_and_own_pixels(loaded, processor, height: int, width: int):
     image = np.repeat(np.repeat(coarse, 5, 0), 4, 1)[:height, :width]
     published = processor([image], return_tensors="pt")["pixel_values"]
     mean = torch.tensor(loaded.mean)[:, None, None]
-    deviation = torch.tensor(loaded.deviation)[:, None, None]
+    std = torch.tensor(loaded.std)[:, None, None]
     own = resize(image[None], published.shape[-1]).float() / 255
-    return published, (own - mean) / deviation, deviation
+    return published, (own - mean) / std, std
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,9 @@ def test_frames_are_preprocessed_as_the_published_processor_does(folders, height
     from transformers import CLIPImageProcessorPil
 
     loaded = extractor(folders, "clip")
-    published, own, deviation = published_and_own_pixels(loaded, CLIPImageProcessorPil(), height, width)
+    published, own, std = published_and_own_pixels(loaded, CLIPImageProcessorPil(), height, width)
     assert published.shape == own.shape == (1, 3, 224, 224)
-    assert ((own - published) * deviation * 255).round().abs().max() <= 2
+    assert ((own - published) * std * 255).round().abs().max() <= 2
 
 
 @pytest.mark.slow
@@ -155,16 +157,16 @@ def test_clip_features_are_the_projected_embedding_of_each_frame_in_order(folder
 
     loaded = extractor(folders, "clip")
     item = sample(images=4)
-    (vectors,) = run(loaded, [item])
+    (embeddings,) = run(loaded, [item])
     model = CLIPModel.from_pretrained(folders / "clip").eval()
     for frame in range(4):
         pixels = resize(item.images()[frame : frame + 1], 32).float() / 255
-        mean, deviation = torch.tensor(loaded.mean), torch.tensor(loaded.deviation)
-        pixels = (pixels - mean[:, None, None]) / deviation[:, None, None]
+        mean, std = torch.tensor(loaded.mean), torch.tensor(loaded.std)
+        pixels = (pixels - mean[:, None, None]) / std[:, None, None]
         with torch.no_grad():
             states = model.vision_model(pixels).pooler_output
             expected = model.visual_projection(states)[0]
-        assert (vectors[frame] - expected).abs().max() < 1e-5
+        assert (embeddings[frame] - expected).abs().max() < 1e-5
 
 
 def test_hubert_gives_the_sum_of_the_last_four_states_of_the_published_model(hubert):
@@ -172,7 +174,7 @@ def test_hubert_gives_the_sum_of_the_last_four_states_of_the_published_model(hub
 
     loaded = load_extractor(ExtractorConfig(family="hubert", path=str(hubert)))
     item = sample(seconds=2.0)
-    (vectors,) = run(loaded, [item])
+    (embeddings,) = run(loaded, [item])
     processor = Wav2Vec2FeatureExtractor.from_pretrained(hubert)
     values = processor(item.waveform(), sampling_rate=16_000, return_tensors="pt").input_values
     model = HubertModel.from_pretrained(hubert).eval()
@@ -180,7 +182,7 @@ def test_hubert_gives_the_sum_of_the_last_four_states_of_the_published_model(hub
         out = model(values, output_hidden_states=True)
     # As before transformers 5, the last state is the one after the final norm.
     expected = (sum(out.hidden_states[-4:-1]) + out.last_hidden_state)[0]
-    assert (vectors - expected).abs().max() < 1e-4
+    assert (embeddings - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3000])
@@ -201,9 +203,9 @@ def test_long_audio_is_cut_into_windows_and_a_short_rest_is_left_out(folders):
     loaded = extractor(folders, "hubert", window=1.0)
     rows = loaded.prepare(sample(seconds=2.01))
     assert [len(row) for row in rows] == [16_000, 16_000]
-    (vectors,) = run(loaded, [sample(seconds=2.5)])
+    (embeddings,) = run(loaded, [sample(seconds=2.5)])
     one, _, half = (run(loaded, [sample(seconds=value)])[0] for value in (1.0, 2.0, 0.5))
-    assert len(vectors) == 2 * len(one) + len(half)
+    assert len(embeddings) == 2 * len(one) + len(half)
 
 
 def test_too_little_input_is_refused_with_a_reason_not_fed(folders):
@@ -228,8 +230,8 @@ def test_long_transcripts_are_cut_and_counted(folders):
 
 
 def test_utterance_is_the_mean_over_each_clips_own_vectors():
-    vectors = torch.arange(12.0).reshape(6, 2)
-    mean = mean_by_clip(vectors, torch.tensor([1, 3, 2]))
+    embeddings = torch.arange(12.0).reshape(6, 2)
+    mean = mean_by_clip(embeddings, torch.tensor([1, 3, 2]))
     assert mean.tolist() == [[0, 1], [4, 5], [9, 10]]
 
 
@@ -241,13 +243,13 @@ def test_sums_by_clip_and_packing_have_the_bits_of_what_a_gpu_would_wait_for():
     rows = torch.randn(30, 40, 8, generator=draw, requires_grad=True)
     told = packing(mask)
     assert torch.equal(told["lengths"], lengths)
-    vectors = packed(rows, told["real"])
-    assert torch.equal(vectors, rows[mask])
-    pieces = torch.tensor([3, 1, 6, 20])
-    of_clips = torch.stack([part.sum() for part in lengths.split(pieces.tolist())])
+    embeddings = packed(rows, told["real"])
+    assert torch.equal(embeddings, rows[mask])
+    segments = torch.tensor([3, 1, 6, 20])
+    of_clips = torch.stack([part.sum() for part in lengths.split(segments.tolist())])
     owner = torch.repeat_interleave(torch.arange(4), of_clips)
     wanted = torch.zeros(4, 8).index_add(0, owner, rows[mask]) / of_clips[:, None]
-    mean = mean_by_clip(vectors, of_clips)
+    mean = mean_by_clip(embeddings, of_clips)
     assert torch.equal(mean, wanted)
     weight = torch.randn(4, 8, generator=draw)
     (gradient,), (same,) = (torch.autograd.grad((value * weight).sum(), rows) for value in (mean, wanted))
@@ -265,7 +267,7 @@ def test_what_a_pass_costs_is_known_before_decoding(folders):
         ("clip", {"frames": 4}, sample(images=5)),
     ):
         loaded = extractor(folders, family, **settings)
-        lengths = [loaded.length(piece) for piece in loaded.prepare(clip)]
+        lengths = [loaded.length(segment) for segment in loaded.prepare(clip)]
         assert loaded.shape(row) == (len(lengths), max(lengths)), family
 
 

@@ -15,7 +15,7 @@ from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models import feeding
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.family import NOT_IN_SHARD
-from mer_dist.models.feeding import Pace, clip_vectors, pace
+from mer_dist.models.feeding import Pace, clip_embeddings, pace
 
 #: As beside a GPU, but for the memory that only a GPU has.
 AS_ON_A_GPU = Pace(decoding=4, chunks=2, pinned=False, ahead=True)
@@ -49,10 +49,10 @@ SHARDS = {3: [row(number) for number in range(12)], 5: [row(5)], 8: [row(number)
 
 
 def test_a_pass_ahead_in_many_threads_gives_the_same_bits_shard_by_shard(extractor, monkeypatch):
-    plain = list(clip_vectors(extractor, Lines(), SHARDS))
+    plain = list(clip_embeddings(extractor, Lines(), SHARDS))
     reader = Lines()
     monkeypatch.setattr(feeding, "pace", lambda device: AS_ON_A_GPU)
-    ahead = list(clip_vectors(extractor, reader, SHARDS))
+    ahead = list(clip_embeddings(extractor, reader, SHARDS))
     assert [found[:2] for found in ahead] == [found[:2] for found in plain]
     assert [found[0] for found in ahead] == [3] * 12 + [5] + [8] * 28
     refused = {name: found for _, name, found in ahead if isinstance(found, str)}
@@ -79,7 +79,7 @@ def test_results_are_fetched_when_the_next_pass_is_asked_for(extractor, monkeypa
     feeding_asked = feeding.asked
     monkeypatch.setattr(feeding, "asked", asked)
     monkeypatch.setattr(feeding, "pace", lambda device: Pace(decoding=1, chunks=1, pinned=False, ahead=ahead))
-    for _ in clip_vectors(extractor, Lines(), {3: SHARDS[3], 8: SHARDS[8]}):
+    for _ in clip_embeddings(extractor, Lines(), {3: SHARDS[3], 8: SHARDS[8]}):
         pass
     passes = told.count("asked")
     assert passes > 3 and told.count("fetched") == passes
@@ -99,14 +99,14 @@ def test_a_fault_while_reading_ends_it_and_names_itself(extractor, monkeypatch):
     monkeypatch.setattr(feeding, "pace", lambda device: AS_ON_A_GPU)
     before = threading.active_count()
     with pytest.raises(OSError, match="damaged"):
-        list(clip_vectors(extractor, Damaged(), SHARDS))
+        list(clip_embeddings(extractor, Damaged(), SHARDS))
     assert threading.active_count() == before
 
 
 def test_whoever_stops_in_the_middle_leaves_no_thread(extractor, monkeypatch):
     monkeypatch.setattr(feeding, "pace", lambda device: AS_ON_A_GPU)
     before = threading.active_count()
-    found = clip_vectors(extractor, Lines(), SHARDS)
+    found = clip_embeddings(extractor, Lines(), SHARDS)
     next(found)
     assert threading.active_count() > before
     found.close()

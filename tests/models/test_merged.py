@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import small_models
 import torch
-from small_adapters import nothing, off, trained, vectors
+from small_adapters import embeddings, nothing, off, trained
 from transformers import BitsAndBytesConfig
 
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
@@ -32,16 +32,16 @@ def settings(models: Path, family: str, **options) -> ExtractorConfig:
 def test_an_adapter_is_merged_into_the_weights_of_four_bits_that_it_was_trained_on(models, tmp_path, family):
     config = settings(models, family, quantize="nf4")
     adapter = trained(config, tmp_path / "adapter")
-    of_run = vectors(load_extractor(config, adapter).backbone, family)
+    of_run = embeddings(load_extractor(config, adapter).backbone, family)
     backbone, lost = merged(config, adapter, torch.float32)
     assert lost == 0 and {value.dtype for value in backbone.parameters()} == {torch.float32}
-    assert off(vectors(backbone, family), of_run) < 5e-6
+    assert off(embeddings(backbone, family), of_run) < 5e-6
     backbone.save_pretrained(tmp_path / "plain")
     again = type(backbone).from_pretrained(tmp_path / "plain")
     assert not hasattr(again.config, "quantization_config")
-    assert torch.equal(vectors(again.eval(), family), vectors(backbone, family))
+    assert torch.equal(embeddings(again.eval(), family), embeddings(backbone, family))
     published, _ = merged(settings(models, family), adapter, torch.float32)
-    assert off(vectors(published, family), of_run) > 0.02
+    assert off(embeddings(published, family), of_run) > 0.02
 
 
 @pytest.mark.slow
@@ -61,16 +61,16 @@ def test_other_ways_to_four_bits_are_turned_back_as_well(models, tmp_path, monke
     monkeypatch.setattr(extractors, "_quantization", quantization)
     config = settings(models, "clip", quantize="nf4")
     adapter = trained(config, tmp_path / "adapter")
-    of_run = vectors(load_extractor(config, adapter).backbone, "clip")
-    assert off(vectors(merged(config, adapter, torch.float32)[0], "clip"), of_run) < 5e-6
+    of_run = embeddings(load_extractor(config, adapter).backbone, "clip")
+    assert off(embeddings(merged(config, adapter, torch.float32)[0], "clip"), of_run) < 5e-6
 
 
 @pytest.mark.slow
 def test_of_eight_bits_only_the_rounding_of_a_layers_input_is_left(models, tmp_path):
     config = settings(models, "clip", quantize="int8")
     adapter = trained(config, tmp_path / "adapter")
-    of_run = vectors(load_extractor(config, adapter).backbone, "clip")
-    assert off(vectors(merged(config, adapter, torch.float32)[0], "clip"), of_run) < 0.03
+    of_run = embeddings(load_extractor(config, adapter).backbone, "clip")
+    assert off(embeddings(merged(config, adapter, torch.float32)[0], "clip"), of_run) < 0.03
     weight = load_extractor(config).backbone.vision_model.encoder.layers[0].mlp.fc1.weight
     plain = merged(config, adapter, torch.float32)[0].vision_model.encoder.layers[0].mlp.fc1.weight
     assert torch.allclose(plain, weight.data.float() * weight.SCB[:, None] / 127, atol=1e-7)
@@ -91,4 +91,4 @@ def test_what_rounding_the_merged_weights_loses_is_measured(models, tmp_path):
     away = sum(float((one - other.float()).square().sum()) for one, other, _ in pairs) ** 0.5
     added = sum(float((one - value).square().sum()) for one, _, value in pairs) ** 0.5
     assert none == 0 and lost == pytest.approx(away / added, rel=0.2)
-    assert off(vectors(exact, "clip"), vectors(load_extractor(config, adapter).backbone, "clip")) < 0.03
+    assert off(embeddings(exact, "clip"), embeddings(load_extractor(config, adapter).backbone, "clip")) < 0.03

@@ -17,7 +17,7 @@ from mer_dist.core.records import Clip
 from mer_dist.models import precision
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.family import FAMILIES
-from mer_dist.shards import manifest, writer
+from mer_dist.shards import shard_index, writer
 from mer_dist.shards.encode import encode
 from mer_dist.storage.run_folder import ShardFolder
 
@@ -141,8 +141,8 @@ def shards(folders, tmp_path_factory) -> Config:
         for number in range(6)
     ]
     sources = {clip.clip.name: "generated" for clip in clips}
-    rows = writer.write(folder / "shards", 0, clips, made_from="generated", sources=sources)
-    manifest.write_rows(ShardFolder(folder / "shards").manifest, rows)
+    rows = writer.write(folder / "shards", 0, clips, fingerprint="generated", sources=sources)
+    shard_index.write_rows(ShardFolder(folder / "shards").index, rows)
     path = folder / "job.yaml"
     extractors = "".join(f"  {name}: {{family: {name}, path: {folders}/{name}}}\n" for name in FAMILIES)
     path.write_text(f"run: {{folder: {folder}}}\ncorpus: {{path: none}}\nextractors:\n{extractors}")

@@ -15,7 +15,7 @@ from mer_dist.planning import layouts, memory, plan, plan_text
 from mer_dist.planning.layouts import Choice, Step, Training
 from mer_dist.planning.memory import Held
 from mer_dist.processes import launch_config
-from mer_dist.processes.launch_config import Layout
+from mer_dist.processes.launch_config import LaunchLayout
 from mer_dist.stages import run
 
 PLAIN = Choice(name="ddp", zero_stage=0, peak=28_000_000_000, travels=90_000_000)
@@ -28,7 +28,7 @@ def tuning(parameters: int, trainable: int, passes: int) -> Training:
     """With the sizes that :func:`mer_dist.planning.plan._held` would say."""
     full = parameters == trainable
 
-    def step(where: Layout, _: float) -> Step:
+    def step(where: LaunchLayout, _: float) -> Step:
         held = Held(
             parameters=parameters,
             trainable=trainable,
@@ -46,7 +46,7 @@ def tuning(parameters: int, trainable: int, passes: int) -> Training:
 
 
 def test_adapters_travel_by_plain_data_parallelism_where_the_frozen_weights_fit():
-    choices = layouts.compare(Layout(processes=8), {"text": tuning(PARAMETERS, ADAPTERS, 1)}, 80e9)
+    choices = layouts.compare(LaunchLayout(processes=8), {"text": tuning(PARAMETERS, ADAPTERS, 1)}, 80e9)
     assert [choice.name for choice in choices] == ["ddp", "zero2", "zero3"]
     ddp, zero2, zero3 = choices
     # Sums of float32 gradients once; 16-bit gradients and then weights; all weights, forward and backward.
@@ -60,16 +60,16 @@ def test_adapters_travel_by_plain_data_parallelism_where_the_frozen_weights_fit(
 @pytest.mark.parametrize(("passes", "first"), [(1, "zero2"), (8, "ddp")])
 def test_every_weight_travels_once_a_step_or_once_a_pass(passes, first):
     """Whether ZeRO-2's smaller numbers pay depends on how often it sums them."""
-    choices = layouts.compare(Layout(processes=4), {"clip": tuning(CLIP, CLIP, passes)}, 80e9)
+    choices = layouts.compare(LaunchLayout(processes=4), {"clip": tuning(CLIP, CLIP, passes)}, 80e9)
     assert choices[0].name == first
 
 
 def test_one_layout_serves_all_extractors_by_the_largest():
     tuned = {"text": tuning(PARAMETERS, ADAPTERS, 1), "clip": tuning(CLIP, CLIP, 1)}
-    ddp = next(c for c in layouts.compare(Layout(processes=8), tuned, 80e9) if c.name == "ddp")
+    ddp = next(c for c in layouts.compare(LaunchLayout(processes=8), tuned, 80e9) if c.name == "ddp")
     assert ddp.peak > 2 * PARAMETERS and ddp.travels == 2 * 4 * CLIP * 7 // 8
-    assert layouts.compare(Layout(processes=1), tuned, 80e9) == []
-    assert layouts.compare(Layout(processes=8), {}, 80e9) == []
+    assert layouts.compare(LaunchLayout(processes=1), tuned, 80e9) == []
+    assert layouts.compare(LaunchLayout(processes=8), {}, 80e9) == []
 
 
 def test_a_line_says_for_which_gpus_and_why():

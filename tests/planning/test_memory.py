@@ -11,7 +11,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.planning import memory
 from mer_dist.planning.memory import Held
 from mer_dist.processes import launch_config
-from mer_dist.processes.launch_config import Layout
+from mer_dist.processes.launch_config import LaunchLayout
 
 #: Baichuan-13B without its head for the next token; adapters of rank 16 on W_pack and our head.
 PARAMETERS, TRAINABLE, LARGEST = 12_937_221_120, 13_137_926, 327_680_000
@@ -26,7 +26,7 @@ LORA = Held(
     dequantized=0,
 )
 FULL = replace(LORA, full=True, trainable=PARAMETERS, frozen_bytes=0)
-NODE = Layout(processes=8, zero_stage=3)
+NODE = LaunchLayout(processes=8, zero_stage=3)
 
 
 def test_13b_by_lora_on_8_gpus_holds_about_3_gb_and_in_full_ten_times_as_much():
@@ -88,12 +88,12 @@ def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
         "num_processes: 16\nmain_process_port: 31000\n"
     )
     run = RunConfig(folder="x", processes=8, accelerate=str(path))
-    assert launch_config.layout(run) == Layout(processes=16, machines=2, zero_stage=2)
+    assert launch_config.layout(run) == LaunchLayout(processes=16, machines=2, zero_stage=2)
     assert launch_config.launch_port(run) == 31000
     path.write_text("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 4\n")
     # mer-dist run gives accelerate its own number.
-    assert launch_config.layout(run) == Layout(processes=8, zero_stage=0)
-    assert launch_config.layout(RunConfig(folder="x", processes=1)) == Layout(processes=1, zero_stage=0)
+    assert launch_config.layout(run) == LaunchLayout(processes=8, zero_stage=0)
+    assert launch_config.layout(RunConfig(folder="x", processes=1)) == LaunchLayout(processes=1, zero_stage=0)
     assert launch_config.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
     assert launch_config.layout(run).told == "plain data parallelism"
     path.write_text("distributed_type: FSDP\n")
@@ -105,8 +105,8 @@ def test_one_process_is_trained_here_and_by_a_launch_file_under_what_it_says(tmp
     path = tmp_path / "launch.yaml"
     path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n")
     alone = RunConfig(folder="x", processes=1, accelerate=str(path))
-    assert launch_config.layout(alone) == Layout(processes=1)
-    assert launch_config.alone_by_file(alone) == Layout(processes=1, zero_stage=3)
+    assert launch_config.layout(alone) == LaunchLayout(processes=1)
+    assert launch_config.alone_by_file(alone) == LaunchLayout(processes=1, zero_stage=3)
     assert launch_config.alone_by_file(RunConfig(folder="x", processes=2, accelerate=str(path))) is None
     assert launch_config.alone_by_file(RunConfig(folder="x", processes=1)) is None
     path.write_text("distributed_type: MULTI_GPU\n")

@@ -15,7 +15,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.planning import plan as stage
 from mer_dist.planning import plan_text
 from mer_dist.processes import launch_config
-from mer_dist.processes.launch_config import Layout
+from mer_dist.processes.launch_config import LaunchLayout
 
 RECIPE = ROOT / "configs" / "mer2024"
 BAICHUAN = """
@@ -157,9 +157,9 @@ def test_the_variants_of_the_recipe_are_what_their_names_say(monkeypatch):
     monkeypatch.chdir(ROOT)
     layouts = {file.stem: launch_config.layout(load(file).run) for file in RECIPE.glob("baichuan-*.yaml")}
     assert layouts == {
-        "baichuan-lora-1node": Layout(processes=8, zero_stage=3),
-        "baichuan-lora-2nodes": Layout(processes=16, machines=2, zero_stage=3),
-        "baichuan-qlora-1gpu": Layout(processes=1),
+        "baichuan-lora-1node": LaunchLayout(processes=8, zero_stage=3),
+        "baichuan-lora-2nodes": LaunchLayout(processes=16, machines=2, zero_stage=3),
+        "baichuan-qlora-1gpu": LaunchLayout(processes=1),
     }
 
 

@@ -40,16 +40,16 @@ def batch(family: str) -> dict[str, torch.Tensor]:
     """What collate makes of clips that are as long as the settings allow."""
     if family == "clip":
         pixels = torch.zeros(CLIPS * FRAMES, 3, 32, 32, dtype=torch.uint8)
-        return {"pixels": pixels, "pieces": torch.full((CLIPS,), FRAMES)}
+        return {"pixels": pixels, "segments": torch.full((CLIPS,), FRAMES)}
     if family == "hubert":
         return {
             "waves": torch.randn(CLIPS, 16_000),
             "samples": torch.full((CLIPS,), 16_000),
-            "pieces": torch.ones(CLIPS, dtype=torch.long),
+            "segments": torch.ones(CLIPS, dtype=torch.long),
             **packing(torch.ones(CLIPS, STEPS)),
         }
     ids = torch.ones(CLIPS, TOKENS, dtype=torch.long)
-    return {"ids": ids, "pieces": torch.ones(CLIPS, dtype=torch.long), **packing(ids)}
+    return {"ids": ids, "segments": torch.ones(CLIPS, dtype=torch.long), **packing(ids)}
 
 
 def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:

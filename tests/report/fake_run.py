@@ -21,11 +21,11 @@ HOSTILE = "<script>document.title='owned'</script>"
 LABELED_SHARE = [0.22, 0.20, 0.20, 0.14, 0.14, 0.10]
 UNLABELED_SHARE = [0.35, 0.12, 0.25, 0.10, 0.12, 0.06]
 ROWS = (
-    ("probes/face-frozen", "CLIP frames, frozen", 0.55),
-    ("probes/face-tuned", "CLIP frames, fine-tuned", 0.68),
-    ("probes/line-frozen", "Baichuan transcript, frozen", 0.52),
-    ("probes/line-tuned", "Baichuan transcript, fine-tuned", 0.66),
-    ("probes/voice", "HuBERT audio, frozen", 0.62),
+    ("linear_probes/face-frozen", "CLIP frames, frozen", 0.55),
+    ("linear_probes/face-tuned", "CLIP frames, fine-tuned", 0.68),
+    ("linear_probes/line-frozen", "Baichuan transcript, frozen", 0.52),
+    ("linear_probes/line-tuned", "Baichuan transcript, fine-tuned", 0.66),
+    ("linear_probes/voice", "HuBERT audio, frozen", 0.62),
     ("rounds/00/predictions", "AGT, three modalities", 0.83),
     ("rounds/01/predictions", "AGT after self-training, round 1", 0.855),
     ("rounds/02/predictions", "AGT after self-training, round 2", 0.850),
@@ -76,7 +76,7 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
         "checksum": [""] * len(names),
         **{key: [[]] * len(names) for key in ("suffixes", "offsets", "sizes")},
     }
-    with files.atomic(run.shards / "manifest.parquet") as temporary:
+    with files.atomic(run.shards / "index.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)
     files.write_json(run.shards / "stats.json", {"clips": len(names), "bytes": 123456789})
     quarantine.replace(
@@ -99,7 +99,7 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
         "extract",
         [Problem(stage="extract", name="sample_00200", lost="audio", reason="398 samples")],
     )
-    files.mark(run.shards, "5d41402abc4b2a76", clips=len(names))
+    files.write_marker(run.shards, "5d41402abc4b2a76", clips=len(names))
     timings.note(run, "shard", run.shards, seconds=41.3, clips=len(names))
     return names, truth
 
@@ -123,10 +123,10 @@ def write_training(run: Run) -> None:
             best = max(epochs, key=lambda epoch: epoch["validation_waf"])["epoch"]
             folder = run.adapter(extractor, part)
             files.write_json(folder / "history.json", {"epochs": epochs, "best_epoch": best})
-            files.mark(folder, "7d793037a0760186")
+            files.write_marker(folder, "7d793037a0760186")
             timings.note(run, "finetune", folder, seconds=27.5, clips=160)
     for number, name in enumerate(("face", "face-tuned", "line", "line-tuned", "voice")):
-        files.mark(run.features(name), "9b74c9897bac770f", clips=640)
+        files.write_marker(run.features(name), "9b74c9897bac770f", clips=640)
         timings.note(run, "extract", run.features(name), seconds=3.5 + 2 * number, clips=640)
 
 
@@ -173,7 +173,7 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
                 {"name": [*taken, *taken, names[-1]], "selected": [True] * 2 * len(taken) + [False]}
             )
             pq.write_table(rows, run.round(number).pseudo_label_log)
-        files.mark(run.round(number).folder, "1f3870be274f6c49", clips=240)
+        files.write_marker(run.round(number).folder, "1f3870be274f6c49", clips=240)
         timings.note(run, "fuse", run.round(number).folder, seconds=21.0 + number, clips=240)
     files.write_json(
         run.vote.prior,
@@ -193,7 +193,7 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             "reason": "EM and BBSE agree within 0.02",
         },
     )
-    files.mark(run.vote.folder, "e4d909c290d0fb1c", clips=640)
+    files.write_marker(run.vote.folder, "e4d909c290d0fb1c", clips=640)
     timings.note(run, "fuse", run.vote.folder, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))
     files.write_text(run.answer, f"name,discrete\n{rows}")

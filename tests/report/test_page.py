@@ -16,7 +16,7 @@ from mer_dist.fusion.correction import JUDGES
 from mer_dist.report import terms
 from mer_dist.report.collect import collect
 from mer_dist.report.page import report
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -109,9 +109,9 @@ def test_corpus_missing_parts_and_quarantine_are_counted(run):
     assert "1 clip could not be used at all; in 4 cases a modality, a part of one or a label was lost" in text
     assert "5 clips with a part in quarantine" in text
     assert "无视频 (no video stream)" in text and "惊讶 surprise" in text
-    facts = collect(run.folder)
-    assert facts.corpus.missing["labeled"] == {"video": 4, "text": 2}
-    assert facts.corpus.labels == fake_run.LABELS
+    run_data = collect(run.folder)
+    assert run_data.corpus.missing["labeled"] == {"video": 4, "text": 2}
+    assert run_data.corpus.labels == fake_run.LABELS
 
 
 @pytest.mark.slow
@@ -177,8 +177,8 @@ def test_scores_of_other_predictions_are_left_out_and_named(run):
 def test_a_step_that_does_not_help_is_called_so(run):
     scores = files.read_json(run.scores)
     by_title = {row["title"]: row for row in scores}
-    steps = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "probes" not in path]
-    singles = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "probes" in path]
+    steps = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "linear_probes" not in path]
+    singles = [by_title[title]["waf"] for path, title, _ in fake_run.ROWS if "linear_probes" in path]
     gains = np.diff([max(singles), *steps])
     text = text_of(written(run))
     for gain in gains:
@@ -189,21 +189,21 @@ def test_a_step_that_does_not_help_is_called_so(run):
 
 @pytest.mark.slow
 def test_times_rates_curves_and_the_prior_arrive(run):
-    facts = collect(run.folder)
-    rates = {(row.stage, row.part): row.rate for row in facts.timings}
+    run_data = collect(run.folder)
+    rates = {(row.stage, row.part): row.rate for row in run_data.timings}
     assert rates["shard", ""] == pytest.approx(640 / 41.3)
     assert rates["finetune", "face / fold-0"] == pytest.approx(160 / 27.5)
-    assert [row.pseudo_labeled for row in facts.rounds] == [None, 100, 200]
-    assert len(facts.rounds[2].train_loss) == 3 and len(facts.adapters) == 8
-    assert [name for name, _ in facts.prior.series] == [
+    assert [row.pseudo_labeled for row in run_data.rounds] == [None, 100, 200]
+    assert len(run_data.rounds[2].train_loss) == 3 and len(run_data.adapters) == 8
+    assert [name for name, _ in run_data.prior.series] == [
         "labelled clips",
         "estimate, EM",
         "estimate, BBSE",
         "tried",
         "answers, unlabelled clips (vote)",
     ]
-    assert all(sum(shares) == pytest.approx(1) for _, shares in facts.prior.series)
-    assert facts.prior.intervals == {
+    assert all(sum(balanced) == pytest.approx(1) for _, balanced in run_data.prior.series)
+    assert run_data.prior.intervals == {
         "estimate, EM": [(0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]
     }
     text = text_of(written(run))
@@ -220,15 +220,18 @@ def test_times_rates_curves_and_the_prior_arrive(run):
 STOPPED = {
     "before anything": lambda run: shutil.rmtree(run.folder) or run.folder.mkdir(),
     "after the shards": lambda run: (
-        [shutil.rmtree(run.folder / name) for name in ("adapters", "features", "probes", "rounds", "vote")]
+        [
+            shutil.rmtree(run.folder / name)
+            for name in ("adapters", "features", "linear_probes", "rounds", "vote")
+        ]
         + [run.scores.unlink(), run.answer.unlink()]
     ),
     "within fine-tuning": lambda run: (
         [
             shutil.rmtree(run.folder / name)
-            for name in ("features", "probes", "rounds", "vote", "adapters/line")
+            for name in ("features", "linear_probes", "rounds", "vote", "adapters/line")
         ]
-        + [run.scores.unlink(), (run.adapter("face", "all") / files.MARK).unlink()]
+        + [run.scores.unlink(), (run.adapter("face", "all") / files.MARKER).unlink()]
     ),
     "before the vote": lambda run: [shutil.rmtree(run.vote.folder), run.scores.unlink(), run.answer.unlink()],
     "with imported features": lambda run: [
@@ -252,7 +255,7 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
         assert "No result yet" in text and "There are no figures yet" in text
         assert "No round of fusion has been trained yet" in text
     if when == "before anything":
-        assert "No stage has finished yet" in text and "There is no shard manifest" in text
+        assert "No stage has finished yet" in text and "There is no shard index" in text
     if when == "before the vote":
         assert "AGT after self-training, round 2" in text
     if when == "with imported features":
@@ -260,25 +263,25 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
 
 
 def test_every_single_file_may_be_torn_and_the_page_names_it(run):
-    torn = [
+    truncated = [
         "config.yaml",
         "quarantine.parquet",
-        "shards/manifest.parquet",
+        "shards/index.parquet",
         "shards/stats.json",
         "adapters/face/fold-1/history.json",
         "rounds/01/curves.json",
         "vote/prior.json",
-        "rounds/02/selection.parquet",
+        "rounds/02/pseudo_labels.parquet",
         "vote/predictions.parquet",
         "scores.json",
     ]
-    for name in torn:
+    for name in truncated:
         path = run.folder / name
         # Half of a YAML file may be whole by chance; a zero byte never is.
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + b"\0")
     run.answer.write_bytes(b"name,discrete\n\xff\xfe")
     text = text_of(written(run))
-    for name in torn:
+    for name in truncated:
         # The curves and the selection are two files of one round.
         shown = name if not name.startswith("rounds/") else name.rpartition("/")[0]
         assert f"{shown} cannot be read" in text, name
@@ -305,7 +308,7 @@ def test_a_file_of_another_shape_never_stops_the_page(run, content):
         run.vote.prior,
         run.scores,
         run.shards / "stats.json",
-        run.shards / files.MARK,
+        run.shards / files.MARKER,
     ):
         path.write_text(content)
     assert "</html>" in written(run)
@@ -323,7 +326,9 @@ def test_a_diverged_training_is_drawn_with_gaps(run):
     assert "nan" not in drawn.lower() and "inf" not in drawn.lower()
     assert [
         value is None
-        for value in next(part for part in collect(run.folder).adapters if part.part == "fold-0").train_loss
+        for value in next(
+            part for part in collect(run.folder).adapters if part.variant == "fold-0"
+        ).train_loss
     ] == [False, False, True, True, False, False]
 
 
@@ -340,7 +345,9 @@ def test_where_nothing_was_held_out_no_curve_is_called_validation(run):
 def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_answered(run):
     before = collect(run.folder).corpus
     assert not before.unstored and "nothing could be stored" not in written(run)
-    manifest.write_unstored(run.shards, {"gone_1": "unlabeled", "gone_2": "unlabeled", "gone_3": "labeled"})
+    shard_index.write_unstored(
+        run.shards, {"gone_1": "unlabeled", "gone_2": "unlabeled", "gone_3": "labeled"}
+    )
     after = collect(run.folder).corpus
     assert after.clips("unlabeled") == before.clips("unlabeled") + 2
     assert after.clips("labeled") == before.clips("labeled")

@@ -9,7 +9,7 @@ import pytest
 from test_writer import encoded, write
 
 from mer_dist.core.errors import UserError
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import OPEN_TARS, Reader
 from mer_dist.storage.run_folder import ShardFolder
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
     rows = []
     for number in range(3):
         rows += write(tmp_path, [encoded(f"c{number}{row}", frames=8) for row in range(4)], number)
-    manifest.write_rows(ShardFolder(tmp_path).manifest, rows)
+    shard_index.write_rows(ShardFolder(tmp_path).index, rows)
     return tmp_path
 
 
@@ -31,7 +31,7 @@ def test_every_clip_is_read_as_its_row_says_in_any_order(folder):
     assert sorted(sample.name for sample in read) == sorted(row.name for row in reader.rows)
     for row, sample in zip(order, read, strict=True):
         assert sample.name == reader.rows[row].name
-        assert manifest.checksum(reader.members(reader.rows[row]).items()) == reader.rows[row].checksum
+        assert shard_index.checksum(reader.members(reader.rows[row]).items()) == reader.rows[row].checksum
 
 
 def test_images_come_in_time_order_and_a_count_takes_them_evenly(folder):
@@ -55,7 +55,7 @@ def test_a_missing_modality_is_empty_and_never_zeros(tmp_path):
     clip = encoded("a", frames=0)
     clip.missing = ["audio", "video"]
     del clip.members["flac"]
-    manifest.write_rows(ShardFolder(tmp_path).manifest, write(tmp_path, [clip]))
+    shard_index.write_rows(ShardFolder(tmp_path).index, write(tmp_path, [clip]))
     reader = Reader(tmp_path)
     sample = reader.read(reader.rows[0])
     assert sample.missing == ["audio", "video"] and sample.flac is None
@@ -108,21 +108,21 @@ def test_a_missing_or_short_tar_is_named_with_the_clip(folder):
 
 
 def test_labels_are_those_of_labelled_clips_and_none_of_these_may_lack_one(folder):
-    rows = [replace(row, split="labeled", label="happy") for row in manifest.read(folder)]
-    assert manifest.labels(rows[2:4]) == {"c02": "happy", "c03": "happy"}
+    rows = [replace(row, split="labeled", label="happy") for row in shard_index.read(folder)]
+    assert shard_index.labels(rows[2:4]) == {"c02": "happy", "c03": "happy"}
     rows[3] = replace(rows[3], label=None)
     with pytest.raises(UserError, match="clip c03 is labeled and has no label; delete it and run shard"):
-        manifest.labels(rows)
+        shard_index.labels(rows)
 
 
-def test_without_a_manifest_the_user_is_told_to_run_shard(tmp_path):
+def test_without_an_index_the_user_is_told_to_run_shard(tmp_path):
     with pytest.raises(UserError, match="run shard first"):
         Reader(tmp_path)
     with pytest.raises(UserError, match="no such shard"):
-        manifest.shard_fingerprint(tmp_path, 3)
-    ShardFolder(tmp_path).manifest.write_bytes(b"PAR1 half a file")
+        shard_index.shard_fingerprint(tmp_path, 3)
+    ShardFolder(tmp_path).index.write_bytes(b"PAR1 half a file")
     with pytest.raises(UserError, match="not readable"):
-        manifest.read(tmp_path)
+        shard_index.read(tmp_path)
 
 
 def test_a_picture_that_does_not_decode_is_an_error_that_names_shard_and_clip(folder):

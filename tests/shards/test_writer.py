@@ -13,7 +13,7 @@ import webdataset
 
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Clip, Problem
-from mer_dist.shards import manifest, writer
+from mer_dist.shards import shard_index, writer
 from mer_dist.shards.encode import Encoded, encode
 from mer_dist.shards.reader import Reader
 from mer_dist.storage.run_folder import ShardFolder
@@ -41,7 +41,7 @@ def lost(name: str) -> Encoded:
 
 def write(folder, batch, number=0):
     sources = {clip.clip.name: "s" for clip in batch}
-    return writer.write(folder, number, batch, made_from="m", sources=sources)
+    return writer.write(folder, number, batch, fingerprint="m", sources=sources)
 
 
 NAMES = ["a", "with blank", "名前" * 30, "x" * 150, "_b", "__c__"]
@@ -85,7 +85,7 @@ def test_names_with_dots_and_hyphens_are_read_by_plain_webdataset_and_stand_whol
     assert [sample["__key__"] for sample in samples] == [*odd.values()]
     assert [json.loads(sample["json"])["name"] for sample in samples] == [*odd]
     assert all({"00.jpg", "01.jpg", "02.jpg", "flac", "json"} <= sample.keys() for sample in samples)
-    manifest.write_rows(ShardFolder(tmp_path).manifest, rows)
+    shard_index.write_rows(ShardFolder(tmp_path).index, rows)
     reader = Reader(tmp_path)
     for row in reader.rows:
         assert json.loads(reader.members(row, "json")["json"])["name"] == reader.read(row).name == row.name
@@ -107,21 +107,21 @@ def test_equal_clips_give_equal_bytes_and_equal_fingerprints_at_any_time(tmp_pat
     monkeypatch.setattr("time.time", lambda: 2e9)
     write(tmp_path / "two", [encoded("a")])
     write(tmp_path / "three", [encoded("a", frames=2)])
-    one, two, three = (manifest.shard_fingerprint(tmp_path / name, 0) for name in ("one", "two", "three"))
+    one, two, three = (shard_index.shard_fingerprint(tmp_path / name, 0) for name in ("one", "two", "three"))
     contents = [(tmp_path / name / "00000.tar").read_bytes() for name in ("one", "two")]
     assert contents[0] == contents[1] and one == two != three
 
 
 def test_rows_and_facts_come_back_as_they_were_written(tmp_path):
     rows = write(tmp_path, [encoded("a"), lost("b"), encoded("c", frames=101)], number=7)
-    assert manifest.read_rows(ShardFolder(tmp_path).facts(7)) == rows
+    assert shard_index.read_rows(ShardFolder(tmp_path).record(7)) == rows
     assert [(row.name, row.shard, row.frames, row.samples) for row in rows] == [
         ("a", 7, 3, 800),
         ("c", 7, 101, 800),
     ]
     assert list(rows[1].members)[:2] == ["000.jpg", "001.jpg"]
-    facts = manifest.all_facts(tmp_path)[7]
-    assert facts.clips == {"a": "s", "b": "s", "c": "s"} and facts.made_from == "m"
+    facts = shard_index.all_records(tmp_path)[7]
+    assert facts.clips == {"a": "s", "b": "s", "c": "s"} and facts.fingerprint == "m"
     assert [problem.name for problem in facts.problems] == ["b"]
     assert facts.bytes == (tmp_path / "00007.tar").stat().st_size
 
@@ -130,14 +130,14 @@ def test_remarks_come_back_by_kind_and_shards_written_before_there_were_any_stay
     write(
         tmp_path, [encoded("a", remarks=["silent", "tracks"]), encoded("b"), encoded("c", remarks=["silent"])]
     )
-    path = ShardFolder(tmp_path).facts(0)
-    facts = manifest.read_facts(path)
+    path = ShardFolder(tmp_path).record(0)
+    facts = shard_index.read_record(path)
     assert facts.remarks == {"silent": ["a", "c"], "tracks": ["a"]}
     before = {**asdict(facts), "problems": []}
     del before["remarks"]
     table = pq.read_table(path).replace_schema_metadata({b"mer_dist.shard": json.dumps(before)})
     pq.write_table(table, path)
-    assert manifest.read_facts(path) == replace(facts, remarks={})
+    assert shard_index.read_record(path) == replace(facts, remarks={})
 
 
 def test_a_shard_is_closed_at_its_clips_or_its_size_whichever_comes_first():
@@ -158,17 +158,17 @@ def test_a_shard_is_closed_at_its_clips_or_its_size_whichever_comes_first():
 def test_a_shard_of_lost_clips_only_has_facts_but_no_tar(tmp_path):
     assert write(tmp_path, [lost("a")]) == []
     assert not (tmp_path / "00000.tar").exists()
-    facts = manifest.all_facts(tmp_path)[0]
+    facts = shard_index.all_records(tmp_path)[0]
     assert facts.sha256 == "" and facts.clips == {"a": "s"}
 
 
 def test_a_damaged_facts_file_counts_as_none(tmp_path):
     write(tmp_path, [encoded("a")])
-    path = ShardFolder(tmp_path).facts(0)
+    path = ShardFolder(tmp_path).record(0)
     path.write_bytes(path.read_bytes()[:-20])
-    assert manifest.all_facts(tmp_path) == {0: None}
+    assert shard_index.all_records(tmp_path) == {0: None}
     with pytest.raises(UserError, match=r"00000\.parquet: no such shard; run shard"):
-        manifest.facts_of(tmp_path, 0)
+        shard_index.record_of(tmp_path, 0)
 
 
 def test_jpeg_and_flac_keep_colour_and_every_sample(tmp_path):

@@ -15,7 +15,7 @@ from mer_dist import cli
 from mer_dist.config.config import load
 from mer_dist.config.slurm import STAGES, TAKEN, SlurmConfig, seconds
 from mer_dist.core.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
-from mer_dist.processes.env import place, under_deepspeed
+from mer_dist.processes.env import process_info, under_deepspeed
 from mer_dist.slurm import jobs, rank
 from mer_dist.storage.run_folder import Run
 
@@ -394,7 +394,7 @@ def test_a_process_of_a_step_is_the_rank_that_slurm_gave_it(of_slurm):
     step = {"SLURM_JOB_ID": 41, "SLURM_PROCID": 9, "SLURM_NTASKS": 16, "SLURM_LOCALID": 1}
     of_slurm(**step, SLURM_LAUNCH_NODE_IPADDR="10.0.0.7")
     step = rank.become_rank(4, "")
-    here = place()
+    here = process_info()
     assert (here.rank, here.world, here.local_rank, here.launched) == (9, 16, 1, True)
     assert (step.job, step.restarts, step.speaks) == ("41", 0, False)
     assert os.environ["MASTER_ADDR"] == "10.0.0.7"
@@ -406,7 +406,7 @@ def test_a_task_of_an_array_is_a_rank_by_its_own_number_even_when_few_are_submit
     array = {**step, "SLURM_ARRAY_JOB_ID": 47}
     of_slurm(**array, SLURM_ARRAY_TASK_ID=3, SLURM_ARRAY_TASK_COUNT=1, SLURM_RESTART_COUNT=2)
     step = rank.become_rank(16, "")
-    assert (place().rank, place().world, place().local_rank) == (3, 16, 0)
+    assert (process_info().rank, process_info().world, process_info().local_rank) == (3, 16, 0)
     assert (step.job, step.restarts, step.speaks) == ("47_3", 2, True)
     of_slurm(**array, SLURM_ARRAY_TASK_ID=16)
     with pytest.raises(UserError, match="extract_tasks is 16"):
@@ -416,7 +416,7 @@ def test_a_task_of_an_array_is_a_rank_by_its_own_number_even_when_few_are_submit
 def test_one_process_alone_trains_without_a_process_group(of_slurm):
     of_slurm(SLURM_JOB_ID=1, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0, RANK=5, WORLD_SIZE=8)
     rank.become_rank(4, "")
-    assert not place().launched
+    assert not process_info().launched
 
 
 def test_outside_of_a_step_a_task_is_refused(of_slurm, monkeypatch):

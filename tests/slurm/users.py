@@ -110,7 +110,7 @@ def undisturbed(work) -> SimpleNamespace:
     job = sharded(work, "undisturbed")
     number = work.cluster.sbatch("finetune", job)
     state = work.cluster.ended(number, PATIENCE)
-    mark = files.marked(Run(job.parent / "run").adapter("clip", "all"))
+    mark = files.read_marker(Run(job.parent / "run").adapter("clip", "all"))
     return SimpleNamespace(state=state, trained=trained(job), mark=mark, nodes=work.cluster.nodes(number))
 
 
@@ -244,7 +244,17 @@ def by_hand(work) -> SimpleNamespace:
     shards and copies, and the whole job on one node."""
     cluster, graph = work.cluster, work.seen("graph").run
     stages, whole = (Run(work.folder / name) for name in ("by-hand", "one-node"))
-    later = ("features", "probes", "rounds", "vote", "answer.csv", "report.html", "logs", "status", "slurm")
+    later = (
+        "features",
+        "linear_probes",
+        "rounds",
+        "vote",
+        "answer.csv",
+        "report.html",
+        "logs",
+        "status",
+        "slurm",
+    )
     shutil.copytree(graph.folder, stages.folder, ignore=shutil.ignore_patterns(*later))
     here = f"run.folder={stages.folder}"
     extract = cluster.sbatch("extract", work.job, here)
@@ -276,7 +286,7 @@ def every_stage_interrupted(work) -> SimpleNamespace:
     options = [*alone.FROZEN, "shard.clips=4", "fuse.epochs=150", "self_train.rounds=4"]
     process = small_job.start("run", job, *options, f"run.folder={other.folder}")
     cluster.told("mer-dist", "slurm", job, *options)
-    jobs, computed = ids(run), run.times("extract", 1)
+    jobs, computed = ids(run), run.timings("extract", 1)
     whole = {
         "shard": interrupted(cluster, run, "shard", WARN, jobs["shard"], lambda: pieces(run, "shard")),
         "extract": interrupted(

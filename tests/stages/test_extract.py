@@ -20,9 +20,9 @@ from mer_dist.core.errors import UserError
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models.family import FAMILIES
-from mer_dist.models.feeding import clip_vectors
+from mer_dist.models.feeding import clip_embeddings
 from mer_dist.processes.ancestry import Starter
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.stages.extract import extract, planned
 from mer_dist.stages.finetune import finetune
@@ -57,12 +57,12 @@ def hashes(run: Run) -> dict[str, str]:
 @pytest.mark.slow
 def test_every_clip_has_features_of_every_modality(job):
     run = run_of(job)
-    names = {row.name for row in manifest.read(run.shards)}
+    names = {row.name for row in shard_index.read(run.shards)}
     for name, width in (("clip", 24), ("hubert", 32), ("baichuan", 32)):
         found = store.load(run.features(name))
         assert set(found.names) == names and not found.missing
         assert found.width == width and np.isfinite(found.utterance).all()
-        assert store.description(run.features(name))["trained_without"] is None
+        assert store.description(run.features(name))["held_out_fold"] is None
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_weights_written_later_make_their_own_features_again_and_no_others(job):
             file.write(bytes([content[middle] ^ 1]))
         assert weights.stat().st_size == len(content)
         missing = {work.set_name: work.missing() for work in planned(config)}
-        shards = sorted({row.shard for row in manifest.read(run.shards)})
+        shards = sorted({row.shard for row in shard_index.read(run.shards)})
         assert missing == {"clip": [], "hubert": shards, "baichuan": []}
         extract(config)
         # In place: what was made of the other weights is gone, and nothing else was touched.
@@ -162,7 +162,7 @@ def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
     seen = []
 
     def spied(extractor, reader, shards):
-        for shard_, name, result in clip_vectors(extractor, reader, shards):
+        for shard_, name, result in clip_embeddings(extractor, reader, shards):
             seen.append(shard_)
             assert all(work.file(done).exists() for done in shards if done in seen and done != shard_)
             yield shard_, name, result
@@ -179,8 +179,8 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     """set -> shard -> what its features are made from, fine-tuned copies included."""
     config = load(job, overrides)
     for copy in adapters.planned(config):
-        files.mark(copy.folder, copy.made_from)
-    return {work.set_name: work.made_from for work in planned(config)}
+        files.write_marker(copy.folder, copy.fingerprint)
+    return {work.set_name: work.fingerprint for work in planned(config)}
 
 
 @pytest.mark.parametrize("stage", [extract, finetune, fuse])
@@ -194,7 +194,7 @@ def test_shards_of_other_settings_are_refused_by_every_stage_that_would_use_them
 def test_stages_that_are_done_say_so_without_torch(job):
     config = load(job)
     for copy in adapters.planned(config):
-        files.mark(copy.folder, copy.made_from)
+        files.write_marker(copy.folder, copy.fingerprint)
     assert heavy("extract", job, *FROZEN) == set()
     assert heavy("finetune", job) == set()
 
@@ -202,7 +202,7 @@ def test_stages_that_are_done_say_so_without_torch(job):
 def changed(before: dict[str, dict[int, str]], after: dict[str, dict[int, str]]) -> dict[str, set[int]]:
     """set -> shards whose features are made again."""
     return {
-        name: {shard for shard, made_from in own.items() if before[name].get(shard) != made_from}
+        name: {shard for shard, fingerprint in own.items() if before[name].get(shard) != fingerprint}
         for name, own in after.items()
     }
 
@@ -248,7 +248,7 @@ def test_a_clip_that_is_added_costs_its_own_shard(tmp_path):
     shutil.copy(videos / "u000.mp4", videos / "aaa.mp4")
     shard(load(job))
     again = changed(before, fingerprints(job))
-    rows = manifest.read(run_of(job).shards)
+    rows = shard_index.read(run_of(job).shards)
     (own,) = {row.shard for row in rows if row.name == "aaa"}
     assert own == max(row.shard for row in rows)
     assert all(again[name] == {own} for name in ("clip", "hubert", "baichuan", "clip@all", "baichuan@all"))
@@ -323,7 +323,7 @@ def test_a_setting_that_makes_vectors_no_numbers_is_told_at_the_first_shard(
         assert main(["extract", str(path), f"{key}={wrong}"]) == 2
         told = capsys.readouterr().err
         assert "features clip: 9 of 9 clips have none" in told and key in told and right in told
-        assert not list(folder.glob("*.safetensors")) and not files.marked(folder)
+        assert not list(folder.glob("*.safetensors")) and not files.read_marker(folder)
     assert main(["extract", str(path), f"{key}={right}"]) == 0
     found = store.load(folder)
     assert len(found.names) == small_job.LABELED + small_job.UNLABELED and np.isfinite(found.utterance).all()
@@ -335,8 +335,8 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
     job, tmp_path, monkeypatch, capsys
 ):
     def spoiled(*arguments):
-        for shard_, name, vectors in clip_vectors(*arguments):
-            yield shard_, name, vectors * np.float32(np.inf) if name == "u000" else vectors
+        for shard_, name, embeddings in clip_embeddings(*arguments):
+            yield shard_, name, embeddings * np.float32(np.inf) if name == "u000" else embeddings
 
     monkeypatch.setattr("mer_dist.models.feeding.clip_vectors", spoiled)
     path = with_clip_alone(job, tmp_path)
@@ -367,7 +367,7 @@ def test_a_run_that_is_moved_keeps_the_precision_that_its_features_began_with(
         assert store.description(folder)["precision"] == work.extractor.precision
         return work.extractor.precision, missing
 
-    every = {row.shard for row in manifest.read(run.shards)}
+    every = {row.shard for row in shard_index.read(run.shards)}
     assert on_a_machine_of("fp32") == ("fp32", every)
     exact, before = store.load(folder).utterance, hashes(run)
     (folder / "00001.safetensors").unlink()
@@ -405,7 +405,7 @@ def test_a_rank_says_what_is_missing_and_ends_well_only_if_others_will_do_it(
     assert main(["extract", str(path)]) == 2
     told = capsys.readouterr().err
     assert "extract[0] process 0 of 3, started by python" in told and "clip lacks 2 of 4 shards" in told
-    assert "processes 1, 2, none of which is at work" in told and not files.marked(run.features("clip"))
+    assert "processes 1, 2, none of which is at work" in told and not files.read_marker(run.features("clip"))
     with held(run.lock.with_name("lock.2"), "extract"):
         assert main(["extract", str(path)]) == 0
     assert "the part of processes 1, 2\n" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models import classifier
 from mer_dist.models.family import FAMILIES
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages import finetune
 from mer_dist.stages.extract import extract
 from mer_dist.stages.run import run as run_all
@@ -46,43 +46,45 @@ def folds_of(run: Run) -> dict[str, int]:
 def test_no_copy_is_given_a_clip_of_the_fold_it_serves(job):
     planned = adapters.planned(load(job))
     fold_of = folds_of(Run(load(job).run.folder))
-    labeled = {row.name for row in manifest.read(Run(load(job).run.folder).shards) if row.split == LABELED}
-    assert {(copy.name, copy.part) for copy in planned} == {
+    labeled = {row.name for row in shard_index.read(Run(load(job).run.folder).shards) if row.split == LABELED}
+    assert {(adapter.name, adapter.variant) for adapter in planned} == {
         (name, part) for name in ("clip", "baichuan") for part in ("fold-0", "fold-1", "all")
     }
-    for copy in planned:
-        seen = {row.name for row in copy.rows}
-        if copy.part == "all":
+    for adapter in planned:
+        seen = {row.name for row in adapter.rows}
+        if adapter.variant == "all":
             assert seen == labeled
         else:
-            own = {name for name, fold in fold_of.items() if fold == int(copy.part[-1])}
+            own = {name for name, fold in fold_of.items() if fold == int(adapter.variant[-1])}
             assert not seen & own and seen | own == labeled
 
 
 def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys_fold(job):
     config = load(job)
-    copy = adapters.planned(config)[0]
+    adapter = adapters.planned(config)[0]
     fold_of = folds_of(Run(config.run.folder))
     targets = np.arange(60) % 6
     train, held_out = finetune._hold_out(targets, 0.2, seed=0)
     assert not set(train) & set(held_out) and len(train) + len(held_out) == 60
     assert sorted(targets[held_out]) == sorted([0, 1, 2, 3, 4, 5] * 2)
-    assert all(fold_of[row.name] != 0 for row in copy.rows)
+    assert all(fold_of[row.name] != 0 for row in adapter.rows)
 
 
 def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     config = load(job)
-    before = {(copy.name, copy.part): copy.made_from for copy in adapters.planned(config)}
+    before = {(adapter.name, adapter.variant): adapter.fingerprint for adapter in adapters.planned(config)}
     fold_of = folds_of(Run(config.run.folder))
-    row = next(row for row in manifest.read(Run(config.run.folder).shards) if row.split == LABELED)
+    row = next(row for row in shard_index.read(Run(config.run.folder).shards) if row.split == LABELED)
     other = "sad" if row.label != "sad" else "happy"
-    labeled = [item for item in manifest.read(Run(config.run.folder).shards) if item.split == LABELED]
+    labeled = [item for item in shard_index.read(Run(config.run.folder).shards) if item.split == LABELED]
     changed = [replace(item, label=other) if item.name == row.name else item for item in labeled]
     run = Run(config.run.folder)
-    for without in (0, 1, None):
-        copy = adapters._copy(config, run, "clip", config.extractors["clip"], without, changed, fold_of)
-        same = copy.made_from == before["clip", copy.part]
-        assert same == (fold_of[row.name] == without)
+    for held_out_fold in (0, 1, None):
+        adapter = adapters._planned(
+            config, run, "clip", config.extractors["clip"], held_out_fold, changed, fold_of
+        )
+        same = adapter.fingerprint == before["clip", adapter.variant]
+        assert same == (fold_of[row.name] == held_out_fold)
 
 
 def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, tmp_path, monkeypatch):
@@ -109,10 +111,12 @@ def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, 
 def test_a_copy_that_never_sees_a_label_is_known_before_it_is_trained(job):
     config = load(job)
     planned = adapters.planned(config)
-    assert not any(finetune._never_seen(copy, planned) for copy in planned)
+    assert not any(finetune._never_seen(adapter, planned) for adapter in planned)
     fold_of = {row.name: int(row.label == "sad") for row in planned[-1].rows}
     planned = adapters.planned(config, fold_of)
-    assert {(copy.name, copy.part): finetune._never_seen(copy, planned) for copy in planned} == {
+    assert {
+        (adapter.name, adapter.variant): finetune._never_seen(adapter, planned) for adapter in planned
+    } == {
         (name, part): ["sad"]
         if part == "fold-1"
         else sorted({*config.corpus.labels} - {"sad"})
@@ -133,9 +137,9 @@ def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
     for name, weights in (("clip", "adapter_model.safetensors"), ("baichuan", "model.safetensors")):
         for part in ("fold-0", "fold-1", "all"):
             folder = run.adapter(name, part)
-            mark = files.marked(folder)
+            mark = files.read_marker(folder)
             assert (mark["processes"], mark["zero_stage"]) == (2, 3)
-            assert mark["trained_without"] == (None if part == "all" else int(part[-1]))
+            assert mark["held_out_fold"] == (None if part == "all" else int(part[-1]))
             assert all(value.size for value in load_file(folder / weights).values())
             head = load_file(folder / "head.safetensors")["head.weight"]
             assert head.shape == (6, 24 if name == "clip" else 32)
@@ -157,7 +161,7 @@ def test_two_ranks_train_every_copy_and_a_second_call_trains_none(job):
     assert not (set(tuned.names) - served) & set(fold_of)
     unlabeled = store.load(run.features("clip@all"))
     assert not set(unlabeled.names) & set(fold_of) and len(unlabeled.names) == small_job.UNLABELED
-    assert store.description(run.features("clip@fold-1"))["trained_without"] == 1
+    assert store.description(run.features("clip@fold-1"))["held_out_fold"] == 1
     name = tuned.names[0]
     moved = tuned.utterances([name])[0] - frozen.utterances([name])[0]
     assert np.abs(moved).max() > 1e-4, "fine-tuning changed no feature"
@@ -278,33 +282,33 @@ def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, 
 
 def test_all_ranks_cut_by_the_budget_of_the_smallest_card(monkeypatch):
     """Ranks that cut otherwise would wait for one another for ever."""
-    copy = SimpleNamespace(extractor=SimpleNamespace(family="baichuan"))
+    adapter = SimpleNamespace(extractor=SimpleNamespace(family="baichuan"))
     card = SimpleNamespace(total_memory=85 * 10**9)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
     monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value, 512])
     small, large = FAMILIES["baichuan"].training_budgets[1:]
     assert small == 512 < large
     joined = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    assert finetune._budget(joined, copy) == 512
+    assert finetune._budget(joined, adapter) == 512
     monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value])
-    assert finetune._budget(joined, copy) == large
+    assert finetune._budget(joined, adapter) == large
     card.total_memory = 25 * 10**9
-    assert finetune._budget(joined, copy) == small
+    assert finetune._budget(joined, adapter) == small
     joined.device.type = "cpu"
-    assert finetune._budget(joined, copy) == FAMILIES["baichuan"].training_budgets[0]
+    assert finetune._budget(joined, adapter) == FAMILIES["baichuan"].training_budgets[0]
 
 
 def test_workspaces_are_fixed_before_cuda_starts_where_a_copy_is_to_be_deterministic(monkeypatch):
-    def copy(asked: bool):
+    def adapter(asked: bool):
         tuned = SimpleNamespace(deterministic=asked)
         return SimpleNamespace(extractor=SimpleNamespace(finetuning=tuned))
 
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    finetune._fix_workspaces([copy(False)])
+    finetune._fix_workspaces([adapter(False)])
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    finetune._fix_workspaces([copy(False), copy(True)])
+    finetune._fix_workspaces([adapter(False), adapter(True)])
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    finetune._fix_workspaces([copy(False), copy(True)])
+    finetune._fix_workspaces([adapter(False), adapter(True)])
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -93,7 +93,7 @@ def test_weights_of_the_best_epoch_that_are_damaged_or_gone_are_learned_again(ca
     elif how == "gone":
         shutil.rmtree(best)
     else:
-        (best / files.MARK).unlink()
+        (best / files.MARKER).unlink()
     assert call() == (DONE, [])
     log = run.log("finetune", 0).read_text()
     assert log.count(f"is damaged ({best.name}: ") == 2 and "this copy starts again" in log
@@ -151,8 +151,8 @@ def test_a_flipped_bit_in_a_finished_copy_is_seen_before_it_makes_features(job, 
 @pytest.mark.slow
 def test_the_mark_of_a_finished_copy_tells_of_every_file(undisturbed):
     folder = underway.adapter(undisturbed)
-    names = {path.name for path in folder.iterdir()} - {files.MARK}
-    assert files.marked(folder)["content"].keys() == names and "history.json" in names
+    names = {path.name for path in folder.iterdir()} - {files.MARKER}
+    assert files.read_marker(folder)["content"].keys() == names and "history.json" in names
     adapters.check_whole(folder)
 
 

@@ -124,7 +124,7 @@ def disturb(job: Path, folder: Path, chance: random.Random, processes: int) -> d
     if started.returncode == 0:
         return None
     newest = int(whole(checkpoints)[-1].name.removeprefix("step-")) if whole(checkpoints) else 0
-    finished = files.marked(adapter(folder)) is not None
+    finished = files.read_marker(adapter(folder)) is not None
     assert finished or newest >= announced(folder)[-1], "an announced checkpoint is lost"
     if processes > 1 and whom != "all" and not finished:
         tell_why_they_ended(folder, set(own) - hit)
@@ -185,7 +185,7 @@ def test_a_killed_rank_that_holds_all_of_the_model_goes_on_byte_for_byte(job, tm
     tell_why_they_ended(killed, {0})
     assert start(job, killed, 2, few, stage=0).wait(300) == 0
     assert "going on from" in Run(killed).log("finetune", 1).read_text()
-    mark = files.marked(adapter(through))
+    mark = files.read_marker(adapter(through))
     assert (mark["processes"], mark["zero_stage"]) == (2, 0)
     for name in ("adapter_model.safetensors", "head.safetensors", "history.json"):
         assert (adapter(killed) / name).read_bytes() == (adapter(through) / name).read_bytes()

@@ -55,11 +55,13 @@ def test_each_step_of_the_recipe_leaves_its_predictions_and_fusion_beats_one_mod
         name: label for name, label in told["prior-aware vote"].answers().items() if name >= "clip_0090"
     }
     assert all(np.allclose(one.probability.sum(1), 1, atol=1e-5) for one in told.values())
-    marks = [files.marked(one.folder) for one in (run.probes, run.round(0), run.round(1), run.vote)]
+    marks = [
+        files.read_marker(one.folder) for one in (run.linear_probes, run.round(0), run.round(1), run.vote)
+    ]
     assert all(mark["clips"] == 290 for mark in marks)
     spent = timings.by_part(run)
-    assert spent.keys() == {"probes", "rounds/00", "rounds/01", "vote"}
-    assert spent["probes"].clips == 4 * 290 and spent["rounds/01"].clips == 290
+    assert spent.keys() == {"linear_probes", "rounds/00", "rounds/01", "vote"}
+    assert spent["linear_probes"].clips == 4 * 290 and spent["rounds/01"].clips == 290
 
 
 @pytest.mark.slow
@@ -67,8 +69,8 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     config, _ = fusion_run.make(tmp_path, epochs=1)
     run = Run(config.run.folder)
     made = [
-        run.probes.predictions("face"),
-        run.probes.predictions("voice"),
+        run.linear_probes.predictions("face"),
+        run.linear_probes.predictions("voice"),
         run.round(0).folder / "made.json",
         run.round(1).folder / "made.json",
         run.vote.folder / "made.json",
@@ -76,9 +78,9 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     ]
 
     def changed():
-        before = [files.stamp(path) for path in made]
+        before = [files.size_and_mtime(path) for path in made]
         fuse(config)
-        return [path for path, old in zip(made, before, strict=True) if files.stamp(path) != old]
+        return [path for path, old in zip(made, before, strict=True) if files.size_and_mtime(path) != old]
 
     assert changed() == made
     assert changed() == []
@@ -178,7 +180,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
     run = Run(config.run.folder)
     with open(tmp_path / "said", "wb") as said:
         process = subprocess.Popen([sys.executable, "-m", "mer_dist", "fuse", run.config], stderr=said)
-    while "probes:" not in (tmp_path / "said").read_text() and process.poll() is None:
+    while "linear probes:" not in (tmp_path / "said").read_text() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == REQUEUE and "stopped: asked to stop in AGT" in (tmp_path / "said").read_text()

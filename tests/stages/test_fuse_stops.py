@@ -13,7 +13,7 @@ import pytest
 
 from mer_dist.config import config as configuration
 from mer_dist.core.errors import Stopped
-from mer_dist.fusion import baseline, ensemble, label_shift
+from mer_dist.fusion import ensemble, label_shift, linear_probe
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage.run_folder import Run
 
@@ -21,7 +21,7 @@ from mer_dist.storage.run_folder import Run
 #: leave out two folds, which choose the dropout; of the round itself; of its prediction; of a later round;
 #: of the estimate of the label shares.
 STEPS = {
-    "probe": (baseline, "_probability", 20, "in a probe", 0),
+    "probe": (linear_probe, "_probability", 20, "in a probe", 0),
     "held-out models": (ensemble, "_warm_cosine", 2, "in AGT", 0),
     "round": (ensemble, "_warm_cosine", 4, "in AGT", 0),
     "prediction": (ensemble.F, "log_softmax", 11, "in AGT", 0),

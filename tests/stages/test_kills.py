@@ -63,7 +63,7 @@ def test_a_killed_fuse_ends_in_the_same_bytes(request, fuse, tmp_path, seed):
     def final(path: str) -> bool:
         folder, _, rest = path.partition("/")
         return (
-            folder == "probes"
+            folder == "linear_probes"
             and rest.endswith((".parquet", ".safetensors"))
             or (folder in ("rounds", "vote") and not rest.startswith("."))
         )

@@ -21,7 +21,7 @@ from mer_dist.config.sections import CorpusConfig, RunConfig, ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.corpus import texts
 from mer_dist.inspect.verify import verify
-from mer_dist.shards import manifest, replaced
+from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import shard as stage
 from mer_dist.stages.shard import shard
@@ -38,7 +38,7 @@ def config_of(run, corpus, **settings) -> Config:
 
 def contents(run) -> dict[str, bytes]:
     """What must be equal: the tars and the manifest."""
-    paths = [*sorted((run / "shards").glob("*.tar")), ShardFolder(run / "shards").manifest]
+    paths = [*sorted((run / "shards").glob("*.tar")), ShardFolder(run / "shards").index]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -111,7 +111,9 @@ def test_two_workers_write_the_same_bytes_as_one(corpus, done, tmp_path):
 def test_plain_webdataset_reads_the_shards(done):
     urls = sorted(str(path) for path in (done / "shards").glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    assert [sample["__key__"] for sample in samples] == [row.name for row in manifest.read(done / "shards")]
+    assert [sample["__key__"] for sample in samples] == [
+        row.name for row in shard_index.read(done / "shards")
+    ]
     assert samples[0]["00.jpg"].shape == (32, 32, 3)
     assert samples[3]["json"]["transcript"] == "我说第3句话"
 
@@ -122,7 +124,7 @@ def test_stats_and_mark_say_what_was_made(done):
     assert stats["labels"] == {"neutral": 1, "angry": 1, "happy": 1, "sad": 1, "worried": 1}
     assert stats["missing"] == {} and stats["quarantined"] == {} and stats["faceless"] == 0
     assert stats["bytes"] == sum(path.stat().st_size for path in (done / "shards").glob("*.tar"))
-    assert files.marked(done / "shards")["clips"] == 8
+    assert files.read_marker(done / "shards")["clips"] == 8
     assert quarantine.read(Run(done).quarantine) == []
 
 
@@ -142,7 +144,7 @@ def test_a_corpus_that_moved_as_a_whole_is_not_decoded_again(run, own_corpus):
 @pytest.mark.parametrize("lost", [["00002.tar"], ["00001.parquet", "00002.tar"], ["00000.tar"]])
 def test_a_killed_run_goes_on_to_the_same_bytes(run, corpus, done, lost):
     folder = run / "shards"
-    for name in (*lost, files.MARK, "manifest.parquet", "stats.json"):
+    for name in (*lost, files.MARKER, "index.parquet", "stats.json"):
         (folder / name).unlink()
     (folder / ".00001.tar.99.tmp").write_bytes(b"half a tar")
     kept = {path.name for path in folder.glob("*.tar")} - {name[:5] + ".tar" for name in lost}
@@ -204,7 +206,7 @@ def test_one_new_clip_costs_one_new_shard(run, own_corpus):
     before = written(run)
     write_mp4(own_corpus / "video-unlabeled-with-test2noise" / "b000.mp4", ramp(6), tone(500, 0.3))
     shard(config_of(run, own_corpus))
-    rows = manifest.read(run / "shards")
+    rows = shard_index.read(run / "shards")
     assert [(row.name, row.shard) for row in rows][-1] == ("b000", 3) and len(rows) == 9
     for number in range(3):
         assert written(run)[f"{number:05d}.tar"] == before[f"{number:05d}.tar"]
@@ -216,7 +218,7 @@ def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     before = written(run)
     (own_corpus / "video-labeled" / "a004.mp4").unlink()
     shard(config_of(run, own_corpus))
-    rows = manifest.read(run / "shards")
+    rows = shard_index.read(run / "shards")
     assert [row.name for row in rows if row.shard == 1] == ["a003", "u000"] and len(rows) == 7
     assert written(run)["00000.tar"] == before["00000.tar"]
     assert written(run)["00002.tar"] == before["00002.tar"]
@@ -234,7 +236,7 @@ def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     ],
 )
 def test_a_change_of_label_text_split_or_file_is_noticed(run, own_corpus, change, field, value):
-    before = manifest.shard_fingerprint(run / "shards", 0)
+    before = shard_index.shard_fingerprint(run / "shards", 0)
     labels, spoken = own_corpus / "label-disdim.csv", own_corpus / "label-transcription.csv"
     file = own_corpus / "video-labeled" / "a001.mp4"
     if change == "label":
@@ -246,16 +248,16 @@ def test_a_change_of_label_text_split_or_file_is_noticed(run, own_corpus, change
     else:
         write_mp4(file, ramp(2), tone(300, 0.2))
     shard(config_of(run, own_corpus))
-    (row,) = [row for row in manifest.read(run / "shards") if row.name == "a001"]
+    (row,) = [row for row in shard_index.read(run / "shards") if row.name == "a001"]
     assert getattr(row, field) == value
     # A label stands in the index alone: nothing is decoded again, and no feature is stale.
-    assert (manifest.shard_fingerprint(run / "shards", 0) == before) == (change == "label")
+    assert (shard_index.shard_fingerprint(run / "shards", 0) == before) == (change == "label")
 
 
 @pytest.mark.slow
 def test_other_settings_make_other_shards_and_leave_nothing_of_the_old(run, corpus):
     shard(config_of(run, corpus, clips=8, frames=2))
-    rows = manifest.read(run / "shards")
+    rows = shard_index.read(run / "shards")
     assert {row.shard for row in rows} == {0} and {row.frames for row in rows} == {2}
     assert [path.name for path in sorted((run / "shards").glob("*.tar"))] == ["00000.tar"]
 
@@ -311,7 +313,7 @@ def test_a_damaged_corpus_loses_nothing_without_a_reason(tmp_path):
     assert found.keys() == EXPECTED.keys()
     for key, words in EXPECTED.items():
         assert words in found[key], key
-    rows = {row.name: row for row in manifest.read(tmp_path / "run" / "shards")}
+    rows = {row.name: row for row in shard_index.read(tmp_path / "run" / "shards")}
     assert {name: row.missing for name, row in rows.items()} == {
         "a000": [],
         "u000": [],
@@ -406,7 +408,7 @@ def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
     )
     config.corpus.format = "manifest"
     shard(config)
-    x, y = manifest.read(tmp_path / "run" / "shards")
+    x, y = shard_index.read(tmp_path / "run" / "shards")
     assert (x.frames, x.missing, y.frames, y.missing) == (4, [], 0, ["video"])
     before = written(tmp_path / "run")
     shard(config)
@@ -427,7 +429,7 @@ def test_a_link_that_leads_nowhere_masks_the_clip_and_does_not_stop_the_run(run,
     path.symlink_to(path.parent / "gone.mp4")
     shard(config_of(run, own_corpus))
     assert reasons(run)[("a000", "video")] == f"{path}: a link to no file"
-    rows = {row.name: row for row in manifest.read(run / "shards")}
+    rows = {row.name: row for row in shard_index.read(run / "shards")}
     assert rows["a000"].missing == ["audio", "video"]
 
 
@@ -458,7 +460,7 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
     assert reasons(tmp_path / "run") == {}
     # A start that finds the first shard does not decode its clips again, and still knows of them.
     before, first = path.read_text(), written(tmp_path / "run")["00000.tar"]
-    for name in ("00001.tar", files.MARK, "manifest.parquet", "stats.json"):
+    for name in ("00001.tar", files.MARKER, "index.parquet", "stats.json"):
         (tmp_path / "run" / "shards" / name).unlink()
     caplog.clear()
     with caplog.at_level("INFO", logger="mer_dist"):
@@ -563,7 +565,7 @@ def test_most_clips_go_if_asked_for_and_a_kill_midway_needs_not_be_asked_again(
             shard(config_of(run, own_corpus, remove=True))
     assert "5 of 8 clips" in caplog.text and "they are taken out" in caplog.text
     shard(config_of(run, own_corpus))
-    assert [row.name for row in manifest.read(run / "shards")] == ["a000", "a001", "a002"]
+    assert [row.name for row in shard_index.read(run / "shards")] == ["a000", "a001", "a002"]
     assert written(run)["00000.tar"] == before["00000.tar"]
     # What is allowed is not what a shard is made from.
     before = written(run)
@@ -574,9 +576,9 @@ def test_most_clips_go_if_asked_for_and_a_kill_midway_needs_not_be_asked_again(
 def test_a_few_clips_that_go_are_told_and_shards_of_another_version_count_too(run, own_corpus):
     (own_corpus / "video-labeled" / "a004.mp4").unlink()
     for path in (run / "shards").glob("[0-9]*.parquet"):
-        rows = manifest.read_rows(path)
-        manifest.write_rows(path, rows)  # without facts
-    assert set(manifest.all_facts(run / "shards").values()) == {None}
+        rows = shard_index.read_rows(path)
+        shard_index.write_rows(path, rows)  # without facts
+    assert set(shard_index.all_records(run / "shards").values()) == {None}
     config = config_of(run, own_corpus)
     clips, unlisted = listed.clips(config.corpus)
     told = replaced.taken(config, clips, unlisted)
@@ -612,7 +614,7 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
     assert everything(run) == before
     config.shard.without_media = True
     shard(config)
-    assert {tuple(row.missing) for row in manifest.read(run / "shards")} == {("audio", "video")}
+    assert {tuple(row.missing) for row in shard_index.read(run / "shards")} == {("audio", "video")}
     assert len(reasons(run)) == 6
 
 

@@ -18,7 +18,7 @@ from mer_dist.fusion import predictions
 from mer_dist.inspect.explain import explain, text
 from mer_dist.inspect.score import score, table
 from mer_dist.inspect.verify import verify
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
@@ -60,7 +60,7 @@ def made(tmp_path_factory) -> Path:
     files.write_text(folder / "job.yaml", JOB.format(folder=folder))
     config = configuration.load(folder / "job.yaml")
     shard(config)
-    names = [row.name for row in manifest.read(Run(config.run.folder).shards)]
+    names = [row.name for row in shard_index.read(Run(config.run.folder).shards)]
     values = np.eye(4)[[("neutral", "angry", "happy").index(label_of(int(name[2:]))) for name in names]]
     values += np.random.default_rng(0).normal(0, 0.5, values.shape)
     fusion_run.write_set(Run(config.run.folder), "line", "text", names, values, imported=True)
@@ -84,8 +84,8 @@ def answers(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_every_clip_that_the_corpus_names_as_unlabelled_is_answered_in_the_order_of_names(made):
-    stored = {row.name for row in manifest.read(Run(made / "run").shards)}
-    assert stored.isdisjoint(SILENT) and manifest.unstored(Run(made / "run").shards) == dict.fromkeys(
+    stored = {row.name for row in shard_index.read(Run(made / "run").shards)}
+    assert stored.isdisjoint(SILENT) and shard_index.unstored(Run(made / "run").shards) == dict.fromkeys(
         SILENT, "unlabeled"
     )
     assert list(answers(made)) == unlabeled_names()

@@ -77,12 +77,12 @@ def test_an_old_folder_is_never_removed_in_place(tmp_path, monkeypatch):
     """Removed in place, a kill could leave a part of it beside its mark of completeness."""
     folder = tmp_path / "made"
     with files.atomic_folder(folder) as temporary:
-        files.mark(temporary, "one")
+        files.write_marker(temporary, "one")
     removed = []
     monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: removed.append(path.name))
     with files.atomic_folder(folder) as temporary:
         (temporary / "x").touch()
-    assert "made" not in removed and files.marked(folder) is None
+    assert "made" not in removed and files.read_marker(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -126,22 +126,22 @@ def test_files_of_somebody_else_keep_their_rights(tmp_path, monkeypatch):
 
 
 def test_a_mark_counts_only_for_the_fingerprint_it_was_made_from(tmp_path):
-    assert files.marked(tmp_path) is None
-    files.mark(tmp_path, "abc", clips=3)
-    assert files.marked(tmp_path, "abc")["clips"] == 3
-    assert files.marked(tmp_path)["made_from"] == "abc"
-    assert files.marked(tmp_path, "abd") is None
-    for torn in ("", '{"made_from": "abc"', "[]", "3"):
-        (tmp_path / files.MARK).write_text(torn)
-        assert files.marked(tmp_path, "abc") is None and files.marked(tmp_path) is None
+    assert files.read_marker(tmp_path) is None
+    files.write_marker(tmp_path, "abc", clips=3)
+    assert files.read_marker(tmp_path, "abc")["clips"] == 3
+    assert files.read_marker(tmp_path)["fingerprint"] == "abc"
+    assert files.read_marker(tmp_path, "abd") is None
+    for truncated in ("", '{"made_from": "abc"', "[]", "3"):
+        (tmp_path / files.MARKER).write_text(truncated)
+        assert files.read_marker(tmp_path, "abc") is None and files.read_marker(tmp_path) is None
 
 
 def test_the_mark_of_a_complete_folder_is_there_or_the_error_says_that_it_went(tmp_path):
-    files.mark(tmp_path, "abc", clips=3)
-    assert files.mark_of(tmp_path)["clips"] == 3
-    (tmp_path / files.MARK).unlink()
+    files.write_marker(tmp_path, "abc", clips=3)
+    assert files.required_marker(tmp_path)["clips"] == 3
+    (tmp_path / files.MARKER).unlink()
     with pytest.raises(UserError, match=f"{tmp_path}: complete a moment ago, and now without its"):
-        files.mark_of(tmp_path)
+        files.required_marker(tmp_path)
 
 
 def test_equal_values_have_equal_fingerprints_in_every_process():
@@ -154,9 +154,9 @@ def test_equal_values_have_equal_fingerprints_in_every_process():
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         seen.add(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
     assert len(seen) == 1
-    assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
+    assert files.fingerprint_of({"a": 1, "b": 2}) == files.fingerprint_of({"b": 2, "a": 1})
     different = [1, "1", True, None, [1], 1.5, {}]
-    assert len({files.fingerprint(value) for value in different}) == len(different)
+    assert len({files.fingerprint_of(value) for value in different}) == len(different)
 
 
 def test_a_folder_fingerprint_sees_every_changed_file(tmp_path):
@@ -168,7 +168,7 @@ def test_a_folder_fingerprint_sees_every_changed_file(tmp_path):
     grown = files.folder_fingerprint(tmp_path)
     (tmp_path / "in" / "a").rename(tmp_path / "in" / "b")
     assert len({before, grown, files.folder_fingerprint(tmp_path)}) == 3
-    assert files.stamp(None) is None and files.stamp(tmp_path / "absent") is None
+    assert files.size_and_mtime(None) is None and files.size_and_mtime(tmp_path / "absent") is None
 
 
 def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
@@ -187,11 +187,11 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_stays(
         temporary.write_text("whole")
         elsewhere = tmp_path / ".d.txt.0badcafe-1.tmp"
         elsewhere.touch()
-        files.sweep(tmp_path)
+        files.remove_stale(tmp_path)
         assert temporary.exists() and elsewhere.exists() and not retired.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere.name, "c.txt", "file", "folder"]
     os.utime(elsewhere, (0, 0))
-    files.sweep(tmp_path)
+    files.remove_stale(tmp_path)
     assert not elsewhere.exists()
 
 
@@ -216,14 +216,14 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
 
 
 def test_a_mark_that_was_changed_is_none_and_one_without_a_seal_is_of_an_older_version(tmp_path):
-    files.mark(tmp_path, "a", numbers={3: 0.1, 12: (1, None)})
-    facts = {"made_from": "a", "numbers": {"3": 0.1, "12": [1, None]}}
-    assert files.marked(tmp_path) == files.marked(tmp_path, "a") == facts
-    path = tmp_path / files.MARK
+    files.write_marker(tmp_path, "a", numbers={3: 0.1, 12: (1, None)})
+    facts = {"fingerprint": "a", "numbers": {"3": 0.1, "12": [1, None]}}
+    assert files.read_marker(tmp_path) == files.read_marker(tmp_path, "a") == facts
+    path = tmp_path / files.MARKER
     path.write_text(path.read_text().replace("0.1", "0.2"))
-    assert files.marked(tmp_path) is None
+    assert files.read_marker(tmp_path) is None
     files.write_json(path, facts)
-    assert files.marked(tmp_path) == facts
+    assert files.read_marker(tmp_path) == facts
 
 
 def test_files_are_compared_with_what_was_written_byte_for_byte(tmp_path):

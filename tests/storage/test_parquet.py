@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer_dist.core.errors import UserError
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.storage import parquet
 
 TABLE = pa.table(
@@ -41,14 +41,14 @@ def test_a_table_comes_back_with_its_types_and_metadata_over_many_batches(tmp_pa
 
 @pytest.mark.slow
 def test_what_the_footer_owns_up_to_is_refused_before_it_is_read(tmp_path):
-    path, zeros = tmp_path / "manifest.parquet", pa.table({"name": np.zeros(1 << 23)})
+    path, zeros = tmp_path / "index.parquet", pa.table({"name": np.zeros(1 << 23)})
     with pq.ParquetWriter(path, zeros.schema, compression="zstd", use_dictionary=False) as writer:
         for _ in range(parquet.BYTES // zeros.nbytes + 1):
             writer.write_table(zeros)
     assert path.stat().st_size < 4 << 20
     before = pa.total_allocated_bytes()
-    with pytest.raises(UserError, match="manifest.parquet: .*unpacks to more than 2 GiB.*run shard"):
-        manifest.read_rows(path)
+    with pytest.raises(UserError, match="index.parquet: .*unpacks to more than 2 GiB.*run shard"):
+        shard_index.read_rows(path)
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 

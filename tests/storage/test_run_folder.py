@@ -15,23 +15,23 @@ WHERE = {
     "config.yaml": RUN.config,
     "quarantine.parquet": RUN.quarantine,
     "folds.json": RUN.folds,
-    "shards/manifest.parquet": SHARDS.manifest,
+    "shards/index.parquet": SHARDS.index,
     "shards/unstored.json": SHARDS.unstored,
     "shards/twins.json": SHARDS.twins,
     "shards/stats.json": SHARDS.stats,
     "shards/00007.tar": SHARDS.tar(7),
-    "shards/00007.parquet": SHARDS.facts(7),
+    "shards/00007.parquet": SHARDS.record(7),
     "adapters/clip/fold-0/history.json": AdapterFolder(RUN.adapter("clip", "fold-0")).history,
     "checkpoints/clip/all": RUN.checkpoints("clip", "all"),
     "features/clip@fold-0/set.json": SET.description,
     "features/clip@fold-0/00012.safetensors": SET.shard(12),
-    "probes/clip@tuned.parquet": RUN.probes.predictions("clip@tuned"),
-    "probes/clip@tuned.safetensors": RUN.probes.nested_oof("clip@tuned"),
+    "linear_probes/clip@tuned.parquet": RUN.linear_probes.predictions("clip@tuned"),
+    "linear_probes/clip@tuned.safetensors": RUN.linear_probes.nested_oof("clip@tuned"),
     "rounds/01/predictions.parquet": RUN.round(1).predictions,
-    "rounds/01/by_fold.safetensors": RUN.round(1).fold_predictions,
+    "rounds/01/fold_predictions.safetensors": RUN.round(1).fold_predictions,
     "rounds/01/models.safetensors": RUN.round(1).models,
     "rounds/01/curves.json": RUN.round(1).curves,
-    "rounds/01/selection.parquet": RUN.round(1).pseudo_label_log,
+    "rounds/01/pseudo_labels.parquet": RUN.round(1).pseudo_label_log,
     "vote/predictions.parquet": RUN.vote.predictions,
     "vote/prior.json": RUN.vote.prior,
     "vote/answer.csv": RUN.vote.answer,
@@ -45,7 +45,7 @@ WHERE = {
     "slurm/7_0_log.out": RUN.slurm_log("7", 1),
     "slurm/7_*_0_log.out": RUN.slurm_log("7", 2),
     "logs/extract.3.log": RUN.log("extract", 3),
-    "logs/times.extract.3.jsonl": RUN.times("extract", 3),
+    "logs/timings.extract.3.jsonl": RUN.timings("extract", 3),
 }
 
 
@@ -68,18 +68,24 @@ def test_rounds_come_by_number_and_what_is_none_is_passed_over(tmp_path):
 def test_folders_list_what_is_theirs(tmp_path):
     run = Run(tmp_path)
     shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip"))
-    paths = [shards.facts(1), shards.facts(0), shards.tar(0), shards.manifest, features.shard(1)]
-    paths += [features.shard(0), features.description, run.probes.predictions("b")]
-    paths += [run.probes.predictions("a"), run.probes.nested_oof("a"), run.times("fuse", 0)]
+    paths = [shards.record(1), shards.record(0), shards.tar(0), shards.index, features.shard(1)]
+    paths += [features.shard(0), features.description, run.linear_probes.predictions("b")]
+    paths += [run.linear_probes.predictions("a"), run.linear_probes.nested_oof("a"), run.timings("fuse", 0)]
     paths += [AdapterFolder(run.adapter("clip", part)).history for part in ("all", "fold-0", ".all.tmp")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert (shards.all_facts(), shards.all_tars()) == ([shards.facts(0), shards.facts(1)], [shards.tar(0)])
+    assert (shards.all_records(), shards.all_tars()) == (
+        [shards.record(0), shards.record(1)],
+        [shards.tar(0)],
+    )
     assert features.shards() == [features.shard(0), features.shard(1)]
-    assert run.feature_sets() == [features.folder] and run.all_times() == [run.times("fuse", 0)]
-    assert run.probes.all_predictions() == [run.probes.predictions(name) for name in ("a", "b")]
-    assert run.probes.files() == [*run.probes.all_predictions(), run.probes.nested_oof("a")]
+    assert run.feature_sets() == [features.folder] and run.all_timings() == [run.timings("fuse", 0)]
+    assert run.linear_probes.all_predictions() == [run.linear_probes.predictions(name) for name in ("a", "b")]
+    assert run.linear_probes.files() == [
+        *run.linear_probes.all_predictions(),
+        run.linear_probes.nested_oof("a"),
+    ]
     assert [(one.extractor, one.variant) for one in run.adapters()] == [("clip", "all"), ("clip", "fold-0")]
 
 
@@ -129,13 +135,17 @@ def test_what_a_program_for_synchronising_left_is_no_part_of_the_run_and_is_name
     run = Run(tmp_path)
     shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip@fold-0"))
     own = [*(path(0) for path in (shards.tar, shards.facts, features.shard)), *shards.results]
-    own += [features.description, run.probes.predictions("clip"), run.probes.nested_oof("@all")]
+    own += [features.description, run.linear_probes.predictions("clip"), run.linear_probes.nested_oof("@all")]
     own += [*run.round(0).files(), *run.vote.files()]
     own += [folder / "made.json" for folder in {path.parent for path in own}]
     copies = ["shards/00000 2.tar", "shards/00000 (1).parquet", "features/clip 2/set.json"]
-    copies += ["features/clip@fold-0/00000 2.safetensors", "probes/clip (1).parquet", "vote/prior 2.json"]
+    copies += [
+        "features/clip@fold-0/00000 2.safetensors",
+        "linear_probes/clip (1).parquet",
+        "vote/prior 2.json",
+    ]
     copies += ["rounds/00 2/predictions.parquet", "rounds/00/models-Konflikt.safetensors"]
-    hidden = ["features/clip@fold-0/._00000.safetensors", "probes/._clip.parquet", "rounds/.DS_Store"]
+    hidden = ["features/clip@fold-0/._00000.safetensors", "linear_probes/._clip.parquet", "rounds/.DS_Store"]
     for path in (*own, *(tmp_path / name for name in (*copies, *hidden))):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -145,5 +155,5 @@ def test_what_a_program_for_synchronising_left_is_no_part_of_the_run_and_is_name
         "rounds/00 2",
     }
     assert run.feature_sets() == [features.folder] and run.rounds() == [run.round(0)]
-    assert shards.all_facts() == [shards.facts(0)] and features.shards() == [features.shard(0)]
-    assert run.probes.all_predictions() == [run.probes.predictions("clip")]
+    assert shards.all_records() == [shards.record(0)] and features.shards() == [features.shard(0)]
+    assert run.linear_probes.all_predictions() == [run.linear_probes.predictions("clip")]

@@ -27,7 +27,7 @@ from mer_dist.models.classifier import trainable_classifier
 from mer_dist.processes import preempt
 from mer_dist.training import trainer as training
 from mer_dist.training import universal_checkpoint
-from mer_dist.training.accelerator import accelerator, gathered, prepare, zero_stage
+from mer_dist.training.accelerator import gather_full_params, make_accelerator, prepare, zero_stage
 from mer_dist.training.checkpoint import Checkpoints, Progress
 from mer_dist.training.trainer import Trainer
 
@@ -72,35 +72,35 @@ def faulty(fault: str):
     setattr(owner, name, kept)
 
 
-def made(joined, models: str, precision: str, folder: Path, way: str, mode: str):
+def made(accelerator, models: str, precision: str, folder: Path, way: str, mode: str):
     """A trainer, its classifier, every position that its task will have read, and its checkpoints."""
     settings = zero3_worker.config(models, precision, **WAYS[way])
     # Twelve can be shared by one, two and three; dropout would show other random numbers, and is others
     # where passes are.
     settings.finetune.batch, settings.finetune.lora.dropout = 12, 0.0 if way == "length" else 0.3
-    classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
+    classifier = trainable_classifier(settings, 3, 0, zero_stage(accelerator) > 0)
     work, read = zero3_worker.task(classifier.extractor), []
     load = work.load
     work.load = lambda positions: read.extend(positions.tolist()) or load(positions)
-    checkpoints = None if mode == "through" else Checkpoints(joined, folder, "test", keep=2, minutes=0)
+    checkpoints = None if mode == "through" else Checkpoints(accelerator, folder, "test", keep=2, minutes=0)
     with faulty(mode.partition("-")[2]):
-        trainer = Trainer(joined, classifier, work, settings.finetune, 0, checkpoints)
+        trainer = Trainer(accelerator, classifier, work, settings.finetune, 0, checkpoints)
     return trainer, classifier, read, checkpoints
 
 
-def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str) -> None:
+def run_case(accelerator, models: str, precision: str, out: Path, way: str, mode: str) -> None:
     inside = INSIDE.get(mode)
     folder = out / (f"{way}-{mode}" if inside else way)
-    trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
+    trainer, classifier, read, checkpoints = made(accelerator, models, precision, folder, way, mode)
     if inside:
         with interrupted(trainer, inside) as left, pytest.raises(Stopped):
-            trainer.run(zero3_worker.keep_best(joined, checkpoints))
+            trainer.run(zero3_worker.keep_best(accelerator, checkpoints))
         assert not left
         preempt._asked = False
         # As a process that starts.
-        joined.step = 0
-        joined.free_memory()
-        trainer, classifier, read, checkpoints = made(joined, models, precision, folder, way, mode)
+        accelerator.step = 0
+        accelerator.free_memory()
+        trainer, classifier, read, checkpoints = made(accelerator, models, precision, folder, way, mode)
     start, losses, trained, step = trainer.progress.step, [], {}, trainer._optimizer_step
 
     def noted(batch, mine):
@@ -115,25 +115,25 @@ def run_case(joined, models: str, precision: str, out: Path, way: str, mode: str
         zero3_worker.stop_before(trainer, STOP)
     try:
         with faulty(mode.partition("-")[2]):
-            keep = zero3_worker.keep_best(joined, checkpoints) if checkpoints else lambda *_: None
+            keep = zero3_worker.keep_best(accelerator, checkpoints) if checkpoints else lambda *_: None
             history = trainer.run(keep)
     except Stopped:
         preempt._asked = False
     else:
         tuned = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
-        weights = gathered(joined, tuned)
-        if joined.is_main_process:
+        weights = gather_full_params(accelerator, tuned)
+        if accelerator.is_main_process:
             save_file(weights, out / f"{way}+{mode}.safetensors")
             facts = {"losses": losses, "started_at": start, "epochs": history["epochs"], "read": len(read)}
             (out / f"{way}+{mode}.json").write_text(json.dumps(facts))
-    (out / f"{way}+{mode}.rank-{joined.process_index}.json").write_text(json.dumps(trained))
-    joined.wait_for_everyone()
-    joined.free_memory()
+    (out / f"{way}+{mode}.rank-{accelerator.process_index}.json").write_text(json.dumps(trained))
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
 
 
 def _ask(trainer: Trainer) -> None:
     """The last rank alone is sent a signal, which it takes as any training does."""
-    if trainer.joined.is_last_process:
+    if trainer.accelerator.is_last_process:
         preempt.install()
         signal.raise_signal(signal.SIGTERM)
 
@@ -150,20 +150,20 @@ INSIDE = {"deferred": _ask, "midway": _save_and_stop}
 @contextmanager
 def interrupted(trainer: Trainer, act):
     """``act`` once the first micro-batch of the step is computed, of whose gradients nothing is seen yet."""
-    joined, left = trainer.joined, [act]
-    backward = joined.backward
+    accelerator, left = trainer.accelerator, [act]
+    backward = accelerator.backward
 
     def spied(loss) -> None:
         backward(loss)
         if trainer.progress.step == STOP and left:
-            assert not joined.sync_gradients
+            assert not accelerator.sync_gradients
             left.pop()(trainer)
 
-    joined.backward = spied
+    accelerator.backward = spied
     try:
         yield left
     finally:
-        del joined.backward
+        del accelerator.backward
 
 
 @contextmanager
@@ -174,10 +174,10 @@ def as_deepspeed_leaves_it():
     universal_checkpoint._write_common, universal_checkpoint._own_counters = kept
 
 
-def run_groups(joined, out: Path) -> None:
+def run_groups(accelerator, out: Path) -> None:
     """Two steps with two groups, saved; or loaded twice, with DeepSpeed's faults and without them, and
     one step more."""
-    checkpoints = Checkpoints(joined, out / "groups", "test", keep=1, minutes=0)
+    checkpoints = Checkpoints(accelerator, out / "groups", "test", keep=1, minutes=0)
     found = {}
     for name in ("left", "mended"):
         torch.manual_seed(0)
@@ -187,38 +187,38 @@ def run_groups(joined, out: Path) -> None:
             for part, decay in zip(model, DECAYS, strict=True)
         ]
         optimizer = torch.optim.AdamW(groups, lr=0.1)
-        settings = FinetuneConfig(batch=6, micro_batch=6 // joined.num_processes)
-        engine, wrapped = prepare(joined, settings, model, optimizer)
+        settings = FinetuneConfig(batch=6, micro_batch=6 // accelerator.num_processes)
+        engine, wrapped = prepare(accelerator, settings, model, optimizer)
         with nullcontext() if name == "mended" else as_deepspeed_leaves_it():
             progress = checkpoints.load(engine, wrapped)
         inner = engine.optimizer.optimizer
         decays = [group["weight_decay"] for group in inner.param_groups]
         for _ in range(1 if progress else 2):
-            joined.backward(engine(torch.ones(2, 64)).sum())
+            accelerator.backward(engine(torch.ones(2, 64)).sum())
             wrapped.step()
             wrapped.zero_grad()
         found[name] = {"decays": decays, "steps": [int(state["step"]) for state in inner.state.values()]}
         if progress is None:
             checkpoints.save(engine, wrapped, Progress(step=2))
             break
-        joined.free_memory()
-    if joined.is_main_process:
-        (out / f"groups-{joined.num_processes}.json").write_text(json.dumps(found))
-    joined.wait_for_everyone()
+        accelerator.free_memory()
+    if accelerator.is_main_process:
+        (out / f"groups-{accelerator.num_processes}.json").write_text(json.dumps(found))
+    accelerator.wait_for_everyone()
 
 
 def main(models: str, out: str, precision: str, cases: list[str]) -> None:
-    joined = accelerator(precision, [], Path(out), threads=1)
+    accelerator = make_accelerator(precision, [], Path(out), threads=1)
     Path(out).mkdir(parents=True, exist_ok=True)
     for case in cases:
         way, _, mode = case.partition("+")
         zero = {"sub_group_size": 5000} if case == "groups" else WAYS[way].get("zero")
-        with zero3_worker.told(joined, zero):
+        with zero3_worker.told(accelerator, zero):
             if case == "groups":
-                run_groups(joined, Path(out))
+                run_groups(accelerator, Path(out))
             else:
-                run_case(joined, models, precision, Path(out), way, mode)
-    joined.end_training()
+                run_case(accelerator, models, precision, Path(out), way, mode)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def compiled_to() -> Path:
 
 
 def test_a_home_that_can_be_written_is_used_as_ever(tmp_path):
-    caches.settle(tmp_path / "run" / "caches")
+    caches.use_writable(tmp_path / "run" / "caches")
     assert not {"TORCH_EXTENSIONS_DIR", "TRITON_HOME", "TRITON_CACHE_DIR"} & os.environ.keys()
     assert compiled_to().is_relative_to(tmp_path / "home")
     assert not (tmp_path / "run").exists()
@@ -49,7 +49,7 @@ def test_in_the_place_of_a_home_that_cannot_be_written_a_folder_of_the_run_is_us
     no_home(monkeypatch, tmp_path)
     with pytest.raises(OSError):
         compiled_to()
-    caches.settle(tmp_path / "run" / "caches")
+    caches.use_writable(tmp_path / "run" / "caches")
     assert compiled_to().is_relative_to(tmp_path / "run" / "caches") and compiled_to().is_dir()
     for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
         assert Path(os.environ[name]).parent == tmp_path / "run" / "caches"
@@ -111,18 +111,18 @@ def test_without_any_home_nothing_is_written_to_a_folder_called_tilde(monkeypatc
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user whom the system does not know
     monkeypatch.chdir(tmp_path)
-    caches.settle(tmp_path / "run" / "caches")
+    caches.use_writable(tmp_path / "run" / "caches")
     assert compiled_to().is_relative_to(tmp_path / "run" / "caches") and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("name", ["TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR"])
 def test_a_place_that_was_named_is_kept_if_it_can_be_written_and_only_then(monkeypatch, tmp_path, name):
     monkeypatch.setenv(name, str(tmp_path / "own"))
-    caches.settle(tmp_path / "run" / "caches")
+    caches.use_writable(tmp_path / "run" / "caches")
     assert os.environ[name] == str(tmp_path / "own")
     (tmp_path / "file").touch()
     monkeypatch.setenv(name, str(tmp_path / "file" / "own"))
-    caches.settle(tmp_path / "run" / "caches")
+    caches.use_writable(tmp_path / "run" / "caches")
     assert Path(os.environ[name]).parent == tmp_path / "run" / "caches"
 
 

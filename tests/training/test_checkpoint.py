@@ -39,7 +39,7 @@ def test_weights_moments_and_position_come_back(tmp_path):
     model, optimizer = pair()
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=1, minutes=0)
     checkpoints.best(1).mkdir(parents=True)
-    files.mark(checkpoints.best(1), "a", content={})
+    files.write_marker(checkpoints.best(1), "a", content={})
     told = Progress(step=7, epoch=2, batch=3, loss=1.5, epochs=[{"epoch": 1}], best=(0.5, -1.0), best_epoch=1)
     checkpoints.save(model, optimizer, told)
     other = torch.nn.Linear(3, 2)
@@ -57,12 +57,12 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=3, minutes=0)
     for step in (1, 2, 3):
         checkpoints.save(model, optimizer, Progress(step=step))
-    torn = tmp_path / "step-00000003" / ALONE
-    torn.write_bytes(torn.read_bytes()[:-1])
+    truncated = tmp_path / "step-00000003" / ALONE
+    truncated.write_bytes(truncated.read_bytes()[:-1])
     (tmp_path / "step-00000002" / "made.json").unlink()
     assert checkpoints.load(model, optimizer).step == 1
     with pytest.raises(UserError, match="not whole"):
-        trained_weights(torn.parent, torch.float32)
+        trained_weights(truncated.parent, torch.float32)
 
 
 def damage(path, how: str) -> None:
@@ -134,7 +134,7 @@ def test_the_weights_of_the_best_epoch_stay_with_the_checkpoint_that_goes_back_t
 
     def kept(epoch):
         checkpoints.best(epoch).mkdir()
-        files.mark(checkpoints.best(epoch), "a", content={})
+        files.write_marker(checkpoints.best(epoch), "a", content={})
         checkpoints.forget_best_but(epoch)
 
     def lying():

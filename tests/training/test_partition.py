@@ -11,17 +11,17 @@ import pytest
 
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import UserError
-from mer_dist.processes.shares import shares
-from mer_dist.training.partition import NOBODY, Passes, epoch_order, global_batches
+from mer_dist.processes.balance import balanced
+from mer_dist.training.partition import PAD_INDEX, Passes, epoch_order, global_batches
 from mer_dist.training.supported import check_batches
 
 
 def test_every_shard_has_exactly_one_rank_and_clips_are_balanced():
     sizes = {0: 80, 1: 80, 2: 80, 3: 17, 4: 1}
     for world in (1, 2, 3, 8):
-        parts = shares(sizes, world)
+        parts = balanced(sizes, world)
         assert sorted(shard for part in parts for shard in part) == [0, 1, 2, 3, 4]
-    load = [sum(sizes[shard] for shard in part) for part in shares(sizes, 2)]
+    load = [sum(sizes[shard] for shard in part) for part in balanced(sizes, 2)]
     assert abs(load[0] - load[1]) <= 80
 
 
@@ -71,19 +71,19 @@ def test_passes_by_length_hold_every_clip_once_within_the_budget_and_no_rank_idl
     draw = np.random.default_rng(0)
     for _ in range(150):
         count, batch, world = (int(draw.integers(1, most)) for most in (80, 40, 9))
-        pieces, longest = draw.integers(1, 1 + draw.choice([1, 16]), count), draw.uniform(0.1, 30, count)
+        segments, longest = draw.integers(1, 1 + draw.choice([1, 16]), count), draw.uniform(0.1, 30, count)
         budget, most = float(draw.uniform(5, 500)), int(draw.choice([0, 0, 1, 5]))
-        passes = Passes.of(FinetuneConfig(batch_budget=budget, micro_batch=most), pieces, longest, budget=1)
+        passes = Passes.of(FinetuneConfig(batch_budget=budget, micro_batch=most), segments, longest, budget=1)
         seen = []
         for whole in global_batches(epoch_order(count, 0, 1), batch):
             parts = passes.cut(whole, world)
-            real = [mine for _, mine in parts if NOBODY not in mine]
+            real = [mine for _, mine in parts if PAD_INDEX not in mine]
             seen += np.concatenate(real).tolist()
             clips = sum(map(len, real))
             assert len(parts) % world == 0 and len({place for place, _ in parts}) == len(parts)
-            assert all(mine.tolist() == [NOBODY] for _, mine in parts[len(real) :])
+            assert all(mine.tolist() == [PAD_INDEX] for _, mine in parts[len(real) :])
             assert len(real) == min(len(parts), clips)
-            costs = [pieces[mine].sum() * longest[mine].max() for mine in real]
+            costs = [segments[mine].sum() * longest[mine].max() for mine in real]
             for mine, cost in zip(real, costs, strict=True):
                 assert len(mine) == 1 or (cost <= budget * (1 + 1e-9) and len(mine) <= (most or batch))
             # Clips of like length together: no pass begins below where the one before it ends.
@@ -91,10 +91,10 @@ def test_passes_by_length_hold_every_clip_once_within_the_budget_and_no_rank_idl
             assert all(low.max() <= high.min() for low, high in pairwise(lengths))
             # plan counts them as so many of the longest.
             alike = Passes.of(
-                FinetuneConfig(batch_budget=budget, micro_batch=most), pieces[:1], longest[:1], 1
+                FinetuneConfig(batch_budget=budget, micro_batch=most), segments[:1], longest[:1], 1
             )
-            each = pieces.max() * longest.max()
-            alike = replace(alike, pieces=np.array([pieces.max()]), longest=np.array([longest.max()]))
+            each = segments.max() * longest.max()
+            alike = replace(alike, segments=np.array([segments.max()]), longest=np.array([longest.max()]))
             assert max(costs) <= alike.most(batch, world) * each * (1 + 1e-9)
         assert sorted(seen) == list(range(count))
 
@@ -109,8 +109,8 @@ def test_a_batch_of_short_lines_is_one_pass_and_shared_by_ranks_evenly():
     costs = [len(mine) * longest[mine].max() for mine in shared]
     assert len(shared) == 8 and max(costs) < 1.25 * longest.sum() / 8
     # A step of three clips keeps five ranks company with nobody.
-    parts = passes.cut(np.array([4, 9, 2, NOBODY, NOBODY]), 8)
-    assert [mine.tolist() for _, mine in parts] == [[2], [4], [9], *[[NOBODY]] * 5]
+    parts = passes.cut(np.array([4, 9, 2, PAD_INDEX, PAD_INDEX]), 8)
+    assert [mine.tolist() for _, mine in parts] == [[2], [4], [9], *[[PAD_INDEX]] * 5]
 
 
 def test_what_the_settings_leave_open_the_device_decides():

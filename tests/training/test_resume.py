@@ -22,7 +22,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.processes import env
 from mer_dist.storage import files
 from mer_dist.training.checkpoint import _convert, tensors_only, trained_weights, whole
-from mer_dist.training.partition import NOBODY
+from mer_dist.training.partition import PAD_INDEX
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 FAULTS = ("position", "random", "mode", "order", "rate", "moments")
@@ -209,7 +209,7 @@ def trained(folder: Path, case: str) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for path in folder.glob(f"{case}.rank-*.json"):
         for epoch, positions in json.loads(path.read_text()).items():
-            found.setdefault(epoch, []).extend(position for position in positions if position != NOBODY)
+            found.setdefault(epoch, []).extend(position for position in positions if position != PAD_INDEX)
     return found
 
 
@@ -299,9 +299,9 @@ def hostile(two, tmp_path) -> tuple[Path, Path]:
         content = torch.load(part, weights_only=False)
     content["optimizer_state_dict"]["planted"] = Planted(sign)
     torch.save(content, part)
-    facts = files.marked(checkpoint)
+    facts = files.read_marker(checkpoint)
     facts["content"] |= files.contents([part])
-    files.mark(checkpoint, **facts)
+    files.write_marker(checkpoint, **facts)
     assert not files.damaged(checkpoint, facts["content"])
     torch.load(part, weights_only=False)
     sign.rmdir()

@@ -9,12 +9,12 @@ import pytest
 
 from mer_dist.core.errors import UserError
 from mer_dist.processes import env
-from mer_dist.training.accelerator import _group, accelerator, unknown_kind, unwrapped
+from mer_dist.training.accelerator import _group, make_accelerator, unknown_kind, unwrapped
 
 
 def test_a_tracker_that_is_not_installed_is_refused_not_left_out(tmp_path):
     with pytest.raises(UserError, match="no_such_tracker, which is not installed"):
-        accelerator("fp32", ["no_such_tracker"], tmp_path, threads=1)
+        make_accelerator("fp32", ["no_such_tracker"], tmp_path, threads=1)
 
 
 def test_one_process_does_not_ask_accelerate_which_would_import_deepspeed():

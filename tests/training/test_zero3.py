@@ -177,7 +177,7 @@ def test_a_saved_adapter_is_whole_and_gives_the_same_logits_in_a_plain_process(m
     published = ExtractorConfig(family=family, path=str(models / family))
     loaded = load_extractor(published, zero3 / case)
     head = load_file(zero3 / case / "head.safetensors")
-    batch = loaded.collate_clips(zero3_worker.pieces(loaded)[:4])
+    batch = loaded.collate_clips(zero3_worker.segments(loaded)[:4])
     with torch.no_grad():
         utterance = loaded(**batch)
         frozen = load_extractor(published)(**batch)

@@ -22,7 +22,7 @@ from mer_dist.core.errors import Stopped
 from mer_dist.models.classifier import Classifier, save, trainable_classifier
 from mer_dist.processes import preempt
 from mer_dist.storage import files
-from mer_dist.training.accelerator import accelerator, free, gathered, zero_stage
+from mer_dist.training.accelerator import free, gather_full_params, make_accelerator, zero_stage
 from mer_dist.training.checkpoint import Checkpoints
 from mer_dist.training.partition import Passes
 from mer_dist.training.trainer import Task, Trainer
@@ -58,7 +58,7 @@ def lines() -> tuple[list[str], np.ndarray]:
     return made, targets
 
 
-def pieces(extractor) -> list[list]:
+def segments(extractor) -> list[list]:
     """The prepared clips: lines, sounds of three pitches, or frames of three shades."""
     texts, targets = lines()
     if extractor.config.family == "baichuan":
@@ -101,7 +101,7 @@ def config(
 
 
 def task(extractor) -> Task:
-    targets, clips = lines()[1], pieces(extractor)
+    targets, clips = lines()[1], segments(extractor)
     longest = np.array([max(map(extractor.length, clip)) for clip in clips], float)
     counts = np.array(list(map(len, clips)))
 
@@ -132,9 +132,9 @@ def held_here(model: torch.nn.Module) -> int:
 
 
 @contextmanager
-def told(joined, zero: dict | None):
+def told(accelerator, zero: dict | None):
     """DeepSpeed's settings with these of the user's."""
-    plugin = joined.state.deepspeed_plugin
+    plugin = accelerator.state.deepspeed_plugin
     if plugin is None or zero is None:
         yield
         return
@@ -153,24 +153,24 @@ def in_memory() -> tuple[int, int]:
     return len(found) - len(tensors), sum(storages.values())
 
 
-def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
+def run_case(accelerator, settings: ExtractorConfig, out: Path) -> None:
     before = in_memory()
-    classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
+    classifier = trainable_classifier(settings, 3, 0, zero_stage(accelerator) > 0)
     work = task(classifier.extractor)
-    trainer = Trainer(joined, classifier, work, settings.finetune, seed=0)
+    trainer = Trainer(accelerator, classifier, work, settings.finetune, seed=0)
     first = predict(trainer, work)
     held = held_here(classifier)
     history = trainer.run(lambda *_: None)
     trainable = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
-    weights = gathered(joined, trainable)
+    weights = gather_full_params(accelerator, trainable)
     last = predict(trainer, work)
-    if joined.is_main_process:
+    if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         save(classifier, weights, out)
-    Checkpoints(joined, out / "checkpoints", "test", 1, 0).save(
+    Checkpoints(accelerator, out / "checkpoints", "test", 1, 0).save(
         trainer.model, trainer.optimizer, trainer.progress
     )
-    if joined.is_main_process:
+    if accelerator.is_main_process:
         facts = {
             "losses": [row["train_loss"] for row in history["epochs"]],
             "held_out": [row["validation_loss"] for row in history["epochs"]],
@@ -179,42 +179,42 @@ def run_case(joined, settings: ExtractorConfig, out: Path) -> None:
             "weights_held": held,
             "in_memory_before": before,
             "trained": sum(weight.numel() for weight in weights.values()),
-            "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(joined) else None,
+            "reduce_bucket": trainer.model.zero_reduce_bucket_size() if zero_stage(accelerator) else None,
             "steps": trainer.progress.step,
-            "processes": joined.num_processes,
-            "zero_stage": zero_stage(joined),
+            "processes": accelerator.num_processes,
+            "zero_stage": zero_stage(accelerator),
         }
         (out / "facts.json").write_text(json.dumps(facts))
-    joined.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
-def run_resumed(joined, settings: ExtractorConfig, out: Path) -> None:
+def run_resumed(accelerator, settings: ExtractorConfig, out: Path) -> None:
     """Train undisturbed, then again with a request to stop inside the second epoch and a new trainer
     that goes on. Dropout is on, so that drawing other random numbers would show."""
     settings.finetune.lora.dropout = 0.3
     facts = {}
     for name, stop_at in (("undisturbed", None), ("stopped", 6)):
         while name not in facts:
-            classifier = trainable_classifier(settings, 3, 0, zero_stage(joined) > 0)
+            classifier = trainable_classifier(settings, 3, 0, zero_stage(accelerator) > 0)
             work = task(classifier.extractor)
-            checkpoints = Checkpoints(joined, out / name, "test", keep=2, minutes=0)
-            trainer = Trainer(joined, classifier, work, settings.finetune, 0, checkpoints)
+            checkpoints = Checkpoints(accelerator, out / name, "test", keep=2, minutes=0)
+            trainer = Trainer(accelerator, classifier, work, settings.finetune, 0, checkpoints)
             start = trainer.progress.step
             if stop_at and start == 0:
                 stop_before(trainer, stop_at)
             try:
-                history = trainer.run(keep_best(joined, checkpoints))
+                history = trainer.run(keep_best(accelerator, checkpoints))
             except Stopped:
                 preempt._asked = False
             else:
                 trained = {n: v for n, v in classifier.named_parameters() if v.requires_grad}
-                digests = {n: digest(v) for n, v in gathered(joined, trained).items()}
+                digests = {n: digest(v) for n, v in gather_full_params(accelerator, trained).items()}
                 losses = [[row["train_loss"], row["validation_loss"]] for row in history["epochs"]]
                 facts[name] = {"losses": losses, "digests": digests, "started_at": start}
-            joined.free_memory()
-    if joined.is_main_process:
+            accelerator.free_memory()
+    if accelerator.is_main_process:
         (out / "facts.json").write_text(json.dumps(facts))
-    joined.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
 def digest(value: torch.Tensor) -> str:
@@ -222,15 +222,15 @@ def digest(value: torch.Tensor) -> str:
     return hashlib.sha256(value.flatten().contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
-def keep_best(joined, checkpoints: Checkpoints):
+def keep_best(accelerator, checkpoints: Checkpoints):
     """Leave the folder of each best epoch, without which its checkpoint is passed over; nothing looks at
     the weights in it here."""
 
     def keep(model: torch.nn.Module, epoch: int) -> None:
-        if joined.is_main_process:
+        if accelerator.is_main_process:
             checkpoints.best(epoch).mkdir(parents=True, exist_ok=True)
-            files.mark(checkpoints.best(epoch), "test", content={})
-        joined.wait_for_everyone()
+            files.write_marker(checkpoints.best(epoch), "test", content={})
+        accelerator.wait_for_everyone()
 
     return keep
 
@@ -240,7 +240,7 @@ def stop_before(trainer: Trainer, step: int) -> None:
     run_step = trainer._optimizer_step
 
     def counted(*batch):
-        if trainer.progress.step == step - 1 and trainer.joined.is_last_process:
+        if trainer.progress.step == step - 1 and trainer.accelerator.is_last_process:
             preempt._ask(0, None)
         return run_step(*batch)
 
@@ -254,14 +254,14 @@ def predict(trainer: Trainer, work: Task) -> list[list[float]]:
 
 
 def main(models: str, out: str, precision: str, cases: list[str]) -> None:
-    joined = accelerator(precision, [], Path(out), threads=1)
+    accelerator = make_accelerator(precision, [], Path(out), threads=1)
     for case in cases:
         way, _, resumed = case.partition("+")
         act = run_resumed if resumed else run_case
-        with told(joined, CASES[way].get("zero")):
-            act(joined, config(models, precision, **CASES[way]), Path(out) / case)
-        free(joined)
-    joined.end_training()
+        with told(accelerator, CASES[way].get("zero")):
+            act(accelerator, config(models, precision, **CASES[way]), Path(out) / case)
+        free(accelerator)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_a_block_is_noted_when_it_ends_and_one_that_raises_is_not(tmp_path, monk
 def test_a_torn_line_costs_itself_alone(tmp_path):
     run = Run(tmp_path)
     timings.note(run, "fuse", run.vote.folder, seconds=1, clips=5)
-    with open(run.times("fuse", 0), "a", encoding="utf-8") as file:
+    with open(run.timings("fuse", 0), "a", encoding="utf-8") as file:
         file.write('\n{"stage": "fuse", "par')
     timings.note(run, "fuse", run.vote.folder, seconds=2, clips=5)
     assert [spent.seconds for spent in timings.read(run)] == [1, 2]
@@ -49,7 +49,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(full):
     run = Run(full)
     with pytest.raises(OSError) as told:
         timings.note(run, "extract", run.features("clip"), seconds=1, clips=5)
-    assert f"{run.times('extract', 0)}: No space left on device" in mending(told.value)
+    assert f"{run.timings('extract', 0)}: No space left on device" in mending(told.value)
 
 
 def test_a_run_of_which_nothing_was_noted_has_no_times(tmp_path):

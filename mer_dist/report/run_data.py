@@ -15,7 +15,7 @@ Interval = tuple[float, float] | None
 
 @dataclass(kw_only=True)
 class Corpus:
-    """The manifest in counts."""
+    """The shard index in counts."""
 
     #: split -> label -> clips; a clip without a label counts under "".
     counts: dict[str, Counter[str]]
@@ -39,7 +39,7 @@ class Adapter:
     """The training history of one fine-tuned copy of an extractor, by epoch."""
 
     extractor: str
-    part: str
+    variant: str
     train_loss: Curve
     validation_loss: Curve
     validation_waf: Curve
@@ -63,7 +63,7 @@ class Score:
     """One row of the result table; WAF in [0, 1]."""
 
     title: str
-    #: ``probe``, ``round``, ``vote``, or empty if no prediction file has this title.
+    #: ``linear_probe``, ``round``, ``vote``, or empty if no prediction file has this title.
     kind: str = ""
     oof: float | None = None
     oof_interval: Interval = None
@@ -109,7 +109,7 @@ class Timing:
     seconds: float | None
     clips: int | None
     made_at: str
-    made_from: str
+    fingerprint: str
 
     @property
     def rate(self) -> float | None:
@@ -117,7 +117,7 @@ class Timing:
 
 
 @dataclass(kw_only=True)
-class Facts:
+class RunData:
     """Everything the page shows."""
 
     name: str

@@ -9,7 +9,7 @@ import pytest
 from mer_dist.core.errors import UserError
 from mer_dist.features import join
 from mer_dist.features import store as features
-from mer_dist.fusion.baseline import probe
+from mer_dist.fusion.linear_probe import linear_probe
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -33,7 +33,7 @@ def run(tmp_path) -> Run:
 
 def write_copy(run: Run, copy: int | None, names: list[str], values: np.ndarray, **facts) -> None:
     name = "all" if copy is None else f"fold-{copy}"
-    facts = {"part": name, "trained_without": copy} | facts
+    facts = {"variant": name, "held_out_fold": copy} | facts
     fusion_run.write_set(run, f"clip@{name}", "video", names, values, **facts)
 
 
@@ -85,7 +85,9 @@ def test_a_copy_that_was_trained_on_the_clips_it_offers_is_refused(run):
     clips = clips_of()
     # A copy that knew the labels would write them into its features, and they would be found.
     leak = np.eye(3)[clips.truth]
-    assert (probe([leak], [np.ones(LABELED, bool)], clips).oof.probability.argmax(1) == clips.truth).all()
+    assert (
+        linear_probe([leak], [np.ones(LABELED, bool)], clips).oof.probability.argmax(1) == clips.truth
+    ).all()
     own = [row for row in range(LABELED) if row % FOLDS == 0]
     stolen = [row for row in range(LABELED) if row % FOLDS == 1][:1]
     rows = own + stolen
@@ -102,7 +104,7 @@ def test_the_copy_trained_on_all_labels_may_not_offer_a_labelled_clip(run):
         join.tuned(run, "clip", fold_of())
 
 
-@pytest.mark.parametrize("facts", [{"trained_without": 1}, {"trained_without": None}, {"part": "all"}])
+@pytest.mark.parametrize("facts", [{"held_out_fold": 1}, {"held_out_fold": None}, {"variant": "all"}])
 def test_a_copy_that_says_it_left_out_another_fold_is_refused(run, facts):
     names = [name for name, fold in fold_of().items() if fold == 0]
     write_copy(run, 0, names, np.ones((len(names), WIDTH)), **facts)
@@ -152,7 +154,7 @@ def test_a_clip_one_of_whose_frames_is_broken_becomes_missing_alone_and_is_named
     store = run.features("voice")
     features.write_shard(store / "00000.safetensors", shard, "1")
     features.describe(store, modality="audio", width=4)
-    files.mark(store, "1", shards=[0])
+    files.write_marker(store, "1", shards=[0])
     broken = {clips.names[2], clips.names[5]}
     found, problems = join.read_set(run, "voice", clips, frames=True)
     assert {(row.name, row.lost) for row in problems} == {(name, "audio") for name in broken}
@@ -205,20 +207,13 @@ def test_labelled_clips_of_one_label_are_refused_in_plain_words(tmp_path):
 
 
 def test_the_fingerprint_of_a_set_follows_each_of_its_copies(run):
-    before = join.set_made_from(run, "clip@tuned", FOLDS)
-    assert join.set_made_from(run, "clip@tuned", FOLDS) == before
+    before = join.set_fingerprint(run, "clip@tuned", FOLDS)
+    assert join.set_fingerprint(run, "clip@tuned", FOLDS) == before
     names = [name for name, fold in fold_of().items() if fold == 2]
     fusion_run.write_set(
-        run,
-        "clip@fold-2",
-        "video",
-        names,
-        np.ones((len(names), WIDTH)),
-        "2",
-        part="fold-2",
-        trained_without=2,
+        run, "clip@fold-2", "video", names, np.ones((len(names), WIDTH)), "2", part="fold-2", held_out_fold=2
     )
-    assert join.set_made_from(run, "clip@tuned", FOLDS) != before
+    assert join.set_fingerprint(run, "clip@tuned", FOLDS) != before
 
 
 def test_the_label_file_may_say_discrete_as_the_truth_of_score_does(tmp_path):

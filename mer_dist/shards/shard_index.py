@@ -1,7 +1,7 @@
 """What is in the shards: one row a clip, and beside each tar what it was made from.
 
-``manifest.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
-of that shard and, as metadata, :class:`Facts`: it is written after the tar, so it is the proof
+``index.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
+of that shard and, as metadata, :class:`ShardRecord`: it is written after the tar, so it is the proof
 that the tar is whole. ``unstored.json`` names the clips of the corpus that are in no tar, ``twins.json``
 those that are one recording under several names.
 """
@@ -24,7 +24,7 @@ from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
 from mer_dist.storage.run_folder import ShardFolder
 
-_FACTS = b"mer_dist.shard"
+_RECORD = b"mer_dist.shard"
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -70,14 +70,14 @@ class Row:
 
 
 @dataclass(kw_only=True)
-class Facts:
+class ShardRecord:
     """What a shard was made from."""
 
     #: SHA-256 and size of the tar; both empty where no clip of the shard could be stored.
     sha256: str
     bytes: int
     #: Fingerprint of the settings.
-    made_from: str
+    fingerprint: str
     #: Every clip that was tried, stored or not -> fingerprint of its sources.
     clips: dict[str, str]
     problems: list[Problem]
@@ -100,16 +100,16 @@ def read(shards_folder: Path) -> list[Row]:
     """All clips, by shard and position in it.
 
     Raises:
-        UserError: there is no whole manifest.
+        UserError: there is no whole index.
     """
-    path = ShardFolder(shards_folder).manifest
+    path = ShardFolder(shards_folder).index
     if not path.exists():
         raise UserError(f"{path}: no such file; run shard first")
     return read_rows(path)
 
 
 def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
-    """name -> split and label, which no tar holds, of a manifest or of the file beside a tar.
+    """name -> split and label, which no tar holds, of an index or of the file beside a tar.
 
     Raises:
         UserError: it is not readable.
@@ -120,7 +120,7 @@ def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a manifest, or of the file beside a tar.
+    """The rows of an index, or of the file beside a tar.
 
     Raises:
         UserError: it is not readable.
@@ -152,21 +152,21 @@ def labels(labeled: list[Row]) -> dict[str, str]:
     without = [row.name for row in labeled if row.label is None]
     if without:
         raise UserError(
-            f"manifest.parquet: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
+            f"index.parquet: clip {without[0]} is {LABELED} and has no label; delete it and run shard"
         )
     return {row.name: row.label for row in labeled if row.label is not None}
 
 
-def write_rows(path: Path, rows: list[Row], facts: Facts | None = None) -> None:
+def write_rows(path: Path, rows: list[Row], record: ShardRecord | None = None) -> None:
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names[:-3]}
     columns["suffixes"] = [list(row.members) for row in rows]
     columns["offsets"] = [[offset for offset, _ in row.members.values()] for row in rows]
     columns["sizes"] = [[size for _, size in row.members.values()] for row in rows]
     table = pa.Table.from_pydict(columns, SCHEMA)
-    if facts is not None:
-        told = asdict(facts) | {"problems": [problem.as_values() for problem in facts.problems]}
+    if record is not None:
+        told = asdict(record) | {"problems": [problem.as_values() for problem in record.problems]}
         text = json.dumps(told, ensure_ascii=False, sort_keys=True)
-        table = table.replace_schema_metadata({_FACTS: text.encode()})
+        table = table.replace_schema_metadata({_RECORD: text.encode()})
     with atomic(path) as temporary:
         # Labels stand nowhere else: a byte that a disk loses must not make one of another.
         pq.write_table(table, temporary, write_page_checksum=True)
@@ -217,12 +217,12 @@ def twins(shards_folder: Path) -> list[list[str]]:
         return groups
 
 
-def read_facts(path: Path) -> Facts | None:
+def read_record(path: Path) -> ShardRecord | None:
     """Only the metadata, so it costs no more than a small read; None if it is not whole."""
     try:
-        facts = json.loads(pq.read_metadata(path).metadata[_FACTS])
-        facts["problems"] = [Problem(**problem) for problem in facts["problems"]]
-        return Facts(**facts)
+        record = json.loads(pq.read_metadata(path).metadata[_RECORD])
+        record["problems"] = [Problem(**problem) for problem in record["problems"]]
+        return ShardRecord(**record)
     except Exception as error:
         if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
             raise  # A disk that fails for a moment is no reason to make the tar again.
@@ -231,25 +231,27 @@ def read_facts(path: Path) -> Facts | None:
 
 def numbers(shards_folder: Path) -> list[int]:
     """Of the shards that have facts, readable or not."""
-    return [int(path.stem) for path in ShardFolder(shards_folder).all_facts()]
+    return [int(path.stem) for path in ShardFolder(shards_folder).all_records()]
 
 
-def all_facts(shards_folder: Path) -> dict[int, Facts | None]:
+def all_records(shards_folder: Path) -> dict[int, ShardRecord | None]:
     """number -> facts, of every shard that has them; None where they are not readable."""
-    return {number: read_facts(ShardFolder(shards_folder).facts(number)) for number in numbers(shards_folder)}
+    return {
+        number: read_record(ShardFolder(shards_folder).record(number)) for number in numbers(shards_folder)
+    }
 
 
-def facts_of(shards_folder: Path, number: int) -> Facts:
+def record_of(shards_folder: Path, number: int) -> ShardRecord:
     """What a shard was made from.
 
     Raises:
         UserError: the shard is not there.
     """
-    path = ShardFolder(shards_folder).facts(number)
-    facts = read_facts(path)
-    if facts is None:
+    path = ShardFolder(shards_folder).record(number)
+    record = read_record(path)
+    if record is None:
         raise UserError(f"{path}: no such shard; run shard")
-    return facts
+    return record
 
 
 def shard_fingerprint(shards_folder: Path, number: int) -> str:
@@ -258,4 +260,4 @@ def shard_fingerprint(shards_folder: Path, number: int) -> str:
     Raises:
         UserError: the shard is not there.
     """
-    return facts_of(shards_folder, number).sha256
+    return record_of(shards_folder, number).sha256

@@ -34,23 +34,23 @@ class Standardized:
     valid: list[np.ndarray]
     #: each (D,)
     mean: list[np.ndarray]
-    deviation: list[np.ndarray]
+    std: list[np.ndarray]
 
     @classmethod
     def of(cls, values: list[np.ndarray], valid: list[np.ndarray]) -> Standardized:
-        means, deviations = [], []
+        means, stds = [], []
         for of_set, own in zip(values, valid, strict=True):
             present = of_set if own.all() else of_set[own]
-            deviation = present.std(0)
+            std = present.std(0)
             means.append(present.mean(0))
-            deviations.append(np.where(deviation > 1e-6, deviation, 1).astype(np.float32))
-        return cls(values, valid, means, deviations)
+            stds.append(np.where(std > 1e-6, std, 1).astype(np.float32))
+        return cls(values, valid, means, stds)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """(n, sum of D) float32."""
         parts = [
-            np.where(valid[rows, None], (values[rows] - mean) / deviation, 0)
-            for values, valid, mean, deviation in self._sets()
+            np.where(valid[rows, None], (values[rows] - mean) / std, 0)
+            for values, valid, mean, std in self._sets()
         ]
         return np.concatenate(parts, 1).astype(np.float32)
 
@@ -59,16 +59,18 @@ class Standardized:
         edges = np.cumsum([values.shape[1] for values in self.values])[:-1]
         told = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
         parts = np.split(coefficients, edges, axis=1)
-        for own, (values, valid, mean, deviation) in zip(parts, self._sets(), strict=True):
-            scaled = (own / deviation).astype(np.float32).T
+        for own, (values, valid, mean, std) in zip(parts, self._sets(), strict=True):
+            scaled = (own / std).astype(np.float32).T
             told += (values @ scaled - mean @ scaled) * valid[:, None]
         return told
 
     def _sets(self):
-        return zip(self.values, self.valid, self.mean, self.deviation, strict=True)
+        return zip(self.values, self.valid, self.mean, self.std, strict=True)
 
 
-def probe(values: list[np.ndarray], valid: list[np.ndarray], clips: Clips, title: str = "") -> CrossFitted:
+def linear_probe(
+    values: list[np.ndarray], valid: list[np.ndarray], clips: Clips, title: str = ""
+) -> CrossFitted:
     """Logistic regression on feature sets side by side, one per fold.
 
     The ridge of the model for fold k is the one under which models without fold k and another fold

@@ -16,7 +16,7 @@ from mer_dist.features import join, store
 from mer_dist.inspect.verify import verify
 from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM
 from mer_dist.models.tokenizer import BaichuanTokenizer
-from mer_dist.shards import manifest
+from mer_dist.shards import shard_index
 from mer_dist.stages.extract import extract
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
@@ -62,8 +62,8 @@ def job(tmp_path_factory) -> Path:
     return path
 
 
-def planned(config: Config) -> dict[str, adapters.Copy]:
-    return {copy.part: copy for copy in adapters.planned(config)}
+def planned(config: Config) -> dict[str, adapters.Adapter]:
+    return {adapter.variant: adapter for adapter in adapters.planned(config)}
 
 
 @pytest.mark.slow
@@ -79,12 +79,12 @@ def test_without_cross_fit_one_copy_sees_every_labelled_clip_and_no_folds_are_ma
 def test_cross_fit_does_not_decide_the_weights_of_a_copy(job):
     crossed, alone = planned(load(job)), planned(load(job, [OFF]))
     assert list(crossed) == ["fold-0", "fold-1", "fold-2", "all"]
-    assert alone["all"].made_from == crossed["all"].made_from
+    assert alone["all"].fingerprint == crossed["all"].fingerprint
     fed = ("batch_budget=64", "micro_batch=2", "deterministic=true")
     other = planned(load(job, [OFF, *(f"extractors.text.finetune.{told}" for told in fed)]))
-    assert other["all"].made_from == alone["all"].made_from
+    assert other["all"].fingerprint == alone["all"].fingerprint
     other = planned(load(job, [OFF, "extractors.text.finetune.epochs=2"]))
-    assert other["all"].made_from != alone["all"].made_from
+    assert other["all"].fingerprint != alone["all"].fingerprint
 
 
 @pytest.mark.slow
@@ -117,8 +117,8 @@ def test_frozen_and_imported_sets_of_such_an_extractor_may_be_fused(job):
 
 def test_a_labelled_clip_whose_label_is_gone_is_named(job, monkeypatch):
     config = load(job)
-    rows = manifest.read(Run(config.run.folder).shards)
+    rows = shard_index.read(Run(config.run.folder).shards)
     rows[3] = replace(rows[3], label=None)
-    monkeypatch.setattr(manifest, "read", lambda folder: rows)
+    monkeypatch.setattr(shard_index, "read", lambda folder: rows)
     with pytest.raises(UserError, match="clip03 is labeled and has no label; delete it and run shard"):
         adapters.planned(config)

@@ -30,7 +30,7 @@ def make(names, width=3, lengths=None, seed=0, **facts) -> FeatureSet:
 def test_a_set_of_several_shards_comes_back_whole(tmp_path):
     first = make(["b", "怒"], lengths=[2, 5], missing={"x": "no face"})
     second = make(["a"], lengths=[1], seed=1)
-    store.write_shard(tmp_path / "00000.safetensors", first, made_from="f1")
+    store.write_shard(tmp_path / "00000.safetensors", first, fingerprint="f1")
     store.write_shard(tmp_path / "00001.safetensors", second)
     store.describe(tmp_path, modality="video", width=3)
     loaded = store.load(tmp_path)
@@ -38,8 +38,8 @@ def test_a_set_of_several_shards_comes_back_whole(tmp_path):
     np.testing.assert_array_equal(loaded.utterance, [*first.utterance, *second.utterance])
     np.testing.assert_array_equal(loaded.frame, np.concatenate([first.frame, second.frame]))
     assert loaded.offsets.tolist() == [0, 2, 7, 8]
-    assert store.shard_made_from(tmp_path / "00000.safetensors") == "f1"
-    assert store.shard_made_from(tmp_path / "00002.safetensors") is None
+    assert store.stored_fingerprint(tmp_path / "00000.safetensors") == "f1"
+    assert store.stored_fingerprint(tmp_path / "00002.safetensors") is None
     assert store.description(tmp_path) == {"modality": "video", "width": 3}
 
 
@@ -176,11 +176,11 @@ def test_mapping_shifts_then_scales_both_levels():
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_a_truncated_file_is_named_with_what_to_do(tmp_path, keep):
     path = tmp_path / "00000.safetensors"
-    store.write_shard(path, make(["a", "b"], lengths=[2, 5]), made_from="f")
+    store.write_shard(path, make(["a", "b"], lengths=[2, 5]), fingerprint="f")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="00000.safetensors: not readable"):
         store.read_shard(path)
-    assert store.shard_made_from(path) is None
+    assert store.stored_fingerprint(path) is None
 
 
 def test_a_kill_while_a_shard_is_written_leaves_nothing_that_is_not_swept(tmp_path):
@@ -195,7 +195,7 @@ def test_a_kill_while_a_shard_is_written_leaves_nothing_that_is_not_swept(tmp_pa
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "00000.safetensors"], check=False)
     assert done.returncode == -signal.SIGXFSZ
     assert len(list(tmp_path.iterdir())) == 1
-    files.sweep(tmp_path)
+    files.remove_stale(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def shares(sizes: dict[int, int], world: int) -> list[list[int]]:
+def balanced(sizes: dict[int, int], world: int) -> list[list[int]]:
     """Split shards over ``world`` ranks so that clips are balanced; some ranks may get none.
 
     Args:

@@ -81,9 +81,9 @@ def test_pseudo_labels_are_as_precise_as_wanted_on_other_clips():
     settings = SelfTrainConfig(rule="precision", precision=0.8, confidence=0.0)
     precisions, parts = [], []
     for seed in range(20):
-        held_out, truth = drawn(600, seed)
+        oof, truth = drawn(600, seed)
         told, secret = drawn(4000, seed + 1000)
-        one = pseudo_labels.pseudo_labels(told, np.ones(4000, bool), held_out, truth, 0.5, settings)
+        one = pseudo_labels.pseudo_labels(told, np.ones(4000, bool), oof, truth, 0.5, settings)
         for label in np.flatnonzero(np.isfinite(one.threshold)):
             own = one.taken & (one.label == label)
             precisions.append((secret[own] == label).mean())
@@ -94,28 +94,28 @@ def test_pseudo_labels_are_as_precise_as_wanted_on_other_clips():
 
 
 def test_a_label_that_is_never_right_takes_nothing_and_says_why():
-    held_out = np.concatenate([sure_of(0, [0.9] * 40), sure_of(2, [0.9] * 40)])
+    oof = np.concatenate([sure_of(0, [0.9] * 40), sure_of(2, [0.9] * 40)])
     truth = np.array([0] * 40 + [1] * 40)
     told = np.concatenate([sure_of(0, [0.9]), sure_of(2, [0.95]), sure_of(0, [0.5])])
     settings = SelfTrainConfig(rule="precision", confidence=0.5)
-    one = pseudo_labels.pseudo_labels(told, np.ones(3, bool), held_out, truth, 0.5, settings)
+    one = pseudo_labels.pseudo_labels(told, np.ones(3, bool), oof, truth, 0.5, settings)
     assert one.reason.tolist() == [TAKEN, CLOSED, UNSURE]
     assert np.isinf(one.threshold[2]) and one.weight[1] == 0
 
 
 def test_the_fixed_confidence_holds_under_the_learned_thresholds_too():
-    held_out, truth = drawn(600)
+    oof, truth = drawn(600)
     told, _ = drawn(500, 1)
     settings = SelfTrainConfig(rule="precision", precision=0.4, confidence=0.75)
-    one = pseudo_labels.pseudo_labels(told, np.ones(500, bool), held_out, truth, 0.5, settings)
+    one = pseudo_labels.pseudo_labels(told, np.ones(500, bool), oof, truth, 0.5, settings)
     assert one.taken.any() and one.probability.max(1)[one.taken].min() >= 0.75
 
 
 def test_confidence_is_calibrated_on_the_held_out_clips_before_it_is_judged():
-    held_out, truth = drawn(2000)
+    oof, truth = drawn(2000)
     told, _ = drawn(500, 1)
     sharp = told**3 / (told**3).sum(1, keepdims=True)
-    known = held_out**3 / (held_out**3).sum(1, keepdims=True)
+    known = oof**3 / (oof**3).sum(1, keepdims=True)
     settings = SelfTrainConfig(rule="threshold", confidence=0.7)
     one = pseudo_labels.pseudo_labels(sharp, np.ones(500, bool), known, truth, 0.5, settings)
     assert np.abs(one.probability - told).max() < 0.05

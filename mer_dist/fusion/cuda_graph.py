@@ -21,11 +21,11 @@ WARM = 3
 WORTH = 20
 
 
-def can_record(device: torch.device) -> bool:
+def can_capture(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Replayed:
+class CudaGraphStep:
     """Calls ``call``; on a GPU, the calls after the first few are replays of a recording.
 
     ``call`` works on tensors that stay in their places: what differs from one time to the next is
@@ -39,13 +39,13 @@ class Replayed:
     possible = True
 
     def __init__(self, call: Callable[[], Tensor], device: torch.device, calls: int):
-        self.call, self.records = call, can_record(device) and calls >= WORTH
+        self.call, self.records = call, can_capture(device) and calls >= WORTH
         self.calls = 0
         self.recording: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def __call__(self) -> Tensor:
-        if self.calls == WARM and self.records and Replayed.possible:
-            self.recording = _recorded_or_none(self.call)
+        if self.calls == WARM and self.records and CudaGraphStep.possible:
+            self.recording = _captured_or_none(self.call)
         self.calls += 1
         if self.recording is None:
             return self.call()
@@ -54,16 +54,16 @@ class Replayed:
         return result
 
 
-def _recorded_or_none(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+def _captured_or_none(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
     try:
-        return record(call)
+        return capture(call)
     except RuntimeError as error:
-        Replayed.possible = False
+        CudaGraphStep.possible = False
         logger.warning("steps are started kernel by kernel, as they could not be recorded: %s", error)
         return None
 
 
-def record(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+def capture(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """The kernels of ``call``, without running them, and where a replay leaves its result."""
     graph = torch.cuda.CUDAGraph()
     # torch.cuda.graph comes back to this stream by itself only if the recording succeeds.
@@ -79,7 +79,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def recordable(device: torch.device) -> Iterator[None]:
+def capturable(device: torch.device) -> Iterator[None]:
     """Work on a stream of its own, as calls before a recording must; the default one cannot record."""
     if device.type != "cuda":
         yield

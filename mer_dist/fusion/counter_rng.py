@@ -14,7 +14,7 @@ ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 LAST = 31
 
 
-class Counted:
+class CounterRng:
     """Member by member the outputs of SplitMix64 (Steele, Lea & Flood 2014), found by their number.
 
     Output ``2^32 * step + place`` depends on nothing but the member's seed, so no member depends

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.log import logger
 from mer_dist.core.registry import FUSION_MODELS
-from mer_dist.fusion import ensemble, layers, replay
-from mer_dist.fusion.counted import GAMMA, Counted, mix
+from mer_dist.fusion import cuda_graph, ensemble, layers
+from mer_dist.fusion.counter_rng import GAMMA, CounterRng, mix
 from mer_dist.fusion.ensemble import predict, train
 from mer_dist.fusion.layers import RngStreams
 
@@ -67,9 +67,9 @@ def recordings(monkeypatch, counting) -> list[Recording]:
             result = call()
         return made[-1], result
 
-    monkeypatch.setattr(replay, "can_record", lambda device: True)
-    monkeypatch.setattr(replay, "record", record)
-    monkeypatch.setattr(replay, "WORTH", 6)
+    monkeypatch.setattr(cuda_graph, "can_record", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "WORTH", 6)
     return made
 
 
@@ -89,7 +89,7 @@ def test_words_are_those_of_splitmix64_found_by_step_and_place():
     assert outputs(1234567, 4) == published
     words = mix(1234567 + torch.arange(1, 5) * GAMMA)
     assert [word % 2**64 for word in words.tolist()] == published
-    counted = Counted([7, 2**62 + 5], CPU)
+    counted = CounterRng([7, 2**62 + 5], CPU)
     for step in (1, 2):
         with counted.step():
             told = counted.take(3).tolist()
@@ -100,7 +100,7 @@ def test_words_are_those_of_splitmix64_found_by_step_and_place():
 
 def test_a_step_gives_the_same_words_at_once_or_one_by_one_and_beside_whom_it_will():
     """The first step knows no number of words, the second has them from one draw."""
-    pair, alone = Counted([3, 4], CPU), Counted([4], CPU)
+    pair, alone = CounterRng([3, 4], CPU), CounterRng([4], CPU)
     told = []
     for counted, sizes in ((pair, (5, 1, 7)), (alone, (13,))):
         rows = []
@@ -112,7 +112,7 @@ def test_a_step_gives_the_same_words_at_once_or_one_by_one_and_beside_whom_it_wi
     assert len(told[0].unique()) == told[0].numel()
     with pair.step():  # more than the step before
         more = pair.take(20), pair.take(2)
-    again = Counted([3, 4], CPU)
+    again = CounterRng([3, 4], CPU)
     again.steps.fill_(4)
     assert torch.equal(torch.cat(more, 1), again.take(22))
 
@@ -144,7 +144,7 @@ def test_a_recorded_step_replayed_gives_the_bits_of_steps_that_run(model, counti
     ran, losses = train(inputs, lessons, config)
     made = request.getfixturevalue("recordings")
     replayed, own = train(inputs, lessons, config)
-    assert [recording.replays for recording in made] == [2 * 3 - replay.WARM]
+    assert [recording.replays for recording in made] == [2 * 3 - cuda_graph.WARM]
     assert torch.equal(losses, own)
     for one, other in zip(ran.parameters(), replayed.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -186,10 +186,10 @@ def test_a_recording_that_fails_is_told_once_and_training_goes_on(monkeypatch, c
     def fail():
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(replay, "can_record", lambda device: True)
-    monkeypatch.setattr(replay, "record", refuse)
-    monkeypatch.setattr(replay, "WORTH", 6)
-    monkeypatch.setattr(replay.Replayed, "possible", True)
+    monkeypatch.setattr(cuda_graph, "can_record", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "record", refuse)
+    monkeypatch.setattr(cuda_graph, "WORTH", 6)
+    monkeypatch.setattr(cuda_graph.CudaGraphStep, "possible", True)
     handler = Kept(logging.WARNING)
     logger.addHandler(handler)
     try:
