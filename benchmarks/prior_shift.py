@@ -184,9 +184,7 @@ class Trial:
         )
 
     def verdict(self, held_out, evidence, given=None) -> correction.Verdict:
-        return correction.check_given_prior(
-            evidence, given, held_out, self.labeled.truth, self.seed, self.labeled.group
-        )
+        return correction.assess(evidence, given, held_out, self.labeled.truth, self.seed, self.labeled.group)
 
     def judge(self, others: Part) -> dict:
         """Every figure of one unlabelled part, by the vote's own functions."""

@@ -78,8 +78,8 @@ def exit_code(error: BaseException) -> int:
     elif code == USAGE:
         logger.error("%s", mending(error) if isinstance(error, OSError) else error)
     else:
-        told = lost(error) if process_info().launched else ""
-        logger.error("%s", told or "broke down:\n" + "".join(traceback.format_exception(error)))
+        reason = lost(error) if process_info().launched else ""
+        logger.error("%s", reason or "broke down:\n" + "".join(traceback.format_exception(error)))
     return code
 
 
@@ -366,7 +366,7 @@ def status(parsed: argparse.Namespace) -> int:
     if parsed.stage in ("fuse", "run"):
         from mer_dist.fusion import recipes
 
-        for line in recipes.told(run):
+        for line in recipes.stale_lines(run):
             logger.warning("%s", line)
     return code
 
@@ -390,13 +390,13 @@ def explain(parsed: argparse.Namespace) -> int:
     from mer_dist.inspect.explain import explain as act
     from mer_dist.inspect.explain import text
 
-    told = act(parsed.run, clip_names.clean(parsed.name))
-    print(json.dumps(told, ensure_ascii=False, indent=1) if parsed.json else text(told))
+    explanation = act(parsed.run, clip_names.clean(parsed.name))
+    print(json.dumps(explanation, ensure_ascii=False, indent=1) if parsed.json else text(explanation))
     return DONE
 
 
 def problems_of(parsed: argparse.Namespace) -> int:
-    problems.show(problems.told(parsed.run, parsed.stage, parsed.lost, parsed.reason, parsed.form))
+    problems.show(problems.text(parsed.run, parsed.stage, parsed.lost, parsed.reason, parsed.form))
     return DONE
 
 

@@ -66,8 +66,8 @@ class Config:
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")
-        for told in ("given", "scorer_feedback"):
-            setattr(self.vote, told, self._by_label(getattr(self.vote, told)))
+        for key in ("given", "scorer_feedback"):
+            setattr(self.vote, key, self._by_label(getattr(self.vote, key)))
         if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
             raise UserError(
                 "vote.given needs a share for each of corpus.labels, 0 where there is none: "
@@ -76,11 +76,11 @@ class Config:
         if self.vote.scorer_feedback:
             metrics.shares_of_constants(self.vote.scorer_feedback, self.corpus.labels)
 
-    def _by_label(self, told: dict[str, float]) -> dict[str, float]:
+    def _by_label(self, values: dict[str, float]) -> dict[str, float]:
         """The same by the labels as ``corpus.labels`` writes them; as it is where two would be one."""
         labels = {plain(label): label for label in self.corpus.labels}
-        found = {labels.get(plain(name), name): value for name, value in told.items()}
-        return found if len(found) == len(told) else told
+        found = {labels.get(plain(name), name): value for name, value in values.items()}
+        return found if len(found) == len(values) else values
 
 
 def _override(text: str) -> dict:

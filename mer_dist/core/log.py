@@ -150,7 +150,7 @@ class _Rate(ProgressColumn):
 def _draws(console: Console) -> bool:
     """One bar on a terminal: of several ranks, that of rank 0."""
     of_others = any(
-        isinstance(told, _Context) and told.rank for handler in logger.handlers for told in handler.filters
+        isinstance(part, _Context) and part.rank for handler in logger.handlers for part in handler.filters
     )
     return console.is_terminal and not console.is_dumb_terminal and not of_others
 

@@ -126,9 +126,9 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
     found = share_of_constant(percent / 100)
     if low.sum() > 1 or (high.sum() < 1 and not missing):
         known = [label for label in labels if label in scores]
-        told = ", ".join(f"{one} {100 * share:.1f} %" for one, share in zip(known, found, strict=True))
+        text = ", ".join(f"{one} {100 * share:.1f} %" for one, share in zip(known, found, strict=True))
         raise UserError(
-            f"vote.scorer_feedback do not fit together: they mean {told}, in sum {100 * found.sum():.2f} %, and "
+            f"vote.scorer_feedback do not fit together: they mean {text}, in sum {100 * found.sum():.2f} %, and "
             f"rounding allows {100 * low.sum():.2f} to {100 * high.sum():.2f} %; each must be the WAF "
             "of one constant answer, all on the same clips"
         )

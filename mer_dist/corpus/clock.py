@@ -82,15 +82,15 @@ class Clock:
             for size_and_mtime in (frame.pts, frame.dts)
         )
         self.trusted = self.trusted and (own is None or own + self.shift >= self.last)
-        told = own if self.trusted and own is not None else sent
-        told = told if self.stamped else None
+        stated = own if self.trusted and own is not None else sent
+        stated = stated if self.stamped else None
         after = max(self.start, self.last + self.step)
-        if told is None:
+        if stated is None:
             self.last = after
             return after
-        if self.last > -np.inf and self._seam(told + self.shift):
-            self.shift = after - told
-        self.last = told + self.shift
+        if self.last > -np.inf and self._seam(stated + self.shift):
+            self.shift = after - stated
+        self.last = stated + self.shift
         return self.last
 
     def _seam(self, time: float) -> bool:

@@ -47,15 +47,20 @@ KNOWN = {
 }
 
 
-def decode(content: bytes, told: str, path: Path) -> tuple[str, str]:
+def decode(content: bytes, stated: str, path: Path) -> tuple[str, str]:
     """The text, with lone surrogates for bytes that are none, and the encoding it was read by.
 
     A mark at its beginning decides. Foreign letters that are valid UTF-8 throughout are UTF-8 whatever
     was told: read by another encoding, each would become others without an error.
     """
-    used = next((name for mark, name in _MARKS if content.startswith(mark)), told)
-    if used == told and codecs.lookup(told).name != UTF8 and not content.isascii() and _whole(content, UTF8):
-        logger.warning("%s is UTF-8, and not %s as corpus.encoding says; it is read so", path, told)
+    used = next((name for mark, name in _MARKS if content.startswith(mark)), stated)
+    if (
+        used == stated
+        and codecs.lookup(stated).name != UTF8
+        and not content.isascii()
+        and _whole(content, UTF8)
+    ):
+        logger.warning("%s is UTF-8, and not %s as corpus.encoding says; it is read so", path, stated)
         used = UTF8
     try:
         text = content.decode(used, "surrogateescape")

@@ -76,7 +76,7 @@ class Gaps:
         self.last = rows[-1:].copy()
 
     @property
-    def told(self) -> str:
+    def damage(self) -> str:
         return f"{self.bad} of its {self.samples} samples are no numbers" if self.bad else ""
 
     @property

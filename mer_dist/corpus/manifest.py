@@ -83,8 +83,8 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     )
     if hidden:
         logger.info("%s: %d clips of split unlabeled have a label, which is not used", path, hidden)
-    for told in (files, emotions, texts):
-        told.tell()
+    for reader in (files, emotions, texts):
+        reader.tell()
     found, parts = _whole(path, rows, found)
     problems += parts
     found.sort(key=lambda clip: (clip.split, clip.name))
@@ -125,10 +125,10 @@ def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list
     spans: dict[str, tuple[str, ...]] = {}
     by_file: dict[Path, list[str]] = {}
     for clip in found:
-        told = tuple(rows.rows[clip.name][column].strip() for column in columns)
+        cut = tuple(rows.rows[clip.name][column].strip() for column in columns)
         media = clip.audio or clip.video
-        if media and not all(map(cells.is_nothing, told)):
-            spans[clip.name] = told
+        if media and not all(map(cells.is_nothing, cut)):
+            spans[clip.name] = cut
             by_file.setdefault(media, []).append(clip.name)
     shared = {
         name for names in by_file.values() if len({spans[name] for name in names}) > 1 for name in names
@@ -174,9 +174,9 @@ def _spans_by_value(rows: Table, found: list[Clip]) -> list[str]:
 def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
     """Whether these cells are times that begin and end, one after the other in each file."""
     follow = 0
-    for told in files:
+    for spans in files:
         ended = -math.inf
-        for begin, end in sorted((_time(begin), _time(end)) for begin, end in told):
+        for begin, end in sorted((_time(begin), _time(end)) for begin, end in spans):
             if not (ended <= begin < end):  # nor where one is no number
                 return False
             follow += ended >= 0
@@ -186,11 +186,11 @@ def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
 
 def _time(cell: str) -> float:
     """The time in a cell, in its own unit; NaN where there is none."""
-    told = _TIME.fullmatch(cell.strip())
-    if not told:
+    matched = _TIME.fullmatch(cell.strip())
+    if not matched:
         return math.nan
     time = 0.0
-    for part in (*told[1].split(":")[:-1], told[2].replace(",", ".")):
+    for part in (*matched[1].split(":")[:-1], matched[2].replace(",", ".")):
         time = 60 * time + float(part)
     return time
 

@@ -362,8 +362,8 @@ def _shots(container, stream, extent: _Extent, faults: list[str]) -> Iterator[Sh
         # The container's word on the shape of pixels stands; the codec's may change on the way.
         ratio = declared if by_container else stream.codec_context.sample_aspect_ratio
         # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
-        told = picture.display_matrix(frame)
-        matrix = matrix if told is None else told
+        own = picture.display_matrix(frame)
+        matrix = matrix if own is None else own
         yield Shot(frame=frame, time=clock.time(frame), ratio=ratio, matrix=matrix)
 
 

@@ -169,10 +169,10 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     # frame.side_data would stay with the frame and hold it, so that each lived on until Python looks for cycles.
     listed: Any = sidedata.SideDataContainer  # PyAV's own types leave its argument out
     try:
-        told = listed(frame)
+        side_data = listed(frame)
     except ValueError:
-        told = listed(_listed(frame))
-    data = told.get("DISPLAYMATRIX")
+        side_data = listed(_listed(frame))
+    data = side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 

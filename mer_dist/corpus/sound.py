@@ -243,7 +243,7 @@ def _hear(path: Path, place: int) -> _Heard:
         lacking = stated.missing(length / RATE, track.stated(length / RATE))
     if gaps.bad > gaps.samples / 2:
         raise MediaError(f"{path.name}: most samples of its sound are no numbers")
-    damage = "; ".join(filter(None, (lacking, track.damage, gaps.told)))
+    damage = "; ".join(filter(None, (lacking, track.damage, gaps.damage)))
     nothing = "".join(["nothing of its sound decodes", *(f": {fault}" for fault in track.faults[:1])])
     if gaps.length:
         nothing = f"its sound is only {gaps.length} samples long"

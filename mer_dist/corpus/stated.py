@@ -51,8 +51,8 @@ def promises_more(container, path: Path, end: float) -> bool:
     """
     form = container.format.name
     fragments = "mp4" in form and not any(stream.frames for stream in container.streams)
-    told = fragments or "matroska" in form or form in RECORDINGS
-    return told and _short(end, _length(container, path))
+    stated = fragments or "matroska" in form or form in RECORDINGS
+    return stated and _short(end, _length(container, path))
 
 
 def cut_off(container, path: Path) -> float:
@@ -187,10 +187,10 @@ def _asf(path: Path) -> float:
     """Seconds by the file properties of an ASF, without the lead that players take; 0 if not known."""
     with open(path, "rb") as file:
         head = file.read(BLOCK)
-    told = head[max(head.find(ASF_FILE), 0) :][24:92]
-    if ASF_FILE not in head or len(told) < 68:
+    header = head[max(head.find(ASF_FILE), 0) :][24:92]
+    if ASF_FILE not in head or len(header) < 68:
         return 0.0
-    played, _, lead, flags = struct.unpack("<QQQI", told[40:68])
+    played, _, lead, flags = struct.unpack("<QQQI", header[40:68])
     return 0.0 if flags & ASF_BROADCAST else max(0.0, played / 1e7 - lead / 1e3)
 
 
@@ -229,10 +229,10 @@ def _mp3(path: Path, rate: int) -> float:
     samples = 1152 if rate >= 32_000 else 576
     for mark, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
         start = head.find(mark)
-        told = head[start : start + place + 4]
-        if start < 0 or len(told) < place + 4 or (place == 8 and not told[7] & 1):
+        header = head[start : start + place + 4]
+        if start < 0 or len(header) < place + 4 or (place == 8 and not header[7] & 1):
             continue
-        return int.from_bytes(told[place:], "big") * samples / max(rate, 1)
+        return int.from_bytes(header[place:], "big") * samples / max(rate, 1)
     return 0.0
 
 

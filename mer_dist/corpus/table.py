@@ -127,10 +127,10 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     """
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
     # By such a line Excel is told how to read the rest.
-    told = re.fullmatch(r'"?sep=([^\w"])"?[\r\n]*', "".join(lines[start : start + 1]), re.IGNORECASE)
+    separator = re.fullmatch(r'"?sep=([^\w"])"?[\r\n]*', "".join(lines[start : start + 1]), re.IGNORECASE)
     readings = []
-    for delimiter in told[1] if told else DELIMITERS:
-        records = quotes.records(lines, start + bool(told), delimiter)
+    for delimiter in separator[1] if separator else DELIMITERS:
+        records = quotes.records(lines, start + bool(separator), delimiter)
         first = next(records, Record(0, 0, [], ""))
         readings.append(([column.strip().casefold() for column in first.fields], records, delimiter))
 

@@ -66,10 +66,10 @@ def _equal(paths: list[Path], start: int, count: int | None) -> list[list[Path]]
         try:
             with open(path, "rb") as file:
                 file.seek(start)
-                told = hashlib.file_digest(file, "sha256").digest() if count is None else file.read(count)
+                content = hashlib.file_digest(file, "sha256").digest() if count is None else file.read(count)
         except OSError:
             continue
-        groups.setdefault(told, []).append(path)
+        groups.setdefault(content, []).append(path)
     return [own for own in groups.values() if len(own) > 1]
 
 
@@ -86,7 +86,7 @@ def remarks(groups: list[list[str]], label_of: dict[str, str]) -> dict[str, list
     return kinds
 
 
-def told(groups: list[list[str]], label_of: dict[str, str]) -> str:
+def summary(groups: list[list[str]], label_of: dict[str, str]) -> str:
     """The same in words, with examples; empty where there is no such clip."""
     if not groups:
         return ""

@@ -91,7 +91,7 @@ def _form(file: BinaryIO) -> _Form | None:
     head = file.read(12)
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:] != b"WAVE":
         return None
-    place, told = 12, None
+    place, chunk = 12, None
     for _ in range(MOST_CHUNKS):
         file.seek(place)
         head = file.read(8)
@@ -99,15 +99,15 @@ def _form(file: BinaryIO) -> _Form | None:
             return None
         kind, size = struct.unpack("<4sI", head)
         if kind == b"fmt ":
-            told = (place + 8, file.read(min(size, 40)))
+            chunk = (place + 8, file.read(min(size, 40)))
         if kind == b"data":
-            return _understood(told, place + 8, size) if told else None
+            return _understood(chunk, place + 8, size) if chunk else None
         place += 8 + size + size % 2
     return None
 
 
-def _understood(told: tuple[int, bytes], start: int, size: int) -> _Form | None:
-    place, content = told
+def _understood(chunk: tuple[int, bytes], start: int, size: int) -> _Form | None:
+    place, content = chunk
     if len(content) < 16:
         return None
     tag, channels, _, _, align, bits = struct.unpack("<HHIIHH", content[:16])

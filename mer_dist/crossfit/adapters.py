@@ -27,8 +27,8 @@ def check_whole(folder: Path) -> None:
     Raises:
         UserError: one of them is damaged.
     """
-    told = (files.read_marker(folder) or {}).get("content", {})
-    if faults := files.damaged(folder, told):
+    expected = (files.read_marker(folder) or {}).get("content", {})
+    if faults := files.damaged(folder, expected):
         raise UserError(f"{folder}: {faults[0]}; delete this folder and run finetune")
 
 

@@ -192,9 +192,9 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: 
 def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int] | None:
     """The saved folds if they were made from these labels and settings; None if there are no such."""
     try:
-        told = read_json(path)
-        if told["fingerprint"] == _fingerprint(labels, config, twins):
-            folds = _checked(told["folds"])
+        stored = read_json(path)
+        if stored["fingerprint"] == _fingerprint(labels, config, twins):
+            folds = _checked(stored["folds"])
             if folds.keys() == labels.keys():
                 return folds
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

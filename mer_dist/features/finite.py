@@ -98,8 +98,8 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
     config, key = extractor.config, f"extractors.{name}"
     broken = broken_weights(extractor)
     if config.precision == "fp16":
-        told = f"{key}.precision is fp16, which holds nothing beyond 65504; set it to bf16 or fp32"
-        return told + (f" (should that give the same, its weights are damaged: {broken})" if broken else "")
+        text = f"{key}.precision is fp16, which holds nothing beyond 65504; set it to bf16 or fp32"
+        return text + (f" (should that give the same, its weights are damaged: {broken})" if broken else "")
     if broken:
         return f"its weights are no numbers: {broken}; take the files of {extractor.folder} anew"
     if config.quantize == "int8":

@@ -313,11 +313,11 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
 def _of_adapter(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
     """The features of one adapter, after the proof that none of its labelled clips can have taught it."""
     folder, variant, held_out_fold = run.features(stored), stored.variant, stored.held_out_fold
-    told = store.description(folder)
-    if told.get("variant") != variant or told.get("held_out_fold") != held_out_fold:
+    description = store.description(folder)
+    if description.get("variant") != variant or description.get("held_out_fold") != held_out_fold:
         raise UserError(
-            f"{folder}: by its {FeatureFolder(folder).description.name} this is {told.get('variant')!r}, trained "
-            f"without fold {told.get('held_out_fold')}; {variant!r} is needed; extract again"
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is {description.get('variant')!r}, trained "
+            f"without fold {description.get('held_out_fold')}; {variant!r} is needed; extract again"
         )
     found = store.load(folder, frames)
     leaks = sorted(name for name in found.names if name in fold_of and fold_of[name] != held_out_fold)

@@ -177,8 +177,8 @@ class StoredShard:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
             tensors = {
-                name: (_DTYPES[told["dtype"]], told["shape"], 8 + size + told["data_offsets"][0])
-                for name, told in header.items()
+                name: (_DTYPES[entry["dtype"]], entry["shape"], 8 + size + entry["data_offsets"][0])
+                for name, entry in header.items()
                 if name in wanted
             }
             shard = cls(

@@ -84,9 +84,9 @@ def gather(
     return Evidence(found=found, clips=(len(truth), count), p_value=p_value)
 
 
-def check_given_prior(
+def assess(
     evidence: Evidence,
-    told: np.ndarray | None,
+    given: np.ndarray | None,
     oof: np.ndarray,
     truth: np.ndarray,
     seed: int,
@@ -100,22 +100,22 @@ def check_given_prior(
     few clips, or more than the shares differs, it contradicts nothing.
 
     Args:
-        told: (C,), or None for the estimate.
+        given: (C,), or None for the estimate.
         oof: (n, C), pooled and calibrated, out of fold.
         truth, groups: (n,), of ``oof``; see :func:`mer_dist.fusion.decisions.gate`.
     """
     found = evidence.found
-    if told is None:
+    if given is None:
         tried = found.used
         gate = decisions.gate(oof, truth, tried, found.prior_samples, seed, groups)
         applied, by, reason = _of_estimate(evidence, gate)
     else:
-        tried = told
-        gate = decisions.gate(oof, truth, tried, told[None], seed, groups)
-        draws = found.draws.reshape(-1, len(told))
+        tried = given
+        gate = decisions.gate(oof, truth, tried, given[None], seed, groups)
+        draws = found.draws.reshape(-1, len(given))
         known = evidence.enough and evidence.only_shares
-        loses = known and decisions.gate(oof, truth, told, draws, seed, groups).loses
-        applied, by, reason = _of_told(evidence, gate, loses)
+        loses = known and decisions.gate(oof, truth, given, draws, seed, groups).loses
+        applied, by, reason = _of_given(evidence, gate, loses)
     return Verdict(applied=applied, by=by, reason=reason, tried=tried, gate=gate)
 
 
@@ -134,7 +134,7 @@ def _of_estimate(evidence: Evidence, gate: decisions.Gate) -> tuple[bool, str, s
     return gate.opens, BY_GATE, f"{_measured(gate)}; {_passed(evidence)}"
 
 
-def _of_told(evidence: Evidence, gate: decisions.Gate, loses: bool) -> tuple[bool, str, str]:
+def _of_given(evidence: Evidence, gate: decisions.Gate, loses: bool) -> tuple[bool, str, str]:
     """The same of shares that were told; ``loses``: whether a loss is expected under the estimates."""
     if not evidence.enough:
         reason = f"{_few(evidence)}, so nothing speaks against the shares told; {_measured(gate)}"

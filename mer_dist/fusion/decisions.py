@@ -37,8 +37,8 @@ def decide(probability: np.ndarray, weight: np.ndarray | None = None, steps: int
     answer = best = probability.argmax(1)
     most = -1.0
     for _ in range(steps):
-        told = weight * probability[np.arange(count), answer]
-        right = np.bincount(answer, told, classes)
+        weighted = weight * probability[np.arange(count), answer]
+        right = np.bincount(answer, weighted, classes)
         sizes = np.maximum(mass + np.bincount(answer, weight, classes), _TINY)
         f1 = 2 * right / sizes
         if (mass * f1).sum() <= most:

@@ -57,12 +57,12 @@ class Standardized:
     def logits(self, coefficients: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """(N, C) of ``(C, sum of D)`` coefficients, without a standardised copy of all clips."""
         edges = np.cumsum([values.shape[1] for values in self.values])[:-1]
-        told = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
+        logits = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
         parts = np.split(coefficients, edges, axis=1)
         for own, (values, valid, mean, std) in zip(parts, self._sets(), strict=True):
             scaled = (own / std).astype(np.float32).T
-            told += (values @ scaled - mean @ scaled) * valid[:, None]
-        return told
+            logits += (values @ scaled - mean @ scaled) * valid[:, None]
+        return logits
 
     def _sets(self):
         return zip(self.values, self.valid, self.mean, self.std, strict=True)
@@ -101,11 +101,11 @@ def linear_probe(
                 "labels; it cannot be fused: name the others in fuse.sets"
             )
         model = _model(strengths[fold]).fit(inputs.rows(rows), clips.truth[rows])
-        told = _probability(model, inputs.logits(model.coef_, model.intercept_), classes)
-        every[fold, some] = told[some]
-    told = every.mean(0)
-    told[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
-    return CrossFitted(oof=Predictions.of(clips, title, told), nested_oof=nested_oof)
+        probability = _probability(model, inputs.logits(model.coef_, model.intercept_), classes)
+        every[fold, some] = probability[some]
+    probability = every.mean(0)
+    probability[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
+    return CrossFitted(oof=Predictions.of(clips, title, probability), nested_oof=nested_oof)
 
 
 def _model(strength: float, **options):
@@ -118,9 +118,9 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
     """(N, C) over all labels, of which the model may know a part."""
     if len(model.classes_) == 2:  # scikit-learn keeps one row of coefficients then
         logits = np.concatenate([-logits, logits], 1) / 2
-    told = np.zeros((len(logits), classes))
-    told[:, model.classes_] = label_shift.softmax(logits.astype(np.float64))
-    return told
+    probability = np.zeros((len(logits), classes))
+    probability[:, model.classes_] = label_shift.softmax(logits.astype(np.float64))
+    return probability
 
 
 def _nested(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:

@@ -105,17 +105,17 @@ class MemberModules(FusionModel):
         # Apart all at once: the gradient of each slice by itself would be as large as the whole.
         tensors = {name: whole.unbind() for name, whole in self.module.named_parameters()}
         buffers = {name: whole.unbind() for name, whole in self.module.named_buffers()}
-        told = []
+        logits = []
         for member, module in enumerate([self.module, *self._others]):
             own = {name: parts[member] for name, parts in (tensors | buffers).items()}
             values = [values[member] for values in inputs.values]
             masks = [mask[member] for mask in inputs.mask]
             with self._drawing(member):
-                told.append(functional_call(module, own, (values, masks)))
+                logits.append(functional_call(module, own, (values, masks)))
             for name, parts in buffers.items():
                 if own[name] is not parts[member]:  # the module has set another, not changed this one
                     parts[member].copy_(own[name])
-        return torch.stack(told)
+        return torch.stack(logits)
 
     @contextmanager
     def _drawing(self, member: int) -> Iterator[None]:

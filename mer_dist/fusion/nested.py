@@ -35,14 +35,14 @@ def select(
         Options (K,), and ``nested_oof`` (K, L, C): see :mod:`mer_dist.fusion.cross_fitted`.
     """
     labeled = np.flatnonzero(clips.labeled)
-    told = np.full((len(options), clips.folds, len(labeled), len(clips.labels)), np.nan, np.float32)
+    nested_oof = np.full((len(options), clips.folds, len(labeled), len(clips.labels)), np.nan, np.float32)
     for option, pair, rows, probability in predicted:
         fold = clips.fold[labeled[rows]]
         for held_out_fold, other in (pair, pair[::-1]):
-            told[option, held_out_fold, rows[fold == other]] = probability[fold == other]
-    right = told[:, :, np.arange(len(labeled)), clips.truth[labeled]]
+            nested_oof[option, held_out_fold, rows[fold == other]] = probability[fold == other]
+    right = nested_oof[:, :, np.arange(len(labeled)), clips.truth[labeled]]
     if scored is not None:
         right = right[:, :, scored]
     best = np.nansum(-np.log(np.maximum(right, FLOOR)), 2).argmin(0)
     chosen = np.where(np.isnan(right).all((0, 2)), default, options[best])
-    return chosen, told[best, np.arange(clips.folds)]
+    return chosen, nested_oof[best, np.arange(clips.folds)]

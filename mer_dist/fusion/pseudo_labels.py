@@ -49,7 +49,7 @@ class PseudoLabels:
 
 
 def pseudo_labels(
-    told: np.ndarray,
+    unlabeled: np.ndarray,
     usable: np.ndarray,
     oof: np.ndarray,
     truth: np.ndarray,
@@ -59,7 +59,7 @@ def pseudo_labels(
     """Calibrate what models told of unlabelled clips and select by ``settings.rule``.
 
     Args:
-        told: (N, C), probabilities of the unlabelled clips.
+        unlabeled: (N, C), probabilities of the unlabelled clips.
         usable: (N,) bool, False for a clip without any modality.
         oof: (n, C), probabilities of held-out labelled clips; temperature and thresholds
             are fitted on them. With none the temperature is 1.
@@ -67,7 +67,7 @@ def pseudo_labels(
         part: of the N clips that rule ``quota`` takes at most.
     """
     calibration = label_shift.calibrate(oof, truth, bias=False)
-    probability, limit = calibration(told), np.full(told.shape[1], settings.confidence)
+    probability, limit = calibration(unlabeled), np.full(unlabeled.shape[1], settings.confidence)
     quota = None
     if settings.rule == "quota":
         quota = np.round(part * probability[usable].sum(0)).astype(int)

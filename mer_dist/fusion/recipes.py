@@ -108,8 +108,8 @@ def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
     own = [learned.rule, learned.confidence, precision, learned.weight, learned.start]
     part = part_taken(config, number, last)
     fingerprint = files.fingerprint_of([before.fingerprint, number, part, *own])
-    told = {BEFORE: before.fingerprint, "settings of self_train": files.fingerprint_of([part, *own])}
-    return Recipe(fingerprint, told)
+    of = {BEFORE: before.fingerprint, "settings of self_train": files.fingerprint_of([part, *own])}
+    return Recipe(fingerprint, of)
 
 
 def enough(wafs: list[float], patience: int) -> bool:
@@ -184,7 +184,7 @@ def stale(config: Config, run: Run) -> list[Stale]:
     return [*_Found(config, run, clips).all()]
 
 
-def told(run: Run) -> list[str]:
+def stale_lines(run: Run) -> list[str]:
     """:func:`stale` in a line for whoever asks about a run, or why that cannot be known."""
     if not run.config.exists():
         return []

@@ -171,11 +171,11 @@ class _Round:
         """Per fold the pseudo-labels that its own models of the round before give."""
         labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
         before, chosen = CrossFittedRound.load(self.out, self.number - 1), []
-        for told, judged in zip(before.fold_predictions, before.nested_oof, strict=True):
+        for unlabeled, judged in zip(before.fold_predictions, before.nested_oof, strict=True):
             known = np.isfinite(judged).all(1)
             chosen.append(
                 pseudo_labels.pseudo_labels(
-                    told,
+                    unlabeled,
                     usable,
                     judged[known],
                     self.clips.truth[labeled[known]],
@@ -247,10 +247,10 @@ class _Round:
     def _predict(self, model: FusionModel) -> np.ndarray:
         """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
         of the labels that the fold's models were trained on."""
-        told = self._probability(model, np.flatnonzero(self.present))
-        told = told.reshape(self.clips.folds, -1, *told.shape[1:]).mean(1)
+        probability = self._probability(model, np.flatnonzero(self.present))
+        probability = probability.reshape(self.clips.folds, -1, *probability.shape[1:]).mean(1)
         every = np.empty((self.clips.folds, len(self.clips.names), self.classes))
-        every[:, self.present] = told
+        every[:, self.present] = probability
         for fold in range(self.clips.folds):
             trained_on = self.clips.truth[self.clips.outside(fold)]
             every[fold, ~self.present] = label_shift.shares(trained_on, self.classes)

@@ -63,29 +63,29 @@ def vote(
     probability = np.stack([voter.oof.probability for voter in voters])
     nested_oof = np.stack([voter.nested_oof for voter in voters])
     pooled, weights = pool(probability, nested_oof, clips, present, config.vote.kind)
-    told = _prior(config, clips, first, pooled, asked)
+    prior = _prior(config, clips, first, pooled, asked)
     titles = [voter.oof.title for voter in voters]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
-    told |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
-    told["answered_by"] = EXPECTED_WAF if told["applied"] else MOST_PROBABLE
-    if told["applied"]:
-        old, new = np.array(told["labeled"]), np.array(told["used"])
+    prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
+    prior["answered_by"] = EXPECTED_WAF if prior["applied"] else MOST_PROBABLE
+    if prior["applied"]:
+        old, new = np.array(prior["labeled"]), np.array(prior["used"])
         pooled[~clips.labeled] = label_shift.adapt(pooled[~clips.labeled], old, new)
-    answer = _answers(pooled, clips, asked, present, told["applied"])
+    answer = _answers(pooled, clips, asked, present, prior["applied"])
     made = Predictions.of(clips, TITLE, pooled, answer)
-    common = clips.labels[int(np.argmax(told["used"]))]
+    common = clips.labels[int(np.argmax(prior["used"]))]
     timings.note(run, "fuse", run.vote.folder, seconds=time.monotonic() - started, clips=len(clips.names))
     with files.atomic_folder(run.vote.folder) as folder:
         made_here = VoteFolder(folder)
         _write_answer(made_here.answer, made, names, lost, common)
         predictions.write(made_here.predictions, made)
-        files.write_json(made_here.prior, told)
+        files.write_json(made_here.prior, prior)
         files.write_marker(folder, recipe.fingerprint, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
-        "applied" if told["applied"] else "not applied",
-        told["reason"],
-        _how(told["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
+        "applied" if prior["applied"] else "not applied",
+        prior["reason"],
+        _how(prior["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
 
 
@@ -140,11 +140,11 @@ def pool(
         rows = np.flatnonzero(clips.fold == fold)
         if kind == "soft":
             own = label_shift.mixture(judged, truth)
-            judged, told = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
+            judged, unjudged = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
         else:
             own = decisions.vote_weights(judged, truth)
-            judged, told = (decisions.log_odds_vote(part, own) for part in (judged, probability[:, rows]))
-        calibrated = label_shift.calibrate(judged, truth, bias=kind == "soft")(told)
+            judged, unjudged = (decisions.log_odds_vote(part, own) for part in (judged, probability[:, rows]))
+        calibrated = label_shift.calibrate(judged, truth, bias=kind == "soft")(unjudged)
         pooled[rows] = np.where(present[rows, None], calibrated, probability[:, rows].mean(0))
         weights.append(own / own.sum())
     return pooled, np.stack(weights)
@@ -158,7 +158,7 @@ def _prior(
     rows, asked = np.flatnonzero(clips.labeled & present), asked & present
     truth, seed = clips.truth[clips.labeled], config.run.seed
     own = label_shift.shares(truth, len(clips.labels))
-    told = {
+    prior = {
         "labels": clips.labels,
         "labeled": own.tolist(),
         "estimated": {},
@@ -168,9 +168,9 @@ def _prior(
         "decided_by": config.vote.prior,
     }
     if config.vote.prior == "none":
-        return told | {"reason": "vote.prior is none"}
+        return prior | {"reason": "vote.prior is none"}
     if not asked.any():
-        return told | {
+        return prior | {
             "reason": "there are no unlabelled clips that have features",
             "decided_by": correction.BY_FLOOR,
         }
@@ -180,7 +180,7 @@ def _prior(
         first.oof.probability[rows], truth, others, seed, (groups[rows], groups[asked])
     )
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
-    verdict = correction.check_given_prior(evidence, new, pooled[rows], truth, seed, groups[rows])
+    verdict = correction.assess(evidence, new, pooled[rows], truth, seed, groups[rows])
     if new is not None and verdict.by == correction.BY_ESTIMATES:
         logger.warning(
             "vote: vote.%s does not fit the unlabelled clips and is not applied: %s",
@@ -188,7 +188,7 @@ def _prior(
             verdict.reason,
         )
     found, gate = evidence.found, verdict.gate
-    return told | {
+    return prior | {
         "estimated": {"em": found.em.tolist(), "bbse": found.bbse.tolist()},
         "intervals": {name: edges.tolist() for name, edges in found.intervals.items()},
         "shrinkage": found.shrinkage,

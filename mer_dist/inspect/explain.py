@@ -39,21 +39,21 @@ def explain(folder: Path, name: str) -> dict:
     config = configuration.of_run(run)
     paths = predictions.all_of(run)
     lost = [row for row in quarantine.read(run.quarantine) if row.name == name]
-    told = [row for path in paths if (row := _told(path, name))]
-    if not told and not lost:
+    rows = [row for path in paths if (row := _told(path, name))]
+    if not rows and not lost:
         raise UserError(_unknown(run, paths, name))
-    first: dict = told[0] if told else {"split": "", "fold": -1}
+    first: dict = rows[0] if rows else {"split": "", "fold": -1}
     return {
         "name": name,
         "split": first["split"],
         "fold": first["fold"],
         "label": _label(config, run, name),
         "labels": list(config.corpus.labels),
-        "features": _features(config, run, name, first["fold"]) if told else [],
+        "features": _features(config, run, name, first["fold"]) if rows else [],
         "quarantine": [{"stage": row.stage, "lost": row.lost, "reason": row.reason} for row in lost],
-        "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in told],
+        "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in rows],
         "rounds": _rounds(run, name),
-        "vote": _vote(run, first["fold"]) if told else {},
+        "vote": _vote(run, first["fold"]) if rows else {},
         "answer": _answer(run, name),
         "voted": predictions.voted(run).get(name),
     }
@@ -67,16 +67,16 @@ def _told(path: Path, name: str) -> dict | None:
         if not rows:
             return None
         labels = json.loads(facts[b"labels"])
-        told = {
+        row = {
             "title": facts[b"title"].decode(),
             "split": rows[0]["split"],
             "fold": rows[0]["fold"],
             "probability": [rows[0][f"p_{label}"] for label in labels],
             "answer": rows[0]["answer"],
         }
-        if None in (*told.values(), *told["probability"]):
+        if None in (*row.values(), *row["probability"]):
             raise ValueError("fields are empty")
-        return told
+        return row
 
 
 def _unknown(run: Run, paths: list[Path], name: str) -> str:
@@ -156,35 +156,37 @@ def _answer(run: Run, name: str) -> str | None:
     return table.read(run.answer, ("name", "discrete")).rows.get(name, {}).get("discrete")
 
 
-def text(told: dict) -> str:
+def text(explanation: dict) -> str:
     """The same for a reader: plain text in aligned columns."""
-    labels, parts = told["labels"], [_heading(told)]
-    if told["features"]:
+    labels, parts = explanation["labels"], [_heading(explanation)]
+    if explanation["features"]:
         rows = [
             [one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]
-            for one in told["features"]
+            for one in explanation["features"]
         ]
         parts.append("features\n" + _columns(rows))
-    if told["quarantine"]:
-        rows = [[one["stage"], f"lost: {one['lost']}", one["reason"]] for one in told["quarantine"]]
+    if explanation["quarantine"]:
+        rows = [[one["stage"], f"lost: {one['lost']}", one["reason"]] for one in explanation["quarantine"]]
         parts.append("quarantine\n" + _columns(rows))
-    if told["predictions"]:
+    if explanation["predictions"]:
         rows = [["", *labels, "answer"]]
-        rows += [[one["title"], *_shares(one["probability"]), one["answer"]] for one in told["predictions"]]
+        rows += [
+            [one["title"], *_shares(one["probability"]), one["answer"]] for one in explanation["predictions"]
+        ]
         parts.append("what each model says\n" + _columns(rows))
-    parts += [_lent(one, labels) for one in told["rounds"]]
-    vote_lines = [*_vote_lines(told), *_why_another(told)] if told["vote"] else []
-    parts.append("\n".join([*vote_lines, _answer_text(told)]))
+    parts += [_lent(one, labels) for one in explanation["rounds"]]
+    vote_lines = [*_vote_lines(explanation), *_why_another(explanation)] if explanation["vote"] else []
+    parts.append("\n".join([*vote_lines, _answer_text(explanation)]))
     return "\n\n".join(parts)
 
 
-def _heading(told: dict) -> str:
-    if not told["split"]:
-        return f"{told['name']}: left out of fusion"
-    if told["split"] == UNLABELED:
-        return f"{told['name']}: unlabelled"
-    label = told["label"] or "a label that is not at hand"
-    return f"{told['name']}: labelled {label}, fold {told['fold']}; every prediction is out of fold"
+def _heading(explanation: dict) -> str:
+    if not explanation["split"]:
+        return f"{explanation['name']}: left out of fusion"
+    if explanation["split"] == UNLABELED:
+        return f"{explanation['name']}: unlabelled"
+    label = explanation["label"] or "a label that is not at hand"
+    return f"{explanation['name']}: labelled {label}, fold {explanation['fold']}; every prediction is out of fold"
 
 
 def _shares(probability: list[float]) -> list[str]:
@@ -193,7 +195,7 @@ def _shares(probability: list[float]) -> list[str]:
 
 def _lent(one: dict, labels: list[str]) -> str:
     """The table of one round: a row per fold."""
-    rows = [["", *labels, "label", "taken", "weight", "threshold", "why not", "told by"]]
+    rows = [["", *labels, "label", "taken", "weight", "threshold", "why not", "voters"]]
     for row in one["folds"]:
         threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
         rows.append(
@@ -211,18 +213,18 @@ def _lent(one: dict, labels: list[str]) -> str:
     return f"as a pseudo-label in round {one['round']}\n{_columns(rows)}"
 
 
-def _vote_lines(told: dict) -> list[str]:
+def _vote_lines(explanation: dict) -> list[str]:
     """What of the vote concerns this clip: the prior is that of the unlabelled ones."""
-    vote, parts = told["vote"], []
-    if all(one["masked"] for one in told["features"]):
+    vote, parts = explanation["vote"], []
+    if all(one["masked"] for one in explanation["features"]):
         parts.append("no part of it can be used: it gets the label shares, whatever the members weigh")
     else:
         weights, whose = vote.get("weights", {}), "for unlabelled clips"
-        if told["fold"] >= 0:
-            weights, whose = vote["weights_of_folds"][told["fold"]], f"for fold {told['fold']}"
+        if explanation["fold"] >= 0:
+            weights, whose = vote["weights_of_folds"][explanation["fold"]], f"for fold {explanation['fold']}"
         lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
         parts.append(f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n{_columns(lines)}")
-    if told["split"] == UNLABELED:
+    if explanation["split"] == UNLABELED:
         state = "applied" if vote.get("applied") else "not applied"
         parts.append(f"prior correction {state}: {vote.get('reason', '')}")
         if "answered_by" in vote:
@@ -234,9 +236,9 @@ def _vote_lines(told: dict) -> list[str]:
     return parts
 
 
-def _why_another(told: dict) -> list[str]:
+def _why_another(explanation: dict) -> list[str]:
     """Why the vote's answer is not its most probable label, if it is not."""
-    final, labels = told["predictions"][-1], told["labels"]
+    final, labels = explanation["predictions"][-1], explanation["labels"]
     most = labels[final["probability"].index(max(final["probability"]))]
     if final["answer"] == most:
         return []
@@ -249,19 +251,19 @@ def _why_another(told: dict) -> list[str]:
     ]
 
 
-def _answer_text(told: dict) -> str:
-    voted = told.get("voted")
-    if voted not in (None, told["answer"]):
-        now = told["answer"] or "none, its row is gone"
+def _answer_text(explanation: dict) -> str:
+    voted = explanation.get("voted")
+    if voted not in (None, explanation["answer"]):
+        now = explanation["answer"] or "none, its row is gone"
         return f"answer: {now}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
-    if not told["split"]:
-        if told["answer"] is None:
+    if not explanation["split"]:
+        if explanation["answer"] is None:
             return "answer: none, since it was left out"
-        return f"answer: {told['answer']}, the most frequent label, since vote.names asks for it"
-    if told["answer"] is not None:
-        return f"answer: {told['answer']}"
-    if told["split"] != UNLABELED and told["vote"]:
-        final = told["predictions"][-1]["answer"]
+        return f"answer: {explanation['answer']}, the most frequent label, since vote.names asks for it"
+    if explanation["answer"] is not None:
+        return f"answer: {explanation['answer']}"
+    if explanation["split"] != UNLABELED and explanation["vote"]:
+        final = explanation["predictions"][-1]["answer"]
         return f"answer: {final}, not in answer.csv, since the clip is labelled"
     return "answer: not in answer.csv"
 

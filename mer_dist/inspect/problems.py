@@ -38,7 +38,7 @@ def arguments(parser: ArgumentParser) -> None:
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=text)
 
 
-def told(folder: Path, stage: str | None, lost: str | None, reason: str | None, form: str | None) -> str:
+def text(folder: Path, stage: str | None, lost: str | None, reason: str | None, form: str | None) -> str:
     """The problems of a run that fit, as text of one of :data:`FORMS`; without one, reasons by count.
 
     Raises:

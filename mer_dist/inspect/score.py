@@ -59,11 +59,11 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
     rows = []
     for path in paths:
-        told = predictions.read(path)
-        ours, others = (np.array(told.names, object)[mask] for mask in (told.labeled, ~told.labeled))
-        row = {"title": told.title, "file": run.relative(path)}
+        found = predictions.read(path)
+        ours, others = (np.array(found.names, object)[mask] for mask in (found.labeled, ~found.labeled))
+        row = {"title": found.title, "file": run.relative(path)}
         row |= _judge(
-            told,
+            found,
             ours,
             {name: labeled[name] for name in ours if name in labeled},
             {},
@@ -73,7 +73,7 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         if any(name in asked for name in others):
             # With vote.names, answer.csv names clips that are not fused, too.
             more = predictions.voted(run) if path == run.vote.predictions else {}
-            row |= _judge(told, others, asked, more, "", config.folds.group)
+            row |= _judge(found, others, asked, more, "", config.folds.group)
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
@@ -159,7 +159,12 @@ def _lost_labeled(run: Run) -> dict[str, str]:
 
 
 def _judge(
-    told: Predictions, own: np.ndarray, truth: dict[str, str], more: dict[str, str], key: str, pattern: str
+    predicted: Predictions,
+    own: np.ndarray,
+    truth: dict[str, str],
+    more: dict[str, str],
+    key: str,
+    pattern: str,
 ) -> dict:
     """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
 
@@ -168,20 +173,20 @@ def _judge(
         more: answers to others.
         pattern: ``folds.group``, whose groups the interval draws.
     """
-    index: dict[str | None, int] = {label: row for row, label in enumerate(told.labels)}
+    index: dict[str | None, int] = {label: row for row, label in enumerate(predicted.labels)}
     names = [name for name in own if name in truth]
     if not truth:
         return {}
     if len(names) < len(own):
-        logger.info("%s: the truth of %d of %d clips is known", told.title, len(names), len(own))
+        logger.info("%s: the truth of %d of %d clips is known", predicted.title, len(names), len(own))
     known = set(names)
-    answers = more | {name: label for name, label in told.answers().items() if name in known}
+    answers = more | {name: label for name, label in predicted.answers().items() if name in known}
     names += sorted(truth.keys() - set(names))
     without = [name for name in names if answers.get(name) not in index]
     if without:
         logger.warning(
             "%s: %d of %d clips with a known truth have no answer and count as wrong; for example %s",
-            told.title,
+            predicted.title,
             len(without),
             len(names),
             ", ".join(without[:SHOWN]),

@@ -183,11 +183,11 @@ def _shards(state: _State) -> None:
     for number in sorted({row.shard for row in state.rows.values()}):
         tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).record(number)
         size = tar.stat().st_size if tar.exists() else 0
-        told = facts.get(number)
-        if told is None:
+        record = facts.get(number)
+        if record is None:
             state.findings.append(f"{beside}: missing or not readable; run shard")
-        elif size != told.bytes:
-            state.findings.append(f"{tar}: {size} bytes, not {told.bytes}; run shard")
+        elif size != record.bytes:
+            state.findings.append(f"{tar}: {size} bytes, not {record.bytes}; run shard")
         else:
             try:
                 beside_tar |= shard_index.read_labels(beside)
@@ -222,11 +222,11 @@ def _shards(state: _State) -> None:
 
 def _agrees(row: Row, members: dict[str, bytes]) -> bool:
     try:
-        told = dict(json.loads(members.get("json", b"{}")))
+        described = dict(json.loads(members.get("json", b"{}")))
     except (ValueError, TypeError):
         return False
     same = all(
-        told.get(part) == getattr(row, part)
+        described.get(part) == getattr(row, part)
         for part in ("name", "transcript", "missing", "frames", "samples")
     )
     frames = sum(suffix.endswith(".jpg") for suffix in members)
@@ -279,11 +279,11 @@ def _features(state: _State) -> None:
         state.findings.append(f"features {lacking}: there are none; run {how}")
     for folder in folders:
         try:
-            told = store.description(folder)
-            if told.get("imported") or not state.sharded:
+            description = store.description(folder)
+            if description.get("imported") or not state.sharded:
                 _imported_set(state, folder)
             else:
-                _feature_set(state, folder, told)
+                _feature_set(state, folder, description)
         except UserError as error:
             state.findings.append(str(error))
 
@@ -312,13 +312,13 @@ def _expected_sets(config: Config) -> set[FeatureSetId]:
     return names
 
 
-def _feature_set(state: _State, folder: Path, told: dict) -> None:
+def _feature_set(state: _State, folder: Path, description: dict) -> None:
     own = FeatureSetId.parse(folder.name)
     meant = {"variant": own.variant, "held_out_fold": own.held_out_fold}
-    if own.variant and any(told.get(key) != value for key, value in meant.items()):
+    if own.variant and any(description.get(key) != value for key, value in meant.items()):
         state.findings.append(
-            f"{folder}: by its {FeatureFolder(folder).description.name} this is {told.get('variant')!r}, "
-            f"trained without fold {told.get('held_out_fold')}; delete it, run extract"
+            f"{folder}: by its {FeatureFolder(folder).description.name} this is {description.get('variant')!r}, "
+            f"trained without fold {description.get('held_out_fold')}; delete it, run extract"
         )
     names: Counter[str] = Counter()
     missing: dict[str, str] = {}
@@ -356,8 +356,8 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
 
     try:
         with safe_open(path, "numpy") as file:
-            told = store.stored_header(file)
-            names, missing = told["names"], told["missing"]
+            header = store.stored_header(file)
+            names, missing = header["names"], header["missing"]
             embeddings = file.get_tensor("utterance")
             fault = ""
             if len(embeddings) != len(names):
@@ -370,7 +370,7 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
                     fault = "its offsets do not fit its frames"
                 elif (np.diff(offsets) < 1).any():
                     fault = "it has clips without frames"
-            return names, missing, told["modality"], fault
+            return names, missing, header["modality"], fault
     except Exception as error:  # On damaged content the parser may raise anything at all.
         return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
@@ -398,19 +398,19 @@ def _predictions(state: _State) -> None:
     for path in paths:
         what = f"predictions {state.run.relative(path)}:"
         try:
-            told = predictions.read(path)
+            found = predictions.read(path)
         except UserError as error:
             state.findings.append(str(error))
             continue
-        _prediction_file(state, what, told)
+        _prediction_file(state, what, found)
 
 
-def _prediction_file(state: _State, what: str, told: predictions.Predictions) -> None:
-    labels, names = state.labels, Counter(told.names)
+def _prediction_file(state: _State, what: str, found: predictions.Predictions) -> None:
+    labels, names = state.labels, Counter(found.names)
     state.find(labels.keys() - names.keys(), f"{what} have no row")
     state.find(names.keys() - labels.keys(), f"{what} are not among the fused clips")
     state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
-    rows = list(zip(told.names, told.labeled.tolist(), told.fold.tolist(), strict=True))
+    rows = list(zip(found.names, found.labeled.tolist(), found.fold.tolist(), strict=True))
     state.find(
         {name for name, labeled, _ in rows if labeled != (labels.get(name) is not None)},
         f"{what} are in the wrong split",
@@ -419,9 +419,9 @@ def _prediction_file(state: _State, what: str, told: predictions.Predictions) ->
         {name for name, labeled, fold in rows if labeled and state.folds.get(name) != fold},
         f"{what} were predicted for another fold than their own",
     )
-    if not np.allclose(told.probability.sum(1), 1, atol=1e-3):
+    if not np.allclose(found.probability.sum(1), 1, atol=1e-3):
         state.findings.append(f"{what} probabilities do not sum to 1")
-    logger.info("%s %d labelled, %d unlabelled", what, told.labeled.sum(), (~told.labeled).sum())
+    logger.info("%s %d labelled, %d unlabelled", what, found.labeled.sum(), (~found.labeled).sum())
 
 
 def _stale(state: _State) -> None:

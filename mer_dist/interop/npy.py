@@ -46,12 +46,12 @@ PARTS = {
 }
 
 
-def import_sets(run: Run, source: list[str], told: list[str]) -> bool:
+def import_sets(run: Run, source: list[str], modalities: list[str]) -> bool:
     """Take ``SET FOLDER`` as one feature set, or ``FOLDER`` as one of several, ``FOLDER/<set>``.
 
     Args:
         source: the name of the set, where there is one, and the folder.
-        told: the modality; of several sets ``SET=MODALITY`` for each.
+        modalities: the modality; of several sets ``SET=MODALITY`` for each.
 
     Returns:
         Whether most clips of each set can be used.
@@ -63,11 +63,11 @@ def import_sets(run: Run, source: list[str], told: list[str]) -> bool:
     if len(name) > 1:
         raise UserError(f"import-features takes SET FOLDER, or FOLDER alone, and not {' '.join(source)}")
     if name:
-        if len(told) > 1:
-            raise UserError(f"one set has one modality, and not {', '.join(told)}")
-        chosen = {name[0]: told[0]}
+        if len(modalities) > 1:
+            raise UserError(f"one set has one modality, and not {', '.join(modalities)}")
+        chosen = {name[0]: modalities[0]}
     else:
-        chosen = _chosen(Path(folder), told)
+        chosen = _chosen(Path(folder), modalities)
     for set_name, modality in chosen.items():
         _check(run, set_name, modality, Path(folder, *([] if name else [set_name])))
     good = True
@@ -76,19 +76,19 @@ def import_sets(run: Run, source: list[str], told: list[str]) -> bool:
         if 2 * lost > count:
             good = False
             logger.warning("%s: most of its clips, %d of %d, cannot be used", set_name, lost, count)
-    for line in recipes.told(run):
+    for line in recipes.stale_lines(run):
         logger.warning("%s", line)
     return good
 
 
-def _chosen(folder: Path, told: list[str]) -> dict[str, str]:
+def _chosen(folder: Path, modalities: list[str]) -> dict[str, str]:
     """Set -> modality of the sets below ``folder`` that were told."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     there = _folders(folder)
-    pairs = [text.partition("=") for text in told]
+    pairs = [text.partition("=") for text in modalities]
     chosen = {set_name: modality for set_name, equals, modality in pairs if equals}
-    if not there or len(chosen) < len(told) or not chosen.keys() <= {*there}:
+    if not there or len(chosen) < len(modalities) or not chosen.keys() <= {*there}:
         has = f"sets: {', '.join(there[:20])}" if there else "no folder in it"
         raise UserError(
             f"{folder}: without a set's name before it this is a folder of sets, each taken by "

@@ -129,7 +129,7 @@ def _launch(config: Config) -> str:
     layout = launch_config.layout(config.run)
     supported.check(layout.zero_stage)
     supported.check_batches(config, layout.processes)
-    how = layout.told
+    how = layout.description
     return f"{layout.processes} processes, {layout.machines} machines, {how}"
 
 
@@ -263,12 +263,12 @@ def _open_files(config: Config) -> str:
 
 def _job_array(config: Config) -> str:
     """Slurm refuses an array whose largest index is not below its MaxArraySize, at submission."""
-    told = subprocess.run(
+    result = subprocess.run(
         ["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=60
     )
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told.stdout, re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", result.stdout, re.MULTILINE)
     if not found:
-        said = " ".join(told.stderr.split()) or "it does not tell MaxArraySize"
+        said = " ".join(result.stderr.split()) or "it does not tell MaxArraySize"
         raise UserError(f"scontrol show config: {said}; ask there whether Slurm is up")
     tasks, most = config.slurm.extract_tasks, int(found[1])
     if tasks > most:

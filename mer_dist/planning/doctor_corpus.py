@@ -58,8 +58,8 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
     wrong = f"{len(problems)} problems" + _kinds(problems)
     lost = sum(problem.lost == "clip" for problem in problems)
     if lost > len(clips):
-        told = f"{len(clips)} of its clips can be used, {lost} cannot; {wrong}"
-        raise UserError(f"{config.corpus.path}: {told}")
+        text = f"{len(clips)} of its clips can be used, {lost} cannot; {wrong}"
+        raise UserError(f"{config.corpus.path}: {text}")
     from mer_dist.corpus import faces
 
     faces.check(config.shard)
@@ -70,7 +70,7 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
 def _twins(clips: list[Clip]) -> str:
     """Which clips are one recording; of a large corpus by their places alone, as copies have to be read."""
     same = twins.find(clips, copies=len(clips) <= survey.LOOKED_AT)
-    return twins.told(same, {clip.name: clip.label for clip in clips if clip.label is not None})
+    return twins.summary(same, {clip.name: clip.label for clip in clips if clip.label is not None})
 
 
 def _labels(clips: list[Clip], config: Config) -> str:
@@ -80,8 +80,10 @@ def _labels(clips: list[Clip], config: Config) -> str:
 
 def _label_file(config: Config) -> str:
     label_of, problems = join.labels_of(config, Run(config.run.folder))
-    told = _counted({name: label for name, label in label_of.items() if label is not None}, config)
-    return f"{config.fuse.labels}: {told}, {len(label_of)} clips, {len(problems)} problems" + _kinds(problems)
+    counts = _counted({name: label for name, label in label_of.items() if label is not None}, config)
+    return f"{config.fuse.labels}: {counts}, {len(label_of)} clips, {len(problems)} problems" + _kinds(
+        problems
+    )
 
 
 def _counted(labels: dict[str, str], config: Config, same: folds.Twins = ()) -> str:
@@ -116,19 +118,19 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
     lacking = {fault.name for fault in faults}
     if not lacking:
         return f"the files of {among} are there"
-    told = f"{len(lacking)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
+    text = f"{len(lacking)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
     if len(lacking) > 1:
         names = sorted(lacking)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        told += f"; in all {', '.join(names[:NAMED])}{more}"
+        text += f"; in all {', '.join(names[:NAMED])}{more}"
     parts = [
         {clip.name for clip in clips if clip.split == split} & found.keys() for split in (LABELED, UNLABELED)
     ]
     if any(len(lacking & part) > MANY * len(part) for part in parts):
         raise UserError(
-            f"{told}. Is the disk mounted, are the paths right (those of a table are relative to its folder)?"
+            f"{text}. Is the disk mounted, are the paths right (those of a table are relative to its folder)?"
         )
-    return told
+    return text
 
 
 def _decoding(clips: list[Clip], look: Look, config: Config) -> str:

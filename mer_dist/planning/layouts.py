@@ -108,7 +108,7 @@ def reasons(choices: Mapping[str, list[Choice]], rooms: Mapping[str, float]) -> 
             too_large = [f"{other.name} needs {gb(other.peak)} GB" for other in cheaper]
             why = "; ".join([f"{gb(best.travels)} GB travel a step", *too_large])
             lines.setdefault(f"{best.name} ({why})", []).append(title)
-    return [f"cheapest layout that fits GPUs of {', '.join(of)}: {told}" for told, of in lines.items()]
+    return [f"cheapest layout that fits GPUs of {', '.join(of)}: {text}" for text, of in lines.items()]
 
 
 def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], room: float) -> list[str]:
@@ -117,11 +117,11 @@ def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], room: float) ->
     if where is None:
         return []
     needs = ", ".join(f"{name} {gb(training(where, room).peak)} GB" for name, training in tuned.items())
-    told = (
-        f"accelerate launch with {run.accelerate} and one process runs {where.told} ({needs} a GPU); "
+    text = (
+        f"accelerate launch with {run.accelerate} and one process runs {where.description} ({needs} a GPU); "
         "mer-dist run trains one process without DeepSpeed, as counted here"
     )
-    return [told]
+    return [text]
 
 
 def gb(count: float) -> str:

@@ -65,7 +65,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
-        "layout": {**asdict(layout), "told": layout.told},
+        "layout": {**asdict(layout), "description": layout.description},
         "layouts": {title: [asdict(choice) for choice in own] for title, own in choices.items()},
         "layouts_proposed": layouts.reasons(choices, rooms),
         "clips": found,
@@ -266,10 +266,10 @@ def _held(extractor: ExtractorConfig, sized, where: launch_config.LaunchLayout) 
 
 def _smallest(config: Config, layout: launch_config.LaunchLayout, step: Training) -> dict[str, int | None]:
     """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
-    told = config.run.accelerate or config.run.layout != "auto"
+    chosen_by_user = config.run.accelerate or config.run.layout != "auto"
     known = layout.processes > 1 and layout.zero_stage in (0, *supported.ZERO_STAGES)
     # What is open may be ZeRO-3, which holds the least.
-    stage = layout.zero_stage if told and known else 3
+    stage = layout.zero_stage if chosen_by_user and known else 3
 
     def fits(world: int, size: int) -> bool:
         where = launch_config.LaunchLayout(

@@ -12,7 +12,7 @@ def table(needs: dict) -> str:
     layout = needs["layout"]
     nodes = f" on {layout['machines']} nodes" if layout["machines"] > 1 else ""
     parts = [
-        f"finetune: {_processes(layout)}, one per GPU{nodes}, {layout['told']}",
+        f"finetune: {_processes(layout)}, one per GPU{nodes}, {layout['description']}",
         _grid(_models_table(needs), left=2),
         _grid(_memory_table(needs, "finetune")),
         _grid(_memory_table(needs, "extract")),

@@ -143,8 +143,8 @@ def _words(folder: Path, stat: str) -> tuple[str, ...]:
 
 def _values(folder: Path) -> tuple[str | None, ...] | None:
     try:
-        told = (folder / "environ").read_bytes().split(b"\0")
+        content = (folder / "environ").read_bytes().split(b"\0")
     except OSError:
         return None
-    found = dict(pair.decode(errors="replace").split("=", 1) for pair in told if b"=" in pair)
+    found = dict(pair.decode(errors="replace").split("=", 1) for pair in content if b"=" in pair)
     return tuple(map(found.get, _VARIABLES))

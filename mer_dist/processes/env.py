@@ -35,24 +35,24 @@ def process_info() -> ProcessInfo:
     """
     if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         return ProcessInfo(rank=0, world=1, local_rank=0, launched=False)
-    told = {name: os.environ[name] for name in OF_A_RANK if name in os.environ}
-    if any(not re.fullmatch("[0-9]{1,6}", value) for value in told.values()) or (
-        int(told["RANK"]) >= int(told["WORLD_SIZE"])
+    variables = {name: os.environ[name] for name in OF_A_RANK if name in os.environ}
+    if any(not re.fullmatch("[0-9]{1,6}", value) for value in variables.values()) or (
+        int(variables["RANK"]) >= int(variables["WORLD_SIZE"])
     ):
-        said = " ".join(f"{name}={value}" for name, value in told.items())
+        said = " ".join(f"{name}={value}" for name, value in variables.items())
         raise UserError(f"the environment has {said}, which is no process of a launcher; {UNSET}")
     return ProcessInfo(
-        rank=int(told["RANK"]),
-        world=int(told["WORLD_SIZE"]),
-        local_rank=int(told.get("LOCAL_RANK", 0)),
+        rank=int(variables["RANK"]),
+        world=int(variables["WORLD_SIZE"]),
+        local_rank=int(variables.get("LOCAL_RANK", 0)),
         launched=True,
     )
 
 
 def ranks_here() -> int:
     """Processes of the launcher on this machine, as far as it says so."""
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(told)) if re.fullmatch("[0-9]{1,6}", told) else 1
+    value = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(value)) if re.fullmatch("[0-9]{1,6}", value) else 1
 
 
 def under_deepspeed() -> bool:

@@ -38,7 +38,7 @@ class LaunchLayout:
         return -(-self.processes // self.machines)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         if self.zero_stage:
             return f"ZeRO-{self.zero_stage}"
         return "plain data parallelism" if self.processes > 1 else "no DeepSpeed"

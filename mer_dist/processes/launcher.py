@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     try:
         launch.launch_command(launch.launch_command_parser().parse_args(options))
     except ChildFailedError as error:
-        if told := cause(error.failures):
-            logger.error("%s", told)
+        if text := cause(error.failures):
+            logger.error("%s", text)
         return FAILED
     except SignalException as error:
         logger.info("the ranks were asked to stop (%s), and have ended", Signals(error.sigval).name)
@@ -62,16 +62,16 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str:
     killed = {rank: -code for rank, code in codes.items() if code < 0 and code not in (-SIGTERM, -SIGABRT)}
     broken = [rank for rank, code in codes.items() if code > 0 or code == -SIGABRT]
     if killed:
-        told = ", ".join(f"rank {rank} ended by {_name(killed[rank])}" for rank in sorted(killed))
-        told += " (if nobody did so: for want of memory)" if SIGKILL in killed.values() else ""
+        text = ", ".join(f"rank {rank} ended by {_name(killed[rank])}" for rank in sorted(killed))
+        text += " (if nobody did so: for want of memory)" if SIGKILL in killed.values() else ""
     elif {codes[rank] for rank in broken} == {USAGE}:
         return ""
     elif broken:
-        told = f"{_ranks(broken)} ended with an error, and the log of each says more"
+        text = f"{_ranks(broken)} ended with an error, and the log of each says more"
     else:
-        told = f"rank {next(iter(codes))} ended by SIGTERM, which the launcher was not sent"
+        text = f"rank {next(iter(codes))} ended by SIGTERM, which the launcher was not sent"
     stuck = [rank for rank in failures.keys() - codes.keys() if failures[rank].exitcode == -SIGKILL]
-    return f"{told}; those left were ended" + (f", {_ranks(stuck)} by force" if stuck else "")
+    return f"{text}; those left were ended" + (f", {_ranks(stuck)} by force" if stuck else "")
 
 
 def _ranks(ranks: Iterable[int]) -> str:

@@ -40,8 +40,8 @@ def lost(error: BaseException) -> str:
 
     The other rank's own log, or its launcher, says what became of it.
     """
-    told = (str(error).splitlines() or [""])[0]
-    words = told.lower()
+    message = (str(error).splitlines() or [""])[0]
+    words = message.lower()
     if not any(word in words for word in ("gloo", "nccl", "tcpstore", "distributed", "peer")):
         return ""
     if any(word in words for word in ("timed out", "timeout")):
@@ -54,5 +54,5 @@ def lost(error: BaseException) -> str:
         return ""
     return (
         f"another rank {why}, so this one ends, too; the other's log says more, and a relaunch goes on "
-        f"from the newest checkpoint ({told})"
+        f"from the newest checkpoint ({message})"
     )

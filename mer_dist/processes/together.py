@@ -33,8 +33,8 @@ def alone(config: Config, command: str) -> AbstractContextManager:
         # mer-dist run holds it.
         return nullcontext()
     # Ranks with other settings are not of this job; those of ``run`` may differ from node to node.
-    told = {name: section for name, section in as_dict(config).items() if name != "run"}
-    job = files.fingerprint_of([command, here.world, told])
+    settings = {name: section for name, section in as_dict(config).items() if name != "run"}
+    job = files.fingerprint_of([command, here.world, settings])
     return lock.shared(path, command, job, here.rank, patience=PATIENCE)
 
 
@@ -91,18 +91,18 @@ def tell_missing(path: Path, sets: dict[str, tuple[dict[int, int], list[int]]]) 
         if missing:
             parts.append(f"{name} lacks {len(missing)} of {len(sizes)} shards")
             ranks |= {rank for rank, own in enumerate(balanced(sizes, here.world)) if {*own} & {*missing}}
-    told = (
+    text = (
         f"process {here.rank} of {here.world} has done its part; {', '.join(parts)}, the part of "
         f"{'processes' if len(ranks) > 1 else 'process'} {', '.join(map(str, sorted(ranks)))}"
     )
     others = None if env.outer() else lock.at_work(path, ranks - {here.rank})
     starter = ancestry.started_by()
     if others is None or others:
-        logger.info("%s", told)
+        logger.info("%s", text)
     elif starter and starter.known:
-        logger.warning("%s, none of which is at work now", told)
+        logger.warning("%s, none of which is at work now", text)
     else:
         raise UserError(
-            f"{told}, none of which is at work: start them; or, if these numbers were left over "
+            f"{text}, none of which is at work: start them; or, if these numbers were left over "
             f"from another job, unset {' '.join(env.OF_A_RANK)} and extract again"
         )

@@ -93,7 +93,7 @@ def collect(run_folder: Path) -> RunData:
     ]
     stats, remarks = reader.read(ShardFolder(run.shards).stats, _statistics) or (None, {})
     adapters = reader.each([one.history for one in run.adapters()], _adapter)
-    reader.notes += recipes.told(run)
+    reader.notes += recipes.stale_lines(run)
     return RunData(
         name=run.folder.resolve().name,
         config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),

@@ -65,13 +65,13 @@ def taken(config: Config, clips: Iterable[Clip], unlisted: Iterable[Problem]) ->
         return ""
     counts = [f"{len(gone):,} of {of:,} {what}" for what, (gone, of) in lost.items() if gone]
     some = ", ".join(names[:SHOWN]) + _why(unlisted, set(names))
-    told = (
+    message = (
         f"{', '.join(counts)} in the shards of {config.run.folder} are no longer in "
         f"{config.corpus.path}, which offers {len(now):,} clips (for example {some})"
     )
     if any(2 * len(gone) > of for gone, of in lost.values()) and not config.shard.remove:
-        raise UserError(f"{told}. {MEANT}")
-    return told
+        raise UserError(f"{message}. {MEANT}")
+    return message
 
 
 def _lost(

@@ -164,8 +164,8 @@ def write_rows(path: Path, rows: list[Row], record: ShardRecord | None = None) -
     columns["sizes"] = [[size for _, size in row.members.values()] for row in rows]
     table = pa.Table.from_pydict(columns, SCHEMA)
     if record is not None:
-        told = asdict(record) | {"problems": [problem.as_values() for problem in record.problems]}
-        text = json.dumps(told, ensure_ascii=False, sort_keys=True)
+        content = asdict(record) | {"problems": [problem.as_values() for problem in record.problems]}
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_RECORD: text.encode()})
     with atomic(path) as temporary:
         # Labels stand nowhere else: a byte that a disk loses must not make one of another.

@@ -250,7 +250,7 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
     if after:
         # Jobs that can no longer start leave the queue instead of waiting for ever.
         asked |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    told = f"export {rank.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
+    note_stops = f"export {rank.STOPPED}={shlex.quote(str(folder))}/stopped-$SLURM_JOB_ID"
     executor.update_parameters(
         **own,
         job_name=asked.pop("job-name"),
@@ -261,7 +261,7 @@ def _executor(config: Config, stage: str, after: str | None, dry: bool = False):
         wckey=None,
         stderr_to_stdout=True,
         srun_args=[*srun_options(config.slurm), *cpus],
-        setup=[told, *BEFORE],
+        setup=[note_stops, *BEFORE],
         teardown=["code=$?", *AFTER],
         additional_parameters={name: value or True for name, value in asked.items()},
     )
@@ -323,7 +323,7 @@ def _states(jobs: list[Job]) -> dict[str, str]:
     name stands behind the state.
     """
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             ["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j"],
             capture_output=True,
             text=True,
@@ -335,7 +335,7 @@ def _states(jobs: list[Job]) -> dict[str, str]:
         raise UserError(f"squeue does not answer: {' '.join(str(reason).split())}") from None
     names = {job.id: _name(job.stage) for job in jobs}
     states = {}
-    for number, state, reason, name in (line.split("|", 3) for line in told.stdout.splitlines()):
+    for number, state, reason, name in (line.split("|", 3) for line in result.stdout.splitlines()):
         if wanted := names.get(number.partition("_")[0]):
             states[number] = f"{state} ({reason})" if state == "PENDING" else state
             if name != wanted:

@@ -103,21 +103,21 @@ def port(job: int, restarts: int) -> int:
 
 def _joined(launch_file: str, layout: str) -> dict[str, str]:
     """By what the ranks share the model: DeepSpeed with its settings, or neither."""
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     stage = STAGES[layout]
     if launch_file:
-        told = parse(Path(launch_file).read_text(encoding="utf-8"), launch_file) or {}
-        stage = 0 if told.get("distributed_type") in ("MULTI_GPU", "MULTI_CPU") else 3
+        settings = parse(Path(launch_file).read_text(encoding="utf-8"), launch_file) or {}
+        stage = 0 if settings.get("distributed_type") in ("MULTI_GPU", "MULTI_CPU") else 3
     if stage == 0:
         return {"ACCELERATE_USE_DEEPSPEED": "false"}
-    own = told.get("deepspeed_config") or {"zero_stage": stage, "zero3_init_flag": stage == 3}
+    own = settings.get("deepspeed_config") or {"zero_stage": stage, "zero3_init_flag": stage == 3}
     return {"ACCELERATE_USE_DEEPSPEED": "true", **_deepspeed(own, launch_file)}
 
 
-def _deepspeed(told: dict, launch_file: str) -> dict[str, str]:
+def _deepspeed(settings: dict, launch_file: str) -> dict[str, str]:
     # How launchers of several nodes find each other says nothing here.
-    told = {key: value for key, value in told.items() if key != "deepspeed_multinode_launcher"}
-    unknown = told.keys() - DEEPSPEED.keys()
+    settings = {key: value for key, value in settings.items() if key != "deepspeed_multinode_launcher"}
+    unknown = settings.keys() - DEEPSPEED.keys()
     if unknown:
         raise UserError(
             f"{launch_file}: deepspeed_config has {', '.join(sorted(unknown))}; under Slurm only "
@@ -125,7 +125,7 @@ def _deepspeed(told: dict, launch_file: str) -> dict[str, str]:
         )
     return {
         DEEPSPEED[key]: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in told.items()
+        for key, value in settings.items()
     }
 
 

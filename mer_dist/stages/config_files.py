@@ -33,12 +33,12 @@ def purpose(text: str) -> str:
     lines = text.splitlines()
     if lines and lines[0].startswith("#!"):
         del lines[0]
-    told = []
+    comment = []
     for line in lines:
         if not line.startswith("#"):
             break
-        told.append(line.strip("# "))
-    whole = " ".join(" ".join(told).split())
+        comment.append(line.strip("# "))
+    whole = " ".join(" ".join(comment).split())
     found = _SENTENCE.match(whole)
     return found[0] if found else whole
 
@@ -63,8 +63,8 @@ def copy(name: str, folder: Path) -> list[str]:
                 f"{target}: is there already and is another one, so nothing is written; move it away, or name "
                 "another folder"
             )
-    told = [_copied(own, folder) for own in [*asked, *beside]]
-    return [*told, *_to_do(asked, folder)]
+    lines = [_copied(own, folder) for own in [*asked, *beside]]
+    return [*lines, *_to_do(asked, folder)]
 
 
 def _text(name: str) -> str:

@@ -132,7 +132,7 @@ def _launch_file(stage: str, config: Config) -> str:
         return config.run.accelerate
     layout = plan.chosen(config) if stage == "finetune" else launch_config.layout(config.run)
     if stage == "finetune":
-        logger.info("layout of fine-tuning: %s", layout.told)
+        logger.info("layout of fine-tuning: %s", layout.description)
     path = Run(config.run.folder).status("launch").with_suffix(".yaml")
     files.write_text(path, LAUNCH.format(joined=JOINED[layout.zero_stage]))
     return str(path)

@@ -307,7 +307,7 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
         such = ", ".join(found["names"][:NAMED]) + more
         logger.info("%d clip%s: %s (%s)", found["clips"], plural, kind, such)
     if any(twins.contradict(names, labels) for names in same):
-        logger.warning("%s", twins.told(same, labels))
+        logger.warning("%s", twins.summary(same, labels))
 
 
 def _twins(clips: list[Clip], rows: list[Row]) -> list[list[str]]:

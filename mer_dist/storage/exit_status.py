@@ -22,12 +22,12 @@ def read(path: Path) -> int | None:
         OSError: it cannot be read.
     """
     try:
-        told = files.read_json(path)
+        content = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        told = None
-    code = told.get("code") if isinstance(told, dict) else None
+        content = None
+    code = content.get("code") if isinstance(content, dict) else None
     # True is no code, though it equals 1.
     if type(code) is not int or code not in GRAVITY:
         raise UserError(

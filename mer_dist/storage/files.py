@@ -109,8 +109,8 @@ def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        told = _NUMBER.search(str(error))
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        found = _NUMBER.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
         other = getattr(error, "filename", None)
         if number is None or (other and not (temporary and str(other).startswith(str(temporary)))):
             raise
@@ -272,13 +272,13 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def damaged(folder: Path, told: dict[str, list[int]]) -> list[str]:
+def damaged(folder: Path, expected: dict[str, list[int]]) -> list[str]:
     """The files in ``folder`` that are not what :func:`contents` told of them, each with what is wrong.
 
     Raises:
         OSError: one cannot be read now; that says nothing about what it holds.
     """
-    found = ((name, _fault(Path(folder) / name, *facts)) for name, facts in told.items())
+    found = ((name, _fault(Path(folder) / name, *facts)) for name, facts in expected.items())
     return [f"{name} {fault}" for name, fault in found if fault]
 
 
@@ -335,8 +335,8 @@ def write_marker(folder: Path, fingerprint: str, **facts: Any) -> None:
         facts: what is the same whenever and on however many processes the folder is made; how long it
             took is noted by :mod:`mer_dist.storage.timings`.
     """
-    told = json.loads(json.dumps({"fingerprint": fingerprint, **facts}))
-    write_json(Path(folder) / MARKER, {**told, _CHECKSUM: fingerprint_of(told)})
+    content = json.loads(json.dumps({"fingerprint": fingerprint, **facts}))
+    write_json(Path(folder) / MARKER, {**content, _CHECKSUM: fingerprint_of(content)})
 
 
 def read_marker(folder: Path, fingerprint: str | None = None) -> dict | None:

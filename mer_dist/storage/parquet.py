@@ -32,8 +32,8 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        told = sum(max(chunk.total_uncompressed_size, _VALUE * chunk.num_values) for chunk in chunks)
-        _check(told, sum(group.num_rows for group in groups))
+        stated = sum(max(chunk.total_uncompressed_size, _VALUE * chunk.num_values) for chunk in chunks)
+        _check(stated, sum(group.num_rows for group in groups))
         at_once = max(1, min(_PLAIN if _is_plain(file) else _CODED, BYTES // _longest(file, groups)))
         batches, size, rows = [], 0, 0
         for batch in file.iter_batches(at_once, columns=names):

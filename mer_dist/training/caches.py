@@ -88,14 +88,14 @@ def _turn(root: Path, name: str) -> Iterator[None]:
 
 def _wait_for(mark: Path, seconds: float) -> None:
     """Until torch's mark is gone, or older than that: then it is taken away."""
-    told = False
+    announced = False
     while (age := _age(mark)) is not None:
         if age >= seconds:
             logger.warning("%s is of a compilation that was killed; it is removed", mark)
             mark.unlink(missing_ok=True)
-        elif not told:
+        elif not announced:
             logger.info("waiting for another process that compiles in %s", mark.parent)
-            told = True
+            announced = True
         time.sleep(0.1)
 
 

@@ -276,8 +276,8 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
             universal_checkpoint.convert(checkpoint, target, step)
         return
     with tensors_only(checkpoint):
-        told = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
-    weights, optimizer = told["weights"], told["optimizer"]
+        saved = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
+    weights, optimizer = saved["weights"], saved["optimizer"]
     # A weight that no gradient ever reached has none, where DeepSpeed has zeros.
     moments = {
         name: optimizer["state"].get(number)

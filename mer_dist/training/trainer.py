@@ -178,8 +178,8 @@ class Trainer:
             row["validation_waf"],
             rate,
         )
-        told = {**row, "clips_per_second": rate}
-        curves = {f"{self.task.name}/{key}": value for key, value in told.items()}
+        logged = {**row, "clips_per_second": rate}
+        curves = {f"{self.task.name}/{key}": value for key, value in logged.items()}
         self.accelerator.log(curves, self.progress.step)
 
     def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> StepOutcome:
@@ -236,8 +236,8 @@ class Trainer:
         wishes = self._sent(torch.tensor([float(preempt.asked()), float(due)]))
         size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
         unsound = ~(torch.isfinite(size) & (size >= 0))
-        told = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
-        total, stop, save, unsound = self.accelerator.reduce(told, "sum").tolist()
+        local = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
+        total, stop, save, unsound = self.accelerator.reduce(local, "sum").tolist()
         return StepOutcome(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
 
     def _check_number(self, finite: bool, where: str) -> None:

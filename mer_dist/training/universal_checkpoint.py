@@ -33,7 +33,7 @@ def convert(checkpoint: Path, target: Path, step: int) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     # One worker each: no further processes, which would read without this one's guard.
-    told = Namespace(
+    arguments = Namespace(
         input_folder=str(checkpoint),
         output_folder=str(target),
         num_extract_workers=1,
@@ -43,7 +43,7 @@ def convert(checkpoint: Path, target: Path, step: int) -> None:
         inject_missing_state=True,
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        ds_to_universal.main(told)
+        ds_to_universal.main(arguments)
     # Models and positions of the ranks are not needed, and DeepSpeed's pointer would mislead.
     for path in (*target.glob("*model_states.pt"), target.with_name("latest_universal")):
         path.unlink()
@@ -89,10 +89,10 @@ def _write_common(target: Path, step: int, groups: int) -> None:
     """What belongs to no tensor, and no settings. DeepSpeed puts rank 0's whole partition here."""
     from deepspeed import __version__
 
-    told = [{"params": [number]} for number in range(groups)]
+    param_groups = [{"params": [number]} for number in range(groups)]
     common = {
-        "optimizer_state_dict": {"state": {0: {"step": _counter(step)}}, "param_groups": told},
-        "param_groups": told,
+        "optimizer_state_dict": {"state": {0: {"step": _counter(step)}}, "param_groups": param_groups},
+        "param_groups": param_groups,
         "ds_version": __version__,
     }
     torch.save(common, target / TENSORS / COMMON)

@@ -50,7 +50,7 @@ def evidence(unlabeled, oof, truth) -> correction.Evidence:
 
 
 def judged(known, oof, truth, told=None) -> correction.Verdict:
-    return correction.check_given_prior(known, told, oof, truth, 0, np.arange(len(truth)))
+    return correction.assess(known, told, oof, truth, 0, np.arange(len(truth)))
 
 
 @pytest.mark.slow

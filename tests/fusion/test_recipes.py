@@ -71,7 +71,7 @@ def relabel(folder: Path, old: str, new: str) -> None:
 def test_a_run_that_was_just_fused_is_not_stale_wherever_it_lies(folder, capsys):
     assert stale(folder) == {} and verify(folder / "run") == []
     moved = shutil.move(folder / "run", folder / "moved")
-    assert recipes.told(Run(moved)) == [] and verify(moved) == []
+    assert recipes.stale_lines(Run(moved)) == [] and verify(moved) == []
     assert cli.main(["status", str(moved), "fuse"]) == 1 and "stale" not in capsys.readouterr().err
 
 
