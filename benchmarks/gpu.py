@@ -96,7 +96,7 @@ class Check:
         path = self.out / RESULTS
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
-    def told(self, step: str, key: str, default=None):
+    def measured(self, step: str, key: str, default=None):
         """What the last row of a step that has this key says."""
         return next(
             (row[key] for row in reversed(self.rows()) if row["step"] == step and key in row), default

@@ -86,7 +86,7 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
 
     _once(extractor, batches[0])
     alone, _ = timed(forward)
-    peak = check.told("device", precision, math.nan)
+    peak = check.measured("device", precision, math.nan)
     facts = {
         "load_s": load,
         "cold": len(rows) / cold,

@@ -146,7 +146,7 @@ def _train(check: Check, run: str, zero3: bool = False, kill_at: str = "") -> No
         facts["said"] = "".join(said)[-900:]
     elif rates and run in OF_TEXT:
         facts["of_peak"] = (
-            rates[-1] * _flops_of_a_clip(check) / 1e12 / check.told("device", "bf16", float("nan"))
+            rates[-1] * _flops_of_a_clip(check) / 1e12 / check.measured("device", "bf16", float("nan"))
         )
     check.tell("train", run=run, at_epochs_gb=at_epochs, **facts)
 

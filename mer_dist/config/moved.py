@@ -24,9 +24,9 @@ def check(path: Path, named: str) -> None:
     Raises:
         UserError: which folder that would be, and what to write.
     """
-    for place in (path, path.resolve()):
-        run = Run(place.parent)
-        if place != run.config or not run.begun or _same(run.folder, Path(named)):
+    for candidate in (path, path.resolve()):
+        run = Run(candidate.parent)
+        if candidate != run.config or not run.begun or _same(run.folder, Path(named)):
             continue
         other = os.path.abspath(named)
         here = "" if other == named else f", here {other}"

@@ -110,26 +110,26 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= LONGEST_BYTES else f"{text[:40]}…")
 
 
-def check(places: Iterable[tuple[str, str]]) -> None:
+def check(locations: Iterable[tuple[str, str]]) -> None:
     """Refuse a corpus whose clip names are unsafe or not unique, compared in NFC.
 
     Args:
-        places: name and where it stands, for every clip.
+        locations: name and where it stands, for every clip.
 
     Raises:
         UserError: the name and its place, or both places of a name that occurs twice.
     """
     first: dict[str, str] = {}
     faults = []
-    for text, place in places:
+    for text, location in locations:
         name = unicodedata.normalize("NFC", text)
         why = unsafe(name)
         if why:
-            faults.append(f"{shown(name)} ({place}): {why}")
+            faults.append(f"{shown(name)} ({location}): {why}")
         elif name in first:
-            faults.append(f"{shown(name)} occurs twice: {first[name]} and {place}")
+            faults.append(f"{shown(name)} occurs twice: {first[name]} and {location}")
         else:
-            first[name] = place
+            first[name] = location
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(

@@ -61,7 +61,7 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
         split, label, why = _split(row, emotions)
         if why:
             problems.append(
-                Problem(stage="shard", name=name, lost="clip", reason=f"{rows.place(name)}: {why}")
+                Problem(stage="shard", name=name, lost="clip", reason=f"{rows.location(name)}: {why}")
             )
             continue
         transcript, remarks = texts.read(row, "transcript")
@@ -140,7 +140,7 @@ def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list
             media = clip.audio or clip.video
             times = ", ".join(map(" ".join, zip(columns, spans[clip.name], strict=True)))
             why = (
-                f"{rows.place(clip.name)}: it is a part of {media and media.name} by its columns ({times}), and "
+                f"{rows.location(clip.name)}: it is a part of {media and media.name} by its columns ({times}), and "
                 "files are stored whole; cut each part into a file of its own, as ffmpeg -ss START -to END -i "
                 "FILM PART does, and name that"
             )

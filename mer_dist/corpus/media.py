@@ -162,14 +162,14 @@ def video_seconds(path: Path) -> float:
 
 
 @contextmanager
-def playing(path: Path, kind: str, place: int = 0) -> Iterator[Track]:
-    """The stream of a kind, ``audio`` or ``video``, that a player takes, or the ``place``-th after it.
+def playing(path: Path, kind: str, index: int = 0) -> Iterator[Track]:
+    """The stream of a kind, ``audio`` or ``video``, that a player takes, or the ``index``-th after it.
 
     Raises:
         MediaError: no such file, or no such stream.
     """
     with _opened(path) as container:
-        stream = _stream(container, kind, path, place)
+        stream = _stream(container, kind, path, index)
         tracks = _tracks(container, kind)
         before = tracks[: [track.index for track in tracks].index(stream.index)]
         faults = [f"nothing of stream {track.index}, which players take" for track in before]
@@ -207,8 +207,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
 
 
-def _stream(container, kind: str, path: Path, place: int = 0):
-    """Of the streams of a kind that have a decoder the one that a player takes first, or the ``place``-th
+def _stream(container, kind: str, path: Path, index: int = 0):
+    """Of the streams of a kind that have a decoder the one that a player takes first, or the ``index``-th
     after it; decoded by one thread: the workers are the parallelism."""
     tracks = _tracks(container, kind)
     if not tracks:
@@ -216,7 +216,7 @@ def _stream(container, kind: str, path: Path, place: int = 0):
         raise MediaError(f"{path.name}: no {kind} stream{elsewhere}")
     if not _decodable(tracks):
         raise MediaError(f"{path.name}: its {kind} has an unknown codec")
-    stream = _decodable(tracks)[place]
+    stream = _decodable(tracks)[index]
     stream.codec_context.thread_count = 1
     if kind == "video":
         _bound(stream.codec_context, path)

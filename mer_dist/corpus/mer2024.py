@@ -163,7 +163,7 @@ def _label(name: str, emotions: table.Table, known: cells.Labels) -> tuple[str |
     if name not in emotions.rows:
         return None, f"it is in video-labeled, but {emotions.file} has no row for it"
     label, why = known.read(emotions.rows[name]["discrete"])
-    return label, why and f"{emotions.place(name)}: {why}"
+    return label, why and f"{emotions.location(name)}: {why}"
 
 
 def _report_rows_without_clip(
@@ -174,11 +174,11 @@ def _report_rows_without_clip(
             lose(
                 name,
                 "clip",
-                f"{emotions.place(name)}: video-labeled has no file {name}.mp4, nor another video of that name",
+                f"{emotions.location(name)}: video-labeled has no file {name}.mp4, nor another video of that name",
             )
         elif videos[name][0] != LABELED:
             where = videos[name][1].parent.name
-            lose(name, "label", f"{emotions.place(name)}: not used, because the clip is in {where}")
+            lose(name, "label", f"{emotions.location(name)}: not used, because the clip is in {where}")
     for name, why in emotions.bad.items():
         if name not in videos or videos[name][0] != LABELED:
             lose(name, "clip" if name not in videos else "label", why)

@@ -195,20 +195,20 @@ def label_table(path: Path) -> Table:
         has = ", ".join(corpora) or "no array whose name ends so"
         raise UserError(f"{path}: it has no train_corpus, the labelled clips of a label file; it has: {has}")
     table = Table(file=Path(path).name, columns=["name", "label", "split"])
-    places = []
+    locations = []
     for corpus, entries in corpora.items():
         if not isinstance(entries, dict):
             raise UserError(f"{path}: its {corpus} is no dictionary of clips")
         for name, entry in entries.items():
             emotion = entry.get("emo", "") if isinstance(entry, dict) else ""
             name = clip_names.clean(str(name).strip())
-            places.append((name, f"{table.file}, {corpus}"))
+            locations.append((name, f"{table.file}, {corpus}"))
             table.rows[name] = {
                 "name": name,
                 "label": _word(emotion),
                 "split": LABELED if corpus == "train_corpus" else UNLABELED,
             }
-    clip_names.check(places)
+    clip_names.check(locations)
     logger.info(
         "%s: %s",
         path,

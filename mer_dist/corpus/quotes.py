@@ -131,7 +131,7 @@ class _Form:
 
     def __init__(self, found: list[Record], columns: list[str], delimiter: str, known: Collection[str]):
         self.columns, self.delimiter, self.known = columns, delimiter, known
-        self.place = columns.index("name")
+        self.name_column = columns.index("name")
         called = {self._name(record.fields) for record in found}
         self.kinds, self.forms = {*map(_kinds, called)}, {*map(_form, called)}
         rows = [record.fields for record in found if record.line == record.end and not record.why]
@@ -176,7 +176,7 @@ class _Form:
     def _valued(self, fields: list[str]) -> bool:
         """Whether a column beside the name's has a value that it has in other rows, as labels have."""
         pairs = enumerate(zip(fields, self.values, strict=False))
-        return any(field in values for place, (field, values) in pairs if place != self.place)
+        return any(field in values for column, (field, values) in pairs if column != self.name_column)
 
     def _telling(self, name: str) -> bool:
         """Whether it is called as other clips are but for its number: a word, or a number alone, may be part of
@@ -187,7 +187,9 @@ class _Form:
         return len(fields) == len(self.columns)
 
     def _name(self, fields: list[str]) -> str:
-        return clip_names.clean(fields[self.place].strip().strip('"')) if self.place < len(fields) else ""
+        if self.name_column >= len(fields):
+            return ""
+        return clip_names.clean(fields[self.name_column].strip().strip('"'))
 
 
 def _spaced(fields: list[str]) -> bool:

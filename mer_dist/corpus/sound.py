@@ -81,10 +81,10 @@ def read_sound(path: Path) -> Sound:
     Raises:
         MediaError: no such file, no audio stream, nothing of it decodes, or its samples are no sound.
     """
-    place, heard = 0, _hear(path, 0)
-    while not heard.length and place + 1 < heard.known:
-        place += 1
-        heard = _hear(path, place)
+    index, heard = 0, _hear(path, 0)
+    while not heard.length and index + 1 < heard.known:
+        index += 1
+        heard = _hear(path, index)
     if not heard.length:
         raise MediaError(f"{path.name}: {heard.nothing}")
     remarks = [SEVERAL_TRACKS] * (heard.tracks > 1) + heard.gaps.remarks
@@ -92,7 +92,7 @@ def read_sound(path: Path) -> Sound:
     weights, changes = zip(*(run.safe_weights() for run in heard.runs), strict=True)
     remarks += sorted(set(chain(*changes)))
     if any(changes) or not heard.mixed or heard.misfit:
-        samples, remark = _in_range(_mixed(path, place, weights), path)
+        samples, remark = _in_range(_mixed(path, index, weights), path)
         remarks += filter(None, [remark])
     else:
         samples = np.concatenate([part for run in heard.runs for part in run.parts])
@@ -224,10 +224,10 @@ class _Heard:
         )
 
 
-def _hear(path: Path, place: int) -> _Heard:
+def _hear(path: Path, index: int) -> _Heard:
     runs: list[_Run] = []
     length = 0
-    with media.playing(path, "audio", place) as track:
+    with media.playing(path, "audio", index) as track:
         gaps = Gaps(plain=track.codec.startswith("pcm_"))
         for frames in _runs(track.frames, gaps):
             first = next(frames)
@@ -240,10 +240,10 @@ def _hear(path: Path, place: int) -> _Heard:
             except ValueError as error:  # FFmpeg's refusals are such, too; what came before is whole.
                 track.faults.append(str(error))
                 break
-        lacking = stated.missing(length / RATE, track.stated(length / RATE))
+        too_short = stated.missing(length / RATE, track.stated(length / RATE))
     if gaps.bad > gaps.samples / 2:
         raise MediaError(f"{path.name}: most samples of its sound are no numbers")
-    damage = "; ".join(filter(None, (lacking, track.damage, gaps.damage)))
+    damage = "; ".join(filter(None, (too_short, track.damage, gaps.damage)))
     nothing = "".join(["nothing of its sound decodes", *(f": {fault}" for fault in track.faults[:1])])
     if gaps.length:
         nothing = f"its sound is only {gaps.length} samples long"
@@ -251,10 +251,10 @@ def _hear(path: Path, place: int) -> _Heard:
     return _Heard(runs=runs, damage=damage, gaps=gaps, nothing=nothing, **counts)
 
 
-def _mixed(path: Path, place: int, weights: Iterable[np.ndarray]) -> np.ndarray:
+def _mixed(path: Path, index: int, weights: Iterable[np.ndarray]) -> np.ndarray:
     """(S,) float64 at 16 kHz, not bounded: the track once more, each run mixed with its weights (C,)."""
     parts: list[np.ndarray] = []
-    with media.playing(path, "audio", place) as track:
+    with media.playing(path, "audio", index) as track:
         for own, frames in zip(weights, _runs(track.frames, Gaps()), strict=False):
             resampler = av.AudioResampler(format="flt", rate=RATE)
             for frame in chain(frames, [None]):

@@ -130,13 +130,13 @@ def _riff(path: Path) -> float:
         whole = _filled(path) if file.read(4) == b"AVI " else whole
         while len(head := file.read(12)) == 12:
             kind, size, first = struct.unpack(form, head)
-            place = file.tell() - 4
+            offset = file.tell() - 4
             if kind == b"ds64":
                 # The size of the file and that of the sound, which 32 bits do not hold.
                 long = int.from_bytes(file.read(12)[4:], "little")
             if kind in (b"data", b"BODY") or (kind, first) == (b"LIST", b"movi"):
-                return _there(long or size, whole - place, UNKNOWN_LONG if long else UNKNOWN_SIZE)
-            file.seek(place + size + size % 2)
+                return _there(long or size, whole - offset, UNKNOWN_LONG if long else UNKNOWN_SIZE)
+            file.seek(offset + size + size % 2)
     return 1.0
 
 
@@ -147,15 +147,15 @@ def _there(size: int, found: int, unknown: int) -> float:
 
 def _wave64(path: Path) -> float:
     """Of the sound of Sony's Wave64 the part that lies in the file; chunks count their own 24 bytes."""
-    whole, place = path.stat().st_size, 40
+    whole, offset = path.stat().st_size, 40
     with open(path, "rb") as file:
-        while file.seek(place) < whole and len(head := file.read(24)) == 24:
+        while file.seek(offset) < whole and len(head := file.read(24)) == 24:
             size = int.from_bytes(head[16:], "little") - 24
             if head[:4] == b"data":
-                return _there(size, whole - place - 24, UNKNOWN_LONG)
+                return _there(size, whole - offset - 24, UNKNOWN_LONG)
             if size < 0:
                 break
-            place += 24 + size + -size % 8
+            offset += 24 + size + -size % 8
     return 1.0
 
 
@@ -164,12 +164,12 @@ def _voc(path: Path) -> float:
     whole, stated, there = path.stat().st_size, 0, 0
     with open(path, "rb") as file:
         file.seek(20)
-        place = int.from_bytes(file.read(2), "little")
-        while file.seek(place) < whole and len(head := file.read(4)) == 4 and head[0]:
+        offset = int.from_bytes(file.read(2), "little")
+        while file.seek(offset) < whole and len(head := file.read(4)) == 4 and head[0]:
             size = int.from_bytes(head[1:], "little")
             stated += size
-            there += min(size, whole - place - 4)
-            place += 4 + size
+            there += min(size, whole - offset - 4)
+            offset += 4 + size
     return there / stated if stated else 1.0
 
 
@@ -196,16 +196,16 @@ def _asf(path: Path) -> float:
 
 def _filled(path: Path) -> int:
     """Bytes of a file up to the last that is not zero; all of them if the zeros at its end are few."""
-    whole = place = path.stat().st_size
+    whole = offset = path.stat().st_size
     with open(path, "rb") as file:
-        while place:
-            start = max(0, place - BLOCK)
+        while offset:
+            start = max(0, offset - BLOCK)
             file.seek(start)
-            if rest := file.read(place - start).rstrip(b"\0"):
-                place = start + len(rest)
+            if rest := file.read(offset - start).rstrip(b"\0"):
+                offset = start + len(rest)
                 break
-            place = start
-    return place if whole - place >= FEW_ZEROS else whole
+            offset = start
+    return offset if whole - offset >= FEW_ZEROS else whole
 
 
 def _flac(header: bytes) -> float:
@@ -222,17 +222,19 @@ def _mp3(path: Path, rate: int) -> float:
         head = file.read(10)
         while head[:3] == b"ID3" and len(head) == 10:
             # Sizes of tags have 7 bits to the byte.
-            file.seek(sum((byte & 127) << 7 * (9 - place) for place, byte in enumerate(head) if place > 5), 1)
+            file.seek(
+                sum((byte & 127) << 7 * (9 - offset) for offset, byte in enumerate(head) if offset > 5), 1
+            )
             head = file.read(10)
         head += file.read(2000)
     head = head[max(head.find(b"\xff"), 0) :][:200]
     samples = 1152 if rate >= 32_000 else 576
-    for mark, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+    for mark, offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
         start = head.find(mark)
-        header = head[start : start + place + 4]
-        if start < 0 or len(header) < place + 4 or (place == 8 and not header[7] & 1):
+        header = head[start : start + offset + 4]
+        if start < 0 or len(header) < offset + 4 or (offset == 8 and not header[7] & 1):
             continue
-        return int.from_bytes(header[place:], "big") * samples / max(rate, 1)
+        return int.from_bytes(header[offset:], "big") * samples / max(rate, 1)
     return 0.0
 
 

@@ -48,19 +48,19 @@ def goes_on(path: Path) -> bool:
     head = _at(path, 0, 12)
     if head[:4] != b"RIFF" or head[8:] != b"WAVE":
         return False
-    place, heard = 12, False
+    offset, heard = 12, False
     for _ in range(MOST_PARTS):
-        head = _at(path, place, 8)
-        if whole - place < LEAST_BEHIND:
+        head = _at(path, offset, 8)
+        if whole - offset < LEAST_BEHIND:
             return False
         kind, size = struct.unpack("<4sI", head)
-        if not _is_chunk(head, whole - place):
-            padding = _is_chunk(_at(path, place - 1, 8), whole - place + 1)
-            return heard and not padding and head[:3] != b"ID3" and any(_at(path, place, BLOCK))
+        if not _is_chunk(head, whole - offset):
+            padding = _is_chunk(_at(path, offset - 1, 8), whole - offset + 1)
+            return heard and not padding and head[:3] != b"ID3" and any(_at(path, offset, BLOCK))
         if kind == b"data" and not size:
             return False  # It was written as a stream, and is read to its end.
         heard |= kind == b"data"
-        place += 8 + size + size % 2
+        offset += 8 + size + size % 2
     return False
 
 
@@ -77,7 +77,7 @@ def motion_photo(path: Path) -> bool:
     if head[:3] != b"\xff\xd8\xff":
         return False
     starts = islice(_places(path, b"ftyp"), MOST_PLACES)
-    return any({b"moov", b"moof"} & {kind for kind, _ in _boxes(path, place - 4)} for place in starts)
+    return any({b"moov", b"moof"} & {kind for kind, _ in _boxes(path, offset - 4)} for offset in starts)
 
 
 def _places(path: Path, mark: bytes) -> Iterator[int]:
@@ -118,56 +118,56 @@ def _remedy(path: Path, head: bytes) -> str:
     return ": the recording was not finished or broke off (no moov, the table of its frames)"
 
 
-def _at(path: Path, place: int, count: int) -> bytes:
+def _at(path: Path, offset: int, count: int) -> bytes:
     with open(path, "rb") as file:
-        file.seek(place)
+        file.seek(offset)
         return file.read(count)
 
 
-def _boxes(path: Path, place: int = 0) -> Iterator[tuple[bytes, int]]:
-    """Kind and place of every box on the outermost level of an mp4 that begins at ``place``."""
+def _boxes(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Kind and place of every box on the outermost level of an mp4 that begins at ``offset``."""
     whole = path.stat().st_size
     with open(path, "rb") as file:
         for _ in range(MOST_PARTS):
-            file.seek(place)
+            file.seek(offset)
             head = file.read(16)
             if len(head) < 8:
                 return
             size, kind = struct.unpack(">I4s", head[:8])
-            yield kind, place
+            yield kind, offset
             if size == 1 and len(head) == 16:
                 size = struct.unpack(">Q", head[8:])[0]
-            if size < 8 or place + size > whole:
+            if size < 8 or offset + size > whole:
                 return
-            place += size
+            offset += size
 
 
 def _flv_again(path: Path) -> bool:
     """Whether a header stands where a tag should."""
-    place = 13
+    offset = 13
     with open(path, "rb") as file:
         for _ in range(MOST_PARTS):
-            file.seek(place)
+            file.seek(offset)
             head = file.read(11)
             if len(head) < 11 or head[:3] == b"FLV":
                 return len(head) == 11
-            place += 15 + int.from_bytes(head[1:4], "big")
+            offset += 15 + int.from_bytes(head[1:4], "big")
     return False
 
 
 def _asf_again(path: Path) -> bool:
     """Whether a second header object stands on the outermost level."""
-    whole, place = path.stat().st_size, 0
+    whole, offset = path.stat().st_size, 0
     with open(path, "rb") as file:
         for number in range(MOST_PARTS):
-            file.seek(place)
+            file.seek(offset)
             head = file.read(24)
             if len(head) < 24:
                 return False
             if number and head[:16] == ASF:
                 return True
             size = struct.unpack("<Q", head[16:])[0]
-            if size < 24 or place + size >= whole:
+            if size < 24 or offset + size >= whole:
                 return False
-            place += size
+            offset += size
     return False

@@ -58,7 +58,7 @@ class Table:
     #: The columns of its header, in small letters.
     columns: list[str] = field(default_factory=list)
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         return f"{self.file} line {self.lines[name]}" if name in self.lines else self.file
 
 
@@ -195,7 +195,7 @@ def _other_text(lines: list[str]) -> str | None:
 
 def _by_name(table: Table, records: list[Record], used: str) -> Table:
     """``table`` with the records as its rows, or with why they cannot be read."""
-    places, broken = [], []
+    locations, broken = [], []
     count = len(table.columns)
     for record in records:
         line, _, fields, why = record
@@ -213,10 +213,10 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
             name = name if len(fields) == count or table.columns[0] == "name" else ""
             broken.append((line, name, why))
             continue
-        places.append((name, f"{table.file} line {line}"))
+        locations.append((name, f"{table.file} line {line}"))
         table.rows[name] = row
         table.lines[name] = line
-    clip_names.check(places)
+    clip_names.check(locations)
     for line, name, why in broken:
         known = name not in table.rows and not clip_names.unsafe(name)
         table.bad[name if known else f"{table.file}:{line}"] = f"{table.file} line {line}: {why}"

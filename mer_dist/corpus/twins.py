@@ -49,8 +49,8 @@ def _identities(paths: set[Path], copies: bool) -> dict[Path, Hashable]:
         except (OSError, ValueError):  # ValueError: no file can have such a name
             continue
         if status.st_size:
-            place = found[path] = (status.st_dev, status.st_ino)
-            by_size.setdefault(status.st_size, {}).setdefault(place, []).append(path)
+            identity = found[path] = (status.st_dev, status.st_ino)
+            by_size.setdefault(status.st_size, {}).setdefault(identity, []).append(path)
     for size, files in by_size.items() if copies else ():
         for same in _equal([own[0] for own in files.values()], size // 2, PROBE):
             for equal in _equal(same, 0, None):

@@ -27,7 +27,7 @@ class _Form:
     """What the header of a WAV says of its samples, and where."""
 
     #: Place of the format, and of the samples and their end.
-    place: int
+    offset: int
     start: int
     end: int
     tag: int
@@ -47,15 +47,17 @@ class Filled:
         self._file, self._form, self._shift = file, form, shift
         bits = 8 * form.width
         #: Place -> the byte to be read there: of two that count bits the lower one.
-        self._told = {form.place + 14: bits} | ({form.place + 18: bits} if form.tag == EXTENSIBLE else {})
+        self._replaced = {form.offset + 14: bits} | (
+            {form.offset + 18: bits} if form.tag == EXTENSIBLE else {}
+        )
         file.seek(0)
 
     def read(self, count: int) -> bytes:
         at, form = self.tell(), self._form
         if at < form.start:
             header = bytearray(self._file.read(min(count, form.start - at)))
-            for place in self._told.keys() & range(at, at + len(header)):
-                header[place - at] = self._told[place]
+            for offset in self._replaced.keys() & range(at, at + len(header)):
+                header[offset - at] = self._replaced[offset]
             return bytes(header)
         if not self._shift or at >= form.end:
             return self._file.read(count)
@@ -67,8 +69,8 @@ class Filled:
         self._file.seek(at + len(got))
         return got
 
-    def seek(self, place: int, whence: int = 0) -> int:
-        return self._file.seek(place, whence)
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
 
     def tell(self) -> int:
         return self._file.tell()
@@ -91,23 +93,23 @@ def _form(file: BinaryIO) -> _Form | None:
     head = file.read(12)
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:] != b"WAVE":
         return None
-    place, chunk = 12, None
+    offset, chunk = 12, None
     for _ in range(MOST_CHUNKS):
-        file.seek(place)
+        file.seek(offset)
         head = file.read(8)
         if len(head) < 8:
             return None
         kind, size = struct.unpack("<4sI", head)
         if kind == b"fmt ":
-            chunk = (place + 8, file.read(min(size, 40)))
+            chunk = (offset + 8, file.read(min(size, 40)))
         if kind == b"data":
-            return _understood(chunk, place + 8, size) if chunk else None
-        place += 8 + size + size % 2
+            return _understood(chunk, offset + 8, size) if chunk else None
+        offset += 8 + size + size % 2
     return None
 
 
 def _understood(chunk: tuple[int, bytes], start: int, size: int) -> _Form | None:
-    place, content = chunk
+    offset, content = chunk
     if len(content) < 16:
         return None
     tag, channels, _, _, align, bits = struct.unpack("<HHIIHH", content[:16])
@@ -118,7 +120,7 @@ def _understood(chunk: tuple[int, bytes], start: int, size: int) -> _Form | None
         kind = tag
     if kind != INTEGERS or not channels or align % channels:
         return None
-    return _Form(place=place, start=start, end=start + size, tag=tag, width=align // channels, bits=bits)
+    return _Form(offset=offset, start=start, end=start + size, tag=tag, width=align // channels, bits=bits)
 
 
 def _shift(file: BinaryIO, form: _Form) -> int | None:

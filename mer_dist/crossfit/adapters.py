@@ -112,7 +112,7 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
         raise UserError(f"extractors.{name}: no labelled clip has {family.modality} to fine-tune on")
     fingerprint = files.fingerprint_of(
         [
-            _what_decides_weights(extractor),
+            _weights_settings(extractor),
             files.folder_fingerprint(Path(extractor.path)),
             config.run.seed,
             config.corpus.labels,
@@ -130,7 +130,7 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
     )
 
 
-def _what_decides_weights(extractor: ExtractorConfig) -> list:
+def _weights_settings(extractor: ExtractorConfig) -> list:
     """The settings that a copy depends on: not where the model lies, how it is fed, nor which
     other copies there are."""
     training = as_dict(extractor.finetune)

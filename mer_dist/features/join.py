@@ -65,9 +65,9 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     label_of, problems = labels_of(config, run)
     labeled = {name: label for name, label in label_of.items() if label is not None}
     if not labeled:
-        place = config.fuse.labels or str(run.shards)
+        source = config.fuse.labels or str(run.shards)
         first = f"; the first of its rows that cannot be used: {problems[0].reason}" if problems else ""
-        raise UserError(f"{place}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
+        raise UserError(f"{source}: no clip has one of the labels {', '.join(config.corpus.labels)}{first}")
     if len(kinds := {*labeled.values()}) == 1:
         raise UserError(
             f"{config.fuse.labels or run.shards}: every labelled clip is {kinds.pop()}, and "
@@ -152,7 +152,7 @@ def read_labels(
         if not why and split != UNLABELED:
             label, why = known.read(row[column])
         if why:
-            bad[name] = f"{rows.place(name)}: {why}"
+            bad[name] = f"{rows.location(name)}: {why}"
         else:
             found[name] = label
     known.tell()
@@ -249,9 +249,9 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
             f"features {set_name}: none of the {len(broken)} clips has vectors that are numbers; "
             "delete the folder and run extract again, which says what to set, or import others"
         )
-    lacking = len(known) - len(known.intersection(found.names)) + len(broken)
-    if lacking:
-        logger.info("features %s: %d of %d clips have none", set_name, lacking, len(known))
+    absent = len(known) - len(known.intersection(found.names)) + len(broken)
+    if absent:
+        logger.info("features %s: %d of %d clips have none", set_name, absent, len(known))
     why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
     return found.only(known - broken) if broken else found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)

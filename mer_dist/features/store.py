@@ -262,8 +262,8 @@ def join(parts: Sequence[FeatureSet | StoredShard], order: list[str] | None = No
     """
     _check_parts(parts)
     names = [name for part in parts for name in part.names]
-    place_of = {name: place for place, name in enumerate(order or ())}
-    source = np.argsort([place_of.get(name, len(place_of)) for name in names], kind="stable")
+    position_of = {name: position for position, name in enumerate(order or ())}
+    source = np.argsort([position_of.get(name, len(position_of)) for name in names], kind="stable")
     target = np.empty_like(source)
     target[source] = np.arange(len(source))
     targets = np.split(target, np.cumsum([len(part.names) for part in parts])[:-1])
@@ -309,8 +309,8 @@ def _join_frames(
         own = np.asarray(part.frame)
         if frame is None:
             frame = np.empty((offsets[-1], own.shape[1]), own.dtype)
-        places = np.arange(len(own)) + np.repeat(offsets[rows] - span[:-1], np.diff(span))
-        frame[places] = own
+        target = np.arange(len(own)) + np.repeat(offsets[rows] - span[:-1], np.diff(span))
+        frame[target] = own
     assert frame is not None, "there is a part"
     return frame, offsets
 

@@ -48,8 +48,8 @@ class CounterRng:
         return self._draw(first, count)
 
     def _draw(self, first: int, count: int) -> Tensor:
-        places = torch.arange(first, first + count, device=self.start_E.device)
-        return mix((places + (self.steps << 32)) * GAMMA + self.start_E[:, None])
+        positions = torch.arange(first, first + count, device=self.start_E.device)
+        return mix((positions + (self.steps << 32)) * GAMMA + self.start_E[:, None])
 
 
 def mix(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def counts(device: torch.device) -> bool:
 
 
 @dataclass
-class Chance:
+class DropoutRate:
     """Of something to happen, rounded to 1/256: one for all members or one for each."""
 
     #: (E,) uint8, in units of 1/256.
@@ -55,14 +55,14 @@ class RngStreams:
         """Around the forward pass of a training step: a GPU draws at once what is dropped in it."""
         return nullcontext() if self.counted is None else self.counted.step()
 
-    def kept(self, chance: Chance, *shape: int) -> Tensor:
+    def kept(self, rate: DropoutRate, *shape: int) -> Tensor:
         """(E, *shape) bool, False with the member's chance.
 
         A byte is enough for a decision, and eight of them cost one number.
         """
         count = math.prod(shape)
         drawn = self._words(-(-count // 8)).view(torch.uint8)[:, :count]
-        return (drawn >= chance.parts[:, None]).unflatten(1, shape)
+        return (drawn >= rate.parts[:, None]).unflatten(1, shape)
 
     def _words(self, count: int) -> Tensor:
         """(E, count) int64, all bits random."""
@@ -73,11 +73,11 @@ class RngStreams:
             row.random_(-(2**63), None, generator=own)
         return words
 
-    def chance(self, chances: float | list[float]) -> Chance:
+    def rate(self, rates: float | list[float]) -> DropoutRate:
         """For :meth:`kept`, of one number for all members or one for each."""
-        each = [chances] * len(self.generators) if isinstance(chances, float) else chances
-        parts = [min(round(256 * chance), 255) for chance in each]
-        return Chance(torch.tensor(parts, dtype=torch.uint8, device=self.device), any(parts))
+        each = [rates] * len(self.generators) if isinstance(rates, float) else rates
+        parts = [min(round(256 * rate), 255) for rate in each]
+        return DropoutRate(torch.tensor(parts, dtype=torch.uint8, device=self.device), any(parts))
 
     def order(self, member: int, count: int, length: int) -> Tensor:
         """``length`` of the numbers below ``count``: each once in random order, then over again."""
@@ -103,15 +103,15 @@ class Linear(nn.Module):
 class Dropout(nn.Module):
     """Inverted dropout, its chance rounded to 1/256: one for all members or one for each."""
 
-    def __init__(self, streams: RngStreams, chances: float | list[float]):
+    def __init__(self, streams: RngStreams, rates: float | list[float]):
         super().__init__()
-        self.streams, self.chance = streams, streams.chance(chances)
-        self.scale = 1 / (1 - self.chance.parts.to(streams.dtype) / 256)
+        self.streams, self.rate = streams, streams.rate(rates)
+        self.scale = 1 / (1 - self.rate.parts.to(streams.dtype) / 256)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.chance.some:
+        if not self.training or not self.rate.some:
             return x
-        keep = self.streams.kept(self.chance, *x.shape[1:])
+        keep = self.streams.kept(self.rate, *x.shape[1:])
         # Bits times numbers first: bits times the scale would make a second tensor of numbers.
         return (x * keep).mul_(self.scale.view(-1, *[1] * (x.dim() - 1)))
 

@@ -85,8 +85,8 @@ class MemberModules(FusionModel):
         if streams.device.type != "cpu":
             self.on_host = [torch.Generator().manual_seed(seed) for seed in streams.seeds]
         made = []
-        for member, chance in enumerate(dropout):
-            own = {"dropout": chance} if "dropout" in options else {}
+        for member, rate in enumerate(dropout):
+            own = {"dropout": rate} if "dropout" in options else {}
             with self._drawing(member):
                 made.append(_made(model, sets, classes, options | own).to(streams.dtype))
         self.module, others = made[0], made[1:]
@@ -165,9 +165,9 @@ def _made(
     missing = [None, *(range(len(sets)) if len(sets) > 1 else ())]
     values = [torch.linspace(-1, 1, one.dims).expand(len(missing), one.tokens, -1).clone() for one in sets]
     masks = [torch.ones(len(missing), one.tokens, dtype=torch.bool) for one in sets]
-    for row, lacking in enumerate(missing):
-        if lacking is not None:
-            values[lacking][row], masks[lacking][row] = 0, False
+    for row, absent in enumerate(missing):
+        if absent is not None:
+            values[absent][row], masks[absent][row] = 0, False
     with torch.no_grad():
         logits = module(values, masks)
     if not isinstance(logits, Tensor) or logits.shape != (len(missing), classes):
@@ -176,12 +176,12 @@ def _made(
             f"fuse.model {model.name}: forward must return logits (B, C), here {(len(missing), classes)}, and returned "
             f"{found}"
         )
-    for row, lacking in zip(logits, missing, strict=True):
+    for row, absent in zip(logits, missing, strict=True):
         if not row.isfinite().all():
             what = (
                 "has all feature sets"
-                if lacking is None
-                else f"lacks set {lacking + 1}, {sets[lacking].modality}"
+                if absent is None
+                else f"lacks set {absent + 1}, {sets[absent].modality}"
             )
             raise UserError(
                 f"fuse.model {model.name}: the logits of a clip that {what}, are not finite; the masks are False where "

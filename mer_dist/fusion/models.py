@@ -106,18 +106,17 @@ class AGT(FusionModel):
     ):
         super().__init__()
         self.streams, self.query_modality = streams, query_modality
-        self.modality_dropout = streams.chance(modality_dropout)
+        self.modality_dropout = streams.rate(modality_dropout)
         present = {one.modality for one in sets}
         others = [str(name) for name in Modality if name in present and name != query_modality]
         self.channels = [query_modality, *others]
-        # The names of what has parameters are those in a saved round.
         self.feature_dropout = Dropout(streams, feature_dropout)
         self.project = nn.ModuleList(Linear(streams, one.dims, width) for one in sets)
         # One vector per set and token: it says the modality and the position in time.
-        self.place = nn.ParameterList(0.04 * (streams.uniform(1, one.tokens, width) - 0.5) for one in sets)
+        self.position = nn.ParameterList(0.04 * (streams.uniform(1, one.tokens, width) - 0.5) for one in sets)
         self.encode = nn.ModuleList(FeedForward(streams, width, dropout) for _ in sets)
-        self.stand_in = nn.Parameter(streams.uniform(1, 1, width) - 0.5)
-        self.context = nn.ModuleDict(
+        self.learned_query = nn.Parameter(streams.uniform(1, 1, width) - 0.5)
+        self.cross_attention = nn.ModuleDict(
             {
                 name: ContextBasedTransformer(streams, width, heads, dropout)
                 for name in (others if cross_attention else ())
@@ -126,10 +125,10 @@ class AGT(FusionModel):
         self.fuse = Fusion(streams, len(self.channels), width, fusion, dropout)
         self.refine = FeedForward(streams, width, dropout)
         self.classify = nn.Sequential(Dropout(streams, dropout), Linear(streams, width, classes))
-        self.shortcut = nn.ModuleList(
+        self.linear_skips = nn.ModuleList(
             Linear(streams, one.dims, classes) for one in (sets if linear_skip else ())
         )
-        for direct in self.shortcut:
+        for direct in self.linear_skips:
             nn.init.zeros_(direct.get_parameter("weight"))
 
     def forward(self, inputs: FeatureBatch) -> Tensor:
@@ -140,15 +139,15 @@ class AGT(FusionModel):
         query, query_mask = self._query(tokens, masks)
         pooled, valid = [masked_mean(query, query_mask)], [masks[self.query_modality].any(-1)]
         for name in self.channels[1:]:
-            if name in self.context:
-                attended = self.context[name](query, query_mask, tokens[name], masks[name])
+            if name in self.cross_attention:
+                attended = self.cross_attention[name](query, query_mask, tokens[name], masks[name])
                 pooled.append(masked_mean(attended, query_mask))
             else:
                 pooled.append(masked_mean(tokens[name], masks[name]))
             valid.append(masks[name].any(-1))
         fused = self.fuse(torch.stack(pooled, -2), torch.stack(valid, -1))
         logits = self.classify(fused + self.refine(norm(fused)))
-        for direct, of_set, mask in zip(self.shortcut, values, hidden, strict=False):
+        for direct, of_set, mask in zip(self.linear_skips, values, hidden, strict=False):
             logits = logits + masked_mean(direct(of_set), mask)
         return logits
 
@@ -157,7 +156,7 @@ class AGT(FusionModel):
         tokens: dict[str, list] = {}
         masks: dict[str, list] = {}
         for index, name in enumerate(modality):
-            projected = self.project[index](values[index]) + self.place[index]
+            projected = self.project[index](values[index]) + self.position[index]
             tokens.setdefault(name, []).append(projected + self.encode[index](norm(projected)))
             masks.setdefault(name, []).append(hidden[index])
         return (
@@ -181,11 +180,11 @@ class AGT(FusionModel):
         if self.query_modality not in tokens:  # no feature set of that modality at all
             some = next(iter(masks.values()))[..., :1]
             masks[self.query_modality] = torch.zeros_like(some)
-            tokens[self.query_modality] = self.stand_in.expand(*some.shape, -1)
+            tokens[self.query_modality] = self.learned_query.expand(*some.shape, -1)
         mask = masks[self.query_modality]
         first = torch.arange(mask.shape[-1], device=mask.device) == 0
         query_mask = mask | (first & ~mask.any(-1, keepdim=True))
-        return torch.where(mask[..., None], tokens[self.query_modality], self.stand_in), query_mask
+        return torch.where(mask[..., None], tokens[self.query_modality], self.learned_query), query_mask
 
 
 @register("attention", batched=True)

@@ -237,21 +237,21 @@ class _Found:
         }
         marks = _dictionary(_dictionary(files.read_marker(self.run.linear_probes.folder)).get("sets"))
         for name, recipe in linear_probes.items():
-            place = self.run.linear_probes.predictions(name)
-            yield from self._compare(place, marks.get(name) if place.exists() else None, recipe)
+            path = self.run.linear_probes.predictions(name)
+            yield from self._compare(path, marks.get(name) if path.exists() else None, recipe)
         if (of := self._of(join.fused_sets(self.config))) is None:
             return
         last = fused(self.clips, of)
         for number, recipe in self._rounds(last):
-            last, place = recipe, self.run.round(number).folder
-            yield from self._compare(place, files.read_marker(place), recipe)
+            last, path = recipe, self.run.round(number).folder
+            yield from self._compare(path, files.read_marker(path), recipe)
         if all(name in linear_probes for name in voting(self.config, linear_probes)):
             with suppress(UserError):
                 recipe = vote(
                     self.config, last, [linear_probes[name] for name in voting(self.config, linear_probes)]
                 )
-                place = self.run.vote.folder
-                yield from self._compare(place, files.read_marker(place), recipe)
+                path = self.run.vote.folder
+                yield from self._compare(path, files.read_marker(path), recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
         """The rounds that there are to be, as far as that is known without making one."""
@@ -264,8 +264,8 @@ class _Found:
             if number < last and enough(wafs, self.config.self_train.patience):
                 return
 
-    def _compare(self, place: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
-        part = self.run.relative(place.with_suffix(""))
+    def _compare(self, path: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
+        part = self.run.relative(path.with_suffix(""))
         mark = _dictionary(mark)
         if not mark and self.answered:
             yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")

@@ -274,9 +274,9 @@ def _features(state: _State) -> None:
         for name in join.fused_sets(state.config):
             needed.update(FeatureSetId.parse(name).stored(state.config.folds.count))
     there = {folder.name for folder in folders}
-    for lacking in sorted((own for own in needed if str(own) not in there), key=str):
-        how = "extract" if lacking.name in state.config.extractors else "import-features"
-        state.findings.append(f"features {lacking}: there are none; run {how}")
+    for absent in sorted((own for own in needed if str(own) not in there), key=str):
+        how = "extract" if absent.name in state.config.extractors else "import-features"
+        state.findings.append(f"features {absent}: there are none; run {how}")
     for folder in folders:
         try:
             description = store.description(folder)
@@ -339,8 +339,8 @@ def _feature_set(state: _State, folder: Path, description: dict) -> None:
     state.find(names.keys() & missing.keys(), f"{what} have a row although they are called missing")
     state.find([name for name, why in missing.items() if not why], f"{what} miss without a reason")
     state.find((names.keys() | missing.keys()) - state.rows.keys(), f"{what} are not in the shards")
-    lacking = {name for name, row in state.rows.items() if modality in row.missing}
-    state.find(names.keys() & lacking, f"{what} have a row although they lack the {modality}")
+    without_modality = {name for name, row in state.rows.items() if modality in row.missing}
+    state.find(names.keys() & without_modality, f"{what} have a row although they lack the {modality}")
     logger.info(
         "features %s: %d of %d clips have a row, %d are missing with a reason",
         folder.name,

@@ -311,8 +311,8 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         rows = torch.arange(len(states), device=states.device)
         last = torch.full_like(rows, states.shape[1] - 1)
         if attention_mask is not None:
-            places = torch.arange(states.shape[1], device=states.device)
-            last = (places * attention_mask.bool()).argmax(1)
+            positions = torch.arange(states.shape[1], device=states.device)
+            last = (positions * attention_mask.bool()).argmax(1)
         logits = self.score(states[rows, last])
         loss = None
         if labels is not None:

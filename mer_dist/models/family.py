@@ -117,13 +117,13 @@ def _faults(extractor: type, facts: dict[str, Any]) -> str:
     """Why a class cannot be an encoder family; empty: it can."""
     if not hasattr(extractor, "from_pretrained"):
         return "is no subclass of mer_dist.models.extractor.Extractor"
-    lacking = [name for name in ("unit", "lora_targets") if not hasattr(extractor, name)]
-    lacking += sorted(getattr(extractor, "__abstractmethods__", ()))
+    missing = [name for name in ("unit", "lora_targets") if not hasattr(extractor, name)]
+    missing += sorted(getattr(extractor, "__abstractmethods__", ()))
     needed = (one.name for one in fields(Family) if one.default is MISSING and one.default_factory is MISSING)
-    lacking += [f"{name}=… in register" for name in needed if name not in (*facts, "extractor")]
-    if not lacking and facts["modality"] not in set(Modality):
+    missing += [f"{name}=… in register" for name in needed if name not in (*facts, "extractor")]
+    if not missing and facts["modality"] not in set(Modality):
         return f"has the modality {facts['modality']!r}; it must be one of: {', '.join(Modality)}"
-    return f"lacks {', '.join(lacking)}" if lacking else ""
+    return f"lacks {', '.join(missing)}" if missing else ""
 
 
 def _hash(extractor: type) -> str:

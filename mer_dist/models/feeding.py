@@ -132,15 +132,15 @@ def _ready(
             counts[row.name] = len(found)
             segments += found
     batches = []
-    for places in fitting_batches(
+    for positions in fitting_batches(
         [extractor.length(segment) for segment in segments], extractor.budget(device)
     ):
-        batch = extractor.collate([segments[place] for place in places])
+        batch = extractor.collate([segments[position] for position in positions])
         if pace(device).pinned:
             # A thread begins on the first GPU, where nothing of other ranks shall lie.
             torch.cuda.set_device(device)
             batch = {key: value.pin_memory() for key, value in batch.items()}
-        batches.append((places, batch))
+        batches.append((positions, batch))
     return Chunk(shard=shard, segments=counts, refused=refused, batches=batches)
 
 
@@ -194,15 +194,15 @@ def _computed(
     """Each chunk with the vectors of its clips; pieces are computed beside others of like length."""
     passes = _passes(extractor, chunks, device)
     done: dict[int, np.ndarray] = {}
-    for chunk, places, results, last in _one_behind(passes) if pace(device).ahead else passes:
+    for chunk, positions, results, last in _one_behind(passes) if pace(device).ahead else passes:
         if results is not None:
-            done.update(zip(places, results.fetched(), strict=True))
+            done.update(zip(positions, results.fetched(), strict=True))
         if last:
             ends = np.cumsum([0, *chunk.segments.values()])
             spans = zip(chunk.segments, pairwise(ends), strict=True)
             yield (
                 chunk,
-                {name: np.concatenate([done[place] for place in range(*span)]) for name, span in spans},
+                {name: np.concatenate([done[position] for position in range(*span)]) for name, span in spans},
             )
             done = {}
 
@@ -214,8 +214,8 @@ def _passes(
     for chunk in chunks:
         if not chunk.batches:
             yield chunk, [], None, True
-        for number, (places, batch) in enumerate(chunk.batches, start=1):
-            yield chunk, places, asked(extractor, batch, device), number == len(chunk.batches)
+        for number, (positions, batch) in enumerate(chunk.batches, start=1):
+            yield chunk, positions, asked(extractor, batch, device), number == len(chunk.batches)
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:

@@ -199,13 +199,13 @@ def _model(config: Config, name: str) -> str:
 
 
 def _run_folder(config: Config) -> str:
-    place = existing(Path(config.run.folder))
+    folder = existing(Path(config.run.folder))
     try:
-        with tempfile.TemporaryFile(dir=place):
-            return f"{place} can be written"
+        with tempfile.TemporaryFile(dir=folder):
+            return f"{folder} can be written"
     except OSError as error:
         raise UserError(
-            f"{place}: nothing can be written there ({error.strerror}); choose another run.folder"
+            f"{folder}: nothing can be written there ({error.strerror}); choose another run.folder"
         ) from None
 
 

@@ -115,18 +115,18 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
         for name, reasons in found.items()
         for why in reasons
     ]
-    lacking = {fault.name for fault in faults}
-    if not lacking:
+    without_file = {fault.name for fault in faults}
+    if not without_file:
         return f"the files of {among} are there"
-    text = f"{len(lacking)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
-    if len(lacking) > 1:
-        names = sorted(lacking)
+    text = f"{len(without_file)} of {among} lack a file{_kinds(faults)}; for example {faults[0].reason}"
+    if len(without_file) > 1:
+        names = sorted(without_file)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         text += f"; in all {', '.join(names[:NAMED])}{more}"
     parts = [
         {clip.name for clip in clips if clip.split == split} & found.keys() for split in (LABELED, UNLABELED)
     ]
-    if any(len(lacking & part) > MANY * len(part) for part in parts):
+    if any(len(without_file & part) > MANY * len(part) for part in parts):
         raise UserError(
             f"{text}. Is the disk mounted, are the paths right (those of a table are relative to its folder)?"
         )

@@ -93,7 +93,7 @@ def _judged(values: tuple[str | None, ...], above: list[Process], terminal: bool
             # A command, as pdsh sends it to each node; who logs in has a terminal.
             return Starter("ssh")
     carrier = None
-    for place, process in enumerate(above):
+    for position, process in enumerate(above):
         if process.values == values:
             carrier = process
         elif carrier and _MULTIPLEXERS.fullmatch(carrier.words[0]):
@@ -103,7 +103,7 @@ def _judged(values: tuple[str | None, ...], above: list[Process], terminal: bool
         elif not _SHELLS.fullmatch(process.words[0]):
             return Starter(process.words[0], known=False)
         else:
-            rest = above[place + 1 :]
+            rest = above[position + 1 :]
             first = not rest or len(rest) == 1 and _INITS.fullmatch(rest[0].words[0])
             return _CONTAINER if first else None
     return _CONTAINER

@@ -359,7 +359,7 @@ def _timings(reader: _Reader) -> list[Timing]:
     """One row for each marked folder, in the order of the stages: the work of all starts."""
     run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
     spent = reader.read(run.timings("", 0).parent, lambda _: timings.by_part(run)) or {}
-    places = [
+    folders_of = [
         ("shard", [run.shards]),
         ("finetune", [one.folder for one in run.adapters()]),
         ("extract", run.feature_sets()),
@@ -368,7 +368,7 @@ def _timings(reader: _Reader) -> list[Timing]:
         ("vote", [run.vote.folder]),
     ]
     rows = []
-    for stage, folders in places:
+    for stage, folders in folders_of:
         for folder in sorted(folders, key=lambda path: natural(str(path))):
             run_data = read_marker(folder)
             if run_data is None:

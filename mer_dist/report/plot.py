@@ -143,7 +143,7 @@ def _curve(curve: Line, x: Scale, y: Scale, percent: bool) -> Html:
     points = [(epoch, value) for epoch, value in enumerate(curve.values, start=1) if value is not None]
     if not points:
         return Html("")
-    places = [(x(epoch), y(value)) for epoch, value in points]
+    pixels = [(x(epoch), y(value)) for epoch, value in points]
     marked = [epoch for epoch, _ in points if epoch == curve.best or len(points) == 1]
     dots = [
         tag("circle", cx=x(epoch), cy=y(value), r=3.5, class_="dot")
@@ -153,5 +153,5 @@ def _curve(curve: Line, x: Scale, y: Scale, percent: bool) -> Html:
     last = points[-1][1]
     note = f"{curve.name}: {100 * last:.2f} %" if percent else f"{curve.name}: {last:.4g}"
     return tag(
-        "g", tag("title", note), path(places, "curve"), dots, class_=f"c{curve.colour % COLOURS} {curve.look}"
+        "g", tag("title", note), path(pixels, "curve"), dots, class_=f"c{curve.colour % COLOURS} {curve.look}"
     )

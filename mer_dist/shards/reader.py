@@ -41,7 +41,7 @@ class Sample:
     jpegs: list[bytes]
     flac: bytes | None
     #: Tar and clip, for errors.
-    place: str = ""
+    location: str = ""
 
     def images(self, count: int = 0) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many of them, evenly.
@@ -83,7 +83,7 @@ class Sample:
 
     def _damaged(self, what: str) -> UserError:
         return UserError(
-            f"{self.place}: its {what} cannot be decoded, so the tar is damaged; delete it and run shard"
+            f"{self.location}: its {what} cannot be decoded, so the tar is damaged; delete it and run shard"
         )
 
 
@@ -107,7 +107,7 @@ class Reader:
             UserError: the tar is missing or too short; names shard and clip.
         """
         members = self.members(row, PARTS[modality])
-        place = self._place(row)
+        location = self._location(row)
         jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
         return Sample(
             name=row.name,
@@ -118,7 +118,7 @@ class Reader:
             duration=row.duration,
             jpegs=jpegs,
             flac=members.get("flac"),
-            place=place,
+            location=location,
         )
 
     def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
@@ -135,15 +135,15 @@ class Reader:
             there = 0 <= start <= end <= os.fstat(tar).st_size
             content = os.pread(tar, end - start, start) if there else b""
         except OSError as error:
-            raise UserError(f"{self._place(row)}: cannot be read ({error.strerror}); run shard") from None
+            raise UserError(f"{self._location(row)}: cannot be read ({error.strerror}); run shard") from None
         if not there or len(content) < end - start:
-            raise UserError(f"{self._place(row)}: the tar ends too early; delete it and run shard")
+            raise UserError(f"{self._location(row)}: the tar ends too early; delete it and run shard")
         return {
             suffix: content[offset - start : offset - start + size]
             for suffix, (offset, size) in wanted.items()
         }
 
-    def _place(self, row: Row) -> str:
+    def _location(self, row: Row) -> str:
         return f"{ShardFolder(self.folder).tar(row.shard)}, clip {row.name}"
 
     def close(self) -> None:

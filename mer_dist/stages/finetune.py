@@ -255,8 +255,8 @@ def _task(adapter: Adapter, config: Config, extractor, budget: float):
 
     def load(positions: np.ndarray):
         real = positions[positions != PAD_INDEX]
-        stand_in = real[0] if len(real) else shortest
-        rows = [adapter.rows[stand_in if place == PAD_INDEX else place] for place in positions]
+        padding = real[0] if len(real) else shortest
+        rows = [adapter.rows[padding if row == PAD_INDEX else row] for row in positions]
         samples = (reader.read(row, extractor.modality) for row in rows)
         return extractor.collate_clips([extractor.prepare(sample) for sample in samples])
 

@@ -119,12 +119,12 @@ def _source(clip: Clip, config: Config) -> str:
     # A table lies beside its media; a folder holds them.
     root = Path(config.corpus.path)
     root = root if root.is_dir() else root.parent
-    places = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
+    paths = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
     crops = None
     if config.shard.faces == "openface":
         crops = files.size_and_mtime(faces.openface_folder(Path(config.shard.openface), clip.name))
     return files.fingerprint_of(
-        [places, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
+        [paths, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
     )
 
 

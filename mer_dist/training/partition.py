@@ -113,6 +113,6 @@ def _edges(segments: np.ndarray, longest: np.ndarray, budget: float, clips: int,
             (before[end] - before[start]) * longest[end - 1] if end - start > 1 else 0
             for start, end in pairwise(edges)
         ]
-        place = int(np.argmax(costs))
-        edges.insert(place + 1, (edges[place] + edges[place + 1] + 1) // 2)
+        costliest = int(np.argmax(costs))
+        edges.insert(costliest + 1, (edges[costliest] + edges[costliest + 1] + 1) // 2)
     return edges

@@ -33,7 +33,7 @@ class Pass(NamedTuple):
     """What goes through the model at a time, on the CPU."""
 
     #: of the first clip, in the order in which the global batch is cut.
-    place: int
+    number: int
     #: (B,) of the clips.
     positions: np.ndarray
     #: the same for the device.
@@ -200,7 +200,7 @@ class Trainer:
         for number, part in enumerate(mine, 1):
             # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
             # the rank that computes it.
-            torch.manual_seed(_mix(self.seed, step, part.place))
+            torch.manual_seed(_mix(self.seed, step, part.number))
             with self._accumulating(last=number == len(mine)):
                 loss = self._loss(part)
                 self.accelerator.backward(loss * scale)
@@ -298,13 +298,13 @@ class Trainer:
         def load(batch: np.ndarray):
             return batch, [read(*part) for part in self.task.passes.cut(batch, world)[rank::world]]
 
-        def read(place: int, positions: np.ndarray) -> Pass:
+        def read(number: int, positions: np.ndarray) -> Pass:
             inputs, owners = self.task.load(positions), torch.from_numpy(positions)
             if on_gpu:
                 # Copies from other memory make the host wait, and the device as well.
                 inputs = {name: value.pin_memory() for name, value in inputs.items()}
                 owners = owners.pin_memory()
-            return Pass(place, positions, owners, inputs)
+            return Pass(number, positions, owners, inputs)
 
         threads = loaders(ranks_here()) if on_gpu else 1
         return prefetched(load, batches, ahead=threads + 1, threads=threads)

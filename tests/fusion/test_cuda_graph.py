@@ -119,11 +119,11 @@ def test_a_step_gives_the_same_words_at_once_or_one_by_one_and_beside_whom_it_wi
 
 def test_counted_chances_are_kept_and_differ_by_member_step_and_place(counting):
     streams = RngStreams([0, 1, 2], CPU)
-    chance = streams.chance([0.0, 0.25, 0.7])
+    rate = streams.rate([0.0, 0.25, 0.7])
     kept = []
     for _ in range(2):
         with streams.step():
-            kept += [streams.kept(chance, 40, 50), streams.kept(chance, 40, 50)]
+            kept += [streams.kept(rate, 40, 50), streams.kept(rate, 40, 50)]
     for one in kept:
         assert one.shape == (3, 40, 50) and one[0].all()
         assert (1 - one[1:].float().mean((1, 2)) - torch.tensor([0.25, 0.7])).abs().max() < 0.04
@@ -132,7 +132,7 @@ def test_counted_chances_are_kept_and_differ_by_member_step_and_place(counting):
     apart = [(one[1] ^ other[1]).float().mean() for one in kept for other in kept if one is not other]
     assert min(apart) > 0.3
     both = RngStreams([0, 1, 2], CPU), RngStreams([2], CPU)
-    assert torch.equal(both[0].kept(chance, 9)[2:], both[1].kept(both[1].chance(0.7), 9))
+    assert torch.equal(both[0].kept(rate, 9)[2:], both[1].kept(both[1].rate(0.7), 9))
 
 
 @pytest.mark.slow

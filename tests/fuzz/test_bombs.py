@@ -100,7 +100,7 @@ def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
         duration=0,
         jpegs=[content],
         flac=None,
-        place="00000.tar, clip a",
+        location="00000.tar, clip a",
     )
     assert tried(sample.images).startswith("00000.tar, clip a: its pictures cannot be decoded")
 

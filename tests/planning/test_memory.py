@@ -95,7 +95,7 @@ def test_the_launch_file_tells_stage_machines_and_port(tmp_path):
     assert launch_config.layout(run) == LaunchLayout(processes=8, zero_stage=0)
     assert launch_config.layout(RunConfig(folder="x", processes=1)) == LaunchLayout(processes=1, zero_stage=0)
     assert launch_config.layout(RunConfig(folder="x", processes=4)).zero_stage == 3
-    assert launch_config.layout(run).told == "plain data parallelism"
+    assert launch_config.layout(run).description == "plain data parallelism"
     path.write_text("distributed_type: FSDP\n")
     with pytest.raises(UserError, match="distributed_type FSDP of .* is not supported; set it to MULTI_GPU"):
         launch_config.layout(run)

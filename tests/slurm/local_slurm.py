@@ -75,7 +75,7 @@ class Cluster:
             check=False,
         )
 
-    def told(self, *command: str | Path, cwd: Path | None = None, seconds: float = 120) -> str:
+    def output(self, *command: str | Path, cwd: Path | None = None, seconds: float = 120) -> str:
         done = self(*command, cwd=cwd, seconds=seconds)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
@@ -83,18 +83,20 @@ class Cluster:
     def sbatch(self, name: str, job: Path, *overrides: str, dependency: str = "") -> str:
         """Submit one of the files in slurm/ as the README says; returns the job's id."""
         stage = "finetune" if name == "run" else name
-        options = self.told("mer-dist", "slurm-options", stage, job, *overrides).split()
+        options = self.output("mer-dist", "slurm-options", stage, job, *overrides).split()
         options += [f"--dependency={dependency}"] * bool(dependency)
-        file = ROOT / "slurm" / f"{name}.sbatch"
-        return self.told("sbatch", "--parsable", *options, file, job, *overrides, cwd=job.parent).strip()
+        file = [ROOT / "slurm/run.sbatch"] if name == "run" else [ROOT / "slurm/stage.sbatch", stage]
+        return self.output("sbatch", "--parsable", *options, *file, job, *overrides, cwd=job.parent).strip()
 
     def state(self, job: str) -> str:
         """RUNNING, COMPLETED, ...; of an array that of all its tasks."""
-        rows = self.told("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
+        rows = self.output("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
         return ",".join(sorted(set(rows)))
 
     def restarts(self, job: str) -> int:
-        (field,) = [word for word in self.told("scontrol", "show", "job", job).split() if "Restarts=" in word]
+        (field,) = [
+            word for word in self.output("scontrol", "show", "job", job).split() if "Restarts=" in word
+        ]
         return int(field.partition("=")[2])
 
     def nodes(self, job: str) -> list[str]:
@@ -125,10 +127,10 @@ class Cluster:
     def wait(self, condition: Callable[[], bool], seconds: float, what: str, every: float = 0.3) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.told('squeue')}"
+            assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.output('squeue')}"
             time.sleep(every)
 
     def ended(self, job: str, seconds: float = 300) -> str:
         """The final state of a job, after it has left the queue for good."""
-        self.wait(lambda: not self.told("squeue", "-h", "-j", job), seconds, f"job {job}")
+        self.wait(lambda: not self.output("squeue", "-h", "-j", job), seconds, f"job {job}")
         return self.state(job)

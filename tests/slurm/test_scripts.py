@@ -240,7 +240,7 @@ def test_a_container_goes_to_srun_or_around_the_interpreter(config):
     assert " apptainer exec --nv --bind /data docker://team/mer:1 python3 -u -m submitit" in srun
 
 
-FILES = ("finetune", "extract", "fuse", "run")
+FILES = ("stage", "run")
 #: value of slurm.container_by, the words between srun's own options and the stage
 CONTAINERS = [
     (
@@ -293,7 +293,7 @@ def sruns(folder: Path, name: str, *arguments: str) -> tuple[int, list[list[str]
         "SLURM_CPUS_PER_TASK": "12",
     }
     done = subprocess.run(
-        ["bash", ROOT / "slurm" / f"{name}.sbatch", *arguments],
+        ["bash", ROOT / "slurm" / f"{name}.sbatch", *(["fuse"] * (name == "stage")), *arguments],
         env=variables,
         cwd=folder,
         capture_output=True,
@@ -320,7 +320,7 @@ def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_
     code, calls = sruns(folder, name, "../job.yaml", *image)
     assert code == 0 and len(calls) == (len(STAGES) if name == "run" else 1)
     words = [word.format(cwd=folder) for word in expected]
-    for call, stage in zip(calls, STAGES if name == "run" else [name], strict=True):
+    for call, stage in zip(calls, STAGES if name == "run" else ["fuse"], strict=True):
         own = ["--nodes=1", f"--ntasks={8 if stage in ('finetune', 'extract') else 1}"] * (name == "run")
         assert call == [*own, "--cpus-per-task=12", *words, "slurm-task", stage, "../job.yaml", *image]
 
@@ -328,8 +328,8 @@ def test_the_sbatch_files_take_the_container_from_the_configuration(config, tmp_
 @pytest.mark.slow
 def test_an_sbatch_file_whose_configuration_is_refused_starts_nothing(config, tmp_path):
     config()
-    assert sruns(tmp_path, "fuse", "job.yaml", "slurm.container=a b") == (2, [])
-    code, (call,) = sruns(tmp_path, "fuse", "job.yaml")
+    assert sruns(tmp_path, "stage", "job.yaml", "slurm.container=a b") == (2, [])
+    code, (call,) = sruns(tmp_path, "stage", "job.yaml")
     assert code == 0 and call[1:5] == ["--kill-on-bad-exit=1", sys.executable, "-m", "mer_dist"]
 
 

@@ -40,14 +40,14 @@ def demo(tmp_path_factory):
     try:
         settings = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text("utf-8")) | {"slurm": SLURM}
         (folder / "demo.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-        cluster.told("mer-dist", "demo", "demo-data", cwd=folder, seconds=PATIENCE)
-        cluster.told("mer-dist", "slurm", "demo.yaml", cwd=folder)
+        cluster.output("mer-dist", "demo", "demo-data", cwd=folder, seconds=PATIENCE)
+        cluster.output("mer-dist", "slurm", "demo.yaml", cwd=folder)
         run = Run(folder / settings["run"]["folder"])
         jobs = ",".join(row["id"] for row in files.read_json(run.slurm / "jobs.json")["jobs"])
         cluster.ended(jobs, PATIENCE)
-        print(status := cluster.told("mer-dist", "slurm-status", run.folder))
+        print(status := cluster.output("mer-dist", "slurm-status", run.folder))
         verified = cluster("mer-dist", "verify", run.folder, cwd=folder)
-        print(cluster.told("mer-dist", "score", run.folder, "demo-data/truth.csv", cwd=folder))
+        print(cluster.output("mer-dist", "score", run.folder, "demo-data/truth.csv", cwd=folder))
         yield SimpleNamespace(
             run=run,
             status=[line.split() for line in status.splitlines()[1:]],

@@ -118,22 +118,22 @@ def requeued(work) -> SimpleNamespace:
     """Submitted as a graph; an administrator requeues its training, and its user cancels the rest."""
     job = training(work, "requeued", slurm="warning: 30, extract_tasks: 2")
     run = job.parent / "run"
-    work.cluster.told("mer-dist", "slurm", job)
+    work.cluster.output("mer-dist", "slurm", job)
     again = work.cluster("mer-dist", "slurm", job)
     jobs = ids(Run(run))
     number = jobs["finetune"]
-    work.cluster.told("scontrol", "hold", jobs["extract"])
+    work.cluster.output("scontrol", "hold", jobs["extract"])
     under_way(work, job, 5)
     asked = time.monotonic()
-    work.cluster.told("scontrol", "requeue", number)
+    work.cluster.output("scontrol", "requeue", number)
     work.cluster.wait(lambda: work.cluster.restarts(number) == 1, 60, "requeued")
     work.cluster.wait(lambda: work.cluster.state(number) == "RUNNING", 90, "running again")
     delay = time.monotonic() - asked
     print(f"requeue to restart: {delay:.1f} s")
     work.cluster.ended(number, PATIENCE)
-    status = work.cluster.told("mer-dist", "slurm-status", run)
-    cancelled = work.cluster.told("mer-dist", "slurm-cancel", run)
-    left = work.cluster.told("squeue", "-h", "-j", ",".join(jobs.values()))
+    status = work.cluster.output("mer-dist", "slurm-status", run)
+    cancelled = work.cluster.output("mer-dist", "slurm-cancel", run)
+    left = work.cluster.output("squeue", "-h", "-j", ",".join(jobs.values()))
     return SimpleNamespace(
         again=again,
         status=status,
@@ -152,7 +152,7 @@ def node_and_rank_lost(work) -> SimpleNamespace:
     cluster, job = work.cluster, sharded(work, "lost", nodes="n3,n4")
     number = cluster.sbatch("finetune", job)
     under_way(work, job, 5)
-    cluster.told("scontrol", "update", "nodename=n4", "state=down", "reason=tried")
+    cluster.output("scontrol", "update", "nodename=n4", "state=down", "reason=tried")
     cluster.wait(lambda: cluster.restarts(number) == 1, 60, "requeued by Slurm")
     # Refused where the node, whose slurmd is well, has reported back by itself.
     cluster("scontrol", "update", "nodename=n4", "state=resume")
@@ -186,11 +186,13 @@ def time_limit(work) -> SimpleNamespace:
     number = cluster.sbatch("finetune", job)
     under_way(work, job, 5)
     # Limits count in minutes, and the warning comes up to a minute early.
-    cluster.told("scontrol", "update", f"jobid={number}", f"timelimit={elapsed_minutes(cluster, number) + 2}")
+    cluster.output(
+        "scontrol", "update", f"jobid={number}", f"timelimit={elapsed_minutes(cluster, number) + 2}"
+    )
     cluster.wait(lambda: cluster.restarts(number) == 1, 120, "requeued by itself")
-    cluster.told("scontrol", "update", f"jobid={number}", "timelimit=120")
+    cluster.output("scontrol", "update", f"jobid={number}", "timelimit=120")
     going_on(work, job, 1)
-    cluster.told("scancel", number)
+    cluster.output("scancel", number)
     state = cluster.ended(number, PATIENCE)
     epochs = [int(epoch) for epoch in re.findall(r"clip/all epoch (\d+)/", told(job))]
     return SimpleNamespace(state=state, restarts=cluster.restarts(number), epochs=epochs, stops=stops(job))
@@ -198,7 +200,7 @@ def time_limit(work) -> SimpleNamespace:
 
 def elapsed_minutes(cluster, number: str) -> int:
     """Whole minutes for which a job has been running."""
-    clock = cluster.told("squeue", "-h", "-j", number, "-o", "%M").strip()
+    clock = cluster.output("squeue", "-h", "-j", number, "-o", "%M").strip()
     return int(clock.split(":")[-2])
 
 
@@ -209,12 +211,12 @@ def graph(work) -> SimpleNamespace:
         file.write("slurm: {nodes: 2, extract_tasks: 3, extract_at_once: 2, options: {exclude: 'n3,n4'}}\n")
     obstacle = run.features("hubert") / "00001.safetensors"
     (obstacle / "in-the-way").mkdir(parents=True)
-    cluster.told("mer-dist", "slurm", work.job)
+    cluster.output("mer-dist", "slurm", work.job)
     first = ended(cluster, run)
     before = {path: path.stat().st_mtime_ns for path in run.folder.glob("[fa][ed]*/*/*") if path.is_file()}
     before |= {path: path.stat().st_mtime_ns for path in run.folder.glob("adapters/*/*/*")}
     shutil.rmtree(obstacle)
-    cluster.told("mer-dist", "slurm", work.job)
+    cluster.output("mer-dist", "slurm", work.job)
     second = ended(cluster, run)
     kept = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
     return SimpleNamespace(
@@ -234,8 +236,8 @@ def ids(run: Run) -> dict[str, str]:
 def ended(cluster, run: Run) -> dict[str, list[str]]:
     """The rows of the status table by stage, once nothing of the graph is queued."""
     jobs = ",".join(ids(run).values())
-    cluster.wait(lambda: not cluster.told("squeue", "-h", "-j", jobs), PATIENCE, "the graph")
-    rows = cluster.told("mer-dist", "slurm-status", run.folder).splitlines()
+    cluster.wait(lambda: not cluster.output("squeue", "-h", "-j", jobs), PATIENCE, "the graph")
+    rows = cluster.output("mer-dist", "slurm-status", run.folder).splitlines()
     return {row.split()[0]: row.split() for row in rows}
 
 
@@ -285,7 +287,7 @@ def every_stage_interrupted(work) -> SimpleNamespace:
     job.write_text(job.read_text("utf-8") + settings, "utf-8")
     options = [*alone.FROZEN, "shard.clips=4", "fuse.epochs=150", "self_train.rounds=4"]
     process = small_job.start("run", job, *options, f"run.folder={other.folder}")
-    cluster.told("mer-dist", "slurm", job, *options)
+    cluster.output("mer-dist", "slurm", job, *options)
     jobs, computed = ids(run), run.timings("extract", 1)
     whole = {
         "shard": interrupted(cluster, run, "shard", WARN, jobs["shard"], lambda: pieces(run, "shard")),
@@ -329,6 +331,6 @@ def interrupted(
 ) -> dict[Path, int]:
     """Stop a job in the middle of its work, and see it back in the queue; returns what was finished then."""
     cluster.wait(under_way, PATIENCE, f"{stage} under way", every=0.05)
-    cluster.told(*way, number)
+    cluster.output(*way, number)
     cluster.wait(lambda: cluster.restarts(number) == 1, 120, f"{stage} requeued")
     return pieces(run, stage)
