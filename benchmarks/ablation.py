@@ -22,6 +22,7 @@ from comparison import MODELS, command, link, reuse, spread
 
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import FuseConfig, SelfTrainConfig, VoteConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
@@ -127,9 +128,9 @@ def of_run(source: Path, target: Path, overrides: tuple[str, ...]) -> Config:
         if own.exists() and not copied.exists():
             shutil.copyfile(own, copied)
     config = configuration.of_run(given)
-    config.run.folder, config.run.threads = str(target), 1
-    config.fuse = FuseConfig(labels=config.fuse.labels, sets=config.fuse.sets)
-    config.self_train, config.vote = SelfTrainConfig(), VoteConfig()
+    config = with_values(config, **{"run.folder": str(target), "run.threads": 1})
+    config = with_values(config, fuse=FuseConfig(labels=config.fuse.labels, sets=config.fuse.sets))
+    config = with_values(config, self_train=SelfTrainConfig(), vote=VoteConfig())
     configuration.save(config, made.config)
     config = configuration.load(made.config, overrides)
     configuration.save(config, made.config)

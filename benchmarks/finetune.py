@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import setting
 
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.crossfit import adapters
 from mer_dist.processes import env
@@ -87,7 +88,7 @@ def compare(accelerator, yaml: Path, name: str, settings: FinetuneConfig) -> lis
 
     config = setting.load(yaml)
     extractor = replace(config.extractors[name], finetune=settings)
-    config.extractors = {name: extractor}
+    config = with_values(config, extractors={name: extractor})
     (copy,) = adapters.planned(config)
 
     classifier = trainable_classifier(extractor, len(config.corpus.labels), 0, True)

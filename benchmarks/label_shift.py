@@ -29,6 +29,7 @@ import prior_shift
 from prior_shift import Part, Trial
 
 from mer_dist.config import config as configuration
+from mer_dist.config.section import with_values
 from mer_dist.core import metrics
 from mer_dist.features import join
 from mer_dist.fusion import decisions, label_shift, predictions
@@ -177,12 +178,12 @@ def of_run(given: str, out: Path, seeds: range) -> Iterator[tuple[str, Answered]
         label_of = {row["name"]: row["discrete"] for row in csv.DictReader(file)}
     rows = np.array([row for row in np.flatnonzero(~clips.labeled) if clips.names[row] in label_of])
     truth = np.array([clips.labels.index(label_of[clips.names[row]]) for row in rows])
-    config.vote.names = str(out / "names.csv")
+    config = with_values(config, **{"vote.names": str(out / "names.csv")})
     write_text(out / "names.csv", "\n".join(["name", *(clips.names[row] for row in rows), ""]))
     for seed in seeds:
         answers = {}
         for kind in ("none", "estimate"):
-            config.run.seed, config.vote.prior = seed, kind
+            config = with_values(config, **{"run.seed": seed, "vote.prior": kind})
             vote(config, clips, first, others, Recipe(f"{seed} {kind}"))
             answers[kind] = predictions.read(run.vote.predictions).answer[rows]
         said = read_json(run.vote.prior)

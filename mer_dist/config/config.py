@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mer_dist.config import moved, plugins, yaml_reader
+from mer_dist.config.section import section
 from mer_dist.config.sections import (
     CorpusConfig,
     ExtractConfig,
@@ -36,7 +37,7 @@ from mer_dist.storage.files import offered, write_text
 from mer_dist.storage.run_folder import Run
 
 
-@dataclass(kw_only=True)
+@section
 class Config:
     """The whole job. Field names are the sections of the YAML file."""
 
@@ -66,8 +67,8 @@ class Config:
         precisions = {item.finetune.precision for item in self.extractors.values() if item.finetune}
         if len(precisions) > 1:
             raise UserError("finetune.precision must be the same for all extractors of one run")
-        for key in ("given", "scorer_feedback"):
-            setattr(self.vote, key, self._by_label(getattr(self.vote, key)))
+        given, feedback = self._by_label(self.vote.given), self._by_label(self.vote.scorer_feedback)
+        self.vote = replace(self.vote, given=given, scorer_feedback=feedback)
         if self.vote.given and set(self.vote.given) != set(self.corpus.labels):
             raise UserError(
                 "vote.given needs a share for each of corpus.labels, 0 where there is none: "
@@ -114,8 +115,7 @@ def of_run(run: Run) -> Config:
     """The configuration that a run folder holds, for a command about that folder, which may have been moved or
     copied since."""
     config = _read(run.config, ())
-    config.run.folder = str(run.folder)
-    return config
+    return replace(config, run=replace(config.run, folder=str(run.folder)))
 
 
 def _read(path: Path, overrides: list[str] | tuple[str, ...]) -> Config:

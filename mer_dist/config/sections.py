@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from omegaconf import MISSING
 
+from mer_dist.config.section import section
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
@@ -60,7 +61,7 @@ def _fraction(section: str, key: str, value: float) -> None:
         raise UserError(f"{_key(section, key)} is {value}; it must be in [0, 1)")
 
 
-@dataclass(kw_only=True)
+@section
 class RunConfig:
     folder: str = MISSING
     """Everything the run writes lies below this folder."""
@@ -100,7 +101,7 @@ class RunConfig:
         at_least("run", "seed", self.seed, 0)
 
 
-@dataclass(kw_only=True)
+@section
 class CorpusConfig:
     format: str = "mer2024"
     """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file. Or one that ``plugins`` adds."""
@@ -133,7 +134,7 @@ class CorpusConfig:
                 )
 
 
-@dataclass(kw_only=True)
+@section
 class ShardConfig:
     workers: int = 2
     """Processes that decode clips."""
@@ -166,7 +167,7 @@ class ShardConfig:
             raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
 
 
-@dataclass(kw_only=True)
+@section
 class FoldConfig:
     count: int = 5
     seed: int = 0
@@ -183,7 +184,7 @@ class FoldConfig:
             raise UserError("folds.group needs one (group) around the part that clips share")
 
 
-@dataclass(kw_only=True)
+@section
 class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
@@ -196,7 +197,7 @@ class LoraConfig:
         _fraction("finetune.lora", "dropout", self.dropout)
 
 
-@dataclass(kw_only=True)
+@section
 class FinetuneConfig:
     RENAMED: ClassVar = {"budget": "batch_budget"}
     method: str = "lora"
@@ -244,7 +245,7 @@ class FinetuneConfig:
             _fraction("finetune", key, getattr(self, key))
 
 
-@dataclass(kw_only=True)
+@section
 class ExtractorConfig:
     RENAMED: ClassVar = {"budget": "batch_budget"}
     family: str = MISSING
@@ -293,7 +294,7 @@ class ExtractorConfig:
         return self.finetune
 
 
-@dataclass(kw_only=True)
+@section
 class ExtractConfig:
     frame_level: bool = True
     """Also keep one vector per frame or token, not only one per clip."""
@@ -309,7 +310,7 @@ class ExtractConfig:
         at_least("extract", "anchors", self.anchors, 0)
 
 
-@dataclass(kw_only=True)
+@section
 class FuseConfig:
     RENAMED: ClassVar = {"guide": "query_modality", "context": "cross_attention", "shortcut": "linear_skip"}
     labels: str = ""
@@ -378,7 +379,7 @@ class FuseConfig:
             raise UserError(f"fuse.width {self.width} must be a multiple of fuse.heads {self.heads}")
 
 
-@dataclass(kw_only=True)
+@section
 class SelfTrainConfig:
     rounds: int = 2
     """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
@@ -413,7 +414,7 @@ class SelfTrainConfig:
             _fraction("self_train", key, getattr(self, key))
 
 
-@dataclass(kw_only=True)
+@section
 class VoteConfig:
     RENAMED: ClassVar = {"probes": "scorer_feedback"}
     kind: str = "soft"

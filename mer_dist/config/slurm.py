@@ -7,8 +7,9 @@ held to a few characters of which a shell makes nothing.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from mer_dist.config.section import section
 from mer_dist.config.sections import at_least, one_of, path
 from mer_dist.core.errors import UserError
 
@@ -53,7 +54,7 @@ TAKEN = (
 )
 
 
-@dataclass(kw_only=True)
+@section
 class SlurmConfig:
     """What is empty or 0 is not asked for, and the cluster's default holds."""
 

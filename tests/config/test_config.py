@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from mer_dist.config import config, sections
+from mer_dist.config.section import with_values
 from mer_dist.core.errors import UserError
 from mer_dist.interop.export_model import export
 from mer_dist.storage.files import write_text
@@ -364,9 +365,8 @@ def test_a_copy_of_a_part_of_a_run_is_one_too(original, left):
 
 def test_a_question_about_a_run_folder_is_about_that_folder_whatever_its_configuration_names(original):
     made = config.of_run(original)
-    made.extractors["c"] = sections.ExtractorConfig(
-        family="clip", path="m", finetune=sections.FinetuneConfig()
-    )
+    tuned = sections.ExtractorConfig(family="clip", path="m", finetune=sections.FinetuneConfig())
+    made = with_values(made, extractors={"c": tuned})
     config.save(made, original.config)
     Path("q1").rename("q5")
     assert config.of_run(Run("q5")).run.folder == "q5"

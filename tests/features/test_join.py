@@ -6,6 +6,7 @@ import fusion_run
 import numpy as np
 import pytest
 
+from mer_dist.config.section import with_values
 from mer_dist.core.errors import UserError
 from mer_dist.features import join
 from mer_dist.features import store as features
@@ -201,7 +202,7 @@ def test_labelled_clips_of_one_label_are_refused_in_plain_words(tmp_path):
     config, _ = fusion_run.make(tmp_path)
     path = tmp_path / "one.csv"
     path.write_text("name,label\n" + "".join(f"{name},happy\n" for name in fusion_run.names(9)))
-    config.fuse.labels = str(path)
+    config = with_values(config, **{"fuse.labels": str(path)})
     with pytest.raises(UserError, match="every labelled clip is happy, and nothing can be learned from one"):
         join.read_clips(config, Run(config.run.folder))
 

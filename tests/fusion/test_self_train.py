@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from mer_dist import cli
+from mer_dist.config.section import with_values
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.registry import FUSION_MODELS
@@ -75,10 +76,10 @@ def taken_in(config, number: int) -> np.ndarray:
 def easy(config, **changes):
     """Self-training whose rules take a part of the clips after a few epochs, and not all or none."""
     rule = changes.get("rule", "quota")
-    config.self_train.confidence = 0.8 if rule == "threshold" else 0.4
-    config.self_train.precision = 0.9
+    config = with_values(config, **{"self_train.confidence": 0.8 if rule == "threshold" else 0.4})
+    config = with_values(config, **{"self_train.precision": 0.9})
     for key, value in changes.items():
-        setattr(config.self_train, key, value)
+        config = with_values(config, **{f"self_train.{key}": value})
     return config
 
 
@@ -105,7 +106,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
 @pytest.mark.parametrize("model", sorted({*FUSION_MODELS.built_in} - {"agt"}))
 def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=12)[0])
-    config.fuse.model = model
+    config = with_values(config, **{"fuse.model": model})
     told = own_predictions_with_other_labels(config, fold=1)
     assert len(told) == 2
     assert all(np.array_equal(before, after) for before, after in told)
@@ -116,7 +117,7 @@ def test_nor_do_they_with_any_of_the_other_models(tmp_path, model):
 @pytest.mark.parametrize("model", FUSION_MODELS.built_in)
 def test_that_proof_sees_a_model_that_trained_on_its_own_fold(tmp_path, monkeypatch, model):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=2)
-    config.fuse.model = model
+    config = with_values(config, **{"fuse.model": model})
     monkeypatch.setattr(Clips, "outside", lambda clips, *folds: np.flatnonzero(clips.labeled))
     told = own_predictions_with_other_labels(config, fold=1)
     assert not any(np.array_equal(before, after) for before, after in told)
@@ -292,7 +293,7 @@ def test_an_unlabelled_clip_gets_the_mean_of_all_folds_models(tmp_path):
 @pytest.mark.parametrize(("clear", "best"), [(True, 0.0), (False, 0.9)])
 def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_path, clear, best):
     config, _ = fusion_run.make(tmp_path, rounds=0, epochs=15)
-    config.fuse.dropout = [0.0, 0.9]
+    config = with_values(config, **{"fuse.dropout": [0.0, 0.9]})
     clips, inputs = parts_of(config)
     if not clear:
         inputs.values = [torch.randn(values.shape) for values in inputs.values]
@@ -303,7 +304,7 @@ def test_clips_that_say_nothing_get_more_dropout_than_clips_that_say_much(tmp_pa
 @pytest.mark.slow
 def test_with_two_folds_or_no_unlabelled_clip_it_still_runs(tmp_path):
     config, _ = fusion_run.make(tmp_path / "two", rounds=1, epochs=1)
-    config.folds.count = 2
+    config = with_values(config, **{"folds.count": 2})
     assert len(rounds_of(config, *parts_of(config))) == 2
     config, _ = fusion_run.make(tmp_path / "none", rounds=1, epochs=1, unlabeled=0)
     assert len(rounds_of(config, *parts_of(config))) == 1
@@ -316,17 +317,17 @@ def test_each_rule_runs_without_unlabelled_clips_and_with_one_modality(tmp_path)
             config, _ = fusion_run.make(tmp_path / f"none-{rule}-{start}", rounds=1, epochs=1, unlabeled=0)
             assert len(rounds_of(easy(config, rule=rule, start=start), *parts_of(config))) == 1
             config, _ = fusion_run.make(tmp_path / f"one-{rule}-{start}", rounds=1, epochs=1)
-            config.fuse.sets = ["line"]
+            config = with_values(config, **{"fuse.sets": ["line"]})
             assert len(rounds_of(easy(config, rule=rule, start=start), *parts_of(config))) == 2
 
 
 @pytest.mark.slow
 def test_thresholds_cannot_be_learned_with_two_folds_and_it_is_said_before_any_training(tmp_path):
     config, _ = fusion_run.make(tmp_path, rounds=1, epochs=1)
-    config.folds.count, config.self_train.rule = 2, "precision"
+    config = with_values(config, **{"folds.count": 2, "self_train.rule": "precision"})
     with pytest.raises(UserError, match="folds.count must be at least 3; it is 2"):
         rounds_of(config, *parts_of(config))
-    config.self_train.rule = "threshold"
+    config = with_values(config, **{"self_train.rule": "threshold"})
     assert len(rounds_of(config, *parts_of(config))) == 2
 
 
@@ -345,10 +346,10 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
 def test_a_warm_round_goes_on_from_the_models_of_the_round_before(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=1)[0], start="warm")
     clips, inputs = parts_of(config)
-    config.fuse.learning_rate = 0.0
+    config = with_values(config, **{"fuse.learning_rate": 0.0})
     warm = rounds_of(config, clips, inputs)
     assert np.array_equal(warm[0].probability, warm[1].probability)
-    config.self_train.start = "scratch"
+    config = with_values(config, **{"self_train.start": "scratch"})
     scratch = rounds_of(config, clips, inputs)
     assert not np.array_equal(scratch[0].probability, scratch[1].probability)
 
@@ -398,12 +399,12 @@ def test_rounds_end_when_the_waf_no_longer_rises_and_a_relaunch_does_nothing(tmp
             for number in range(patience, 5)
             if max(wafs[number - patience + 1 : number + 1]) <= max(wafs[: number - patience + 1])
         )
-        config.self_train.patience = patience
+        config = with_values(config, **{"self_train.patience": patience})
         left = rounds_of(config, clips, inputs)
         assert len(left) == stop + 1 < 5 and not run.round(stop + 1).folder.exists()
         last = self_train(config, clips, Recipe(""), lambda: pytest.fail("there was nothing to do"))
         assert last.fingerprint == files.read_marker(run.round(stop).folder)["fingerprint"]
-        config.self_train.patience = 0
+        config = with_values(config, **{"self_train.patience": 0})
         again = rounds_of(config, clips, inputs)
         assert all(np.array_equal(a.probability, b.probability) for a, b in zip(every, again, strict=True))
 

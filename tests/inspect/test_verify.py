@@ -13,6 +13,7 @@ from media_files import write_corpus
 
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import (
     CorpusConfig,
     ExtractConfig,
@@ -118,10 +119,11 @@ def whole(tmp_path_factory):
     )
     # So few clips make no folds for fine-tuning; shard would refuse, so its work comes first.
     shard(config)
-    config.extractors = {
+    extractors = {
         "hubert": ExtractorConfig(family="hubert", path=str(base / "hubert")),
         "text": ExtractorConfig(family="baichuan", path=str(base / "text"), finetune=FinetuneConfig()),
     }
+    config = with_values(config, extractors=extractors)
     configuration.save(config, run.config)
     files.write_json(run.folds, {"fingerprint": "x", "folds": FOLDS})
     heard = [name for name in NAMES if name != "a000"]
@@ -159,7 +161,7 @@ def test_a_run_of_shards_only_adds_up_too(run, caplog):
 
 def test_shards_that_were_cut_with_other_settings_are_found(run):
     config = configuration.of_run(run)
-    config.shard.frames += 1
+    config = with_values(config, **{"shard.frames": config.shard.frames + 1})
     configuration.save(config, run.config)
     finding(run, "cut with other settings", "run shard")
 
@@ -351,7 +353,7 @@ def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, wo
 def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     (tmp_path / "names.csv").write_text("name\nu001\n")
     config = configuration.of_run(run)
-    config.vote.names = f"{tmp_path}/names.csv"
+    config = with_values(config, **{"vote.names": f"{tmp_path}/names.csv"})
     configuration.save(config, run.config)
     finding(run, "not among", "u000")
     run.answer.write_text("name,discrete\nu001,sad\n")
@@ -363,8 +365,8 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     run = Run(tmp_path / "run")
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
     config = Config(run=RunConfig(folder=str(run.folder)), corpus=CorpusConfig(path="nowhere"))
-    config.fuse.labels, config.fuse.sets = str(tmp_path / "labels.csv"), ["voice"]
-    config.self_train.rounds = 0
+    config = with_values(config, **{"fuse.labels": str(tmp_path / "labels.csv"), "fuse.sets": ["voice"]})
+    config = with_values(config, **{"self_train.rounds": 0})
     fusion_run.write_set(run, "voice", "audio", ["a", "b", "c"], np.eye(3), imported=True)
     configuration.save(config, run.config)
     files.write_json(run.folds, {"fingerprint": "x", "folds": {"a": 0, "b": 1}})
@@ -415,7 +417,7 @@ def test_weights_that_change_places_are_found_however_they_did(run):
 @pytest.mark.slow
 def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     config = configuration.of_run(run)
-    config.run.folder = str(run.folder)
+    config = with_values(config, **{"run.folder": str(run.folder)})
     shutil.rmtree(run.adapter("text", "fold-0"))
     gone = run.adapter("text", "fold-0")
     assert verify(run.folder) == [f"{gone}: this copy is missing or not whole; run finetune"]

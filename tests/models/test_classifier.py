@@ -7,6 +7,7 @@ import small_models
 import torch
 from torch.nn.functional import cross_entropy
 
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models.classifier import load_extractor, save, trainable_classifier
@@ -135,7 +136,7 @@ def hubert_with(folder, **settings) -> ExtractorConfig:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_hubert_learns_and_loads_again(tmp_path, method):
     settings = hubert_with(tmp_path)
-    settings.finetune.method = method
+    settings = with_values(settings, **{"finetune.method": method})
     classifier = trainable_classifier(settings, 3, 0, sharded=False)
     batch = batch_for(classifier.extractor)
     losses = train(classifier, batch, steps=12, rate=3e-3)
@@ -160,7 +161,7 @@ def test_hubert_skips_no_layer_and_masks_no_step_while_it_trains(tmp_path):
 
 def test_a_group_norm_hubert_trains_on_several_clips_as_on_each_alone(tmp_path):
     settings = hubert_with(tmp_path, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
-    settings.finetune.method = "full"
+    settings = with_values(settings, **{"finetune.method": "full"})
     classifier = trainable_classifier(settings, 3, 0, sharded=False)
     name = "extractor.backbone.feature_extractor.conv_layers.0.layer_norm.weight"
     norm = dict(classifier.named_parameters())[name]
@@ -175,7 +176,7 @@ def test_a_group_norm_hubert_trains_on_several_clips_as_on_each_alone(tmp_path):
 
 def test_lora_targets_that_the_model_lacks_are_refused(folders):
     settings = extractor(folders)
-    settings.finetune.lora.targets = ["q_proj"]
+    settings = with_values(settings, **{"finetune.lora.targets": ["q_proj"]})
     with pytest.raises(UserError, match="lora.targets"):
         trainable_classifier(settings, 3, 0, sharded=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 
 import media_files
@@ -13,13 +12,13 @@ import small_models
 import soundfile
 
 from mer_dist.config.config import load
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import FinetuneConfig, LoraConfig
 from mer_dist.core.errors import QUARANTINED
 from mer_dist.core.log import logger
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models.tokenizer import BaichuanTokenizer
-from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 from mer_dist.storage import quarantine
 from mer_dist.storage.files import read_json
@@ -118,9 +117,8 @@ def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
     extracted, name, caplog, monkeypatch
 ):
     """Every clip is labelled; one that extraction refuses must not end a training either."""
-    config = copy.deepcopy(extracted.config)
-    config.extractors = {name: config.extractors[name]}
-    config.extractors[name].finetune = FinetuneConfig(
+    config = extracted.config
+    tuning = FinetuneConfig(
         cross_fit=False,
         epochs=1,
         batch=4,
@@ -129,6 +127,8 @@ def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
         lora=LoraConfig(rank=2),
         validation=0.0,
     )
+    own = replace(config.extractors[name], finetune=tuning)
+    config = with_values(config, extractors={name: own})
     (planned,) = adapters.planned(config)
     lost = {clip for clip, modality in [*extracted.lost, *WORDLESS] if MODALITY[modality] == name}
     assert {row.name for row in planned.rows} == set(CLIPS) - lost

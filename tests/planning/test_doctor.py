@@ -13,6 +13,7 @@ import small_job
 
 from mer_dist.cli import main
 from mer_dist.config.config import Config, load
+from mer_dist.config.section import with_values
 from mer_dist.core import log
 from mer_dist.core.errors import UserError
 from mer_dist.planning import doctor as stage
@@ -145,9 +146,9 @@ def test_versions_are_compared_with_those_that_were_tested(job, monkeypatch, tmp
     found = faults(job)["packages"]
     assert "torch is 2" in found and "tested is 1.0.0" in found
     config = load(job)
-    config.trackers = ["nonesuch"]
+    config = with_values(config, trackers=["wandb"])
     (found,) = (check.text for check in stage.doctor(config) if check.name == "packages")
-    assert "nonesuch of trackers is missing" in found
+    assert "wandb of trackers is missing" in found
 
 
 @pytest.mark.slow

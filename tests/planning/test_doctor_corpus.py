@@ -10,6 +10,7 @@ import pytest
 from media_files import write_corpus, write_csv
 
 from mer_dist.config.config import Config
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import CorpusConfig, FoldConfig, FuseConfig, RunConfig, ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Problem
@@ -136,13 +137,13 @@ def test_a_part_that_no_clip_gives_is_found_though_the_others_are_whole(healthy,
 
 def test_a_release_of_opencv_without_the_cascade_is_refused_before_the_first_clip(healthy, monkeypatch):
     config = config_of(healthy)
-    config.shard.faces = "cascade"
+    config = with_values(config, **{"shard.faces": "cascade"})
     monkeypatch.delattr(cv2, "CascadeClassifier")
     fine, text = found(config)["corpus"]
     assert not fine and "opencv-python-headless<5" in text and "shard.faces" in text
     with pytest.raises(UserError, match="opencv-python-headless<5"):
         shard(config)
-    config.shard.faces = "none"
+    config = with_values(config, **{"shard.faces": "none"})
     assert found(config, "corpus")["corpus"][0]
 
 
@@ -173,7 +174,7 @@ def test_a_corpus_that_cannot_be_listed_is_one_line_and_a_label_file_is_counted_
         [["name", "label"], *([f"a{row}", ("happy", "sad")[row % 2]] for row in range(4)), ["u", ""]],
     )
     config = config_of("")
-    config.fuse = FuseConfig(labels=str(labels))
+    config = with_values(config, fuse=FuseConfig(labels=str(labels)))
     told = found(config)
     assert list(told) == ["labels"] and told["labels"][0]
     assert "happy 2, sad 2" in told["labels"][1] and "5 clips, 0 problems" in told["labels"][1]

@@ -8,6 +8,7 @@ import pytest
 import small_models
 import torch
 
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig
 from mer_dist.models.classifier import trainable_classifier
 from mer_dist.models.extractor import packing
@@ -104,7 +105,7 @@ def test_parameters_are_counted_as_the_loaded_model_has_them(models, family, met
 @pytest.mark.slow
 def test_lora_targets_of_the_configuration_are_what_is_counted(models):
     config = settings(models, "baichuan")
-    config.finetune.lora.rank, config.finetune.lora.targets = 4, ["W_pack", "o_proj"]
+    config = with_values(config, **{"finetune.lora.rank": 4, "finetune.lora.targets": ["W_pack", "o_proj"]})
     width, layers = SIZES["hidden_size"], SIZES["num_hidden_layers"]
     adapters = layers * 4 * ((width + 3 * width) + (width + width))
     head = CLASSES * width + CLASSES
@@ -115,7 +116,7 @@ def test_lora_targets_of_the_configuration_are_what_is_counted(models):
 def test_checkpointing_is_seen_to_save_most_of_the_activations(models):
     config = settings(models, "baichuan", precision="fp32")
     _, plain = trace.training(config, CLASSES, False, CLIPS, FRAMES)
-    config.finetune.gradient_checkpointing = True
+    config = with_values(config, **{"finetune.gradient_checkpointing": True})
     _, checkpointed = trace.training(config, CLASSES, False, CLIPS, FRAMES)
     assert checkpointed < plain / 2
 

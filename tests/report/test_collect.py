@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mer_dist.config.config import save
+from mer_dist.config.section import with_values
 from mer_dist.report.collect import collect
 from mer_dist.storage.run_folder import Run
 
@@ -21,6 +22,6 @@ def test_the_report_reads_every_label_file_that_fuse_reads(tmp_path):
         "Name;Discrete\n" + "".join(f"{name};{label.upper()}\n" for name, label in label_of.items())
     )
     for name in ("label-6way.npz", "upper.csv"):
-        config.fuse.labels = str(tmp_path / name)
+        config = with_values(config, **{"fuse.labels": str(tmp_path / name)})
         save(config, Run(config.run.folder).config)
         assert collect(config.run.folder).notes == []

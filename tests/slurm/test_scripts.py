@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from mer_dist import cli
 from mer_dist.config.config import load
+from mer_dist.config.section import with_values
 from mer_dist.config.slurm import STAGES, TAKEN, SlurmConfig, seconds
 from mer_dist.core.errors import DONE, FAILED, QUARANTINED, REQUEUE, UserError
 from mer_dist.processes.env import process_info, under_deepspeed
@@ -147,7 +148,7 @@ FOLDERS = ("runs/a'b", "runs/a\nreboot", "runs/%j", "runs/$HOME", "runs/`x`", "r
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_run_folder_that_a_script_cannot_name_is_refused(config, folder):
     settings = config()
-    settings.run.folder = folder
+    settings = with_values(settings, **{"run.folder": folder})
     with pytest.raises(UserError, match="run.folder"):
         jobs.scripts(settings)
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from mer_dist.config.config import Config, load
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import FuseConfig, RunConfig
 from mer_dist.core import metrics
 from mer_dist.core.errors import REQUEUE, Stopped, UserError
@@ -84,7 +85,7 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
 
     assert changed() == made
     assert changed() == []
-    config.vote.kind = "hard"
+    config = with_values(config, **{"vote.kind": "hard"})
     run.answer.write_text("name,discrete\n")
     assert changed() == made[4:]
     shard = store.load(run.features("face"))
@@ -185,7 +186,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == REQUEUE and "stopped: asked to stop in AGT" in (tmp_path / "said").read_text()
     assert not run.answer.exists() and not run.round(0).folder.exists()
-    config.fuse.epochs = 3
+    config = with_values(config, **{"fuse.epochs": 3})
     fuse(config)
     assert run.answer.exists()
 
@@ -193,7 +194,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_round_and_the_next_call_goes_on(tmp_p
 @pytest.mark.slow
 def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1, rounds=0)
-    config.fuse.sets = ["voice", "face"]
+    config = with_values(config, **{"fuse.sets": ["voice", "face"]})
     run, names = Run(config.run.folder), fusion_run.names(210)
     for name, own in (("voice", set(names[::2])), ("face", set(names[1::2]))):
         shard = store.load(run.features(name)).only(own)
@@ -205,7 +206,7 @@ def test_sets_that_have_no_clip_in_common_are_refused(tmp_path):
 @pytest.mark.slow
 def test_one_modality_without_the_guide_can_be_fused(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=2)
-    config.fuse.sets = ["line"]
+    config = with_values(config, **{"fuse.sets": ["line"]})
     assert "AGT" in fused(config)
 
 
@@ -250,7 +251,7 @@ def give_frames(config) -> None:
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
         )
         store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
-    config.fuse.level, config.fuse.tokens = "frame", 4
+    config = with_values(config, **{"fuse.level": "frame", "fuse.tokens": 4})
 
 
 @pytest.mark.slow
@@ -281,7 +282,7 @@ def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(t
 
 def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
-    config.fuse.sets = ["voice", "nothing"]
+    config = with_values(config, **{"fuse.sets": ["voice", "nothing"]})
     with pytest.raises(UserError, match="nothing: no feature set there"):
         fuse(config)
     (tmp_path / "labels.csv").write_text("name,label\nclip_0000,joyful\nclip_0001,\n")

@@ -17,6 +17,7 @@ from mer_dist import corpus as listed
 from mer_dist.cli import main
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import CorpusConfig, RunConfig, ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.corpus import texts
@@ -353,7 +354,7 @@ def test_remarks_on_transcripts_stand_beside_those_on_media(tmp_path, caplog):
     ]
     write_csv(tmp_path / "all.csv", rows)
     config = config_of(tmp_path / "run", tmp_path / "all.csv")
-    config.corpus.format = "manifest"
+    config = with_values(config, **{"corpus.format": "manifest"})
     shard(config)
     stats = files.read_json(tmp_path / "run" / "shards" / "stats.json")
     assert stats["remarks"] == {texts.PATH: {"clips": 2, "names": ["a", "c"]}}
@@ -406,7 +407,7 @@ def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
     config = config_of(
         tmp_path / "run", tmp_path / "all.csv", faces="openface", openface=str(tmp_path / "faces")
     )
-    config.corpus.format = "manifest"
+    config = with_values(config, **{"corpus.format": "manifest"})
     shard(config)
     x, y = shard_index.read(tmp_path / "run" / "shards")
     assert (x.frames, x.missing, y.frames, y.missing) == (4, [], 0, ["video"])
@@ -417,7 +418,7 @@ def test_a_csv_corpus_and_openface_crops_go_the_same_way(tmp_path):
     cv2.imwrite(str(crops / "7.bmp"), np.full((40, 40, 3), 255, np.uint8))
     shard(config)
     assert written(tmp_path / "run")["00000.tar"] != before["00000.tar"]
-    config.shard.openface = str(tmp_path / "nowhere")
+    config = with_values(config, **{"shard.openface": str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match="shard.openface: there is no folder"):
         shard(config)
 
@@ -444,7 +445,7 @@ def test_remarks_are_told_counted_and_kept_through_a_resume_and_are_no_fault(tmp
         *([name, f"{name}.mp4", "", "words", "", ""] for name in names),
     ]
     config = config_of(tmp_path / "run", write_csv(tmp_path / "all.csv", rows))
-    config.corpus.format = "manifest"
+    config = with_values(config, **{"corpus.format": "manifest"})
     with caplog.at_level("INFO", logger="mer_dist"):
         shard(config)
     told = [
@@ -474,7 +475,7 @@ HEADER = ["name", "video", "audio", "transcript", "label", "split"]
 
 def manifest_of(run, path, rows, **settings) -> Config:
     config = config_of(run, write_csv(path, [HEADER, *rows]), **settings)
-    config.corpus.format = "manifest"
+    config = with_values(config, **{"corpus.format": "manifest"})
     return config
 
 
@@ -544,7 +545,7 @@ def test_a_corpus_that_would_take_most_of_a_run_away_is_refused_and_no_byte_chan
     before = everything(run)
     path = mistake(own_corpus) or own_corpus
     config = config_of(run, path)
-    config.corpus.format = "manifest" if path.suffix else "mer2024"
+    config = with_values(config, **{"corpus.format": "manifest" if path.suffix else "mer2024"})
     with pytest.raises(UserError, match=MISTAKES[mistake]):
         shard(config)
     assert everything(run) == before
@@ -612,7 +613,7 @@ def test_media_of_which_nothing_decodes_are_refused_unless_asked_for(run, tmp_pa
     with pytest.raises(UserError, match="3 of 3 clips that were looked at are not, for example clip a000: "):
         shard(config)
     assert everything(run) == before
-    config.shard.without_media = True
+    config = with_values(config, **{"shard.without_media": True})
     shard(config)
     assert {tuple(row.missing) for row in shard_index.read(run / "shards")} == {("audio", "video")}
     assert len(reasons(run)) == 6
@@ -626,7 +627,7 @@ def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(t
         ["c", "", "", "走吧", "", ""],
     ]
     config = manifest_of(tmp_path / "run", tmp_path / "all.csv", rows)
-    config.corpus.labels = ["calm", "tense"]
+    config = with_values(config, **{"corpus.labels": ["calm", "tense"]})
     configuration.save(config, tmp_path / "job.yaml")
     job = ["shard", str(tmp_path / "job.yaml")]
     assert main(job) == 0

@@ -21,6 +21,7 @@ import torch
 import zero3_worker
 from safetensors.torch import save_file
 
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import Stopped
 from mer_dist.models.classifier import trainable_classifier
@@ -77,7 +78,8 @@ def made(accelerator, models: str, precision: str, folder: Path, way: str, mode:
     settings = zero3_worker.config(models, precision, **WAYS[way])
     # Twelve can be shared by one, two and three; dropout would show other random numbers, and is others
     # where passes are.
-    settings.finetune.batch, settings.finetune.lora.dropout = 12, 0.0 if way == "length" else 0.3
+    dropout = 0.0 if way == "length" else 0.3
+    settings = with_values(settings, **{"finetune.batch": 12, "finetune.lora.dropout": dropout})
     classifier = trainable_classifier(settings, 3, 0, zero_stage(accelerator) > 0)
     work, read = zero3_worker.task(classifier.extractor), []
     load = work.load

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mer_dist.config.section import with_values
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import Stopped
 from mer_dist.models.classifier import Classifier, save, trainable_classifier
@@ -191,7 +192,7 @@ def run_case(accelerator, settings: ExtractorConfig, out: Path) -> None:
 def run_resumed(accelerator, settings: ExtractorConfig, out: Path) -> None:
     """Train undisturbed, then again with a request to stop inside the second epoch and a new trainer
     that goes on. Dropout is on, so that drawing other random numbers would show."""
-    settings.finetune.lora.dropout = 0.3
+    settings = with_values(settings, **{"finetune.lora.dropout": 0.3})
     facts = {}
     for name, stop_at in (("undisturbed", None), ("stopped", 6)):
         while name not in facts:
