@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import media_files
@@ -19,6 +20,7 @@ from mer_dist.core.log import logger
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models.tokenizer import BaichuanTokenizer
+from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 from mer_dist.storage import quarantine
 from mer_dist.storage.files import read_json
