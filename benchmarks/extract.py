@@ -118,7 +118,7 @@ def limit(extractor: Extractor, config: Config, rows: list) -> Callable[[], None
     @torch.inference_mode()
     def forward(ready: list[dict[str, torch.Tensor]]) -> None:
         for batch in ready:
-            extractor.embeddings(**batch)
+            extractor.embed(**batch)
 
     # One piece at a time counts as well: on a CPU it is the fastest for audio.
     choices = [batches(budget) for budget in (0, *(base * factor for factor in BUDGETS))]

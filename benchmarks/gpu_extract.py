@@ -82,7 +82,7 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
     def forward() -> None:
         with torch.inference_mode(), products(precision, where):
             for batch in batches:
-                extractor.embeddings(**batch)
+                extractor.embed(**batch)
 
     _once(extractor, batches[0])
     alone, _ = timed(forward)
@@ -129,7 +129,7 @@ def _batches(extractor: Extractor, reader: Reader, rows: list, where: torch.devi
 
 def _once(extractor: Extractor, batch: dict) -> None:
     with torch.inference_mode():
-        extractor.embeddings(**batch)
+        extractor.embed(**batch)
 
 
 def _features(work: extract.Work) -> dict[str, np.ndarray]:
@@ -148,7 +148,7 @@ def _against_loop(extractor, reader, rows, where, found, clips_s: float) -> dict
         alone = []
         for row in rows:
             batch = extractor.collate(extractor.prepare(reader.read(row, extractor.modality)))
-            embeddings, _ = extractor.embeddings(**{name: value.to(where) for name, value in batch.items()})
+            embeddings, _ = extractor.embed(**{name: value.to(where) for name, value in batch.items()})
             alone.append(embeddings.float().cpu().numpy().mean(0))
         return alone
 

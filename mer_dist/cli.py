@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         parsed.overrides += rest
     setup(parsed.command)
     try:
+        if run := getattr(parsed, "run", None):
+            Run(run).check_version()
         return parsed.act(parsed)
     except (Exception, KeyboardInterrupt) as error:
         return exit_code(error)
@@ -210,6 +212,7 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     config, entered = None, False
     try:
         config = load(parsed.config, parsed.overrides)
+        Run(config.run.folder).check_version()
         setup(parsed.command, Run(config.run.folder).log(parsed.command, here.rank), here.rank)
         if here.launched:
             introduce()
@@ -265,7 +268,11 @@ def slurm(parsed: argparse.Namespace) -> int:
         for stage, text in scripts(config).items():
             print(f"### {stage}\n{text}")
         return DONE
-    with held(Run(config.run.folder).lock, parsed.command):
+    run = Run(config.run.folder)
+    run.check_version()
+    with held(run.lock, parsed.command):
+        pass  # No command is at work. What follows has a lock of its own: its first job may start at once.
+    with held(run.slurm_lock, parsed.command):
         jobs = submit(config, submitted, [parsed.config, *parsed.overrides])
     for job in jobs:
         print(f"{job.stage}: job {job.id}, log {job.log}")

@@ -29,12 +29,12 @@ self_train: {{rounds: {rounds}}}
 
 
 def make(
-    folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, balanced=(1, 1, 1)
+    folder: Path, labeled=90, unlabeled=120, epochs=3, rounds=1, shares=(1, 1, 1)
 ) -> tuple[Config, np.ndarray]:
     """The configuration, and the true label of every clip in the order of :func:`names`."""
     random = np.random.default_rng(0)
     truth = np.concatenate(
-        [np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(balanced) / sum(balanced))]
+        [np.arange(labeled) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
     )
     write_labels(folder, truth, labeled)
     for name, (modality, confused) in zip(("voice", "face", "line"), CONFUSED.items(), strict=True):

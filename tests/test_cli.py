@@ -16,7 +16,8 @@ from mer_dist.cli import main
 from mer_dist.config.config import Config, save
 from mer_dist.config.sections import CorpusConfig, RunConfig
 from mer_dist.processes import ancestry, env, together
-from mer_dist.storage import exit_status
+from mer_dist.slurm import jobs
+from mer_dist.storage import exit_status, files
 from mer_dist.storage.lock import held
 from mer_dist.storage.run_folder import Run
 
@@ -92,6 +93,26 @@ def test_a_refused_fuse_leaves_the_configuration_of_the_run_as_it_was(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("left", ["shards", "features/voice", "adapters/clip/fold-0"])
+def test_a_run_of_an_earlier_version_is_refused_in_one_line_and_stays_as_it_is(tmp_path, capsys, left):
+    made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    run, job = Path(made.run.folder), str(tmp_path / "job.yaml")
+    (run / left).mkdir(parents=True, exist_ok=True)
+    (run / left / "made.json").write_text('{"made_from": "0123"}')
+    before = {path: files.size_and_mtime(path) for path in run.rglob("*")}
+    for arguments in (
+        ["fuse", job],
+        ["run", job],
+        ["slurm", job],
+        ["verify", str(run)],
+        ["report", str(run)],
+    ):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{left}/made.json" in line and "set run.folder to a new folder" in line
+    assert {path: files.size_and_mtime(path) for path in run.rglob("*")} == before
+
+
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, capsys, launched):
     """Also if a launcher or Slurm has started it, where each rank looks; it leaves no code in the place of
@@ -107,6 +128,26 @@ def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, caps
         assert main([stage, str(tmp_path / "job.yaml")]) == 2
     assert "mer-dist extract" in capsys.readouterr().err
     assert not run.linear_probes.folder.exists() and exit_status.read(run.status(stage)) is None
+
+
+def test_a_job_may_be_at_work_while_the_later_ones_are_submitted_and_no_second_submission(
+    tmp_path, monkeypatch, capsys
+):
+    made, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    run, arguments = Run(made.run.folder), ["slurm", str(tmp_path / "job.yaml")]
+
+    def submit(*_) -> list:
+        with held(run.lock, "shard"):
+            assert main(arguments) == 2
+        assert "mer-dist shard" in capsys.readouterr().err
+        assert main(arguments) == 2
+        assert "mer-dist slurm" in capsys.readouterr().err
+        return []
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    assert main(arguments) == 0
+    with held(run.lock, "fuse"):
+        assert main(arguments) == 2
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "4"), ("0", ""), ("-1", "2")])

@@ -97,7 +97,7 @@ def test_the_encoder_of_the_page_is_extracted_and_found_from_the_run_folder(shar
     row = next(row for row in shard_index.read(run.shards) if row.name == "a")
     loaded = load_extractor(load(sharded / "job.yaml").extractors["frames"])
     with torch.no_grad():
-        expected, _ = loaded.embeddings(**loaded.collate(loaded.prepare(Reader(run.shards).read(row))))
+        expected, _ = loaded.embed(**loaded.collate(loaded.prepare(Reader(run.shards).read(row))))
     assert expected.shape == (3, 16)
     own = found.utterance[found.names.index("a")]
     np.testing.assert_allclose(own, expected.mean(0), rtol=1e-5, atol=1e-6)

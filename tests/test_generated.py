@@ -98,7 +98,7 @@ def _full(values):
     )
 
 
-def _conditional(world, values, gone, balanced, count):
+def _conditional(world, values, gone, shares, count):
     from scipy.stats import multivariate_normal
 
     kept, covariance = ~gone, world.covariance
@@ -107,7 +107,7 @@ def _conditional(world, values, gone, balanced, count):
             multivariate_normal.logpdf(values[kept], mean[kept], covariance[np.ix_(kept, kept)])
             for mean in world.means
         ]
-    ) + np.log(balanced[world.emotion] * world.share)
+    ) + np.log(shares[world.emotion] * world.share)
     p = np.exp(log_p - log_p.max())
     random = np.random.default_rng(0)
     modes = random.choice(len(p), count, p=p / p.sum())

@@ -94,7 +94,7 @@ def test_a_second_run_touches_nothing_and_a_lost_piece_is_all_that_is_made_again
     assert done.returncode == QUARANTINED, done.stderr[-3000:]
     assert lost.read_bytes() == content
     again = {path for path, when in made.items() if path.stat().st_mtime_ns != when}
-    told = {"set.json", "made.json"}
+    told = {"set.json", "complete.json"}
     assert again <= {lost, *(lost.parent / name for name in told)}
 
 

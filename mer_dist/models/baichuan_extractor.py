@@ -66,7 +66,7 @@ class BaichuanExtractor(Extractor):
         ids = torch.zeros(segments, self.config.max_tokens, dtype=torch.long)
         return {"ids": ids, **packing(torch.ones_like(ids))}
 
-    def embeddings(
+    def embed(
         self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``ids`` (P, L), padded on the right, where no token before it sees it."""

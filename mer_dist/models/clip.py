@@ -67,7 +67,7 @@ class ClipExtractor(Extractor):
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         return self.collate([torch.zeros(3, self.side, self.side, dtype=torch.uint8)] * segments)
 
-    def embeddings(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
         if self._scale.numel() == 0 or self._scale.device != pixels.device:
             scale = torch.tensor([self.mean, self.std])[..., None, None]

@@ -123,7 +123,7 @@ class Extractor(nn.Module, ABC):
         numbers in it: ``plan`` traces memory on it. :meth:`read_preprocessing` was not called."""
 
     @abstractmethod
-    def embeddings(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``.
 
         Each family names what its :meth:`collate` makes.
@@ -166,7 +166,7 @@ class Extractor(nn.Module, ABC):
         Args:
             segments: ``(B,)``, how many each clip has.
         """
-        embeddings, lengths = self.embeddings(**batch)
+        embeddings, lengths = self.embed(**batch)
         of_clips = torch.segment_reduce(lengths.float(), "sum", lengths=segments, unsafe=True)
         return mean_by_clip(embeddings, of_clips.long())
 

@@ -178,7 +178,7 @@ def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.de
     """Set a forward pass going, and wait for nothing unless the model does (HuBERT, where lengths differ)."""
     with torch.inference_mode(), products(extractor.config.precision, device):
         on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        embeddings, counts = extractor.embeddings(**on_device)
+        embeddings, counts = extractor.embed(**on_device)
         # To pinned memory, since they come from a GPU and nobody waits for them.
         found = [result.to("cpu", non_blocking=True) for result in (embeddings.float(), counts)]
     here = None

@@ -84,7 +84,7 @@ class HubertExtractor(Extractor):
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         return self.collate([torch.zeros(round(self.config.window * SAMPLE_RATE))] * segments)
 
-    def embeddings(
+    def embed(
         self,
         waves: torch.Tensor,
         samples: torch.Tensor,

@@ -127,7 +127,7 @@ def _train(classifier: Classifier, sharded: bool, clips: int, segments: int) -> 
         batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(classifier) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half and not sharded):
-                embeddings, _ = extractor.embeddings(**batch)
+                embeddings, _ = extractor.embed(**batch)
                 # As the mean over each clip's vectors, of which autograd keeps the float32 copy.
                 owner = torch.zeros(len(embeddings), dtype=torch.long)
                 total = embeddings.new_zeros((clips, embeddings.shape[1]), dtype=torch.float32)
@@ -147,7 +147,7 @@ def _extract(extractor: Extractor, segments: int) -> torch.Tensor:
     with _faked(extractor.eval()) as mode, torch.no_grad():
         batch = {name: mode.from_tensor(value) for name, value in batch.items()}
         with LiveBytes(extractor) as live:
-            extractor.embeddings(**batch)
+            extractor.embed(**batch)
     return torch.tensor(live.peak)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from mer_dist.core.errors import UserError
 
-MARKER = "made.json"
+MARKER = "complete.json"
 #: What people are sent to in messages and configurations; setup.cfg puts it into the wheel.
 SHIPPED = ("configs", "launch", "slurm", "constraints.txt")
 #: What :func:`size_and_mtime` means to people.
@@ -342,17 +342,11 @@ def write_marker(folder: Path, fingerprint: str, **facts: Any) -> None:
 def read_marker(folder: Path, fingerprint: str | None = None) -> dict | None:
     """The marker of ``folder``, or None if absent, unreadable, changed since, or of another fingerprint."""
     try:
-        facts = read_json(Path(folder) / MARKER)
-        checksum = facts.pop(_CHECKSUM, None) if isinstance(facts, dict) else ""
-        whole = checksum in (None, fingerprint_of(facts))
+        content = read_json(Path(folder) / MARKER)
+        whole = isinstance(content, dict) and content.pop(_CHECKSUM, None) == fingerprint_of(content)
     except (OSError, ValueError):
         return None
-    if not whole or fingerprint not in (None, facts.get("fingerprint")):
-        return None
-    if checksum is None:
-        # One of the first version, which told of no checksums.
-        facts.pop("content", None)
-    return facts
+    return content if whole and fingerprint in (None, content.get("fingerprint")) else None
 
 
 def required_marker(folder: Path) -> dict:

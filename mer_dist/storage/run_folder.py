@@ -38,6 +38,8 @@ from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.storage.files import MARKER
 
 _ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
+#: What earlier versions left wherever a part of a run was complete.
+_EARLIER = ("made.json", "*/made.json", "*/*/made.json", "*/*/*/made.json")
 #: Stands for the linear baseline on all fused sets side by side; no feature set has such a name.
 ALL_SETS = "@all"
 
@@ -235,6 +237,17 @@ class Run:
         left = ("status/lock", "quarantine.parquet", "shards/index.parquet", "features/*/set.json")
         return any(any(self.folder.glob(name)) for name in (*left, "rounds/[0-9]*/predictions.parquet"))
 
+    def check_version(self) -> None:
+        """
+        Raises:
+            UserError: an earlier version made what is there, under names that this one does not know.
+        """
+        if old := next((path for name in _EARLIER for path in self.folder.glob(name)), None):
+            raise UserError(
+                f"{self.folder}: made by an earlier version of mer-dist ({self.relative(old)}), whose files have "
+                "other names; go on with that version, or set run.folder to a new folder"
+            )
+
     @property
     def config(self) -> Path:
         return self.folder / "config.yaml"
@@ -345,6 +358,11 @@ class Run:
     def lock(self) -> Path:
         """Held by the command that works in this folder; see :mod:`mer_dist.storage.lock`."""
         return self.folder / "status" / "lock"
+
+    @property
+    def slurm_lock(self) -> Path:
+        """Held while jobs are submitted, some of which may be at work already."""
+        return self.folder / "status" / "lock.slurm"
 
     @property
     def slurm(self) -> Path:

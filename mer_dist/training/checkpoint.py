@@ -300,8 +300,8 @@ def _truncated(path: Path) -> str:
     content = (files.read_marker(path) or {}).get("content", {})
     truncated = [name for name, (size, _) in content.items() if _size(path / name) != size]
     if truncated:
-        return f"torn: {', '.join(truncated)}"
-    return "" if content else "its mark is gone, damaged or of an older version"
+        return f"truncated: {', '.join(truncated)}"
+    return "" if content else "its marker is missing or damaged"
 
 
 def _size(path: Path) -> int:

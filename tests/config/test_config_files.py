@@ -47,7 +47,7 @@ def test_a_copy_stands_where_others_name_it_with_those_that_it_names(tmp_path, c
     told = capsys.readouterr().out
     own = "configs/mer2024/baichuan-lora-1node.yaml"
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {own, FULL, "launch/workstation.yaml", "launch/ddp.yaml", "slurm/run.sbatch"}
+    assert found == {own, FULL, "launch/workstation.yaml", "launch/ddp.yaml"}
     assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in found)
     # Started here, the path of the launch file leads to what was copied; the others are the user's.
     assert (tmp_path / yaml.safe_load((tmp_path / own).read_text())["run"]["accelerate"]).is_file()

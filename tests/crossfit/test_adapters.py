@@ -70,7 +70,7 @@ def planned(config: Config) -> dict[str, adapters.Adapter]:
 def test_without_cross_fit_one_copy_sees_every_labelled_clip_and_no_folds_are_made(job):
     config = load(job, [OFF, "folds.count=11"])
     made = planned(config)
-    assert list(made) == ["all"] and made["all"].without is None
+    assert list(made) == ["all"] and made["all"].held_out_fold is None
     assert [row.name for row in made["all"].rows] == [f"clip{row:02d}" for row in range(LABELED)]
     assert not Run(config.run.folder).folds.exists()
 

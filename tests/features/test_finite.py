@@ -30,7 +30,7 @@ def extractor(weight: float = 1.0, **settings):
 
 
 @pytest.mark.parametrize(
-    ("vectors", "storage", "why"),
+    ("embeddings", "storage", "why"),
     [
         (with_value(np.nan), "fp32", finite.COMPUTED),
         (with_value(-np.inf), "fp32", finite.COMPUTED),

@@ -109,7 +109,7 @@ def test_the_copy_trained_on_all_labels_may_not_offer_a_labelled_clip(run):
 def test_a_copy_that_says_it_left_out_another_fold_is_refused(run, facts):
     names = [name for name, fold in fold_of().items() if fold == 0]
     write_copy(run, 0, names, np.ones((len(names), WIDTH)), **facts)
-    with pytest.raises(UserError, match="part 'fold-0' is needed"):
+    with pytest.raises(UserError, match="'fold-0' is needed"):
         join.tuned(run, "clip", fold_of())
 
 

@@ -67,8 +67,8 @@ def recordings(monkeypatch, counting) -> list[Recording]:
             result = call()
         return made[-1], result
 
-    monkeypatch.setattr(cuda_graph, "can_record", lambda device: True)
-    monkeypatch.setattr(cuda_graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "capture", record)
     monkeypatch.setattr(cuda_graph, "WORTH", 6)
     return made
 
@@ -186,8 +186,8 @@ def test_a_recording_that_fails_is_told_once_and_training_goes_on(monkeypatch, c
     def fail():
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(cuda_graph, "can_record", lambda device: True)
-    monkeypatch.setattr(cuda_graph, "record", refuse)
+    monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "capture", refuse)
     monkeypatch.setattr(cuda_graph, "WORTH", 6)
     monkeypatch.setattr(cuda_graph.CudaGraphStep, "possible", True)
     handler = Kept(logging.WARNING)

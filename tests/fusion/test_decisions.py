@@ -54,7 +54,7 @@ def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
 
 def test_nothing_to_correct_leaves_the_gate_shut():
     oof, truth = draw(300, OLD, 4)
-    own = label_shift.balanced(truth, 4)
+    own = label_shift.shares(truth, 4)
     gate = decisions.gate(oof, truth, own, own[None], seed=0)
     assert gate.gain == 0 and not gate.opens
 

@@ -16,7 +16,7 @@ from mer_dist.fusion.members import build
 SMALL = {"width": 16, "heads": 2, "epochs": 3, "batch": 16, "dropout": [0.2], "feature_dropout": 0.1}
 OPTIONS = [
     *({"model": model} for model in FUSION_MODELS.built_in),
-    *({"guide": guide} for guide in ("video", "text")),
+    *({"query_modality": query_modality} for query_modality in ("video", "text")),
     *({"fusion": fusion} for fusion in ("concatenate", "mean")),
     {"cross_attention": False},
     {"linear_skip": False},
@@ -104,12 +104,12 @@ def test_every_option_learns_what_is_to_be_learned_and_is_one_of_its_own(option)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", FUSION_MODELS.built_in)
-@pytest.mark.parametrize("guide", ["audio", "video", "text"])
-def test_a_guide_without_any_feature_set_is_stood_in_for(model, guide):
+@pytest.mark.parametrize("query_modality", ["audio", "video", "text"])
+def test_a_query_modality_without_any_feature_set_has_a_learned_query(model, query_modality):
     whole, truth = learnable()
-    places = [place for place, name in enumerate(whole.modality) if name != guide]
+    places = [place for place, name in enumerate(whole.modality) if name != query_modality]
     inputs = part_of(whole, places)
-    config = FuseConfig(**LEARNING | {"model": model, "guide": guide})
+    config = FuseConfig(**LEARNING | {"model": model, "query_modality": query_modality})
     trained, _ = train(inputs, [lesson_of(range(90), truth, 0)], config)
     told = predict(trained, inputs, torch.arange(90, 120))[0]
     assert torch.isfinite(told).all() and (told.argmax(1) == truth[90:]).float().mean() > 0.8

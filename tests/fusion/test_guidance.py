@@ -108,7 +108,7 @@ def test_the_tokens_of_the_guide_ask_and_those_of_each_guided_modality_answer(gu
         FeatureBatch(list(sizes), values, masks), 3, FuseConfig(**SMALL, query_modality=guide), [0, 1]
     ).eval()
     seen = {}
-    for name, context in model.context.items():
+    for name, context in model.cross_attention.items():
         context.cross.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args}))
     model(inputs)
     tokens, there = model._tokens(inputs.modality, inputs.values, inputs.mask)
@@ -179,7 +179,11 @@ def test_where_one_token_tells_the_label_the_guide_finds_it_and_a_mean_of_tokens
         "heads": 2,
     }
     right = {}
-    for title, option in {"agt": {}, "no context": {"context": False}, "mean": {"model": "mlp"}}.items():
+    for title, option in {
+        "agt": {},
+        "no context": {"cross_attention": False},
+        "mean": {"model": "mlp"},
+    }.items():
         lesson = MemberData(taught, torch.eye(3)[truth[taught]], torch.ones(len(taught)), 0)
         model, _ = train(inputs, [lesson], FuseConfig(**calm | option))
         right[title] = (predict(model, inputs, asked)[0].argmax(1) == truth[asked]).float().mean()

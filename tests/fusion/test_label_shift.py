@@ -16,13 +16,13 @@ def test_other_label_shares_alone_are_not_seen_and_another_look_is():
     quiet, seen = [], []
     for seed in range(5):
         oof, truth = draw(800, OLD, seed)
-        for found, (balanced, apart) in (
+        for found, (shares, apart) in (
             (quiet, (OLD, 1)),
             (quiet, (NEW, 1)),
             (seen, (NEW, 0.3)),
             (seen, (OLD, 3)),
         ):
-            unlabeled, _ = draw(600, balanced, 100 + seed, apart)
+            unlabeled, _ = draw(600, shares, 100 + seed, apart)
             found.append(shift_test.p_value(unlabeled, oof, truth, seed))
     assert np.mean(np.array(quiet) < shift_test.LEVEL) <= 0.2 and np.mean(quiet) > 0.35
     assert max(seen) < 0.02
@@ -122,11 +122,11 @@ def test_no_label_becomes_more_than_so_many_times_as_frequent_or_rare():
 @pytest.mark.slow
 def test_an_interval_does_not_vanish_at_zero_and_holds_a_share_that_hides_behind_a_like_label():
     """No clip looks like the first label, whose clips are 13.9 %: they look like the second."""
-    random, balanced = np.random.default_rng(0), np.array([0.139, 0.361, 0.3, 0.2])
-    truth = random.choice(4, 1000, p=balanced)
+    random, shares = np.random.default_rng(0), np.array([0.139, 0.361, 0.3, 0.2])
+    truth = random.choice(4, 1000, p=shares)
     both = label_shift.softmax(1.5 * np.eye(4)[truth] + 0.9 * random.normal(size=(1000, 4)))
     likeness = both[:, 0] + both[:, 1]
-    both[:, 0] = likeness * balanced[0] / balanced[:2].sum() * (1 + 0.08 * random.normal(size=1000))
+    both[:, 0] = likeness * shares[0] / shares[:2].sum() * (1 + 0.08 * random.normal(size=1000))
     both[:, 1] = likeness - both[:, 0]
     unlabeled = both[random.permutation(1000)[:400]].copy()
     unlabeled[:, 0] *= 0.85

@@ -230,7 +230,7 @@ def test_the_example_of_the_document_is_fused_stopped_and_goes_on_in_the_same_by
     with safe_open(run.round(1).models, "pt") as file:
         assert {file.get_slice(name).get_shape()[0] for name in file.keys()} == {6}
     for part in (run.vote, run.round(0), run.round(1)):
-        (part.folder / "made.json").unlink()
+        (part.folder / "complete.json").unlink()
     steps, stop = [], preempt.stop_if_asked
 
     def asked(where: str) -> None:

@@ -13,14 +13,14 @@ NEW = np.array([0.1, 0.2, 0.1, 0.6])
 CENTERS = np.array([[0, 0], [2.2, 0], [0, 2.2], [2.2, 2.2]])
 
 
-def draw(count: int, balanced: np.ndarray, seed: int, apart: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """True posteriors under ``OLD`` of points drawn under ``balanced``, and their labels.
+def draw(count: int, shares: np.ndarray, seed: int, apart: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """True posteriors under ``OLD`` of points drawn under ``shares``, and their labels.
 
     With ``apart`` other than 1 the labels' centres are so many times as far from each other as the
     posteriors believe, and p(features | label) is not that of ``OLD`` any more.
     """
     random = np.random.default_rng(seed)
-    truth = random.choice(4, count, p=balanced)
+    truth = random.choice(4, count, p=shares)
     middle = CENTERS.mean(0)
     points = (middle + apart * (CENTERS - middle))[truth] + random.normal(size=(count, 2))
     odds = -((points[:, None] - CENTERS) ** 2).sum(2) / 2 + np.log(OLD)
@@ -35,7 +35,7 @@ def test_calibration_undoes_a_known_distortion():
     assert fitted.scale == pytest.approx(0.5, abs=0.02)
     assert np.abs(fitted(bent) - honest).mean() < 0.01
     # Its maximum-likelihood condition: the mean probability of a label is the label's share.
-    assert np.allclose(fitted(bent).mean(0), label_shift.balanced(truth, 4), atol=1e-3)
+    assert np.allclose(fitted(bent).mean(0), label_shift.shares(truth, 4), atol=1e-3)
     assert label_shift.calibrate(label_shift.softmax(2 * np.log(honest)), truth, bias=False).scale == (
         pytest.approx(0.5, abs=0.02)
     )
@@ -103,7 +103,7 @@ def test_intervals_hold_the_estimate_cover_the_truth_and_shrink_with_more_clips(
             found = label_shift.estimate(unlabeled, oof, truth, seed, draws=50)
             assert found.intervals.keys() == {"em", "bbse"}
             for name, (low, high) in found.intervals.items():
-                now = label_shift.balanced(others, 4)
+                now = label_shift.shares(others, 4)
                 covered += [(low <= now) & (now <= high)]
                 assert ((low <= getattr(found, name)) & (getattr(found, name) <= high)).mean() >= 0.75
         widths.append((high - low).mean())

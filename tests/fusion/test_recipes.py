@@ -85,7 +85,7 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
         np.save(tmp_path / "npy" / f"{name}.npy", np.full(fusion_run.WIDTH, row + 1.0))
     import_sets(run, ["voice", str(tmp_path / "npy")], ["audio"])
     parts = ["linear_probes/voice", "linear_probes/@all", *ROUNDS, "vote"]
-    line = f"stale: {', '.join(parts)}; run fuse (probes/voice: made from other features voice than those of this run)"
+    line = f"stale: {', '.join(parts)}; run fuse (linear_probes/voice: made from other features voice than those of this run)"
     assert line in caplog.messages
     found = stale(folder)
     assert [*found] == parts
@@ -151,7 +151,7 @@ def test_a_round_that_is_gone_although_it_voted_is_found(folder):
         ("fuse.epochs=2", [*ROUNDS, "vote"], "other settings of fuse than"),
         ("run.seed=1", [*ROUNDS, "vote"], "other run.seed than"),
         ("self_train.quota=0.3", ["rounds/01", "vote"], "other settings of self_train than"),
-        ("self_train.rounds=0", ["vote"], "other probes or rounds than"),
+        ("self_train.rounds=0", ["vote"], "other linear probes or rounds than"),
         ("vote.kind=hard", ["vote"], "other settings of vote than"),
         ("folds.seed=3", [*PROBES, *ROUNDS, "vote"], "other folds than"),
         ("fuse.sets=[voice,face]", ["linear_probes/@all", *ROUNDS, "vote"], "other features line than"),
@@ -168,7 +168,7 @@ def test_what_other_settings_make_stale_is_what_depends_on_them(folder, override
 @pytest.mark.slow
 def test_fuse_makes_again_what_is_stale_and_nothing_else(folder):
     run, config = Run(folder / "run"), told(folder, "vote.kind=hard")
-    before = {path: path.stat().st_mtime_ns for path in run.folder.glob("[pr]ro[bu]*/**/*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in run.folder.glob("*s/**/*.parquet")}
     before |= {path: path.stat().st_mtime_ns for path in run.folder.glob("rounds/**/*")}
     assert len(before) > 8 and [*stale(folder)] == ["vote"]
     fuse(config)
@@ -182,7 +182,7 @@ def test_marks_of_another_kind_are_no_marks(folder):
         (run.linear_probes.folder, {"sets": [1]}),
         (run.round(0).folder, {"of": 3, "oof_waf": "x"}),
     ):
-        files.write_json(place / files.MARKER, {"fingerprint": "x", **facts})
+        files.write_marker(place, "x", **facts)
     found = stale(folder)
     assert found["linear_probes/voice"].startswith("missing") and "another version" in found["rounds/00"]
     assert "rounds/01" not in found

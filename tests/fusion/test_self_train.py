@@ -267,9 +267,9 @@ def test_the_lineage_tells_of_every_clip_what_became_of_it(tmp_path):
     for row in rows:
         assert row["selected"] == (row["reason"] == "") == (row["weight"] > 0)
         assert row["models"] == f"fold-{row['fold']}/seed-0 fold-{row['fold']}/seed-1"
-        balanced = [row[f"p_{label}"] for label in clips.labels]
-        assert row["pseudo_label"] == clips.labels[int(np.argmax(balanced))]
-        assert not row["selected"] or max(balanced) >= row["threshold"] >= config.self_train.confidence
+        shares = [row[f"p_{label}"] for label in clips.labels]
+        assert row["pseudo_label"] == clips.labels[int(np.argmax(shares))]
+        assert not row["selected"] or max(shares) >= row["threshold"] >= config.self_train.confidence
     assert {row["reason"] for row in rows if row["name"] == clips.names[unlabeled[0]]} == {"no modality"}
     # A clip of which nothing is known gets the shares of the labels.
     assert np.allclose(told[1].probability[unlabeled[0]], 1 / 3, atol=0.02)
@@ -346,12 +346,12 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
 def test_a_warm_round_goes_on_from_the_models_of_the_round_before(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=1, epochs=1)[0], start="warm")
     clips, inputs = parts_of(config)
-    config = with_values(config, **{"fuse.learning_rate": 0.0})
+    config = with_values(config, **{"fuse.learning_rate": 1e-9})  # all but none
     warm = rounds_of(config, clips, inputs)
-    assert np.array_equal(warm[0].probability, warm[1].probability)
+    assert np.allclose(warm[0].probability, warm[1].probability, atol=1e-6)
     config = with_values(config, **{"self_train.start": "scratch"})
     scratch = rounds_of(config, clips, inputs)
-    assert not np.array_equal(scratch[0].probability, scratch[1].probability)
+    assert np.abs(scratch[0].probability - scratch[1].probability).max() > 0.01
 
 
 @pytest.mark.slow
@@ -359,12 +359,12 @@ def test_an_interruption_between_warm_rounds_changes_nothing(tmp_path):
     config = easy(fusion_run.make(tmp_path, rounds=2, epochs=2)[0], start="warm", rule="precision")
     clips, inputs = parts_of(config)
     run, whole = Run(config.run.folder), rounds_of(config, clips, inputs)
-    (run.round(2).folder / "made.json").unlink()
-    (run.round(1).folder / "made.json").unlink()
+    (run.round(2).folder / "complete.json").unlink()
+    (run.round(1).folder / "complete.json").unlink()
     again = rounds_of(config, clips, inputs)
     assert all(np.array_equal(a.probability, b.probability) for a, b in zip(whole, again, strict=True))
     shutil.copy(run.round(0).models, run.round(1).folder)
-    (run.round(2).folder / "made.json").unlink()
+    (run.round(2).folder / "complete.json").unlink()
     last = rounds_of(config, clips, inputs)[2]
     assert not np.array_equal(last.probability, whole[2].probability), "it starts from round 1"
 

@@ -28,11 +28,11 @@ LABELED, UNLABELED, FOLDS = 300, 600, 3
 EVEN, SHIFTED = (1, 1, 1), (1, 1, 8)
 
 
-def case(balanced: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLABELED):
+def case(shares: tuple, sharp: float = 1.0, seed: int = 0, unlabeled: int = UNLABELED):
     """Clips, one member that says what a model trained on even labels knows, and the truth."""
     random = np.random.default_rng(seed)
     truth = np.concatenate(
-        [np.arange(LABELED) % 3, random.choice(3, unlabeled, p=np.array(balanced) / sum(balanced))]
+        [np.arange(LABELED) % 3, random.choice(3, unlabeled, p=np.array(shares) / sum(shares))]
     )
     points = 1.5 * np.eye(3)[truth] + random.normal(size=(len(truth), 3))
     odds = sharp * 1.5 * points
@@ -155,7 +155,7 @@ def own_answers_with_other_labels(config, monkeypatch, fold: int) -> list[Predic
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, monkeypatch, kind):
-    fusion_run.make(tmp_path, balanced=SHIFTED)
+    fusion_run.make(tmp_path, shares=SHIFTED)
     config = fusion_run.configure(tmp_path, overrides=(f"vote.kind={kind}",))
     before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
     own = before.fold == 1
@@ -166,7 +166,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
-    config, _ = fusion_run.make(tmp_path, balanced=SHIFTED)
+    config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
 
     def leaky(probability, oof, clips, present, kind):
         plain = np.stack([honest(clips, member) for member in probability])
@@ -330,9 +330,9 @@ def test_without_a_correction_each_clip_gets_its_most_probable_label(tmp_path, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shares, seed", [((1, 1, 2), 4), ((1, 4, 6), 1)])
-def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, balanced, seed):
+def test_corrected_clips_are_answered_for_expected_waf_and_gain_by_it(tmp_path, caplog, shares, seed):
     caplog.set_level("INFO", "mer_dist")
-    clips, member, truth = case(balanced, seed=seed)
+    clips, member, truth = case(shares, seed=seed)
     made, told = voted(tmp_path, clips, [member])
     own = ~clips.labeled
     most = made.probability.argmax(1)
@@ -493,12 +493,12 @@ def test_clips_without_any_modality_tell_nothing_of_the_prior(tmp_path):
 def test_a_clip_without_any_modality_gets_the_label_shares_as_they_are(tmp_path, kind):
     clips, member, _ = case(SHIFTED, sharp=2.0)
     present = np.arange(len(clips.names)) % 5 > 0
-    balanced = [0.5, 0.3, 0.2]
-    member.probability[~present] = balanced
+    shares = [0.5, 0.3, 0.2]
+    member.probability[~present] = shares
     made, told = voted(tmp_path, clips, [member], (f"vote.kind={kind}",), present)
-    assert np.allclose(made.probability[clips.labeled & ~present], balanced)
+    assert np.allclose(made.probability[clips.labeled & ~present], shares)
     assert told["applied"] == (kind == "soft")
-    corrected = np.array(balanced) * (np.divide(told["used"], told["labeled"]) if told["applied"] else 1)
+    corrected = np.array(shares) * (np.divide(told["used"], told["labeled"]) if told["applied"] else 1)
     assert np.allclose(made.probability[~clips.labeled & ~present], corrected / corrected.sum(), atol=1e-6)
 
 

@@ -19,7 +19,7 @@ from mer_dist.storage.run_folder import Run
 from mer_dist.training.checkpoint import trained_weights
 
 #: kind -> where its files lie below the checkpoints of the copy.
-UNDERWAY = {"pt": "step-*/*.pt", "mark": "*/made.json", "best": "best-*/*"}
+UNDERWAY = {"pt": "step-*/*.pt", "mark": "*/complete.json", "best": "best-*/*"}
 FEATURES = "clip@all"
 
 
@@ -65,7 +65,7 @@ def use(base: Path, folder: Path, seed: str) -> tuple[str, str]:
         assert changed and str(victim.parent) in message, f"{what}: {message}"
         return what, "message"
     same(what, run.features(FEATURES), Run(base / "run").features(FEATURES))
-    assert not changed or victim.name == "made.json", f"{what}: not seen"
+    assert not changed or victim.name == "complete.json", f"{what}: not seen"
     return what, "harmless"
 
 
@@ -93,5 +93,5 @@ def line_of(act) -> str:
 def same(what: str, made: Path, wanted: Path) -> None:
     """All but the mark, which may tell of other processes."""
     for path in wanted.iterdir():
-        if path.name != "made.json":
+        if path.name != "complete.json":
             assert digest(made / path.name) == digest(path), f"{what}: {path.name} is another"

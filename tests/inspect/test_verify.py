@@ -57,7 +57,7 @@ def write_features(run: Run, set_name: str, *parts: FeatureSet) -> None:
     store.describe(
         run.features(own),
         modality=parts[0].modality,
-        part=own.variant or "frozen",
+        variant=own.variant or "frozen",
         held_out_fold=own.held_out_fold,
     )
 
@@ -169,10 +169,10 @@ def test_shards_that_were_cut_with_other_settings_are_found(run):
 @pytest.mark.slow
 def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothing(run, caplog):
     shard = next(run.features_folder.glob("*/0*.safetensors"))
-    shutil.adapter(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
+    shutil.copy(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
     shutil.copytree(run.round(0).folder, run.rounds_folder / "00 2")
     tar = next(run.shards.glob("0*.tar"))
-    shutil.adapter(tar, tar.with_name(f"{tar.stem} (1).tar"))
+    shutil.copy(tar, tar.with_name(f"{tar.stem} (1).tar"))
     assert verify(run.folder) == []
     assert "3 files or folders among those of the run are none of its own" in caplog.text
     assert "rounds/00 2" in caplog.text
@@ -438,7 +438,7 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
 def test_features_of_another_copy_are_found(run):
     path = FeatureFolder(run.features("text@fold-1")).description
     files.write_json(path, files.read_json(path) | {"variant": "fold-0", "held_out_fold": 0})
-    finding(run, "text@fold-1", "this is part 'fold-0'")
+    finding(run, "text@fold-1", "this is 'fold-0'")
 
 
 @pytest.mark.slow

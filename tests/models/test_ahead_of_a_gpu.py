@@ -69,9 +69,9 @@ def test_a_forward_pass_never_asks_the_device_how_much_there_is(folders, family,
     extractor = load_extractor(ExtractorConfig(family=family, path=str(folders / family)))
     batch = extractor.collate(segments(extractor, lengths))
     with torch.no_grad():  # in inference mode the counter misses some
-        extractor.embeddings(**batch)
+        extractor.embed(**batch)
         with Waits() as waits:
-            embeddings, counts = extractor.embeddings(**batch)
+            embeddings, counts = extractor.embed(**batch)
     assert waits.seen == seen
     assert len(embeddings) == counts.sum()
 
@@ -81,8 +81,8 @@ def test_hubert_is_given_a_mask_only_where_something_is_padded(folders):
     equal, padded = (extractor.collate(segments(extractor, lengths)) for lengths in ([9, 9], [9, 4]))
     assert "mask" not in equal and padded["mask"].sum(1).tolist() == [9000, 4000]
     with torch.inference_mode():
-        without, _ = extractor.embeddings(**equal)
-        given, _ = extractor.embeddings(**equal, mask=torch.ones(2, 9000, dtype=torch.bool))
+        without, _ = extractor.embed(**equal)
+        given, _ = extractor.embed(**equal, mask=torch.ones(2, 9000, dtype=torch.bool))
     assert torch.equal(without, given)
 
 

@@ -57,9 +57,7 @@ def extractor(folders, family: str, **options):
 def run(loaded, samples):
     clips = [loaded.prepare(item) for item in samples]
     with torch.no_grad():
-        embeddings, lengths = loaded.embeddings(
-            **loaded.collate([segment for clip in clips for segment in clip])
-        )
+        embeddings, lengths = loaded.embed(**loaded.collate([segment for clip in clips for segment in clip]))
     ends = np.cumsum([0, *map(len, clips)])
     of_clips = [int(lengths[start:end].sum()) for start, end in pairwise(ends)]
     return torch.split(embeddings, of_clips)

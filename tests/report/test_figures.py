@@ -59,10 +59,10 @@ def test_a_row_is_drawn_at_its_value_and_its_interval():
 def test_a_cell_of_the_confusion_is_as_dark_as_its_share_of_its_row():
     table = Confusion(title="t", labels=["a", "b"], counts=[[3, 1], [0, 0]])
     wide = drawn(figures.confusion(table)).find(f".//{SVG}svg")
-    balanced = [
+    shares = [
         float(cell.get("fill-opacity")) for cell in wide.iter(f"{SVG}rect") if cell.get("class") == "heat"
     ]
-    assert balanced == [0.75, 0.25, 0, 0]
+    assert shares == [0.75, 0.25, 0, 0]
     texts = [text.text for text in wide.iter(f"{SVG}text")]
     assert "75 %" in texts and "3" in texts
 
@@ -71,8 +71,8 @@ def test_bars_of_the_prior_are_as_long_as_their_shares():
     data = Prior(labels=["a", "b"], series=[("x", [0.2, 0.8]), ("y", [0.4, 0.6])])
     wide = drawn(figures.prior(data)).find(f".//{SVG}svg")
     lengths = [float(bar.get("width")) for bar in wide.iter(f"{SVG}rect")]
-    balanced = [length / sum(lengths) for length in lengths]
-    assert balanced == pytest.approx([0.1, 0.2, 0.4, 0.3], abs=0.01)
+    shares = [length / sum(lengths) for length in lengths]
+    assert shares == pytest.approx([0.1, 0.2, 0.4, 0.3], abs=0.01)
 
 
 def test_the_interval_of_an_estimate_is_a_line_on_the_scale_of_the_bars():

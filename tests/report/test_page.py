@@ -202,7 +202,7 @@ def test_times_rates_curves_and_the_prior_arrive(run):
         "tried",
         "answers, unlabelled clips (vote)",
     ]
-    assert all(sum(balanced) == pytest.approx(1) for _, balanced in run_data.prior.series)
+    assert all(sum(shares) == pytest.approx(1) for _, shares in run_data.prior.series)
     assert run_data.prior.intervals == {
         "estimate, EM": [(0.29, 0.39), (0.1, 0.16), (0.2, 0.28), (0.08, 0.14), (0.09, 0.15), (0.03, 0.09)]
     }

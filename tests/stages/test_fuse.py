@@ -72,9 +72,9 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     made = [
         run.linear_probes.predictions("face"),
         run.linear_probes.predictions("voice"),
-        run.round(0).folder / "made.json",
-        run.round(1).folder / "made.json",
-        run.vote.folder / "made.json",
+        run.round(0).folder / "complete.json",
+        run.round(1).folder / "complete.json",
+        run.vote.folder / "complete.json",
         run.answer,
     ]
 

@@ -40,6 +40,7 @@ WHERE = {
     "report.html": RUN.report,
     "status/fuse.json": RUN.status("fuse"),
     "status/lock": RUN.lock,
+    "status/lock.slurm": RUN.slurm_lock,
     "slurm/jobs.json": RUN.slurm_jobs,
     "slurm/tasks/extract-7_1.json": RUN.slurm_note("extract", "7_1"),
     "slurm/7_0_log.out": RUN.slurm_log("7", 1),
@@ -134,10 +135,10 @@ def test_no_other_module_spells_a_name_of_a_run_folder():
 def test_what_a_program_for_synchronising_left_is_no_part_of_the_run_and_is_named(tmp_path):
     run = Run(tmp_path)
     shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip@fold-0"))
-    own = [*(path(0) for path in (shards.tar, shards.facts, features.shard)), *shards.results]
+    own = [*(path(0) for path in (shards.tar, shards.record, features.shard)), *shards.results]
     own += [features.description, run.linear_probes.predictions("clip"), run.linear_probes.nested_oof("@all")]
     own += [*run.round(0).files(), *run.vote.files()]
-    own += [folder / "made.json" for folder in {path.parent for path in own}]
+    own += [folder / "complete.json" for folder in {path.parent for path in own}]
     copies = ["shards/00000 2.tar", "shards/00000 (1).parquet", "features/clip 2/set.json"]
     copies += [
         "features/clip@fold-0/00000 2.safetensors",

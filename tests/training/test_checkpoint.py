@@ -59,7 +59,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         checkpoints.save(model, optimizer, Progress(step=step))
     truncated = tmp_path / "step-00000003" / ALONE
     truncated.write_bytes(truncated.read_bytes()[:-1])
-    (tmp_path / "step-00000002" / "made.json").unlink()
+    (tmp_path / "step-00000002" / "complete.json").unlink()
     assert checkpoints.load(model, optimizer).step == 1
     with pytest.raises(UserError, match="not whole"):
         trained_weights(truncated.parent, torch.float32)
@@ -112,7 +112,7 @@ def test_a_position_that_was_changed_is_not_gone_on_from(tmp_path):
     checkpoints = Checkpoints(Alone(), tmp_path, "a", keep=2, minutes=0)
     for step in (1, 2):
         checkpoints.save(model, optimizer, Progress(step=step, epoch=3))
-    mark = tmp_path / "step-00000002/made.json"
+    mark = tmp_path / "step-00000002/complete.json"
     mark.write_text(mark.read_text().replace('"epoch": 3', '"epoch": 2'))
     assert checkpoints.load(model, optimizer).step == 1
 
