@@ -245,13 +245,15 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
     if parsed.command == "run":
         from mer_dist.stages.run import run as act
 
-        return act(config, parsed.config, parsed.overrides)
+        return act(config, parsed.config, parsed.overrides, preempt.asked)
     if parsed.command == "report":
         from mer_dist.report.page import report as write
 
         write(run.folder)
         return DONE
-    getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(config)
+    getattr(import_module(f"mer_dist.stages.{parsed.command}"), parsed.command)(
+        config, should_stop=preempt.asked
+    )
     return quarantined(run, parsed.command)
 
 

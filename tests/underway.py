@@ -11,7 +11,6 @@ import small_job
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core.errors import Stopped
-from mer_dist.processes import preempt
 from mer_dist.stages.finetune import finetune
 from mer_dist.stages.shard import shard
 from mer_dist.storage.run_folder import Run
@@ -46,12 +45,11 @@ def stop(config: Config) -> None:
     act = training.Trainer._optimizer_step
 
     def asking(trainer, *batch):
-        preempt._asked = trainer.progress.step + 1 == STEP
+        trainer.should_stop = lambda: trainer.progress.step + 1 == STEP
         return act(trainer, *batch)
 
     with patch.object(training.Trainer, "_optimizer_step", asking), pytest.raises(Stopped):
         finetune(config)
-    preempt._asked = False
 
 
 def checkpoints(run: Run) -> Path:

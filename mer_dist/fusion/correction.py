@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.fusion import decisions, label_shift, shift_test
 
 #: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
@@ -63,6 +64,7 @@ def gather(
     fold_predictions: np.ndarray,
     seed: int,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
+    should_stop: ShouldStop = never,
 ) -> Evidence:
     """Estimate and test, each unlabelled clip taken as the models of one fold see it.
 
@@ -78,7 +80,7 @@ def gather(
     """
     folds, count, _ = fold_predictions.shape
     as_labeled = fold_predictions[np.arange(count) % folds, np.arange(count)].astype(np.float64)
-    found = label_shift.estimate(as_labeled, oof, truth, seed, groups=groups)
+    found = label_shift.estimate(as_labeled, oof, truth, seed, groups=groups, should_stop=should_stop)
     enough = min(len(truth), count) >= FLOOR
     p_value = shift_test.p_value(as_labeled, oof, truth, seed, groups) if enough else 1.0
     return Evidence(found=found, clips=(len(truth), count), p_value=p_value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mer_dist.processes import preempt
+from mer_dist.core.stopping import ShouldStop, boundary, never
 
 #: Clips beyond this many make an estimate slower, not better.
 ENOUGH = 20_000
@@ -207,6 +207,7 @@ def estimate(
     seed: int,
     draws: int = DRAWS,
     groups: tuple[np.ndarray, np.ndarray] | None = None,
+    should_stop: ShouldStop = never,
 ) -> Estimate:
     """Label shares of the unlabelled clips, shrunk toward the labelled ones.
 
@@ -232,7 +233,7 @@ def estimate(
     both = _both(unlabeled, oof, truth, calibration)
     each = []
     for _ in range(draws):
-        preempt.stop_if_asked("in the vote")
+        boundary(should_stop, "in the vote")
         rows, drawn = draw_own(random), draw_others(random)
         fitted = calibrate(oof[rows], truth[rows], start=calibration)
         each.append(_both(unlabeled[drawn], oof[rows], truth[rows], fitted, both[0]))

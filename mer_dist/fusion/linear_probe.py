@@ -13,11 +13,11 @@ from itertools import combinations
 import numpy as np
 
 from mer_dist.core.errors import UserError
+from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features.join import Clips
 from mer_dist.fusion import label_shift, nested
 from mer_dist.fusion.cross_fitted import CrossFitted
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.processes import preempt
 
 #: Inverse strengths of the ridge among which cross-validation chooses; features are standardised.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -69,7 +69,11 @@ class Standardized:
 
 
 def linear_probe(
-    values: list[np.ndarray], valid: list[np.ndarray], clips: Clips, title: str = ""
+    values: list[np.ndarray],
+    valid: list[np.ndarray],
+    clips: Clips,
+    title: str = "",
+    should_stop: ShouldStop = never,
 ) -> CrossFitted:
     """Logistic regression on feature sets side by side, one per fold.
 
@@ -89,10 +93,10 @@ def linear_probe(
     classes, some = len(clips.labels), np.any(valid, 0)
     inputs = Standardized.of(values, valid)
     trained = [clips.outside(fold) for fold in range(clips.folds)]
-    strengths, nested_oof = _nested(inputs, some, clips)
+    strengths, nested_oof = _nested(inputs, some, clips, should_stop)
     every = np.empty((clips.folds, len(some), classes))
     for fold, rows in enumerate(trained):
-        preempt.stop_if_asked("in a probe")
+        boundary(should_stop, "in a linear probe")
         every[fold] = label_shift.shares(clips.truth[rows], classes)
         rows = rows[some[rows]]
         if len(np.unique(clips.truth[rows])) < 2:
@@ -123,14 +127,16 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
     return probability
 
 
-def _nested(inputs: Standardized, some: np.ndarray, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+def _nested(
+    inputs: Standardized, some: np.ndarray, clips: Clips, should_stop: ShouldStop = never
+) -> tuple[np.ndarray, np.ndarray]:
     """The inverse strength (K,) of the ridge of each fold, and ``CrossFitted.nested_oof`` under it."""
-    predicted = _without_two_folds(inputs, some, clips)
+    predicted = _without_two_folds(inputs, some, clips, should_stop)
     return nested.select(clips, np.array(STRENGTHS), predicted, USUAL, scored=some[clips.labeled])
 
 
 def _without_two_folds(
-    inputs: Standardized, some: np.ndarray, clips: Clips
+    inputs: Standardized, some: np.ndarray, clips: Clips, should_stop: ShouldStop
 ) -> Iterator[tuple[int, tuple[int, int], np.ndarray, np.ndarray]]:
     """What models without two folds predict for the clips of both, as :func:`nested.select` takes it."""
     classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
@@ -144,7 +150,7 @@ def _without_two_folds(
         empty = ~some[labeled[judged]]
         model = _model(STRENGTHS[0], warm_start=True, tol=1e-3)
         for index, strength in enumerate(STRENGTHS):
-            preempt.stop_if_asked("in a probe")
+            boundary(should_stop, "in a linear probe")
             model.set_params(C=strength).fit(x_train, clips.truth[rows])
             p = _probability(model, x_judged @ model.coef_.T + model.intercept_, classes)
             p[empty] = label_shift.shares(clips.truth[known], classes)

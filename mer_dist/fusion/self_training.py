@@ -26,13 +26,13 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.log import logger
 from mer_dist.core.registry import FUSION_MODELS
+from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features.join import Clips
 from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes
 from mer_dist.fusion.cross_fitted import CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.pseudo_labels import PseudoLabels
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.processes import preempt
 from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import RoundFolder, Run
 
@@ -44,7 +44,13 @@ if TYPE_CHECKING:
     from mer_dist.fusion.members import FusionModel
 
 
-def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[], FeatureBatch]) -> Recipe:
+def self_train(
+    config: Config,
+    clips: Clips,
+    recipe: Recipe,
+    inputs: Callable[[], FeatureBatch],
+    should_stop: ShouldStop = never,
+) -> Recipe:
     """Run the rounds that are missing, the supervised round 0 among them.
 
     Args:
@@ -70,10 +76,10 @@ def self_train(config: Config, clips: Clips, recipe: Recipe, inputs: Callable[[]
         if done := files.read_marker(run.round(number).folder, recipe.fingerprint):
             logger.info("%s: already there", title(number, config.fuse.model))
         else:
-            preempt.stop_if_asked(f"before {title(number, config.fuse.model)}")
+            boundary(should_stop, f"before {title(number, config.fuse.model)}")
             loaded = loaded or inputs()
             part = recipes.part_taken(config, number, last)
-            done = _Round(config, clips, loaded, number, part).run(recipe)
+            done = _Round(config, clips, loaded, number, part, should_stop).run(recipe)
         wafs.append(done["oof_waf"])
         if number < last and recipes.enough(wafs, settings.patience):
             logger.info(
@@ -105,7 +111,16 @@ def _members(folds: int, seeds: int) -> list[str]:
 class _Round:
     """One round: pseudo-labels, K × S models, their predictions."""
 
-    def __init__(self, config: Config, clips: Clips, inputs: FeatureBatch, number: int, part: float):
+    def __init__(
+        self,
+        config: Config,
+        clips: Clips,
+        inputs: FeatureBatch,
+        number: int,
+        part: float,
+        should_stop: ShouldStop = never,
+    ):
+        self.should_stop = should_stop
         self.config, self.clips, self.inputs = config, clips, inputs
         self.number, self.part = number, part
         self.title = title(number, config.fuse.model)
@@ -165,7 +180,7 @@ class _Round:
 
     def _between(self) -> None:
         """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
-        preempt.stop_if_asked(f"in {self.title}")
+        boundary(self.should_stop, f"in {self.title}")
 
     def _pseudo_labels(self) -> list[PseudoLabels]:
         """Per fold the pseudo-labels that its own models of the round before give."""

@@ -20,6 +20,7 @@ from mer_dist.config.config import Config
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.corpus import table
 from mer_dist.crossfit import folds
 from mer_dist.features.join import Clips
@@ -44,6 +45,7 @@ def vote(
     first: CrossFittedRound,
     others: Sequence[CrossFitted | CrossFittedRound],
     recipe: Recipe,
+    should_stop: ShouldStop = never,
 ) -> None:
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
@@ -63,7 +65,7 @@ def vote(
     probability = np.stack([voter.oof.probability for voter in voters])
     nested_oof = np.stack([voter.nested_oof for voter in voters])
     pooled, weights = pool(probability, nested_oof, clips, present, config.vote.kind)
-    prior = _prior(config, clips, first, pooled, asked)
+    prior = _prior(config, clips, first, pooled, asked, should_stop)
     titles = [voter.oof.title for voter in voters]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
     prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
@@ -151,7 +153,12 @@ def pool(
 
 
 def _prior(
-    config: Config, clips: Clips, first: CrossFittedRound, pooled: np.ndarray, asked: np.ndarray
+    config: Config,
+    clips: Clips,
+    first: CrossFittedRound,
+    pooled: np.ndarray,
+    asked: np.ndarray,
+    should_stop: ShouldStop,
 ) -> dict:
     """Which prior, where it comes from, and whether correcting for it is worth while."""
     present = first.present
@@ -177,7 +184,7 @@ def _prior(
     truth, groups = clips.truth[rows], _groups(config, clips.names)
     others = first.fold_predictions[:, asked[~clips.labeled]]
     evidence = correction.gather(
-        first.oof.probability[rows], truth, others, seed, (groups[rows], groups[asked])
+        first.oof.probability[rows], truth, others, seed, (groups[rows], groups[asked]), should_stop
     )
     new = None if config.vote.prior == "estimate" else _given(config, clips.labels)
     verdict = correction.assess(evidence, new, pooled[rows], truth, seed, groups[rows])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mer_dist.core.errors import Stopped
 from mer_dist.core.log import logger
 
 #: Seconds within which a second Ctrl-C is the same one: a launcher hands on what the terminal has sent
@@ -75,30 +73,3 @@ def _interrupt(number: int, frame: object) -> None:
 
 def asked() -> bool:
     return _asked
-
-
-def stop_if_asked(where: str) -> None:
-    """A boundary: leave the work at hand if that is wanted.
-
-    Args:
-        where: in the message, as "in the vote".
-
-    Raises:
-        Stopped: it was asked for.
-    """
-    if _asked:
-        raise Stopped(f"asked to stop {where}; the next start goes on from what is finished")
-
-
-def wait(child: subprocess.Popen) -> int:
-    """Wait for a launcher, passing a request to stop on to it once; returns its exit status."""
-    passed_on = False
-    while True:
-        if _asked and not passed_on:
-            # Launchers pass only SIGTERM on to their ranks.
-            child.terminate()
-            passed_on = True
-        try:
-            return child.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            continue

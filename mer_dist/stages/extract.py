@@ -22,12 +22,12 @@ from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import UNLABELED, Problem
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.crossfit import adapters, folds
 from mer_dist.crossfit.adapters import Adapter
 from mer_dist.features import store
 from mer_dist.models import precision
 from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
-from mer_dist.processes import preempt
 from mer_dist.processes.balance import balanced
 from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
@@ -92,8 +92,7 @@ class Work:
         ]
 
 
-@preempt.listening()
-def extract(config: Config) -> None:
+def extract(config: Config, should_stop: ShouldStop = never) -> None:
     """Extract every feature set that is incomplete. Runs alone or as one of many ranks.
 
     Raises:
@@ -107,7 +106,7 @@ def extract(config: Config) -> None:
         save(config, run.config)
     files.remove_stale(run.folder, *(work.folder for work in works))
     for work in works:
-        _extract_set(work, config)
+        _extract_set(work, config, should_stop)
     # Whichever rank ends last finds everything there and closes the stage.
     missing = {work.set_name: work.missing() for work in works}
     if any(missing.values()):
@@ -239,17 +238,17 @@ def _batch_rule(extractor: ExtractorConfig) -> list:
     return [extractor.batch_budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
 
 
-def _extract_set(work: Work, config: Config) -> None:
+def _extract_set(work: Work, config: Config, should_stop: ShouldStop) -> None:
     """Do this rank's missing shards of one set."""
     missing = set(work.missing())
     here = process_info()
     mine = [shard for shard in balanced(work.sizes, here.world)[here.rank] if shard in missing]
     if mine:
         with torch_threads(config.run.threads):
-            _compute(work, mine, config)
+            _compute(work, mine, config, should_stop)
 
 
-def _compute(work: Work, mine: list[int], config: Config) -> None:
+def _compute(work: Work, mine: list[int], config: Config, should_stop: ShouldStop) -> None:
     """Make the features of these shards of a set.
 
     Raises:
@@ -272,7 +271,7 @@ def _compute(work: Work, mine: list[int], config: Config) -> None:
     )
     reader = Reader(run.shards)
     total = sum(work.sizes[shard] for shard in mine)
-    done = _each_shard(extractor, reader, work, mine, config)
+    done = _each_shard(extractor, reader, work, mine, config, should_stop)
     for _ in progress(done, total, work.set_name):
         pass
     if note := extractor.note():
@@ -327,7 +326,9 @@ def _loaded(work: Work, config: Config) -> Extractor:
     return load_extractor(work.extractor, work.adapter, device)
 
 
-def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config) -> Iterator[str]:
+def _each_shard(
+    extractor, reader, work: Work, shards: list[int], config: Config, should_stop: ShouldStop
+) -> Iterator[str]:
     """Write the features of each shard; yields a name for every clip dealt with.
 
     On a CPU nothing is computed while a shard is written, and on a GPU one forward pass, so that a kill
@@ -364,7 +365,7 @@ def _each_shard(extractor, reader, work: Work, shards: list[int], config: Config
                 )
             _write(extractor, work, shard, found, missing, config, seconds)
             found, missing = {}, {}
-        if preempt.asked():
+        if should_stop():
             raise Stopped(f"asked to stop in shard {shard} of {work.set_name}")
         yield name
 

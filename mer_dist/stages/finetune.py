@@ -18,10 +18,10 @@ import numpy as np
 from mer_dist.config.config import Config
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.crossfit import adapters
 from mer_dist.crossfit.adapters import Adapter
 from mer_dist.models.family import FAMILIES
-from mer_dist.processes import preempt
 from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
 from mer_dist.shards.settings import check_settings
@@ -43,8 +43,7 @@ def unfinished(config: Config) -> list[Adapter]:
     ]
 
 
-@preempt.listening()
-def finetune(config: Config) -> None:
+def finetune(config: Config, should_stop: ShouldStop = never) -> None:
     """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
     check_settings(config)
     planned = adapters.planned(config)
@@ -53,10 +52,12 @@ def finetune(config: Config) -> None:
         logger.info("finetune: nothing to train")
         return
     with torch_threads(config.run.threads):
-        _train_missing(config, planned, missing)
+        _train_missing(config, planned, missing, should_stop)
 
 
-def _train_missing(config: Config, planned: list[Adapter], missing: list[Adapter]) -> None:
+def _train_missing(
+    config: Config, planned: list[Adapter], missing: list[Adapter], should_stop: ShouldStop
+) -> None:
     """Train ``missing`` of the copies in this process and the others of its launcher."""
     from mer_dist.models.classifier import check_files
     from mer_dist.training.accelerator import (
@@ -89,7 +90,7 @@ def _train_missing(config: Config, planned: list[Adapter], missing: list[Adapter
     run = Run(config.run.folder)
     if process_info().launched:
         caches.use_writable(run.caches)
-    accelerator = _come_together(config, run, planned[0])
+    accelerator = _come_together(config, run, planned[0], should_stop)
     check(zero_stage(accelerator), offloaded_to(accelerator), unknown_kind(accelerator))
     check_batches(config, accelerator.num_processes)
     if accelerator.is_main_process:
@@ -104,9 +105,9 @@ def _train_missing(config: Config, planned: list[Adapter], missing: list[Adapter
                 if accelerator.is_main_process:
                     shutil.rmtree(run.checkpoints(adapter.name, adapter.variant), ignore_errors=True)
                 continue
-            if any_rank(accelerator, preempt.asked()):
+            if any_rank(accelerator, should_stop()):
                 raise Stopped(f"asked to stop before {adapter.name}/{adapter.variant}")
-            train(accelerator, adapter, config)
+            train(accelerator, adapter, config, should_stop)
     except Stopped:
         accelerator.end_training()
         raise
@@ -114,7 +115,7 @@ def _train_missing(config: Config, planned: list[Adapter], missing: list[Adapter
     accelerator.end_training()
 
 
-def _come_together(config: Config, run: Run, first: Adapter) -> Accelerator:
+def _come_together(config: Config, run: Run, first: Adapter, should_stop: ShouldStop) -> Accelerator:
     """All ranks, once each of them has come.
 
     Raises:
@@ -132,7 +133,7 @@ def _come_together(config: Config, run: Run, first: Adapter) -> Accelerator:
         )
     except RuntimeError:
         # The signal also reaches the compiler of DeepSpeed's operators, or a rank that the others wait for.
-        if preempt.asked():
+        if should_stop():
             raise Stopped("asked to stop while the ranks came together") from None
         raise
 
@@ -150,16 +151,16 @@ def _never_seen(adapter: Adapter, planned: list[Adapter]) -> list[str]:
     return sorted(known - {*adapter.labels.values()})
 
 
-def train(accelerator, adapter: Adapter, config: Config) -> None:
+def train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldStop = never) -> None:
     """Train one copy on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
     from mer_dist.training.accelerator import free
 
-    _train(accelerator, adapter, config)
+    _train(accelerator, adapter, config, should_stop)
     # Only here does no name point to its model any more.
     free(accelerator)
 
 
-def _train(accelerator, adapter: Adapter, config: Config) -> None:
+def _train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldStop) -> None:
     from mer_dist.models.classifier import save, trainable_classifier
     from mer_dist.training.accelerator import gather_full_params, zero_stage
     from mer_dist.training.checkpoint import Checkpoints
@@ -175,10 +176,10 @@ def _train(accelerator, adapter: Adapter, config: Config) -> None:
         accelerator, underway, adapter.fingerprint, config.run.keep_checkpoints, config.run.checkpoint_minutes
     )
     trainer = Trainer(
-        accelerator, classifier, task, adapter.extractor.finetuning, config.run.seed, checkpoints
+        accelerator, classifier, task, adapter.extractor.finetuning, config.run.seed, checkpoints, should_stop
     )
 
-    def keep(model, epoch: int) -> None:
+    def on_best(model, epoch: int) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         weights = gather_full_params(accelerator, trainable)
         if accelerator.is_main_process:
@@ -188,13 +189,13 @@ def _train(accelerator, adapter: Adapter, config: Config) -> None:
             checkpoints.forget_best_but(epoch)
         accelerator.wait_for_everyone()
 
-    def note(epoch: int, seconds: float, clips: int) -> None:
+    def on_epoch_end(epoch: int, seconds: float, clips: int) -> None:
         if accelerator.is_main_process:
             timings.note(
                 run, "finetune", adapter.folder, seconds=seconds, clips=clips, piece=f"epoch {epoch}"
             )
 
-    history = trainer.run(keep, note)
+    history = trainer.run(on_best, on_epoch_end)
     if remark := classifier.extractor.note():
         # Each rank reads a part of the clips.
         logger.info("%s/%s: of the clips read here, %s", adapter.name, adapter.variant, remark)

@@ -17,6 +17,7 @@ from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Problem
 from mer_dist.core.registry import FUSION_MODELS
+from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
@@ -24,7 +25,6 @@ from mer_dist.fusion import recipes
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.linear_probe import linear_probe
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.processes import preempt
 from mer_dist.processes.threads import torch_threads
 from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine, timings
@@ -52,11 +52,12 @@ class _Sets:
     #: set -> what was wrong with it, of the sets that were read.
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     kept: dict[str, FeatureSet] = field(default_factory=dict)
+    should_stop: ShouldStop = never
 
     def read(self, name: str) -> FeatureSet:
         if name in self.kept:
             return self.kept[name]
-        preempt.stop_if_asked(f"before reading {name}")
+        boundary(self.should_stop, f"before reading {name}")
         fused = name in join.fused_sets(self.config)
         frames = fused and self.config.fuse.level == "frame"
         found, self.problems[name] = join.read_set(self.run, name, self.clips, frames)
@@ -87,8 +88,7 @@ def _is_of(problem: Problem, unread: set[str]) -> bool:
     return problem.part in unread or (not problem.part and problem.lost != "clip" and bool(unread))
 
 
-@preempt.listening()
-def fuse(config: Config) -> None:
+def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     """From features to ``answer.csv``, skipping every step that is done.
 
     Raises:
@@ -110,7 +110,7 @@ def fuse(config: Config) -> None:
         )
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
-    sets = _Sets(config, run, clips, problems)
+    sets = _Sets(config, run, clips, problems, should_stop=should_stop)
     check_names(config, clips, run)
     fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.fingerprint(fused))
@@ -124,13 +124,15 @@ def fuse(config: Config) -> None:
             to_the_end.enter_context(torch_threads(config.run.threads))
             return _inputs(config, sets, fused)
 
-        last = self_train(config, clips, recipe, inputs)
-        _vote(config, clips, last, linear_probes)
+        last = self_train(config, clips, recipe, inputs, should_stop)
+        _vote(config, clips, last, linear_probes, should_stop)
     publish(run)
     tell(config, clips, CrossFittedRound.load(run, 0).present, run)
 
 
-def _vote(config: Config, clips: Clips, last: Recipe, linear_probes: dict[str, Recipe]) -> None:
+def _vote(
+    config: Config, clips: Clips, last: Recipe, linear_probes: dict[str, Recipe], should_stop: ShouldStop
+) -> None:
     """Vote on what the last round and the probes were made from, unless that was done."""
     from mer_dist.fusion.vote import vote
 
@@ -144,7 +146,7 @@ def _vote(config: Config, clips: Clips, last: Recipe, linear_probes: dict[str, R
             *(CrossFittedRound.load(run, one.number) for one in run.rounds()[1:]),
             *(CrossFitted.load(run, name) for name in voting),
         ]
-        vote(config, clips, CrossFittedRound.load(run, 0), others, recipe)
+        vote(config, clips, CrossFittedRound.load(run, 0), others, recipe, should_stop)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
@@ -227,7 +229,7 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     title = _probe_title(config, name, found[0])
-    linear_probe(list(values), list(valid), clips, title).save(sets.run, name)
+    linear_probe(list(values), list(valid), clips, title, sets.should_stop).save(sets.run, name)
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

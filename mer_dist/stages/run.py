@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from mer_dist.config.config import Config
 from mer_dist.core.errors import DONE, FAILED, QUARANTINED, REQUEUE, USAGE, Stopped, UserError, code_of
 from mer_dist.core.log import logger
+from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features import join
 from mer_dist.models import model_folder
 from mer_dist.planning import plan
-from mer_dist.processes import env, launch_config, preempt
+from mer_dist.processes import env, launch_config
 from mer_dist.processes.together import MANY_PROCESSES
 from mer_dist.storage import exit_status as stage_status
 from mer_dist.storage import files, quarantine
@@ -36,8 +38,7 @@ JOINED = {
 }
 
 
-@preempt.listening()
-def run(config: Config, path: str, overrides: list[str]) -> int:
+def run(config: Config, path: str, overrides: list[str], should_stop: ShouldStop = never) -> int:
     """Run every stage, skipping what is done, then write the report.
 
     Returns:
@@ -46,12 +47,11 @@ def run(config: Config, path: str, overrides: list[str]) -> int:
     folder = Run(config.run.folder)
     _check(config)
     for stage in ORDER:
-        if preempt.asked():
-            raise Stopped(f"asked to stop before {stage}")
+        boundary(should_stop, f"before {stage}")
         if _needs_launch(stage, config):
-            code = _launch(stage, config, path, overrides)
+            code = _launch(stage, config, path, overrides, should_stop)
         else:
-            code = _here(stage, config)
+            code = _here(stage, config, should_stop)
         if code == REQUEUE:
             raise Stopped(f"{stage} was asked to; the next run goes on from there")
         if code not in (DONE, QUARANTINED):
@@ -86,14 +86,14 @@ def _needs_launch(stage: str, config: Config) -> bool:
     return bool(import_module(f"mer_dist.stages.{stage}").unfinished(config))
 
 
-def _here(stage: str, config: Config) -> int:
+def _here(stage: str, config: Config, should_stop: ShouldStop) -> int:
     """Run ``stage`` in this process; it leaves its code as if it had been started by itself."""
     folder = Run(config.run.folder)
     folder.status(stage).unlink(missing_ok=True)
     # Fusion always follows here, and what it needs of the corpus is looked at before the first clip.
     more = {"fused": True} if stage == "shard" else {}
     try:
-        getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, **more)
+        getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, should_stop=should_stop, **more)
     except Exception as error:
         stage_status.note(folder.status(stage), code_of(error))
         raise
@@ -102,7 +102,7 @@ def _here(stage: str, config: Config) -> int:
     return DONE
 
 
-def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
+def _launch(stage: str, config: Config, path: str, overrides: list[str], should_stop: ShouldStop) -> int:
     """Start ``stage`` with the configured number of processes and read the code they leave."""
     folder = Run(config.run.folder)
     status = folder.status(stage)
@@ -113,16 +113,28 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str]) -> int:
     logger.info("starting %s with %d processes", stage, config.run.processes)
     # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.
     launcher = subprocess.Popen(command, env=env.for_children(config.run.threads), start_new_session=True)
-    failed = preempt.wait(launcher)
+    failed = _wait(launcher, should_stop)
     code = stage_status.read(status)
     if code is None:
         code = FAILED
         # Where the ranks could not write theirs, neither can this, and it says why.
         files.write_json(status, {"code": code})
-    if preempt.asked():
+    if should_stop():
         return REQUEUE
     # Ranks whose neighbour has died are told to stop by the launcher, and do; that is no polite stop.
     return FAILED if failed and code != USAGE else code
+
+
+def _wait(launcher: subprocess.Popen, should_stop: ShouldStop) -> int:
+    """Its exit status; a request to stop is passed on to it once."""
+    passed_on = False
+    while True:
+        if should_stop() and not passed_on:
+            # Launchers pass only SIGTERM on to their ranks.
+            launcher.terminate()
+            passed_on = True
+        with suppress(subprocess.TimeoutExpired):
+            return launcher.wait(timeout=1)
 
 
 def _launch_file(stage: str, config: Config) -> str:

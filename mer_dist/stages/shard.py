@@ -25,9 +25,9 @@ from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Clip, Problem
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.corpus import survey, twins
 from mer_dist.crossfit import adapters, folds
-from mer_dist.processes import preempt
 from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
 from mer_dist.shards.shard_index import Row, ShardRecord
@@ -38,8 +38,7 @@ from mer_dist.storage.run_folder import Run, ShardFolder
 NAMED = 3
 
 
-@preempt.listening()
-def shard(config: Config, fused: bool = False) -> None:
+def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) -> None:
     """Write the shards of a corpus; those whose clips are unchanged stay as they are.
 
     Args:
@@ -48,7 +47,7 @@ def shard(config: Config, fused: bool = False) -> None:
     Raises:
         UserError: the corpus cannot be listed, nothing of it can be used, or it would take most clips of
             the run away; in each case the shards that are there stay.
-        Stopped: a signal asked for it.
+        Stopped: ``should_stop`` asked for it.
     """
     from mer_dist.corpus import faces
 
@@ -79,7 +78,7 @@ def shard(config: Config, fused: bool = False) -> None:
             len(remaining),
         )
     started = time.monotonic()
-    encoded = _encoded(config, clips, remaining)
+    encoded = _encoded(config, clips, remaining, should_stop)
     if taken:
         logger.warning("%s: they are taken out", taken)
     save(config, run.config)
@@ -171,7 +170,7 @@ def _relabel(run: Run, kept: dict[int, ShardRecord], clips: list[Clip]) -> None:
         logger.info("%d clips have another label or split than before; their shards stay", changed)
 
 
-def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterator:
+def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_stop: ShouldStop) -> Iterator:
     """``remaining`` decoded, by split and name.
 
     Some of them, evenly over all, are decoded at once: nothing is replaced before it is known that the
@@ -191,7 +190,8 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip]) -> Iterat
     early = {clip.name for clip in first}
     order = [*first, *(clip for clip in remaining if clip.name not in early)]
     results = _until_asked(
-        workers.in_order(partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up)
+        workers.in_order(partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up),
+        should_stop,
     )
     tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
     lost = {
@@ -233,10 +233,10 @@ def _write(
         writer.write(run.shards, number, batch, fingerprint=fingerprint, sources=sources)
 
 
-def _until_asked(encoded: Iterator) -> Iterator:
-    """Stop between two clips when a signal asks for it; whole shards are kept."""
+def _until_asked(encoded: Iterator, should_stop: ShouldStop) -> Iterator:
+    """Stop between two clips when that is asked for; whole shards are kept."""
     for clip in encoded:
-        if preempt.asked():
+        if should_stop():
             raise Stopped("shard was asked to stop; the next start goes on after its last whole shard")
         yield clip
 

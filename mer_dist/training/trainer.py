@@ -19,7 +19,7 @@ from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger
 from mer_dist.core.metrics import waf
 from mer_dist.core.prefetch import loaders, prefetched
-from mer_dist.processes import preempt
+from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.processes.env import ranks_here
 from mer_dist.training.accelerator import prepare, release_gathered_params, unwrapped
 from mer_dist.training.checkpoint import Checkpoints, Progress
@@ -94,7 +94,9 @@ class Trainer:
         config: FinetuneConfig,
         seed: int,
         checkpoints: Checkpoints | None = None,
+        should_stop: ShouldStop = never,
     ):
+        self.should_stop = should_stop
         self.accelerator, self.task, self.config, self.seed = accelerator, task, config, seed
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         on_gpu = accelerator.device.type == "cuda"
@@ -111,26 +113,28 @@ class Trainer:
 
     def run(
         self,
-        keep: Callable[[nn.Module, int], None],
-        note: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
+        on_best: Callable[[nn.Module, int], None],
+        on_epoch_end: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
     ) -> dict:
         """Train the epochs that are left.
 
         Args:
-            keep: called with the model and the number of the epoch whenever the WAF that chooses is best.
-            note: called with the number of every epoch, and the seconds and clips of this start.
+            on_best: called with the model and the number of the epoch whenever the WAF that chooses is best.
+            on_epoch_end: called with the number of every epoch, and the seconds and clips of this start.
 
         Returns:
             The learning curves: ``{"epochs": [...], "best_epoch": n, "held_out": n}``, with 0 where nothing
             was held out and ``validation_*`` are of the clips that it trained on.
 
         Raises:
-            Stopped: a signal asked for it; all ranks stop at the same step, after a checkpoint.
+            Stopped: ``should_stop`` asked for it on any rank; all ranks stop at the same step, after a checkpoint.
         """
         with _deterministic(self.config.deterministic):
-            return self._run(keep, note)
+            return self._run(on_best, on_epoch_end)
 
-    def _run(self, keep: Callable[[nn.Module, int], None], note: Callable[[int, float, int], None]) -> dict:
+    def _run(
+        self, on_best: Callable[[nn.Module, int], None], on_epoch_end: Callable[[int, float, int], None]
+    ) -> dict:
         progress = self.progress
         while progress.epoch <= self.config.epochs:
             started = time.monotonic()
@@ -141,11 +145,11 @@ class Trainer:
             self._check_number(finite, f"the evaluation after epoch {progress.epoch}")
             progress.epochs.append(row)
             self._tell(row, rate)
-            note(progress.epoch, time.monotonic() - started, clips)
+            on_epoch_end(progress.epoch, time.monotonic() - started, clips)
             score = (row["validation_waf"], -row["validation_loss"])
             if score > tuple(progress.best):
                 progress.best, progress.best_epoch = score, progress.epoch
-                keep(unwrapped(self.accelerator, self.model), progress.epoch)
+                on_best(unwrapped(self.accelerator, self.model), progress.epoch)
             progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
         held_out = len(self.task.held_out) if self.task.spared else 0
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
@@ -233,7 +237,7 @@ class Trainer:
             norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
         """
         due = self.checkpoints is not None and self.checkpoints.due()
-        wishes = self._sent(torch.tensor([float(preempt.asked()), float(due)]))
+        wishes = self._sent(torch.tensor([float(self.should_stop()), float(due)]))
         size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
         unsound = ~(torch.isfinite(size) & (size >= 0))
         local = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])

@@ -16,11 +16,10 @@ from mer_dist.config import config as configuration
 from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.registry import FUSION_MODELS
-from mer_dist.fusion import ensemble, predictions, recipes, register
+from mer_dist.fusion import ensemble, predictions, recipes, register, self_training
 from mer_dist.fusion.ensemble import predict, train
 from mer_dist.fusion.layers import masked_mean
 from mer_dist.fusion.members import build
-from mer_dist.processes import preempt
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage.run_folder import Run
 
@@ -231,18 +230,18 @@ def test_the_example_of_the_document_is_fused_stopped_and_goes_on_in_the_same_by
         assert {file.get_slice(name).get_shape()[0] for name in file.keys()} == {6}
     for part in (run.vote, run.round(0), run.round(1)):
         (part.folder / "complete.json").unlink()
-    steps, stop = [], preempt.stop_if_asked
+    steps, stop = [], self_training.boundary
 
-    def asked(where: str) -> None:
+    def asked(should_stop, where: str) -> None:
         steps.append(where)
         if steps.count("in mine fusion + self-training round 1") == 5:
             raise Stopped(where)
-        stop(where)
+        stop(should_stop, where)
 
-    monkeypatch.setattr(preempt, "stop_if_asked", asked)
+    monkeypatch.setattr(self_training, "boundary", asked)
     with pytest.raises(Stopped):
         fuse(config)
-    monkeypatch.setattr(preempt, "stop_if_asked", stop)
+    monkeypatch.setattr(self_training, "boundary", stop)
     fuse(config)
     assert outputs(run) == whole
     assert recipes.stale(config, run) == []

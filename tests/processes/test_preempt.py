@@ -12,6 +12,7 @@ import pytest
 from conftest import SIGNALS, taken_back
 
 from mer_dist.core.errors import Stopped
+from mer_dist.core.stopping import boundary
 from mer_dist.processes import preempt
 
 
@@ -25,10 +26,10 @@ def test_a_signal_is_a_request_within_and_does_what_it_did_before_after(number):
     signal.signal(number, lambda *_: seen.append(number))
     own = actions()
     with pytest.raises(Stopped, match="asked to stop in the middle"), preempt.listening():
-        preempt.stop_if_asked("too early")
+        boundary(preempt.asked, "too early")
         signal.raise_signal(number)
         assert preempt.asked() and not seen
-        preempt.stop_if_asked("in the middle")
+        boundary(preempt.asked, "in the middle")
     assert actions() == own
     signal.raise_signal(number)
     assert seen == [number]

@@ -170,7 +170,7 @@ def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
     work = next(work for work in planned(config) if work.set_name == "baichuan")
     for path in work.folder.glob("*.safetensors"):
         path.unlink()
-    monkeypatch.setattr("mer_dist.models.feeding.clip_vectors", spied)
+    monkeypatch.setattr("mer_dist.models.feeding.clip_embeddings", spied)
     extract(config)
     assert sorted(set(seen)) == sorted(work.shards) and len(work.shards) > 1
 
@@ -338,7 +338,7 @@ def test_a_single_clip_without_finite_vectors_is_left_out_with_what_to_set(
         for shard_, name, embeddings in clip_embeddings(*arguments):
             yield shard_, name, embeddings * np.float32(np.inf) if name == "u000" else embeddings
 
-    monkeypatch.setattr("mer_dist.models.feeding.clip_vectors", spoiled)
+    monkeypatch.setattr("mer_dist.models.feeding.clip_embeddings", spoiled)
     path = with_clip_alone(job, tmp_path)
     assert main(["extract", str(path), "extractors.clip.precision=bf16"]) == 3
     assert "u000: its vectors came out of the model as NaN" in capsys.readouterr().err

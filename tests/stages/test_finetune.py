@@ -91,7 +91,7 @@ def test_a_rank_whose_home_cannot_be_written_compiles_below_the_run_folder(job, 
     def accelerator(*_):
         raise KeyError(os.environ["TORCH_EXTENSIONS_DIR"])
 
-    monkeypatch.setattr(runtime, "accelerator", accelerator)
+    monkeypatch.setattr(runtime, "make_accelerator", accelerator)
     (tmp_path / "file").touch()
     for name, value in {
         "HOME": str(tmp_path / "file" / "home"),
@@ -271,13 +271,11 @@ def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, 
 
     config = load(job, [f"run.folder={tmp_path}/run"])
     shutil.copytree(Run(load(job).run.folder).shards, Run(config.run.folder).shards)
-    monkeypatch.setattr("mer_dist.training.accelerator.accelerator", interrupted)
-    monkeypatch.setattr(finetune.preempt, "install", lambda: None)
+    monkeypatch.setattr("mer_dist.training.accelerator.make_accelerator", interrupted)
     with pytest.raises(RuntimeError, match="ninja"):
         finetune.finetune(config)
-    monkeypatch.setattr(finetune.preempt, "asked", lambda: True)
     with pytest.raises(Stopped, match="while the ranks came together"):
-        finetune.finetune(config)
+        finetune.finetune(config, should_stop=lambda: True)
 
 
 def test_all_ranks_cut_by_the_budget_of_the_smallest_card(monkeypatch):
@@ -285,12 +283,12 @@ def test_all_ranks_cut_by_the_budget_of_the_smallest_card(monkeypatch):
     adapter = SimpleNamespace(extractor=SimpleNamespace(family="baichuan"))
     card = SimpleNamespace(total_memory=85 * 10**9)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
-    monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value, 512])
+    monkeypatch.setattr(runtime, "all_gather_object", lambda joined, value: [value, 512])
     small, large = FAMILIES["baichuan"].training_budgets[1:]
     assert small == 512 < large
     joined = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     assert finetune._budget(joined, adapter) == 512
-    monkeypatch.setattr(runtime, "from_all", lambda joined, value: [value])
+    monkeypatch.setattr(runtime, "all_gather_object", lambda joined, value: [value])
     assert finetune._budget(joined, adapter) == large
     card.total_memory = 25 * 10**9
     assert finetune._budget(joined, adapter) == small

@@ -14,6 +14,7 @@ import pytest
 from mer_dist.config import config as configuration
 from mer_dist.core.errors import Stopped
 from mer_dist.fusion import ensemble, label_shift, linear_probe
+from mer_dist.processes import preempt
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage.run_folder import Run
 
@@ -21,7 +22,7 @@ from mer_dist.storage.run_folder import Run
 #: leave out two folds, which choose the dropout; of the round itself; of its prediction; of a later round;
 #: of the estimate of the label shares.
 STEPS = {
-    "probe": (linear_probe, "_probability", 20, "in a probe", 0),
+    "probe": (linear_probe, "_probability", 20, "in a linear probe", 0),
     "held-out models": (ensemble, "_warm_cosine", 2, "in AGT", 0),
     "round": (ensemble, "_warm_cosine", 4, "in AGT", 0),
     "prediction": (ensemble.F, "log_softmax", 11, "in AGT", 0),
@@ -61,7 +62,8 @@ def test_a_signal_ends_it_within_a_step_and_the_next_call_ends_in_the_same_bytes
 
     monkeypatch.setattr(module, name, counted)
     with pytest.raises(Stopped, match=f"asked to stop {told}; the next start goes on"):
-        fuse(config)
+        with preempt.listening():
+            fuse(config, preempt.asked)
     assert len(calls) == number, "another step was taken after the signal"
     run = Run(config.run.folder)
     assert [one.number for one in run.rounds()] == [*range(min(rounds, 2))] and not run.answer.exists()

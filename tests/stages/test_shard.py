@@ -166,10 +166,12 @@ CHILD = """
 import sys
 from mer_dist.config import config
 from mer_dist.core.errors import Stopped
+from mer_dist.processes import preempt
 from mer_dist.stages.shard import shard
 if __name__ == "__main__":
     try:
-        shard(config.load(sys.argv[1]))
+        with preempt.listening():
+            shard(config.load(sys.argv[1]), should_stop=preempt.asked)
     except Stopped:
         sys.exit(75)
 """

@@ -98,7 +98,6 @@ def run_case(accelerator, models: str, precision: str, out: Path, way: str, mode
         with interrupted(trainer, inside) as left, pytest.raises(Stopped):
             trainer.run(zero3_worker.keep_best(accelerator, checkpoints))
         assert not left
-        preempt._asked = False
         # As a process that starts.
         accelerator.step = 0
         accelerator.free_memory()
@@ -120,7 +119,7 @@ def run_case(accelerator, models: str, precision: str, out: Path, way: str, mode
             keep = zero3_worker.keep_best(accelerator, checkpoints) if checkpoints else lambda *_: None
             history = trainer.run(keep)
     except Stopped:
-        preempt._asked = False
+        pass
     else:
         tuned = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
         weights = gather_full_params(accelerator, tuned)
@@ -134,10 +133,11 @@ def run_case(accelerator, models: str, precision: str, out: Path, way: str, mode
 
 
 def _ask(trainer: Trainer) -> None:
-    """The last rank alone is sent a signal, which it takes as any training does."""
+    """The last rank alone is sent a signal, which it takes as the command line does."""
     if trainer.accelerator.is_last_process:
-        preempt.install()
-        signal.raise_signal(signal.SIGTERM)
+        trainer.should_stop = preempt.asked
+        with preempt.listening():
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _save_and_stop(trainer: Trainer) -> None:

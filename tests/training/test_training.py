@@ -12,7 +12,6 @@ from torch import nn
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.models.extractor import mean_by_clip, packed, packing
-from mer_dist.processes import preempt
 from mer_dist.storage import files
 from mer_dist.training import trainer as training
 from mer_dist.training.accelerator import make_accelerator
@@ -111,13 +110,12 @@ def test_a_training_by_length_goes_on_to_the_same_bits(accelerator, tmp_path):
 
     def asked(*batch):
         if first.progress.step == 4:
-            preempt._ask(0, None)
+            first.should_stop = lambda: True
         return step(*batch)
 
     first._optimizer_step = asked
     with pytest.raises(Stopped, match="at step 5 of lines/all"):
         first.run(keep(made[0]))
-    preempt._asked = False
     second = trainer(accelerator, dropout=0.4, checkpoints=made[1])
     assert second.progress.step == 5
     assert curves(second.run(keep(made[1]))) == wanted

@@ -21,7 +21,6 @@ from mer_dist.config.section import with_values
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import Stopped
 from mer_dist.models.classifier import Classifier, save, trainable_classifier
-from mer_dist.processes import preempt
 from mer_dist.storage import files
 from mer_dist.training.accelerator import free, gather_full_params, make_accelerator, zero_stage
 from mer_dist.training.checkpoint import Checkpoints
@@ -206,7 +205,7 @@ def run_resumed(accelerator, settings: ExtractorConfig, out: Path) -> None:
             try:
                 history = trainer.run(keep_best(accelerator, checkpoints))
             except Stopped:
-                preempt._asked = False
+                pass
             else:
                 trained = {n: v for n, v in classifier.named_parameters() if v.requires_grad}
                 digests = {n: digest(v) for n, v in gather_full_params(accelerator, trained).items()}
@@ -242,7 +241,7 @@ def stop_before(trainer: Trainer, step: int) -> None:
 
     def counted(*batch):
         if trainer.progress.step == step - 1 and trainer.accelerator.is_last_process:
-            preempt._ask(0, None)
+            trainer.should_stop = lambda: True
         return run_step(*batch)
 
     trainer._optimizer_step = counted
