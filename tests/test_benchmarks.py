@@ -51,7 +51,7 @@ def test_the_fusion_benchmark_runs_the_whole_job_through_the_stage(tmp_path):
     said = call_fuse("--out", str(tmp_path), "--full", "--unlabeled", "100", "--width", "8", "--batch", "32")
     rows = [
         "5 folds, 1 seed, 1 rounds of 1 epochs, width 8, batches of 32 ",
-        "  of which probes ",
+        "  of which linear_probes ",
         "  of which rounds/00 ",
         "  of which rounds/01 ",
         "  of which vote ",

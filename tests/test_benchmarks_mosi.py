@@ -117,7 +117,7 @@ def test_models_read_back_tell_of_unlabelled_clips_what_the_round_told(trial):
 def test_figures_of_few_labels_are_those_of_the_answers(trial):
     from few_labels import LOGISTIC, summary, table, title
 
-    judged = trial.check_given_prior()
+    judged = trial.judge()
     new = slice(len(trial.clips.names), None)
     own = metrics.waf(trial.truth[new], trial.probability(1)[new].argmax(1))
     assert judged["waf"][title(1)]["inductive"] == own

@@ -66,7 +66,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sharded(made):
-    assert main(["shard", str(made / "job.yaml")]) == QUARANTINED, "one clip has a label that is none"
+    with pytest.MonkeyPatch.context() as patch:
+        plugin_files.begin(patch)
+        assert main(["shard", str(made / "job.yaml")]) == QUARANTINED, "one clip has a label that is none"
     return made
 
 

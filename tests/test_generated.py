@@ -148,7 +148,7 @@ def _flat(sample):
 def test_the_optimum_falls_with_noise_and_further_without_the_modality(world, sample, exact):
     from generated_data import UNLABELED_SHARES
 
-    deviation = world.deviation(UNLABELED_SHARES)
+    deviation = world.std(UNLABELED_SHARES)
     columns = sample.mask()
     observed = np.array([sample.values[rows, place].std() for place, rows in enumerate(columns.T)])
     assert deviation == pytest.approx(observed, rel=0.05)

@@ -220,13 +220,18 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
 
     Raises:
-        UserError: the set is not there, is made of the wrong copies, or has none of the clips.
+        UserError: the set is missing, lacks the frame level, comes from the wrong adapters, or has none of the clips.
     """
     wanted = FeatureSetId.parse(set_name)
     if wanted.is_tuned:
         found = tuned(run, wanted.name, clips.fold_of, frames)
     else:
         found = store.load(run.features(set_name), frames, clips.names)
+    if frames and not found.has_frames:
+        raise UserError(
+            f"features {set_name} have no frame level; extract with extract.frame_level=true, or set "
+            "fuse.level=utterance"
+        )
     known = set(clips.names)
     if known.isdisjoint(found.names):
         raise UserError(

@@ -212,9 +212,9 @@ def test_a_checkpoint_of_one_process_is_exported_unrounded_and_into_its_own_weig
     config = load(run.config)
     (adapter,) = adapters.planned(config)
     classifier = trainable_classifier(adapter.extractor, len(config.corpus.labels), 0, sharded=False)
-    adapter = load_file(adapter.folder / "adapter_model.safetensors")
+    trained = load_file(adapter.folder / "adapter_model.safetensors")
     weights = {
-        name: adapter.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
+        name: trained.get(name.removeprefix("extractor.backbone.").replace(".default", ""), value.detach())
         for name, value in classifier.named_parameters()
         if value.requires_grad
     }

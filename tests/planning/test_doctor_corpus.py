@@ -155,11 +155,10 @@ def test_a_corpus_without_a_labelled_clip_or_with_too_few_is_never_fine(corpus, 
     assert not told["labels"][0] and "no clip has one of the labels neutral, angry" in told["labels"][1]
     assert told["media"] == (True, "no clip names a file; transcripts alone")
     assert told["decoding"] == (True, "no clip names a file")
-    few = config_of(corpus)
-    few.folds.count = 3
+    few = with_values(config_of(corpus), **{"folds.count": 3})
     assert "folds.count is 3, but these labels have fewer clips" in found(few, "labels")["labels"][1]
     # As where corpus.labels are in another language than the table.
-    few.corpus.labels = ["froh", "traurig"]
+    few = with_values(few, **{"corpus.labels": ["froh", "traurig"]})
     fine, text = found(few, "corpus")["corpus"]
     assert not fine and "1 of its clips can be used, 12 cannot" in text
     assert "2 x clip: label-disdim.csv: label" in text

@@ -148,9 +148,8 @@ FOLDERS = ("runs/a'b", "runs/a\nreboot", "runs/%j", "runs/$HOME", "runs/`x`", "r
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_run_folder_that_a_script_cannot_name_is_refused(config, folder):
     settings = config()
-    settings = with_values(settings, **{"run.folder": folder})
     with pytest.raises(UserError, match="run.folder"):
-        jobs.scripts(settings)
+        jobs.scripts(with_values(settings, **{"run.folder": folder}))
 
 
 def test_a_folder_with_spaces_stays_one_word(config):

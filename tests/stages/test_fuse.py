@@ -236,7 +236,7 @@ def test_without_unlabelled_clips_there_are_predictions_and_an_empty_answer(tmp_
     assert Run(config.run.folder).answer.read_text() == "name,discrete\n"
 
 
-def give_frames(config) -> None:
+def with_frames(config: Config) -> Config:
     """One to eight frames a clip, each the clip's own vector, of which four tokens are fused."""
     run, names, random = Run(config.run.folder), fusion_run.names(210), np.random.default_rng(0)
     lengths = random.integers(1, 9, len(names))
@@ -251,13 +251,12 @@ def give_frames(config) -> None:
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
         )
         store.write_shard(run.features(name) / "00000.safetensors", shard, "2")
-    config = with_values(config, **{"fuse.level": "frame", "fuse.tokens": 4})
+    return with_values(config, **{"fuse.level": "frame", "fuse.tokens": 4})
 
 
 @pytest.mark.slow
 def test_frames_are_fused_as_tokens(tmp_path):
-    config, _ = fusion_run.make(tmp_path, epochs=2, rounds=0)
-    give_frames(config)
+    config = with_frames(fusion_run.make(tmp_path, epochs=2, rounds=0)[0])
     assert np.isfinite(fused(config)["AGT"].probability).all()
 
 
@@ -268,7 +267,7 @@ def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(t
     for kind, bytes_of_large in (("single", 2**40), ("half", 0)):
         config, _ = fusion_run.make(tmp_path / kind, epochs=3, rounds=0)
         if level == "frame":
-            give_frames(config)
+            config = with_frames(config)
         monkeypatch.setattr(stage, "LARGE", bytes_of_large)
         clips, _ = join.read_clips(config, Run(config.run.folder))
         sets = stage._Sets(config, Run(config.run.folder), clips, [])
@@ -282,6 +281,8 @@ def test_large_sets_are_kept_in_half_precision_and_say_what_they_say_in_single(t
 
 def test_what_cannot_be_fused_is_refused_with_a_clear_word(tmp_path):
     config, _ = fusion_run.make(tmp_path, epochs=1)
+    with pytest.raises(UserError, match="features voice have no frame level.*fuse.level=utterance"):
+        fuse(with_values(config, **{"fuse.level": "frame", "fuse.tokens": 4}))
     config = with_values(config, **{"fuse.sets": ["voice", "nothing"]})
     with pytest.raises(UserError, match="nothing: no feature set there"):
         fuse(config)

@@ -11,7 +11,7 @@ import pytest
 
 from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import UserError
-from mer_dist.processes.balance import shares
+from mer_dist.processes.balance import balanced
 from mer_dist.training.partition import PAD_INDEX, Passes, epoch_order, global_batches
 from mer_dist.training.supported import check_batches
 
@@ -19,9 +19,9 @@ from mer_dist.training.supported import check_batches
 def test_every_shard_has_exactly_one_rank_and_clips_are_balanced():
     sizes = {0: 80, 1: 80, 2: 80, 3: 17, 4: 1}
     for world in (1, 2, 3, 8):
-        parts = shares(sizes, world)
+        parts = balanced(sizes, world)
         assert sorted(shard for part in parts for shard in part) == [0, 1, 2, 3, 4]
-    load = [sum(sizes[shard] for shard in part) for part in shares(sizes, 2)]
+    load = [sum(sizes[shard] for shard in part) for part in balanced(sizes, 2)]
     assert abs(load[0] - load[1]) <= 80
 
 
