@@ -80,7 +80,7 @@ ENCODERS: Registry[Any] = Registry(
 FORMATS: Registry[Any] = Registry(
     "corpus format", {"mer2024": "mer_dist.corpus.mer2024", "manifest": "mer_dist.corpus.manifest"}
 )
-#: name -> :class:`mer_dist.fusion.registered.FusionModel`
+#: name -> :class:`mer_dist.fusion.registered.RegisteredModel`
 FUSION_MODELS: Registry[Any] = Registry(
     "fusion model", dict.fromkeys(("agt", "attention", "mlp", "linear"), "mer_dist.fusion.models")
 )

@@ -71,7 +71,7 @@ class MemberModules(FusionModel):
 
     def __init__(
         self,
-        model: registered.FusionModel,
+        model: registered.RegisteredModel,
         sets: list[FeatureShape],
         classes: int,
         streams: RngStreams,
@@ -150,7 +150,7 @@ def _stack(module: nn.Module, others: list[nn.Module]) -> None:
 
 
 def _made(
-    model: registered.FusionModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
+    model: registered.RegisteredModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
 ) -> nn.Module:
     """A member, after a trial: a fault shows before minutes are spent, and lazy layers learn their sizes.
 

@@ -51,7 +51,7 @@ class FeatureShape:
 
 
 @dataclass(frozen=True)
-class FusionModel:
+class RegisteredModel:
     """A registered model."""
 
     name: str
@@ -76,7 +76,7 @@ def register(name: str, *, batched: bool = False) -> Callable[[Made], Made]:
 
     def add(make: Made) -> Made:
         FUSION_MODELS.add(
-            name, FusionModel(name, make, batched, _options(make, 3 if batched else 2)), make.__module__
+            name, RegisteredModel(name, make, batched, _options(make, 3 if batched else 2)), make.__module__
         )
         return make
 

@@ -125,13 +125,19 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
             return _inputs(config, sets, fused)
 
         last = self_train(config, clips, recipe, inputs, should_stop)
-        _vote(config, clips, last, linear_probes, should_stop)
+        first = CrossFittedRound.load(run, 0)
+        _vote(config, clips, first, last, linear_probes, should_stop)
     publish(run)
-    tell(config, clips, CrossFittedRound.load(run, 0).present, run)
+    tell(config, clips, first.present, run)
 
 
 def _vote(
-    config: Config, clips: Clips, last: Recipe, linear_probes: dict[str, Recipe], should_stop: ShouldStop
+    config: Config,
+    clips: Clips,
+    first: CrossFittedRound,
+    last: Recipe,
+    linear_probes: dict[str, Recipe],
+    should_stop: ShouldStop,
 ) -> None:
     """Vote on what the last round and the probes were made from, unless that was done."""
     from mer_dist.fusion.vote import vote
@@ -146,7 +152,7 @@ def _vote(
             *(CrossFittedRound.load(run, one.number) for one in run.rounds()[1:]),
             *(CrossFitted.load(run, name) for name in voting),
         ]
-        vote(config, clips, CrossFittedRound.load(run, 0), others, recipe, should_stop)
+        vote(config, clips, first, others, recipe, should_stop)
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
