@@ -45,7 +45,8 @@ def stop(config: Config) -> None:
     act = training.Trainer._optimizer_step
 
     def asking(trainer, *batch):
-        trainer.should_stop = lambda: trainer.progress.step + 1 == STEP
+        now = trainer.progress.step + 1 == STEP
+        trainer.should_stop = lambda: now
         return act(trainer, *batch)
 
     with patch.object(training.Trainer, "_optimizer_step", asking), pytest.raises(Stopped):

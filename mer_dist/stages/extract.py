@@ -327,7 +327,7 @@ def _loaded(work: Work, config: Config) -> Extractor:
 
 
 def _each_shard(
-    extractor, reader, work: Work, shards: list[int], config: Config, should_stop: ShouldStop
+    extractor, reader, work: Work, shards: list[int], config: Config, should_stop: ShouldStop = never
 ) -> Iterator[str]:
     """Write the features of each shard; yields a name for every clip dealt with.
 

@@ -86,7 +86,7 @@ def _needs_launch(stage: str, config: Config) -> bool:
     return bool(import_module(f"mer_dist.stages.{stage}").unfinished(config))
 
 
-def _here(stage: str, config: Config, should_stop: ShouldStop) -> int:
+def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
     """Run ``stage`` in this process; it leaves its code as if it had been started by itself."""
     folder = Run(config.run.folder)
     folder.status(stage).unlink(missing_ok=True)

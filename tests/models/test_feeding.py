@@ -25,11 +25,17 @@ EMPTY, ABSENT = "c05", "c11"
 class Lines:
     """A reader of transcripts; notes who reads."""
 
-    def __init__(self):
+    def __init__(self, several: bool = False):
+        """``several``: a clip is read once a second thread has come to read."""
         self.threads: set[int] = set()
+        self.come = threading.Event()
+        self.wait = 30 if several else 0
 
     def read(self, row, modality):
         self.threads.add(threading.get_ident())
+        if len(self.threads) > 1:
+            self.come.set()
+        self.come.wait(self.wait)
         return SimpleNamespace(name=row.name, transcript=row.transcript)
 
 
@@ -50,7 +56,7 @@ SHARDS = {3: [row(number) for number in range(12)], 5: [row(5)], 8: [row(number)
 
 def test_a_pass_ahead_in_many_threads_gives_the_same_bits_shard_by_shard(extractor, monkeypatch):
     plain = list(clip_embeddings(extractor, Lines(), SHARDS))
-    reader = Lines()
+    reader = Lines(several=True)
     monkeypatch.setattr(feeding, "pace", lambda device: AS_ON_A_GPU)
     ahead = list(clip_embeddings(extractor, reader, SHARDS))
     assert [found[:2] for found in ahead] == [found[:2] for found in plain]

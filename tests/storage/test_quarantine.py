@@ -114,7 +114,9 @@ def test_a_stage_tells_its_reasons_by_count_and_where_the_rest_is(run, caplog):
 
 def test_each_stage_of_a_whole_run_tells_them_too(run, caplog, monkeypatch):
     called = []
-    monkeypatch.setattr("mer_dist.stages.shard.shard", lambda config, fused=False: called.append(fused))
+    monkeypatch.setattr(
+        "mer_dist.stages.shard.shard", lambda config, fused, should_stop: called.append(fused)
+    )
     assert whole._here("shard", Config(run=RunConfig(folder=str(run)))) == DONE
     assert called == [True] and "  7 x audio: *.mp4: no audio stream" in caplog.text
 
