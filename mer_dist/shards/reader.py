@@ -94,9 +94,10 @@ class Reader:
     its own.
     """
 
-    def __init__(self, shards_folder: Path):
+    def __init__(self, shards_folder: Path, rows: list[Row] | None = None):
+        """``rows``: without it those of the whole index."""
         self.folder = Path(shards_folder)
-        self.rows: list[Row] = shard_index.read(self.folder)
+        self.rows: list[Row] = shard_index.read(self.folder) if rows is None else rows
         self._tars: OrderedDict[int, int] = OrderedDict()
         self._opening = Lock()
 

@@ -62,19 +62,26 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     whole = files.fingerprint_of(
         [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
     )
-    kept = _kept(run, fingerprint, sources)
-    tried = {name for record in kept.values() for name in record.clips}
+    kept, trimmed = _kept(run, fingerprint, sources)
+    tried = {name for record in kept.values() for name in record.clips}.union(*trimmed.values())
     remaining = [clip for clip in clips if clip.name not in tried]
     results = (*ShardFolder(run.shards).results, run.quarantine)
-    if not remaining and files.read_marker(run.shards, whole) and all(map(Path.exists, results)):
+    if (
+        not remaining
+        and not trimmed
+        and files.read_marker(run.shards, whole)
+        and all(map(Path.exists, results))
+    ):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
     if made := ShardFolder(run.shards).all_records():
         logger.info(
-            "%d shards are kept and %d cut anew; %d clips are to be done",
+            "%d shards are kept, %d copied without the clips that changed or went, %d cut anew; %d clips are to "
+            "be decoded",
             len(kept),
-            len(made) - len(kept),
+            len(trimmed),
+            len(made) - len(kept) - len(trimmed),
             len(remaining),
         )
     started = time.monotonic()
@@ -83,9 +90,10 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
         logger.warning("%s: they are taken out", taken)
     save(config, run.config)
     files.remove_stale(run.folder)
-    _clear(run, kept)
+    _clear(run, {*kept, *trimmed})
     _relabel(run, kept, clips)
-    _write(run, config.shard, encoded, kept, fingerprint, sources, started)
+    _trim(run, trimmed, clips, fingerprint, sources)
+    _write(run, config.shard, encoded, {*kept, *trimmed}, fingerprint, sources, started)
     _finish(run, whole, clips, unlisted)
 
 
@@ -127,31 +135,35 @@ def _source(clip: Clip, config: Config) -> str:
     )
 
 
-def _kept(run: Run, fingerprint: str, sources: dict[str, str]) -> dict[int, ShardRecord]:
-    """The shards that are whole and whose clips are all as they were."""
+def _kept(
+    run: Run, fingerprint: str, sources: dict[str, str]
+) -> tuple[dict[int, ShardRecord], dict[int, set[str]]]:
+    """The complete shards whose clips are all unchanged; and of other complete ones the clips that are."""
     kept: dict[int, ShardRecord] = {}
+    trimmed: dict[int, set[str]] = {}
     seen: set[str] = set()
     for number, record in shard_index.all_records(run.shards).items():
-        if record is None or record.fingerprint != fingerprint or seen & record.clips.keys():
-            continue
-        if any(sources.get(name) != source for name, source in record.clips.items()):
+        if record is None or record.fingerprint != fingerprint:
             continue
         tar = ShardFolder(run.shards).tar(number)
         if record.sha256 and (not tar.exists() or tar.stat().st_size != record.bytes):
             continue
-        kept[number] = record
-        seen |= record.clips.keys()
-    return kept
+        unchanged = {name for name, source in record.clips.items() if sources.get(name) == source} - seen
+        if len(unchanged) == len(record.clips):
+            kept[number] = record
+        elif unchanged:
+            trimmed[number] = unchanged
+        seen |= unchanged
+    return kept, trimmed
 
 
-def _clear(run: Run, kept: dict[int, ShardRecord]) -> None:
+def _clear(run: Run, kept: set[int]) -> None:
     """Remove what a stopped or outdated run left; first of all what claims to be complete."""
     shards = ShardFolder(run.shards)
     run.shards.mkdir(parents=True, exist_ok=True)
     for path in (run.shards / files.MARKER, shards.index):
         path.unlink(missing_ok=True)
-    stays = {shards.record(number) for number in kept}
-    stays |= {shards.tar(number) for number, record in kept.items() if record.sha256}
+    stays = {path for number in kept for path in (shards.record(number), shards.tar(number))}
     for path in {*shards.all_records(), *shards.all_tars(), *run.shards.glob(".*.tmp")} - stays:
         path.unlink()
 
@@ -168,6 +180,24 @@ def _relabel(run: Run, kept: dict[int, ShardRecord], clips: list[Clip]) -> None:
             changed += sum(one != other for one, other in zip(own, rows, strict=True))
     if changed:
         logger.info("%d clips have another label or split than before; their shards stay", changed)
+
+
+def _trim(
+    run: Run, trimmed: dict[int, set[str]], clips: list[Clip], fingerprint: str, sources: dict[str, str]
+) -> None:
+    """Write these shards again with only these of their clips, copied from the old tar instead of decoded.
+
+    Raises:
+        UserError: the old tar holds other bytes than were written.
+    """
+    from mer_dist.shards import copied, writer
+
+    now = {clip.name: clip for clip in clips}
+    for number, names in trimmed.items():
+        batch = copied.batch(run.shards, number, [now[name] for name in names])
+        # Without it the tar counts as unfinished, until the new one has its own.
+        ShardFolder(run.shards).record(number).unlink()
+        writer.write(run.shards, number, batch, fingerprint=fingerprint, sources=sources)
 
 
 def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_stop: ShouldStop) -> Iterator:
@@ -217,7 +247,7 @@ def _write(
     run: Run,
     config: ShardConfig,
     encoded: Iterator,
-    kept: dict[int, ShardRecord],
+    taken: set[int],
     fingerprint: str,
     sources: dict[str, str],
     started: float,
@@ -225,7 +255,7 @@ def _write(
     """Write what is decoded into the free shard numbers, in ascending order."""
     from mer_dist.shards import writer
 
-    numbers = (number for number in count() if number not in kept)
+    numbers = (number for number in count() if number not in taken)
     for batch in writer.batches(encoded, config.clips, config.mebibytes):
         number, now = next(numbers), time.monotonic()
         timings.note(run, "shard", run.shards, seconds=now - started, clips=len(batch), piece=f"{number:05d}")

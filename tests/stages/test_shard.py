@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,6 +227,65 @@ def test_a_clip_that_is_gone_takes_only_its_shard_with_it(run, own_corpus):
     assert written(run)["00000.tar"] == before["00000.tar"]
     assert written(run)["00002.tar"] == before["00002.tar"]
     assert ("a004", "clip") in reasons(run)
+
+
+def overwrite(path: Path) -> None:
+    """Other bytes, which nothing decodes, of the same size and time."""
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.slow
+def test_clips_beside_one_that_is_gone_or_changed_are_copied_and_not_decoded(own_corpus, tmp_path, caplog):
+    labeled, unlabeled = own_corpus / "video-labeled", own_corpus / "video-unlabeled-with-test2noise"
+    # One of each: a clip without sound, and a clip of which nothing decodes.
+    write_mp4(labeled / "a003.mp4", ramp(6), None)
+    (unlabeled / "u001.mp4").write_bytes(b"no video")
+    shard(config_of(tmp_path / "run", own_corpus, clips=4, faces="cascade"))
+    before = {row.name: row for row in shard_index.read(tmp_path / "run" / "shards")}
+    (labeled / "a001.mp4").unlink()
+    write_mp4(labeled / "a004.mp4", ramp(3), tone(500, 0.3))
+    shutil.copytree(own_corpus, tmp_path / "now")
+    for path in (*labeled.glob("*.mp4"), *unlabeled.glob("*.mp4")):
+        if path.stem != "a004":
+            overwrite(path)
+    caplog.set_level("INFO", "mer_dist")
+    shard(config_of(tmp_path / "run", own_corpus, clips=4, faces="cascade"))
+    assert (
+        "0 shards are kept, 2 copied without the clips that changed or went, 0 cut anew; 1 clips"
+        in caplog.text
+    )
+    shard(config_of(tmp_path / "new", tmp_path / "now", clips=4, faces="cascade"))
+    old, new = (
+        {row.name: row for row in shard_index.read(tmp_path / name / "shards")} for name in ("run", "new")
+    )
+    assert (
+        sorted(old) == ["a000", "a002", "a003", "a004", "u000", "u001", "u002"] and old.keys() == new.keys()
+    )
+    for name, row in old.items():
+        assert row.checksum == new[name].checksum and row.missing == new[name].missing
+        assert (row.checksum == before[name].checksum) == (name != "a004")
+    assert reasons(tmp_path / "run") == reasons(tmp_path / "new")
+    stats = [json.loads((tmp_path / name / "shards" / "stats.json").read_text()) for name in ("run", "new")]
+    for key in ("clips", "missing", "faceless", "remarks", "quarantined", "duration"):
+        assert stats[0][key] == stats[1][key], key
+    assert verify(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_copied_clip_whose_bytes_a_disk_has_lost_is_named_and_nothing_is_taken_away(run, own_corpus):
+    (row,) = [row for row in shard_index.read(run / "shards") if row.name == "a003"]
+    tar, (offset, size) = run / "shards" / "00001.tar", row.members["flac"]
+    with open(tar, "r+b") as file:
+        file.seek(offset + size // 2)
+        file.write(b"\x00\x00\x00\x00")
+    (own_corpus / "video-labeled" / "a004.mp4").unlink()
+    with pytest.raises(UserError, match="00001.tar, clip a003: other bytes than were written; delete it"):
+        shard(config_of(run, own_corpus))
+    tar.unlink()
+    shard(config_of(run, own_corpus))
+    assert [one.name for one in shard_index.read(run / "shards") if one.shard == 1] == ["a003", "u000"]
 
 
 @pytest.mark.slow
