@@ -129,8 +129,8 @@ def _of_estimate(evidence: Evidence, gate: decisions.Gate) -> tuple[bool, str, s
         return False, BY_TEST, _differs(evidence)
     if evidence.found.shrinkage < TRUSTED:
         noise = (
-            f"{100 * evidence.found.shrinkage:.0f} % of the distance between estimated and labelled shares exceeds "
-            f"noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
+            f"{100 * evidence.found.shrinkage:.0f} % of the distance between estimated and labelled shares "
+            f"exceeds noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
         )
         return False, BY_ESTIMATES, f"{noise}; {_measured(gate)}; {_passed(evidence)}"
     return gate.opens, BY_GATE, f"{_measured(gate)}; {_passed(evidence)}"

@@ -127,7 +127,7 @@ def pool(
 
     Args:
         probability: (M, N, C), out of fold for labelled clips.
-        nested_oof: (M, K, L, C), see :class:`CrossFitted`; weights and calibration for fold k are fitted on it.
+        nested_oof: (M, K, L, C), see :class:`CrossFitted`; to fit weights and calibration for fold k.
         present: (N,) bool, False for clips without any modality.
 
     Returns:
