@@ -1,1 +1,1 @@
-"""Which model may see which clip: folds, and the copies of a fine-tuned extractor."""
+"""Which model may see which clip: folds, and the adapters of a fine-tuned extractor."""

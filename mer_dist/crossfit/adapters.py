@@ -1,7 +1,7 @@
-"""The copies of a fine-tuned extractor: which clips each may see, and where it lies.
+"""The adapters of a fine-tuned extractor: which clips each may see, and its folder.
 
-``finetune`` trains them and ``extract`` uses them; both ask here what a copy is made from, so an
-adapter that was trained on other clips, labels or folds is never taken for the one that is meant.
+``finetune`` trains them and ``extract`` uses them; both get the fingerprint of an adapter's inputs
+here, so an adapter that was trained on other clips, labels or folds is never used by mistake.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mer_dist.storage.run_folder import Run
 
 
 def check_whole(folder: Path) -> None:
-    """Read every file of a finished copy, and compare it with what was written.
+    """Read every file of a finished adapter, and compare it with its marker.
 
     Raises:
-        UserError: one of them is damaged.
+        UserError: a file is damaged.
     """
     expected = (files.read_marker(folder) or {}).get("content", {})
     if faults := files.damaged(folder, expected):
@@ -34,13 +34,13 @@ def check_whole(folder: Path) -> None:
 
 @dataclass(kw_only=True)
 class Adapter:
-    """One copy of an extractor to be trained."""
+    """One adapter of an extractor (for full fine-tuning: its fine-tuned weights)."""
 
     name: str
     extractor: ExtractorConfig
-    #: The fold it never sees; None: it sees them all.
+    #: The fold it never sees; None: it sees all folds.
     held_out_fold: int | None
-    #: labelled clips it may see, all having the modality; never one of fold K.
+    #: Labelled clips it may see, all with the modality; none of the held-out fold.
     rows: list[shard_index.Row]
     folder: Path
     fingerprint: str
@@ -57,27 +57,27 @@ class Adapter:
 
     @property
     def labels(self) -> dict[str, str]:
-        """name -> label of the clips that it may see, in their order."""
+        """name -> label of the clips that it may see, in order."""
         return shard_index.labels(self.rows)
 
 
 def held_out_folds(config: Config, extractor: str) -> list[int | None]:
-    """The copies of a fine-tuned extractor, each by the fold that it never sees."""
+    """The adapters of a fine-tuned extractor, each by the fold that it never sees."""
     if config.extractors[extractor].finetuning.cross_fit:
         return [*range(config.folds.count), None]
     return [None]
 
 
 def crossed(config: Config) -> bool:
-    """Whether any copy leaves out a fold, so that there must be folds."""
+    """Whether any adapter leaves out a fold, so that folds are needed."""
     return any(item.finetune and item.finetune.cross_fit for item in config.extractors.values())
 
 
 def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapter]:
-    """Every copy the configuration asks for, done or not.
+    """Every adapter in the configuration, trained or not.
 
     Args:
-        fold_of: labelled clip -> fold, for a reader that must not make them; without it those of the run.
+        fold_of: labelled clip -> fold, for a reader that must not write them; None: those of the run.
 
     Raises:
         UserError: a clip's label is not in the configuration, a label has too few clips for the
@@ -131,8 +131,8 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
 
 
 def _weights_settings(extractor: ExtractorConfig) -> list:
-    """The settings that a copy depends on: not where the model lies, how it is fed, nor which
-    other copies there are."""
+    """The settings that an adapter depends on: not the model's path, how it is fed, nor which
+    other adapters there are."""
     training = as_dict(extractor.finetune)
     for key in ("batch_budget", "micro_batch", "gradient_checkpointing", "deterministic", "cross_fit"):
         del training[key]

@@ -1,4 +1,4 @@
-"""The fold file: which labelled clip belongs to which fold, for finetune and fuse alike."""
+"""The fold file: the fold of each labelled clip, for finetune and fuse alike."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Twins = Sequence[Sequence[str]]
 
 
 def make(labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
-    """Stratified, seeded folds; clips of one group, and those that are one recording, stay together.
+    """Stratified, seeded folds; clips of one group or of one recording stay together.
 
     Args:
-        labels: clip name -> label. The result does not depend on its order.
+        labels: clip name -> label. The result does not depend on the order.
 
     Raises:
         UserError: a class has fewer clips, or there are fewer groups, than folds.
@@ -70,11 +70,11 @@ def _numbered(names: list[str], splits: Iterable) -> dict[str, int]:
 
 
 def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -> dict[str, int]:
-    """Folds of the groups, such that no label whose groups could be in several folds is in one alone.
+    """Folds of the groups, such that a label with several groups is in more than one fold.
 
-    scikit-learn places one group after the other and evens the shares of the folds, which now and then
-    puts all groups of a rare label together; models of the other folds would never see that label.
-    While such a label is left, the group moves that mends most and keeps the shares most even.
+    scikit-learn assigns one group after the other and balances the folds, which now and then puts all
+    groups of a rare label into one fold; the models without that fold would never see the label. While
+    there is such a label, move the group that fixes most and keeps label proportions most even.
 
     Args:
         home: group -> fold.
@@ -99,7 +99,7 @@ def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -
         return after
 
     while cost(held)[0]:
-        # Of all groups, which may be as many as clips, only those of such a label mend it; any fills a fold.
+        # Only groups of such a label fix it, and any group fills an empty fold; there may be many groups.
         able = (have[:, together(held)] > 0).any(1) | (held.sum(1) == 0).any()
         moves = ((row, number) for row in np.flatnonzero(able).tolist() for number in range(count))
         row, number = min(moves, key=lambda move: cost(moved(*move)))
@@ -111,11 +111,11 @@ def _spread(home: dict[str, int], clips: Counter[tuple[str, str]], count: int) -
 
 
 def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins: Twins = ()) -> list[str]:
-    """One line for each label that models which left out a fold, or two, have never seen.
+    """One line for each label that models without one fold, or two, have never seen.
 
     Args:
         labels: labelled clip -> label.
-        pattern: ``folds.group``; without it, and without twins, there is no such label.
+        pattern: ``folds.group``; without it and without twins there is no such label.
     """
     count, lines = len({*fold_of.values()}), []
     group_of = _groups(sorted(labels), pattern, twins)
@@ -127,7 +127,7 @@ def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins:
         if len(within) == 1:
             lines.append(
                 f"all {len(names)} clips labelled {label} are in fold {within[0]} ({of}): the models that "
-                "predict them have never seen this label and will answer every one wrong, which also bends "
+                "predict them have never seen this label and will get every one wrong, which also biases "
                 "the out-of-fold WAF, the weights and the calibration; add clips of it from other groups, or "
                 "leave it out of corpus.labels"
             )
@@ -140,8 +140,8 @@ def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins:
 
 
 def _groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
-    """name -> the group whose clips stay together, called as ``folds.group`` finds it or by its first clip;
-    empty where every clip stands for itself."""
+    """name -> the group whose clips stay together, named by ``folds.group`` or its first clip; empty where
+    every clip is its own group."""
     twins = _present(twins, names)
     if not (pattern or twins):
         return {}
@@ -160,7 +160,7 @@ def _groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
 
 
 def _present(twins: Twins, names: Iterable[str]) -> list[list[str]]:
-    """Of these clips those that are one recording with another of them."""
+    """Those of these clips that share a recording with another of them."""
     known = set(names)
     parts = ([name for name in names if name in known] for names in twins)
     return sorted(sorted(part) for part in parts if len(part) > 1)
@@ -174,14 +174,14 @@ def _group(name: str, pattern: str) -> str:
 
 
 def group_of(name: str, pattern: str) -> str | None:
-    """The group that ``folds.group`` finds in a clip's name: what the first of its parentheses that takes part in
-    the match holds, as either in ``(spk\\d+)_|(film\\d+)-``. None where it finds none."""
+    """The group in a clip's name: the first capture group of ``folds.group`` that takes part in the match,
+    such as either in ``(spk\\d+)_|(film\\d+)-``. None where there is none."""
     match = re.search(pattern, name)
     return next(filter(None, match.groups()), None) if match else None
 
 
 def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int]:
-    """The saved folds if they were made from these labels and settings, otherwise new ones."""
+    """The saved folds if they match these labels and settings, otherwise new ones."""
     found = saved(path, labels, config, twins)
     if found is None:
         found = make(labels, config, twins)
@@ -190,7 +190,7 @@ def load_or_make(path: Path, labels: dict[str, str], config: FoldConfig, twins: 
 
 
 def saved(path: Path, labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[str, int] | None:
-    """The saved folds if they were made from these labels and settings; None if there are no such."""
+    """The saved folds if they match these labels and settings, otherwise None."""
     try:
         stored = read_json(path)
         if stored["fingerprint"] == _fingerprint(labels, config, twins):
@@ -208,7 +208,7 @@ def _fingerprint(labels: dict[str, str], config: FoldConfig, twins: Twins) -> st
 
 
 def check_labels(config: Config, labels: dict[str, str]) -> None:
-    """Refuse labels of a run's clips, clip name -> label, that the configuration does not name."""
+    """Refuse labels of a run's clips, clip name -> label, that are not in the configuration."""
     unknown = sorted(set(labels.values()) - set(config.corpus.labels))
     if unknown:
         raise UserError(
@@ -229,7 +229,7 @@ def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
 
 
 def saved_of_run(config: Config, run: Run, labels: dict[str, str]) -> dict[str, int] | None:
-    """The same where they were made; None where they were not."""
+    """The same where they exist; None where they do not."""
     return saved(run.folds, labels, config.folds, shard_index.twins(run.shards))
 
 
@@ -237,7 +237,7 @@ def read(path: Path) -> dict[str, int]:
     """The saved folds, clip name -> fold.
 
     Raises:
-        UserError: there are none, or the file is not whole.
+        UserError: there are none, or the file is incomplete.
     """
     with reading(path, "delete it and run finetune or fuse"):
         return _checked(read_json(path)["folds"])
@@ -245,5 +245,5 @@ def read(path: Path) -> dict[str, int]:
 
 def _checked(folds: dict[str, int]) -> dict[str, int]:
     if not all(type(fold) is int and fold >= 0 for fold in folds.values()):
-        raise ValueError("a fold is no whole number")
+        raise ValueError("a fold is not an integer")
     return folds

@@ -1,8 +1,8 @@
-"""Vectors that are no finite numbers: why a clip's cannot be kept, and what to set where a model makes them.
+"""Embeddings that are not finite: why they cannot be stored, and which setting to change.
 
-What is fed to a model is finite: pixels, samples of sound, tokens. So a vector that is not comes of the
-arithmetic, or of the weights. One such clip is left out with its reason; where most are so, the setting is
-wrong, and all of them would be lost one by one.
+The inputs of a model are finite: pixels, audio samples, tokens. So non-finite embeddings come from the
+arithmetic or from the weights. A single such clip is left out with its reason; if most clips are affected,
+the setting is wrong, and all of them would be lost one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mer_dist.features.store import STORAGE
 if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
 
-#: How the reason of a clip begins whose vectors were computed and cannot be kept.
+#: Start of the reason for embeddings that were computed and cannot be stored.
 REFUSED = "its vectors"
 COMPUTED = f"{REFUSED} came out of the model as NaN or infinite"
 TOO_LARGE = f"{REFUSED} hold values beyond {np.finfo(np.float16).max:g}, too large for extract.storage: fp16"
@@ -31,7 +31,7 @@ TOO_SMALL = f"{REFUSED} hold values so small that all are 0 under extract.storag
 def keepable(
     extractor: Extractor, set_name: str, found: dict[str, np.ndarray], stored: ExtractConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The clips whose vectors ``(T, D)`` can be kept, and why the others' cannot, with what to set."""
+    """The clips whose embeddings ``(T, D)`` can be stored; for the others, why not and what to set."""
     faults = {}
     for name, embeddings in found.items():
         with np.errstate(over="ignore", invalid="ignore"):
@@ -45,12 +45,12 @@ def keepable(
 
 
 def fault(embeddings: np.ndarray, kept: np.ndarray, kind: DTypeLike) -> str:
-    """Why a clip's vectors cannot be kept; empty if they can.
+    """Why a clip's embeddings cannot be stored; empty if they can.
 
     Args:
         embeddings: ``(T, D)`` float32, as computed.
-        kept: ``(K, D)``, those of them, or their mean, that are to be stored.
-        kind: the type in which they are stored.
+        kept: ``(K, D)``, the rows to store: some of them, or their mean.
+        kind: the dtype in storage.
     """
     if not (np.isfinite(embeddings).all() and np.isfinite(kept).all()):
         return COMPUTED
@@ -63,8 +63,7 @@ def fault(embeddings: np.ndarray, kept: np.ndarray, kind: DTypeLike) -> str:
 
 @dataclass
 class Tally:
-    """Of the clips of a set that were computed: how many have vectors, and how many have none that can be
-    kept."""
+    """Counts of the computed clips of a set: with embeddings, and with none that can be stored."""
 
     good: int = 0
     refused: int = 0
@@ -72,7 +71,7 @@ class Tally:
     why: str = ""
 
     def add(self, clips: int, missing: dict[str, str]) -> None:
-        """A shard of ``clips``; ``missing`` as in its feature file."""
+        """Add a shard of ``clips``; ``missing`` as in its feature file."""
         self.good += clips - len(missing)
         refused = [reason for reason in missing.values() if reason.startswith(REFUSED)]
         self.refused += len(refused)
@@ -81,8 +80,8 @@ class Tally:
     def check(self, set_name: str, whole: bool) -> None:
         """
         Raises:
-            UserError: it is the setting and not the clips. A single clip is believed only when the set is
-                ``whole`` and has no other.
+            UserError: the setting is wrong, not the clips. A single clip counts only when the set is
+                ``whole`` (complete) and has no other clip.
         """
         if self.refused > self.good and (self.refused > 1 or whole):
             clips = self.good + self.refused
@@ -92,7 +91,7 @@ class Tally:
 
 
 def remedy(extractor: Extractor, name: str, reason: str) -> str:
-    """What to set so that the vectors of extractor ``name`` can be kept, which has the ``reason`` now."""
+    """The setting that avoids ``reason``, so that embeddings of extractor ``name`` can be stored."""
     if reason != COMPUTED:
         return "set extract.storage: fp32"
     config, key = extractor.config, f"extractors.{name}"
@@ -101,7 +100,7 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
         text = f"{key}.precision is fp16, which holds nothing beyond 65504; set it to bf16 or fp32"
         return text + (f" (should that give the same, its weights are damaged: {broken})" if broken else "")
     if broken:
-        return f"its weights are no numbers: {broken}; take the files of {extractor.folder} anew"
+        return f"its weights are not finite: {broken}; get the files of {extractor.folder} again"
     if config.quantize == "int8":
         return f"{key}.quantize: int8 computes in half precision whatever precision is; set it to nf4 or none"
     if config.precision == "bf16" or config.quantize != "none":
@@ -110,7 +109,7 @@ def remedy(extractor: Extractor, name: str, reason: str) -> str:
 
 
 def broken_weights(extractor: Extractor) -> str:
-    """The first weights that hold NaN or infinity, by name; empty if none does."""
+    """Names of the first weights with NaN or infinity; empty if there are none."""
     import torch
 
     named = (

@@ -1,4 +1,4 @@
-"""What fusion works on: the clips with label and fold, and their features, joined by name."""
+"""The input of fusion: the clips with label and fold, and their features, joined by name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "fuse"
-#: A vector whose largest value is this many times that of the median vector is a broken one.
+#: An embedding whose largest value is this many times that of the median one counts as broken.
 OUTLIER = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Every clip of the run: the labelled ones first, each part in the order of the names."""
+    """Every clip of the run: the labelled ones first, each part ordered by name."""
 
     labels: list[str]
     names: list[str]
@@ -48,7 +48,7 @@ class Clips:
         return {name: fold for name, fold in pairs if fold >= 0}
 
     def outside(self, *folds_left_out: int) -> np.ndarray:
-        """Numbers of the labelled clips that belong to none of these folds."""
+        """Indices of the labelled clips that belong to none of these folds."""
         return np.flatnonzero(self.labeled & ~np.isin(self.fold, folds_left_out))
 
     @property
@@ -57,7 +57,7 @@ class Clips:
 
 
 def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
-    """The clips of the shards, or of the label file ``fuse.labels``, and what is wrong with it.
+    """The clips of the shards, or of the label file ``fuse.labels``, and the problems of that file.
 
     Raises:
         UserError: no clip has a label, or a label has too few clips for the folds.
@@ -77,22 +77,22 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     fold_of = folds.of_run(config, labeled)
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
-        logger.warning("no labelled clip is %s, so no clip will be answered so", " or ".join(without))
+        logger.warning("no labelled clip is %s, so this is never predicted", " or ".join(without))
     for line in folds.unseen(labeled, fold_of, config.folds.group, shard_index.twins(run.shards)):
         logger.warning("folds: %s", line)
     if not config.fuse.labels and shard_index.unstored(run.shards) is None:
         logger.warning(
-            "%s: an earlier version made these shards and did not note of which unlabelled clips "
-            "nothing could be stored, so that they get no answer; run shard, which keeps the "
-            "shards and notes them",
+            "%s: an earlier version made these shards and did not list the unlabelled clips that "
+            "could not be stored, so they get no answer; run shard, which keeps the "
+            "shards and lists them",
             run.shards,
         )
     return _clips(config, label_of, fold_of), problems
 
 
 def present_clips(config: Config, run: Run) -> Clips:
-    """The same without a word, and without making anything: where the saved folds are not of these labels,
-    the clips have none.
+    """The same without log lines or writes: where the saved folds do not match these labels, the clips
+    have none.
 
     Raises:
         UserError: the labels cannot be read.
@@ -118,7 +118,7 @@ def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, i
 def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label, or None if unlabelled, of every clip that is fused.
 
-    Unlabelled clips of which nothing could be stored are among them: they, too, are to be answered.
+    They include unlabelled clips that could not be stored: these also need an answer.
     """
     if config.fuse.labels:
         return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
@@ -132,9 +132,9 @@ def read_labels(
 ) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label (None: unlabelled) of a label file, and the unusable rows.
 
-    It is a CSV ``name,label[,split]``, in which ``discrete`` may stand for ``label``, or the baseline's
+    It is a CSV ``name,label[,split]``, where ``discrete`` may replace ``label``, or the baseline's
     ``.npz``. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
-    latter is not looked at. A label outside ``labels`` costs its clip, not the run.
+    latter is ignored. A label outside ``labels`` excludes its clip, not the run.
 
     Raises:
         UserError: no such file or column, or a name is unsafe or occurs twice.
@@ -160,10 +160,10 @@ def read_labels(
 
 
 def fused_sets(config: Config) -> list[str]:
-    """The feature sets that AGT fuses: those told, or each extractor at its best.
+    """The feature sets that AGT fuses: ``fuse.sets``, or each extractor's tuned, else frozen one.
 
     Raises:
-        UserError: none is told, or one comes from an extractor without copies per fold.
+        UserError: there is none, or one comes from an extractor without adapters per fold.
     """
     best = [
         str(FeatureSetId(name, TUNED if item.finetune else "")) for name, item in config.extractors.items()
@@ -187,13 +187,13 @@ def _check_crossed(config: Config, wanted: FeatureSetId) -> None:
 
 
 def all_sets(config: Config, run: Run) -> list[str]:
-    """The fused sets, and the frozen features of fine-tuned extractors where they are there."""
+    """The fused sets, and the frozen features of fine-tuned extractors where they exist."""
     frozen = [name for name in config.extractors if FeatureFolder(run.features(name)).description.exists()]
     return list(dict.fromkeys([*fused_sets(config), *frozen]))
 
 
 def set_fingerprint(run: Run, set_name: str, count: int) -> str:
-    """Fingerprint of a set by what each of its shards was made from.
+    """Fingerprint of a set, from the fingerprints of all its shards.
 
     Raises:
         UserError: a part of the set is missing or incomplete.
@@ -203,12 +203,12 @@ def set_fingerprint(run: Run, set_name: str, count: int) -> str:
         folder = run.features(stored)
         store.description(folder)
         paths = FeatureFolder(folder).shards()
-        mark = files.read_marker(folder)
-        if mark is None:
+        marker = files.read_marker(folder)
+        if marker is None:
             raise UserError(f"{folder}: these features are incomplete; run extract or import again")
-        if gone := {*mark.get("shards", ())} - {int(path.stem) for path in paths}:
+        if gone := {*marker.get("shards", ())} - {int(path.stem) for path in paths}:
             raise UserError(
-                f"{FeatureFolder(folder).shard(min(gone))}: this shard's features are gone; run "
+                f"{FeatureFolder(folder).shard(min(gone))}: this shard's features are missing; run "
                 "extract or import again"
             )
         shards = [[path.name, store.stored_fingerprint(path)] for path in paths]
@@ -217,10 +217,10 @@ def set_fingerprint(run: Run, set_name: str, count: int) -> str:
 
 
 def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tuple[FeatureSet, list[Problem]]:
-    """A set for these clips, fine-tuned copies joined, and the clips whose vectors are no numbers.
+    """A set for these clips, adapters joined, and the clips whose embeddings are not finite.
 
     Raises:
-        UserError: the set is missing, lacks the frame level, comes from the wrong adapters, or has none of the clips.
+        UserError: the set does not exist, lacks the frame level, is from the wrong adapters, or has none of the clips.
     """
     wanted = FeatureSetId.parse(set_name)
     if wanted.is_tuned:
@@ -242,8 +242,8 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     if unknown := sorted(set(found.names) - known):
         logger.warning(
             "features %s: %d of its clips are not among the clips of this run and are left "
-            "out, for example %s; of fuse.labels, those are the rows that can be used, with an empty "
-            "label where a clip is to be answered",
+            "out, for example %s; with fuse.labels, these are its usable rows, with an empty label "
+            "where a clip needs an answer",
             set_name,
             len(unknown),
             ", ".join(unknown[:3]),
@@ -251,8 +251,8 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     broken = {found.names[row] for row in np.flatnonzero(~_usable(found))} & known
     if broken and broken >= known.intersection(found.names):
         raise UserError(
-            f"features {set_name}: none of the {len(broken)} clips has vectors that are numbers; "
-            "delete the folder and run extract again, which says what to set, or import others"
+            f"features {set_name}: none of the {len(broken)} clips has finite embeddings; "
+            "delete the folder and run extract again, which reports what to set, or import others"
         )
     absent = len(known) - len(known.intersection(found.names)) + len(broken)
     if absent:
@@ -265,9 +265,9 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
 
 
 def _usable(found: FeatureSet) -> np.ndarray:
-    """(N,) bool: clips all of whose values are numbers, and of a size that others have, too.
+    """(N,) bool: clips with finite values only, of a magnitude that others have, too.
 
-    One clip with 1e12 in it would make the deviation so large that all others become equal.
+    One clip with 1e12 would make the standard deviation so large that all others become equal.
     """
     usable = _in_range(found.utterance)
     if found.has_frames:
@@ -278,7 +278,7 @@ def _usable(found: FeatureSet) -> np.ndarray:
 
 
 def _in_range(values: np.ndarray) -> np.ndarray:
-    """(N,) bool, by the largest value of each row; NaN and infinity are larger than any."""
+    """(N,) bool, by the largest absolute value of each row; NaN and infinity are out of range."""
     largest = np.maximum(values.max(1, initial=0), -values.min(1, initial=0)).astype(np.float64)
     finite = np.isfinite(largest)
     usual = np.median(largest[finite]) if finite.any() else 0.0
@@ -286,19 +286,19 @@ def _in_range(values: np.ndarray) -> np.ndarray:
 
 
 def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = False) -> FeatureSet:
-    """One set from the fine-tuned copies of an extractor, no clip from a copy that saw its label.
+    """One set from the adapters of an extractor, no clip from an adapter that saw its label.
 
-    A labelled clip of fold k comes from copy ``fold-k``, which never trained on fold k, an
-    unlabelled one from copy ``all``. The spaces of the copies are joined without labels: all
-    copies start from the same weights and seed, so their axes mean the same, and training moves
-    and stretches them. Each copy is therefore shifted and scaled, dimension by dimension, by the
-    mean and deviation of its own vectors of the *anchors*, the unlabelled clips that every copy
-    has. Since these are the same clips everywhere, what remains is a difference of the clips and
-    not of the copies. Without anchors each copy's own moments take their place.
+    A labelled clip of fold k comes from adapter ``fold-k``, which never trained on fold k, an
+    unlabelled one from adapter ``all``. The spaces of the adapters are joined without labels: all
+    adapters start from the same weights and seed, so their axes correspond, and training shifts
+    and stretches them. Each adapter's embeddings are therefore standardised, per dimension, by
+    mean and standard deviation over the *anchors*, the unlabelled clips that every adapter has.
+    The anchors are the same clips everywhere, so the remaining differences are between clips, not
+    between adapters. Without anchors each adapter uses its own moments.
 
     Raises:
-        UserError: a copy is missing, or a labelled clip's row would come from a copy that may
-            have trained on it.
+        UserError: an adapter is missing, or a labelled clip's row would come from an adapter that
+            may have trained on it.
     """
     stored = FeatureSetId(extractor, TUNED).stored(max(fold_of.values()) + 1)
     parts = {one: _of_adapter(run, one, fold_of, frames) for one in stored}
@@ -308,15 +308,15 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
             embeddings = own.utterance.astype(np.float64)
-            deviation = embeddings.std(0)
-            scale = np.where(deviation > 1e-6, deviation, 1)
+            std = embeddings.std(0)
+            scale = np.where(std > 1e-6, std, 1)
             part = part.mapped(embeddings.mean(0).astype(np.float32), scale.astype(np.float32))
         joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
     return store.join(joined)
 
 
 def _of_adapter(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:
-    """The features of one adapter, after the proof that none of its labelled clips can have taught it."""
+    """The features of one adapter, after a check that it never trained on any of their labelled clips."""
     folder, variant, held_out_fold = run.features(stored), stored.variant, stored.held_out_fold
     description = store.description(folder)
     if description.get("variant") != variant or description.get("held_out_fold") != held_out_fold:
@@ -329,7 +329,7 @@ def _of_adapter(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames:
     if leaks:
         raise UserError(
             f"{folder}: {len(leaks)} labelled clips are not of the fold that this adapter never "
-            f"trained on, for example {', '.join(leaks[:3])}; their features know their labels. "
+            f"trained on, for example {', '.join(leaks[:3])}; their features leak their labels. "
             "Delete the folder and run finetune and extract again"
         )
     return found

@@ -1,12 +1,12 @@
 """The feature store: extract writes it shard by shard, fuse reads it by clip name.
 
-A *feature set* is a folder ``features/<set>/`` of one safetensors file per shard. A file holds
-rows for the clips that have the modality; the others are named under ``missing`` with a reason,
-so no row of zeros can ever pass for data.
+A *feature set* is a folder ``features/<set>/`` of one safetensors file per shard. A file has
+rows for the clips that have the modality; ``missing`` lists the others with a reason, so a row
+of zeros is never mistaken for data.
 
-Tensors of a file, for N clips with vectors of size D and F frames (or tokens) in all::
+Tensors of a file, for N clips with embeddings of size D and F frames (or tokens) in all::
 
-    utterance  (N, D)    one vector a clip
+    utterance  (N, D)    one embedding a clip
     frame      (F, D)    ragged, present at frame level only
     offsets    (N + 1,)  clip i owns frame[offsets[i]:offsets[i + 1]]
 """
@@ -28,11 +28,11 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.storage.files import read_json, write_bytes, write_json
 from mer_dist.storage.run_folder import FeatureFolder
 
-#: ``extract.storage`` -> the type that vectors are stored in.
+#: ``extract.storage`` -> the dtype of stored embeddings.
 STORAGE = {"fp32": np.float32, "fp16": np.float16}
 _FACTS = "mer_dist"
 _AGAIN = "delete it and run extract, or import again"
-#: The types of tensors, as safetensors calls them, that a feature file can hold.
+#: safetensors names of the dtypes that a feature file can have.
 _DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -43,7 +43,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 @dataclass(kw_only=True)
 class FeatureSet:
-    """Features of some clips by one extractor; see the module for the shapes."""
+    """Features of some clips from one extractor; see the module for the shapes."""
 
     modality: str
     names: list[str]
@@ -66,9 +66,9 @@ class FeatureSet:
         return self.frame is not None
 
     def utterances(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors ``(N, D)`` float32 in the order of ``names`` and a mask ``(N,)``, True if present.
+        """Embeddings ``(N, D)`` float32 in the order of ``names``, and a mask ``(N,)``, True if present.
 
-        They are the set's own, not a copy, where it was loaded in this order and lacks none of them.
+        A view, not a copy, where the set was loaded in this order and has all of them.
         """
         rows, valid = self._rows(names)
         chosen = rows[valid]
@@ -96,7 +96,7 @@ class FeatureSet:
         return frame[offsets[row] : offsets[row + 1]]
 
     def tokens(self, names: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames pooled to at most ``count`` tokens by the mean over equal stretches.
+        """Frames pooled to at most ``count`` tokens by the mean over equal segments.
 
         Returns ``(N, count, D)`` float32 and the mask ``(N, count)``.
 
@@ -140,7 +140,7 @@ class FeatureSet:
         )
 
     def mapped(self, shift: np.ndarray, scale: np.ndarray) -> FeatureSet:
-        """Every vector as ``(x - shift) / scale``."""
+        """Every embedding as ``(x - shift) / scale``."""
         frame = None if self.frame is None else (self.frame - shift) / scale
         return FeatureSet(
             modality=self.modality,
@@ -154,25 +154,25 @@ class FeatureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredShard:
-    """A shard's features where they lie: each tensor is read when it is asked for, and only then."""
+    """A shard's features on disk: each tensor is read only when it is accessed."""
 
     path: Path
     modality: str
     names: list[str]
     missing: dict[str, str]
-    #: tensor -> type, shape, and its first byte in the file.
+    #: tensor -> dtype, shape, and byte offset in the file.
     tensors: dict[str, tuple[np.dtype, list[int], int]]
 
     @classmethod
     def open(cls, path: Path, frames: bool = True) -> StoredShard:
         """
         Raises:
-            UserError: it is not a whole feature file.
+            UserError: it is not a complete feature file.
         """
         with reading(path, _AGAIN):
-            with safe_open(path, "numpy") as whole:  # refuses a file that is not
-                facts = stored_header(whole)
-                wanted = set(whole.keys()) if frames else {"utterance"}
+            with safe_open(path, "numpy") as complete:  # refuses a truncated file
+                facts = stored_header(complete)
+                wanted = set(complete.keys()) if frames else {"utterance"}
             with Path(path).open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
@@ -192,17 +192,17 @@ class StoredShard:
             return shard
 
     def _check(self) -> None:
-        """Refuse tensors that are not those of the names; damage of a header can leave it readable."""
+        """Refuse tensors that do not match the names; a damaged header can still be readable."""
         kind, shape, _ = self.tensors["utterance"]
         if len(shape) != 2 or kind.kind != "f" or shape[0] != len(self.names):
-            raise ValueError(f"vectors of shape {shape} for {len(self.names)} clips")
+            raise ValueError(f"embeddings of shape {shape} for {len(self.names)} clips")
         if self.has_frames:
             offsets = self.offsets
             frames = self.tensors["frame"][1]
             if offsets.shape != (len(self.names) + 1,) or offsets.dtype.kind != "i" or len(frames) != 2:
-                raise ValueError("its offsets do not fit its clips")
+                raise ValueError("its offsets do not match its clips")
             if offsets[0] != 0 or offsets[-1] != frames[0] or (np.diff(offsets) < 0).any():
-                raise ValueError("its offsets do not fit its frames")
+                raise ValueError("its offsets do not match its frames")
 
     @property
     def width(self) -> int:
@@ -230,7 +230,7 @@ class StoredShard:
 
     def _read(self, name: str) -> np.ndarray:
         dtype, shape, start = self.tensors[name]
-        # Not mapped: a file that becomes shorter would end the process with SIGBUS.
+        # No memory map: a file truncated meanwhile would end the process with SIGBUS.
         with reading(self.path, _AGAIN):
             return np.fromfile(self.path, dtype, math.prod(shape), offset=start).reshape(shape)
 
@@ -238,7 +238,7 @@ class StoredShard:
 def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """Mean of the rows ``starts[i]:stops[i]``, none of them empty: ``(n, D)`` float32.
 
-    A sparse product adds whole rows in their order; ``np.add.reduceat`` would walk down each column.
+    A sparse product adds complete rows in order; ``np.add.reduceat`` would go column by column.
     """
     from scipy.sparse import csr_array
 
@@ -251,11 +251,11 @@ def _means(frame: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarr
 
 
 def join(parts: Sequence[FeatureSet | StoredShard], order: list[str] | None = None) -> FeatureSet:
-    """One set from the disjoint parts of several shards or extractor copies.
+    """One set from the disjoint parts of several shards or adapters.
 
     Args:
-        order: clips that are to come first and in this order, the rest after them; None: the clips
-            as they come.
+        order: clips that come first and in this order, the rest after them; None: the order of
+            the parts.
 
     Raises:
         UserError: there is no part, two have a clip in common, or they differ in modality or width.
@@ -316,7 +316,7 @@ def _join_frames(
 
 
 def write_shard(path: Path, features: FeatureSet, fingerprint: str = "") -> None:
-    """Write one shard's features atomically, stamped with the fingerprint they were made from."""
+    """Write one shard's features atomically, with the fingerprint of their inputs."""
     tensors = {"utterance": np.ascontiguousarray(features.utterance)}
     if features.frame is not None:
         tensors["frame"] = np.ascontiguousarray(features.frame)
@@ -333,16 +333,16 @@ def write_shard(path: Path, features: FeatureSet, fingerprint: str = "") -> None
 
 
 def stored_header(file: safe_open) -> dict:
-    """What an open feature file says of itself: modality, names, missing, made_from."""
+    """The metadata of an open feature file: modality, names, missing, fingerprint."""
     facts = json.loads((file.metadata() or {})[_FACTS])
     texts = [facts["modality"], facts["fingerprint"], *facts["names"], *facts["missing"].values()]
     if not all(isinstance(text, str) for text in texts) or not isinstance(facts["names"], list):
-        raise ValueError("its names or reasons are no texts")
+        raise ValueError("its names or reasons are not strings")
     return facts
 
 
 def stored_fingerprint(path: Path) -> str | None:
-    """The fingerprint a shard's features were made from; None if absent or unreadable."""
+    """The fingerprint of a shard's features; None if absent or unreadable."""
     try:
         with safe_open(path, "numpy") as file:
             return stored_header(file)["fingerprint"]
@@ -351,10 +351,10 @@ def stored_fingerprint(path: Path) -> str | None:
 
 
 def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
-    """Modality of a shard's features, and which clips have none and why, without reading vectors.
+    """Modality of a shard's features, and which clips lack them and why, without reading tensors.
 
     Raises:
-        UserError: it is not a whole feature file.
+        UserError: it is not a complete feature file.
     """
     with reading(path, _AGAIN), safe_open(path, "numpy") as file:
         facts = stored_header(file)
@@ -362,24 +362,24 @@ def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def read_shard(path: Path, frames: bool = True) -> FeatureSet:
-    """One shard; without ``frames`` only its utterance vectors, a small part of the file.
+    """One shard; without ``frames`` only its utterance embeddings, a small part of the file.
 
     Raises:
-        UserError: it is not a whole feature file.
+        UserError: it is not a complete feature file.
     """
     return join([StoredShard.open(path, frames)])
 
 
 def describe(folder: Path, **facts) -> None:
-    """Write ``set.json``: modality, width, where the set comes from."""
+    """Write ``set.json``: modality, width and origin of the set."""
     write_json(FeatureFolder(folder).description, facts)
 
 
 def description(folder: Path) -> dict:
-    """What ``set.json`` says.
+    """The content of ``set.json``.
 
     Raises:
-        UserError: there is no set, or this is not whole.
+        UserError: there is no set, or it is incomplete.
     """
     path = FeatureFolder(folder).description
     if not path.exists():
@@ -387,18 +387,18 @@ def description(folder: Path) -> dict:
     with reading(path, "delete its folder and run extract, or import again"):
         facts = read_json(path)
         if not isinstance(facts, dict) or not isinstance(facts["modality"], str):
-            raise ValueError("no description of a feature set")
+            raise ValueError("not a description of a feature set")
         return facts
 
 
 def load(folder: Path, frames: bool = True, order: list[str] | None = None) -> FeatureSet:
-    """All shards of the set in ``folder``, each row copied once from the file to its place.
+    """All shards of the set in ``folder``; each row is copied only once from its file.
 
     Args:
         order: as for :func:`join`.
 
     Raises:
-        UserError: there is no set, a file is not whole, or the files do not fit each other.
+        UserError: there is no set, a file is incomplete, or the files do not match each other.
     """
     description(folder)
     paths = FeatureFolder(folder).shards()

@@ -1,6 +1,6 @@
-"""From features to the answer: baselines, the Audio-Guided Transformer, self-training, label shift, the vote.
+"""From features to predictions: baselines, Audio-Guided Transformer, self-training, label shift, the vote.
 
-A fusion model of one's own is written with the two names here.
+A custom fusion model needs the two names exported here.
 """
 
 from mer_dist.fusion.registered import FeatureShape, register

@@ -1,11 +1,11 @@
-"""Whether the answers of unlabelled clips are corrected for other label shares, and why.
+"""Whether predictions of unlabelled clips are corrected for another class prior, and why.
 
-Four judges, in this order. A floor: of a few clips nothing can be estimated. A two-sample test
-(:mod:`mer_dist.fusion.shift_test`): where more than the shares differs, estimates of the shares mean
-nothing, and shares that were told are all there is. The estimates: most of their distance from the
-labelled shares must be told from noise, and shares that were told must not be expected to lose under
-them. The gate (:func:`mer_dist.fusion.decisions.gate`): a correction must be
-expected to pay on labelled clips weighed to the new shares.
+Four checks, in this order. A floor: a few clips do not allow an estimate. A two-sample test
+(:mod:`mer_dist.fusion.shift_test`): where more than the class prior differs, estimates of the prior are
+meaningless, and only a prior given by the user is left. The estimates: most of their distance from the
+labelled prior must exceed noise, and a given prior must not be expected to lose under them. The gate
+(:func:`mer_dist.fusion.decisions.gate`): a correction must be expected to improve WAF on labelled clips
+weighted to the new prior.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.fusion import decisions, label_shift, shift_test
 
-#: With fewer labelled or unlabelled clips nothing is estimated; see ``benchmarks/label_shift.py``.
+#: With fewer labelled or unlabelled clips no prior is estimated; see ``benchmarks/label_shift.py``.
 FLOOR = 100
-#: Part of the distance between estimated and labelled shares that must be told from noise
-#: (:attr:`mer_dist.fusion.label_shift.Estimate.shrinkage`). Below it estimates are as likely to lose as to gain where what
-#: differs is not seen.
+#: Part of the distance between estimated and labelled prior that must exceed noise
+#: (:attr:`mer_dist.fusion.label_shift.Estimate.shrinkage`). Below it, where the shift is not visible, an
+#: estimate is as likely to lose as to gain.
 TRUSTED = 0.5
-#: What decided; :attr:`Verdict.by`.
+#: The check that decided; :attr:`Verdict.by`.
 JUDGES = BY_FLOOR, BY_TEST, BY_ESTIMATES, BY_GATE = "floor", "two-sample test", "estimates", "gate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of the unlabelled clips."""
+    """What is known about the unlabelled clips."""
 
     found: label_shift.Estimate
-    #: Labelled and unlabelled clips that tell something.
+    #: Numbers of labelled and unlabelled clips that have features.
     clips: tuple[int, int]
-    #: Of the two-sample test; 1 where there are too few clips to ask it.
+    #: Of the two-sample test; 1 where there are too few clips for it.
     p_value: float
 
     @property
@@ -43,13 +43,13 @@ class Evidence:
 
     @property
     def only_shares(self) -> bool:
-        """Whether nothing but the label shares is seen to differ."""
+        """Whether only the label proportions appear to differ."""
         return self.p_value >= shift_test.LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether the shares ``tried`` (C,) are assumed of the unlabelled clips."""
+    """Whether the prior ``tried`` (C,) is assumed for the unlabelled clips."""
 
     applied: bool
     by: str
@@ -66,16 +66,16 @@ def gather(
     groups: tuple[np.ndarray, np.ndarray] | None = None,
     should_stop: ShouldStop = never,
 ) -> Evidence:
-    """Estimate and test, each unlabelled clip taken as the models of one fold see it.
+    """Estimate and test with the predictions of one fold's models for each unlabelled clip.
 
-    So is a labelled clip; the mean of all folds' models would be surer than any of them. Both come
-    from AGT before self-training: later rounds were trained on the unlabelled clips and are surer of
-    them than their out-of-fold predictions tell.
+    Labelled clips are treated alike; the mean over all folds would be more confident than each fold. Both
+    come from AGT before self-training: later rounds were trained on the unlabelled clips and are more
+    confident on them than their out-of-fold predictions suggest.
 
     Args:
         oof: (n, C), out of fold.
         truth: (n,) int.
-        fold_predictions: (K, U, C), what the models of each fold say.
+        fold_predictions: (K, U, C), predictions of each fold's models.
         groups: (n,) and (U,); see :func:`mer_dist.fusion.label_shift.estimate`.
     """
     folds, count, _ = fold_predictions.shape
@@ -94,12 +94,12 @@ def assess(
     seed: int,
     groups: np.ndarray,
 ) -> Verdict:
-    """Judge the estimated shares, or ones that were told by hand or probed.
+    """Judge the estimated prior, or one that the user gave or probed.
 
-    Nearly any shares gain if they are true, so told ones are judged a second time by the draws of both
-    estimators, before these are shrunk to the labelled shares: they are contradicted where a loss is
-    expected under them. An estimate in doubt spreads wide and contradicts little; where there are too
-    few clips, or more than the shares differs, it contradicts nothing.
+    Nearly any prior gains if it is true, so a given one is checked again against the draws of both
+    estimators, before these are shrunk to the labelled prior: it is rejected where the draws predict a
+    loss. An uncertain estimate spreads wide and rejects little; with too few clips, or where more than
+    the prior differs, it rejects nothing.
 
     Args:
         given: (C,), or None for the estimate.
@@ -129,20 +129,20 @@ def _of_estimate(evidence: Evidence, gate: decisions.Gate) -> tuple[bool, str, s
         return False, BY_TEST, _differs(evidence)
     if evidence.found.shrinkage < TRUSTED:
         noise = (
-            f"of the distance between estimated and labelled shares {100 * evidence.found.shrinkage:.0f} % can be "
-            f"told from noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
+            f"{100 * evidence.found.shrinkage:.0f} % of the distance between estimated and labelled shares "
+            f"exceeds noise, and below {100 * TRUSTED:.0f} % no estimate is applied"
         )
         return False, BY_ESTIMATES, f"{noise}; {_measured(gate)}; {_passed(evidence)}"
     return gate.opens, BY_GATE, f"{_measured(gate)}; {_passed(evidence)}"
 
 
 def _of_given(evidence: Evidence, gate: decisions.Gate, loses: bool) -> tuple[bool, str, str]:
-    """The same of shares that were told; ``loses``: whether a loss is expected under the estimates."""
+    """The same for a given prior; ``loses``: whether a loss is expected under the estimates."""
     if not evidence.enough:
-        reason = f"{_few(evidence)}, so nothing speaks against the shares told; {_measured(gate)}"
+        reason = f"{_few(evidence)}, so nothing contradicts the given shares; {_measured(gate)}"
         return gate.opens, BY_FLOOR, reason
     if not evidence.only_shares:
-        return True, BY_TEST, f"{_differs(evidence)}; the shares told are taken at their word"
+        return True, BY_TEST, f"{_differs(evidence)}; the given shares are trusted"
     measured = f"{_measured(gate)}; {_passed(evidence)}"
     if loses:
         return (
@@ -155,16 +155,16 @@ def _of_given(evidence: Evidence, gate: decisions.Gate, loses: bool) -> tuple[bo
 
 def _few(evidence: Evidence) -> str:
     return (
-        f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips tell something, and "
+        f"{evidence.clips[1]} unlabelled and {evidence.clips[0]} labelled clips have features, and "
         f"with fewer than {FLOOR} of either no label shares are estimated"
     )
 
 
 def _differs(evidence: Evidence) -> str:
     return (
-        "a two-sample test tells the unlabelled clips from labelled ones weighed to have their "
-        f"labels (p = {evidence.p_value:.3f}, below {shift_test.LEVEL}): more than the label "
-        "shares differs, and estimates of them mean nothing"
+        "a two-sample test separates the unlabelled clips from labelled ones weighted to the same "
+        f"label shares (p = {evidence.p_value:.3f}, below {shift_test.LEVEL}): more than the label "
+        "shares differs, and estimates of them are meaningless"
     )
 
 
@@ -174,7 +174,7 @@ def _passed(evidence: Evidence) -> str:
 
 def _measured(gate: decisions.Gate) -> str:
     return (
-        "on labelled clips weighed to it, answered for expected WAF, out-of-fold WAF is "
-        f"{100 * gate.after:.2f} % with and {100 * gate.before:.2f} % without it, deviation of the gain "
-        f"{100 * gate.noise:.2f}"
+        "on labelled clips weighted to it, decided for expected WAF, out-of-fold WAF is "
+        f"{100 * gate.after:.2f} % with and {100 * gate.before:.2f} % without it, standard deviation of the "
+        f"gain {100 * gate.noise:.2f}"
     )

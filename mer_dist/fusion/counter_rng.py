@@ -1,4 +1,4 @@
-"""Random words of many members by counting, all those of a training step in one draw."""
+"""Counter-based random words of many members, all those of a training step in one draw."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Of SplitMix64: by how much its state grows, and two rounds of shift and factor, as int64.
+#: SplitMix64: the increment of its state, and two rounds of shift and factor, as int64.
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 LAST = 31
 
 
 class CounterRng:
-    """Member by member the outputs of SplitMix64 (Steele, Lea & Flood 2014), found by their number.
+    """The outputs of SplitMix64 (Steele, Lea & Flood 2014) for each member, computed by index.
 
-    Output ``2^32 * step + place`` depends on nothing but the member's seed, so no member depends
-    on its neighbours, a step can be drawn whole for all of them, and a recorded step, which
-    counts on when it is replayed, draws anew. A generator per member would take a kernel for each
-    of them wherever something is dropped.
+    Output ``2^32 * step + index`` depends only on the member's seed. So no member depends on its
+    neighbours, one draw serves a complete step of all members, and a recorded step, whose counter
+    increases at each replay, draws new words. A generator per member would need a kernel per
+    member for each dropout.
     """
 
     def __init__(self, seeds: list[int], device: torch.device):
-        # Mixed, since the sequences of neighbouring numbers would be neighbours.
+        # Mixed, since the states of neighbouring seeds would be neighbours.
         self.start_E = mix(torch.tensor(seeds, dtype=torch.int64, device=device) + GAMMA)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.none = torch.empty(len(seeds), 0, dtype=torch.int64, device=device)
@@ -32,7 +32,7 @@ class CounterRng:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Within it, words come from one draw of as many as the step before took."""
+        """Within it, words come from one draw, as large as the number the previous step took."""
         self.steps.add_(1)
         self.drawn, self.used = self._draw(0, self.used), 0
         try:
@@ -53,12 +53,12 @@ class CounterRng:
 
 
 def mix(x: Tensor) -> Tensor:
-    """What SplitMix64 makes of its state, in place; all of it modulo 2^64."""
+    """The output function of SplitMix64, in place, modulo 2^64."""
     for shift, factor in ROUNDS:
         x.bitwise_xor_(_shifted(x, shift)).mul_(factor)
     return x.bitwise_xor_(_shifted(x, LAST))
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Zeros come in from the left, where int64's own shift repeats the sign."""
+    """A logical shift: int64's own shift repeats the sign."""
     return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -1,6 +1,6 @@
-"""What the cross-fitted models of a linear baseline or of a round predict, in memory and on disk.
+"""Predictions of the cross-fitted models of a linear baseline or of a round, in memory and on disk.
 
-Shape suffixes in words: N clips, L of them labelled and U not, C labels, K folds.
+Shapes: N clips, L of them labelled and U not, C labels, K folds.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mer_dist.storage.run_folder import RoundFolder, Run
 class CrossFitted:
     """A linear baseline on one feature set or on all."""
 
-    #: Of every clip: out of fold of a labelled one, else the mean of all folds' models.
+    #: Of every clip: out of fold for a labelled one, else the mean of all folds' models.
     oof: Predictions
-    #: (K, L, C): probabilities of the labelled clips by models that left out fold k and their own fold. NaN
-    #: for the clips of fold k itself, and where too few labels are left to learn from, as with two folds.
-    #: Used by whatever is fitted for fold k: temperature, thresholds, and the weights of the vote.
+    #: (K, L, C): probabilities of the labelled clips by models that left out fold k and the clip's own fold.
+    #: NaN for the clips of fold k itself, and where too few labels are left to train on, as with two folds.
+    #: Temperature, thresholds and vote weights for fold k are fitted on these.
     nested_oof: np.ndarray
 
     @classmethod
     def load(cls, run: Run, name: str) -> CrossFitted:
-        """The baseline on this feature set.
+        """Read the baseline on this feature set.
 
         Raises:
-            UserError: a file of it is not readable.
+            UserError: one of its files is not readable.
         """
         arrays = run.linear_probes.nested_oof(name)
         with reading(arrays, AGAIN):
@@ -50,16 +50,16 @@ class CrossFitted:
 class CrossFittedRound:
     """A round of the fusion model.
 
-    Nested predictions, and the dropout that they chose, are those of round 0 in all rounds: for later ones
-    they would need pseudo-labels from models without three folds, and so on. They are NaN also for clips
-    without any modality.
+    All rounds use the nested predictions of round 0 and the dropout chosen with them: later rounds would
+    need pseudo-labels from models without three folds, and so on. They are also NaN for clips without any
+    modality.
     """
 
     number: int
     oof: Predictions
     #: (K, L, C), see :class:`CrossFitted`.
     nested_oof: np.ndarray
-    #: (K, U, C): probabilities of the unlabelled clips by the models of each fold.
+    #: (K, U, C): probabilities of the unlabelled clips from the models of each fold.
     fold_predictions: np.ndarray
     #: (N,) bool: clips that have any of the fused modalities.
     present: np.ndarray
@@ -68,10 +68,10 @@ class CrossFittedRound:
 
     @classmethod
     def load(cls, run: Run, number: int) -> CrossFittedRound:
-        """This round.
+        """Read this round.
 
         Raises:
-            UserError: a file of it, or of round 0, is not readable.
+            UserError: a file of this round or of round 0 is not readable.
         """
         own, first = run.round(number).fold_predictions, run.round(0).fold_predictions
         with reading(own, AGAIN):

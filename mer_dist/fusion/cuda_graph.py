@@ -1,7 +1,7 @@
-"""Hundreds of small kernels started at once: a call that is recorded as a CUDA graph and replayed.
+"""Hundreds of small kernels launched at once: a call recorded as a CUDA graph and replayed.
 
-A training step of small models is about 500 kernels of a few microseconds, and a processor takes
-several times as long to start them as a GPU to run them. A graph starts all of them by one call.
+A training step of small models is about 500 kernels of a few microseconds; a CPU takes several
+times as long to launch them as a GPU to run them. A graph launches all of them in one call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mer_dist.core.log import logger
 
-#: Calls before the recording, in which libraries and the optimizer make what they keep.
+#: Warm-up calls before the recording, in which libraries and the optimizer allocate their state.
 WARM = 3
 #: Fewer calls are not recorded: a recording takes about as long as several of them.
 WORTH = 20
@@ -28,11 +28,11 @@ def can_capture(device: torch.device) -> bool:
 class CudaGraphStep:
     """Calls ``call``; on a GPU, the calls after the first few are replays of a recording.
 
-    ``call`` works on tensors that stay in their places: what differs from one time to the next is
-    written into them, not given as a number. It never waits for the device, draws nothing from a
-    torch generator, and keeps no graph of gradients. Its result holds until the next call.
+    ``call`` works on tensors with fixed addresses: inputs of a call are written into them, not
+    passed as arguments. It never waits for the device, draws nothing from a torch generator, and
+    keeps no autograd graph. Its result is valid until the next call.
 
-    If a recording fails, which one warning says, this process goes on without any.
+    If a recording fails, one warning is logged and this process goes on without recordings.
     """
 
     #: Until a recording fails.
@@ -64,9 +64,9 @@ def _captured_or_none(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph,
 
 
 def capture(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """The kernels of ``call``, without running them, and where a replay leaves its result."""
+    """Record the kernels of ``call`` without running them; also the tensor of a replay's result."""
     graph = torch.cuda.CUDAGraph()
-    # torch.cuda.graph comes back to this stream by itself only if the recording succeeds.
+    # torch.cuda.graph returns to this stream by itself only if the recording succeeds.
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         result = call()
     return graph, result
@@ -74,13 +74,13 @@ def capture(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all trainings: memory that a stream has used is kept for it."""
+    """One for all trainings: the allocator reserves memory per stream."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def capturable(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own, as calls before a recording must; the default one cannot record."""
+    """Work on a separate stream, as warm-up calls must; the default stream cannot record."""
     if device.type != "cuda":
         yield
         return

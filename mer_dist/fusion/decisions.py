@@ -1,4 +1,4 @@
-"""From probabilities to answers: expected WAF, and whether a correction for label shares pays."""
+"""From probabilities to predictions: expected WAF, and whether a correction of the prior pays."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 from mer_dist.core import metrics
 from mer_dist.fusion import label_shift
 
-#: Deviations of its own noise by which an expected gain must exceed zero. Most of the doubt is in the
-#: shares already (``prior.CAUTION``); see ``benchmarks/label_shift.py``.
+#: Standard deviations by which an expected gain must exceed zero. Most of the doubt is already in
+#: the class prior (``label_shift.CAUTION``); see ``benchmarks/label_shift.py``.
 DOUBT = 0.25
-#: Deviations of its noise by which an expected loss must exceed zero to count as one.
+#: Standard deviations by which an expected loss must exceed zero to count as one.
 CONTRADICTION = 0.5
 _TINY = 1e-7
 
 
 def decide(probability: np.ndarray, weight: np.ndarray | None = None, steps: int = 20) -> np.ndarray:
-    """Answers ``(N,)`` that maximise the expected WAF of calibrated probabilities.
+    """Labels ``(N,)`` that maximise the expected WAF of calibrated probabilities.
 
-    Let class c have the summed probability S, n answers, and T summed over those answers. Then
-    its expected F1 is F = 2 T / (S + n), and one more answer c at probability p raises the WAF
-    by ``2 S / (N (S + n)) · (p - F / 2)``. Each clip takes the class where that is most, until
-    nothing changes: the optimum of such a measure is the argmax of a linear function of the
-    probabilities (Narasimhan et al. 2015). A rare label is answered somewhat sooner than by
+    Let class c have summed probability S over all clips, and T over the n clips predicted as c.
+    Its expected F1 is F = 2 T / (S + n), and one more prediction c at probability p raises the
+    WAF by ``2 S / (N (S + n)) · (p - F / 2)``. Each clip takes the class with the largest gain,
+    until nothing changes: the optimum of such a measure is the argmax of a linear function of the
+    probabilities (Narasimhan et al. 2015). Rare labels are predicted somewhat more often than by
     plain argmax.
 
     Args:
         probability: (N, C).
-        weight: (N,), how many clips each row stands for; without it one each.
+        weight: (N,), number of clips that each row represents; None: one each.
     """
     count, classes = probability.shape
     weight = np.ones(count) if weight is None else weight
@@ -50,7 +50,7 @@ def decide(probability: np.ndarray, weight: np.ndarray | None = None, steps: int
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What a correction is expected to bring; WAF in [0, 1]."""
+    """The expected effect of a correction; WAF in [0, 1]."""
 
     before: float
     after: float
@@ -82,15 +82,15 @@ def gate(
 ) -> Gate:
     """Expected WAF without and with correction to ``new`` where any of ``prior_samples`` may be true.
 
-    Each draw resamples the labelled clips and weighs them (importance weighting) so that their
-    labels have one of the plausible shares. So the gain counts what is lost if ``new`` is wrong,
-    and its noise what a few labelled clips leave in doubt. Both ways decide by expected WAF.
+    Each draw resamples the labelled clips and weights them (importance weighting) so that their
+    labels follow one of the plausible priors. So the gain includes the loss if ``new`` is wrong,
+    and its noise the doubt that few labelled clips leave. Both variants decide by expected WAF.
 
     Args:
         oof: (n, C), out of fold, calibrated on other folds.
         truth: (n,) int.
-        new: (C,), the shares that the correction would assume.
-        prior_samples: (B, C), shares that may be the true ones.
+        new: (C,), the prior that the correction would assume.
+        prior_samples: (B, C), priors that may be the true one.
         groups: (n,), clips drawn together; see :func:`mer_dist.fusion.label_shift.estimate`.
     """
     classes = oof.shape[1]
@@ -107,16 +107,16 @@ def gate(
 
 
 def _importance(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """(..., C): how many clips of the shares ``new`` one of the shares ``old`` stands for."""
+    """(..., C): importance weight of a clip from the prior ``old`` under the prior ``new``."""
     return np.where(old > 0, new, 0) / np.maximum(old, _TINY)
 
 
 def vote_weights(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """How much the vote of each member's answer counts: (M,).
+    """The weight of each member in the vote: (M,).
 
-    A member whose share of right answers is a has the weight ``log(a (C - 1) / (1 - a))``, the
-    best one for members that err independently (Nitzan & Paroush 1982). One that is no better than
-    chance has no vote, unless none is.
+    A member of accuracy a has the weight ``log(a (C - 1) / (1 - a))``, which is optimal for
+    members that err independently (Nitzan & Paroush 1982). A member no better than chance has
+    weight 0, unless all members are; then all weigh the same.
 
     Args:
         members: (M, n, C), probabilities of clips that the models did not train on.
@@ -130,10 +130,10 @@ def vote_weights(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def log_odds_vote(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted votes of the members' answers as probabilities ``(N, C)``.
+    """Weighted votes of the members' predictions as probabilities ``(N, C)``.
 
     The softmax of the summed :func:`vote_weights` is the posterior if members err independently.
-    Real ones err together, which calibration takes back.
+    Real members err together; calibration corrects for that.
 
     Args:
         members: (M, N, C), probabilities.

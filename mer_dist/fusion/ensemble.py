@@ -24,29 +24,29 @@ from mer_dist.storage.files import fingerprint_of
 #: Clips × members in one forward pass of prediction: more leave a CPU's cache.
 PREDICT_ROWS = 1024
 PREDICT_ROWS_GPU = 65536
-#: Numbers of a training step's largest input or gradient beyond which members are trained in groups
-#: on a CPU: larger temporaries are mapped afresh by every allocation, and each page costs a fault.
+#: Size of a training step's largest input or gradient, in numbers, beyond which a CPU trains members in
+#: groups: every allocation maps larger temporaries anew, and each page costs a fault.
 STEP_NUMBERS = 2**23
 
 
 @dataclass
 class MemberData:
-    """What one member of an ensemble learns from: clips with a target and a weight, and its seed."""
+    """Training data of one ensemble member: clips with a target and a weight, and its seed."""
 
-    #: (n,) int64 clip numbers.
+    #: (n,) int64 clip indices.
     rows: Tensor
     #: (n, C), rows sum to 1.
     targets: Tensor
     #: (n,) positive.
     weights: Tensor
-    #: Everything random in the member's training follows from this number.
+    #: Determines all randomness of the member's training.
     seed: int
     #: None: the first of ``fuse.dropout``.
     dropout: float | None = None
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed that hardly any other combination of parts shares, equal in every process."""
+    """A seed almost unique to this combination of parts, equal in every process."""
     return int(fingerprint_of(list(parts)), 16) >> 1
 
 
@@ -58,13 +58,13 @@ def train(
     start: dict[str, Tensor] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[FusionModel, Tensor]:
-    """Train these members, as many side by side as the device takes well.
+    """Train these members, as many side by side as suit the device.
 
     Args:
         inputs: standardised.
-        steps: optimizer steps in an epoch; 0: as many as show the clips of every member once.
-        start: the state of a model with the same members to go on from; None: random weights.
-        between: called before each step; what it raises ends the training.
+        steps: optimizer steps per epoch; 0: enough to show every member its clips once.
+        start: the initial state, of a model with the same members; None: random weights.
+        between: called before each step; an exception in it ends the training.
 
     Returns:
         The model, and its mean loss ``(E, epochs)``.
@@ -130,14 +130,14 @@ def _train(
         mean_losses = torch.stack(curves, 1).cpu()
     if not torch.isfinite(mean_losses).all():
         raise UserError(
-            "fuse: training diverged, the loss is no number any more; lower "
+            "fuse: training diverged, the loss is not finite; lower "
             f"fuse.learning_rate, which is {config.learning_rate:g}"
         )
     return model, mean_losses
 
 
 class _Step:
-    """A training step of all members, on a batch and a learning rate that stand in fixed places.
+    """A training step of all members, with batch and learning rate in fixed tensors.
 
     So a GPU can replay it: see :class:`mer_dist.fusion.cuda_graph.CudaGraphStep`.
     """
@@ -150,7 +150,7 @@ class _Step:
         self.rows = some.rows.new_empty(batch)
         self.targets = some.targets.new_empty(*batch, some.targets.shape[1])
         self.weights = some.weights.new_empty(batch)
-        # A CPU's optimizer reads a double; a GPU's reads a float, and where it stands.
+        # The CPU optimizer reads a double; the GPU one reads a float in place.
         precise = torch.float32 if self.rows.is_cuda else torch.float64
         self.rate = torch.tensor(config.learning_rate, dtype=precise, device=self.rows.device)
         self.optimizer = torch.optim.AdamW(
@@ -158,7 +158,7 @@ class _Step:
         )
 
     def take(self, rows: Tensor, targets: Tensor, weights: Tensor, rate: float) -> None:
-        """Batch ``(E, B, ...)`` and learning rate of the next call."""
+        """Set batch ``(E, B, ...)`` and learning rate of the next call."""
         self.rows.copy_(rows)
         self.targets.copy_(targets)
         self.weights.copy_(weights)
@@ -175,13 +175,13 @@ class _Step:
         try:
             loss.sum().backward()
             self.optimizer.step()
-        finally:  # also if this was a recording that failed: the next step has gradients of its own
+        finally:  # also after a failed recording: the next step computes its own gradients
             self.optimizer.zero_grad()
         return loss.detach()
 
 
 def _epoch(members: list[MemberData], streams: RngStreams, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each member's rows ``(E, length)`` of an epoch in its own order, targets and weights."""
+    """Rows ``(E, length)`` of an epoch in each member's own order, targets and weights."""
     orders = [streams.order(own, len(member.rows), length) for own, member in enumerate(members)]
     pairs = list(zip(members, orders, strict=True))
     return (
@@ -192,7 +192,7 @@ def _epoch(members: list[MemberData], streams: RngStreams, length: int) -> tuple
 
 
 def _warm_cosine(done: float, warm: float = 0.1) -> float:
-    """Learning-rate factor after the part ``done`` of all steps: linear rise, cosine to 0."""
+    """Learning-rate factor at the fraction ``done`` of all steps: linear rise, cosine to 0."""
     return min((done + 1e-3) / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
 
 

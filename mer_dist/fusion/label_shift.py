@@ -1,9 +1,9 @@
-"""Calibrated probabilities, and which share each label has among the unlabelled clips.
+"""Calibrated probabilities, and the class prior of the unlabelled clips.
 
-A classifier trained where the shares of the labels are ``old`` is too fond of the labels that
-were common there. If only these shares differ (*label shift*: p(features | label) is the same),
-they can be estimated from its probabilities alone, and the probabilities corrected. Everything
-here takes arrays of N clips and C labels and needs no more than numpy.
+A classifier trained under the class prior ``old`` prefers the labels that were common there. If
+only the prior differs (*label shift*: p(features | label) is the same), it can be estimated from
+the probabilities alone, and the probabilities corrected. Everything here takes arrays of N clips
+and C labels and needs only numpy.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mer_dist.core.stopping import ShouldStop, boundary, never
 ENOUGH = 20_000
 #: Bootstrap draws behind an interval.
 DRAWS = 100
-#: So many times the noise that can be seen is taken to be in an estimate: what the estimators assume
-#: never holds exactly, and what that costs is in no bootstrap. See ``benchmarks/label_shift.py``.
+#: Factor on the measured noise of an estimate: the assumptions of the estimators never hold exactly,
+#: and no bootstrap shows that error. See ``benchmarks/label_shift.py``.
 CAUTION = 3.0
-#: No label becomes more than so many times as frequent, or as rare, as it is among labelled clips.
+#: Largest factor by which a label's proportion may rise or fall from that among labelled clips.
 MOST = 5.0
-#: Deviations from an estimate to the edges of its 95 % interval, if it is normal.
+#: Standard deviations from a normal estimate to the edges of its 95 % interval.
 _NORMAL = 1.96
 _TINY = 1e-7
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``softmax(scale · log p + bias)``: probabilities that can be taken at their word."""
+    """``softmax(scale · log p + bias)``: calibrated probabilities."""
 
     scale: float
     #: (C,)
@@ -61,13 +61,13 @@ def calibrate(
     """Maximum-likelihood scale and bias on held-out clips, by Newton's method.
 
     Without ``bias`` this is temperature scaling (Guo et al. 2017, scale = 1 / T), with it
-    bias-corrected temperature scaling (Alexandari et al. 2020). A unit-normal penalty on what is
-    added to the identity (scale 1, bias 0) keeps a few clips from moving it far.
+    bias-corrected temperature scaling (Alexandari et al. 2020). A unit-normal penalty on the
+    difference from the identity (scale 1, bias 0) limits the effect of a few clips.
 
     Args:
         probability: (N, C), of models that never trained on these clips.
         truth: (N,) int.
-        start: where to begin; the optimum is the same, the way to it shorter.
+        start: initial value; the optimum is the same and takes fewer steps.
     """
     logits_NC, classes = _log(probability), probability.shape[1]
     target_NC = np.eye(classes)[truth]
@@ -96,17 +96,17 @@ def calibrate(
         theta = theta - step
         if np.abs(step).max() < 1e-9:
             break
-    # A negative scale would turn the ranking of the labels round.
+    # A negative scale would reverse the ranking of the labels.
     return Calibration(max(float(theta[0]), 0.05), theta[1:] if bias else np.zeros(classes))
 
 
 def shares(truth: np.ndarray, classes: int) -> np.ndarray:
-    """Share of each label in ``truth``."""
+    """Proportion of each label in ``truth``."""
     return np.bincount(truth, minlength=classes) / max(len(truth), 1)
 
 
 def adapt(probability: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities under label shares ``old`` as they are under ``new`` (Bayes)."""
+    """Convert calibrated probabilities from the prior ``old`` to ``new`` (Bayes)."""
     ratio = np.where(old > 0, new / np.maximum(old, _TINY), 0)
     changed = probability * ratio
     return changed / np.maximum(changed.sum(1, keepdims=True), _TINY)
@@ -115,14 +115,14 @@ def adapt(probability: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
 def em(
     unlabeled: np.ndarray, old: np.ndarray, steps: int = 500, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """Maximum-likelihood shares by expectation-maximisation (Saerens et al. 2002).
+    """Maximum-likelihood class prior by expectation-maximisation (Saerens et al. 2002).
 
     On probabilities of :func:`calibrate` this is the maximum likelihood label shift estimate of
-    Alexandari et al. 2020. The likelihood is concave, so where it starts does not matter.
+    Alexandari et al. 2020. The likelihood is concave, so ``start`` does not change the result.
 
     Args:
-        unlabeled: (N, C), calibrated under the shares ``old``.
-        start: (C,), positive where ``old`` is; without it ``old``.
+        unlabeled: (N, C), calibrated under the prior ``old``.
+        start: (C,), positive where ``old`` is; None: ``old``.
     """
     new = old.copy() if start is None else np.where(old > 0, np.maximum(start, 1e-4), 0)
     ratio = np.where(old > 0, unlabeled / np.maximum(old, _TINY), 0)
@@ -136,11 +136,11 @@ def em(
 
 
 def bbse(unlabeled: np.ndarray, oof: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Shares from how the mean probabilities differ from those of held-out labelled clips.
+    """Class prior from the difference of mean probabilities to held-out labelled clips.
 
     Black-box shift estimation (Lipton et al. 2018) with soft predictions, solved for the change
     of the weights with a ridge as in regularised learning under label shift (Azizzadenesheli et
-    al. 2019), so that labels the classifier cannot tell apart keep their shares.
+    al. 2019), so that labels the classifier cannot separate keep their proportions.
     """
     classes = oof.shape[1]
     joint = oof.T @ np.eye(classes)[truth] / len(truth)
@@ -154,17 +154,17 @@ def bbse(unlabeled: np.ndarray, oof: np.ndarray, truth: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is believed of the label shares of the unlabelled clips."""
+    """Estimated class prior of the unlabelled clips."""
 
     #: (C,) each.
     labeled: np.ndarray
     em: np.ndarray
     bbse: np.ndarray
-    #: Part of the way from ``labeled`` to the mean of both estimates that is believed, in [0, 1].
+    #: Fraction of the distance from ``labeled`` to the mean of both estimates to apply, in [0, 1].
     shrinkage: float
     #: (B, 2, C): EM and BBSE on bootstrap draws of the labelled and of the unlabelled clips.
     draws: np.ndarray
-    #: (C,): deviation that so many clips leave in each share; see :func:`std`.
+    #: (C,): standard deviation of each proportion at this number of clips; see :func:`std`.
     hidden: np.ndarray
 
     @property
@@ -177,8 +177,8 @@ class Estimate:
     def intervals(self) -> dict[str, np.ndarray]:
         """95 % interval of each estimator: (2, C), lower and upper edge.
 
-        Percentiles of the draws, and at least what so many clips leave open: an estimate that is cut
-        off at zero is zero in every draw, and yet clips of that label can be hidden among others.
+        Percentiles of the draws, widened to at least what ``hidden`` implies: an estimate clipped at
+        zero is zero in every draw, and yet clips of that label can be hidden among others.
         """
         low, high = np.quantile(self.draws, [0.025, 0.975], axis=0)
         at, reach = np.stack([self.em, self.bbse]), _NORMAL * self.hidden
@@ -187,11 +187,11 @@ class Estimate:
 
     @property
     def prior_samples(self) -> np.ndarray:
-        """(2B, C): shares that may be the true ones, spread around ``used``.
+        """(2B, C): priors that may be the true one, spread around ``used``.
 
-        If the true distance from the labelled shares has the variance that ``shrinkage`` implies, what
-        is left in doubt after shrinking is ``shrinkage`` times the noise: bootstrap, and the
-        disagreement of the two estimators to either side.
+        If the true distance from the labelled prior has the variance that ``shrinkage`` implies, the
+        uncertainty after shrinking is ``shrinkage`` times the noise: bootstrap, and the disagreement
+        of the two estimators in both directions.
         """
         spread = self.draws.mean(1) - self.draws.mean((0, 1))
         apart = (self.em - self.bbse) / 2
@@ -209,19 +209,18 @@ def estimate(
     groups: tuple[np.ndarray, np.ndarray] | None = None,
     should_stop: ShouldStop = never,
 ) -> Estimate:
-    """Label shares of the unlabelled clips, shrunk toward the labelled ones.
+    """Class prior of the unlabelled clips, shrunk toward that of the labelled ones.
 
     The two estimators err in different ways. Their squared disagreement plus the bootstrap
-    variance of their mean is the noise in the squared distance that they claim to see; what is
-    left of that distance, ``CAUTION`` times the noise taken off, is trusted (positive-part
-    James-Stein, Efron & Morris 1973).
+    variance of their mean is the noise in the squared distance that they measure. The distance
+    minus ``CAUTION`` times the noise is trusted (positive-part James-Stein, Efron & Morris 1973).
 
     Args:
         unlabeled: (N, C), not calibrated.
         oof: (n, C), out of fold.
         truth: (n,) int, of ``oof``.
-        groups: (n,) and (N,), the group of each clip, such as its film. Clips of a group are alike
-            and are drawn together; without it each clip is drawn by itself.
+        groups: (n,) and (N,), the group of each clip, such as its film. Clips of a group are similar
+            and are drawn together; None: each clip is drawn separately.
     """
     random = np.random.default_rng(seed)
     own, others = groups or (np.arange(len(truth)), np.arange(len(unlabeled)))
@@ -249,14 +248,14 @@ def estimate(
 
 
 def std(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Standard deviation (C,) of maximum-likelihood shares near ``new``, by the Fisher information.
+    """Standard deviation (C,) of a maximum-likelihood prior near ``new``, by the Fisher information.
 
-    Unlike a bootstrap it does not vanish where a share is estimated as zero: there ``new`` counts as
-    if one more clip of each label had been seen. Labels that a classifier hardly tells apart get a
-    great deviation. Clips of a group may all be alike: then as many clips as groups were seen.
+    Unlike a bootstrap it does not vanish where a proportion is estimated as zero: ``new`` counts as
+    if one more clip of each label had been seen. Labels that a classifier hardly separates get a
+    large value. Clips of a group may all be alike, so each group counts as one clip.
 
     Args:
-        unlabeled: (N, C), calibrated under the shares ``old``.
+        unlabeled: (N, C), calibrated under the prior ``old``.
         groups: (N,)
     """
     there = np.flatnonzero(old > 0)
@@ -264,8 +263,8 @@ def std(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndar
     new = (count * new[there] + 1) / (count + len(there))
     ratio = unlabeled[:, there] / old[there]
     score = ratio / np.maximum(ratio @ (new / new.sum()), _TINY)[:, None]
-    # Shares sum to 1: they can move only at right angles to (1, ..., 1). A direction of which the
-    # clips say nothing has at most the deviation of a share that may be anything.
+    # Proportions sum to 1, so they move only at right angles to (1, ..., 1). In a direction without
+    # information the standard deviation is at most that of an unconstrained proportion.
     across = np.linalg.svd(np.ones((1, len(there))))[2][1:]
     information = across @ score.T @ score @ across.T * count / len(unlabeled)
     spread = across.T @ np.linalg.inv(information + 4 * np.eye(len(across))) @ across
@@ -275,9 +274,9 @@ def std(unlabeled: np.ndarray, old: np.ndarray, new: np.ndarray, groups: np.ndar
 
 
 def resampler(groups: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
-    """A function that draws rows for one bootstrap sample: whole groups, with replacement.
+    """A function that draws rows for one bootstrap sample: complete groups, with replacement.
 
-    A single group cannot be drawn in more than one way; then the clips are drawn one by one.
+    With a single group all draws would be equal; then the clips are drawn one by one.
     """
     if len(np.unique(groups)) < 2:
         groups = np.arange(len(groups))
@@ -307,8 +306,8 @@ def _both(
 def mixture(members: np.ndarray, truth: np.ndarray, steps: int = 200) -> np.ndarray:
     """Weights ``(M,)`` of a linear opinion pool, by maximum likelihood on held-out clips.
 
-    Expectation-maximisation of a mixture whose components are fixed, so the optimum is global;
-    one clip's worth of prior belief in each member keeps equals equal.
+    Expectation-maximisation of a mixture with fixed components, so the optimum is global. A
+    pseudo-count of one clip per member keeps equal members at equal weights.
 
     Args:
         members: (M, N, C), probabilities out of fold.

@@ -1,8 +1,8 @@
 """Layers of many models at once: every parameter has a leading dimension of members.
 
 The members of an ensemble (folds × seeds) are trained side by side, so that a step is a few
-batched matrix products whatever their number. Members share nothing: each has its own random
-stream for weights, order and dropout, and comes out as if it were trained alone. Shape suffixes:
+batched matrix products for any number of them. Members share nothing: each has its own random
+stream for weights, order and dropout, so the result is that of training it alone. Shape suffixes:
 E members, B clips, Q queries, K keys, W width.
 """
 
@@ -20,13 +20,13 @@ from mer_dist.fusion.counter_rng import CounterRng
 
 
 def counts(device: torch.device) -> bool:
-    """Whether what is dropped is drawn by counting: on a GPU, where each draw of a generator is a kernel."""
+    """Whether dropout masks come from a counter: on a GPU, where each draw of a generator is a kernel."""
     return device.type == "cuda"
 
 
 @dataclass
 class DropoutRate:
-    """Of something to happen, rounded to 1/256: one for all members or one for each."""
+    """A dropout probability, rounded to 1/256: one for all members or one for each."""
 
     #: (E,) uint8, in units of 1/256.
     parts: Tensor
@@ -37,8 +37,8 @@ class DropoutRate:
 class RngStreams:
     """One random stream per member, so that a member never depends on its neighbours.
 
-    Weights and orders come from a generator per member. So does what is dropped on a CPU; a GPU
-    draws it by counting, see :mod:`mer_dist.fusion.counter_rng`, from the same seeds but other bits.
+    Weights and orders come from a generator per member. So do dropout masks on a CPU; a GPU draws
+    them from a counter, see :mod:`mer_dist.fusion.counter_rng`: the same seeds, but other bits.
     """
 
     def __init__(self, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32):
@@ -52,13 +52,13 @@ class RngStreams:
         return torch.stack(draw).to(self.dtype)
 
     def step(self) -> AbstractContextManager[None]:
-        """Around the forward pass of a training step: a GPU draws at once what is dropped in it."""
+        """Around the forward pass of a training step: a GPU draws all its dropout masks at once."""
         return nullcontext() if self.counted is None else self.counted.step()
 
     def kept(self, rate: DropoutRate, *shape: int) -> Tensor:
-        """(E, *shape) bool, False with the member's chance.
+        """(E, *shape) bool, False with the member's dropout rate.
 
-        A byte is enough for a decision, and eight of them cost one number.
+        A decision takes one byte, so a random word gives eight of them.
         """
         count = math.prod(shape)
         drawn = self._words(-(-count // 8)).view(torch.uint8)[:, :count]
@@ -74,13 +74,13 @@ class RngStreams:
         return words
 
     def rate(self, rates: float | list[float]) -> DropoutRate:
-        """For :meth:`kept`, of one number for all members or one for each."""
+        """A rate for :meth:`kept` from one number for all members or one for each."""
         each = [rates] * len(self.generators) if isinstance(rates, float) else rates
         parts = [min(round(256 * rate), 255) for rate in each]
         return DropoutRate(torch.tensor(parts, dtype=torch.uint8, device=self.device), any(parts))
 
     def order(self, member: int, count: int, length: int) -> Tensor:
-        """``length`` of the numbers below ``count``: each once in random order, then over again."""
+        """``length`` of the integers below ``count``: each once in random order, then repeated."""
         own = self.generators[member]
         rounds = -(-length // count)
         draw = [torch.randperm(count, generator=own, device=self.device) for _ in range(rounds)]
@@ -101,7 +101,7 @@ class Linear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout, its chance rounded to 1/256: one for all members or one for each."""
+    """Inverted dropout, its rate rounded to 1/256: one for all members or one for each."""
 
     def __init__(self, streams: RngStreams, rates: float | list[float]):
         super().__init__()
@@ -112,12 +112,12 @@ class Dropout(nn.Module):
         if not self.training or not self.rate.some:
             return x
         keep = self.streams.kept(self.rate, *x.shape[1:])
-        # Bits times numbers first: bits times the scale would make a second tensor of numbers.
+        # x times the mask first: mask times scale would make a second float tensor.
         return (x * keep).mul_(self.scale.view(-1, *[1] * (x.dim() - 1)))
 
 
 def norm(x: Tensor) -> Tensor:
-    """Layer normalisation; gain and offset would be absorbed by the linear layer after it."""
+    """Layer normalisation; the next linear layer would absorb gain and offset."""
     return F.layer_norm(x, x.shape[-1:])
 
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
             return self.dropout(self.out(value)).expand(-1, -1, x_EBQW.shape[2], -1)
         query, key, value = map(self._split, (self.query(x_EBQW), self.key(y_EBKW), value))
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        # Finite, so that a clip without any key gives finite numbers; its channel gets no gate.
+        # Finite, so that a clip without any key has finite output; its channel gets no gate.
         scores = scores.masked_fill(~mask_EBK[..., None, None, :], torch.finfo(scores.dtype).min)
         mixed = (scores.softmax(-1) @ value).transpose(-3, -2).flatten(-2)
         return self.dropout(self.out(mixed))

@@ -1,7 +1,7 @@
-"""Probes: logistic regression, what feature sets tell without any hidden layer.
+"""Linear probes: logistic regression, what feature sets predict without any hidden layer.
 
-One per feature set shows what a modality knows alone; one on all sets side by side is the yardstick
-of fusion. Needs no more than numpy and scikit-learn.
+One per feature set measures a modality alone; one on all sets side by side is the baseline of
+fusion. Needs only numpy and scikit-learn.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mer_dist.fusion import label_shift, nested
 from mer_dist.fusion.cross_fitted import CrossFitted
 from mer_dist.fusion.predictions import Predictions
 
-#: Inverse strengths of the ridge among which cross-validation chooses; features are standardised.
+#: Inverse ridge strengths that cross-validation chooses from; features are standardised.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: The one that is taken where folds are too few to choose.
+#: The default where there are too few folds to choose.
 USUAL = 1e-2
 
 
@@ -77,10 +77,10 @@ def linear_probe(
 ) -> CrossFitted:
     """Logistic regression on feature sets side by side, one per fold.
 
-    The ridge of the model for fold k is the one under which models without fold k and another fold
-    are most likely on that other one, so the labels of fold k have no part in it. An unlabelled
-    clip gets the mean of all folds' models; a clip with none of the sets the shares of the labels
-    a model was trained on.
+    The ridge for fold k maximises the likelihood of models without fold k and another fold on that
+    other fold, so the labels of fold k do not influence it. An unlabelled clip gets the mean of
+    all folds' models; a clip with none of the sets gets the label proportions that a model was
+    trained on.
 
     Args:
         values: per set (N, D) in the order of ``clips``.
@@ -88,7 +88,7 @@ def linear_probe(
         title: of the row in the result table.
 
     Raises:
-        UserError: in some fold fewer than two labels are left to learn from.
+        UserError: outside some fold fewer than two labels are left to train on.
     """
     classes, some = len(clips.labels), np.any(valid, 0)
     inputs = Standardized.of(values, valid)
@@ -119,7 +119,7 @@ def _model(strength: float, **options):
 
 
 def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
-    """(N, C) over all labels, of which the model may know a part."""
+    """(N, C) over all labels; the model may know only some of them."""
     if len(model.classes_) == 2:  # scikit-learn keeps one row of coefficients then
         logits = np.concatenate([-logits, logits], 1) / 2
     probability = np.zeros((len(logits), classes))
@@ -130,7 +130,7 @@ def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
 def _nested(
     inputs: Standardized, some: np.ndarray, clips: Clips, should_stop: ShouldStop = never
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse strength (K,) of the ridge of each fold, and ``CrossFitted.nested_oof`` under it."""
+    """The inverse ridge strength (K,) of each fold, and ``CrossFitted.nested_oof`` under it."""
     predicted = _without_two_folds(inputs, some, clips, should_stop)
     return nested.select(clips, np.array(STRENGTHS), predicted, USUAL, scored=some[clips.labeled])
 
@@ -138,7 +138,7 @@ def _nested(
 def _without_two_folds(
     inputs: Standardized, some: np.ndarray, clips: Clips, should_stop: ShouldStop
 ) -> Iterator[tuple[int, tuple[int, int], np.ndarray, np.ndarray]]:
-    """What models without two folds predict for the clips of both, as :func:`nested.select` takes it."""
+    """Predictions of models without two folds for the clips of both, as :func:`nested.select` takes them."""
     classes, labeled = len(clips.labels), np.flatnonzero(clips.labeled)
     for pair in combinations(range(clips.folds), 2):
         known = clips.outside(*pair)

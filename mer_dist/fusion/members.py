@@ -1,4 +1,4 @@
-"""Fusion models as members of an ensemble: computed at once, or any ``nn.Module``, one after the other.
+"""Fusion models as ensemble members: all computed at once, or any ``nn.Module``, one after the other.
 
 Shape suffixes: E members, B clips, T tokens, D features of a set, C classes.
 """
@@ -23,7 +23,7 @@ from mer_dist.fusion.registered import FeatureShape
 
 
 class FusionModel(nn.Module):
-    """A batch whose rows are ``(E, B)`` to logits ``(E, B, C)``; every parameter has E in front."""
+    """Maps a batch of rows ``(E, B)`` to logits ``(E, B, C)``; every parameter has E in front."""
 
     streams: RngStreams
     #: Whether a training step may be recorded on a GPU, see :class:`mer_dist.fusion.cuda_graph.CudaGraphStep`.
@@ -40,10 +40,10 @@ def build(
     """``fuse.model`` for inputs of these shapes with one member per seed.
 
     Args:
-        dropout: chance per member; None: the first of ``fuse.dropout``, which only training needs.
+        dropout: rate per member; None: the first of ``fuse.dropout``, which only training needs.
 
     Raises:
-        UserError: a model of the user's does not keep to what :class:`MemberModules` says.
+        UserError: a user's model does not keep to the interface in :class:`MemberModules`.
     """
     some = inputs.values[0]
     dtype = some.dtype if some.dtype is torch.float64 else torch.float32
@@ -58,16 +58,16 @@ def build(
 
 
 class MemberModules(FusionModel):
-    """An ordinary module per member: ``make(sets, classes, **options)``, which maps for each feature set values
-    ``(B, T, D)`` and masks ``(B, T)``, True where a token is present, to logits ``(B, C)``.
+    """An ordinary module per member: ``make(sets, classes, **options)``. It maps the values ``(B, T, D)`` of
+    each feature set and masks ``(B, T)``, True where a token is present, to logits ``(B, C)``.
 
-    Members run one after the other, so that the module may do what it likes: convolutions, recurrence, batch
-    statistics, control flow. Their parameters and buffers are kept stacked, as those of the models that compute
-    all members at once, so one optimizer trains them, and they are saved, cut and joined in the same way. What
-    a member draws from torch's own generators, weights and dropout included, follows from its seed alone.
+    Members run one after the other, so the module may use convolutions, recurrence, batch statistics and
+    control flow. Their parameters and buffers are stacked, as in the models that compute all members at once,
+    so one optimizer trains them, and they are saved, split and joined in the same way. Everything a member
+    draws from torch's own generators, weights and dropout included, depends on its seed alone.
     """
 
-    capturable = False  # a recording takes no draw of torch's own generators
+    capturable = False  # a recording cannot draw from torch's own generators
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class MemberModules(FusionModel):
     ):
         super().__init__()
         self.streams = streams
-        #: Of weights, and of what a module draws on the host beside a GPU.
+        #: For initial weights, and for draws of a module on the host beside a GPU.
         self.on_host = streams.generators
         if streams.device.type != "cpu":
             self.on_host = [torch.Generator().manual_seed(seed) for seed in streams.seeds]
@@ -92,7 +92,7 @@ class MemberModules(FusionModel):
         self.module, others = made[0], made[1:]
         _stack(self.module, others)
         self.module.to(streams.device)
-        # Not registered: they lend what is no parameter, such as their own chance of dropout.
+        # Not registered: only their other attributes are used, such as their own dropout rate.
         self._others = [other.to(streams.device) for other in others]
 
     def train(self, mode: bool = True) -> MemberModules:
@@ -102,9 +102,9 @@ class MemberModules(FusionModel):
 
     def forward(self, inputs: FeatureBatch) -> Tensor:
         """Logits ``(E, B, C)`` of inputs whose rows are ``(E, B)``."""
-        # Apart all at once: the gradient of each slice by itself would be as large as the whole.
-        tensors = {name: whole.unbind() for name, whole in self.module.named_parameters()}
-        buffers = {name: whole.unbind() for name, whole in self.module.named_buffers()}
+        # Unbound at once: the gradient of each single slice would be as large as the full tensor.
+        tensors = {name: stacked.unbind() for name, stacked in self.module.named_parameters()}
+        buffers = {name: stacked.unbind() for name, stacked in self.module.named_buffers()}
         logits = []
         for member, module in enumerate([self.module, *self._others]):
             own = {name: parts[member] for name, parts in (tensors | buffers).items()}
@@ -113,13 +113,13 @@ class MemberModules(FusionModel):
             with self._drawing(member):
                 logits.append(functional_call(module, own, (values, masks)))
             for name, parts in buffers.items():
-                if own[name] is not parts[member]:  # the module has set another, not changed this one
+                if own[name] is not parts[member]:  # the module assigned a new buffer
                     parts[member].copy_(own[name])
         return torch.stack(logits)
 
     @contextmanager
     def _drawing(self, member: int) -> Iterator[None]:
-        """What torch draws within it without a generator comes from the member's own."""
+        """Within it, torch's default generators continue those of the member."""
         with ExitStack() as both:
             both.enter_context(_from(self.on_host[member], torch.default_generator))
             if self.streams.device.type == "cuda":
@@ -140,7 +140,7 @@ def _from(own: torch.Generator, default: torch.Generator) -> Iterator[None]:
 
 
 def _stack(module: nn.Module, others: list[nn.Module]) -> None:
-    """Every parameter and buffer of ``module`` with those of all members, (E, ...); the others' are let go."""
+    """Stack every parameter and buffer of all members in ``module``, (E, ...); free those of ``others``."""
     for kind in ("named_parameters", "named_buffers"):
         named = [dict(getattr(one, kind)()) for one in (module, *others)]
         for name, first in named[0].items():
@@ -152,14 +152,14 @@ def _stack(module: nn.Module, others: list[nn.Module]) -> None:
 def _made(
     model: registered.RegisteredModel, sets: list[FeatureShape], classes: int, options: dict[str, Any]
 ) -> nn.Module:
-    """A member, after a trial: a fault shows before minutes are spent, and lazy layers learn their sizes.
+    """A member, after a trial run: it finds errors before training, and lazy layers get their sizes.
 
-    Its rows are a clip that has all feature sets, and one that lacks each of several.
+    The rows of the trial are a clip with all feature sets and, with several sets, one without each.
     """
     module = model.make(sets, classes, **options)
     if not isinstance(module, nn.Module):
         raise UserError(
-            f"fuse.model {model.name}: what is registered makes a {type(module).__name__}, no nn.Module"
+            f"fuse.model {model.name}: the registered callable returns a {type(module).__name__}, no nn.Module"
         )
     module.eval()
     missing = [None, *(range(len(sets)) if len(sets) > 1 else ())]
@@ -185,6 +185,6 @@ def _made(
             )
             raise UserError(
                 f"fuse.model {model.name}: the logits of a clip that {what}, are not finite; the masks are False where "
-                "a token is absent, and a mean or softmax over none must give numbers, too"
+                "a token is absent, and a mean or softmax over no token must be finite, too"
             )
     return module

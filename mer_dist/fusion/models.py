@@ -1,17 +1,17 @@
-"""Models that turn the feature sets of a clip into an emotion: AGT and the baselines beside it.
+"""Models that predict an emotion from the feature sets of a clip: AGT and its baselines.
 
-The Audio-Guided Transformer is ours after the roles named in Shi & Gao 2024, "Audio-Guided Fusion
-Techniques for Multimodal Emotion Analysis", where the details are open::
+This Audio-Guided Transformer follows the roles in Shi & Gao 2024, "Audio-Guided Fusion Techniques
+for Multimodal Emotion Analysis", which leaves the details open::
 
     feature sets ── project, + modality and position ──▶ tokens of each modality
-    each set: feed-forward                               before they meet
+    each set: feed-forward                               before fusion
     per other modality: Context-Based Transformer        query tokens attend to key/value tokens
     query, query→A, query→B ── Adaptive Multimodal Fusion ──▶ gates ▶ weighted sum
     weighted sum ── feed-forward ── linear ──▶ logits
     feature sets ── linear skip ──────────────────────────────────────────────────▶ + logits
 
-Missing is a mask everywhere: an absent token is never a key, an absent channel gets no gate, and
-where a clip lacks the query modality a learned query takes its place.
+Masks mark missing data everywhere: an absent token is never a key, an absent channel gets no gate,
+and a learned query replaces the query modality where a clip lacks it.
 
 Every model here is an ensemble of members, see :mod:`mer_dist.fusion.layers`. Shape suffixes: E
 members, B clips, T tokens, D features of a set, W model width, M channels, C classes.
@@ -46,10 +46,10 @@ class ContextBasedTransformer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Channels ``(E, B, M, W)`` and which are valid ``(E, B, M)`` to one vector ``(E, B, W)``.
+    """Combines channels ``(E, B, M, W)`` with validity ``(E, B, M)`` into a vector ``(E, B, W)``.
 
-    ``gating`` is Adaptive Multimodal Fusion: a weight per channel, computed from all of them,
-    softmax over those that are valid.
+    ``gating`` is Adaptive Multimodal Fusion: a weight per channel, computed from all channels,
+    with a softmax over the valid ones.
     """
 
     def __init__(self, streams: RngStreams, channels: int, width: int, fusion: str, dropout: list[float]):
@@ -79,11 +79,11 @@ class AGT(FusionModel):
     """The Audio-Guided Transformer over any feature sets; sets may share a modality.
 
     Args:
-        dropout: chance per member.
-        feature_dropout: chance that a single feature is hidden.
-        modality_dropout: chance that a modality is hidden from a training clip that has others.
+        dropout: rate per member.
+        feature_dropout: probability that a single feature is dropped.
+        modality_dropout: probability that a modality of a training clip with others is dropped.
         query_modality: its tokens are the queries of the cross-attention.
-        cross_attention: False: every modality goes to the fusion as it is.
+        cross_attention: False: every modality goes to the fusion directly.
         fusion: ``gating``, ``concatenate`` or ``mean``.
         linear_skip: a linear path from the features to the logits beside the transformer.
     """
@@ -112,7 +112,7 @@ class AGT(FusionModel):
         self.channels = [query_modality, *others]
         self.feature_dropout = Dropout(streams, feature_dropout)
         self.project = nn.ModuleList(Linear(streams, one.dims, width) for one in sets)
-        # One vector per set and token: it says the modality and the position in time.
+        # One vector per set and token: it encodes the modality and the position in time.
         self.position = nn.ParameterList(0.04 * (streams.uniform(1, one.tokens, width) - 0.5) for one in sets)
         self.encode = nn.ModuleList(FeedForward(streams, width, dropout) for _ in sets)
         self.learned_query = nn.Parameter(streams.uniform(1, 1, width) - 0.5)
@@ -152,7 +152,7 @@ class AGT(FusionModel):
         return logits
 
     def _tokens(self, modality: list[str], values: list[Tensor], hidden: list[Tensor]) -> tuple[dict, dict]:
-        """Per modality the projected tokens ``(E, B, T, W)`` of its sets and ``(E, B, T)``."""
+        """Per modality the projected tokens ``(E, B, T, W)`` of its sets and masks ``(E, B, T)``."""
         tokens: dict[str, list] = {}
         masks: dict[str, list] = {}
         for index, name in enumerate(modality):
@@ -165,7 +165,7 @@ class AGT(FusionModel):
         )
 
     def _hide(self, inputs: FeatureBatch) -> list[Tensor]:
-        """The masks with modalities hidden at random, but never all that a clip has."""
+        """The masks with modalities dropped at random, but never all those of a clip."""
         kinds = list(dict.fromkeys(inputs.modality))
         clips = inputs.mask[0].shape[1]
         keep = self.streams.kept(self.modality_dropout, clips, len(kinds)).split(1, -1)
@@ -191,8 +191,8 @@ class AGT(FusionModel):
 class AttentionFusion(FusionModel):
     """The challenge baseline's ``attention`` model: an encoder per set, weights from all of them.
 
-    After MERTools (Lian et al. 2024, MER2024 baseline): utterance vectors, three layers each, the
-    weights without softmax, zeros for what is absent.
+    After MERTools (Lian et al. 2024, MER2024 baseline): utterance embeddings, three layers each,
+    weights without softmax, zeros for absent sets.
     """
 
     def __init__(
@@ -224,12 +224,12 @@ def _perceptron(streams: RngStreams, inputs: int, width: int, dropout: list[floa
 
 
 def _utterances(inputs: FeatureBatch) -> list[Tensor]:
-    """One vector per clip and set, ``(E, B, D)``."""
+    """One embedding per clip and set, ``(E, B, D)``."""
     return [masked_mean(values, mask) for values, mask in zip(inputs.values, inputs.mask, strict=True)]
 
 
 class _Concatenation(FusionModel, nn.Sequential):
-    """All utterance vectors side by side through these layers."""
+    """These layers on the concatenated utterance embeddings."""
 
     def __init__(self, streams: RngStreams, *layers: nn.Module):
         super().__init__(*layers)
@@ -242,7 +242,7 @@ class _Concatenation(FusionModel, nn.Sequential):
 
 @register("mlp", batched=True)
 class MLP(_Concatenation):
-    """Through one hidden layer."""
+    """One hidden layer."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class MLP(_Concatenation):
 
 @register("linear", batched=True)
 class LinearFusion(_Concatenation):
-    """Through no hidden layer."""
+    """No hidden layer."""
 
     def __init__(
         self, sets: list[FeatureShape], classes: int, streams: RngStreams, *, feature_dropout: float

@@ -1,4 +1,4 @@
-"""Nested cross-validation: models without fold k and one more fold, judged on that other one."""
+"""Nested cross-validation: models without fold k and one more fold, evaluated on that other fold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from mer_dist.features.join import Clips
 
-#: A probability below this counts as this much when likelihoods are compared.
+#: Lower bound of a probability when likelihoods are compared.
 FLOOR = 1e-6
 
 
@@ -21,14 +21,14 @@ def select(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each fold the option with the least loss in nested cross-validation, and its predictions.
 
-    What is chosen for fold k has seen no label of fold k. Plain out-of-fold predictions would carry its
-    labels into the choice, since the models of all other folds know them.
+    The choice for fold k uses no label of fold k. Plain out-of-fold predictions would leak its labels
+    into the choice, since the models of all other folds trained on them.
 
     Args:
-        options: (O,), what is chosen from.
-        predicted: of models without both folds of a pair: which option, the pair, rows (n,) among the L
-            labelled clips, and their probabilities (n, C). Rows of other folds are passed over.
-        default: for a fold of which there is no such prediction.
+        options: (O,), the candidates.
+        predicted: by models without both folds of a pair: index of the option, the pair, rows (n,) among
+            the L labelled clips, and their probabilities (n, C). Rows of other folds are ignored.
+        default: for a fold without any such prediction.
         scored: (L,) bool, clips that count in the loss; None: all.
 
     Returns:

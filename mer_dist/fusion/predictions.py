@@ -1,8 +1,8 @@
-"""What a model says of every clip: one parquet per row of the result table.
+"""A model's prediction of every clip: one parquet per row of the result table.
 
 Columns: ``name``, ``split`` (labeled or unlabeled), ``fold`` (of a labelled clip; -1 otherwise),
-``p_<label>`` for every label, and ``answer``. For a labelled clip they are out of fold: the model
-that made them never trained on that clip.
+``p_<label>`` for every label, and ``answer``. Predictions of a labelled clip are out of fold:
+their model never trained on that clip.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Predictions:
     def of(
         cls, clips: Clips, title: str, probability: np.ndarray, answer: np.ndarray | None = None
     ) -> Predictions:
-        """Of all ``clips``; without ``answer`` the most probable label of each."""
+        """Predictions of all ``clips``; ``answer`` None: the most probable label of each."""
         return cls(
             title=title,
             labels=clips.labels,
@@ -79,7 +79,7 @@ def write(path: Path, predictions: Predictions) -> None:
 
 
 def read(path: Path) -> Predictions:
-    """The predictions of one file.
+    """The predictions in one file.
 
     Raises:
         UserError: it is not readable.
@@ -106,7 +106,7 @@ def _understood(content: pa.Table) -> Predictions:
 
 
 def voted(run: Run) -> dict[str, str]:
-    """name -> label of the vote's own ``answer.csv``; empty if there was no vote."""
+    """name -> label in the vote's own ``answer.csv``; empty if there was no vote."""
     path = run.vote.answer
     if not path.exists():
         return {}
@@ -114,11 +114,11 @@ def voted(run: Run) -> dict[str, str]:
 
 
 def edited(run: Run) -> str:
-    """In how many clips ``answer.csv`` says something else than the vote, and what, with examples; empty
-    where it says the same, or where there is none.
+    """How ``answer.csv`` differs from the vote: numbers of clips, with examples; empty where it does not
+    differ or there is none.
 
     Raises:
-        UserError: it is no such table.
+        UserError: it is not such a table.
     """
     ours = voted(run)
     if not (ours and run.answer.exists()):
@@ -127,12 +127,12 @@ def edited(run: Run) -> str:
         name: row["discrete"] for name, row in table.read(run.answer, ("name", "discrete")).rows.items()
     }
     kinds = {
-        "say another label": [
+        "have another label": [
             f"{name} {theirs[name]} and not {label}"
             for name, label in ours.items()
             if theirs.get(name, label) != label
         ],
-        "are gone": [name for name in ours if name not in theirs],
+        "are missing": [name for name in ours if name not in theirs],
         "were added": [name for name in theirs if name not in ours],
     }
     return "; ".join(

@@ -1,9 +1,9 @@
-"""pseudo_labels.parquet: what became of every unlabelled clip as a pseudo-label in one round.
+"""pseudo_labels.parquet: the pseudo-label of every unlabelled clip in one round.
 
-One row per fold and unlabelled clip, the folds one after the other: ``fold`` whose models learn
-from it, ``name``, ``p_<label>`` for every label (calibrated, as the models of the round before
-told them), ``pseudo_label``, ``selected``, ``reason`` why not, ``threshold`` of its label (empty:
-none would do), ``weight``, and ``models`` that voted, each as ``fold-K/seed-S``.
+One row per fold and unlabelled clip, the folds one after the other: ``fold`` whose models train
+on it, ``name``, ``p_<label>`` for every label (calibrated, from the models of the round before),
+``pseudo_label``, ``selected``, ``reason`` if not, ``threshold`` of its label (empty: none is
+precise enough), ``weight``, and ``models`` that voted, each as ``fold-K/seed-S``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mer_dist.core.errors import reading
 from mer_dist.fusion.pseudo_labels import REASONS, PseudoLabels
 from mer_dist.storage import parquet
 
-#: Bytes of distinct strings of a column that are still written once: 100,000 names of clips.
+#: Largest dictionary of a column's distinct strings, in bytes: 100,000 clip names.
 _DICTIONARY = 1 << 24
 
 
 def write(
     path: Path, names: list[str], labels: list[str], chosen: list[PseudoLabels], models: list[str]
 ) -> None:
-    """Write the lineage of a round.
+    """Write the pseudo-labels of a round.
 
     Args:
         names: of the N unlabelled clips.
         chosen: per fold, with N entries each.
-        models: per fold, the names of the models that voted, joined by blanks.
+        models: per fold, the names of the models that voted, joined by spaces.
     """
     folds, count = len(chosen), len(names)
 

@@ -1,8 +1,8 @@
-"""Which unlabelled clips become pseudo-labels, and what they weigh.
+"""Selection and weights of pseudo-labels for unlabelled clips.
 
-Everything here takes arrays of N clips and C labels and needs no more than numpy. Where a rule
-learns from held-out clips, the caller answers for it that these, and the models that told their
-probabilities, know nothing of the clips that the pseudo-labels must not know of.
+Everything here takes arrays of N clips and C labels and needs only numpy. Where a rule is fitted on
+held-out clips, the caller ensures that these clips, and the models that predicted them, do not leak
+labels into the pseudo-labels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mer_dist.config.sections import SelfTrainConfig
 from mer_dist.fusion import label_shift
 
 TAKEN, EMPTY, UNSURE, BEYOND, CLOSED = range(5)
-#: What each of these numbers means; a clip that is taken needs no reason.
+#: The reason for each of these codes; a selected clip needs none.
 REASONS = (
     "",
     "no modality",
@@ -37,9 +37,9 @@ class PseudoLabels:
     label: np.ndarray
     #: (N,) int: index into ``REASONS``.
     reason: np.ndarray
-    #: (C,): the least confidence with which a clip of each label is taken; inf: with none.
+    #: (C,): the least confidence at which a clip of each label is selected; inf: never.
     threshold: np.ndarray
-    #: (N,): 0 if not taken.
+    #: (N,): 0 if not selected.
     weight: np.ndarray
 
     @property
@@ -56,15 +56,15 @@ def pseudo_labels(
     part: float,
     settings: SelfTrainConfig,
 ) -> PseudoLabels:
-    """Calibrate what models told of unlabelled clips and select by ``settings.rule``.
+    """Calibrate the predictions of unlabelled clips and select by ``settings.rule``.
 
     Args:
         unlabeled: (N, C), probabilities of the unlabelled clips.
         usable: (N,) bool, False for a clip without any modality.
-        oof: (n, C), probabilities of held-out labelled clips; temperature and thresholds
-            are fitted on them. With none the temperature is 1.
+        oof: (n, C), probabilities of held-out labelled clips, to fit temperature and
+            thresholds. With no clip the temperature is 1.
         truth: (n,) int, their labels.
-        part: of the N clips that rule ``quota`` takes at most.
+        part: largest fraction of the N clips that rule ``quota`` selects.
     """
     calibration = label_shift.calibrate(oof, truth, bias=False)
     probability, limit = calibration(unlabeled), np.full(unlabeled.shape[1], settings.confidence)
@@ -79,12 +79,12 @@ def pseudo_labels(
 
 
 def precise_thresholds(oof: np.ndarray, truth: np.ndarray, wanted: float) -> np.ndarray:
-    """Per label the least confidence from which on its answers are right often enough.
+    """Per label the least confidence above which its predictions are precise enough.
 
-    Often enough is not the share of right answers itself, which three lucky clips bring to 1, but
-    the lower end of its one-sided 90 % interval (Wilson 1927): at a wanted precision of 0.8 it
-    takes seven answers without an error, or 15 with one. To look for the least of many thresholds
-    uses up some of that certainty. A label is inf if no confidence will do.
+    The criterion is not the precision itself, which three lucky clips bring to 1, but the lower end
+    of its one-sided 90 % interval (Wilson 1927): a wanted precision of 0.8 takes seven predictions
+    without an error, or 15 with one. Searching the least of many thresholds uses up some of that
+    certainty. A label has inf if no confidence is sufficient.
 
     Args:
         oof: (n, C), calibrated probabilities of clips that the models did not train on.
@@ -100,7 +100,7 @@ def precise_thresholds(oof: np.ndarray, truth: np.ndarray, wanted: float) -> np.
         rows = np.flatnonzero(answer == label)
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
         right = np.cumsum(truth[rows] == label)
-        # A threshold lets in all clips of equal confidence or none of them.
+        # A threshold selects all clips of equal confidence or none of them.
         last = np.append(np.diff(confidence[rows]) != 0, True)[: len(rows)]
         good = np.flatnonzero(last & (lower_bound(right, np.arange(1, len(rows) + 1)) >= wanted))
         if len(good):
@@ -109,7 +109,7 @@ def precise_thresholds(oof: np.ndarray, truth: np.ndarray, wanted: float) -> np.
 
 
 def lower_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Lower end of Wilson's one-sided 90 % interval of a share, ``right`` of ``count``."""
+    """Lower end of Wilson's one-sided 90 % interval of the proportion ``right / count``."""
     share, square = right / count, _SURE**2
     spread = _SURE * np.sqrt(share * (1 - share) / count + square / (4 * count**2))
     return (share + square / (2 * count) - spread) / (1 + square / count)
@@ -118,18 +118,18 @@ def lower_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
 def take(
     probability: np.ndarray, usable: np.ndarray, limit: np.ndarray, quota: np.ndarray | None, weight: float
 ) -> PseudoLabels:
-    """Take the clips that reach the limit of their label, the surest first if there is a quota.
+    """Select the clips that reach their label's limit, the most confident first if there is a quota.
 
-    A single threshold takes mostly the labels that are easy, and the next round would think them
-    more frequent still; a quota per label, in the proportion of the summed probabilities, keeps
-    the shares (class-balanced self-training, Zou et al. 2018).
+    A single threshold selects mostly easy labels, and the next round would predict them even more
+    often; a quota per label, in proportion to the summed probabilities, keeps the label
+    proportions (class-balanced self-training, Zou et al. 2018).
 
     Args:
         probability: (N, C), calibrated.
         usable: (N,) bool, False for a clip without any modality.
-        limit: (C,), the least confidence of each label; inf: none of it is taken.
-        quota: (C,) int, the most clips of each label; None: as many as there are.
-        weight: of a clip that is taken with confidence 1; others weigh in proportion.
+        limit: (C,), the least confidence of each label; inf: none is selected.
+        quota: (C,) int, the most clips of each label; None: no limit.
+        weight: of a clip selected at confidence 1; the weights of others are proportional.
     """
     confidence, label = probability.max(1), probability.argmax(1)
     reason = np.where(confidence >= limit[label], TAKEN, UNSURE).astype(np.int8)

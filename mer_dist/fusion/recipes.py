@@ -1,8 +1,8 @@
-"""What each part of fusion is made from: the probes, the rounds, the vote.
+"""The inputs of each part of fusion: linear probes, rounds, vote.
 
-``fuse`` makes a part again whose recipe is another one than its mark says. Whoever looks at a run asks
-:func:`stale` what that would be: the same recipes, so that nothing counts as up to date which ``fuse`` would
-make again.
+``fuse`` recomputes a part whose recipe differs from the one in its marker. Readers of a run call
+:func:`stale` to list these parts. It uses the same recipes, so that a part which ``fuse`` would recompute
+never counts as up to date.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from mer_dist.fusion.linear_probe import STRENGTHS
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import ALL_SETS, Run
 
-#: To be raised when files or figures of such a part change: those of another version are made again.
+#: Raise these when files or numbers of such a part change: parts of another version are recomputed.
 PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 2, 5, 8
 SHOWN = 3
-#: Ingredients by which their own names go in a mark.
+#: Names of two inputs in a marker.
 LABELS, BEFORE = "labels", "linear probes or rounds"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a part is made from."""
+    """The inputs of a part."""
 
-    #: Fingerprint of all of it.
+    #: Fingerprint of all inputs.
     fingerprint: str
-    #: Each ingredient in words -> its own fingerprint, by which a mark tells later what has changed.
+    #: Each input in words -> its own fingerprint; with it a marker shows later which input changed.
     of: dict[str, str] = field(default_factory=dict)
 
 
 def features(name: str) -> str:
-    """A feature set as an ingredient."""
+    """A feature set as an input."""
     return f"features {name}"
 
 
@@ -59,7 +59,7 @@ def _of_clips(clips: Clips) -> dict[str, str]:
 
 
 def probed(config: Config, run: Run) -> dict[str, list[str]]:
-    """Probe -> the feature sets that it sees: each set, and all fused ones side by side."""
+    """Linear probe -> its feature sets: each set, and all fused ones side by side."""
     parts = {name: [name] for name in join.all_sets(config, run)}
     if len(fused := join.fused_sets(config)) > 1:
         parts[ALL_SETS] = fused
@@ -67,13 +67,13 @@ def probed(config: Config, run: Run) -> dict[str, list[str]]:
 
 
 def linear_probe(clips: Clips, sets: dict[str, str]) -> Recipe:
-    """Of a probe that sees ``sets``, name -> fingerprint."""
+    """Of a linear probe on ``sets``, name -> fingerprint."""
     fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values(), STRENGTHS, PROBE_VERSION])
     return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
 
 
 def fused(clips: Clips, sets: dict[str, str]) -> Recipe:
-    """Of what every round starts from."""
+    """Of the inputs common to all rounds."""
     fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values()])
     return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
 
@@ -83,12 +83,12 @@ def last_round(config: Config, clips: Clips) -> int:
 
 
 def part_taken(config: Config, number: int, last: int) -> float:
-    """Part of the unlabelled clips that a round of self-training takes, of ``last`` ones."""
+    """Fraction of the unlabelled clips that round ``number`` of ``last`` selects."""
     return config.self_train.quota * number / max(last, 1)
 
 
 def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
-    """Of a round; ``before``: the round before it, of round 0 what :func:`fused` says."""
+    """Of a round; ``before``: that of the round before, for round 0 that of :func:`fused`."""
     if number == 0:
         model = as_dict(config.fuse)
         del model["labels"], model["sets"]
@@ -118,12 +118,12 @@ def enough(wafs: list[float], patience: int) -> bool:
 
 
 def voting(config: Config, linear_probes: dict[str, Recipe]) -> list[str]:
-    """The probes that vote beside the rounds."""
+    """The linear probes that vote beside the rounds."""
     return [*join.fused_sets(config), *([ALL_SETS] if ALL_SETS in linear_probes else [])]
 
 
 def vote(config: Config, last: Recipe, linear_probes: list[Recipe]) -> Recipe:
-    """Of the vote over the rounds up to ``last`` and these probes.
+    """Of the vote over the rounds up to ``last`` and these linear probes.
 
     Raises:
         UserError: ``vote.names`` cannot be read.
@@ -144,7 +144,7 @@ def wanted_names(path: str) -> list[str]:
     """The names in the CSV ``vote.names``, in its order.
 
     Raises:
-        UserError: there is no such file, or a row of it cannot be read.
+        UserError: there is no such file, or one of its rows cannot be read.
     """
     if not Path(path).is_file():
         raise UserError(f"vote.names: there is no file {path}")
@@ -157,12 +157,12 @@ def wanted_names(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Stale:
-    """A part that ``fuse`` would make again."""
+    """A part that ``fuse`` would recompute."""
 
-    #: As its folder or file below the run is called.
+    #: Its folder or file, relative to the run.
     part: str
     why: str
-    #: The ingredients that changed, as far as that is known.
+    #: The inputs that changed, as far as known.
     changed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -170,10 +170,11 @@ class Stale:
 
 
 def stale(config: Config, run: Run) -> list[Stale]:
-    """What of the probes, rounds and vote of a run is older than what it is made from; nothing is changed.
+    """The linear probes, rounds and vote of a run that are older than their inputs; this only reads.
 
-    What cannot be compared, because features or ``vote.names`` are gone, is passed over: ``verify`` tells that.
-    ``config`` is what the run was told last, so settings that no stage has seen yet are not known here.
+    Parts that cannot be compared, because features or ``vote.names`` are missing, are skipped: ``verify``
+    reports them. ``config`` is the run's last configuration; newer settings that no stage has read yet are
+    not known here.
 
     Raises:
         UserError: the labels cannot be read, or no feature set is to be fused.
@@ -185,14 +186,14 @@ def stale(config: Config, run: Run) -> list[Stale]:
 
 
 def stale_lines(run: Run) -> list[str]:
-    """:func:`stale` in a line for whoever asks about a run, or why that cannot be known."""
+    """:func:`stale` in a line for status output, or why it cannot be determined."""
     if not run.config.exists():
         return []
     try:
         config = configuration.of_run(run)
         found = stale(config, run)
     except UserError as error:
-        return [f"whether what was fused is stale cannot be known: {error}"]
+        return [f"whether the fusion is stale cannot be determined: {error}"]
     if not found:
         return []
     parts = ", ".join(one.part for one in found)
@@ -200,22 +201,22 @@ def stale_lines(run: Run) -> list[str]:
 
 
 def labels_changed(config: Config, run: Run, found: list[Stale]) -> bool:
-    """Whether a part has learned other labels than those of now."""
+    """Whether a part was trained on other labels than the current ones."""
     if any(LABELS in one.changed for one in found):
         return True
-    # Runs of an earlier version: the folds are made from the labels that fuse saw last.
+    # Runs of an earlier version: the folds follow from the labels that fuse read last.
     labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
     return run.folds.exists() and folds.saved_of_run(config, run, labeled) is None
 
 
 class _Found:
-    """The marks of a run beside its recipes of now."""
+    """Compares the markers of a run with its current recipes."""
 
     def __init__(self, config: Config, run: Run, clips: Clips):
         self.config, self.run, self.clips = config, run, clips
         self.parts = probed(config, run)
         self.sets = {name: self._set(name) for name in {*chain.from_iterable(self.parts.values())}}
-        #: What an unfinished run has not made yet is not stale.
+        #: Parts that an unfinished run has not computed yet are not stale.
         self.answered = run.answer.exists()
 
     def _set(self, name: str) -> str | None:
@@ -235,10 +236,10 @@ class _Found:
             for name, parts in self.parts.items()
             if (of := self._of(parts))
         }
-        marks = _dictionary(_dictionary(files.read_marker(self.run.linear_probes.folder)).get("sets"))
+        markers = _dictionary(_dictionary(files.read_marker(self.run.linear_probes.folder)).get("sets"))
         for name, recipe in linear_probes.items():
             path = self.run.linear_probes.predictions(name)
-            yield from self._compare(path, marks.get(name) if path.exists() else None, recipe)
+            yield from self._compare(path, markers.get(name) if path.exists() else None, recipe)
         if (of := self._of(join.fused_sets(self.config))) is None:
             return
         last = fused(self.clips, of)
@@ -254,7 +255,7 @@ class _Found:
                 yield from self._compare(path, files.read_marker(path), recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
-        """The rounds that there are to be, as far as that is known without making one."""
+        """The rounds to expect, as far as known without running one."""
         last, wafs = last_round(self.config, self.clips), []
         for number in range(last + 1):
             before = round_of(self.config, number, last, before)
@@ -264,21 +265,21 @@ class _Found:
             if number < last and enough(wafs, self.config.self_train.patience):
                 return
 
-    def _compare(self, path: Path, mark: dict | None, recipe: Recipe) -> Iterator[Stale]:
+    def _compare(self, path: Path, marker: dict | None, recipe: Recipe) -> Iterator[Stale]:
         part = self.run.relative(path.with_suffix(""))
-        mark = _dictionary(mark)
-        if not mark and self.answered:
-            yield Stale(part, "missing or not whole, though there is an answer that is to be made from it")
-        if not mark or mark.get("fingerprint") == recipe.fingerprint:
+        marker = _dictionary(marker)
+        if not marker and self.answered:
+            yield Stale(part, "missing or incomplete, though there is an answer that depends on it")
+        if not marker or marker.get("fingerprint") == recipe.fingerprint:
             return
-        if of := _dictionary(mark.get("of")):
+        if of := _dictionary(marker.get("of")):
             changed = sorted(name for name in {*of, *recipe.of} if of.get(name) != recipe.of.get(name))
             what = f"{', '.join(changed)} than those of this run"
         else:
             changed, what = [], "labels, features or settings than those of this run, or by another version"
-        yield Stale(part, f"stale, made from other {what}", tuple(changed))
+        yield Stale(part, f"stale, computed from other {what}", tuple(changed))
 
 
 def _dictionary(value: object) -> dict:
-    """What stands in a mark, which may be of another version or damaged."""
+    """The content of a marker, which may be of another version or damaged."""
     return value if isinstance(value, dict) else {}

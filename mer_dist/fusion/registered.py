@@ -1,6 +1,6 @@
-"""The fusion models by name, without importing one.
+"""The fusion models by name, without importing any.
 
-A model is registered where its class is written::
+A model is registered where its class is defined::
 
     @register("mine")
     class Mine(nn.Module):
@@ -8,8 +8,8 @@ A model is registered where its class is written::
 
         def forward(self, values: list[Tensor], masks: list[Tensor]) -> Tensor: ...
 
-Its constructor takes the shapes of the feature sets and the number of labels, and by their names those
-of :data:`OPTIONS` that it has a use for.
+Its constructor takes the shapes of the feature sets, the number of labels, and as named parameters those
+of :data:`OPTIONS` that it uses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from mer_dist.core.errors import UserError
 from mer_dist.core.registry import FUSION_MODELS
 
-#: Keys of ``fuse`` that a constructor may ask for by their names; docs/fusion.md explains these.
+#: Keys of ``fuse`` that a constructor may take as named parameters; docs/fusion.md explains them.
 OPTIONS = (
     "width",
     "heads",
@@ -40,11 +40,11 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What a fusion model must know of a feature set before it sees a clip."""
+    """The shape of a feature set, which a fusion model needs before it sees a clip."""
 
     #: ``audio``, ``video`` or ``text``; several sets may share one.
     modality: str
-    #: T, tokens of a clip, of which some may be absent; 1 with ``fuse.level: utterance``.
+    #: T, tokens of a clip; some may be absent; 1 with ``fuse.level: utterance``.
     tokens: int
     #: D, features of a token.
     dims: int
@@ -55,7 +55,7 @@ class RegisteredModel:
     """A registered model."""
 
     name: str
-    #: The class, or another callable that makes one.
+    #: The class, or another callable that returns a model.
     make: Callable[..., Any]
     #: Whether one module computes all members at once, see :mod:`mer_dist.fusion.layers`.
     batched: bool
@@ -64,14 +64,14 @@ class RegisteredModel:
 
 
 def register(name: str, *, batched: bool = False) -> Callable[[Made], Made]:
-    """Make the decorated class known as ``fuse.model: name``.
+    """Register the decorated class as ``fuse.model: name``.
 
     Args:
         batched: the class computes all members of an ensemble at once: its constructor takes their
-            ``RngStreams`` in third place, its forward a ``FeatureBatch`` of rows ``(E, B)``.
+            ``RngStreams`` as third argument, its forward a ``FeatureBatch`` of rows ``(E, B)``.
 
     Raises:
-        UserError: another model has this name, or the constructor needs what nothing gives it.
+        UserError: another model has this name, or the constructor has an unknown required parameter.
     """
 
     def add(make: Made) -> Made:
@@ -88,7 +88,7 @@ def _title(make: Callable[..., Any]) -> str:
 
 
 def _options(make: Callable[..., Any], given: int) -> tuple[str, ...]:
-    """The options among the parameters behind the first ``given`` ones, which every model gets."""
+    """The options among the parameters after the first ``given`` ones, which every model gets."""
     parameters = list(inspect.signature(make).parameters.values())
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     if len(positional) < given and not any(one.kind is one.VAR_POSITIONAL for one in parameters):
@@ -101,15 +101,15 @@ def _options(make: Callable[..., Any], given: int) -> tuple[str, ...]:
     for one in rest:
         if one.name not in OPTIONS and one.default is one.empty:
             raise UserError(
-                f"the fusion model {_title(make)} asks for {one.name!r}, which nothing gives it: name one of "
+                f"the fusion model {_title(make)} requires the unknown option {one.name!r}: use one of "
                 f"{', '.join(OPTIONS)}, or give it a default"
             )
     return tuple(one.name for one in rest if one.name in OPTIONS)
 
 
 def code_of(name: str) -> str:
-    """The source of the module that a model is in; empty of those of this package, which has versions, and
-    where there is no source."""
+    """The source of a model's module; empty for models of this package, which has versions, and where
+    there is no source."""
     if name in FUSION_MODELS.built_in:
         return ""
     make = FUSION_MODELS[name].make

@@ -1,13 +1,13 @@
-"""Rounds of self-training: the models learn again with the unlabelled clips they are sure of.
+"""Rounds of self-training: the models train again, with the unlabelled clips they are confident about.
 
 No labelled clip influences its own out-of-fold prediction. The models of fold k train on labelled
-clips of other folds and on pseudo-labels that the models of fold k gave in the round before; warm
-ones go on from these same models. Temperature and thresholds, which turn what they told into
-pseudo-labels, and the dropout come from models that left out fold k *and* the fold they are judged
-on. How long training takes does not depend on what was taken, since all folds train side by side:
-the most that another fold took would tell of labels of fold k. What remains are the paths through
-fine-tuned extractors that docs/architecture.md describes, and one number where
-``self_train.patience`` is set: how many rounds there are follows from the labels of all folds.
+clips of other folds and on pseudo-labels from the models of fold k in the round before; warm starts
+continue these same models. Temperature and thresholds, which turn predictions into pseudo-labels, and
+the dropout come from models that left out fold k *and* the fold they are evaluated on. The number of
+steps does not depend on the selected clips: all folds train side by side, and the largest selection
+of another fold would leak labels of fold k. Two paths remain: through fine-tuned extractors
+(docs/architecture.md) and, with ``self_train.patience``, the number of rounds, which depends on the
+labels of all folds.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ def self_train(
 
     Args:
         recipe: of clips and features.
-        inputs: gives the features of ``clips.names``; called only if there is a round to run.
+        inputs: returns the features of ``clips.names``; called only if there is a round to run.
 
     Returns:
         The recipe of the last round.
 
     Raises:
-        UserError: the rule learns thresholds, and there are too few folds to learn them.
+        UserError: the rule fits thresholds, and there are too few folds to fit them.
     """
     run, settings = Run(config.run.folder), config.self_train
     last = recipes.last_round(config, clips)
     if last and settings.rule == "precision" and clips.folds < 3:
         raise UserError(
-            "self_train.rule precision learns from models that left out two folds, so "
+            "self_train.rule precision needs models that left out two folds, so "
             f"folds.count must be at least 3; it is {clips.folds}"
         )
     loaded, wafs = None, []
@@ -99,7 +99,7 @@ def self_train(
 
 
 def title(number: int, model: str = "agt") -> str:
-    """What a round of this ``fuse.model`` is called in the result table."""
+    """The name of a round of this ``fuse.model`` in the result table."""
     name = {"agt": "AGT", "mlp": "MLP"}.get(model, f"{model} fusion")
     return name if number == 0 else f"{name} + self-training round {number}"
 
@@ -130,7 +130,7 @@ class _Round:
         self.present = inputs.present.cpu().numpy()
 
     def run(self, recipe: Recipe) -> dict:
-        """Run the round; returns the mark of its folder."""
+        """Run the round; returns the marker of its folder."""
         from mer_dist.fusion import ensemble
 
         started = time.monotonic()
@@ -179,11 +179,11 @@ class _Round:
         return files.required_marker(self.out.round(self.number).folder)
 
     def _between(self) -> None:
-        """Between two steps: a round takes minutes, and nothing of it is kept before it is done."""
+        """Stop between two steps: a round takes minutes, and an unfinished one is not kept."""
         boundary(self.should_stop, f"in {self.title}")
 
     def _pseudo_labels(self) -> list[PseudoLabels]:
-        """Per fold the pseudo-labels that its own models of the round before give."""
+        """Per fold the pseudo-labels from its own models of the round before."""
         labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
         before, chosen = CrossFittedRound.load(self.out, self.number - 1), []
         for unlabeled, judged in zip(before.fold_predictions, before.nested_oof, strict=True):
@@ -200,31 +200,31 @@ class _Round:
             )
         counts = [int(one.taken.sum()) for one in chosen]
         logger.info(
-            "%s: %s of %d unlabelled clips taken by fold",
+            "%s: %s of %d unlabelled clips selected by fold",
             self.title,
             ", ".join(map(str, counts)),
             len(self.unlabeled),
         )
         if not any(counts):
             logger.warning(
-                "%s: no clip is sure enough for self_train.rule %s; it trains on labels alone",
+                "%s: no clip is confident enough for self_train.rule %s; it trains on labels alone",
                 self.title,
                 self.config.self_train.rule,
             )
         return chosen
 
     def _steps(self) -> int:
-        """Steps of an epoch: as many as show the labelled clips and the part that may be taken.
+        """Steps per epoch: enough to show the labelled clips and the fraction that may be selected.
 
-        Not what was taken: all folds take the same number of steps, so the largest fold would
-        tell every fold of the others. Of more clips an epoch shows a random part.
+        Not the clips selected: all folds take the same number of steps, so the largest fold would
+        leak labels to the others. If there are more clips, an epoch shows a random subset.
         """
         longest = max(self.present[self.clips.outside(fold)].sum() for fold in range(self.clips.folds))
         shown = longest + round(self.part * self.present[self.unlabeled].sum())
         return max(-(-int(shown) // self.config.fuse.batch), 1)
 
     def _start(self) -> dict[str, Tensor] | None:
-        """The models to go on from: read back, so that an interruption changes nothing."""
+        """The models to continue: read from disk, so that an interruption changes nothing."""
         if self.number == 0 or self.config.self_train.start == "scratch":
             return None
         from safetensors.torch import load_file
@@ -260,8 +260,8 @@ class _Round:
         )
 
     def _predict(self, model: FusionModel) -> np.ndarray:
-        """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the shares
-        of the labels that the fold's models were trained on."""
+        """(K, N, C): mean over the seeds of each fold; a clip without any modality gets the label
+        proportions that the fold's models were trained on."""
         probability = self._probability(model, np.flatnonzero(self.present))
         probability = probability.reshape(self.clips.folds, -1, *probability.shape[1:]).mean(1)
         every = np.empty((self.clips.folds, len(self.clips.names), self.classes))
@@ -282,10 +282,10 @@ class _Round:
     def _nested(self) -> tuple[np.ndarray, np.ndarray]:
         """The dropout (K,) of each fold's models, and ``nested_oof`` under it.
 
-        With plain out-of-fold predictions the labels of fold k would go on into its own models,
-        pseudo-labels or answers. One model per pair of folds, and not one per seed, will do. They are
+        With plain out-of-fold predictions the labels of fold k would leak into its own models,
+        pseudo-labels or predictions. One model per pair of folds, not one per seed, is enough. They are
         trained in round 0 alone: those of later rounds would need pseudo-labels from models without three
-        folds, and so on. Later rounds are surer than the temperature knows.
+        folds, and so on. Later rounds are more confident than this temperature corrects for.
         """
         options = self._dropouts()
         pairs = [
@@ -302,7 +302,7 @@ class _Round:
     def _without_two_folds(
         self, options: np.ndarray, pairs: list[tuple[int, int]]
     ) -> Iterator[tuple[int, tuple[int, int], np.ndarray, np.ndarray]]:
-        """What models without two folds predict, as :func:`nested.select` takes it."""
+        """Predictions of models without two folds, as :func:`nested.select` takes them."""
         from mer_dist.fusion import ensemble
 
         members = [self._member_data([*pair], 0, option) for option in options for pair in pairs]
@@ -314,12 +314,12 @@ class _Round:
             yield option, pair, rows, probability
 
     def _dropouts(self) -> np.ndarray:
-        """The values to choose from; some models, such as linear, have no use for any."""
+        """The values to choose from; some models, such as linear, have no dropout."""
         options, model = self.config.fuse.dropout, FUSION_MODELS[self.config.fuse.model]
         return np.array(options if "dropout" in model.options else options[:1])
 
     def _out_of_fold(self, every: np.ndarray) -> Predictions:
-        """Of what the models of each fold predict for all clips, (K, N, C)."""
+        """From the predictions of each fold's models for all clips, (K, N, C)."""
         probability = every.mean(0)
         own = np.flatnonzero(self.clips.labeled)
         probability[own] = every[self.clips.fold[own], own]
@@ -334,7 +334,7 @@ class _Round:
         """Their state, in the order of :func:`_members`."""
         from safetensors.torch import save_file as save_tensors
 
-        # Each by itself: weights that a module ties share their bytes, which safetensors refuses.
+        # Cloned: tied weights of a module share memory, which safetensors refuses.
         state = {
             name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()
         }

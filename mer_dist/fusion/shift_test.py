@@ -1,10 +1,10 @@
 """Whether only the label shares differ between two parts of a corpus: a two-sample test.
 
-Estimates of the shares (:mod:`mer_dist.fusion.label_shift`) take it that p(features | label) is the same in both
-parts. Nothing in them would notice if it were not: another collection of films, of microphones or of
-annotators moves the probabilities, too, and the move is read as other shares. Under label shift,
-however, what a model says of the unlabelled clips is a mixture of what it says of the labelled ones
-of each label. That can be tested.
+Estimates of the class prior (:mod:`mer_dist.fusion.label_shift`) assume that p(features | label) is the
+same in both parts. They would not notice if it were not: other films, microphones or annotators change
+the probabilities, too, and the change looks like another prior. Under label shift, however, a model's
+predictions of the unlabelled clips are a mixture of its predictions of the labelled clips of each label.
+That can be tested.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from mer_dist.fusion import label_shift
 
-#: The test speaks where its p-value is below this; see ``benchmarks/label_shift.py``.
+#: The test rejects where its p-value is below this; see ``benchmarks/label_shift.py``.
 LEVEL = 0.1
 #: Random Fourier features of an embedding.
 FEATURES = 150
 #: Bootstrap draws behind a p-value.
 DRAWS = 200
-#: A probability below this says no more than this.
+#: Lower bound of a probability.
 _FLOOR = 1e-4
 
 
@@ -31,16 +31,16 @@ def p_value(
     groups: tuple[np.ndarray, np.ndarray] | None = None,
     draws: int = DRAWS,
 ) -> float:
-    """How likely at least so great a misfit is if only the label shares differ.
+    """Probability of at least this misfit if only the class prior differs.
 
     The misfit is the maximum mean discrepancy (Gretton et al. 2012) between the unlabelled clips and
-    the labelled ones weighed to the shares that bring both closest; their log-probabilities are
-    embedded by random Fourier features (Rahimi & Recht 2007) of a Gaussian kernel. How great it is
-    by chance is found by drawing both parts again, whole groups at a time, and looking how far the
-    draws are from what they were drawn from, with shares fitted anew to each.
+    the labelled ones weighted to the prior that brings both closest; their log-probabilities are
+    embedded by random Fourier features (Rahimi & Recht 2007) of a Gaussian kernel. Its distribution
+    by chance comes from a bootstrap of complete groups in both parts: the distance of each draw to
+    its source, with a prior fitted to each draw.
 
     Args:
-        unlabeled: (N, C), each clip as one model sees it that never trained on it.
+        unlabeled: (N, C), each predicted by one model that never trained on it.
         oof: (n, C), out of fold.
         truth: (n,) int, of ``oof``.
         groups: (n,) and (N,); see :func:`mer_dist.fusion.label_shift.estimate`.
@@ -86,9 +86,9 @@ def _means(
     random: np.random.Generator,
     draws: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each class, (L, F), and in each draw of whole groups, (B, L, F).
+    """Mean of each class, (L, F), and in each draw of complete groups, (B, L, F).
 
-    A class that a draw has no clip of keeps its mean.
+    A class without a clip in a draw keeps its mean.
     """
     sums, sizes = _by_group(values, classes, count, groups)
     times = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws)
@@ -100,7 +100,7 @@ def _means(
 def _by_group(
     values: np.ndarray, classes: np.ndarray, count: int, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (G, L, F) and sizes (G, L) of each group's clips of each class; a lone group is none."""
+    """Sums (G, L, F) and sizes (G, L) of each group's clips by class; a single group is ignored."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         names, group = np.arange(len(values)), np.arange(len(values))
@@ -111,9 +111,9 @@ def _by_group(
 
 
 def _fit(target: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares (B, L) of sum 1 whose mixture of ``means`` (L, F) is closest to each target (B, F).
+    """Weights (B, L) of sum 1 whose mixture of ``means`` (L, F) is closest to each target (B, F).
 
-    Also the squared distance (B,) that remains.
+    Also the remaining squared distance (B,).
     """
     ways, wanted = (means[1:] - means[0]).T, (target - means[0]).T
     change = np.linalg.lstsq(ways, wanted, rcond=None)[0]

@@ -1,10 +1,10 @@
-"""The answer: rounds and modalities weighed together, then what is known of the label prior.
+"""The answer: a weighted vote of rounds and modalities, then a correction for the class prior.
 
-What an unlabelled clip needs is fitted on out-of-fold predictions of all labelled clips; what a
-labelled clip of fold k needs, on what models without fold k and one more fold say of that other
-one, so that its own label has no part in its answer. An unlabelled clip is answered under the
-prior of the unlabelled clips, for expected WAF, only where :mod:`mer_dist.fusion.correction` finds that it
-pays; every other clip, and so every labelled one, with its most probable label.
+Weights and calibration for unlabelled clips are fitted on out-of-fold predictions of all labelled clips.
+Those for labelled clips of fold k are fitted on other folds, with models that left out fold k and the fold
+they predict, so a clip's label does not influence its prediction. Unlabelled clips are decided for expected
+WAF under their own prior only where :mod:`mer_dist.fusion.correction` expects a gain; every other clip, and
+so every labelled one, gets its most probable label.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def vote(
     """Combine the members, decide, and write ``vote/`` with ``answer.csv`` in it.
 
     Args:
-        first: round 0, before self-training: its ``fold_predictions`` tell of the prior, and ``present``
-            which clips tell nothing of it.
-        others: the voters beside it.
+        first: round 0, before self-training: the prior is estimated from its ``fold_predictions`` of
+            the clips that are ``present``.
+        others: the other voters.
 
     Raises:
-        UserError: ``vote.names`` names clips that this run cannot answer.
+        UserError: ``vote.names`` names clips that this run cannot predict.
     """
     started = time.monotonic()
     run = Run(config.run.folder)
@@ -94,20 +94,20 @@ def vote(
 def _answers(
     pooled: np.ndarray, clips: Clips, asked: np.ndarray, present: np.ndarray, corrected: bool
 ) -> np.ndarray:
-    """(N,): the most probable label of each clip, or answers for expected WAF of those that were corrected."""
+    """(N,): the most probable label of each clip; for corrected clips, the labels for expected WAF."""
     answer = pooled.argmax(1)
     if corrected:
-        # Expected WAF is that of the clips which are scored together. It takes the probabilities at
-        # their word, all at once: of that only a correction has been found to pay; see docs/results.md.
+        # Expected WAF is that of the clips which are scored together. It relies on calibrated
+        # probabilities: it was found to pay only with a correction; see docs/results.md.
         for part in (asked, ~clips.labeled & ~asked):
             answer[part] = decisions.decide(pooled[part])
-        # Nothing is known of these but the shares, and trading one for another would be a guess.
+        # Only the prior is known for these, and any other choice would be a guess.
         answer[~present] = pooled[~present].argmax(1)
     return answer
 
 
 def _how(corrected: bool, moved: int, asked: int) -> str:
-    """How the clips that are asked for were answered, and for how many that made a difference."""
+    """How the requested clips were decided, and for how many that made a difference."""
     if not corrected:
         return "so each clip is answered with its most probable label"
     return (
@@ -119,15 +119,15 @@ def _how(corrected: bool, moved: int, asked: int) -> str:
 def pool(
     probability: np.ndarray, nested_oof: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the members say together, weighted and calibrated: ``(N, C)``, and the weights.
+    """The pooled prediction of the members, weighted and calibrated: ``(N, C)``, and the weights.
 
     With ``hard`` the calibration has no bias, so that the largest probability is still the largest
-    vote. Where there is nothing to fit on, the members have equal weights. Of a clip without any
-    modality the members know the label shares alone, which need no calibration.
+    vote. Without clips to fit on, the members have equal weights. For a clip without any modality
+    the members predict the label proportions, which need no calibration.
 
     Args:
         probability: (M, N, C), out of fold for labelled clips.
-        nested_oof: (M, K, L, C), see :class:`CrossFitted`. Weights and calibration for fold k come from these.
+        nested_oof: (M, K, L, C), see :class:`CrossFitted`; to fit weights and calibration for fold k.
         present: (N,) bool, False for clips without any modality.
 
     Returns:
@@ -160,7 +160,7 @@ def _prior(
     asked: np.ndarray,
     should_stop: ShouldStop,
 ) -> dict:
-    """Which prior, where it comes from, and whether correcting for it is worth while."""
+    """The prior, its origin, and whether a correction for it is applied."""
     present = first.present
     rows, asked = np.flatnonzero(clips.labeled & present), asked & present
     truth, seed = clips.truth[clips.labeled], config.run.seed
@@ -214,13 +214,13 @@ def _prior(
 
 
 def _groups(config: Config, names: list[str]) -> np.ndarray:
-    """The group of each clip by ``folds.group``; a clip that it does not match is one by itself."""
+    """The group of each clip by ``folds.group``; a clip without a match is its own group."""
     if not config.folds.group:
         return np.array(names)
     found = {name: folds.group_of(name, config.folds.group) for name in names}
     if alone := [name for name, group in found.items() if group is None]:
         logger.warning(
-            "vote: folds.group finds no group in the names of %d clips, and each counts as one by itself: %s",
+            "vote: folds.group finds no group in the names of %d clips, and each counts as its own group: %s",
             len(alone),
             ", ".join(alone[:SHOWN]) + ", …" * (len(alone) > SHOWN),
         )
@@ -228,7 +228,7 @@ def _groups(config: Config, names: list[str]) -> np.ndarray:
 
 
 def _given(config: Config, labels: list[str]) -> np.ndarray:
-    """Shares that were told and not estimated."""
+    """A prior that the user gave or probed."""
     if config.vote.prior == "given":
         logger.warning("vote: the label prior is given by hand, vote.given: %s", config.vote.given)
         new = np.array([config.vote.given[label] for label in labels])
@@ -243,22 +243,22 @@ def _given(config: Config, labels: list[str]) -> np.ndarray:
     rest = [label for label in labels if label not in config.vote.scorer_feedback]
     if rest:
         logger.warning(
-            "vote: no probe of %s: its share is what is left, so nothing checks the others", rest[0]
+            "vote: no probe of %s: its share is the remainder, so nothing checks the others", rest[0]
         )
     return new
 
 
 def check_names(config: Config, clips: Clips, run: Run) -> None:
-    """Refuse clips of ``vote.names`` that could not be answered, before anything is trained.
+    """Refuse clips of ``vote.names`` that could not be predicted, before any training.
 
     Raises:
-        UserError: there is no such file, or which names are wrong and why.
+        UserError: there is no such file, or some names are wrong; lists them and why.
     """
     _asked(config, clips, run)
 
 
 def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
-    """The clips of ``answer.csv`` in its order, and those of them that are in quarantine whole."""
+    """The clips of ``answer.csv`` in its order, and those that are completely in quarantine."""
     unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
     if not config.vote.names:
         return unlabeled, set()
@@ -287,14 +287,14 @@ def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]
 
 
 def publish(run: Run) -> None:
-    """Put the answer of the vote in its place, unless it is there as it should be."""
+    """Copy the answer of the vote to ``answer.csv``, unless it is there unchanged."""
     answer = run.vote.answer.read_bytes()
     if not run.answer.exists() or run.answer.read_bytes() != answer:
         files.write_bytes(run.answer, answer)
 
 
 def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
-    """Say which clips are answered, which of them by the label shares alone, and which are not.
+    """Log which clips have an answer, which of them by the class prior alone, and which have none.
 
     Args:
         present: (N,) bool, False for clips without any modality.
@@ -313,7 +313,7 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
     for found, what in (
         (
             {name for name, there in unlabeled.items() if name in answered and not there},
-            "of these clips have no part that can be used and get the most frequent label",
+            "of these clips have no usable modality and get the most frequent label",
         ),
         (
             unlabeled.keys() - answered,
@@ -321,7 +321,7 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
         ),
         (
             {f"{name} ({why})" for name, why in unread.items()},
-            "entries of the corpus are left out whole and have no answer",
+            "entries of the corpus are left out completely and have no answer",
         ),
     ):
         if found:
@@ -335,7 +335,7 @@ def _write_answer(path: Path, made: Predictions, names: list[str], lost: set[str
     if lost:
         some = ", ".join([name for name in names if name in lost][:SHOWN])
         logger.warning(
-            "vote: %d clips of vote.names are in quarantine and are answered with the most "
+            "vote: %d clips of vote.names are in quarantine and get the most "
             "frequent label, %s; for example %s",
             len(lost),
             common,

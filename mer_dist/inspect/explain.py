@@ -1,6 +1,6 @@
-"""The way of one clip through a run folder: features, predictions, pseudo-labels, vote, answer.
+"""The path of one clip through a run: features, predictions, pseudo-labels, vote, answer.
 
-It reads what the stages left and runs nothing.
+It reads the files of the stages and runs nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ AGAIN = "delete its folder and run fuse"
 
 
 def explain(folder: Path, name: str) -> dict:
-    """Everything that a run folder tells of one clip, as plain values.
+    """Everything in a run folder about one clip, as plain values.
 
     Raises:
-        UserError: there are no predictions yet, or none of a clip of this name.
+        UserError: there are no predictions yet, or none for a clip of this name.
     """
     run = Run(folder)
     if not run.config.exists():
@@ -60,7 +60,7 @@ def explain(folder: Path, name: str) -> dict:
 
 
 def _told(path: Path, name: str) -> dict | None:
-    """What one prediction file says of the clip."""
+    """The clip's row in one prediction file."""
     with reading(path, AGAIN):
         table = parquet.read(path)
         rows, facts = table.filter(pc.field("name") == name).to_pylist(), table.schema.metadata
@@ -92,7 +92,7 @@ def _unknown(run: Run, paths: list[Path], name: str) -> str:
 def _label(config: Config, run: Run, name: str) -> str | None:
     try:
         return join.labels_of(config, run)[0].get(name)
-    except (UserError, OSError):  # the label file need not be where the run folder is read
+    except (UserError, OSError):  # the label file may be absent where the run is inspected
         return None
 
 
@@ -109,7 +109,7 @@ def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
 
 
 def _stored(folder: Path, name: str) -> tuple[str, str | None]:
-    """Modality of a stored set, and why it has no vector of the clip; None if it has one."""
+    """Modality of a stored set, and why it lacks an embedding of the clip; None if it has one."""
     reason = "not in this feature set"
     for path in FeatureFolder(folder).shards():
         with reading(path, "delete it and run extract"), safe_open(path, "numpy") as file:
@@ -121,7 +121,7 @@ def _stored(folder: Path, name: str) -> tuple[str, str | None]:
 
 
 def _rounds(run: Run, name: str) -> list[dict]:
-    """Per round of self-training: what became of the clip as a pseudo-label of each fold."""
+    """Per round of self-training: the clip's pseudo-label for each fold."""
     found = []
     for one in run.rounds():
         if one.pseudo_label_log.exists() and (rows := pseudo_label_log.of_clip(one.pseudo_label_log, name)):
@@ -140,12 +140,12 @@ def _vote(run: Run, fold: int) -> dict:
         weights = [vote.get("weights", {}), *vote.get("weights_of_folds", [])]
         figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
         if not all(type(figure) in (int, float) for figure in figures):
-            raise ValueError("its shares or weights are no numbers")
+            raise ValueError("its shares or weights are not numbers")
         labels = vote["labels"]
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ValueError("its labels are no words")
+            raise ValueError("its labels are not strings")
         if any(len(own) != len(labels) for own in shares) or len(weights) <= fold + 1:
-            raise ValueError("its shares or weights are not of these labels and folds")
+            raise ValueError("its shares or weights do not match these labels and folds")
         return vote
 
 
@@ -157,7 +157,7 @@ def _answer(run: Run, name: str) -> str | None:
 
 
 def text(explanation: dict) -> str:
-    """The same for a reader: plain text in aligned columns."""
+    """The same as plain text in aligned columns."""
     labels, parts = explanation["labels"], [_heading(explanation)]
     if explanation["features"]:
         rows = [
@@ -173,7 +173,7 @@ def text(explanation: dict) -> str:
         rows += [
             [one["title"], *_shares(one["probability"]), one["answer"]] for one in explanation["predictions"]
         ]
-        parts.append("what each model says\n" + _columns(rows))
+        parts.append("prediction of each model\n" + _columns(rows))
     parts += [_lent(one, labels) for one in explanation["rounds"]]
     vote_lines = [*_vote_lines(explanation), *_why_another(explanation)] if explanation["vote"] else []
     parts.append("\n".join([*vote_lines, _answer_text(explanation)]))
@@ -185,7 +185,7 @@ def _heading(explanation: dict) -> str:
         return f"{explanation['name']}: left out of fusion"
     if explanation["split"] == UNLABELED:
         return f"{explanation['name']}: unlabelled"
-    label = explanation["label"] or "a label that is not at hand"
+    label = explanation["label"] or "(label not available)"
     return f"{explanation['name']}: labelled {label}, fold {explanation['fold']}; every prediction is out of fold"
 
 
@@ -214,10 +214,10 @@ def _lent(one: dict, labels: list[str]) -> str:
 
 
 def _vote_lines(explanation: dict) -> list[str]:
-    """What of the vote concerns this clip: the prior is that of the unlabelled ones."""
+    """The lines about the vote for this clip; the prior is that of the unlabelled clips."""
     vote, parts = explanation["vote"], []
     if all(one["masked"] for one in explanation["features"]):
-        parts.append("no part of it can be used: it gets the label shares, whatever the members weigh")
+        parts.append("it has no usable modality: it gets the label shares, whatever the weights are")
     else:
         weights, whose = vote.get("weights", {}), "for unlabelled clips"
         if explanation["fold"] >= 0:
@@ -228,7 +228,7 @@ def _vote_lines(explanation: dict) -> list[str]:
         state = "applied" if vote.get("applied") else "not applied"
         parts.append(f"prior correction {state}: {vote.get('reason', '')}")
         if "answered_by" in vote:
-            parts.append(f"unlabelled clips are answered by {vote['answered_by']}")
+            parts.append(f"decision for unlabelled clips: {vote['answered_by']}")
         if "tried" in vote:
             shares = {"labelled clips": vote["labeled"], f"prior: {vote['origin']}": vote["tried"]}
             rows = [[name, *_shares(own)] for name, own in shares.items()]
@@ -245,8 +245,8 @@ def _why_another(explanation: dict) -> list[str]:
     return [
         (
             f"the most probable label is {most}, the answer {final['answer']}: where a correction is applied "
-            "answers are chosen together, to maximise the expected WAF of all, and a label that is rarer is "
-            "answered somewhat sooner"
+            "answers are chosen together, to maximise the expected WAF of all, and a rarer label is "
+            "chosen somewhat more often"
         )
     ]
 
@@ -254,7 +254,7 @@ def _why_another(explanation: dict) -> list[str]:
 def _answer_text(explanation: dict) -> str:
     voted = explanation.get("voted")
     if voted not in (None, explanation["answer"]):
-        now = explanation["answer"] or "none, its row is gone"
+        now = explanation["answer"] or "none, its row is missing"
         return f"answer: {now}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
     if not explanation["split"]:
         if explanation["answer"] is None:
@@ -269,7 +269,7 @@ def _answer_text(explanation: dict) -> str:
 
 
 def _columns(rows: list[list[str]]) -> str:
-    """Aligned, two blanks in front; columns that hold numbers to the right."""
+    """Aligned, indented by two spaces; columns of numbers are right-aligned."""
     numbers = {column for column, cell in enumerate(rows[-1]) if _number(cell)}
     return aligned(rows, right=numbers, indent="  ")
 

@@ -18,11 +18,11 @@ from mer_dist.storage import quarantine
 from mer_dist.storage.quarantine import SCHEMA, Kind
 from mer_dist.storage.run_folder import Run
 
-#: Names that stand beside a reason.
+#: Number of names beside a reason.
 SHOWN = 3
 FORMS = {
-    "rows": "every row, one a line",
-    "names": "the clips alone, one a line, each once",
+    "rows": "every row, one per line",
+    "names": "only the clip names, one per line, each once",
     "csv": "every row as CSV, for a table program or pandas",
     "json": "every row as JSON",
 }
@@ -39,10 +39,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def text(folder: Path, stage: str | None, lost: str | None, reason: str | None, form: str | None) -> str:
-    """The problems of a run that fit, as text of one of :data:`FORMS`; without one, reasons by count.
+    """The matching problems of a run, as text in one of :data:`FORMS`; None: reasons by count.
 
     Raises:
-        UserError: the folder holds no run, or its quarantine knows no such stage or loss.
+        UserError: the folder has no run, or its quarantine has no such stage or loss.
     """
     run = Run(folder)
     if not (run.config.exists() or run.quarantine.exists()):
@@ -52,7 +52,7 @@ def text(folder: Path, stage: str | None, lost: str | None, reason: str | None, 
         known = sorted({getattr(row, key) for row in rows})
         if wanted is not None and rows and wanted not in known:
             there = ", ".join(known)
-            raise UserError(f"--{key} {wanted}: nothing of that is in quarantine; there is: {there}")
+            raise UserError(f"--{key} {wanted}: not in quarantine; there is: {there}")
     if not rows and form is None:
         return "nothing is in quarantine"
     rows = [
@@ -70,7 +70,7 @@ def show(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is left in the buffer would raise once more at the end of the process.
+        # The rest of the buffer would raise once more at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -26,7 +26,7 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 SHOWN = 3
-#: Stands for the label of a clip that has no answer: no class, so it is wrong.
+#: The label index of a clip without an answer: no class, so it is wrong.
 NO_ANSWER = -1
 
 
@@ -34,16 +34,15 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     """Score every prediction file of a run, write ``scores.json`` and return its rows.
 
     A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the ``oof_clips`` labelled
-    clips, out of fold), with a truth file also ``waf`` and ``interval`` (on the ``clips`` that it names
-    and that are not labelled here; ``unanswered`` of them have no answer and count as wrong, as any
-    scorer counts them), all in [0, 1], and ``helped``: whether it beats the step before it (None if
-    there is no such step).
+    clips, out of fold), with a truth file also ``waf`` and ``interval`` (on its ``clips`` that are not
+    labelled here; ``unanswered`` of them have no answer and count as wrong, as in any scorer), all in
+    [0, 1], and ``helped``: whether it beats the step before it (None if there is no such step).
 
     Args:
-        truth_csv: ``name,discrete`` or ``name,label``; without it only out-of-fold figures.
+        truth_csv: ``name,discrete`` or ``name,label``; None: only out-of-fold values.
 
     Raises:
-        UserError: there is no run or no prediction, or the truth file does not fit them.
+        UserError: there is no run or no prediction, or the truth file does not match them.
     """
     run = Run(run_folder)
     if not run.config.exists():
@@ -83,29 +82,28 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
 
 
 def _check_fresh(config: Config, run: Run) -> None:
-    """Say what is stale: its figures are those of what was there when it was made.
+    """Log what is stale: its scores belong to its former inputs.
 
     Raises:
-        UserError: the labels are others than those that were learned, so that out-of-fold figures would be
-            of both.
+        UserError: the labels are not those used in training, so out-of-fold scores would mix both.
     """
     found = recipes.stale(config, run)
     if recipes.labels_changed(config, run, found):
         raise UserError(
             f"{config.fuse.labels or run.shards}: the labels, or how they are split into folds, are not those "
-            f"that the predictions of {run.folder} were learned from, and are not scored together; run fuse, "
-            "or put the labels back"
+            f"that the predictions of {run.folder} were learned from, and cannot be scored together; run fuse, "
+            "or restore the labels"
         )
     for one in found:
         logger.warning("%s", one)
     if how := predictions.edited(run):
-        logger.warning("%s is not what the vote answered, which is what is scored: %s", run.answer, how)
+        logger.warning("%s differs from the vote's answer, which is scored: %s", run.answer, how)
 
 
 def _tell_unused(
     path: Path | None, unused: Collection[str], truth: dict[str, str], labeled: dict[str, str]
 ) -> None:
-    """Say which rows of the truth are passed over: those of labelled clips, which are scored out of fold."""
+    """Log which rows of the truth are ignored: those of labelled clips, which are scored out of fold."""
     if not unused:
         return
     others = sorted(name for name in unused if labeled.get(name, truth[name]) != truth[name])
@@ -151,7 +149,7 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
 
 
 def _lost_labeled(run: Run) -> dict[str, str]:
-    """Labelled clips of which nothing could be stored: neither out of fold nor to be answered."""
+    """Labelled clips that could not be stored: they have no prediction and need no answer."""
     if not run.shards.exists():
         return {}
     splits = shard_index.unstored(run.shards) or {}
@@ -166,12 +164,12 @@ def _judge(
     key: str,
     pattern: str,
 ) -> dict:
-    """WAF, its interval and the number of clips: all of ``truth``, whether there is an answer or not.
+    """WAF, its interval and the number of clips, over all of ``truth``, with an answer or not.
 
     Args:
-        own: names of the predicted clips that ``truth`` is about.
-        more: answers to others.
-        pattern: ``folds.group``, whose groups the interval draws.
+        own: names of the predicted clips that ``truth`` covers.
+        more: answers of other clips.
+        pattern: ``folds.group``; the interval resamples its groups.
     """
     index: dict[str | None, int] = {label: row for row, label in enumerate(predicted.labels)}
     names = [name for name in own if name in truth]
@@ -203,10 +201,10 @@ def _judge(
 
 
 def _compare(run: Run, rows: list[dict]) -> None:
-    """Mark each step of the recipe that does not beat the one before it.
+    """Set ``helped`` of each step of the recipe: whether it beats the one before it.
 
     Fine-tuned features are compared with the frozen ones of the same extractor, AGT with the best
-    probe, that of all sets among them, a round with the round before it, the vote with the last round.
+    linear probe (including that of all sets), a round with the one before, the vote with the last.
     """
     of_probes = {*map(run.relative, run.linear_probes.all_predictions())}
     linear_probes = [row for row in rows if row["file"] in of_probes]
@@ -223,11 +221,11 @@ def _compare(run: Run, rows: list[dict]) -> None:
 
 
 def _frozen(file: str) -> str:
-    """The probe of the frozen features of the same extractor; empty for one that is not of fine-tuned ones."""
+    """The linear probe of the same extractor's frozen features; empty if ``file`` is not of tuned ones."""
     path = Path(file)
     try:
         own = FeatureSetId.parse(path.stem)
-    except UserError:  # That of all sets side by side, or a file that somebody put there.
+    except UserError:  # That of all sets side by side, or a foreign file.
         return ""
     return str(path.with_stem(own.name)) if own.is_tuned else ""
 
@@ -237,7 +235,7 @@ def _figure(row: dict) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as aligned text, in percent, each figure with its 95 % interval, and of how many clips."""
+    """The rows as aligned text, in percent, each with its 95 % interval, and the numbers of clips."""
     lines = [("", "out of fold", "unlabelled truth", "")]
     for row in rows:
         notes = [f"{row['unanswered']} without an answer"] if row.get("unanswered") else []

@@ -1,4 +1,4 @@
-"""Does a run add up: every input clip in every stage there is, or in quarantine with a reason."""
+"""Consistency of a run: every input clip is in every finished stage, or in quarantine with a reason."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SHOWN = 5
 
 
 def verify(run_folder: Path) -> list[str]:
-    """One line per finding; empty if everything adds up. Counts of each stage are logged.
+    """One line per finding; empty if the run is consistent. Counts of each stage are logged.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder has no run.
     """
     run = Run(run_folder)
     if not run.config.exists():
@@ -54,7 +54,7 @@ def verify(run_folder: Path) -> list[str]:
             state.findings.append(str(error))
     if strays := [run.relative(path) for path in run.strays()]:
         logger.warning(
-            "%d files or folders among those of the run are none of its own and are not read; if a program that "
+            "%d files or folders in the run folder do not belong to the run and are not read; if a program that "
             "synchronises folders left them as copies, delete them: %s%s",
             len(strays),
             ", ".join(strays[:SHOWN]),
@@ -68,8 +68,8 @@ class _State:
     run: Run
     config: Config
     findings: list[str] = field(default_factory=list)
-    #: Unlabelled clips as the corpus names them, whatever the stages made of them; with a label file,
-    #: that is the corpus.
+    #: Unlabelled clips of the corpus, whether or not a stage lost them; with a label file, that is the
+    #: corpus.
     unlabeled: set[str] = field(default_factory=set)
 
     @property
@@ -79,7 +79,7 @@ class _State:
 
     @cached_property
     def answered(self) -> bool:
-        """Whether anything was predicted, for which features must have been there."""
+        """Whether there are predictions, which need features."""
         return self.run.answer.exists() or bool(predictions.all_of(self.run))
 
     @cached_property
@@ -87,7 +87,7 @@ class _State:
         rows = shard_index.read(self.run.shards)
         self.find(
             [name for name, times in Counter(row.name for row in rows).items() if times > 1],
-            "stand twice in the index",
+            "occur twice in the index",
         )
         return {row.name: row for row in rows}
 
@@ -97,7 +97,7 @@ class _State:
 
     @cached_property
     def gone(self) -> set[str]:
-        """Clips of which nothing is used, with a reason."""
+        """Clips that are completely left out, with a reason."""
         return {row.name for row in self.problems if row.lost == "clip" and row.reason}
 
     @cached_property
@@ -112,7 +112,7 @@ class _State:
         return join.labels_of(self.config, self.run)[0]
 
     def find(self, names: Iterable[str], what: str) -> None:
-        """Note one finding about all ``names``, if there are any."""
+        """Add one finding about all ``names``, if there are any."""
         names = sorted(names)
         if names:
             more = ", …" if len(names) > SHOWN else ""
@@ -120,7 +120,7 @@ class _State:
 
 
 def _corpus(state: _State) -> None:
-    """Every clip that the corpus offers is in the shards as the corpus has it, or in quarantine."""
+    """Every clip of the corpus is in the shards, unchanged, or in quarantine."""
     clips, unlisted = corpus.clips(state.config.corpus)
     if not state.config.fuse.labels:
         state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
@@ -139,7 +139,7 @@ def _corpus(state: _State) -> None:
         "could not be listed and are not in quarantine; run shard",
     )
     for modality in Modality:
-        # A part that the corpus does not name is absent on purpose.
+        # A part that the corpus does not list is absent on purpose.
         state.find(
             [
                 name
@@ -170,7 +170,7 @@ def _counts(of: Iterable[str]) -> str:
 
 
 def _shards(state: _State) -> None:
-    """Every row of the index is in its tar, byte for byte, and says what the tar says."""
+    """Every row of the index is in its tar, byte for byte, and matches its content."""
     folder = state.run.shards
     if files.read_marker(folder) is None:
         state.findings.append(f"{folder}: the shards are not complete; run shard")
@@ -207,7 +207,7 @@ def _shards(state: _State) -> None:
             different.append(row.name)
     reader.close()
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
-    state.find(different, "are described otherwise in the index than in the tar")
+    state.find(different, "have another description in the index than in the tar")
     relabeled = [
         row.name for row in reader.rows if beside_tar.get(row.name) not in (None, (row.split, row.label))
     ]
@@ -234,40 +234,38 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
 
 
 def _adapters(state: _State) -> None:
-    """Every fine-tuned copy is the one that its place asks for, byte for byte."""
+    """Every adapter is the one that belongs in its folder, byte for byte."""
     labeled = {name for name, row in state.rows.items() if row.label is not None}
     if not state.run.adapters() or (adapters.crossed(state.config) and not labeled <= state.folds.keys()):
-        return  # That clips have no fold is told with the predictions.
+        return  # The check of predictions reports clips without a fold.
     planned = adapters.planned(state.config, state.folds)
     there = {adapter.name for adapter in planned if adapter.folder.exists()}
     for adapter in planned:
-        mark = files.read_marker(adapter.folder)
-        if mark is None and adapter.name in there:
-            state.findings.append(f"{adapter.folder}: this copy is missing or not whole; run finetune")
-        if mark is None:
+        marker = files.read_marker(adapter.folder)
+        if marker is None and adapter.name in there:
+            state.findings.append(f"{adapter.folder}: this adapter is missing or incomplete; run finetune")
+        if marker is None:
             continue
-        if mark.get("held_out_fold") != adapter.held_out_fold:
-            other = adapter_variant(mark.get("held_out_fold"))
+        if marker.get("held_out_fold") != adapter.held_out_fold:
+            other = adapter_variant(marker.get("held_out_fold"))
             state.findings.append(
-                f"{adapter.folder}: by its mark this is {other}, not {adapter.variant}; delete it "
+                f"{adapter.folder}: by its marker this is {other}, not {adapter.variant}; delete it "
                 "and run finetune and extract"
             )
-        elif Path(adapter.extractor.path).exists() and mark["fingerprint"] != adapter.fingerprint:
+        elif Path(adapter.extractor.path).exists() and marker["fingerprint"] != adapter.fingerprint:
             state.findings.append(
                 f"{adapter.folder}: trained with other settings, another model or other clips "
                 "than those of this run; run finetune and extract"
             )
         state.findings += [
             f"{adapter.folder}: {fault}; delete this folder and run finetune"
-            for fault in files.damaged(adapter.folder, mark.get("content", {}))
+            for fault in files.damaged(adapter.folder, marker.get("content", {}))
         ]
-    logger.info(
-        "adapters: %d of %d copies", sum(adapter.folder.exists() for adapter in planned), len(planned)
-    )
+    logger.info("adapters: %d of %d", sum(adapter.folder.exists() for adapter in planned), len(planned))
 
 
 def _features(state: _State) -> None:
-    """Every clip that a feature set is to serve has a row in it, or a reason why not."""
+    """Every clip that a feature set must contain has a row in it, or a reason why not."""
     folders = state.run.feature_sets()
     needed = _expected_sets(state.config) if folders or state.answered else set()
     if state.answered:
@@ -289,7 +287,7 @@ def _features(state: _State) -> None:
 
 
 def _imported_set(state: _State, folder: Path) -> None:
-    """Readable and whole; what it must hold, nobody but its maker knows."""
+    """Readable and complete; only its author knows which clips it must contain."""
     join.set_fingerprint(state.run, folder.name, state.config.folds.count)
     names = store.load(folder).names
     fused = state.labels.keys()
@@ -302,7 +300,7 @@ def _imported_set(state: _State, folder: Path) -> None:
 
 
 def _expected_sets(config: Config) -> set[FeatureSetId]:
-    """The feature sets that the configuration asks for."""
+    """The feature sets that the configuration needs."""
     names = set()
     for name, extractor in config.extractors.items():
         if extractor.finetune is None or config.extract.frozen:
@@ -336,8 +334,8 @@ def _feature_set(state: _State, folder: Path, description: dict) -> None:
         f"{what} have neither a row nor a reason; run extract",
     )
     state.find([name for name, times in names.items() if times > 1], f"{what} have several rows")
-    state.find(names.keys() & missing.keys(), f"{what} have a row although they are called missing")
-    state.find([name for name, why in missing.items() if not why], f"{what} miss without a reason")
+    state.find(names.keys() & missing.keys(), f"{what} have a row although they are listed as missing")
+    state.find([name for name, why in missing.items() if not why], f"{what} are missing without a reason")
     state.find((names.keys() | missing.keys()) - state.rows.keys(), f"{what} are not in the shards")
     without_modality = {name for name, row in state.rows.items() if modality in row.missing}
     state.find(names.keys() & without_modality, f"{what} have a row although they lack the {modality}")
@@ -351,7 +349,7 @@ def _feature_set(state: _State, folder: Path, description: dict) -> None:
 
 
 def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
-    """Names, reasons of the missing, modality, and a fault; frame vectors are not loaded."""
+    """Names, reasons of the missing, modality, and a fault; frame embeddings are not loaded."""
     from safetensors import safe_open
 
     try:
@@ -361,22 +359,22 @@ def _feature_file(path: Path) -> tuple[list[str], dict[str, str], str, str]:
             embeddings = file.get_tensor("utterance")
             fault = ""
             if len(embeddings) != len(names):
-                fault = f"{len(embeddings)} vectors for {len(names)} clips"
+                fault = f"{len(embeddings)} embeddings for {len(names)} clips"
             elif not np.isfinite(embeddings.astype(np.float32)).all():
-                fault = "it holds values that are no numbers"
+                fault = "it has values that are not finite"
             elif "frame" in file.keys():
                 offsets, frames = file.get_tensor("offsets"), file.get_slice("frame").get_shape()[0]
                 if [len(offsets), offsets[0], offsets[-1]] != [len(names) + 1, 0, frames]:
-                    fault = "its offsets do not fit its frames"
+                    fault = "its offsets do not match its frames"
                 elif (np.diff(offsets) < 1).any():
                     fault = "it has clips without frames"
             return names, missing, header["modality"], fault
-    except Exception as error:  # On damaged content the parser may raise anything at all.
+    except Exception as error:  # On damaged content the parser may raise anything.
         return [], {}, "", f"not readable ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _served(state: _State, own: FeatureSetId) -> set[str]:
-    """The clips that a set must serve: all, those of one fold, or the unlabelled ones."""
+    """The clips that a set must contain: all, those of one fold, or the unlabelled ones."""
     if own.held_out_fold is not None:
         if not state.folds:
             raise UserError(f"{state.run.folds}: no such file, but features {own} need it")
@@ -425,15 +423,15 @@ def _prediction_file(state: _State, what: str, found: predictions.Predictions) -
 
 
 def _stale(state: _State) -> None:
-    """Nothing that was fused is older than what it is made from."""
+    """No part of fusion is older than its inputs."""
     found = recipes.stale(state.config, state.run)
     state.findings += map(str, found)
     if not found and state.answered:
-        logger.info("linear probes, rounds and vote: made from the labels, features and settings of now")
+        logger.info("linear probes, rounds and vote: up to date with labels, features and settings")
 
 
 def _answer(state: _State) -> None:
-    """The answer names every unlabelled clip, or each of ``vote.names``, with a label of the set."""
+    """The answer has every unlabelled clip, or each of ``vote.names``, with a valid label."""
     from mer_dist.corpus import table
 
     if not state.run.answer.exists():
@@ -460,5 +458,5 @@ def _answer(state: _State) -> None:
     voted = state.run.vote.answer
     if voted.exists() and voted.read_bytes() != state.run.answer.read_bytes():
         how = predictions.edited(state.run) or "in its bytes"
-        state.findings.append(f"{state.run.answer}: not what the vote answered, {voted}: {how}; run fuse")
+        state.findings.append(f"{state.run.answer}: differs from the vote's answer, {voted}: {how}; run fuse")
     logger.info("answer: %d of %d unlabelled clips", len(asked & answers.rows.keys()), len(asked))

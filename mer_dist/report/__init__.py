@@ -1,1 +1,1 @@
-"""The page that shows a run, and its figures."""
+"""The HTML report of a run, and its figures."""

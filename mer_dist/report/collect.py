@@ -1,7 +1,7 @@
 """Read a run folder into plain values for the page.
 
 A run may have stopped anywhere, so every part may be absent: then it is None or empty. A file
-that is there and cannot be understood becomes a note on the page; it never stops the report.
+that exists and cannot be parsed becomes a note on the page; it never stops the report.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from mer_dist.storage.files import read_json, read_marker
 from mer_dist.storage.run_folder import AdapterFolder, RoundFolder, Run, ShardFolder
 
 Value = TypeVar("Value")
-#: What reading a file of the wrong content can raise; pyarrow's errors derive from these.
+#: Errors from reading a file with wrong content; pyarrow's errors derive from these.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError)
 
 
 class _Reader:
-    """Reads what is there and notes what cannot be understood."""
+    """Reads existing files and notes those that cannot be parsed."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -65,7 +65,7 @@ class _Reader:
             return None
 
     def each(self, paths: list[Path], how: Callable[[Path], Value]) -> list[Value]:
-        """What could be read of these, fold-10 after fold-9."""
+        """The readable ones of these, fold-10 after fold-9."""
         found = [self.read(path, how) for path in sorted(paths, key=lambda path: natural(str(path)))]
         return [value for value in found if value is not None]
 
@@ -136,9 +136,9 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
 
 
 def _statistics(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What the shards hold in counts, and, apart from it, every remark with the names of its clips."""
+    """Counts of the shards, and separately every remark with the names of its clips."""
     stats = dict(read_json(path))
-    # A run that was sharded before there were remarks has none.
+    # Shards of an earlier version have no remarks.
     found = stats.pop("remarks", {})
     return stats, {str(kind): [str(name) for name in remark["names"]] for kind, remark in found.items()}
 
@@ -156,7 +156,7 @@ def _rows_of_csv(path: Path) -> int:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None: JSON of a diverged training holds NaN."""
+    """A finite number, or None: JSON of a diverged training has NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -196,7 +196,7 @@ def _round(folder: Path) -> Round:
 
 
 def _lent(path: Path) -> int:
-    """Unlabelled clips that the models of at least one fold learned from."""
+    """Number of unlabelled clips that the models of at least one fold trained on."""
     rows = parquet.read(path, ["name", "selected"])
     return len(rows.filter(rows["selected"])["name"].unify_dictionaries().unique())
 
@@ -204,7 +204,7 @@ def _lent(path: Path) -> int:
 def _scores(
     reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str], pattern: str
 ) -> list[Score]:
-    """The saved scores if they are of these predictions, otherwise out-of-fold figures.
+    """The saved scores if they match these predictions, otherwise out-of-fold values.
 
     Args:
         pattern: ``folds.group``.
@@ -230,11 +230,11 @@ def _scores(
     now = {row.title: row.oof for row in rows}
     for row in saved:
         row.kind = kinds.get(row.title, "")
-        saw, sees = row.oof, now.get(row.title)
-        if saw is not None and sees is not None and abs(saw - sees) > 1e-4:
+        before, current = row.oof, now.get(row.title)
+        if before is not None and current is not None and abs(before - current) > 1e-4:
             reader.notes.append(
-                f"scores.json is of other predictions ({row.title}: {100 * saw:.2f}, now "
-                f"{100 * sees:.2f}) and is left out; run mer-dist score again"
+                f"scores.json is of other predictions ({row.title}: {100 * before:.2f}, now "
+                f"{100 * current:.2f}) and is left out; run mer-dist score again"
             )
             return rows
     return saved
@@ -266,7 +266,7 @@ def _saved_scores(path: Path) -> list[Score]:
 
 
 def _judged(table: Predictions, truth: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Label indices, true and answered, of the labelled clips whose truth is known."""
+    """True and predicted label indices of the labelled clips whose truth is known."""
     index = {label: row for row, label in enumerate(table.labels)}
     pairs = [
         (index[truth[name]], answer)
@@ -356,7 +356,7 @@ def _shares(values: list[float]) -> list[float]:
 
 
 def _timings(reader: _Reader) -> list[Timing]:
-    """One row for each marked folder, in the order of the stages: the work of all starts."""
+    """One row for each folder with a marker, in the order of the stages: the work of all starts."""
     run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
     spent = reader.read(run.timings("", 0).parent, lambda _: timings.by_part(run)) or {}
     folders_of = [

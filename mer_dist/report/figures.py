@@ -59,7 +59,7 @@ def _dot(
 
 
 def confusion(table: Confusion) -> Html:
-    """Rows are the truth; a cell is the share of its row, with the count below."""
+    """Rows are the truth; a cell shows its percentage of the row, with the count below."""
     return both_widths(lambda width: _confusion(table, min(width, 556)))
 
 
@@ -110,7 +110,7 @@ def _cell(x: float, y: float, side: float, hits: int, total: int) -> Html:
 
 
 def prior(data: Prior) -> Html:
-    """Shares of the labels: among the labelled, estimated, used, and as answered."""
+    """Label proportions: of labelled clips, estimated, used, and in the answers."""
     return both_widths(lambda width: _prior(data, width))
 
 
@@ -167,7 +167,7 @@ def _prior(data: Prior, width: int) -> Html:
 
 
 def adapter_curves(adapters: list[Adapter]) -> Html:
-    """Loss and the WAF that chose the epoch, of all copies of one extractor."""
+    """Loss, and the WAF that chose the epoch, of all adapters of one extractor."""
     loss, waf = [], []
     for adapter in adapters:
         colour = 1 if adapter.variant == "all" else 0
@@ -190,7 +190,7 @@ def adapter_curves(adapters: list[Adapter]) -> Html:
 
 
 def round_curves(rounds: list[Round]) -> Html:
-    """Training loss and WAF of the fusion model: every fold faint, the mean of a round strong."""
+    """Training loss and WAF of the fusion model: thin lines for folds, a thick one for their mean."""
     loss: list[Line] = []
     waf: list[Line] = []
     for entry in rounds:

@@ -1,7 +1,7 @@
 """HTML and SVG elements that escape by construction.
 
-Clip names, labels, transcripts and reasons come from outside. A string becomes markup only by
-being the result of :func:`tag`; every other string is escaped.
+Clip names, labels, transcripts and reasons come from outside. Only the result of :func:`tag` is
+markup; every other string is escaped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 _VOID = frozenset({"meta", "br", "col"})
-# What XML forbids, and lone surrogates, which UTF-8 cannot hold.
+# Characters that XML forbids, and lone surrogates, which UTF-8 cannot encode.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -29,7 +29,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """``<name attributes>children</name>``.
 
     Children that are None are left out, lists are flattened, strings are escaped. In attribute
-    names a closing ``_`` is dropped (``class_``) and others become ``-`` (``text_anchor``).
+    names a trailing ``_`` is dropped (``class_``) and others become ``-`` (``text_anchor``).
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_number(value)}"'
@@ -42,7 +42,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 
 
 def join(*children: Any) -> Html:
-    """Children one after the other, as :func:`tag` treats them."""
+    """Concatenated children, treated as by :func:`tag`."""
     parts = []
     for child in children:
         if isinstance(child, list | tuple):

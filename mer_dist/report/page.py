@@ -1,6 +1,6 @@
-"""report.html: one self-contained page that tells what a run did and how well.
+"""report.html: one self-contained page with the stages and results of a run.
 
-No script, nothing loaded from elsewhere: the page can be mailed, archived and opened anywhere.
+No script, no external resource: the page can be mailed, archived and opened anywhere.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def report(run_folder: Path) -> Path:
 
 
 def page(run_data: RunData) -> str:
-    """The whole page as text."""
+    """The complete page as text."""
     body = tag(
         "body",
         _header(run_data),
@@ -64,7 +64,7 @@ def page(run_data: RunData) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        # Whatever a clip is called, the page loads and runs nothing.
+        # Whatever the clip names contain, the page loads and runs nothing.
         tag(
             "meta",
             http_equiv="Content-Security-Policy",
@@ -91,14 +91,14 @@ def _header(run_data: RunData) -> Html:
 def _headline(run_data: RunData) -> Html:
     row = next((row for row in reversed(run_data.scores) if row.headline is not None), None)
     if row is None:
-        text = "No result yet: this run has not come to its first round of fusion."
+        text = "No result yet: this run has not reached its first round of fusion."
         return tag(
             "div", tag("strong", "–", id="headline", class_="none"), tag("span", text), class_="headline"
         )
     if row.test is None:
         where, edges, also = "out of fold on the labelled clips", row.oof_interval, None
     else:
-        where, edges = "on the unlabelled clips, against their truth", row.test_interval
+        where, edges = "on the unlabelled clips, against the truth", row.test_interval
         also = f" Out of fold: {percent(row.oof)}." if row.oof is not None else None
     bracket = f" (95 % interval {interval(edges)})" if edges else ""
     return tag(

@@ -1,7 +1,7 @@
-"""What every figure is made of: scales, ticks, text, and the frame of a line panel.
+"""Elements of all figures: scales, ticks, text, and the frame of a line panel.
 
-Figures are SVG written by hand: colours are variables of the page's style, so one drawing serves
-the light and the dark page, and text stays text, so the reader's own fonts show any label.
+Figures are handwritten SVG: colours are variables of the page's style, so one drawing works in
+light and dark mode, and text stays text, so the reader's own fonts show any label.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from mer_dist.report.markup import Html, join, tag
 
-#: Drawing widths in pixels of a desktop page and of a telephone.
+#: Drawing widths in pixels on a desktop and on a phone.
 WIDE, NARROW = 876, 350
 COLOURS = 6
 
@@ -34,7 +34,7 @@ class Scale:
 
 
 def span(values: list[float], room: float = 0.06) -> tuple[float, float]:
-    """The range of ``values`` with some room around it, never empty."""
+    """The range of ``values`` with some margin, never empty."""
     low, high = min(values), max(values)
     edge = (high - low) * room or abs(high) * room or 1.0
     return low - edge, high + edge
@@ -52,7 +52,7 @@ def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[
 
 
 def svg(width: float, height: float, *children: Any, label: str) -> Html:
-    """A drawing that shrinks with the page; ``label`` is read aloud in its place."""
+    """A drawing that shrinks with the page; screen readers read ``label`` instead."""
     return tag(
         "svg",
         tag("title", label),
@@ -65,7 +65,7 @@ def svg(width: float, height: float, *children: Any, label: str) -> Html:
 
 
 def both_widths(draw: Callable[[int], Html]) -> Html:
-    """The same figure drawn for a desktop and for a telephone; the style shows one."""
+    """The same figure drawn for a desktop and for a phone; the style shows one."""
     return join(tag("div", draw(WIDE), class_="wide"), tag("div", draw(NARROW), class_="narrow"))
 
 
@@ -83,7 +83,7 @@ def text(x: float, y: float, value: Any, class_: str = "", anchor: str = "start"
 def fitted(
     x: float, y: float, value: str, room: float, class_: str = "", anchor: str = "start", size: float = 13
 ) -> Html:
-    """Text cut to ``room`` pixels; what was cut off is shown when pointed at."""
+    """Text cut to ``room`` pixels; a tooltip shows the complete text."""
     kept, used = "", 0.0
     for character in value:
         used += size * (1.0 if unicodedata.east_asian_width(character) in "WF" else 0.54)

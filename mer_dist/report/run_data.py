@@ -1,4 +1,4 @@
-"""What the page shows, as plain values: :mod:`collect` fills them, figures and page draw them."""
+"""The content of the page as plain values: :mod:`collect` fills them, figures and page draw them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Corpus:
     counts: dict[str, Counter[str]]
     #: split -> modality -> clips without it.
     missing: dict[str, Counter[str]]
-    #: split -> clips of which nothing could be stored; the unlabelled ones count, since they are answered.
+    #: split -> clips that could not be stored; the unlabelled ones count, since they have answers.
     unstored: Counter[str]
     seconds: float
     shards: int
     #: Labelled clip -> label.
     truth: dict[str, str]
-    #: In the order of the configuration; what it does not name comes last.
+    #: In the order of the configuration; labels not in it come last.
     labels: list[str]
 
     def clips(self, split: str) -> int:
@@ -36,7 +36,7 @@ class Corpus:
 
 @dataclass(kw_only=True)
 class Adapter:
-    """The training history of one fine-tuned copy of an extractor, by epoch."""
+    """The training history of one adapter of an extractor, by epoch."""
 
     extractor: str
     variant: str
@@ -44,13 +44,13 @@ class Adapter:
     validation_loss: Curve
     validation_waf: Curve
     best_epoch: int | None
-    #: Whether validation is on clips that it was not trained on.
+    #: Whether validation uses clips that it was not trained on.
     held_out: bool = True
 
 
 @dataclass(kw_only=True)
 class Round:
-    """One round of self-training: a curve for each fold, and how many clips it was lent."""
+    """One round of self-training: a curve for each fold, and the number of pseudo-labels."""
 
     number: int
     train_loss: list[Curve]
@@ -126,7 +126,7 @@ class RunData:
     corpus: Corpus | None
     stats: Any
     problems: list[Problem]
-    #: What sharding tells of clips though nothing of them was lost -> their names.
+    #: Remark of sharding on clips that lost nothing -> their names.
     remarks: dict[str, list[str]]
     adapters: list[Adapter]
     rounds: list[Round]

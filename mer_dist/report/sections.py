@@ -1,4 +1,4 @@
-"""The sections of the page; each says so where its part of the run is not there."""
+"""The sections of the page; each has a note where its part of the run is absent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cell(value: Any, class_: str | None = None) -> Html:
 
 
 def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> Html:
-    """``numbers``: the columns that hold figures and are right-aligned."""
+    """``numbers``: the columns of numbers, which are right-aligned."""
     titles = [
         tag("th", title, class_="n" if column in numbers else None) for column, title in enumerate(head)
     ]
@@ -102,7 +102,7 @@ def duration(seconds: float | None) -> str:
 
 
 def gains(rows: list[Score]) -> list[Html | None]:
-    """What each step of the recipe adds: fusion over the best probe, then row by row."""
+    """The gain of each step of the recipe: fusion over the best linear probe, then row by row."""
     singles = [row.headline for row in rows if row.kind == "probe" and row.headline is not None]
     before, over = max(singles, default=None), "the best above"
     found: list[Html | None] = []
@@ -128,12 +128,12 @@ def gains(rows: list[Score]) -> list[Html | None]:
 def results(run_data: RunData) -> Html:
     caption = (
         "WAF: F1 of each class weighted by its share of the truth, in percent. Bars and ranges are "
-        "95 % bootstrap intervals over clips, or over the groups of folds.group where it is set. Out of fold: every labelled clip is judged by models "
-        "that never trained on it."
+        "95 % bootstrap intervals over clips, or over the groups of folds.group where it is set. Out of "
+        "fold: every labelled clip is predicted by models that never trained on it."
     )
     rows = run_data.scores
     if not rows:
-        reason = "There are no figures yet: no predictions with a known truth were found."
+        reason = "There are no scores yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
     last = rows[-1]
     counts = [
@@ -214,11 +214,11 @@ def corpus(run_data: RunData) -> Html:
     )
     if answered:
         caption += (
-            f" Of {plural(answered, 'unlabelled clip')} more nothing could be stored: the tables "
-            "count them, and they are answered with the most frequent label."
+            f" {plural(answered, 'more unlabelled clip')} could not be stored: the tables "
+            "count them, and they get the most frequent label."
         )
     if lost := data.unstored[LABELED]:
-        caption += f" Of {plural(lost, 'labelled clip')} nothing could be stored; the tables leave them out."
+        caption += f" {plural(lost, 'labelled clip')} could not be stored; the tables leave them out."
     return section(
         "corpus", "Corpus", caption, _label_table(data), _missing_table(data), _remark_table(run_data.remarks)
     )
@@ -332,7 +332,7 @@ def priors(run_data: RunData) -> Html:
     remarks = tag("p", " · ".join(data.remarks), class_="caption") if data.remarks else None
     legend = key((f"c{position}", name) for position, (name, _) in enumerate(data.series))
     drawing = tag("div", figures.prior(data), class_="figure")
-    explained = tag("details", tag("summary", "what the words mean"), terms)
+    explained = tag("details", tag("summary", "terms"), terms)
     return section("prior", "Label prior", caption, remarks, legend, drawing, explained)
 
 
@@ -350,9 +350,9 @@ def learning(run_data: RunData) -> Html:
         content.append(
             key(
                 [
-                    ("c0", "copies that never saw one fold"),
-                    ("c1", "copy trained on all labelled clips"),
-                    ("c5 dashed", f"{judged}; the dot is the epoch that was kept"),
+                    ("c0", "adapters that never saw one fold"),
+                    ("c1", "adapter trained on all labelled clips"),
+                    ("c5 dashed", f"{judged}; the dot is the selected epoch"),
                 ]
             )
         )
@@ -367,10 +367,11 @@ def learning(run_data: RunData) -> Html:
         names = [(f"c{entry.number % COLOURS}", f"round {entry.number}") for entry in rounds]
         content.append(key([*names, ("c5", "thin: single folds")]))
         content.append(figures.round_curves(rounds))
-    lent = [entry for entry in run_data.rounds if entry.pseudo_labeled is not None]
-    if lent:
+    labeled = [entry for entry in run_data.rounds if entry.pseudo_labeled is not None]
+    if labeled:
         rows = [
-            tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n")) for entry in lent
+            tag("tr", cell(f"round {entry.number}"), cell(f"{entry.pseudo_labeled:,}", "n"))
+            for entry in labeled
         ]
         content.append(table(["", "pseudo-labelled for at least one fold"], rows, numbers=range(1, 2)))
     return section("learning", "Learning curves", "", *content)
@@ -407,8 +408,7 @@ def times(run_data: RunData) -> Html:
         )
     )
     caption = (
-        "Each finished part of the run, over all starts: how long it was worked on, clips that went "
-        "through, and clips per second."
+        "Each finished part of the run, over all starts: working time, clips processed, and clips per second."
     )
     head = ["stage", "part", "time", "clips", "clips/s", ""]
     return section("times", "Times", caption, table(head, body, numbers=range(2, 5)))
@@ -421,7 +421,7 @@ def provenance(run_data: RunData) -> Html:
             versions.append(tag("tr", cell(package), cell(metadata.version(package))))
         except metadata.PackageNotFoundError:
             versions.append(tag("tr", cell(package), cell("not installed", "quiet")))
-    marks = [
+    markers = [
         tag("tr", cell(row.stage), cell(row.part, "name"), cell(row.made_at), cell(row.fingerprint))
         for row in run_data.timings
     ]
@@ -435,10 +435,10 @@ def provenance(run_data: RunData) -> Html:
         tag("details", tag("summary", "resolved configuration"), saved),
         tag(
             "details",
-            tag("summary", "what each part was made from"),
-            table(["stage", "part", "made at", "fingerprint"], marks),
+            tag("summary", "fingerprint of each part"),
+            table(["stage", "part", "made at", "fingerprint"], markers),
         )
-        if marks
+        if markers
         else None,
         tag("details", tag("summary", "shard statistics"), tag("pre", statistics)) if statistics else None,
         tag(

@@ -1,77 +1,77 @@
-"""What the words of the report mean, for readers who meet them there for the first time."""
+"""Definitions of the report's terms, for readers who are new to them."""
 
 from __future__ import annotations
 
-#: Of the label prior: (term, meaning).
+#: Terms of the label prior: (term, meaning).
 PRIOR_TERMS = (
     (
         "EM",
         (
             "the shares under which the model's probabilities for the unlabelled clips are most likely, "
-            "found by expectation-maximisation: guess the shares, correct each clip's probabilities by "
+            "by expectation-maximisation: guess the shares, correct each clip's probabilities with "
             "them, take the mean as the next guess."
         ),
     ),
     (
         "BBSE",
         (
-            "black-box shift estimation: on labelled clips it is known how much probability the model "
-            "gives each label when another one is true; the shares are those that, by this, explain "
-            "the mean probabilities of the unlabelled clips."
+            "black-box shift estimation: labelled clips show how much probability the model gives each "
+            "label when another one is true; the estimated shares explain, with these errors, the mean "
+            "probabilities of the unlabelled clips."
         ),
     ),
     (
         "tried",
         (
-            "the shares that a correction would assume: the mean of both estimates, drawn towards the "
-            "labelled clips' shares the less the estimates can be told from noise; or those that were "
-            "given by hand or probed."
+            "the shares that a correction would assume: the mean of both estimates, shrunk towards the "
+            "labelled clips' shares, the more so the noisier the estimates are; or those that the user "
+            "gave or probed."
         ),
     ),
     (
         "applied",
         (
-            "whether each unlabelled clip's probabilities were multiplied by tried share over "
-            "labelled share before it was answered. Four judges are asked in turn, and decided by names "
-            "the one that settled it: the floor, the two-sample test, the estimates, and the gate."
+            "whether each unlabelled clip's probabilities were multiplied by tried share over labelled "
+            "share before the decision. There are four checks in this order: floor, two-sample test, "
+            'estimates, gate; "decided by" is the one that decided.'
         ),
     ),
     (
         "floor",
         (
-            "with fewer than 100 labelled or unlabelled clips that tell something, no shares are "
-            "estimated; given or probed ones are left to the gate."
+            "with fewer than 100 labelled or unlabelled clips that have features, no shares are "
+            "estimated; only the gate checks given or probed ones."
         ),
     ),
     (
         "two-sample test",
         (
-            "if only the label shares differ, what the model says of the unlabelled clips is a mixture of "
-            "what it says of the labelled ones of each label. p is how likely at least so great a misfit "
-            "of the best mixture is by chance. Where p is below 0.1 more than the shares differs: no "
-            "estimate is applied, and given or probed shares are taken at their word."
+            "if only the label shares differ, the predictions of the unlabelled clips are a mixture of "
+            "those of the labelled clips of each label. p is the probability of at least this misfit of "
+            "the best mixture by chance. Where p is below 0.1 more than the shares differs: no estimate "
+            "is applied, and given or probed shares are trusted."
         ),
     ),
     (
         "estimates",
         (
-            "they are not applied where less than half of their distance from the labelled shares can be told "
-            "from noise; given or probed shares are not applied where EM and BBSE find other shares, under "
-            "which they would be expected to lower WAF."
+            "they are not applied where less than half of their distance from the labelled shares exceeds "
+            "noise; given or probed shares are not applied where EM and BBSE find other shares, under "
+            "which they are expected to lower WAF."
         ),
     ),
     (
         "gate",
         (
-            "a correction must be expected to raise WAF on labelled clips weighed to have the tried "
-            "shares, by more than the doubt about the shares and few clips leave open."
+            "a correction must be expected to raise WAF on labelled clips weighted to the tried shares, "
+            "by more than the uncertainty of the shares and of a few clips."
         ),
     ),
     (
         "answered by",
         (
-            "with a correction, answers are chosen together so that their expected WAF is greatest, and a "
-            "rare label is answered somewhat sooner; without one, each clip gets its most probable label, "
+            "with a correction, answers are chosen together to maximise their expected WAF, and a rare "
+            "label is chosen somewhat more often; without one, each clip gets its most probable label, "
             "and so does every labelled clip, which is never corrected."
         ),
     ),

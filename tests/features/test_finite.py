@@ -67,7 +67,7 @@ def test_frames_that_are_not_stored_need_not_fit():
             ["extractors.clip.precision is fp16", "bf16 or fp32"],
         ),
         ({"precision": "fp16"}, np.inf, ["extractors.clip.precision is fp16", "damaged: weight"]),
-        ({"precision": "bf16"}, np.nan, ["weights are no numbers: weight", "models/clip"]),
+        ({"precision": "bf16"}, np.nan, ["weights are not finite: weight", "models/clip"]),
         ({"precision": "bf16"}, 1.0, ["set extractors.clip.precision to fp32"]),
         ({"precision": "bf16", "quantize": "nf4"}, 1.0, ["clip.precision to fp32", "quantize to none"]),
         ({"precision": "bf16", "quantize": "int8"}, 1.0, ["int8 computes in half precision", "nf4 or none"]),

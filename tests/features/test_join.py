@@ -94,7 +94,7 @@ def test_a_copy_that_was_trained_on_the_clips_it_offers_is_refused(run):
     rows = own + stolen
     values = np.pad(leak[rows], ((0, 0), (0, WIDTH - 3)))
     write_copy(run, 0, [clips.names[row] for row in rows], values)
-    with pytest.raises(UserError, match=f"{clips.names[stolen[0]]}.*know their labels"):
+    with pytest.raises(UserError, match=f"{clips.names[stolen[0]]}.*leak their labels"):
         join.tuned(run, "clip", clips.fold_of)
 
 
@@ -115,7 +115,7 @@ def test_a_copy_that_says_it_left_out_another_fold_is_refused(run, facts):
 
 def test_other_folds_than_those_of_the_fine_tuning_are_refused(run):
     moved = {name: (row + 1) % FOLDS for row, name in enumerate(fold_of())}
-    with pytest.raises(UserError, match="know their labels"):
+    with pytest.raises(UserError, match="leak their labels"):
         join.tuned(run, "clip", moved)
 
 

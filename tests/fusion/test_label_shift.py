@@ -91,7 +91,7 @@ def test_estimates_that_are_mostly_noise_are_not_applied_and_say_nothing_against
     verdict = judged(known, oof, truth)
     assert verdict.gate.opens and verdict.applied == applied
     assert verdict.by == (correction.BY_GATE if applied else correction.BY_ESTIMATES)
-    assert applied or "49 % can be told from noise" in verdict.reason
+    assert applied or "49 % of the distance between" in verdict.reason
     assert judged(known, oof, truth, NEW).applied
 
 

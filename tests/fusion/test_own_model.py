@@ -178,7 +178,7 @@ def test_a_module_that_cannot_be_trained_is_refused_before_it_is():
     refused("empty", empty, "lacks set 1, audio, are not finite; the masks")
     shape = type("Shape", (Wrong,), {"answer": lambda _, x: x[:, :2]})
     refused("shape", shape, r"must return logits \(B, C\), here \(4, 3\), and returned shape \(4, 2\)")
-    refused("three", lambda sets, classes: 3, "makes a int, no nn.Module")
+    refused("three", lambda sets, classes: 3, "returns a int, no nn.Module")
 
 
 def test_what_is_registered_is_checked_and_a_wrong_name_is_told_those_there_are():
@@ -194,7 +194,7 @@ def test_what_is_registered_is_checked_and_a_wrong_name_is_told_those_there_are(
     for name in ("mixed", "agt"):
         with pytest.raises(UserError, match=f"the fusion model '{name}' is registered twice"):
             register(name)(type("Other", (Mixed,), {}))
-    with pytest.raises(UserError, match="asks for 'depth', which nothing gives it: name one of width, heads"):
+    with pytest.raises(UserError, match="requires the unknown option 'depth': use one of width, heads"):
         register("deep")(lambda sets, classes, *, depth: None)
     with pytest.raises(UserError, match="must take the shapes of the feature sets"):
         register("none")(lambda sets: None)

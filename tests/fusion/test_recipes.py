@@ -85,11 +85,11 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
         np.save(tmp_path / "npy" / f"{name}.npy", np.full(fusion_run.WIDTH, row + 1.0))
     import_sets(run, ["voice", str(tmp_path / "npy")], ["audio"])
     parts = ["linear_probes/voice", "linear_probes/@all", *ROUNDS, "vote"]
-    line = f"stale: {', '.join(parts)}; run fuse (linear_probes/voice: made from other features voice than those of this run)"
+    line = f"stale: {', '.join(parts)}; run fuse (linear_probes/voice: computed from other features voice than those of this run)"
     assert line in caplog.messages
     found = stale(folder)
     assert [*found] == parts
-    assert found["rounds/00"] == "stale, made from other features voice than those of this run"
+    assert found["rounds/00"] == "stale, computed from other features voice than those of this run"
     assert "linear probes or rounds" in found["vote"]
     assert [text.split(":")[0] for text in verify(run.folder)] == parts
     assert line in report(run.folder).read_text()
@@ -135,7 +135,7 @@ def test_a_clip_more_to_be_answered_makes_the_answer_stale_but_can_be_scored(fol
 def test_a_round_that_is_gone_although_it_voted_is_found(folder):
     shutil.rmtree(folder / "run" / "rounds" / "01")
     assert stale(folder) == {
-        "rounds/01": "missing or not whole, though there is an answer that is to be made from it"
+        "rounds/01": "missing or incomplete, though there is an answer that depends on it"
     }
     assert any("rounds/01: missing" in text for text in verify(folder / "run"))
     # A run that was stopped before its vote lacks it, too, and is not stale.

@@ -339,7 +339,7 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
     rows = pq.read_table(Run(config.run.folder).round(1).pseudo_label_log).to_pylist()
     assert {(row["selected"], row["threshold"]) for row in rows} == {(False, None)}
     assert {row["reason"] for row in rows} == {"no threshold is precise enough for its class"}
-    assert "no clip is sure enough" in caplog.text
+    assert "no clip is confident enough" in caplog.text
 
 
 @pytest.mark.slow

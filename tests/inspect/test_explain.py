@@ -123,7 +123,7 @@ def test_the_text_is_in_columns_under_the_names_of_the_emotions(run):
     for title, weight in told["vote"]["weights"].items():
         assert lines_with(shown, title, f"{weight:.3f}")
     assert lines_with(shown, "prior correction", told["vote"]["reason"])
-    assert lines_with(shown, f"unlabelled clips are answered by {told['vote']['answered_by']}")
+    assert lines_with(shown, f"decision for unlabelled clips: {told['vote']['answered_by']}")
     assert shown.splitlines()[-1] == f"answer: {told['answer']}"
     assert not any(line.endswith(" ") for line in shown.splitlines())
 
@@ -150,7 +150,7 @@ def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
         )
         run.answer.write_text(before.replace(f"{name},{voted}\n", ""))
         line = text(explain(run.folder, name)).splitlines()[-1]
-        assert line.startswith("answer: none, its row is gone;") and f"which answered {voted}" in line
+        assert line.startswith("answer: none, its row is missing;") and f"which answered {voted}" in line
     finally:
         run.answer.write_text(before)
     assert text(explain(run.folder, name)).splitlines()[-1] == f"answer: {voted}"
@@ -186,4 +186,4 @@ def test_a_run_is_explained_where_its_label_file_is_not(run):
     run.config.write_text(config.replace("labels.csv", "gone.csv"))
     told = explain(run.folder, NAMES[7])
     run.config.write_text(config)
-    assert told["label"] is None and "a label that is not at hand" in text(told)
+    assert told["label"] is None and "(label not available)" in text(told)

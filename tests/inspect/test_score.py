@@ -173,6 +173,7 @@ def test_an_answer_that_was_changed_after_the_vote_is_told_and_the_vote_is_score
     files.write_text(run.answer, "name,discrete\nclip_0090,angry\nclip_0099,angry\n")
     assert score(run.folder, path) == rows
     assert (
-        f"{run.answer} is not what the vote answered, which is what is scored: 1 rows say another label (clip_0090 "
-        "angry and not happy); 1 rows are gone (clip_0091); 1 rows were added (clip_0099)" in caplog.messages
+        f"{run.answer} differs from the vote's answer, which is scored: 1 rows have another label (clip_0090 "
+        "angry and not happy); 1 rows are missing (clip_0091); 1 rows were added (clip_0099)"
+        in caplog.messages
     )

@@ -174,7 +174,7 @@ def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothin
     tar = next(run.shards.glob("0*.tar"))
     shutil.copy(tar, tar.with_name(f"{tar.stem} (1).tar"))
     assert verify(run.folder) == []
-    assert "3 files or folders among those of the run are none of its own" in caplog.text
+    assert "3 files or folders in the run folder do not belong to the run" in caplog.text
     assert "rounds/00 2" in caplog.text
 
 
@@ -267,18 +267,18 @@ def test_faults_inside_feature_files_are_found(run):
     part = feature_set(["a002", "a004"], "text")
     part.utterance[1, 1] = np.nan
     write_features(run, "text@fold-1", part)
-    finding(run, "text@fold-1", "no numbers")
+    finding(run, "text@fold-1", "not finite")
     part = feature_set(["a002", "a004"], "text")
     part.offsets = np.array([0, 1, 2])
     write_features(run, "text@fold-1", part)
-    finding(run, "text@fold-1", "offsets do not fit")
+    finding(run, "text@fold-1", "offsets do not match")
     path = run.features("text@fold-1") / "00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     finding(run, "text@fold-1", "not readable")
     write_features(run, "text@fold-1", feature_set(["a002", "a004", "stranger"], "text"))
     finding(run, "text@fold-1", "not in the shards", "stranger")
     write_features(run, "text@fold-1", feature_set(["a002", "a004"], "text", missing=["a004"]))
-    finding(run, "text@fold-1", "called missing", "a004")
+    finding(run, "text@fold-1", "listed as missing", "a004")
     (run.features("text@fold-1") / "set.json").unlink()
     finding(run, "text@fold-1", "no feature set")
 
@@ -299,7 +299,7 @@ def test_an_imported_set_is_only_read(run):
     (run.features("other") / "00000.safetensors").write_bytes(b"nothing")
     finding(run, "other", "not readable")
     (run.features("other") / "00000.safetensors").unlink()
-    finding(run, "other", "features are gone")
+    finding(run, "other", "features are missing")
 
 
 @pytest.mark.slow
@@ -409,8 +409,8 @@ def test_weights_that_change_places_are_found_however_they_did(run):
     for here, there in ((first, aside), (second, first), (aside, second)):
         here.rename(there)
     assert [line.partition(";")[0] for line in verify(run.folder)] == [
-        f"{first}: by its mark this is fold-1, not fold-0",
-        f"{second}: by its mark this is fold-0, not fold-1",
+        f"{first}: by its marker this is fold-1, not fold-0",
+        f"{second}: by its marker this is fold-0, not fold-1",
     ]
 
 
@@ -420,7 +420,7 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     config = with_values(config, **{"run.folder": str(run.folder)})
     shutil.rmtree(run.adapter("text", "fold-0"))
     gone = run.adapter("text", "fold-0")
-    assert verify(run.folder) == [f"{gone}: this copy is missing or not whole; run finetune"]
+    assert verify(run.folder) == [f"{gone}: this adapter is missing or incomplete; run finetune"]
     write_adapters(run, config)
     assert verify(run.folder) == []
     # Another model lies in its place since: known only where there is one at all.
@@ -446,7 +446,7 @@ def test_an_answer_that_the_vote_did_not_give_is_found(run):
     files.write_text(run.vote.answer, ANSWER)
     assert verify(run.folder) == []
     files.write_text(run.answer, ANSWER.replace("sad", "happy"))
-    finding(run, "answer.csv: not what the vote answered")
+    finding(run, "answer.csv: differs from the vote's answer")
 
 
 @pytest.mark.slow

@@ -252,7 +252,7 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
     assert "Not everything in this run folder" not in text
     if when in ("before anything", "after the shards", "within fine-tuning"):
         assert re.search('<strong id="headline"[^>]*>–</strong>', page)
-        assert "No result yet" in text and "There are no figures yet" in text
+        assert "No result yet" in text and "There are no scores yet" in text
         assert "No round of fusion has been trained yet" in text
     if when == "before anything":
         assert "No stage has finished yet" in text and "There is no shard index" in text
@@ -344,7 +344,7 @@ def test_where_nothing_was_held_out_no_curve_is_called_validation(run):
 @pytest.mark.slow
 def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_answered(run):
     before = collect(run.folder).corpus
-    assert not before.unstored and "nothing could be stored" not in written(run)
+    assert not before.unstored and "could not be stored" not in written(run)
     shard_index.write_unstored(
         run.shards, {"gone_1": "unlabeled", "gone_2": "unlabeled", "gone_3": "labeled"}
     )
@@ -356,8 +356,8 @@ def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_ans
         for part in ("audio", "video", "text")
     )
     text = text_of(written(run))
-    assert "Of 2 unlabelled clips more nothing could be stored" in text
-    assert "Of 1 labelled clip nothing" in text
+    assert "2 more unlabelled clips could not be stored" in text
+    assert "1 labelled clip could not be stored" in text
 
 
 @pytest.mark.slow

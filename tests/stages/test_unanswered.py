@@ -103,7 +103,7 @@ def test_log_verify_and_page_tell_the_same_counts(made, caplog):
     assert verify(made / "run") == []
     assert "fuse: 30 labelled and 20 unlabelled clips" in caplog.text
     assert caplog.text.count("answer: 20 of 20 unlabelled clips") == 2
-    (line,) = [line for line in caplog.messages if "answer: 3 of these clips have no part" in line]
+    (line,) = [line for line in caplog.messages if "answer: 3 of these clips have no usable modality" in line]
     assert all(name in line for name in SILENT)
     (line,) = [line for line in caplog.messages if "answer: 1 entries of the corpus are left out" in line]
     assert f"{BROKEN} (clips.csv line 52: 7 fields" in line
@@ -192,6 +192,6 @@ def test_rows_of_a_label_file_that_cannot_be_used_are_named_again_at_the_end(tmp
     fuse(config)
     last = [record.getMessage() for record in caplog.records][-3:]
     assert last[0].startswith("answer: 11 of 11 unlabelled clips")
-    assert last[1].startswith("answer: 1 of these clips have no part") and "no_features" in last[1]
+    assert last[1].startswith("answer: 1 of these clips have no usable modality") and "no_features" in last[1]
     assert last[2].startswith("answer: 1 entries of the corpus")
     assert "odd (labels.csv line 43: 3 fields" in last[2]
