@@ -48,8 +48,8 @@ def feature_folder(folder: Path, set_name: str, level: str) -> Path:
 
 
 def is_array(path: Path) -> bool:
-    """Whether its name is that of a feature file, in capitals or not."""
-    return path.name.lower().endswith(".npy")
+    """Whether its name is that of a feature file, in capitals or not; ``._a.npy`` is what macOS leaves beside one."""
+    return path.name.lower().endswith(".npy") and not path.name.startswith("._")
 
 
 def read_feature(path: Path) -> np.ndarray:
@@ -88,7 +88,28 @@ def read_feature(path: Path) -> np.ndarray:
         raise ValueError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
     if not array.any():
         raise ValueError("all zeros: the baseline's mark of a clip without this modality")
+    if why := _misread(array):
+        raise ValueError(why)
     return array.astype(np.float32) if array.dtype.kind in "iu" else np.array(array)
+
+
+def _misread(array: np.ndarray) -> str:
+    """Why these numbers are not the values that were meant, or not as float32, in which fusion computes."""
+    if array.dtype == np.uint16:
+        # bfloat16 has the upper half of a float32's bits; numpy has no such type.
+        meant = (np.asarray(array, np.uint32) << 16).view(np.float32)
+        size = np.abs(meant[meant != 0])
+        signs = np.unique(np.signbit(meant))
+        if np.isfinite(size).all() and size.min() > 1e-9 and size.max() < 1e9 and len(signs) == 2:
+            return "uint16 values that look like the bits of bfloat16; save it as float32"
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore", under="ignore"):
+            single = array.astype(np.float32)
+        if not np.isfinite(single).all():
+            return "values too large for float32, in which fusion computes; rescale them"
+        if np.abs(single - array).max() > 1e-3 * array.std() > 0 or (array.any() and not single.any()):
+            return "values that float32, in which fusion computes, cannot tell apart; take their offset off or rescale"
+    return ""
 
 
 def _no_array(path: Path) -> str:

@@ -51,6 +51,39 @@ class Sequence:
         )
 
 
+@dataclass
+class Profile:
+    """Mean and spread over the sequences of a set, as long as all have one shape."""
+
+    count: int = 0
+    squares: float = 0.0
+    #: (T, D); None before the first, and where shapes differ.
+    total: np.ndarray | None = None
+    mixed: bool = False
+
+    def add(self, array: np.ndarray) -> None:
+        if self.mixed or (self.total is not None and self.total.shape != array.shape):
+            self.mixed, self.total = True, None
+            return
+        self.total = array.astype(np.float64) if self.total is None else self.total + array
+        self.squares += float(np.square(array, dtype=np.float64).mean())
+        self.count += 1
+
+    def doubt(self) -> str:
+        """Why these may be (D, T) instead of (T, D): rows differ from each other as dimensions do, the same way in
+        all clips, and columns hardly, as moments in time. Empty where that is not so."""
+        if self.total is None or min(self.total.shape) < 4 or self.count < 4:
+            return ""
+        mean = self.total / self.count
+        spread = self.squares / self.count - mean.mean() ** 2
+        if mean.mean(1).var() <= 0.3 * spread or mean.mean(0).var() >= 0.03 * spread:
+            return ""
+        return (
+            f"all arrays have the shape {mean.shape} and look like (D, T), not (T, D): rows differ as dimensions do, "
+            "and columns hardly; where that is so, turn each before it is saved: numpy.save(path, array.T)"
+        )
+
+
 def ends(found: Collection[Sequence]) -> tuple[bool, bool]:
     """Whether the sequences of a set are filled up in front, and behind."""
     front, behind = (sum(map(bool, own)) for own in _each(found, "first_rows", "last_rows"))

@@ -217,6 +217,19 @@ def check_labels(config: Config, labels: dict[str, str]) -> None:
         )
 
 
+def twins_of(run: Run) -> list[list[str]]:
+    """Names, group by group, of the clips of a run that are one recording, by their media or imported features.
+
+    Raises:
+        UserError: a file of them is not readable.
+    """
+    found = shard_index.twins(run.shards)
+    if run.twins.exists():
+        with reading(run.twins, "delete it and import the features again"):
+            found = [*found, *([str(name) for name in names] for names in read_json(run.twins))]
+    return found
+
+
 def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
     """The folds of a run whose labelled clips have these labels.
 
@@ -225,12 +238,12 @@ def of_run(config: Config, labels: dict[str, str]) -> dict[str, int]:
     """
     check_labels(config, labels)
     run = Run(config.run.folder)
-    return load_or_make(run.folds, labels, config.folds, shard_index.twins(run.shards))
+    return load_or_make(run.folds, labels, config.folds, twins_of(run))
 
 
 def saved_of_run(config: Config, run: Run, labels: dict[str, str]) -> dict[str, int] | None:
     """The same where they exist; None where they do not."""
-    return saved(run.folds, labels, config.folds, shard_index.twins(run.shards))
+    return saved(run.folds, labels, config.folds, twins_of(run))
 
 
 def read(path: Path) -> dict[str, int]:

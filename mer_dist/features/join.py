@@ -78,7 +78,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     without = sorted(set(config.corpus.labels) - set(labeled.values()))
     if without:
         logger.warning("no labelled clip is %s, so this is never predicted", " or ".join(without))
-    for line in folds.unseen(labeled, fold_of, config.folds.group, shard_index.twins(run.shards)):
+    for line in folds.unseen(labeled, fold_of, config.folds.group, folds.twins_of(run)):
         logger.warning("folds: %s", line)
     if not config.fuse.labels and shard_index.unstored(run.shards) is None:
         logger.warning(
@@ -257,6 +257,10 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     absent = len(known) - len(known.intersection(found.names)) + len(broken)
     if absent:
         logger.info("features %s: %d of %d clips have none", set_name, absent, len(known))
+    usable = np.isin(clips.names, [*(known.intersection(found.names) - broken)])
+    for kind, own in (("labelled", clips.labeled), ("unlabelled", ~clips.labeled)):
+        if own.any() and not usable[own].any():
+            logger.warning("features %s: none of the %d %s clips has any", set_name, own.sum(), kind)
     why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
     return found.only(known - broken) if broken else found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)

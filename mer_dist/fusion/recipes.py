@@ -252,7 +252,8 @@ class _Found:
                     self.config, last, [linear_probes[name] for name in voting(self.config, linear_probes)]
                 )
                 path = self.run.vote.folder
-                yield from self._compare(path, files.read_marker(path), recipe)
+                there = all(own.exists() for own in self.run.vote.files())
+                yield from self._compare(path, files.read_marker(path) if there else None, recipe)
 
     def _rounds(self, before: Recipe) -> Iterator[tuple[int, Recipe]]:
         """The rounds to expect, as far as known without running one."""

@@ -21,6 +21,7 @@ from mer_dist.corpus import mertools, padding
 from mer_dist.features import store as features
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
+from mer_dist.interop import duplicates
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
@@ -76,6 +77,7 @@ def import_sets(run: Run, source: list[str], modalities: list[str]) -> bool:
         if 2 * lost > count:
             good = False
             logger.warning("%s: most of its clips, %d of %d, cannot be used", set_name, lost, count)
+    duplicates.note(run)
     for line in recipes.stale_lines(run):
         logger.warning("%s", line)
     return good
@@ -259,6 +261,7 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
     """
     shapes, found = {}, _Survey()
     sequences: dict[str, padding.Sequence] = {}
+    profile = padding.Profile()
     for name, path in sources.items():
         unsafe = clip_names.unsafe(clip_names.clean(path.name if path.is_dir() else path.stem))
         faults: list[str] = []
@@ -271,6 +274,7 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
                 array = mertools.read_feature(path)
                 if array.ndim == 2 and 1 not in array.shape:
                     sequences[name] = padding.Sequence.of(array)
+                    profile.add(array)
             shapes[name] = array.shape
         except ValueError as error:
             found.bad[name] = str(error)
@@ -279,6 +283,8 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
     found.columns = _columns({name: shape for name, shape in shapes.items() if not sources[name].is_dir()})
     found.long = {name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1} - found.columns
     found.filled = _filled(folder, sequences)
+    if why := profile.doubt():
+        logger.warning("%s: %s", folder, why)
     widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
         return found

@@ -145,7 +145,8 @@ def _vote(
     run = Run(config.run.folder)
     voting = recipes.voting(config, linear_probes)
     recipe = recipes.vote(config, last, [linear_probes[name] for name in voting])
-    if files.read_marker(run.vote.folder, recipe.fingerprint):
+    complete = all(path.exists() for path in run.vote.files())
+    if complete and files.read_marker(run.vote.folder, recipe.fingerprint):
         logger.info("vote: already there")
     else:
         others: list[CrossFitted | CrossFittedRound] = [

@@ -6,6 +6,7 @@
       config.yaml               the resolved configuration
       quarantine.parquet        every clip or modality that could not be used, and why
       folds.json                labelled clip -> fold, for finetune and fuse alike
+      twins.json                clips whose imported features are those of another clip
       shards/                   {00000..}.tar, {00000..}.parquet, index.parquet, unstored.json,
                                 twins.json, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
@@ -259,6 +260,11 @@ class Run:
     @property
     def folds(self) -> Path:
         return self.folder / "folds.json"
+
+    @property
+    def twins(self) -> Path:
+        """Names, group by group, of clips that imported features show to be one recording."""
+        return self.folder / "twins.json"
 
     @property
     def shards(self) -> Path:

@@ -240,6 +240,12 @@ def test_files_whose_names_are_one_clip_are_refused_with_both(run, tmp_path):
     assert store.load(run.features("x")).names == ["caf\u00e9"]
 
 
+def test_what_macos_leaves_beside_a_file_is_no_clip(run, tmp_path):
+    folder = write(tmp_path / "in", a=np.ones(3), b=np.arange(3.0))
+    (folder / "._a.npy").write_bytes(b"\0\5\x16\7")
+    assert import_npy(run, "x", "audio", folder) == (0, 2)
+
+
 def test_files_that_are_not_taken_are_named_and_capitals_are_read(run, tmp_path, caplog):
     folder = write(tmp_path / "in", a=np.ones(3), b=np.ones(3))
     (folder / "b.npy").rename(folder / "b.NPY")
@@ -425,6 +431,62 @@ def test_contours_without_an_axis_for_their_one_value_are_refused_with_what_to_w
     wide = {f"c{row}": np.ones((2 + row % 3, 3 + row)) for row in range(5)}
     with pytest.raises(UserError, match="5 widths, .*: the last axis of each has to be the vector"):
         import_npy(run, "y", "audio", write(tmp_path / "wide", **wide))
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (
+            (np.linspace(-2, 3, 32, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16),
+            "bits of bfloat16",
+        ),
+        (1e8 + np.random.default_rng(0).normal(size=32), "cannot tell apart"),
+        (np.linspace(1e38, 9e38, 32), "too large for float32"),
+        (np.full(32, 1e-60), "cannot tell apart"),
+        (np.arange(32, dtype=np.uint16), ""),
+        (np.arange(40_000, 40_032, dtype=np.uint16), ""),
+        (np.append(np.random.default_rng(0).normal(size=31), 1.6e9), ""),
+        (np.linspace(1e-30, 1e30, 32), ""),
+    ],
+)
+def test_numbers_that_are_no_values_or_none_of_float32_cost_their_clip(run, tmp_path, array, why):
+    write(tmp_path / "in", a=array, good=np.arange(32.0))
+    assert import_npy(run, "x", "audio", tmp_path / "in") == (int(bool(why)), 2)
+    assert [why in row.reason for row in quarantine.read(run.quarantine)] == [True] * bool(why)
+
+
+def coefficients(count: int) -> dict[str, np.ndarray]:
+    """As librosa makes them, (D, T): the first is great and negative, and each has a level of its own."""
+    random, level = np.random.default_rng(0), np.array([-300, 120, 20, 40, 5, 10, -5, 3.0])
+    return {
+        f"c{row}": (level[:, None] + 0.1 * np.abs(level[:, None]) * random.normal(size=(8, 44))).astype(
+            np.float32
+        )
+        for row in range(count)
+    }
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_arrays_of_one_shape_whose_rows_differ_as_dimensions_do_are_doubted(run, tmp_path, capsys, turn):
+    arrays = {name: array.T if turn else array for name, array in coefficients(6).items()}
+    setup("import-features")
+    import_npy(run, "mfcc", "audio", write(tmp_path / "in", **arrays))
+    told = "look like (D, T), not (T, D)" in capsys.readouterr().err
+    assert told != turn and store.load(run.features("mfcc")).utterance.shape == (6, 8 if turn else 44)
+
+
+def test_tokens_of_a_picture_are_not_doubted(run, tmp_path, capsys):
+    """197 rows, of which the first is of another kind."""
+    random = np.random.default_rng(0)
+    level = random.normal(size=64)
+    arrays = {f"c{row}": level + random.normal(size=(197, 64)) for row in range(6)}
+    for array in arrays.values():
+        array[0] += 3
+    setup("import-features")
+    import_npy(
+        run, "vit", "video", write(tmp_path / "in", **{n: a.astype(np.float32) for n, a in arrays.items()})
+    )
+    assert "look like" not in capsys.readouterr().err
 
 
 def test_the_rows_of_a_set_are_known_whatever_their_reason_says(run, tmp_path):

@@ -21,7 +21,7 @@ from mer_dist.core.errors import REQUEUE, Stopped, UserError
 from mer_dist.core.records import Problem
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion import predictions
+from mer_dist.fusion import predictions, recipes
 from mer_dist.stages import fuse as stage
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files, quarantine, timings
@@ -93,6 +93,22 @@ def test_a_second_call_does_nothing_and_a_changed_set_only_what_follows_from_it(
     assert changed() == [made[0], *made[2:-1]], "the same vectors give the same answer"
     run.answer.unlink()
     assert changed() == made[5:]
+    run.vote.prior.unlink()
+    assert [one.part for one in recipes.stale(config, run)] == ["vote"]
+    assert made[4] in changed() and run.vote.prior.exists()
+
+
+def test_a_set_without_any_unlabelled_clip_is_told(tmp_path, caplog):
+    config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6)
+    run = Run(config.run.folder)
+    clips, _ = join.read_clips(config, run)
+    whole = store.load(run.features("voice"))
+    store.write_shard(run.features("voice") / "00000.safetensors", whole.only(set(clips.fold_of)), "2")
+    join.read_set(run, "voice", clips)
+    assert "features voice: none of the 6 unlabelled clips has any" in caplog.text
+    caplog.clear()
+    join.read_set(run, "face", clips)
+    assert "has any" not in caplog.text
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ WHERE = {
     "shards/unstored.json": SHARDS.unstored,
     "shards/twins.json": SHARDS.twins,
     "shards/stats.json": SHARDS.stats,
+    "twins.json": RUN.twins,
     "shards/00007.tar": SHARDS.tar(7),
     "shards/00007.parquet": SHARDS.record(7),
     "adapters/clip/fold-0/history.json": AdapterFolder(RUN.adapter("clip", "fold-0")).history,
