@@ -315,7 +315,7 @@ class FuseConfig:
     RENAMED: ClassVar = {"guide": "query_modality", "context": "cross_attention", "shortcut": "linear_skip"}
     labels: str = ""
     """CSV ``name,label[,split]`` or ``name,discrete``, or the baseline's ``label-6way.npz``, whose
-    ``train_corpus`` is labelled; to use instead of the shards' manifest (imported features)."""
+    ``train_corpus`` is labelled; to use instead of the shard index (imported features)."""
     sets: list[str] = field(default_factory=list)
     """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
     level: str = "utterance"

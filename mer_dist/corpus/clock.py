@@ -77,13 +77,9 @@ class Clock:
 
     def time(self, frame: av.VideoFrame) -> float:
         """Seconds at which the next frame is shown."""
-        own, sent = (
-            None if size_and_mtime is None else float(size_and_mtime * self.base)
-            for size_and_mtime in (frame.pts, frame.dts)
-        )
+        own, sent = (None if ticks is None else float(ticks * self.base) for ticks in (frame.pts, frame.dts))
         self.trusted = self.trusted and (own is None or own + self.shift >= self.last)
-        stated = own if self.trusted and own is not None else sent
-        stated = stated if self.stamped else None
+        stated = (own if self.trusted and own is not None else sent) if self.stamped else None
         after = max(self.start, self.last + self.step)
         if stated is None:
             self.last = after

@@ -103,6 +103,9 @@ def turned(found: Collection[Sequence]) -> str:
         return ""
     if 2 * max(widths.values()) <= len(found):
         return f"all have {max(heights)} rows, and {min(widths)} to {max(widths)} columns"
+    # A second of sound more or less: most have one width by chance, and the others nearly that.
+    if len(found) - max(widths.values()) >= max(2, MANY * len(found)) and min(widths) > 0.8 * max(widths):
+        return f"all have {max(heights)} rows, and {min(widths)} to {max(widths)} columns"
     for side, edge in (("end", "last"), ("begin", "first")):
         columns, rows = _each(found, f"{edge}_columns", f"{edge}_rows")
         many = 2 * sum(map(bool, columns)) >= len(found)

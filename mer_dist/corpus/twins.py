@@ -20,23 +20,36 @@ DIFFERENT = (
     "in one fold"
 )
 SHOWN = 3
+#: Clips with one sound beyond which it is no recording of theirs, as a silence that stands for none.
+MOST = 8
 
 
 def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
-    """The names of clips that name the same video and sound, sorted, each group of two or more.
+    """The names of clips with the same sound, sorted, each group of two or more: the same files, or two cameras
+    on one speaker.
 
-    Clips that share a picture and have sounds of their own are none, as where a portrait stands for it.
+    Clips that share a picture and have sounds of their own are none, as where a portrait stands for it. A sound
+    that more than :data:`MOST` clips share is a placeholder; of these the clips with the same video are meant.
 
     Args:
         copies: files of equal content count as the same, too; without it those that are one on the disk.
     """
     known = _identities({path for clip in clips for path in (clip.video, clip.audio) if path}, copies)
-    groups: dict[Hashable, list[str]] = {}
+    sounds: dict[Hashable, list[Clip]] = {}
     for clip in clips:
-        own = list(dict.fromkeys(known.get(path) for path in (clip.video, clip.audio) if path))
+        own = [known.get(path) for path in (clip.video, clip.audio) if path]
         if own and None not in own:
-            groups.setdefault(tuple(own), []).append(clip.name)
-    return sorted(sorted(names) for names in groups.values() if len(names) > 1)
+            sounds.setdefault(own[-1], []).append(clip)
+    groups: list[list[Clip]] = []
+    for same in sounds.values():
+        if len(same) <= MOST:
+            groups.append(same)
+            continue
+        pictures: dict[Hashable, list[Clip]] = {}
+        for clip in same:
+            pictures.setdefault(known.get(clip.video) if clip.video else None, []).append(clip)
+        groups += pictures.values()
+    return sorted(sorted(clip.name for clip in own) for own in groups if len(own) > 1)
 
 
 def _identities(paths: set[Path], copies: bool) -> dict[Path, Hashable]:

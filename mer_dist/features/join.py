@@ -16,6 +16,7 @@ from mer_dist.corpus import cells, mertools, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.crossfit import folds
 from mer_dist.features import store
+from mer_dist.features.moments import moments
 from mer_dist.features.store import FeatureSet
 from mer_dist.shards import shard_index
 from mer_dist.storage import files
@@ -312,9 +313,8 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
             embeddings = own.utterance.astype(np.float64)
-            std = embeddings.std(0)
-            scale = np.where(std > 1e-6, std, 1)
-            part = part.mapped(embeddings.mean(0).astype(np.float32), scale.astype(np.float32))
+            mean, std = moments(embeddings)
+            part = part.mapped(mean.astype(np.float32), std.astype(np.float32))
         joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
     return store.join(joined)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mer_dist.features.moments import NEAR, PLAIN
 from mer_dist.fusion.registered import FeatureShape
 
 #: Numbers that fit into a processor's cache.
@@ -80,6 +81,13 @@ def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -
     mean = sum((torch.where(own, x, 0).sum(0) for x, _, own in blocks), zero).div(total).to(x_ND.dtype)
     squares = sum((torch.where(own, x - mean, 0).square().sum(0) for x, _, own in blocks), zero)
     std = squares.div(max(total - 1, 1)).sqrt().to(x_ND.dtype)
-    scale = 1 / torch.where(std > 1e-6, std, 1)
+    odd = ~((std > PLAIN) & (std > NEAR * mean.abs()) & std.isfinite())
+    if odd.any():
+        some = x_ND[counted][:, odd].double()
+        center = some.sum(0) / total
+        own = (some - center).square().sum(0).div(max(total - 1, 1)).sqrt()
+        mean[odd] = center.to(mean.dtype)
+        std[odd] = torch.where(own > PLAIN * center.abs(), own, 1).to(std.dtype)
+    scale = 1 / std
     for x, there, _ in blocks:
         x.sub_(mean).mul_(scale).clamp_(-limit, limit).masked_fill_(~there, 0)

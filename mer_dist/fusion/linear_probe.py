@@ -15,6 +15,7 @@ import numpy as np
 from mer_dist.core.errors import UserError
 from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features.join import Clips
+from mer_dist.features.moments import moments
 from mer_dist.fusion import label_shift, nested
 from mer_dist.fusion.cross_fitted import CrossFitted
 from mer_dist.fusion.predictions import Predictions
@@ -41,9 +42,9 @@ class Standardized:
         means, stds = [], []
         for of_set, own in zip(values, valid, strict=True):
             present = of_set if own.all() else of_set[own]
-            std = present.std(0)
-            means.append(present.mean(0))
-            stds.append(np.where(std > 1e-6, std, 1).astype(np.float32))
+            mean, std = moments(present)
+            means.append(mean)
+            stds.append(std.astype(np.float32))
         return cls(values, valid, means, stds)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:

@@ -46,12 +46,23 @@ def note(run: Run) -> list[list[str]]:
         )
     else:
         run.twins.unlink(missing_ok=True)
-    for names in same.values():
+    _doubt(of_clip)
+    return groups
+
+
+def _doubt(of_clip: dict[str, list[str]]) -> None:
+    """Report embeddings that many clips share."""
+    sharing: dict[str, list[str]] = {}
+    for name, embeddings in of_clip.items():
+        for embedding in embeddings:
+            sharing.setdefault(embedding, []).append(name)
+    for embedding, names in sharing.items():
         if len(names) > MOST:
             logger.warning(
-                "%d clips, as %s, have one and the same embedding in every set of sound and video; is it what the "
-                "encoder gives for silence?",
+                "features %s: %d clips, as %s, have one and the same embedding: what the encoder gives for silence or "
+                "a black picture, or a number that stands for a missing value? Leave those clips out of its folder, "
+                "and they are masked",
+                embedding.partition(" ")[0],
                 len(names),
                 ", ".join(sorted(names)[:3]),
             )
-    return groups

@@ -121,7 +121,7 @@ class RealStepsNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` (R, channels, steps): each channel of each row to mean 0 and deviation 1."""
-        assert self.samples is not None, "vectors() tells them before each pass"
+        assert self.samples is not None, "embed() sets them before each pass"
         steps = (self.samples - self.kernel) // self.stride + 1
         real = torch.arange(x.shape[2], device=x.device) < steps[:, None, None]
         wide = x.float()

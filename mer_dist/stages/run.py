@@ -44,7 +44,7 @@ def run(config: Config, path: str, overrides: list[str], should_stop: ShouldStop
     Returns:
         The exit code: 3 if anything is in quarantine, the first stage's code if one ends early.
     """
-    folder = Run(config.run.folder)
+    run_folder = Run(config.run.folder)
     _check(config)
     for stage in ORDER:
         boundary(should_stop, f"before {stage}")
@@ -55,12 +55,12 @@ def run(config: Config, path: str, overrides: list[str], should_stop: ShouldStop
         if code == REQUEUE:
             raise Stopped(f"{stage} was asked to; the next run goes on from there")
         if code not in (DONE, QUARANTINED):
-            logger.error("%s ended with code %d; see %s", stage, code, folder.log(stage, 0).parent)
+            logger.error("%s ended with code %d; see %s", stage, code, run_folder.log(stage, 0).parent)
             return code
     from mer_dist.report.page import report
 
-    logger.info("report: %s", report(folder.folder))
-    return QUARANTINED if quarantine.read(folder.quarantine) else DONE
+    logger.info("report: %s", report(run_folder.folder))
+    return QUARANTINED if quarantine.read(run_folder.quarantine) else DONE
 
 
 def _check(config: Config) -> None:
@@ -88,26 +88,26 @@ def _needs_launch(stage: str, config: Config) -> bool:
 
 def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
     """Run ``stage`` in this process; it leaves its code as if it had been started by itself."""
-    folder = Run(config.run.folder)
-    folder.status(stage).unlink(missing_ok=True)
+    run_folder = Run(config.run.folder)
+    run_folder.status(stage).unlink(missing_ok=True)
     # Fusion always follows here, and what it needs of the corpus is looked at before the first clip.
     more = {"fused": True} if stage == "shard" else {}
     try:
         getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, should_stop=should_stop, **more)
     except Exception as error:
-        stage_status.note(folder.status(stage), code_of(error))
+        stage_status.note(run_folder.status(stage), code_of(error))
         raise
-    lost = quarantine.tell(folder.quarantine, stage)
-    stage_status.note(folder.status(stage), QUARANTINED if lost else DONE)
+    lost = quarantine.tell(run_folder.quarantine, stage)
+    stage_status.note(run_folder.status(stage), QUARANTINED if lost else DONE)
     return DONE
 
 
 def _launch(stage: str, config: Config, path: str, overrides: list[str], should_stop: ShouldStop) -> int:
     """Start ``stage`` with the configured number of processes and read the code they leave."""
-    folder = Run(config.run.folder)
-    status = folder.status(stage)
+    run_folder = Run(config.run.folder)
+    status = run_folder.status(stage)
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "mer_dist.processes.launcher", str(folder.log("run", 0))]
+    command = [sys.executable, "-m", "mer_dist.processes.launcher", str(run_folder.log("run", 0))]
     command += ["--config_file", _launch_file(stage, config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)

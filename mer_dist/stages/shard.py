@@ -1,9 +1,9 @@
 """Raw clips become shards: list, decode in worker processes, write tars one after the other.
 
 Clips are cut into shards in the order of split and name, so a corpus that is sharded from nothing
-always gives the same bytes, kills or not. A shard whose clips are all as they were is never cut anew,
-whatever their labels and splits are now, which stand in the index alone: clips that are added fill new shards after it, and a shard that lost or changed a clip is cut from what
-is left of it. So a corpus that grew has other shards than the same corpus sharded at once; the same
+always gives the same bytes, kills or not. A shard whose clips are all unchanged is never cut anew, whatever
+their labels and splits are now, which are in the index alone. Clips that are added or changed fill new shards
+after it, and a shard that lost clips is copied without them. So a corpus that grew has other shards than the same corpus sharded at once; the same
 clips are in both. What follows holds for it, too: the same kept shards and the same corpus give the
 same bytes.
 """

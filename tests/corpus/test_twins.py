@@ -83,4 +83,29 @@ def test_a_picture_that_stands_for_many_and_empty_files_are_no_twins(tmp_path):
     ]
     assert twins.find(clips) == [["a", "c"]] and twins.find(clips, copies=False) == []
     clips += [clip("h", "1.wav", "1.wav"), clip("i", None, "3.wav")]
-    assert twins.find(clips) == [["a", "c"], ["h", "i"]]
+    assert twins.find(clips) == [["a", "c", "h", "i"]], "their sound is one"
+
+
+def test_two_cameras_on_one_speaker_are_one_recording_and_a_sound_that_stands_for_none_is_not(tmp_path):
+    for name in ("mic0.wav", "mic1.wav", "silence.wav", *(f"{number}.mp4" for number in range(20))):
+        (tmp_path / name).write_bytes(name.encode())
+
+    def clip(name, video, audio):
+        return Clip(
+            name=name,
+            video=tmp_path / video,
+            audio=tmp_path / audio,
+            transcript=None,
+            label=None,
+            split="unlabeled",
+        )
+
+    views = [
+        clip("left", "0.mp4", "mic0.wav"),
+        clip("right", "1.mp4", "mic0.wav"),
+        clip("other", "2.mp4", "mic1.wav"),
+    ]
+    mute = [clip(f"m{number}", f"{number}.mp4", "silence.wav") for number in range(4, 20)]
+    assert twins.find([*views, *mute]) == [["left", "right"]]
+    mute.append(clip("again", "4.mp4", "silence.wav"))
+    assert twins.find([*views, *mute]) == [["again", "m4"], ["left", "right"]]

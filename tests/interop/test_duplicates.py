@@ -78,5 +78,7 @@ def test_what_an_encoder_gives_for_silence_is_told_and_joins_nobody(job, capsys)
     for number in range(12):
         np.save(job / "a-in" / f"r{number:02}.npy", np.ones(8, np.float32))
     take(job, "a", "audio")
-    assert "12 clips, as r00, r01, r02, have one and the same embedding" in capsys.readouterr().err
+    assert (
+        "features a: 12 clips, as r00, r01, r02, have one and the same embedding" in capsys.readouterr().err
+    )
     assert len(json.loads(Run(job / "run").twins.read_text())) == 8
