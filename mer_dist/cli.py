@@ -131,11 +131,11 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("set", help="name of the feature set")
     given.add_argument("folder", type=Path)
     given.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
-    model = command("export", "a fine-tuned copy as a model folder, LoRA merged", export_model)
+    model = command("export", "a fine-tuned encoder as a model folder, LoRA merged", export_model)
     model.add_argument("run", type=Path, help="run folder")
-    model.add_argument("copy", help="as baichuan@all or clip@fold-0")
+    model.add_argument("adapter_name", metavar="ADAPTER", help="as baichuan@all or clip@fold-0")
     model.add_argument("folder", type=Path, help="a new folder")
-    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished copy")
+    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished adapter")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
     model.add_argument(
         "--precision",
@@ -240,7 +240,7 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
     if here.rank == 0:
         stage_status.forget(run.status(parsed.command), _STARTED)
     if here.rank == 0 and parsed.command == "finetune":
-        # The others do it once they know that they can work; an export reads it while a copy is trained.
+        # The others do it once they know that they can work; an export reads it while an adapter is trained.
         save(config, run.config)
     if parsed.command == "run":
         from mer_dist.stages.run import run as act
@@ -437,7 +437,7 @@ def import_features(parsed: argparse.Namespace) -> int:
 def export_model(parsed: argparse.Namespace) -> int:
     from mer_dist.interop.export_model import export
 
-    export(Run(parsed.run), parsed.copy, parsed.folder, parsed.step, parsed.adapter, parsed.precision)
+    export(Run(parsed.run), parsed.adapter_name, parsed.folder, parsed.step, parsed.adapter, parsed.precision)
     return DONE
 
 

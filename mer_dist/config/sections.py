@@ -78,7 +78,7 @@ class RunConfig:
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay while a copy is trained; all go when it is complete. One that a disk has
+    """Newest checkpoints that stay while an adapter is trained; all go when it is complete. One that a disk has
     damaged costs the steps since the one before; with 1 there is none before."""
     timeout_minutes: float = 30.0
     """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
@@ -223,7 +223,7 @@ class FinetuneConfig:
     validation: float = 0.1
     """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
     cross_fit: bool = True
-    """``false``: one copy trained on every labelled clip and none per fold, for a corpus whose
+    """``false``: one adapter trained on every labelled clip and none per fold, for a corpus whose
     unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
     precision: str = "bf16"
     """``bf16`` or ``fp32``."""
@@ -303,7 +303,7 @@ class ExtractConfig:
     frozen: bool = True
     """Also keep the frozen features of extractors that are fine-tuned, for comparison."""
     anchors: int = 128
-    """Unlabelled clips seen by every fine-tuned copy of an extractor, to align their spaces."""
+    """Unlabelled clips seen by every adapter of an extractor, to align their spaces."""
 
     def __post_init__(self):
         one_of("extract", "storage", self.storage, ("fp32", "fp16"))

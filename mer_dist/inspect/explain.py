@@ -39,7 +39,7 @@ def explain(folder: Path, name: str) -> dict:
     config = configuration.of_run(run)
     paths = predictions.all_of(run)
     lost = [row for row in quarantine.read(run.quarantine) if row.name == name]
-    rows = [row for path in paths if (row := _told(path, name))]
+    rows = [row for path in paths if (row := _prediction(path, name))]
     if not rows and not lost:
         raise UserError(_unknown(run, paths, name))
     first: dict = rows[0] if rows else {"split": "", "fold": -1}
@@ -59,7 +59,7 @@ def explain(folder: Path, name: str) -> dict:
     }
 
 
-def _told(path: Path, name: str) -> dict | None:
+def _prediction(path: Path, name: str) -> dict | None:
     """The clip's row in one prediction file."""
     with reading(path, AGAIN):
         table = parquet.read(path)

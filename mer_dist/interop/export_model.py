@@ -1,4 +1,4 @@
-"""A fine-tuned copy as a model folder of its own, in the Hugging Face layout."""
+"""A fine-tuned encoder as a model folder of its own, in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def export(
     adapter_only: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Write the copy ``<extractor>@<part>`` of a run to ``folder``.
+    """Write the adapter ``<extractor>@<variant>`` of a run to ``folder``.
 
-    The finished copy is taken, or, if there is none or ``step`` names one, a checkpoint of its
+    The finished adapter is taken, or, if there is none or ``step`` names one, a checkpoint of its
     training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter_only``,
     into the weights that it was trained on: of a quantised model those that quantising has left, turned
     back to numbers of ``precision``, without it the extractor's, of ``auto`` fp32. ``head.safetensors`` goes along.
 
     Raises:
-        UserError: no such copy or checkpoint, ``folder`` is not empty, or nothing is merged that could
+        UserError: no such adapter or checkpoint, ``folder`` is not empty, or nothing is merged that could
             have a ``precision``.
     """
     from mer_dist.models.classifier import check_files
@@ -82,7 +82,7 @@ def _exact(precision: str) -> str:
 def _find(config: Config, name: str) -> Adapter:
     known = {str(adapter.features): adapter for adapter in adapters.planned(config)}
     if name not in known:
-        raise UserError(f"no copy {name!r} in this run; it has: {', '.join(known) or 'none'}")
+        raise UserError(f"no adapter {name!r} in this run; it has: {', '.join(known) or 'none'}")
     return known[name]
 
 
@@ -96,7 +96,7 @@ def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target:
     found = {int(path.name.partition("-")[2]): path for path in whole(where)}
     if not found or step not in (None, *found):
         has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
-        raise UserError(f"{where} has {has}; a finished copy would be {adapter.folder}")
+        raise UserError(f"{where} has {has}; a finished adapter would be {adapter.folder}")
     chosen = found[max(found) if step is None else step]
     facts = files.read_marker(chosen, adapter.fingerprint)
     if facts is None:

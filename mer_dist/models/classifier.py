@@ -1,6 +1,6 @@
 """An extractor with a head: what fine-tuning trains, saves, and extraction loads again.
 
-A saved copy is a folder in the PEFT layout (LoRA) or the Hugging Face layout (every weight), with
+Fine-tuned weights are a folder in the PEFT layout (LoRA) or the Hugging Face layout (every weight), with
 ``head.safetensors`` and the tokenizer or preprocessor files beside it.
 """
 
@@ -152,7 +152,7 @@ def _with_adapter(backbone: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 class Classifier(nn.Module):
-    """Extractor, normalisation of its utterance vector, linear head."""
+    """Extractor, normalisation of its utterance embedding, linear head."""
 
     def __init__(self, extractor: Extractor, classes: int):
         super().__init__()
@@ -169,7 +169,7 @@ class Classifier(nn.Module):
 def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, sharded: bool) -> Classifier:
     """The classifier that ``config.finetune`` asks for, in training mode.
 
-    The head and LoRA weights are drawn from ``seed`` alone, so that the copies of an extractor
+    The head and LoRA weights are drawn from ``seed`` alone, so that the adapters of an extractor
     start from the same point and their spaces stay comparable.
 
     Args:
@@ -219,7 +219,7 @@ def _with_lora(extractor: Extractor, settings: LoraConfig, sharded: bool) -> Pef
 
 
 def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the trained copy to ``folder``.
+    """Write the trained adapter, or all weights, to ``folder``.
 
     Args:
         weights: whole tensors of the trainable parameters by their name in ``classifier``; under

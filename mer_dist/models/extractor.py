@@ -1,8 +1,8 @@
 """What every extractor can do, whatever its modality.
 
-A clip is prepared as *pieces*, the least that the backbone takes at a time: each frame, each window
-of audio, the transcript. An extractor turns pieces into *vectors*: one per frame, audio step or token.
-The utterance vector of a clip is the mean of its vectors. Fine-tuning trains exactly that vector,
+A clip is prepared as *segments*, the least that the backbone takes at a time: each frame, each window
+of audio, the transcript. An extractor turns segments into *embeddings*: one per frame, audio step or token.
+The utterance embedding of a clip is the mean of its embeddings. Fine-tuning trains exactly that,
 through a linear head, so what is trained is what is extracted.
 """
 
@@ -44,11 +44,11 @@ class Extractor(nn.Module, ABC):
     """A backbone with its preprocessing. Subclasses fill in the abstract parts."""
 
     family: Family
-    #: What the length of a piece is counted in.
+    #: What the length of a segment is counted in.
     unit: str
     #: LoRA target modules unless the configuration names others.
     lora_targets: list[str]
-    #: Files beside the weights that a saved copy needs as well.
+    #: Files beside the weights that saved fine-tuned weights need as well.
     extra_files: tuple[str, ...] = ()
     #: Whether ZeRO-3 may split the weights while they are read, so that no rank holds all of them.
     sharded_as_it_loads = True
@@ -90,20 +90,20 @@ class Extractor(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def backbone_class() -> type[PreTrainedModel]:
-        """The class that reads the published weights, or those of a fully fine-tuned copy."""
+        """The class that reads the published weights, or those of full fine-tuning."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Size D of the vectors."""
+        """Size D of the embeddings."""
 
     @abstractmethod
     def cost(self, row: Row) -> float:
-        """About the summed length of a clip's pieces, known from the index."""
+        """About the summed length of a clip's segments, known from the index."""
 
     @abstractmethod
     def prepare(self, sample: Sample) -> list[Any]:
-        """The clip's pieces in time order, on the CPU.
+        """The clip's segments in time order, on the CPU.
 
         Raises:
             Unusable: there is too little of it.
@@ -111,7 +111,7 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def length(self, segment: Any) -> float:
-        """Of a piece, in :attr:`unit`."""
+        """Of a segment, in :attr:`unit`."""
 
     @abstractmethod
     def collate(self, segments: list[Any]) -> dict[str, torch.Tensor]:
@@ -124,7 +124,7 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors ``(F, D)`` of all pieces one after the other, and how many each has, ``(P,)``.
+        """Embeddings ``(F, D)`` of all segments one after the other, and how many each has, ``(P,)``.
 
         Each family names what its :meth:`collate` makes.
         """
@@ -151,17 +151,17 @@ class Extractor(nn.Module, ABC):
         return self.config.batch_budget or self.family.budgets[device.type != "cpu"]
 
     def shape(self, row: Row) -> tuple[int, float]:
-        """Pieces of a clip and the length of the longest, known from the index."""
+        """Segments of a clip and the length of the longest, known from the index."""
         whole, cost = self.family.longest_segment(self.config), self.cost(row)
         return max(1, math.ceil(cost / whole)), min(cost, whole)
 
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
-        """The pieces of whole clips as one batch for :meth:`forward`."""
+        """The segments of whole clips as one batch for :meth:`forward`."""
         batch = self.collate([segment for segments in clips for segment in segments])
         return {"segments": torch.tensor([len(segments) for segments in clips]), **batch}
 
     def forward(self, segments: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
-        """Utterance vectors ``(B, D)``: the mean over each clip's vectors.
+        """Utterance embeddings ``(B, D)``: the mean over each clip's embeddings.
 
         Args:
             segments: ``(B,)``, how many each clip has.
@@ -172,10 +172,10 @@ class Extractor(nn.Module, ABC):
 
 
 def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
-    """Positions of pieces in batches that together cost the least.
+    """Positions of segments in batches that together cost the least.
 
-    A batch costs its count times its longest piece, padding included, and :data:`PASS` of the budget
-    for the forward pass itself; beyond ``budget`` a piece goes alone. Only pieces next to each other
+    A batch costs its count times its longest segment, padding included, and :data:`PASS` of the budget
+    for the forward pass itself; beyond ``budget`` a segment goes alone. Only segments next to each other
     by length share a batch, so the cheapest way to cut is found exactly, by dynamic programming.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -194,7 +194,7 @@ def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
 
 
 def mean_by_clip(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean of ragged ``(F, D)`` vectors over each clip's stretch, ``(B, D)``, summed in float32, in time order.
+    """Mean of ragged ``(F, D)`` embeddings over each clip's stretch, ``(B, D)``, summed in float32, in time order.
 
     On a GPU, too, the sums are the same every time, and the host does not wait for them.
     """
@@ -212,7 +212,7 @@ def packing(mask: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def packed(rows: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The vectors ``(F, D)`` at the real places of padded ``(P, L, D)`` rows."""
+    """The embeddings ``(F, D)`` at the real positions of padded ``(P, L, D)`` rows."""
     return rows.flatten(0, 1).index_select(0, real)
 
 
@@ -245,7 +245,7 @@ def load_pretrained(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     _check_shapes(model_class, folder)
-    hook = logging.set_tqdm_hook(partial(_told, folder))
+    hook = logging.set_tqdm_hook(partial(_progress_hook, folder))
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -271,7 +271,7 @@ def load_pretrained(
     return model
 
 
-def _told(folder: Path, factory: Callable, args: tuple, kwargs: dict) -> Any:
+def _progress_hook(folder: Path, factory: Callable, args: tuple, kwargs: dict) -> Any:
     """The bar that transformers asks for while it reads weights, as this program draws and logs its own."""
     if len(args) == 1 and isinstance(args[0], Sized) and isinstance(args[0], Iterable):
         return progress(args[0], len(args[0]), f"reading {folder.name}", "weights")

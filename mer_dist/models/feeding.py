@@ -59,18 +59,18 @@ class Chunk:
     """Clips that are ready to be computed."""
 
     shard: int
-    #: clip -> how many pieces it has, in the order of the pieces.
+    #: clip -> how many segments it has, in the order of the segments.
     segments: dict[str, int]
     #: clip -> why it has none.
     refused: dict[str, str]
-    #: Places among the pieces, and those collated: one forward pass each.
+    #: Positions among the segments, and those collated: one forward pass each.
     batches: list[tuple[list[int], dict[str, torch.Tensor]]]
 
 
 def clip_embeddings(
     extractor: Extractor, reader: Reader, shards: dict[int, list[Row]]
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
-    """Shard, name and vectors ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
+    """Shard, name and embeddings ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
     within one in any order."""
     device = next(extractor.parameters()).device
     own = pace(device)
@@ -145,7 +145,7 @@ def _ready(
 
 
 def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
-    """The pieces of a clip, or why it is refused."""
+    """The segments of a clip, or why it is refused."""
     if extractor.modality in row.missing:
         return NOT_IN_SHARD
     try:
@@ -164,7 +164,7 @@ class Asked:
     here: torch.cuda.Event | None
 
     def fetched(self) -> list[np.ndarray]:
-        """The vectors of each piece."""
+        """The embeddings of each segment."""
         if self.here is None:
             embeddings = self.embeddings.numpy()
         else:
@@ -191,7 +191,7 @@ def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.de
 def _computed(
     extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
 ) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
-    """Each chunk with the vectors of its clips; pieces are computed beside others of like length."""
+    """Each chunk with the embeddings of its clips; segments are computed beside others of like length."""
     passes = _passes(extractor, chunks, device)
     done: dict[int, np.ndarray] = {}
     for chunk, positions, results, last in _one_behind(passes) if pace(device).ahead else passes:
@@ -210,7 +210,7 @@ def _computed(
 def _passes(
     extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
 ) -> Iterator[tuple[Chunk, list[int], Asked | None, bool]]:
-    """Each forward pass as it is asked for: of which chunk and pieces, and whether it is the chunk's last."""
+    """Each forward pass as it is asked for: of which chunk and segments, and whether it is the chunk's last."""
     for chunk in chunks:
         if not chunk.batches:
             yield chunk, [], None, True

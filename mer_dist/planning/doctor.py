@@ -148,20 +148,20 @@ def _processors(config: Config) -> str:
     count = torch.cuda.device_count()
     if count < here:
         raise UserError(f"{here} processes on this machine and {count} GPUs; set run.processes={count}")
-    room = min(torch.cuda.get_device_properties(card).total_memory for card in range(count))
+    capacity = min(torch.cuda.get_device_properties(card).total_memory for card in range(count))
     needs = plan.plan(config)["extractors"]
     full = [
         f"{stage} {name} {facts[stage]['gpu_total'] / 1e9:.1f} GB"
         for name, facts in needs.items()
         for stage in ("finetune", "extract")
-        if facts[stage] and facts[stage]["gpu_total"] > room
+        if facts[stage] and facts[stage]["gpu_total"] > capacity
     ]
     if full:
         raise UserError(
-            f"GPUs of {room / 1e9:.1f} GB are too small for {', '.join(full)}; "
+            f"GPUs of {capacity / 1e9:.1f} GB are too small for {', '.join(full)}; "
             "mer-dist plan says what would do"
         )
-    return f"torch {torch.__version__}, {count} GPUs of {room / 1e9:.1f} GB"
+    return f"torch {torch.__version__}, {count} GPUs of {capacity / 1e9:.1f} GB"
 
 
 def _communication(config: Config) -> str:

@@ -49,8 +49,8 @@ class Choice:
     travels: int
 
 
-def compare(where: LaunchLayout, tuned: Mapping[str, Training], room: float) -> list[Choice]:
-    """What each layout needs of the processes of ``where``, on GPUs of ``room`` bytes, the cheapest first; none
+def compare(where: LaunchLayout, tuned: Mapping[str, Training], capacity: float) -> list[Choice]:
+    """What each layout needs of the processes of ``where``, on GPUs of ``capacity`` bytes, the cheapest first; none
     for one process."""
     if where.processes == 1 or not tuned:
         return []
@@ -58,19 +58,19 @@ def compare(where: LaunchLayout, tuned: Mapping[str, Training], room: float) -> 
     for name, stage in NAMES.items():
         there, peaks, sent = replace(where, zero_stage=stage), [], []
         for training in tuned.values():
-            step = training(there, room)
+            step = training(there, capacity)
             peaks.append(step.peak)
             sent.append(memory.travels(step.held, there, step.passes))
         found.append(Choice(name=name, zero_stage=stage, peak=max(peaks), travels=max(sent)))
     return sorted(found, key=lambda choice: choice.travels + OWN_WORK * bool(choice.zero_stage))
 
 
-def cheapest(choices: list[Choice], room: float) -> Choice | None:
-    """The first that fits ``room`` bytes of a GPU."""
-    return next((choice for choice in choices if choice.peak <= room), None)
+def cheapest(choices: list[Choice], capacity: float) -> Choice | None:
+    """The first that fits ``capacity`` bytes of a GPU."""
+    return next((choice for choice in choices if choice.peak <= capacity), None)
 
 
-def room_here() -> float | None:
+def capacity_here() -> float | None:
     """Bytes of the smallest GPU of this machine that can be planned with; None without one."""
     import torch
 
@@ -80,30 +80,32 @@ def room_here() -> float | None:
     return USABLE * min(torch.cuda.get_device_properties(card).total_memory for card in cards)
 
 
-def is_open(run: RunConfig, layout: LaunchLayout, room: float | None) -> bool:
+def is_open(run: RunConfig, layout: LaunchLayout, capacity: float | None) -> bool:
     """Whether the layout is for ``mer-dist run`` to choose, which needs GPUs to choose for."""
-    return not run.accelerate and run.layout == "auto" and layout.processes > 1 and room is not None
+    return not run.accelerate and run.layout == "auto" and layout.processes > 1 and capacity is not None
 
 
-def settled(run: RunConfig, layout: LaunchLayout, choices: list[Choice], room: float | None) -> LaunchLayout:
-    """The layout, where it is open the cheapest that fits ``room``; if none fits, what holds the least, ZeRO-3."""
-    if not is_open(run, layout, room) or not choices:
+def settled(
+    run: RunConfig, layout: LaunchLayout, choices: list[Choice], capacity: float | None
+) -> LaunchLayout:
+    """The layout, where it is open the cheapest that fits ``capacity``; if none fits, what holds the least, ZeRO-3."""
+    if not is_open(run, layout, capacity) or not choices:
         return layout
-    best = cheapest(choices, room or 0)
+    best = cheapest(choices, capacity or 0)
     return replace(layout, zero_stage=best.zero_stage if best else 3)
 
 
-def rooms(sizes: Iterable[int], here: float | None) -> dict[str, float]:
+def capacities(sizes: Iterable[int], here: float | None) -> dict[str, float]:
     """Titles of common GPUs, of as many GB, and of those at hand -> bytes that can be planned with."""
     common = {f"{size} GB": size * 1e9 for size in sizes}
     return common if here is None else {**common, f"this machine ({here / USABLE / 1e9:.0f} GB)": here}
 
 
-def reasons(choices: Mapping[str, list[Choice]], rooms: Mapping[str, float]) -> list[str]:
+def reasons(choices: Mapping[str, list[Choice]], capacities: Mapping[str, float]) -> list[str]:
     """One line for all GPUs that one layout is proposed for, and why; both by the GPU's title."""
     lines: dict[str, list[str]] = {}
-    for title, room in rooms.items():
-        if best := cheapest(choices[title], room):
+    for title, capacity in capacities.items():
+        if best := cheapest(choices[title], capacity):
             cheaper = choices[title][: choices[title].index(best)]
             too_large = [f"{other.name} needs {gb(other.peak)} GB" for other in cheaper]
             why = "; ".join([f"{gb(best.travels)} GB travel a step", *too_large])
@@ -111,12 +113,12 @@ def reasons(choices: Mapping[str, list[Choice]], rooms: Mapping[str, float]) -> 
     return [f"cheapest layout that fits GPUs of {', '.join(of)}: {text}" for text, of in lines.items()]
 
 
-def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], room: float) -> list[str]:
+def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], capacity: float) -> list[str]:
     """That ``accelerate launch`` with one process does something else than ``mer-dist run``, if it does."""
     where = launch_config.alone_by_file(run)
     if where is None:
         return []
-    needs = ", ".join(f"{name} {gb(training(where, room).peak)} GB" for name, training in tuned.items())
+    needs = ", ".join(f"{name} {gb(training(where, capacity).peak)} GB" for name, training in tuned.items())
     text = (
         f"accelerate launch with {run.accelerate} and one process runs {where.description} ({needs} a GPU); "
         "mer-dist run trains one process without DeepSpeed, as counted here"

@@ -54,20 +54,20 @@ def plan(config: Config, clips: int | None = None) -> dict:
         sizes = {name: _size(config, name) for name in config.extractors}
     with announce_if_long("tracing what each layout of fine-tuning holds in memory"):
         tuned = _tuned(config, sizes)
-        room = layouts.room_here()
-        rooms = layouts.rooms(GPUS, room)
-        choices = {title: layouts.compare(layout, tuned, size) for title, size in rooms.items()}
-        layout = layouts.settled(config.run, layout, choices[[*rooms][-1]], room)
+        capacity = layouts.capacity_here()
+        capacities = layouts.capacities(GPUS, capacity)
+        choices = {title: layouts.compare(layout, tuned, size) for title, size in capacities.items()}
+        layout = layouts.settled(config.run, layout, choices[[*capacities][-1]], capacity)
     extractors = {}
     for name, sized in sizes.items():
         with announce_if_long(f"tracing what {name} holds in memory, in training and extraction"):
-            extractors[name] = _extractor(config, name, sized, layout, tuned, room)
+            extractors[name] = _extractor(config, name, sized, layout, tuned, capacity)
     shards = _shards(config, layout, found)
     disk = _disk(config, layout, sizes, found)
     return {
         "layout": {**asdict(layout), "description": layout.description},
         "layouts": {title: [asdict(choice) for choice in own] for title, own in choices.items()},
-        "layouts_proposed": layouts.reasons(choices, rooms),
+        "layouts_proposed": layouts.reasons(choices, capacities),
         "clips": found,
         "clips_unknown": why,
         "extractors": extractors,
@@ -75,7 +75,7 @@ def plan(config: Config, clips: int | None = None) -> dict:
         "disk": disk,
         "warnings": [
             *_warnings(config, layout, extractors, shards),
-            *layouts.alone_by_file(config.run, tuned, room or GPUS[-1] * 10**9),
+            *layouts.alone_by_file(config.run, tuned, capacity or GPUS[-1] * 10**9),
         ],
     }
 
@@ -86,14 +86,14 @@ def chosen(config: Config) -> launch_config.LaunchLayout:
     Raises:
         UserError: as :func:`plan`.
     """
-    layout, room = launch_config.layout(config.run), layouts.room_here()
-    if room is None or not layouts.is_open(config.run, layout, room):
+    layout, capacity = launch_config.layout(config.run), layouts.capacity_here()
+    if capacity is None or not layouts.is_open(config.run, layout, capacity):
         return layout
     _silence_libraries()
     with announce_if_long("choosing the layout of fine-tuning"):
         sizes = {name: _size(config, name) for name in config.extractors}
-        choices = layouts.compare(layout, _tuned(config, sizes), room)
-        return layouts.settled(config.run, layout, choices, room)
+        choices = layouts.compare(layout, _tuned(config, sizes), capacity)
+        return layouts.settled(config.run, layout, choices, capacity)
 
 
 def _tuned(config: Config, sizes: dict) -> dict[str, Training]:
@@ -144,7 +144,7 @@ def _extractor(
     sized,
     layout: launch_config.LaunchLayout,
     tuned: dict[str, Training],
-    room: float | None,
+    capacity: float | None,
 ) -> dict:
     from mer_dist.planning import size
 
@@ -157,7 +157,7 @@ def _extractor(
         "parameters": sized.parameters,
         "width": sized.width,
         "extract": _extraction(config, extractor, sized),
-        "finetune": _finetuning(config, name, layout, tuned[name], sized, room)
+        "finetune": _finetuning(config, name, layout, tuned[name], sized, capacity)
         if extractor.finetune
         else None,
     }
@@ -197,7 +197,12 @@ def _dequantized(extractor: ExtractorConfig, sized, element: int) -> int:
 
 
 def _finetuning(
-    config: Config, name: str, layout: launch_config.LaunchLayout, step: Training, sized, room: float | None
+    config: Config,
+    name: str,
+    layout: launch_config.LaunchLayout,
+    step: Training,
+    sized,
+    capacity: float | None,
 ) -> dict:
     """One process of ``finetune`` as configured, and the smallest layouts that would do."""
     extractor = config.extractors[name]
@@ -206,12 +211,12 @@ def _finetuning(
     by_size = {size: step(layout, size * 10**9) for size in GPUS}
     fits = [size for size, there in by_size.items() if there.peak <= size * 10**9]
     # A GPU takes more at a time the larger it is: the one at hand, or the smallest that the training fits.
-    own = step(layout, room) if room else by_size[fits[0] if fits else GPUS[-1]]
+    own = step(layout, capacity) if capacity else by_size[fits[0] if fits else GPUS[-1]]
     return {
         "method": settings.method,
         "trainable": sized.trainable,
         "refused": refused,
-        "copies": len(adapters.held_out_folds(config, name)),
+        "adapters": len(adapters.held_out_folds(config, name)),
         "micro_batch": own.clips,
         "at_a_time": f"{own.clips} clips",
         "gpu": own.rows,
@@ -234,9 +239,9 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     def activations(sharded: bool, micro: int) -> int:
         return trace.training(extractor, classes, sharded, micro, config.shard.frames)[1]
 
-    def step(where: launch_config.LaunchLayout, room: float) -> Step:
+    def step(where: launch_config.LaunchLayout, capacity: float) -> Step:
         held = _held(extractor, sized, where)
-        budget = family.training_budget(room)
+        budget = family.training_budget(capacity)
         passes = Passes.of(settings, np.array([segments]), np.array([longest]), budget)
         clips = passes.most(settings.batch, where.processes)
         rows = {**memory.gpu(held, where), "activations": activations(where.zero_stage > 0, clips)}
@@ -315,7 +320,7 @@ def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found
         if extractor.finetune is None or config.extract.frozen:
             seen += count
         if extractor.finetune is not None:
-            # Each clip by one copy; the anchors by every copy.
+            # Each clip by one adapter; the anchors by every adapter.
             parts = len(adapters.held_out_folds(config, name))
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
             adapter = sized.trainable * _held(extractor, sized, layout).element
@@ -328,7 +333,7 @@ def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found
         "shards": _shards(config, layout, found)["clip_bytes"] * count,
         "features": sets,
         "adapters": saved,
-        # Weights, masters and moments of the copy under way: those kept, and the one being saved.
+        # Weights, masters and moments of the adapter under way: those kept, and the one being saved.
         "checkpoints": max(underway),
     }
 

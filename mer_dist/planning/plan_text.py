@@ -30,7 +30,7 @@ def _processes(facts: dict) -> str:
 
 
 def _models_table(needs: dict) -> list[list[str]]:
-    rows = [["model", "architecture", "parameters", "trained", "copies"]]
+    rows = [["model", "architecture", "parameters", "trained", "adapters"]]
     for name, facts in needs["extractors"].items():
         tuned = facts["finetune"]
         known = facts["path"] if facts["source"] == "config.json" else f"{facts['source']}, as published"
@@ -40,7 +40,7 @@ def _models_table(needs: dict) -> list[list[str]]:
                 known,
                 f"{facts['parameters']:,}",
                 f"{tuned['trainable']:,} ({tuned['method']})" if tuned else "none (frozen)",
-                f"{tuned['copies']}" if tuned else "-",
+                f"{tuned['adapters']}" if tuned else "-",
             ]
         )
     return rows
@@ -105,7 +105,7 @@ def _folder_lines(needs: dict) -> list[str]:
     ]
     if disk["adapters"]:
         lines.append(
-            f"disk for fine-tuned copies: {disk['adapters'] / 1e9:.2f} GB, and up to "
+            f"disk for adapters: {disk['adapters'] / 1e9:.2f} GB, and up to "
             f"{disk['checkpoints'] / 1e9:.2f} GB while one is trained"
         )
     return lines

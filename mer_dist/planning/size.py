@@ -39,7 +39,7 @@ class Size:
     largest_linear: int
     #: held directly by one module, the unit that ZeRO-3 gathers.
     largest_layer: int
-    #: of the feature vectors.
+    #: of the embeddings.
     width: int
 
     def weight_bytes(self, quantize: str, element: int) -> int:

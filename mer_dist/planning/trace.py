@@ -128,7 +128,7 @@ def _train(classifier: Classifier, sharded: bool, clips: int, segments: int) -> 
         with LiveBytes(classifier) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half and not sharded):
                 embeddings, _ = extractor.embed(**batch)
-                # As the mean over each clip's vectors, of which autograd keeps the float32 copy.
+                # As the mean over each clip's embeddings, of which autograd keeps the float32 copy.
                 owner = torch.zeros(len(embeddings), dtype=torch.long)
                 total = embeddings.new_zeros((clips, embeddings.shape[1]), dtype=torch.float32)
                 total = total.index_add(0, owner, embeddings.float())

@@ -1,6 +1,6 @@
 """Extract features: every rank takes shards, and each finished shard is one file.
 
-Ranks hold whole copies of the extractor and never talk to each other, so any number of them may be
+Each rank holds a whole extractor, and ranks never communicate, so any number of them may be
 started, killed and started again: a shard's file is there and of the right fingerprint, or it is
 made. Batches never cross a shard, so the number of ranks cannot change a bit of the result.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
 
 
-#: An extractor, the copy of it that sees clips, None for the published one, and those clips.
+#: An extractor, the adapter with which it sees clips, None for published weights, and those clips.
 Seen = tuple[str, Adapter | None, list[shard_index.Row]]
 
 
@@ -54,9 +54,9 @@ class Work:
     set_id: FeatureSetId
     #: Its precision is what the set is computed in, and not ``auto``.
     extractor: ExtractorConfig
-    #: the fine-tuned copy, or None for the published weights.
+    #: folder of the adapter; None for the published weights.
     adapter: Path | None
-    #: The fold that copy was trained without; None: none, or it is not fine-tuned.
+    #: The fold that the adapter was trained without; None: none, or it is not fine-tuned.
     held_out_fold: int | None
     #: shard -> the clips of it that belong to this set, in tar order.
     shards: dict[int, list[shard_index.Row]]
@@ -137,10 +137,10 @@ def unfinished(config: Config) -> list[Work]:
 
 
 def planned(config: Config) -> list[Work]:
-    """The feature sets of the configuration: frozen ones, and one per fine-tuned copy.
+    """The feature sets of the configuration: frozen ones, and one per adapter.
 
     Raises:
-        UserError: a fine-tuned copy is missing, or was trained on other clips, labels or folds.
+        UserError: an adapter is missing, or was trained on other clips, labels or folds.
     """
     run = Run(config.run.folder)
     rows = shard_index.read(run.shards)
@@ -181,7 +181,7 @@ def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> E
 
 
 def _anchors(rows: list[shard_index.Row], count: int, seed: int) -> set[str]:
-    """Unlabelled clips that every copy sees: those with the smallest hashes of seed and name, so that
+    """Unlabelled clips that every adapter sees: those with the smallest hashes of seed and name, so that
     a clip which is added takes the place of one of them at most."""
     names = [row.name for row in rows if row.split == UNLABELED]
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count])
@@ -196,9 +196,7 @@ def _work(
     content: dict[int, str],
 ) -> Work:
     if adapter is not None and not files.read_marker(adapter.folder, adapter.fingerprint):
-        raise UserError(
-            f"{adapter.folder}: this fine-tuned copy is missing or out of date; run finetune first"
-        )
+        raise UserError(f"{adapter.folder}: this adapter is missing or out of date; run finetune first")
     settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
     common = [
         settings,
@@ -252,7 +250,7 @@ def _compute(work: Work, mine: list[int], config: Config, should_stop: ShouldSto
     """Make the features of these shards of a set.
 
     Raises:
-        UserError: no clip has vectors that can be kept.
+        UserError: no clip has embeddings that can be kept.
     """
     # From here to its end the set is incomplete, and nobody may take it for whole.
     (work.folder / files.MARKER).unlink(missing_ok=True)
@@ -283,7 +281,7 @@ def _compute(work: Work, mine: list[int], config: Config, should_stop: ShouldSto
 def _mark(work: Work) -> None:
     """
     Raises:
-        UserError: no clip has vectors that can be kept.
+        UserError: no clip has embeddings that can be kept.
     """
     _tally(work).check(work.set_name, whole=True)
     clips = sum(map(len, work.shards.values()))

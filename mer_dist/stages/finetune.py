@@ -1,8 +1,8 @@
-"""Fine-tune extractors: one copy per fold that never saw that fold, and one on every labelled clip.
+"""Fine-tune extractors: one adapter per fold that never saw that fold, and one on every labelled clip.
 
-The cross-fitted copies give each labelled clip features that its own label never touched; the copy
+The cross-fitted adapters give each labelled clip features that its own label never touched; the one
 trained on all of them serves the unlabelled clips. The best epoch is chosen on clips held out of a
-copy's own training clips, never on its fold: a clip must not choose its own extractor either.
+adapter's own training clips, never on its fold: a clip must not choose its own extractor either.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def unfinished(config: Config) -> list[Adapter]:
-    """The copies that are missing or were made from something else."""
+    """The adapters that are missing or out of date."""
     return [
         adapter
         for adapter in adapters.planned(config)
@@ -44,7 +44,7 @@ def unfinished(config: Config) -> list[Adapter]:
 
 
 def finetune(config: Config, should_stop: ShouldStop = never) -> None:
-    """Train every copy that is missing. Runs alone or as one of the ranks of a launcher."""
+    """Train every adapter that is missing. Runs alone or as one of the ranks of a launcher."""
     check_settings(config)
     planned = adapters.planned(config)
     missing = unfinished(config)
@@ -58,7 +58,7 @@ def finetune(config: Config, should_stop: ShouldStop = never) -> None:
 def _train_missing(
     config: Config, planned: list[Adapter], missing: list[Adapter], should_stop: ShouldStop
 ) -> None:
-    """Train ``missing`` of the copies in this process and the others of its launcher."""
+    """Train ``missing`` of the adapters in this process and the others of its launcher."""
     from mer_dist.models.classifier import check_files
     from mer_dist.training.accelerator import (
         any_rank,
@@ -97,11 +97,11 @@ def _train_missing(
         accelerator.init_trackers("finetune")
     # Rank 0 says what is missing: another rank might see the folders a moment later.
     names = broadcast_object(accelerator, [(adapter.name, adapter.variant) for adapter in missing])
-    logger.info("%d copies to train on %d processes", len(names), accelerator.num_processes)
+    logger.info("%d adapters to train on %d processes", len(names), accelerator.num_processes)
     try:
         for adapter in planned:
             if (adapter.name, adapter.variant) not in names:
-                # A kill after the copy was complete leaves what it was made with.
+                # A kill after the adapter was complete leaves what it was made with.
                 if accelerator.is_main_process:
                     shutil.rmtree(run.checkpoints(adapter.name, adapter.variant), ignore_errors=True)
                 continue
@@ -139,20 +139,20 @@ def _come_together(config: Config, run: Run, first: Adapter, should_stop: Should
 
 
 def _fix_workspaces(planned: list[Adapter]) -> None:
-    """Where a copy is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
+    """Where an adapter is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
     product, and sum in another order in each."""
     if any(adapter.extractor.finetuning.deterministic for adapter in planned):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _never_seen(adapter: Adapter, planned: list[Adapter]) -> list[str]:
-    """Labels that other copies of the extractor learn, and this one has no clip of."""
+    """Labels that other adapters of the extractor learn, and this one has no clip of."""
     known = {label for other in planned if other.name == adapter.name for label in other.labels.values()}
     return sorted(known - {*adapter.labels.values()})
 
 
 def train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldStop = never) -> None:
-    """Train one copy on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
+    """Train one adapter on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
     from mer_dist.training.accelerator import free
 
     _train(accelerator, adapter, config, should_stop)
@@ -212,7 +212,7 @@ def _train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldSto
 
 
 def _finish(adapter: Adapter, best: Path, history: dict, processes: int, zero_stage: int) -> None:
-    """Make the weights of the best epoch, just found to be whole, the finished copy."""
+    """Make the weights of the best epoch, just found to be whole, the finished adapter."""
     with files.atomic_folder(adapter.folder) as folder:
         # Links, so that the best weights are still there if this is cut short.
         shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)

@@ -17,8 +17,7 @@ from mer_dist.models import model_folder
 from mer_dist.planning import plan
 from mer_dist.processes import env, launch_config
 from mer_dist.processes.together import MANY_PROCESSES
-from mer_dist.storage import exit_status as stage_status
-from mer_dist.storage import files, quarantine
+from mer_dist.storage import exit_status, files, quarantine
 from mer_dist.storage.run_folder import Run
 from mer_dist.training import supported
 
@@ -95,10 +94,10 @@ def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
     try:
         getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, should_stop=should_stop, **more)
     except Exception as error:
-        stage_status.note(run_folder.status(stage), code_of(error))
+        exit_status.note(run_folder.status(stage), code_of(error))
         raise
     lost = quarantine.tell(run_folder.quarantine, stage)
-    stage_status.note(run_folder.status(stage), QUARANTINED if lost else DONE)
+    exit_status.note(run_folder.status(stage), QUARANTINED if lost else DONE)
     return DONE
 
 
@@ -114,7 +113,7 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str], should_
     # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.
     launcher = subprocess.Popen(command, env=env.for_children(config.run.threads), start_new_session=True)
     failed = _wait(launcher, should_stop)
-    code = stage_status.read(status)
+    code = exit_status.read(status)
     if code is None:
         code = FAILED
         # Where the ranks could not write theirs, neither can this, and it says why.

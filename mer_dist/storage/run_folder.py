@@ -10,7 +10,7 @@
       shards/                   {00000..}.tar, {00000..}.parquet, index.parquet, unstored.json,
                                 twins.json, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
-      checkpoints/<extractor>/  <variant>/: the training under way, removed when its copy is complete
+      checkpoints/<extractor>/  <variant>/: the training under way, removed when its adapter is complete
       features/<set>/           {00000..}.safetensors, set.json
       linear_probes/            <set>.parquet: one modality alone; <set>.safetensors
       rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,

@@ -239,7 +239,9 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
         if self.accelerator.is_main_process and any(self.folder.glob("step-*")):
-            logger.warning("none of the checkpoints in %s can be used; this copy starts again", self.folder)
+            logger.warning(
+                "none of the checkpoints in %s can be used; this adapter starts again", self.folder
+            )
         return None
 
     def _candidates(self) -> list[tuple[Path, dict]]:

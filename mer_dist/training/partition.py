@@ -34,7 +34,7 @@ class Passes:
     is cut as it is, with its empty places.
     """
 
-    #: (N,) of each clip: its pieces, and the length of the longest of them. A pass costs the pieces of its
+    #: (N,) of each clip: its segments, and the length of the longest of them. A pass costs the segments of its
     #: clips times the longest of all, padding included.
     segments: np.ndarray
     longest: np.ndarray

@@ -73,15 +73,15 @@ def test_one_layout_serves_all_extractors_by_the_largest():
 
 
 def test_a_line_says_for_which_gpus_and_why():
-    rooms = layouts.rooms((24, 40, 80), 79.5e9)
-    assert layouts.reasons({title: [PLAIN, SPLIT] for title in rooms}, rooms) == [
+    capacities = layouts.capacities((24, 40, 80), 79.5e9)
+    assert layouts.reasons({title: [PLAIN, SPLIT] for title in capacities}, capacities) == [
         "cheapest layout that fits GPUs of 24 GB: zero3 (45.0 GB travel a step; ddp needs 28.0 GB)",
         "cheapest layout that fits GPUs of 40 GB, 80 GB, this machine (85 GB): ddp (0.090 GB travel a step)",
     ]
 
 
 @pytest.mark.parametrize(
-    ("told", "room", "stage"),
+    ("told", "capacity", "stage"),
     [
         ({}, None, 3),
         ({}, 79e9, 0),
@@ -92,10 +92,10 @@ def test_a_line_says_for_which_gpus_and_why():
         ({"processes": 1}, 79e9, 0),
     ],
 )
-def test_what_is_told_goes_before_what_fits_and_without_a_gpu_it_is_zero3(told, room, stage):
+def test_what_is_told_goes_before_what_fits_and_without_a_gpu_it_is_zero3(told, capacity, stage):
     settings = RunConfig(folder="x", **{"processes": 8, **told})
     layout = launch_config.layout(settings)
-    assert layouts.settled(settings, layout, [PLAIN, SPLIT], room).zero_stage == stage
+    assert layouts.settled(settings, layout, [PLAIN, SPLIT], capacity).zero_stage == stage
 
 
 def test_a_layout_is_one_of_three_and_a_launch_file_says_its_own(tmp_path):
@@ -125,11 +125,11 @@ def launch_file(config) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("layout", "room", "wanted"),
+    ("layout", "capacity", "wanted"),
     [("auto", None, 3), ("ddp", None, 0), ("zero2", 79e9, 2), ("zero3", 79e9, 3)],
 )
-def test_run_starts_the_layout_that_is_told(job, monkeypatch, layout, room, wanted):
-    monkeypatch.setattr(layouts, "room_here", lambda: room)
+def test_run_starts_the_layout_that_is_told(job, monkeypatch, layout, capacity, wanted):
+    monkeypatch.setattr(layouts, "capacity_here", lambda: capacity)
     config = load(job, [f"run.layout={layout}"])
     told = launch_file(config)
     if wanted:
@@ -141,7 +141,7 @@ def test_run_starts_the_layout_that_is_told(job, monkeypatch, layout, room, want
 
 @pytest.mark.slow
 def test_plan_says_which_layout_and_what_each_needs_and_run_starts_it(job, monkeypatch, capsys):
-    monkeypatch.setattr(layouts, "room_here", lambda: 79e9)
+    monkeypatch.setattr(layouts, "capacity_here", lambda: 79e9)
     needs = plan.plan(load(job), 100)
     assert needs["layout"]["zero_stage"] == 0
     assert [choice["name"] for choice in needs["layouts"]["80 GB"]] == ["ddp", "zero2", "zero3"]
@@ -167,11 +167,11 @@ def test_plan_says_what_a_launch_file_does_with_one_process(tmp_path):
 def test_the_room_of_this_machine_is_that_of_its_smallest_gpu(monkeypatch):
     import torch
 
-    assert layouts.room_here() is None
+    assert layouts.capacity_here() is None
     sizes = [85e9, 25e9]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=sizes[card])
     )
-    assert layouts.room_here() == pytest.approx(0.93 * 25e9)
+    assert layouts.capacity_here() == pytest.approx(0.93 * 25e9)

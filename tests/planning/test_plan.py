@@ -58,7 +58,7 @@ def test_13b_by_lora_on_8_gpus_and_in_full(job):
     states = sum(lora["gpu"][key] for key in ("weights", "gradients", "optimizer"))
     assert states == pytest.approx(3.27e9, rel=0.01)
     assert lora["gpu"]["reduce bucket"] == 2 * lora["trainable"]
-    assert lora["copies"] == 6 and lora["fits"] == [24, 40, 80, 141]
+    assert lora["adapters"] == 6 and lora["fits"] == [24, 40, 80, 141]
     full = plan(job, "extractors.baichuan.finetune.method=full")["extractors"]["baichuan"]["finetune"]
     assert full["gpu_total"] > 29e9 and full["fits"] == [40, 80, 141]
     assert full["smallest"]["24"] == 16 and full["smallest"]["80"] == 4
