@@ -1,1 +1,1 @@
-"""Clips, modalities and labels, the two ways to end early, logging and the metric: no torch, no file of a run."""
+"""Clips, modalities, labels, early exits, logging and the metric: no torch, no files of a run."""

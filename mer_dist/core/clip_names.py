@@ -1,4 +1,4 @@
-"""Which names a clip may have: they become tar members, feature keys and rows of the answer."""
+"""Valid clip names: they become tar members, feature keys and rows of answer.csv."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from mer_dist.core.errors import UserError
 
 LONGEST_BYTES = 200
 SHOWN = 5
-#: Of containers of video, and of video alone. (.264 is none of these: it may as well be the number of an
-#: utterance.)
+#: Of video containers and of raw video. (.264 is left out: it may also be the number of an utterance.)
 VIDEO_SUFFIXES = frozenset(
     [
         ".mp4",
@@ -53,7 +52,7 @@ VIDEO_SUFFIXES = frozenset(
         ".nut",
     ]
 )
-#: What a table or a file may add to a clip's name: of which kind of file it speaks is no part of it.
+#: Suffixes that a table or a file may add to a clip's name: the file type is not part of the name.
 SUFFIXES = VIDEO_SUFFIXES | {
     ".wav",
     ".mp3",
@@ -69,10 +68,10 @@ SUFFIXES = VIDEO_SUFFIXES | {
 
 
 def clean(text: str) -> str:
-    """The clip that a cell, a file or the command line names.
+    """The clip name in a cell, a file name or the command line.
 
-    Letters with accents have several spellings that look the same, and systems choose differently: names
-    are in NFC (Unicode Standard Annex 15). A suffix of a media file is taken off.
+    Accented letters have several encodings that look the same, and systems differ: names are normalized to
+    NFC (Unicode Standard Annex 15). A suffix of a media file is removed.
     """
     name = unicodedata.normalize("NFC", text)
     stem, suffix = os.path.splitext(name)
@@ -80,7 +79,7 @@ def clean(text: str) -> str:
 
 
 def last(arguments: list[str], options: tuple[str, ...]) -> list[str]:
-    """A command line with the words that begin with a hyphen and are no options, and so names, at its end."""
+    """A command line with the clip names that begin with a hyphen, words that are not options, at its end."""
     words = [word for word in arguments if word[:1] == "-" and word not in options]
     if not words or "--" in words:
         return arguments
@@ -95,7 +94,7 @@ def unsafe(name: str) -> str | None:
         return "it begins with '.', as hidden files do"
     if "/" in name or "\\" in name:
         return "it contains a slash"
-    # All such characters are unprintable; so are blanks other than the plain one, which may stand in a name.
+    # All such characters are unprintable; so are special blanks, which a name may contain.
     if not name.isprintable() and any(unicodedata.category(letter).startswith("C") for letter in name):
         return "it contains a control character or bytes that are not text"
     if name != name.strip():
@@ -114,10 +113,10 @@ def check(locations: Iterable[tuple[str, str]]) -> None:
     """Refuse a corpus whose clip names are unsafe or not unique, compared in NFC.
 
     Args:
-        locations: name and where it stands, for every clip.
+        locations: name and location, for every clip.
 
     Raises:
-        UserError: the name and its place, or both places of a name that occurs twice.
+        UserError: with the name and its location, or both locations of a duplicate name.
     """
     first: dict[str, str] = {}
     faults = []
@@ -133,6 +132,6 @@ def check(locations: Iterable[tuple[str, str]]) -> None:
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
-            f"clip names must be safe and stand once: {'; '.join(faults[:SHOWN])}{more}; rename "
-            "them, or take one of two out"
+            f"clip names must be safe and unique: {'; '.join(faults[:SHOWN])}{more}; rename "
+            "them, or remove one of two"
         )

@@ -1,4 +1,4 @@
-"""The ways a command ends early, and the exit codes of the outer command."""
+"""How a command ends early, and the exit codes of the outer command."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ FAILED = 1
 USAGE = 2
 QUARANTINED = 3
 REQUEUE = 75
-#: From the best to the worst: ranks end at different times, and the worst of their codes counts.
+#: From best to worst: ranks end at different times, and the worst of their codes counts.
 GRAVITY = (DONE, QUARANTINED, REQUEUE, USAGE, FAILED)
-#: Errors of the system that are the user's to mend, and how.
+#: System errors that the user can fix, and how.
 _MENDING = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some of your quota there",
-    errno.EROFS: "have it mounted for writing, or set run.folder to another place",
-    errno.EACCES: "give yourself the right to it, or set run.folder to another place",
-    errno.EPERM: "give yourself the right to it, or set run.folder to another place",
+    errno.EROFS: "have it mounted for writing, or set run.folder to another folder",
+    errno.EACCES: "give yourself the right to it, or set run.folder to another folder",
+    errno.EPERM: "give yourself the right to it, or set run.folder to another folder",
     errno.ENOENT: "check the name, or run the stage that makes it",
     errno.ESTALE: "the network file system lost it; see that it is mounted and steady",
-    errno.EIO: "the disk cannot be read or written; have it looked after",
+    errno.EIO: "the disk cannot be read or written; have it checked",
 }
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do."""
+    """An error that the user can fix. The message names the fault, where it is, and what to do."""
 
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Within this, whatever goes wrong is the fault of the file: one line that names it.
+    """Blame any error in the block on the file, in one line that names it.
 
     Raises:
         UserError: in place of any other error, with ``remedy``: what to do.
@@ -48,11 +48,11 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A preemption signal arrived; what was finished is kept and the next start goes on."""
+    """A preemption signal arrived; finished work is kept, and the next start continues."""
 
 
 def mending(error: OSError) -> str | None:
-    """What is wrong, where, and what to do, in one line; None if a user cannot mend it."""
+    """The fault, where it is, and what to do, in one line; None if a user cannot fix it."""
     if error.errno not in _MENDING or error.filename is None:
         return None
     how = _MENDING[error.errno]
@@ -60,7 +60,7 @@ def mending(error: OSError) -> str | None:
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code of a command that this error ends."""
+    """The exit code of a command that ends with this error."""
     if isinstance(error, Stopped):
         return REQUEUE
     mended = isinstance(error, UserError) or (isinstance(error, OSError) and mending(error) is not None)

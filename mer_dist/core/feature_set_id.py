@@ -1,13 +1,13 @@
-"""Names of feature sets: the one place that knows what ``clip``, ``clip@fold-0`` and ``clip@tuned`` mean.
+"""Names of feature sets: the only module that interprets ``clip``, ``clip@fold-0`` and ``clip@tuned``.
 
 ====================  ==========================================================================
 ``clip``              frozen features of an extractor, or an imported set
-``clip@fold-0``       of the adapter that was trained without fold 0: clips of fold 0 and anchors
-``clip@all``          of the adapter that was trained on every fold: unlabelled clips
-``clip@tuned``        on no disk: ``clip@fold-0``, ``clip@fold-1``, … and ``clip@all``, joined by clip
+``clip@fold-0``       from the adapter that was trained without fold 0: clips of fold 0 and anchors
+``clip@all``          from the adapter that was trained on every fold: unlabelled clips
+``clip@tuned``        not stored: ``clip@fold-0``, ``clip@fold-1``, … and ``clip@all``, joined by clip
 ====================  ==========================================================================
 
-Folders, YAML values and files hold the name as text.
+Folders, YAML values and files store the name as text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mer_dist.core.errors import UserError
 
-#: What an extractor or an imported set may be called.
+#: Valid names of an extractor or an imported set.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ALL, TUNED = "all", "tuned"
 _FOLD = re.compile(r"fold-(0|[1-9][0-9]*)")
@@ -37,15 +37,15 @@ def _refusal(text: str) -> UserError:
 
 @dataclass(frozen=True, slots=True)
 class FeatureSetId:
-    """The name of a feature set in its parts.
+    """The name of a feature set, split into its parts.
 
     Raises:
-        UserError: no set can have such a name.
+        UserError: the name is not valid.
     """
 
     #: Of the extractor, or of the imported set.
     name: str
-    #: ``fold-K``, ``all``, ``tuned``; empty: neither was fine-tuned.
+    #: ``fold-K``, ``all``, ``tuned``; empty: not fine-tuned.
     variant: str = ""
 
     def __post_init__(self):
@@ -57,7 +57,7 @@ class FeatureSetId:
     def parse(cls, text: str) -> FeatureSetId:
         """
         Raises:
-            UserError: it is no name of a feature set.
+            UserError: it is not a valid name of a feature set.
         """
         name, at, variant = text.partition("@")
         if at and not variant:
@@ -66,7 +66,7 @@ class FeatureSetId:
 
     @classmethod
     def of_adapter(cls, extractor: str, held_out_fold: int | None) -> FeatureSetId:
-        """Of one adapter of a fine-tuned extractor, by the fold that it never saw; None: it saw them all."""
+        """Of one adapter of a fine-tuned extractor, by its held-out fold; None: it saw all folds."""
         return cls(extractor, adapter_variant(held_out_fold))
 
     def __str__(self) -> str:
@@ -89,11 +89,11 @@ class FeatureSetId:
         return int(found[1]) if found else None
 
     def stored(self, folds: int) -> list[FeatureSetId]:
-        """The sets on disk that it is read from."""
+        """The sets on disk that make up this set."""
         if not self.is_tuned:
             return [self]
         return [self.of_adapter(self.name, held_out) for held_out in (*range(folds), None)]
 
     def stored_of(self, fold: int | None) -> FeatureSetId:
-        """Of these the one that has the clips of a fold; None: the unlabelled clips."""
+        """The stored set that has the clips of a fold; None: the unlabelled clips."""
         return self.of_adapter(self.name, fold) if self.is_tuned else self

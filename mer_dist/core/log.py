@@ -1,7 +1,7 @@
 """One line format for every stage: on the terminal, in a plain log file, and as JSON lines.
 
-A bar with rate and time left is drawn where the output is a terminal; elsewhere, and always in
-the log file, the same facts come as a plain line every few seconds.
+On a terminal, a bar shows rate and time left; elsewhere, and always in the log file, the same facts
+are logged as a plain line every few seconds.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from rich.text import Text
 logger = logging.getLogger("mer_dist")
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
-#: After which a command that shows no progress says what it is at.
+#: After which a command without progress logs what it is doing.
 SECONDS_OF_SILENCE = 5.0
-#: To the beginning of the row, and away with what is on it.
+#: Move to the start of the row and clear it.
 CLEAR_ROW = "\r\x1b[K"
-#: The bars that this process draws now.
+#: The bars that this process is drawing.
 _bars: list[Progress] = []
 
 
@@ -62,7 +62,7 @@ class _Context(logging.Filter):
 
 
 class _File(logging.FileHandler):
-    """A full disk must not bury the line that says so, which the terminal has too, under tracebacks."""
+    """Tracebacks of a full disk must not bury the line that reports it, which the terminal shows too."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -70,7 +70,7 @@ class _File(logging.FileHandler):
 
 
 class _Terminal(logging.StreamHandler):
-    """A row of its own for each line, whether or not a bar is drawn, by this process or another."""
+    """Prints each line on its own row, even if this or another process draws a bar."""
 
     def __init__(self):
         super().__init__(sys.stderr)
@@ -79,24 +79,24 @@ class _Terminal(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if _bars:
-                # It takes the bar away, prints the line, and draws the bar again below.
+                # This removes the bar, prints the line, and redraws the bar below.
                 _bars[-1].console.print(Text(self.format(record)), soft_wrap=True)
                 return
             if self.console.is_terminal and not self.console.is_dumb_terminal:
-                # The bar may be that of rank 0 or of a launched stage, which draws it again by itself.
+                # The bar may belong to rank 0 or a launched stage, which redraws it by itself.
                 self.stream.write(CLEAR_ROW)
         except Exception:
-            # A terminal that is gone ends no work, as with every handler.
+            # A closed terminal does not end the work, as with every handler.
             self.handleError(record)
         else:
             super().emit(record)
 
 
 def _quiet_libraries() -> None:
-    """Keep two notes of libraries, which every process of a job would repeat, off the terminal.
+    """Keep two library warnings, which every process of a job would repeat, off the terminal.
 
-    That their own calls to each other are to change is nothing that a user could mend. bitsandbytes says on
-    some processors that it works without a package that is not asked for.
+    A user cannot fix deprecated calls between libraries. On some processors bitsandbytes reports that it
+    works without an optional package.
     """
     for library in ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")
@@ -108,7 +108,7 @@ def _is_no_note_on_kernels(record: logging.LogRecord) -> bool:
 
 
 def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
-    """Send log lines of ``stage`` to standard error and, with ``log_file``, to it and a .jsonl.
+    """Send log lines of ``stage`` to standard error and, if set, to ``log_file`` and a .jsonl beside it.
 
     Ranks other than 0 are silent on the terminal below WARNING; their files are complete.
     """
@@ -132,7 +132,7 @@ def setup(stage: str, log_file: Path | None = None, rank: int = 0) -> None:
 
 @contextmanager
 def announce_if_long(what: str) -> Iterator[None]:
-    """One line that says ``what`` is under way, if it takes longer than a reader waits without a word."""
+    """Log that ``what`` is in progress if it takes longer than :data:`SECONDS_OF_SILENCE`."""
     timer = threading.Timer(SECONDS_OF_SILENCE, logger.info, ("%s ...", what))
     timer.daemon = True
     timer.start()
@@ -148,7 +148,7 @@ class _Rate(ProgressColumn):
 
 
 def _draws(console: Console) -> bool:
-    """One bar on a terminal: of several ranks, that of rank 0."""
+    """Whether to draw a bar: only on a terminal, and only on rank 0."""
     of_others = any(
         isinstance(part, _Context) and part.rank for handler in logger.handlers for part in handler.filters
     )

@@ -1,4 +1,4 @@
-"""The challenge metric and how sure a figure of it is."""
+"""The challenge metric and its confidence interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mer_dist.core.errors import UserError
 
-#: Below any weight that counts; keeps an empty sum from dividing by zero.
+#: Smaller than any relevant weight; keeps an empty sum from dividing by zero.
 TINY = 1e-7
 Number = TypeVar("Number", float, np.ndarray)
 
@@ -17,7 +17,7 @@ Number = TypeVar("Number", float, np.ndarray)
 def waf(truth: np.ndarray, answer: np.ndarray) -> float:
     """Weighted average F1: F1 of each class weighted by its share of ``truth``. In [0, 1].
 
-    A class that occurs in ``truth`` but is never answered scores 0, as in scikit-learn's
+    A class that occurs in ``truth`` but is never predicted scores 0, as in scikit-learn's
     ``f1_score(average="weighted", zero_division=0)``.
     """
     return float(weighted_waf(truth, answer, np.ones((1, len(truth))))[0])
@@ -30,13 +30,13 @@ def waf_interval(
     draws: int = 1000,
     groups: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of :func:`waf` over clips, or over groups of clips that are alike.
+    """95 % percentile bootstrap interval of :func:`waf` over clips, or over groups of similar clips.
 
-    Drawing N clips with replacement is drawing how many fall into each cell of the confusion matrix, a
-    multinomial; so memory and time do not grow with N.
+    Drawing N clips with replacement is the same as a multinomial draw of the counts of the confusion
+    matrix; so memory and time do not grow with N.
 
     Args:
-        groups: (N,) the group of each clip; drawn whole.
+        groups: (N,) the group of each clip; a group is drawn as a unit.
     """
     labels, numbers = np.unique(np.stack([truth, answer]), return_inverse=True)
     random, shape = np.random.default_rng(seed), (draws, len(labels), len(labels))
@@ -46,9 +46,9 @@ def waf_interval(
     else:
         drawn = _groups_drawn(random, numbers[0] * len(labels) + numbers[1], groups, shape)
     clips = drawn.sum((1, 2))
-    right, support, answered = drawn.diagonal(axis1=1, axis2=2), drawn.sum(2), drawn.sum(1)
-    # F1 of each class; where it occurs neither in truth nor in the answers it has no weight.
-    f1 = 2 * right / np.maximum(support + answered, TINY)
+    right, support, predicted = drawn.diagonal(axis1=1, axis2=2), drawn.sum(2), drawn.sum(1)
+    # F1 of each class; a class that occurs neither in truth nor in the predictions has no weight.
+    f1 = 2 * right / np.maximum(support + predicted, TINY)
     low, high = np.quantile((support * f1).sum(1) / clips, [0.025, 0.975])
     return float(low), float(high)
 
@@ -56,16 +56,16 @@ def waf_interval(
 def _groups_drawn(
     random: np.random.Generator, cell: np.ndarray, groups: Sequence[str], shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """(draws, C, C): the confusion matrices of as many groups as there are, drawn with replacement.
+    """(draws, C, C): confusion matrices of all groups, drawn with replacement.
 
     Args:
-        cell: (N,) of the confusion matrix, flat, that each clip is in.
+        cell: (N,) the flat index of each clip's cell of the confusion matrix.
     """
     _, group = np.unique(groups, return_inverse=True)
     count = int(group.max()) + 1
     own = np.zeros((count, shape[1] * shape[2]), int)
     np.add.at(own, (group, cell), 1)
-    # One draw after the other: all at once would be draws x groups numbers.
+    # One draw at a time: all at once would need draws x groups numbers.
     drawn = [random.multinomial(count, np.full(count, 1 / count)) @ own for _ in range(shape[0])]
     return np.stack(drawn).reshape(shape)
 
@@ -81,14 +81,14 @@ def weighted_waf(truth: np.ndarray, answer: np.ndarray, weight: np.ndarray) -> n
 
 
 def confusion(truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:
-    """Counts ``(classes, classes)``: row = truth, column = answer."""
+    """Counts ``(classes, classes)``: row = truth, column = prediction."""
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (np.asarray(truth), np.asarray(answer)), 1)
     return counts
 
 
 def share_of_constant(score: Number) -> Number:
-    """Share p of a class, from the WAF in [0, 1] that answering it for every clip got.
+    """Proportion p of a class, from the WAF in [0, 1] of predicting it for every clip.
 
     Its precision is p and its recall 1, so its F1 is 2p / (1 + p); every other class scores 0. The
     WAF is then ``2 p² / (1 + p)``, and p the positive root of ``2 p² - WAF p - WAF = 0``.
@@ -97,17 +97,17 @@ def share_of_constant(score: Number) -> Number:
 
 
 def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarray:
-    """Shares ``(C,)`` of all labels from the WAF that constant answers got.
+    """Label proportions ``(C,)`` from the WAF of constant predictions.
 
-    A score is taken as rounded to as many decimals as the longest of them has; the shares must be
-    able to sum to 1 within that rounding. The share of one label without a score is what is left.
-    The rules of a challenge may forbid to probe its scorer like this.
+    All scores count as rounded to the number of decimals of the longest one; the proportions must be able
+    to sum to 1 within that rounding. One label without a score gets the remainder.
+    The rules of a challenge may forbid to query its scorer like this.
 
     Args:
-        scores: label -> WAF in percent, of answering that label for every clip.
+        scores: label -> WAF in percent, of predicting that label for every clip.
 
     Raises:
-        UserError: a label is unknown, too many have no score, or the scores do not fit together.
+        UserError: a label is unknown, too many have no score, or the scores contradict each other.
     """
     unknown, missing = sorted(set(scores) - set(labels)), [one for one in labels if one not in scores]
     if unknown or len(missing) > 1:
@@ -130,7 +130,7 @@ def shares_of_constants(scores: dict[str, float], labels: list[str]) -> np.ndarr
         raise UserError(
             f"vote.scorer_feedback do not fit together: they mean {text}, in sum {100 * found.sum():.2f} %, and "
             f"rounding allows {100 * low.sum():.2f} to {100 * high.sum():.2f} %; each must be the WAF "
-            "of one constant answer, all on the same clips"
+            "of one constant prediction, all on the same clips"
         )
     share_of = dict(zip((label for label in labels if label in scores), found, strict=True))
     share_of |= dict.fromkeys(missing, max(1 - found.sum(), 0.0))

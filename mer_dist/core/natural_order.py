@@ -1,4 +1,4 @@
-"""The order in which people number files: 2 before 10, with or without zeros before it."""
+"""Natural sort order of numbered files: 2 before 10, with or without leading zeros."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def natural(text: str) -> list[str]:
-    """A key to sort by."""
+    """A sort key."""
     return [part.zfill(20) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]

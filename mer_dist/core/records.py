@@ -1,4 +1,4 @@
-"""What a clip is, and the words every stage shares."""
+"""The clip record, and the terms that every stage shares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNLABELED = "unlabeled"
 
 
 def plain(text: str) -> str:
-    """A label as it is compared: without regard to capitals, blanks and forms of letters."""
+    """A label as it is compared: without case, extra blanks and Unicode variants."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -27,7 +27,7 @@ class Modality(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One utterance as the corpus offers it. A part that the corpus lacks is None."""
+    """One utterance of the corpus. A part that the corpus lacks is None."""
 
     name: str
     video: Path | None
@@ -38,12 +38,12 @@ class Clip:
     label: str | None
     #: ``labeled`` or ``unlabeled``.
     split: str
-    #: Kinds of what is worth telling of its transcript though nothing of it is lost.
+    #: Kinds of notable facts about its transcript, though nothing of it is lost.
     remarks: tuple[str, ...] = ()
 
     def names(self, modality: str) -> bool:
-        """Whether the corpus says that the clip has this part. One that it says nothing of is absent on
-        purpose: masked and counted, and no problem."""
+        """Whether the corpus lists this part of the clip. A part that it does not list is absent on purpose:
+        masked and counted, but not a problem."""
         if modality == Modality.TEXT:
             return self.transcript is not None
         return self.video is not None or (modality == Modality.AUDIO and self.audio is not None)
@@ -51,19 +51,19 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Why a clip, or a part of it that the corpus names, could not be used: one row of quarantine.parquet."""
+    """Why a clip, or a part of it that the corpus lists, could not be used: a row of quarantine.parquet."""
 
     stage: str
     name: str
-    #: ``clip`` when nothing of it is used; the modality that is masked; ``part of`` a modality
-    #: when the rest of it is used; ``label`` when only its label is not.
+    #: ``clip`` if nothing of it is used; the masked modality; ``part of`` a modality if the rest of it is
+    #: used; ``label`` if only the label is not used.
     lost: str
     reason: str
-    #: The feature set concerned, as ``voice`` or ``clip@tuned``, in the words of the stage: what ``fuse.sets``
-    #: names for fuse, the extractor for extract, whichever of its adapters computed. Empty where no set is
-    #: concerned, as in everything that shard tells, and in rows of versions that did not note it.
+    #: The affected feature set, as ``voice`` or ``clip@tuned``, by the stage's name for it: the one in
+    #: ``fuse.sets`` for fuse, the extractor for extract, whichever adapter computed. Empty if no set is
+    #: affected, as in all rows of shard, and in rows of versions that did not record it.
     part: str = ""
 
     def as_values(self) -> dict[str, str]:
-        """For files that hold problems beside other things: without an empty ``part``."""
+        """For files that hold more than problems: without an empty ``part``."""
         return {key: str(value) for key, value in asdict(self).items() if value or key != "part"}

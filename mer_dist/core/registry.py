@@ -1,8 +1,8 @@
-"""What can be added by name: encoder families, corpus formats and fusion models.
+"""Registries of encoder families, corpus formats and fusion models.
 
-A name that comes with this program stands here beside the module that registers it, which is imported when
-the name is asked for: a configuration is checked without any of them. All other names come from the modules
-that ``plugins`` of the configuration lists.
+A built-in name is listed here with the module that registers it. The module is imported when the name is
+looked up: a configuration is checked without any of them. All other names come from the modules that
+``plugins`` of the configuration lists.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Registry(Generic[Entry]):
     def __init__(self, kind: str, built_in: dict[str, str]):
         """
         Args:
-            kind: what errors call an entry.
-            built_in: name -> the module that registers it as it is imported.
+            kind: the name of an entry in errors.
+            built_in: name -> the module that registers it on import.
         """
         self.kind = kind
         self.built_in = built_in
@@ -35,7 +35,7 @@ class Registry(Generic[Entry]):
         """Register ``entry``, which ``module`` defines.
 
         Raises:
-            UserError: the name is taken, or no name.
+            UserError: the name is taken, or not valid.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"{self.kind} {name!r}: a name is letters, digits, '.', '_' and '-'")
@@ -50,7 +50,7 @@ class Registry(Generic[Entry]):
     def check(self, key: str, name: str) -> None:
         """
         Raises:
-            UserError: ``key`` of the configuration names what is not registered.
+            UserError: the value of ``key`` in the configuration is not registered.
         """
         if name not in self._modules:
             raise UserError(

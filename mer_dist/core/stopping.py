@@ -1,7 +1,7 @@
-"""The request to stop, handed down from the command line to whatever takes long.
+"""The request to stop, passed from the command line to all long work.
 
-A stage takes ``should_stop``, looks at it at every boundary, between two clips, steps or draws, and keeps what is
-finished. Called from a notebook, without it, it installs nothing and runs to its end.
+A stage takes ``should_stop``, checks it at every boundary, between two clips, steps or draws, and keeps
+finished work. Called without it, as from a notebook, it installs no handler and runs to its end.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def never() -> bool:
 
 
 def boundary(should_stop: ShouldStop, where: str) -> None:
-    """Leave the work at hand here if that is asked for.
+    """Stop the work here if requested.
 
     Args:
-        where: in the message, as "in the vote".
+        where: for the message, as "in the vote".
 
     Raises:
-        Stopped: it is.
+        Stopped: a stop is requested.
     """
     if should_stop():
         raise Stopped(f"asked to stop {where}; the next start goes on from what is finished")

@@ -1,4 +1,4 @@
-"""Tables for people: the one place that aligns columns of text."""
+"""Text tables for people: the only module that aligns columns."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Container, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Container[int] = (), indent: str = "") -> str:
-    """The rows as lines whose columns stand two blanks apart, without blanks at the end of a line.
+    """The rows as lines with two blanks between columns and no blanks at the end of a line.
 
     Args:
-        rows: cells, as many in every row.
-        right: numbers of the columns that are aligned to the right; the others are to the left.
-        indent: what every line begins with.
+        rows: cells, equally many in every row.
+        right: indices of the right-aligned columns; the others are left-aligned.
+        indent: the start of every line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

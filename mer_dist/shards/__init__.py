@@ -1,1 +1,1 @@
-"""Clips as WebDataset tars with an index: written, and read from any position."""
+"""Clips as WebDataset tars with an index: writing, and random access."""

@@ -17,19 +17,19 @@ RATE = 16_000
 
 @dataclass(kw_only=True)
 class Encoded:
-    """What a worker hands to the writer; ``members`` is empty if nothing could be used."""
+    """The output of a worker for the writer; ``members`` is empty if nothing could be used."""
 
     clip: Clip
     duration: float = 0.0
     missing: list[str] = field(default_factory=list)
     frames: int = 0
     samples: int = 0
-    #: False where the frames show the whole picture because no face was found.
+    #: False if the frames show the full picture because no face was found.
     face: bool = True
     #: Member suffix -> content, in tar order.
     members: dict[str, bytes] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    #: Kinds of what is worth telling though nothing was lost.
+    #: Kinds of notable facts, though nothing was lost.
     remarks: list[str] = field(default_factory=list)
 
 
@@ -46,7 +46,7 @@ def encode(
 ) -> Encoded:
     """JPEG, FLAC and JSON members of a clip.
 
-    Label and split stand in the index alone: correcting one changes no tar, and no feature made from it.
+    Label and split are only in the index: correcting one changes no tar, and no feature computed from it.
 
     Args:
         frames: (H, W, 3) uint8 RGB each, in time order.

@@ -1,7 +1,7 @@
 """Random access to clips through the index: any order, every clip exactly once.
 
-Plain webdataset streams whole tars, which over several ranks cannot give every clip exactly once;
-through the offsets of the index a seeded permutation of the rows can.
+Plain webdataset streams entire tars and cannot give every clip exactly once over several ranks. A seeded
+permutation of the index rows can, through their offsets.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from mer_dist.shards import shard_index
 from mer_dist.shards.shard_index import Row
 from mer_dist.storage.run_folder import ShardFolder
 
-#: Tars that one reader keeps open; systems commonly allow 1024 files a process.
+#: Open tars per reader; systems commonly allow 1024 files a process.
 OPEN_TARS = 128
-#: modality -> how the suffixes of the members that hold it end; None: all of them.
+#: modality -> suffix ending of its members; None: all members.
 PARTS = {None: "", "video": ".jpg", "audio": "flac", "text": "json"}
 
 
 @dataclass(kw_only=True)
 class Sample:
-    """One clip as it is stored."""
+    """One stored clip."""
 
     name: str
     label: str | None
     split: str
     transcript: str | None
-    #: Modalities that the clip lacks; their parts below are empty and no data.
+    #: Modalities that the clip lacks; their fields below are empty and hold no data.
     missing: list[str]
     duration: float
     jpegs: list[bytes]
@@ -44,10 +44,10 @@ class Sample:
     location: str = ""
 
     def images(self, count: int = 0) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many of them, evenly.
+        """(T, H, W, 3) uint8 RGB in time order; ``count`` > 0: that many, evenly spaced.
 
         Raises:
-            UserError: one does not decode; names shard and clip.
+            UserError: one cannot be decoded; names shard and clip.
         """
         import cv2
 
@@ -67,7 +67,7 @@ class Sample:
         """(S,) float32 in [-1, 1], 16 kHz mono; empty if the audio is missing.
 
         Raises:
-            UserError: it does not decode; names shard and clip.
+            UserError: it cannot be decoded; names shard and clip.
         """
         import soundfile
 
@@ -88,9 +88,9 @@ class Sample:
 
 
 class Reader:
-    """Clips of a shards folder by index row.
+    """Reads clips of a shards folder by index row.
 
-    Reads name their position, so a forked process may share the open files; a pickled reader opens
+    Reads use explicit offsets, so a forked process may share the open files; a pickled reader opens
     its own.
     """
 
@@ -102,7 +102,7 @@ class Reader:
         self._opening = Lock()
 
     def read(self, row: Row, modality: str | None = None) -> Sample:
-        """The clip of one row, or only what a modality needs of it; its checksum is not compared.
+        """The clip of one row, or only the members of a modality; its checksum is not verified.
 
         Raises:
             UserError: the tar is missing or too short; names shard and clip.
@@ -123,8 +123,8 @@ class Reader:
         )
 
     def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
-        """Suffix -> content of a clip's members whose suffix ends so, in tar order, by one read: they
-        lie together."""
+        """Suffix -> content of the clip's members with this suffix ending, in tar order, by one read: they
+        are adjacent."""
         wanted = {suffix: span for suffix, span in row.members.items() if suffix.endswith(ending)}
         if not wanted:
             return {}
@@ -132,7 +132,7 @@ class Reader:
         end = max(offset + size for offset, size in wanted.values())
         try:
             tar = self._tar(row.shard)
-            # Memory for what is asked is taken before it is known to be there.
+            # pread allocates the requested size before it knows that the bytes exist.
             there = 0 <= start <= end <= os.fstat(tar).st_size
             content = os.pread(tar, end - start, start) if there else b""
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a corpus would take away from a run that has shards, known before anything is replaced."""
+"""Finds what a changed corpus would remove from a run with shards, before anything is replaced."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MEANT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """What the shards have of a clip."""
+    """A clip's label and modalities in the shards."""
 
     label: str | None
     parts: frozenset[str]
 
 
 def stored(shards_folder: Path) -> dict[str, Stored]:
-    """Every clip in the shards that are there, by name; also in those of an older version."""
+    """Every clip in the existing shards, by name; also in shards of an older version."""
     found: dict[str, Stored] = {}
     folder = ShardFolder(shards_folder)
     for path in [*folder.all_records(), folder.index]:
@@ -43,20 +43,20 @@ def stored(shards_folder: Path) -> dict[str, Stored]:
             }
         except Exception as error:
             if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
-                raise  # A disk that fails for a moment says nothing of what is there.
-            # On damaged content the parser may raise anything at all; the shard is made again.
+                raise  # A brief disk failure does not show that a shard is damaged.
+            # On damaged content the parser may raise anything; the shard is rebuilt.
     return found
 
 
 def taken(config: Config, clips: Iterable[Clip], unlisted: Iterable[Problem]) -> str:
-    """What of the run's shards is not in the corpus any more; empty if all of it is.
+    """A message on content of the run's shards that is no longer in the corpus; empty if there is none.
 
     Args:
-        clips, unlisted: what :func:`mer_dist.corpus.clips` tells.
+        clips, unlisted: the result of :func:`mer_dist.corpus.clips`.
 
     Raises:
-        UserError: it is most of the clips, of the labels, or of one modality, and that was not asked for;
-            with why, as far as it is known, and what was probably meant.
+        UserError: most clips, labels, or parts of one modality would go, without ``shard.remove``; with the
+            reason, as far as it is known, and the probable intention.
     """
     before, now = stored(Run(config.run.folder).shards), {clip.name: clip for clip in clips}
     lost = _lost(config, before, now)
@@ -77,9 +77,9 @@ def taken(config: Config, clips: Iterable[Clip], unlisted: Iterable[Problem]) ->
 def _lost(
     config: Config, before: dict[str, Stored], now: dict[str, Clip]
 ) -> dict[str, tuple[list[str], int]]:
-    """What -> the clips that lose it, and how many of the shards have it."""
+    """Lost part -> the clips that lose it, and how many clips in the shards have it."""
     pictures = config.shard.faces == "openface"
-    # One that names nothing any more can be none of the run's; with pictures of faces it may have those.
+    # A clip without any part no longer counts, unless faces come from OpenFace: it may have face pictures.
     there = {name for name, clip in now.items() if pictures or any(map(clip.names, Modality))}
     labeled = [name for name, clip in before.items() if clip.label is not None]
     lost = {
@@ -94,6 +94,6 @@ def _lost(
 
 
 def _why(unlisted: Iterable[Problem], names: set[str]) -> str:
-    """What the listing has against these clips, by count."""
+    """Why the listing rejects these clips, by count."""
     found = quarantine.kinds(problem for problem in unlisted if problem.name in names)
     return "".join(f"; {kind}" for kind in found[:SHOWN])

@@ -1,4 +1,4 @@
-"""What of the configuration decides the bytes of a shard, and whether the shards that are there were cut so."""
+"""The settings that determine the bytes of a shard, and whether the existing shards have these settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run, ShardFolder
 
-#: Raised when the same input and settings come to give other members.
+#: Increased when the same input and settings give different members.
 FORMAT = 3
-#: Keys that change no shard: the number of workers, and what is allowed.
+#: Keys that change no shard: the number of workers, and permissions.
 OTHER = ("workers", "remove", "without_media")
 
 
@@ -23,10 +23,10 @@ def settings_fingerprint(config: ShardConfig) -> str:
 
 
 def check_settings(config: Config) -> None:
-    """Refuse to work on shards that other settings made: what comes out would pass for what these make.
+    """Refuse shards made with other settings: their results would pass for those of the present settings.
 
     Raises:
-        UserError: the section ``shard`` is not that of the shards, which an earlier version may have made.
+        UserError: the section ``shard`` differs from that of the shards, or an earlier version made them.
     """
     run = Run(config.run.folder)
     wanted = settings_fingerprint(config.shard)
@@ -35,5 +35,5 @@ def check_settings(config: Config) -> None:
         if record is not None and record.fingerprint != wanted:
             raise UserError(
                 f"{run.shards}: the shards were cut with other settings than those of shard in the configuration, "
-                "or by an earlier version; run shard, which cuts them anew, or give the settings that they have"
+                "or by an earlier version; run shard, which cuts them again, or restore their settings"
             )

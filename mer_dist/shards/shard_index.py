@@ -1,9 +1,9 @@
-"""What is in the shards: one row a clip, and beside each tar what it was made from.
+"""The shard index, one row a clip, and beside each tar the record of its inputs.
 
-``index.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows
-of that shard and, as metadata, :class:`ShardRecord`: it is written after the tar, so it is the proof
-that the tar is whole. ``unstored.json`` names the clips of the corpus that are in no tar, ``twins.json``
-those that are one recording under several names.
+``index.parquet`` holds the rows of all shards. ``{00000}.parquet`` beside a tar holds the rows of that
+shard and, as metadata, :class:`ShardRecord`: it is written after the tar, so it proves that the tar is
+complete. ``unstored.json`` lists the clips of the corpus that are in no tar, ``twins.json`` the clips
+that are one recording under several names.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Row:
     label: str | None
     #: None if the text is missing.
     transcript: str | None
-    #: Seconds: the longer one of video and audio.
+    #: Seconds: the maximum of video and audio.
     duration: float
     #: Modalities (audio, video, text) that the clip lacks, sorted.
     missing: list[str]
@@ -63,7 +63,7 @@ class Row:
     frames: int
     #: 16 kHz audio samples.
     samples: int
-    #: Of the clip's members, see :func:`checksum`.
+    #: Checksum of the clip's members; see :func:`checksum`.
     checksum: str
     #: Member suffix ("00.jpg", "flac", "json") -> offset and size in the tar, in tar order.
     members: dict[str, tuple[int, int]]
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class ShardRecord:
-    """What a shard was made from."""
+    """The inputs of a shard."""
 
     #: SHA-256 and size of the tar; both empty where no clip of the shard could be stored.
     sha256: str
@@ -83,7 +83,7 @@ class ShardRecord:
     problems: list[Problem]
     #: Clips with video in which no face was found.
     faceless: int
-    #: What is worth telling though nothing was lost -> names of the clips.
+    #: Notable fact, though nothing was lost -> names of the clips.
     remarks: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -100,7 +100,7 @@ def read(shards_folder: Path) -> list[Row]:
     """All clips, by shard and position in it.
 
     Raises:
-        UserError: there is no whole index.
+        UserError: the index is missing or damaged.
     """
     path = ShardFolder(shards_folder).index
     if not path.exists():
@@ -109,7 +109,7 @@ def read(shards_folder: Path) -> list[Row]:
 
 
 def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
-    """name -> split and label, which no tar holds, of an index or of the file beside a tar.
+    """name -> split and label, which are in no tar, from an index or the file beside a tar.
 
     Raises:
         UserError: it is not readable.
@@ -134,10 +134,10 @@ def _rows(table: pa.Table) -> list[Row]:
     if set(empty) - {"label", "transcript"}:
         raise ValueError(f"fields of {', '.join(empty)} are empty")
     columns = {name: table[name].to_pylist() for name in SCHEMA.names}
-    places = zip(columns.pop("suffixes"), columns.pop("offsets"), columns.pop("sizes"), strict=True)
+    spans = zip(columns.pop("suffixes"), columns.pop("offsets"), columns.pop("sizes"), strict=True)
     columns["members"] = [
         dict(zip(suffixes, zip(offsets, sizes, strict=True), strict=True))
-        for suffixes, offsets, sizes in places
+        for suffixes, offsets, sizes in spans
     ]
     names = list(columns)
     return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
@@ -168,18 +168,18 @@ def write_rows(path: Path, rows: list[Row], record: ShardRecord | None = None) -
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_RECORD: text.encode()})
     with atomic(path) as temporary:
-        # Labels stand nowhere else: a byte that a disk loses must not make one of another.
+        # Labels are stored nowhere else: a corrupted byte must not change one into another.
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def write_unstored(shards_folder: Path, splits: dict[str, str]) -> None:
-    """Note the clips of the corpus of which nothing could be stored: name -> split."""
+    """Record the clips of the corpus that could not be stored: name -> split."""
     write_json(ShardFolder(shards_folder).unstored, splits)
 
 
 def unstored(shards_folder: Path) -> dict[str, str] | None:
-    """name -> split of the clips of the corpus that are in no tar; None where an earlier version, which
-    did not note them, made the shards.
+    """name -> split of the clips of the corpus that are in no tar; None if the shards come from an earlier
+    version, which did not record them.
 
     Raises:
         UserError: the file is not readable.
@@ -190,17 +190,17 @@ def unstored(shards_folder: Path) -> dict[str, str] | None:
     with reading(path, "delete it and run shard"):
         splits = read_json(path)
         if not isinstance(splits, dict) or {*splits.values()} - {LABELED, UNLABELED}:
-            raise ValueError("it does not say of each clip whether it is labelled")
+            raise ValueError("a clip has neither of the splits labeled and unlabeled")
         return splits
 
 
 def write_twins(shards_folder: Path, groups: list[list[str]]) -> None:
-    """Note the clips that are one recording: their names, group by group."""
+    """Record the clips that are one recording: their names, group by group."""
     write_json(ShardFolder(shards_folder).twins, groups)
 
 
 def twins(shards_folder: Path) -> list[list[str]]:
-    """Names of clips that are one recording; none where an earlier version made the shards.
+    """Names of clips that are one recording; empty if an earlier version made the shards.
 
     Raises:
         UserError: the file is not readable.
@@ -218,34 +218,34 @@ def twins(shards_folder: Path) -> list[list[str]]:
 
 
 def read_record(path: Path) -> ShardRecord | None:
-    """Only the metadata, so it costs no more than a small read; None if it is not whole."""
+    """The record alone, which costs only a small read; None if it is damaged."""
     try:
         record = json.loads(pq.read_metadata(path).metadata[_RECORD])
         record["problems"] = [Problem(**problem) for problem in record["problems"]]
         return ShardRecord(**record)
     except Exception as error:
         if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
-            raise  # A disk that fails for a moment is no reason to make the tar again.
-        return None  # On damaged content the parser may raise anything at all; the tar is made again.
+            raise  # A brief disk failure is no reason to rebuild the tar.
+        return None  # On damaged content the parser may raise anything; the tar is rebuilt.
 
 
 def numbers(shards_folder: Path) -> list[int]:
-    """Of the shards that have facts, readable or not."""
+    """Numbers of the shards that have a record, readable or not."""
     return [int(path.stem) for path in ShardFolder(shards_folder).all_records()]
 
 
 def all_records(shards_folder: Path) -> dict[int, ShardRecord | None]:
-    """number -> facts, of every shard that has them; None where they are not readable."""
+    """number -> record of every shard that has one; None where it is not readable."""
     return {
         number: read_record(ShardFolder(shards_folder).record(number)) for number in numbers(shards_folder)
     }
 
 
 def record_of(shards_folder: Path, number: int) -> ShardRecord:
-    """What a shard was made from.
+    """The record of a shard's inputs.
 
     Raises:
-        UserError: the shard is not there.
+        UserError: the shard does not exist.
     """
     path = ShardFolder(shards_folder).record(number)
     record = read_record(path)
@@ -258,6 +258,6 @@ def shard_fingerprint(shards_folder: Path, number: int) -> str:
     """SHA-256 of the shard's tar: it changes exactly when the content does.
 
     Raises:
-        UserError: the shard is not there.
+        UserError: the shard does not exist.
     """
     return record_of(shards_folder, number).sha256

@@ -1,4 +1,4 @@
-"""Worker processes whose results come in order; a clip that kills one costs only itself."""
+"""Worker processes with ordered results; a clip that kills one loses only itself."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mer_dist.core.log import logger
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-#: Items handed out per worker: enough that none waits, few enough that memory stays small.
+#: Items queued per worker: enough that none waits, few enough that memory stays small.
 AHEAD = 4
-#: A decoder that takes longer over one clip hangs.
+#: A decoder that takes longer for one clip counts as hung.
 SECONDS = 600
-#: Bytes that decoding one clip may take. A file of a few kilobytes can ask for any amount.
+#: Bytes that decoding one clip may use. A file of a few kilobytes can request any amount.
 MEMORY = 4 << 30
 
 
@@ -34,11 +34,11 @@ def in_order(
     crashed: Callable[[Item], Result],
     seconds: int = SECONDS,
 ) -> Iterator[Result]:
-    """``map(task, items)`` over processes; ``crashed(item)`` stands in where its process died.
+    """``map(task, items)`` over processes; ``crashed(item)`` is the result where a process died.
 
-    A process that is killed takes the pool down, and which clip did it is not known. So those in
-    flight are each tried again alone, and only the one that kills its process once more is given
-    up. A task that takes longer than ``seconds`` is killed too.
+    A killed process breaks the pool, and the clip that caused it is not known. So each clip in
+    flight is tried again alone, and only a clip that kills its process again is given up. A task
+    that takes longer than ``seconds`` is killed too.
 
     Raises:
         RuntimeError: worker processes cannot be started at all.
@@ -55,7 +55,7 @@ def in_order(
                 if not waiting:
                     return
                 future = waiting[0][1]
-                assert future is not None, "only that whose submission broke the pool"
+                assert future is not None, "None only if its submission broke the pool"
                 result = future.result()
             except BrokenProcessPool:
                 logger.warning("a worker process died; %d clips are tried again", len(waiting))
@@ -77,7 +77,7 @@ def _settle(
     future: Future[Result] | None,
     crashed: Callable[[Item], Result],
 ) -> Result:
-    """The result of a future of a broken pool: its own, or that of another try alone."""
+    """The result of a future of a broken pool: its own, or that of a retry alone."""
     if future is not None and future.done() and future.exception() is None:
         return future.result()
     with _start(1) as pool:
@@ -88,7 +88,7 @@ def _settle(
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: OpenCV and PyAV hold threads and locks that a fork would copy midway.
+    # Spawned, not forked: a fork would copy threads and locks of OpenCV and PyAV midway.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_initialize)
     try:
@@ -100,9 +100,9 @@ def _start(workers: int) -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """Of a worker: one thread, bounded memory, an end when the parent ends, and no reaction to what is said
-    to the parent: Ctrl-C, and the signals with which Slurm warns every process of a job. SIGTERM stays: the
-    pool ends the others with it when one has died."""
+    """Set up a worker: one thread, bounded memory, an end when the parent ends. It ignores signals meant for
+    the parent: Ctrl-C, and those with which Slurm warns every process of a job. SIGTERM works: the pool ends
+    the other workers with it when one has died."""
     import cv2
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
@@ -115,13 +115,13 @@ def _initialize() -> None:
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "called in a worker alone"
+    assert parent is not None, "called only in a worker"
     parent.join()
     os._exit(1)
 
 
 def _guarded(task: Callable[[Item], Result], seconds: int, item: Item) -> Result:
-    # The default action of the alarm kills the process, also inside a library that never returns.
+    # The default action of SIGALRM kills the process, even inside a library that never returns.
     signal.alarm(seconds)
     try:
         return task(item)

@@ -1,4 +1,4 @@
-"""Tars that plain webdataset reads, with the place of every member known."""
+"""Writes tars that plain webdataset can read, and the offset of every member."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mer_dist.storage.run_folder import ShardFolder
 def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[list[Encoded]]:
     """Cut a stream of clips into shards of at most ``clips`` clips or about ``mebibytes``.
 
-    A full shard is handed out when the next clip that can be stored arrives, so that clips of
-    which nothing could be used never make a shard of their own, unless there are no others.
+    A full shard is yielded when the next storable clip arrives, so that unusable clips never make a
+    shard of their own, unless there are no others.
     """
     batch: list[Encoded] = []
     stored = size = 0
@@ -38,7 +38,7 @@ def batches(encoded: Iterable[Encoded], clips: int, mebibytes: int) -> Iterator[
 def write(
     folder: Path, number: int, batch: list[Encoded], *, fingerprint: str, sources: dict[str, str]
 ) -> list[Row]:
-    """Write shard ``number``: the tar, then its rows and facts. Equal batches give equal bytes.
+    """Write shard ``number``: the tar, then its rows and record. Equal batches give equal bytes.
 
     Args:
         fingerprint: fingerprint of the settings.
@@ -76,9 +76,9 @@ def _by_kind(stored: list[Encoded]) -> dict[str, list[str]]:
 def key(name: str) -> str:
     """The key of a clip's members: its name, with ``%2E`` for a dot.
 
-    Readers of WebDataset cut a key off at its first dot. A ``%`` that would read as the beginning of an
-    escape is ``%25``, so that no two names have one key and :func:`name_of` finds each again; any other
-    stays. The clip's JSON has the name as it is.
+    WebDataset readers end a key at its first dot. A ``%`` that would start an escape becomes ``%25``, so
+    that no two names share a key and :func:`name_of` restores each; any other ``%`` stays. The clip's JSON
+    has the original name.
     """
     return sub(r"%(?=2E|25)", "%25", name).replace(".", "%2E")
 
@@ -90,7 +90,7 @@ def name_of(key: str) -> str:
 
 def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
     rows = []
-    # Without a fixed time the same clips would give other bytes every second.
+    # Without a fixed time the same clips would give different bytes every second.
     with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for clip in stored:
             members = {}

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, where everything in a run folder lies, and what is kept beside outputs."""
+"""Atomic files, the layout of a run folder, and the records kept beside outputs."""

@@ -1,7 +1,7 @@
-"""The code that a stage leaves for the command that started it, ``status/<stage>.json``.
+"""The exit code that a stage leaves for the command that started it, ``status/<stage>.json``.
 
-Launchers turn every non-zero code of a rank into 1. A stage that nobody launched leaves it, too, for whoever
-asks later how it ended.
+Launchers turn every non-zero code of a rank into 1. A stage without a launcher also leaves its code, for
+later commands.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mer_dist.storage import files
 
 
 def read(path: Path) -> int | None:
-    """One of the exit codes; None if none was left.
+    """The exit code that was left, or None.
 
     Raises:
-        UserError: something else is in the file.
+        UserError: the file holds something else.
         OSError: it cannot be read.
     """
     try:
@@ -28,24 +28,21 @@ def read(path: Path) -> int | None:
     except ValueError:
         content = None
     code = content.get("code") if isinstance(content, dict) else None
-    # True is no code, though it equals 1.
+    # True is not a code, though it equals 1.
     if type(code) is not int or code not in GRAVITY:
-        raise UserError(
-            f"{path}: it does not say how the stage ended; see the logs of the run, and start the stage again"
-        )
+        raise UserError(f"{path}: it holds no exit code; see the logs of the run, and start the stage again")
     return code
 
 
 def forget(path: Path, before: float) -> None:
-    """Remove a code that was left before that time; a later one is of a faster rank of the same start."""
+    """Remove a code older than ``before``; a newer one comes from a faster rank of the same start."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if path.stat().st_mtime < before:
             path.unlink()
 
 
 def leave(path: Path, code: int) -> int:
-    """Leave the code, unless another rank has left a worse one; returns :data:`FAILED` where that
-    cannot be written."""
+    """Leave the code, unless another rank has left a worse one; returns :data:`FAILED` if the write fails."""
     try:
         other = read(path)
     except (UserError, OSError):
@@ -59,6 +56,6 @@ def leave(path: Path, code: int) -> int:
 
 
 def note(path: Path, code: int) -> None:
-    """Leave the code of a stage that is one process, and ends with it; a full disk is told elsewhere."""
+    """Leave the code of a single-process stage, which ends with it; a full disk is reported elsewhere."""
     with suppress(OSError):
         files.write_json(path, {"code": code})

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and marks that say what they were made from."""
+"""Files that are either complete or absent, and markers with the fingerprint of their inputs."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from typing import Any
 from mer_dist.core.errors import UserError
 
 MARKER = "complete.json"
-#: What people are sent to in messages and configurations; setup.cfg puts it into the wheel.
+#: Files that messages and configurations refer to; setup.cfg puts them into the wheel.
 SHIPPED = ("configs", "launch", "slurm", "constraints.txt")
-#: What :func:`size_and_mtime` means to people.
+#: How messages explain :func:`size_and_mtime`.
 UNCHANGED = (
     "a file of the corpus counts as unchanged by its size and modification time: touch one that was repaired "
     "and has kept both"
 )
-#: In a mark: the fingerprint of all else that stands there.
+#: In a marker: the fingerprint of its other fields.
 _CHECKSUM = "checksum"
-#: Bytes that are read at a time.
+#: Bytes per read.
 _BLOCK = 1 << 20
-#: How a library that is not written in Python tells the number of a system's error.
+#: How a library not written in Python reports the errno of a system error.
 _NUMBER = re.compile(r"\[?(?:os error|errno) (\d+)\b", re.IGNORECASE)
-#: Seconds after which the rest of a write whose process cannot be seen from here is nobody's.
+#: Seconds after which an unfinished write by a process on another machine counts as abandoned.
 _ABANDONED = 86_400
 
 
 def shipped(name: str = "") -> Path:
-    """Where a file or folder of :data:`SHIPPED` is, as ``launch/workstation.yaml``: beside the package in a
-    checkout, in ``share`` within it where a wheel was installed."""
+    """The path of a file or folder of :data:`SHIPPED`, such as ``launch/workstation.yaml``: beside the
+    package in a checkout, in its ``share`` folder in an installed wheel."""
     package = Path(__file__).parent.parent
     share = package / "share"
     return (share if share.is_dir() else package.parent) / name
 
 
 def offered(path: str | Path) -> str:
-    """What to do about a file that is not there and comes with mer-dist; empty for any other."""
+    """What to do about a missing file that comes with mer-dist; empty for any other."""
     parts = Path(path).parts
     known = parts[:1] and parts[0] in SHIPPED and ".." not in parts and shipped(str(path)).is_file()
     return f"; mer-dist config copy {Path(path).as_posix()} writes it here" if known else ""
 
 
 def started_from(path: str | Path) -> str:
-    """Where a relative path that leads nowhere was looked for, and what to do; empty for any other."""
+    """Where a missing relative path was looked for, and what to do; empty for any other."""
     if Path(path).is_absolute() or Path(path).exists():
         return ""
     return (
@@ -68,8 +68,8 @@ def atomic(path: Path) -> Iterator[Path]:
     On an exception the temporary file is removed and ``path`` stays as it was.
 
     Raises:
-        OSError: the system refused, as it does when a disk is full; it names ``path``, also where a
-            library raised an error of its own or one without a name.
+        OSError: a system error, such as a full disk; it names ``path``, even if a library raised its own
+            error type or left out the name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _own() -> str:
-    """Of this process among those of all machines that write to the folder."""
+    """A name for this process, unique among all machines that write to the folder."""
     return f"{_host()}-{os.getpid()}"
 
 
@@ -98,11 +98,11 @@ def _host() -> str:
 
 @contextmanager
 def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Errors of the system as OSErrors that name ``path`` where they would name nothing, as those of a
-    write to an open file do, or only ``temporary``.
+    """Make system errors name ``path`` where they name no file, as errors of a write to an open file do, or
+    only ``temporary``.
 
     Raises:
-        OSError: with the number of the error and ``path``.
+        OSError: with the errno and ``path``.
     """
     try:
         yield
@@ -120,7 +120,7 @@ def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
 def remove_stale(*folders: Path) -> None:
     """Remove what killed processes left of :func:`atomic` and :func:`atomic_folder` in ``folders``.
 
-    What a process that lives is writing stays, and for a day also what one of another machine may be.
+    Files of live processes stay. Files of other machines stay for a day.
     """
     for folder in folders:
         for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")):
@@ -134,7 +134,7 @@ def remove_stale(*folders: Path) -> None:
 
 
 def lives(process: int | str) -> bool:
-    """Whether a process of this machine is there and more than the remains of one."""
+    """Whether a process of this machine exists and is not a zombie."""
     if not Path("/proc/self/stat").exists():
         return True
     try:
@@ -153,9 +153,9 @@ def _young(path: Path) -> bool:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Like :func:`atomic` for a whole folder; an older ``folder`` is replaced.
+    """Like :func:`atomic` for a folder; an older ``folder`` is replaced.
 
-    A kill leaves the old folder whole, the new one whole, or none: never a part of one.
+    A kill leaves the complete old folder, the complete new one, or none, never a partial one.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +172,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Make ``temporary``, a folder beside ``folder``, durable and put it in its place."""
+    """Make ``temporary``, a folder beside ``folder``, durable and rename it to ``folder``."""
     retired = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
     _share_as_usual(temporary)
     sync(temporary)
     if folder.exists():
-        # Removed in place, a kill could leave half of it with its mark of completeness.
+        # If it were removed in place, a kill could leave half of it with its marker.
         os.replace(folder, retired)
     os.replace(temporary, folder)
     _sync(folder.parent)
@@ -186,12 +186,12 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def _share_as_usual(folder: Path) -> None:
-    """Give all that is in a new ``folder`` the rights that its user gives to new files and folders.
+    """Give everything in a new ``folder`` the permissions that the user's new files and folders get.
 
-    Some libraries make files for their user alone, as ``save_file`` of safetensors; others copy the rights
-    of what they copy. Others of a group that shares a run could then not go on with it.
+    Some libraries make files private, as ``save_file`` of safetensors does; others copy the permissions of
+    their source. Other members of a group that shares a run could then not continue it.
     """
-    # Made to see: umask and default ACLs decide, and the umask cannot be asked for without changing it.
+    # Created as a sample: umask and default ACLs decide, and reading the umask would change it.
     new = folder / f".new.{_own()}.tmp"
     new.touch()
     of_file, of_folder = (stat.S_IMODE(path.stat().st_mode) for path in (new, folder))
@@ -202,7 +202,7 @@ def _share_as_usual(folder: Path) -> None:
 
 def _share(path: Path, rights: int) -> None:
     found = path.lstat()
-    # Those of another member of the group, to which links are made, are not ours to change.
+    # Links may lead to files of another member of the group; those are not ours to change.
     if found.st_uid == os.geteuid() and not path.is_symlink() and stat.S_IMODE(found.st_mode) != rights:
         path.chmod(rights)
 
@@ -227,8 +227,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Also for a library that would write by itself, if it has a temporary file of its own: a kill
-    leaves that where nothing removes it, as with ``save_file`` of safetensors."""
+    """Also use this instead of a library's own writer that makes its own temporary file, such as
+    ``save_file`` of safetensors: after a kill nothing would remove that file."""
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -257,9 +257,9 @@ def digest(path: Path) -> str:
 
 
 def contents(paths: Iterable[Path]) -> dict[str, list[int]]:
-    """Name -> bytes and CRC-32 of each of the files, as :func:`damaged` compares them.
+    """Name -> size in bytes and CRC-32 of each file, as :func:`damaged` compares them.
 
-    CRC-32 finds what accidents do to a file, at five times the rate of a cryptographic hash.
+    CRC-32 detects accidental damage, five times as fast as a cryptographic hash.
     """
     return {path.name: [path.stat().st_size, _crc32(path)] for path in paths}
 
@@ -273,10 +273,10 @@ def _crc32(path: Path) -> int:
 
 
 def damaged(folder: Path, expected: dict[str, list[int]]) -> list[str]:
-    """The files in ``folder`` that are not what :func:`contents` told of them, each with what is wrong.
+    """The files in ``folder`` that differ from what :func:`contents` recorded, each with its fault.
 
     Raises:
-        OSError: one cannot be read now; that says nothing about what it holds.
+        OSError: one cannot be read now; its content may still be intact.
     """
     found = ((name, _fault(Path(folder) / name, *facts)) for name, facts in expected.items())
     return [f"{name} {fault}" for name, fault in found if fault]
@@ -292,7 +292,7 @@ def _fault(path: Path, size: int, crc: int) -> str:
 
 
 def fingerprint_of(value: Any) -> str:
-    """A short hash of any JSON-able value: equal values, equal fingerprints, in every process."""
+    """A short hash of any JSON-able value: equal values give equal fingerprints in every process."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -303,9 +303,9 @@ def _plain(value: Any) -> Any:
 
 
 def size_and_mtime(path: Path | None) -> list | None:
-    """Size and modification time: what a file is known by without reading it.
+    """Size and modification time: they identify a file without reading it.
 
-    The time at which the inode changed is no part of it: a corpus that is copied, moved or linked is the same.
+    The inode change time is left out: a corpus that is copied, moved or linked stays the same.
     """
     if path is None:
         return None
@@ -327,13 +327,13 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def write_marker(folder: Path, fingerprint: str, **facts: Any) -> None:
-    """Leave the marker that says ``folder`` is complete and which fingerprint it was made from.
+    """Write the marker: ``folder`` is complete, with the fingerprint of its inputs.
 
-    Written last, so its presence is the proof that everything before it is on disk.
+    It is written last, so its presence proves that everything before it is on disk.
 
     Args:
-        facts: what is the same whenever and on however many processes the folder is made; how long it
-            took is noted by :mod:`mer_dist.storage.timings`.
+        facts: what depends neither on the time nor on the number of processes;
+            :mod:`mer_dist.storage.timings` records the durations.
     """
     content = json.loads(json.dumps({"fingerprint": fingerprint, **facts}))
     write_json(Path(folder) / MARKER, {**content, _CHECKSUM: fingerprint_of(content)})
@@ -343,17 +343,17 @@ def read_marker(folder: Path, fingerprint: str | None = None) -> dict | None:
     """The marker of ``folder``, or None if absent, unreadable, changed since, or of another fingerprint."""
     try:
         content = read_json(Path(folder) / MARKER)
-        whole = isinstance(content, dict) and content.pop(_CHECKSUM, None) == fingerprint_of(content)
+        intact = isinstance(content, dict) and content.pop(_CHECKSUM, None) == fingerprint_of(content)
     except (OSError, ValueError):
         return None
-    return content if whole and fingerprint in (None, content.get("fingerprint")) else None
+    return content if intact and fingerprint in (None, content.get("fingerprint")) else None
 
 
 def required_marker(folder: Path) -> dict:
     """The marker of a folder that was complete a moment ago.
 
     Raises:
-        UserError: it is so no longer: somebody else works in it.
+        UserError: it no longer is: another process works in it.
     """
     facts = read_marker(folder)
     if facts is None:

@@ -26,11 +26,10 @@ class Busy(UserError):
 def held(path: Path, command: str) -> Iterator[None]:
     """Hold the lock of a run folder while a command works there.
 
-    The system gives the lock back when the process ends, however it ends, so none is ever left
-    behind.
+    The system releases the lock when the process ends, however it ends, so none is ever left behind.
 
     Raises:
-        Busy: another command holds it; says which, where, and what to do.
+        Busy: another command holds it; the message names it, where it runs, and what to do.
     """
     with _opened(path) as file:
         _take(path, 0, lambda: None if _locked(file, fcntl.LOCK_EX) else file)
@@ -40,14 +39,14 @@ def held(path: Path, command: str) -> Iterator[None]:
 
 @contextmanager
 def shared(path: Path, command: str, job: str, rank: int, patience: float = 0.0) -> Iterator[None]:
-    """A rank's part in the lock of its job: whoever comes first takes it and writes whose it is, the others
-    join, and it is free once the last of them has ended, however it ends.
+    """A rank's share in the lock of its job: the first rank takes it and writes the owner, the others join,
+    and it is free once the last of them has ended, however it ends.
 
-    Every rank holds a file of its own besides, so that a second job which is the same to the letter
-    cannot join the first.
+    Every rank also holds a file of its own, so that a second job with the same ``job`` text cannot join
+    the first.
 
     Args:
-        job: what only the ranks of one job have in common.
+        job: text that only the ranks of one job share.
         patience: seconds to wait for others to leave.
 
     Raises:
@@ -67,7 +66,7 @@ def shared(path: Path, command: str, job: str, rank: int, patience: float = 0.0)
 
 
 def at_work(path: Path, ranks: Iterable[int]) -> set[int] | None:
-    """Those of the ranks that hold their part of the lock now; None where no locks can be had."""
+    """The ranks that hold their part of the lock now; None where locks are not supported."""
     found = set()
     for rank in ranks:
         try:
@@ -98,7 +97,7 @@ def _who(command: str) -> str:
 
 
 def _take(path: Path, patience: float, in_the_way: Callable[[], TextIO | None]) -> None:
-    """Try until nothing is in the way: a file that another holds, and in which it has written who it is."""
+    """Try until no file is in the way: one that another process holds and has signed."""
     ends = time.monotonic() + patience
     try:
         while file := in_the_way():
@@ -106,13 +105,13 @@ def _take(path: Path, patience: float, in_the_way: Callable[[], TextIO | None]) 
                 who = _read(file).partition("\n")[0] or "another command"
                 raise Busy(
                     f"{path}: {who} is at work in this run folder; wait for its end or stop it, or "
-                    "set run.folder to another place"
+                    "set run.folder to another folder"
                 )
             time.sleep(AGAIN)
     except OSError as error:
-        # Some network file systems know no locks.
+        # Some network file systems do not support locks.
         logger.warning(
-            "%s: no lock can be had here (%s); see to it that no other command works in this run folder",
+            "%s: locks are not supported here (%s); make sure that no other command works in this run folder",
             path,
             error.strerror,
         )
@@ -127,13 +126,13 @@ def _locked(file: TextIO, how: int) -> bool:
 
 
 def _joined(file: TextIO, signed: str, job: str) -> bool:
-    """Take the lock for the job if nobody has it, or share it if the job has it."""
+    """Take the lock for the job if it is free, or share it if the job has it."""
     if _locked(file, fcntl.LOCK_EX):
         _sign(file, signed)
-    # From one kind of lock to the other it is free for a moment, so what is written there counts.
+    # Between the two kinds of lock it is free for a moment, so the owner written in the file counts.
     if not _locked(file, fcntl.LOCK_SH):
         return False
-    # On a full disk nobody could write whose it is.
+    # It is empty if the disk was full when the owner signed.
     if _read(file).partition("\n")[2] in (job, ""):
         return True
     fcntl.flock(file, fcntl.LOCK_UN)
@@ -147,6 +146,6 @@ def _read(file: TextIO) -> str:
 
 def _sign(file: TextIO, text: str) -> None:
     file.truncate(0)
-    # Past the buffer, which on a full disk would be tried again at the end, when all is done.
+    # Bypass the buffer: on a full disk its flush would be tried again at the end, when the work is done.
     with suppress(OSError):
         os.write(file.fileno(), text.encode())

@@ -1,4 +1,4 @@
-"""Parquet files of a run folder, read within bounds: a few bytes can unpack to more than the memory."""
+"""Parquet files of a run folder, read within limits: a few bytes can unpack to more than fits in memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: Bytes in memory and rows of the largest file that is read: room for a million clips in five folds.
+#: Limits of a file that is read, in bytes in memory and rows: room for a million clips in five folds.
 BYTES, ROWS = 2 << 30, 10_000_000
-#: Rows that are unpacked at a time. Columns that are coded in memory bring their dictionary each time.
+#: Rows unpacked at a time. Dictionary-encoded columns bring their dictionary each time.
 _PLAIN, _CODED = 1024, 1 << 20
-#: Bytes that a number takes in memory, however small it is in the file.
+#: Bytes of a number in memory, however few it takes in the file.
 _VALUE = 8
 
 
@@ -19,14 +19,14 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
     """The table in a file, with the metadata of the file.
 
     Args:
-        columns: the only ones to read, in this order.
-        schema: what they are to be; its columns are read.
+        columns: the only columns to read, in this order.
+        schema: the expected schema; its columns are read.
 
     Raises:
-        ValueError: it unpacks to more than :data:`BYTES` or :data:`ROWS`; found by what its footer tells, or,
-            of what stands there once for many rows, when so much has been unpacked. A footer made to lie
-            can have twice as much unpacked, or whatever one row holds.
-        Exception: whatever pyarrow raises on a file that is not whole or lacks a column.
+        ValueError: it unpacks to more than :data:`BYTES` or :data:`ROWS`; found from its footer, or, for
+            values stored once for many rows, while unpacking. A forged footer can cause twice as much to
+            be unpacked, or whatever one row holds.
+        Exception: whatever pyarrow raises on a file that is incomplete or lacks a column.
     """
     names = schema.names if schema is not None else columns
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -43,7 +43,7 @@ def read(path: Path, columns: list[str] | None = None, schema: pa.Schema | None 
         table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
         table = table.select(names) if names else table
         if schema is not None:
-            # Casting imports all of pyarrow's computing, an eighth of what verify takes.
+            # Casting imports all of pyarrow.compute, an eighth of the time of verify.
             same = table.schema.equals(schema)
             return table.replace_schema_metadata(schema.metadata) if same else table.cast(schema)
         return table.replace_schema_metadata(file.schema_arrow.metadata)
@@ -54,17 +54,17 @@ def _is_plain(file: pq.ParquetFile) -> bool:
 
 
 def _longest(file: pq.ParquetFile, groups: list[pq.RowGroupMetaData]) -> int:
-    """Bytes that no value exceeds in memory.
+    """An upper bound on the bytes of one value in memory.
 
-    A number has its size, and so has a string that is coded there; of lists and of other strings none is
-    longer than all that its column holds in the file.
+    Numbers and dictionary-encoded strings have a fixed size. No list or other string is longer than its
+    column in the file.
     """
     coded = {field.name for field in file.schema_arrow if pa.types.is_dictionary(field.type)}
     columns = [file.schema.column(number) for number in range(len(file.schema))]
     paths = [column.path for column in columns]
     longest = _VALUE
     for number, column in enumerate(columns):
-        # Of two columns with one path, one may be a part of another.
+        # If two columns share a path, one may be nested in another column.
         is_coded = column.path in coded and paths.count(column.path) == 1
         if column.max_repetition_level or (column.physical_type.endswith("BYTE_ARRAY") and not is_coded):
             chunks = [group.column(number) for group in groups]

@@ -1,7 +1,7 @@
 """quarantine.parquet: every clip or modality that could not be used, with stage and reason.
 
 Columns: ``stage``, ``name``, ``lost``, ``reason`` and ``part``; see :class:`mer_dist.core.records.Problem`.
-What a row is about stands in its columns: a reason is for people, and is never searched by a stage.
+All that stages need is in the columns: the reason is for people, and no stage parses it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mer_dist.storage.files import atomic
 
 SCHEMA = pa.schema([(field, pa.string()) for field in ("stage", "name", "lost", "reason", "part")])
 _WITHOUT_PART = pa.schema([field for field in SCHEMA if field.name != "part"])
-#: Kinds that a stage tells at its end, and letters of one.
+#: Kinds that a stage logs at its end, and characters of each.
 TOLD, LONGEST = 8, 160
-#: A file at the head of a reason or of a part of it, as in ``a.mp4: no such file``.
+#: A file name that starts a reason or a part of it, as in ``a.mp4: no such file``.
 _FILE = re.compile(r"(?!features )(?:^|(?<=: )|(?<=; ))[^:;]*(\.\w{1,5})(?=: )")
 #: Stands for the clip's name, and its file with the folders before it.
 _NAME = "\0"
@@ -40,10 +40,10 @@ class Kind:
 
     stage: str
     lost: str
-    #: With ``*`` for the clip's file, also for suffixes that differ, ``N`` for numbers that differ, and
-    #: without lines of tables.
+    #: With ``*`` for the clip's file and for suffixes that differ, ``N`` for numbers that differ, and
+    #: without line numbers of tables.
     reason: str
-    #: Of the clips, sorted, each once however many parts of it are concerned.
+    #: Of the clips, sorted; each once, however many of its parts are affected.
     names: list[str]
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ def read(path: Path) -> list[Problem]:
 def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
     """Replace the rows of ``stage``; the rows of other stages stay.
 
-    Called once the stage knows of all its problems; calling it twice with them changes nothing.
+    Call it once the stage knows all its problems; a second call with the same ones changes nothing.
     """
     rows = [problem for problem in read(path) if problem.stage != stage] + list(problems)
     rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost, problem.part))
@@ -93,10 +93,10 @@ def kinds(problems: Iterable[Problem]) -> list[Kind]:
 
 
 def _common(reasons: list[str]) -> str:
-    """What they all say, with as little left open as can be."""
-    for leave_open in (str, _no_number, _no_suffix):
-        if len(said := {leave_open(why) for why in reasons}) == 1:
-            return said.pop()
+    """Their common text, with as few placeholders as possible."""
+    for generalized in (str, _no_number, _no_suffix):
+        if len(texts := {generalized(why) for why in reasons}) == 1:
+            return texts.pop()
     return _no_number(_no_suffix(reasons[0]))
 
 
@@ -109,8 +109,8 @@ def _no_suffix(text: str) -> str:
 
 
 def _plain(problem: Problem) -> str:
-    """The reason without what is the clip's own: names of its files and lines of tables."""
-    # One pattern for all names: there may be a hundred thousand, and compiling takes longer than using one.
+    """The reason without what is specific to the clip: names of its files and line numbers of tables."""
+    # One pattern for all names: there may be 100,000, and compiling a pattern is slower than using it.
     marked = " ".join(problem.reason.split()).replace(problem.name, _NAME)
     return _LINE.sub("", _FILE.sub(r"*\1", _OWN.sub("*", marked).replace(_NAME, problem.name)))
 
@@ -123,7 +123,7 @@ def tell(path: Path, *stages: str) -> int:
     """Log the reasons of these stages' problems by count.
 
     Returns:
-        How many problems they have.
+        The number of their problems.
     """
     own = [problem for problem in read(path) if problem.stage in stages]
     if own:
@@ -139,7 +139,7 @@ def tell(path: Path, *stages: str) -> int:
 
 
 def tell_kinds(problems: Iterable[Problem]) -> None:
-    """Log their reasons, a line each, the most frequent first."""
+    """Log their reasons, one line each, the most frequent first."""
     found = kinds(problems)
     for kind in found[:TOLD]:
         logger.warning("  %s", kind)

@@ -1,4 +1,4 @@
-"""Where everything lies in a run folder: the one place that spells these names.
+"""The layout of a run folder: the only module that spells these names.
 
 ::
 
@@ -10,7 +10,7 @@
       shards/                   {00000..}.tar, {00000..}.parquet, index.parquet, unstored.json,
                                 twins.json, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
-      checkpoints/<extractor>/  <variant>/: the training under way, removed when its adapter is complete
+      checkpoints/<extractor>/  <variant>/: the training in progress, removed when its adapter is complete
       features/<set>/           {00000..}.safetensors, set.json
       linear_probes/            <set>.parquet: one modality alone; <set>.safetensors
       rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,
@@ -19,14 +19,14 @@
       answer.csv                name,discrete
       scores.json
       report.html
-      slurm/                    jobs.json, what submitit writes, how tasks ended; the owner's alone
-      logs/                     lines of every rank, and what its work took: timings.<stage>.<rank>.jsonl
-      caches/                   what DeepSpeed compiles, where HOME cannot be written
+      slurm/                    jobs.json, files of submitit, how tasks ended; private to the owner
+      logs/                     log lines of every rank, and its timings: timings.<stage>.<rank>.jsonl
+      caches/                   files that DeepSpeed compiles, if HOME is not writable
       status/  tracking/
 
-:class:`Run` gives the path of each file or folder. A folder of several files is a small type of its own, whose
-``folder`` is its path: a stage fills a temporary folder first, and names the files in that by the same type.
-Shards and feature sets have such a type, too, and their rooms, which take a folder wherever it lies, use it.
+:class:`Run` gives the path of each file or folder. A folder of several files has its own small type, with the
+path ``folder``: a stage fills a temporary folder first, and the same type names the files in it.
+The packages of shards and feature sets use such a type, too, and accept a folder in any location.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.storage.files import MARKER
 
 _ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
-#: What earlier versions left wherever a part of a run was complete.
+#: Markers that earlier versions left in each complete part of a run.
 _EARLIER = ("made.json", "*/made.json", "*/*/made.json", "*/*/*/made.json")
-#: Stands for the linear baseline on all fused sets side by side; no feature set has such a name.
+#: Names the linear baseline on all fused sets concatenated; no feature set can have this name.
 ALL_SETS = "@all"
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The files of a stage, by number: ``00001.tar``, and not the ``00001 2.tar`` of a copy."""
+    """The files of a stage, by number: ``00001.tar``, and not a duplicate's ``00001 2.tar``."""
     return sorted(path for path in folder.glob(f"[0-9]*{suffix}") if path.stem.isdecimal())
 
 
@@ -66,7 +66,7 @@ class _Folder:
         object.__setattr__(self, "folder", Path(self.folder))
 
     def files(self) -> list[Path]:
-        """What stages write there; without a type that knows better, all that is there."""
+        """The files that stages write there; unless a subclass overrides it, all files there."""
         return sorted(self.folder.glob("[!.]*"))
 
 
@@ -92,14 +92,14 @@ class ShardFolder(_Folder):
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """What is made of all shards together."""
+        """The files computed over all shards."""
         return self.index, self.unstored, self.twins, self.stats
 
     def tar(self, number: int) -> Path:
         return self.folder / f"{number:05d}.tar"
 
     def record(self, number: int) -> Path:
-        """The rows of one shard, and what it was made from."""
+        """The rows of one shard, and the record of its inputs."""
         return self.folder / f"{number:05d}.parquet"
 
     def all_tars(self) -> list[Path]:
@@ -131,7 +131,7 @@ class FeatureFolder(_Folder):
 
 
 class AdapterFolder(_Folder):
-    """``adapters/<extractor>/<variant>/``, with what the extractor's library writes beside this."""
+    """``adapters/<extractor>/<variant>/``; the extractor's library writes further files here."""
 
     @property
     def history(self) -> Path:
@@ -155,14 +155,14 @@ class LinearProbeFolder(_Folder):
         return self.folder / f"{set_name}.parquet"
 
     def nested_oof(self, set_name: str) -> Path:
-        """Predictions of labelled clips by models without two folds."""
+        """Predictions for labelled clips by models trained without two folds."""
         return self.folder / f"{set_name}.safetensors"
 
     def all_predictions(self) -> list[Path]:
         return self._of_sets(".parquet")
 
     def files(self) -> list[Path]:
-        """All of all sets; the stem of each is the name of its set."""
+        """The files of all sets; the stem of each is the name of its set."""
         return [*self.all_predictions(), *self._of_sets(".safetensors")]
 
     def _of_sets(self, suffix: str) -> list[Path]:
@@ -183,8 +183,8 @@ class RoundFolder(_Folder):
 
     @property
     def fold_predictions(self) -> Path:
-        """Predictions of the unlabelled clips by the models of each fold and, in round 0, of the labelled ones by
-        models without two folds."""
+        """Predictions for the unlabelled clips by the models of each fold and, in round 0, for the labelled
+        clips by models trained without two folds."""
         return self.folder / "fold_predictions.safetensors"
 
     @property
@@ -197,7 +197,7 @@ class RoundFolder(_Folder):
 
     @property
     def pseudo_label_log(self) -> Path:
-        """Not in round 0; see :mod:`mer_dist.fusion.pseudo_label_log`."""
+        """Absent in round 0; see :mod:`mer_dist.fusion.pseudo_label_log`."""
         return self.folder / "pseudo_labels.parquet"
 
     def files(self) -> list[Path]:
@@ -213,12 +213,12 @@ class VoteFolder(_Folder):
 
     @property
     def prior(self) -> Path:
-        """The label shares, whether they were corrected, and the weights of the voters."""
+        """The class prior, whether it was corrected, and the weights of the voters."""
         return self.folder / "prior.json"
 
     @property
     def answer(self) -> Path:
-        """What :attr:`Run.answer` was copied from."""
+        """The source of :attr:`Run.answer`."""
         return self.folder / _ANSWER
 
     def files(self) -> list[Path]:
@@ -234,14 +234,14 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether a run has left anything there: by names that nobody gives to files of their own."""
+        """Whether a run has left anything there, by names that users do not give to their own files."""
         left = ("status/lock", "quarantine.parquet", "shards/index.parquet", "features/*/set.json")
         return any(any(self.folder.glob(name)) for name in (*left, "rounds/[0-9]*/predictions.parquet"))
 
     def check_version(self) -> None:
         """
         Raises:
-            UserError: an earlier version made what is there, under names that this one does not know.
+            UserError: an earlier version wrote the folder, under names that this version does not know.
         """
         if old := next((path for name in _EARLIER for path in self.folder.glob(name)), None):
             raise UserError(
@@ -268,15 +268,15 @@ class Run:
 
     @property
     def shards(self) -> Path:
-        """A :class:`ShardFolder` by its path."""
+        """The path of a :class:`ShardFolder`."""
         return self.folder / "shards"
 
     def adapter(self, extractor: str, variant: str) -> Path:
-        """An :class:`AdapterFolder` by its path; ``variant`` is ``fold-K`` (never trained on fold K) or ``all``."""
+        """The path of an :class:`AdapterFolder`; ``variant`` is ``fold-K`` (never trained on fold K) or ``all``."""
         return self.folder / "adapters" / extractor / variant
 
     def adapters(self) -> list[AdapterFolder]:
-        """Of all extractors, whole or not."""
+        """Of all extractors, complete or not."""
         found = (AdapterFolder(path) for path in sorted((self.folder / "adapters").glob("*/*")))
         return [one for one in found if _is_set(f"{one.extractor}@{one.variant}")]
 
@@ -285,15 +285,15 @@ class Run:
 
     @property
     def features_folder(self) -> Path:
-        """The feature sets, each in a folder of its own."""
+        """The parent of the folders of all feature sets."""
         return self.folder / "features"
 
     def features(self, set_name: str | FeatureSetId) -> Path:
-        """A :class:`FeatureFolder` by its path."""
+        """The path of a :class:`FeatureFolder`."""
         return self.features_folder / str(set_name)
 
     def feature_sets(self) -> list[Path]:
-        """The folders of all feature sets, whole or not."""
+        """The folders of all feature sets, complete or not."""
         return sorted(path for path in self.features_folder.glob("*") if _is_set(path.name))
 
     @property
@@ -302,20 +302,20 @@ class Run:
 
     @property
     def rounds_folder(self) -> Path:
-        """The rounds, each in a folder of its own."""
+        """The parent of the folders of all rounds."""
         return self.folder / "rounds"
 
     def round(self, number: int) -> RoundFolder:
         return RoundFolder(self.rounds_folder / f"{number:02d}")
 
     def rounds(self) -> list[RoundFolder]:
-        """Those that are there, by number; what else somebody put there is none."""
+        """The existing rounds, by number; other files there are ignored."""
         found = (RoundFolder(path) for path in self.rounds_folder.glob("[0-9]*") if path.name.isdecimal())
         return sorted(found, key=lambda one: one.number)
 
     def strays(self) -> list[Path]:
-        """What lies among the files that stages wrote and is none of them, hidden files aside: a program that
-        synchronises folders leaves its copies there. No stage reads it."""
+        """Files among those of the stages that no stage wrote, hidden files aside: a program that
+        synchronises folders leaves duplicates there. No stage reads them."""
         sets = [FeatureFolder(folder) for folder in self.feature_sets()]
         parts = (ShardFolder(self.shards), self.linear_probes, self.vote, *sets, *self.rounds())
         owned = {part.folder: {*part.files(), part.folder / MARKER} for part in parts}
@@ -342,14 +342,14 @@ class Run:
         return self.folder / "report.html"
 
     def relative(self, path: Path) -> str:
-        """A path inside the run folder as marks, tables and messages name it, with ``/``."""
+        """A path inside the run folder as markers, tables and messages name it, with ``/``."""
         return path.relative_to(self.folder).as_posix()
 
     def log(self, stage: str, rank: int) -> Path:
         return self.folder / "logs" / f"{stage}.{rank}.log"
 
     def timings(self, stage: str, rank: int | str) -> Path:
-        """What the work of a rank took; see :mod:`mer_dist.storage.timings`."""
+        """The timings of a rank; see :mod:`mer_dist.storage.timings`."""
         return self.folder / "logs" / f"timings.{stage}.{rank}.jsonl"
 
     def all_timings(self) -> list[Path]:
@@ -367,7 +367,7 @@ class Run:
 
     @property
     def slurm_lock(self) -> Path:
-        """Held while jobs are submitted, some of which may be at work already."""
+        """Held while jobs are submitted; some of them may be running already."""
         return self.folder / "status" / "lock.slurm"
 
     @property
@@ -376,20 +376,20 @@ class Run:
 
     @property
     def slurm_jobs(self) -> Path:
-        """What was submitted."""
+        """The submitted jobs."""
         return self.slurm / "jobs.json"
 
     def slurm_note(self, stage: str, job: str) -> Path:
-        """How a job, or the task of an array, started and ended; ``job`` as squeue shows it."""
+        """How a job, or a task of a job array, started and ended; ``job`` as squeue shows it."""
         return self.slurm / "tasks" / f"{stage}-{job}.json"
 
     def slurm_log(self, job: str, tasks: int) -> Path:
-        """What submitit writes of the first task of a job, or, by ``*``, of the first of each in an array."""
+        """submitit's log of the first task of a job; for an array, a pattern with ``*`` over its jobs."""
         return self.slurm / f"{job}{'_*' if tasks > 1 else ''}_0_log.out"
 
     @property
     def caches(self) -> Path:
-        """In the place of those below HOME; see :mod:`mer_dist.training.caches`."""
+        """Instead of those below HOME; see :mod:`mer_dist.training.caches`."""
         return self.folder / "caches"
 
     @property

@@ -1,8 +1,8 @@
-"""What the work of a run took: one line in ``logs/`` for every piece, as soon as it is done.
+"""Timings of a run: one line in ``logs/`` for every piece of work, as soon as it is done.
 
-Outputs hold no times, so a run that was killed and started again, on however many processes, gives
-the same bytes as an undisturbed one; only these files tell the two apart. They grow and are never
-rewritten: a piece that was made twice stands there twice. What a kill cut off is not in them.
+Outputs hold no times, so a run that was killed and restarted, on however many processes, gives the
+same bytes as an undisturbed one; only these files differ. They grow and are never rewritten: a piece
+that was made twice is listed twice. Work that a kill interrupted is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Spent:
     stage: str
     #: The folder of the output, relative to the run folder: ``features/clip``.
     part: str
-    #: What of it: a shard, a probe; empty: all.
+    #: A part of it, such as a shard or a linear probe; empty: all.
     piece: str
     rank: int
     #: Unix time.
@@ -39,9 +39,9 @@ class Spent:
 class Total:
     """Several pieces, of all starts and ranks."""
 
-    #: Time that passed while at least one of them was worked on; ranks side by side count once.
+    #: Time during which at least one of them was in progress; parallel ranks count once.
     seconds: float
-    #: Those of a piece that was made twice count twice.
+    #: Clips of a piece that was made twice count twice.
     clips: int
     #: When the last one ended, ISO 8601 in UTC.
     ended: str
@@ -50,8 +50,8 @@ class Total:
 def note(
     run: Run, stage: str, folder: Path, *, seconds: float, clips: int, piece: str = "", rank: int = 0
 ) -> None:
-    """Note a piece of ``folder`` that took the last ``seconds``. Call it before the piece is put in its
-    place: what is there has been noted, and work that a kill makes vain is noted too.
+    """Record a piece of ``folder`` that took the last ``seconds``. Call it before the piece is published:
+    so every published piece is recorded, and so is work that a kill then wastes.
 
     Raises:
         OSError: the disk is full; names the file.
@@ -69,7 +69,7 @@ def note(
     path = run.timings(stage, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named(path), open(path, "a", encoding="utf-8") as file:
-        # The line break comes first: it ends a line that a kill left torn.
+        # The line break comes first: it ends a line that a kill left truncated.
         file.write("\n" + json.dumps(asdict(spent), ensure_ascii=False, sort_keys=True))
 
 
@@ -77,7 +77,7 @@ def note(
 def record(
     run: Run, stage: str, folder: Path, *, clips: int, piece: str = "", rank: int = 0
 ) -> Iterator[None]:
-    """Note what the work inside took; one that raises leaves no note. The arguments are those of :func:`note`.
+    """Record the time of the block inside, unless it raises. The arguments are those of :func:`note`.
 
     For a piece that one block of code makes. Work that runs on from piece to piece calls :func:`note` itself.
     """
@@ -87,7 +87,7 @@ def record(
 
 
 def read(run: Run) -> list[Spent]:
-    """Everything that was noted; torn lines are passed over."""
+    """All records; truncated lines are skipped."""
     lines = (
         line
         for path in run.all_timings()
@@ -104,7 +104,7 @@ def _parsed(line: str) -> Spent | None:
 
 
 def total(pieces: Iterable[Spent]) -> Total | None:
-    """All of them together; None if there are none."""
+    """The sum of the pieces; None without any."""
     spans = sorted((spent.ended - spent.seconds, spent.ended, spent.clips) for spent in pieces)
     if not spans:
         return None

@@ -110,7 +110,7 @@ def test_a_clip_in_two_folders_is_refused_with_both_places(folder):
 @pytest.mark.parametrize("name", [".a", "a\\b", "a\nb"])
 def test_a_file_name_that_is_unsafe_in_a_tar_is_refused_with_its_place(folder, name):
     (folder / "video-labeled" / f"{name}.mp4").touch()
-    with pytest.raises(UserError, match=r"clip names must be safe and stand once: .*video-labeled/"):
+    with pytest.raises(UserError, match=r"clip names must be safe and unique: .*video-labeled/"):
         mer2024.clips(folder, LABELS)
 
 

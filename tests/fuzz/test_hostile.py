@@ -125,7 +125,7 @@ def test_code_beside_a_model_is_not_run(tmp_path, monkeypatch, family):
 def test_a_feature_set_whose_clips_have_names_that_lead_elsewhere_is_not_exported(tmp_path, name):
     run = Run(tmp_path / "deep" / "er" / "run")
     fusion_run.write_set(run, "voice", "audio", ["good", name], np.ones((2, 3)))
-    with pytest.raises(UserError, match="clip names must be safe and stand once"):
+    with pytest.raises(UserError, match="clip names must be safe and unique"):
         export_npy(run, "voice", tmp_path / "deep" / "out", "UTT")
     assert not list(tmp_path.rglob("*escaped*")) and not (tmp_path / "deep" / "out").exists()
 
