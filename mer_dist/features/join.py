@@ -258,10 +258,11 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
     absent = len(known) - len(known.intersection(found.names)) + len(broken)
     if absent:
         logger.info("features %s: %d of %d clips have none", set_name, absent, len(known))
-    usable = np.isin(clips.names, [*(known.intersection(found.names) - broken)])
-    for kind, own in (("labelled", clips.labeled), ("unlabelled", ~clips.labeled)):
-        if own.any() and not usable[own].any():
-            logger.warning("features %s: none of the %d %s clips has any", set_name, own.sum(), kind)
+        having = set(found.names) - broken
+        usable = np.array([name in having for name in clips.names])
+        for kind, own in (("labelled", clips.labeled), ("unlabelled", ~clips.labeled)):
+            if own.any() and not usable[own].any():
+                logger.warning("features %s: none of the %d %s clips has any", set_name, own.sum(), kind)
     why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
     return found.only(known - broken) if broken else found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)

@@ -83,7 +83,7 @@ def _standardize(x_ND: Tensor, present: Tensor, counted: Tensor, limit: float) -
     std = squares.div(max(total - 1, 1)).sqrt().to(x_ND.dtype)
     odd = ~((std > PLAIN) & (std > NEAR * mean.abs()) & std.isfinite())
     if odd.any():
-        some = x_ND[counted][:, odd].double()
+        some = x_ND[:, odd][counted].double()
         center = some.sum(0) / total
         own = (some - center).square().sum(0).div(max(total - 1, 1)).sqrt()
         mean[odd] = center.to(mean.dtype)

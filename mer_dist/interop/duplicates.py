@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import Modality
 from mer_dist.features import store
@@ -23,11 +24,15 @@ def note(run: Run) -> list[list[str]]:
     """
     of_clip: dict[str, list[str]] = {}
     for folder in run.feature_sets():
-        facts = store.description(folder)
-        if not facts.get("imported") or facts.get("modality") == Modality.TEXT:
+        try:
+            facts = store.description(folder)
+            if not facts.get("imported") or facts.get("modality") == Modality.TEXT:
+                continue
+            shards = [store.StoredShard.open(path, frames=False) for path in FeatureFolder(folder).shards()]
+        except UserError as error:
+            logger.warning("not compared with the other sets: %s", error)
             continue
-        for path in FeatureFolder(folder).shards():
-            shard = store.StoredShard.open(path, frames=False)
+        for shard in shards:
             for name, embedding in zip(shard.names, shard.utterance, strict=True):
                 of_clip.setdefault(name, []).append(
                     f"{folder.name} {hashlib.sha256(embedding.data).hexdigest()}"

@@ -195,8 +195,10 @@ def _trim(
     now = {clip.name: clip for clip in clips}
     for number, names in trimmed.items():
         batch = copied.batch(run.shards, number, [now[name] for name in names])
-        # Without it the tar counts as unfinished, until the new one has its own.
+        # Without its record the tar counts as unfinished, and of clips that were not stored there is none.
         ShardFolder(run.shards).record(number).unlink()
+        if not any(clip.members for clip in batch):
+            ShardFolder(run.shards).tar(number).unlink(missing_ok=True)
         writer.write(run.shards, number, batch, fingerprint=fingerprint, sources=sources)
 
 

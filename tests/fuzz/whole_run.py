@@ -71,7 +71,9 @@ def attack(base: Path, folder: Path, suffix: str, seed: str, stages: bool) -> tu
         line for line in messages if any(word in line for word in (victim.stem, victim.parent.name, "clips"))
     ]
     # What was made from a part that is stale is so, too, and does not say what that was made from.
-    unnamed = [line for line in messages if line not in named and not (named and "stale, computed from" in line)]
+    unnamed = [
+        line for line in messages if line not in named and not (named and "stale, computed from" in line)
+    ]
     assert not unnamed, f"{what}: {unnamed}"
     return what, "message" if messages else "harmless"
 

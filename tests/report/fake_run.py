@@ -153,6 +153,11 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
         predictions.write(run.folder / f"{path}.parquet", made)
         scores.append(score(made, truth, labeled))
     files.write_json(run.scores, scores)
+    write_rounds(run, names, random)
+    write_vote(run, names, truth)
+
+
+def write_rounds(run: Run, names: list[str], random: np.random.Generator) -> None:
     for number in range(3):
         curves = [
             {
@@ -175,6 +180,9 @@ def write_predictions(run: Run, names: list[str], truth: np.ndarray) -> None:
             pq.write_table(rows, run.round(number).pseudo_label_log)
         files.write_marker(run.round(number).folder, "1f3870be274f6c49", clips=240)
         timings.note(run, "fuse", run.round(number).folder, seconds=21.0 + number, clips=240)
+
+
+def write_vote(run: Run, names: list[str], truth: np.ndarray) -> None:
     files.write_json(
         run.vote.prior,
         {

@@ -339,3 +339,16 @@ def test_real_features_that_nobody_here_made_are_imported_and_fused(tmp_path, sh
     waf = {title: metrics.waf(clips.truth, one.answer) for title, one in told.items()}
     assert waf["text alone (text)"] > 0.65 and waf["prior-aware vote"] > 0.6
     assert load(tmp_path / "run" / "config.yaml") == config
+
+
+def test_a_stage_called_by_another_program_leaves_its_signals_alone_and_stops_when_it_is_asked(tmp_path):
+    config, _ = fusion_run.make(tmp_path, labeled=12, unlabeled=6, epochs=1, rounds=0)
+    before, seen = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], []
+
+    def should_stop() -> bool:
+        seen.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)])
+        return len(seen) == 3
+
+    with pytest.raises(Stopped):
+        fuse(config, should_stop)
+    assert seen == [before] * 3 and not Run(config.run.folder).answer.exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,25 @@ def test_clips_beside_one_that_is_gone_or_changed_are_copied_and_not_decoded(own
     for key in ("clips", "missing", "faceless", "remarks", "quarantined", "duration"):
         assert stats[0][key] == stats[1][key], key
     assert verify(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_shard_that_loses_all_it_stored_leaves_no_tar(own_corpus, tmp_path):
+    """What stays of it is a clip of which nothing can be stored, which is not tried again."""
+    (own_corpus / "video-labeled" / "a004.mp4").write_bytes(b"no video")
+    spoken = own_corpus / "label-transcription.csv"
+    spoken.write_text(re.sub("^(a003|a004),.*", r"\1,", spoken.read_text(), flags=re.MULTILINE))
+    run = tmp_path / "run"
+    shard(config_of(run, own_corpus, clips=3))
+    (stored,) = [row for row in shard_index.read(run / "shards") if row.name == "a003"]
+    record = shard_index.record_of(run / "shards", stored.shard)
+    for name in sorted(record.clips.keys() - {"a004"}):
+        folder = "video-labeled" if name[0] == "a" else "video-unlabeled-with-test2noise"
+        (own_corpus / folder / f"{name}.mp4").unlink()
+    shard(config_of(run, own_corpus, clips=3, remove=True))
+    assert not (run / "shards" / f"{stored.shard:05d}.tar").exists()
+    assert shard_index.record_of(run / "shards", stored.shard).clips.keys() == {"a004"}
+    assert ("a004", "clip") in reasons(run) and verify(run) == []
 
 
 @pytest.mark.slow

@@ -163,6 +163,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(monkeypatch):
         monkeypatch.setattr(sys, "stdout", out)
         problems.show("row\n" * 100_000)
         print("more", flush=True)
+        assert os.path.samestat(os.fstat(theirs), os.stat(os.devnull)), "the rest goes nowhere"
 
 
 def test_no_name_needs_a_pattern_of_its_own(monkeypatch):
