@@ -89,7 +89,9 @@ def test_a_header_in_another_encoding_is_refused_for_that_and_not_for_its_column
     ):
         table.read(tmp_path / "texts.csv", ("name", "text"))
     (tmp_path / "texts.csv").write_bytes("name,text\n".encode("utf-16") + b"a")
-    with pytest.raises(UserError, match="it is not UTF-16, as its first bytes say; is it a table, and complete"):
+    with pytest.raises(
+        UserError, match="it is not UTF-16, as its first bytes say; is it a table, and complete"
+    ):
         table.read(tmp_path / "texts.csv", ("name", "text"))
 
 

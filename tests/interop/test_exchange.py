@@ -216,7 +216,7 @@ def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
     with pytest.raises(UserError, match="it has no folder in it"):
         import_sets(run, [f"{folder}/bert-UTT"], ["text"])
     # With a name it would be one set, in which every set is a clip.
-    with pytest.raises(UserError, match="it holds whole sets, as bert-UTT, and not clips"):
+    with pytest.raises(UserError, match="it holds sets, as bert-UTT, and not clips"):
         import_sets(run, ["x", folder], ["audio"])
     # All is looked at before anything is replaced.
     with pytest.raises(UserError, match="must be one of: audio, video, text"):
