@@ -1,4 +1,4 @@
-"""What comes from outside: the clips of a corpus, their media files and faces."""
+"""External input: the clips of a corpus, their media files and faces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.records import LABELED, UNLABELED, Clip, Problem
 from mer_dist.core.registry import FORMATS
 
-#: ``corpus.path``, ``corpus.labels`` and ``corpus.encoding`` to every clip that may be used and the reasons for
+#: From ``corpus.path``, ``corpus.labels`` and ``corpus.encoding`` to the usable clips, and the problems of
 #: the others.
 Listing = Callable[[str | Path, list[str], str], tuple[list[Clip], list[Problem]]]
 
 
 def register(name: str) -> Callable[[Listing], Listing]:
-    """Make the function below it list the corpora of ``corpus.format: name``.
+    """Register the decorated function as the listing of ``corpus.format: name``.
 
     Raises:
         UserError: the name is taken.
@@ -34,7 +34,7 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
     """List the configured corpus: its usable clips by split and name, and why the others are not.
 
     Raises:
-        UserError: the corpus is not there, or a name is unsafe or occurs twice.
+        UserError: the corpus is missing, or a name is unsafe or occurs twice.
     """
     if not config.path:
         raise UserError("corpus.path is not set: the MER2024 folder, or the CSV of a manifest")
@@ -46,10 +46,10 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
 
 
 def _check(config: CorpusConfig, found: list[Clip]) -> None:
-    """What the stages behind rely on, of a format that others wrote.
+    """Check what later stages rely on, for a format from a plugin.
 
     Raises:
-        UserError: a name is unsafe or occurs twice, or a split or label is none.
+        UserError: a name is unsafe or occurs twice, or a split or label is not valid.
     """
     clip_names.check((clip.name, f"{config.path}: a clip of the format {config.format}") for clip in found)
     for clip in found:

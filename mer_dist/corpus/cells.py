@@ -1,4 +1,4 @@
-"""What the cells of people's tables mean: a label, a part of the corpus, a file."""
+"""Interprets the cells of user tables: a label, a split, a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, plain
 
-#: What people and programs write into a cell that holds nothing: pandas, Excel, R, databases, JavaScript.
-#: Of Excel's errors the first is what becomes of a line of speech that begins with a dash.
+#: Words for an empty cell, by people and programs: pandas, Excel, R, databases, JavaScript.
+#: Excel turns a line of speech that begins with a dash into the first of its errors below.
 NOTHING = frozenset(
     [
         "na",
@@ -36,8 +36,8 @@ NOTHING = frozenset(
     + ["#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "undefined", "unknown"]
     + ["-", "--", "---", "–", "—", "?", "unlabeled", "unlabelled", "[]", "{}"]
 )
-#: Errors that a spreadsheet leaves in a cell, in capitals: later ones of Excel and those of Google Sheets, then
-#: those of spreadsheets in other languages. A hashtag that somebody says is hardly one of them.
+#: Spreadsheet errors in a cell, in capitals: newer ones of Excel and those of Google Sheets, then those of
+#: other languages. A spoken hashtag is hardly one of them.
 _WRITTEN = """
 #ERROR! #SPILL! #CALC! #FIELD! #BLOCKED! #CONNECT! #UNKNOWN! #BUSY! #GETTING_DATA #DATA! #EXTERNAL! #PYTHON!
 #TIMEOUT! #MACRO?
@@ -55,10 +55,10 @@ _WRITTEN = """
 #値! #名前? #数値! #参照! #值! #名称? #数字! #引用! #값! #이름?
 """
 ERRORS = frozenset(_WRITTEN.split())
-#: As LibreOffice numbers them, in several languages.
+#: Numbered errors of LibreOffice, in several languages.
 _ERROR_NUMBER = re.compile(r"(Err|Error|Erreur|Fehler|Errore|Fout|Ошибка|エラー|错误|錯誤|오류) ?: ?5\d\d")
 _SPLITS = {"labeled": LABELED, "labelled": LABELED, "unlabeled": UNLABELED, "unlabelled": UNLABELED}
-#: What others call these parts; which of them is to be learned from, only they know.
+#: Other names of splits; only the user knows which of them are for training.
 _OTHER_SPLITS = {
     "train": LABELED,
     "training": LABELED,
@@ -70,18 +70,18 @@ _OTHER_SPLITS = {
     "testing": UNLABELED,
     "eval": UNLABELED,
 }
-#: How like a label a word must be, for difflib, before it is asked for.
+#: Minimum difflib similarity at which a label is suggested for a word.
 _ALIKE = 0.75
 
 
 def is_nothing(cell: str) -> bool:
-    """Whether the whole cell is such a word, or blank."""
+    """Whether the cell is one of these words, or blank."""
     text = unicodedata.normalize("NFKC", cell.strip())
     return not text or plain(text) in NOTHING or text in ERRORS or bool(_ERROR_NUMBER.fullmatch(text))
 
 
 class Labels:
-    """The labels of one table: as ``corpus.labels`` has them, or why not."""
+    """Maps the labels of one table to ``corpus.labels``, or gives the reason why not."""
 
     def __init__(self, labels: list[str], file: str):
         self.labels, self.file = labels, file
@@ -93,7 +93,7 @@ class Labels:
         self._empty: Counter[str] = Counter()
 
     def cell(self, text: str) -> str:
-        """The cell, or an empty one if a word stands there that means that; ``none`` may be a label."""
+        """The cell, or an empty one if it holds a word for empty; ``none`` may be a label."""
         if not is_nothing(text) or plain(text) in self._alike:
             return text
         if text.strip():
@@ -101,7 +101,7 @@ class Labels:
         return ""
 
     def read(self, text: str) -> tuple[str | None, str]:
-        """The label, or why there is none; capitals do not matter where only one label fits."""
+        """The label, or why there is none; case is ignored if only one label fits."""
         text = text.strip()
         if text in self.labels:
             return text, ""
@@ -125,10 +125,10 @@ class Labels:
         return "correct the cell, or add the label there"
 
     def tell(self) -> None:
-        """Say which labels were not taken literally."""
+        """Log the labels that were not taken literally."""
         if self._empty:
             logger.warning(
-                "%s: %d labels are words for an empty cell and are taken for one: %s",
+                "%s: %d labels are words for an empty cell and count as empty: %s",
                 self.file,
                 self._empty.total(),
                 ", ".join(map(repr, [*self._empty][:5])),
@@ -147,7 +147,7 @@ def label_column(path: Path, columns: list[str]) -> str:
     """The column of a table ``name,label`` or ``name,discrete`` that holds its labels.
 
     Raises:
-        UserError: it has none of the two, or both, which may say different things.
+        UserError: it has neither, or both, which may differ.
     """
     named = [column for column in ("label", "discrete") if column in columns]
     if len(named) != 1:
@@ -159,7 +159,7 @@ def label_column(path: Path, columns: list[str]) -> str:
 
 
 def split(text: str, label: str) -> tuple[str, str]:
-    """``labeled`` or ``unlabeled``, and why it is neither; an empty cell follows the label's."""
+    """``labeled`` or ``unlabeled``, and why it is neither; an empty cell follows from the label."""
     text = text.strip()
     if not text:
         return LABELED if label.strip() else UNLABELED, ""
@@ -172,23 +172,23 @@ def split(text: str, label: str) -> tuple[str, str]:
 
 
 class Files:
-    """Files that one table names, relative to its folder.
+    """Finds the files that one table names, relative to its folder.
 
-    Paths are taken as they stand where there is such a file. Where there is none, those of other systems
-    are understood: backslashes, ``~``, ``%20``, ``file://``, and names in other capitals or another
-    spelling of an accent, if only one file has such a name.
+    A path is taken literally if that file exists. Otherwise, forms of other systems are tried:
+    backslashes, ``~``, ``%20``, ``file://``, and names with other case or another encoding of an accent,
+    if only one file matches.
     """
 
     def __init__(self, table: Path):
         self.table = Path(table)
-        #: Folder -> its names, read once: a corpus may have a hundred thousand files.
+        #: Folder -> its names, read once: a corpus may have 100,000 files.
         self._names: dict[str, set[str]] = {}
-        #: Folder -> plain form -> names, of folders in which a name was not found.
+        #: Folder -> plain form -> names, for folders where a name was not found.
         self._alike: dict[str, dict[str, list[str]]] = {}
         self._understood: list[tuple[str, Path]] = []
 
     def find(self, cell: str) -> Path | None:
-        """The file that a cell names, there or not; None for an empty cell."""
+        """The file that a cell names, existing or not; None for an empty cell."""
         cell = cell.strip()
         if not cell:
             return None
@@ -204,7 +204,7 @@ class Files:
         return literal
 
     def _spelled(self, path: Path) -> Path | None:
-        """``path`` as the disk spells its last part, or None if there is no such file, or two."""
+        """``path`` with its name as spelled on disk, or None if there is no such file, or two."""
         folder, name = os.path.split(path)
         listed = self._listed(folder)
         if not listed or name in listed:
@@ -225,7 +225,7 @@ class Files:
         return self._names[folder]
 
     def tell(self) -> None:
-        """Say which paths were not taken literally."""
+        """Log the paths that were not taken literally."""
         if self._understood:
             cell, path = self._understood[0]
             logger.info(
@@ -238,7 +238,7 @@ class Files:
 
 
 def _readings(cell: str) -> list[str]:
-    """A path as other systems write it, in the ways it can be read here."""
+    """The possible readings here of a path from another system."""
     text = cell.removeprefix("file://")
     readings = [text, text.replace("\\", "/")]
     readings += [unquote(reading) for reading in readings]

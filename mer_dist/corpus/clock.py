@@ -1,4 +1,4 @@
-"""When the frames of a video come on screen: by their own times where these can be so, or by their order."""
+"""When the frames of a video are shown: by their timestamps if plausible, or by their order."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-#: In formats that may be pieced together a pause of more seconds is a seam, as for the program ffmpeg.
+#: In formats that allow concatenation a longer pause, in seconds, is a seam, as in the program ffmpeg.
 LONGEST_PAUSE = 10.0
-#: In every format a pause longer than that, and than so many ordinary steps, may be a clock that was set anew.
+#: In every format a pause longer than that, and than so many median steps, may be a clock reset.
 LEAP = 20
-#: Packets that share a time, from which on the times say nothing. Whole milliseconds of fast cameras are fewer.
+#: With so many packets per timestamp the times are useless. Fast cameras that round to ms have fewer.
 SHARED = 4
 UNLIKELY = "times of its frames that cannot be so (a leap, or all the same); they were taken by their order"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """What may be believed of the times of a video's packets."""
+    """How far the timestamps of a video's packets are reliable."""
 
     #: False if they are all the same: frames go by their order and the nominal rate.
     stamped: bool = True
-    #: Whether a long pause is none: what comes after it follows at once.
+    #: Whether a long pause is a clock leap: the next frame follows at once.
     leaps: bool = False
 
     @property
@@ -32,13 +32,13 @@ class Trust:
 
 
 def trust(base: float, times: Sequence[int | None], heard: Callable[[], float]) -> Trust:
-    """What the times, in ticks of ``base`` seconds, are worth.
+    """How reliable the timestamps are; ``times`` are in ticks of ``base`` seconds.
 
-    A long pause may be meant: a picture that stands still, a camera that waits for motion. It is taken for
-    a leap where pauses fill most of the video, its other frames follow closely, and no sound lasts as long.
+    A long pause may be real: a still picture, a camera that waits for motion. It counts as a leap if pauses
+    fill most of the video, its other frames follow closely, and no sound lasts as long.
 
     Args:
-        heard: seconds of sound that the file holds; asked only where there is such a pause.
+        heard: gives the seconds of sound in the file; called only if there is such a pause.
     """
     known = np.sort([time for time in times if time is not None]) * base
     if len(known) < 2:
@@ -52,18 +52,18 @@ def trust(base: float, times: Sequence[int | None], heard: Callable[[], float]) 
 
 
 class Clock:
-    """The times of frames that leave a decoder, which they do in the order in which they are shown.
+    """Display times of decoded frames, which a decoder gives in display order.
 
-    So a time that goes back is wrong. Then the times at which packets are sent are better, as in
-    libavcodec's ``guess_correct_pts``. Where these, too, go back or leap ahead, another recording begins:
-    it follows the one before. A frame without any time comes one step after the last, the first at ``start``.
+    So a presentation time (PTS) that goes back is wrong. Then the decoding time (DTS) is better, as in
+    libavcodec's ``guess_correct_pts``. If it also goes back or leaps ahead, another recording begins and
+    follows the previous one. A frame without a time comes one step after the last, the first at ``start``.
     """
 
     def __init__(self, container, stream, start: float = 0.0, worth: Trust = Trust()):
         self.base = stream.time_base
-        #: Seconds from frame to frame; FFmpeg, too, takes a stream that does not say it to have 25 a second.
+        #: Seconds per frame; like FFmpeg, assume 25 frames per second if the stream has no rate.
         self.step = float(1 / (stream.guessed_rate or 25))
-        # AVI knows when a frame is sent, and not, which differs where there are B-frames, when it is shown.
+        # AVI stores the DTS of a frame and not its PTS; they differ if there are B-frames.
         self.trusted = not ("avi" in container.format.name and stream.codec_context.has_b_frames)
         self.pieced = worth.leaps or bool(container.format.flags & av.format.Flags.ts_discont.value)
         self.stamped = worth.stamped
@@ -76,7 +76,7 @@ class Clock:
         return self.stamped and self.trusted and None not in shown and not seams.any()
 
     def time(self, frame: av.VideoFrame) -> float:
-        """Seconds at which the next frame is shown."""
+        """When the next frame is shown, in seconds."""
         own, sent = (None if ticks is None else float(ticks * self.base) for ticks in (frame.pts, frame.dts))
         self.trusted = self.trusted and (own is None or own + self.shift >= self.last)
         stated = (own if self.trusted and own is not None else sent) if self.stamped else None

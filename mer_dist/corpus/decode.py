@@ -1,4 +1,4 @@
-"""One clip as its three modalities: square frames, a waveform, a transcript, or why not."""
+"""Decodes a clip into its modalities: square frames, a waveform, a transcript, or the reasons why not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CUT_AWAY = (
     "more than a third of the picture lies outside the central square that is stored, for no face detector "
     "found a face or none is at work"
 )
-#: A square out of 4:3 loses a quarter, out of 16:9 four ninths.
+#: A square loses a quarter of a 4:3 picture, four ninths of 16:9.
 MOST_CUT_AWAY = 1 / 3
 APART = "sound and picture of a file begin over half a second apart; each is stored from its own start"
 APART_SECONDS = 0.5
-#: What is far: more than twice as long, and more than half a second. Streams of one file seldom end together.
+#: Far: more than twice as long, and more than half a second. Streams of one file seldom end together.
 FAR, FAR_SECONDS = 2.0, 0.5
 
 
@@ -35,15 +35,15 @@ class Decoded:
     #: (S,) int16, mono, 16 kHz; None if the audio is missing.
     samples: np.ndarray | None = None
     seconds: float = 0.0
-    #: Second at which the picture begins on the clock of its file; None if that is not known.
+    #: Start of the picture on the clock of its file, in seconds; None if unknown.
     start: float | None = None
-    #: False where no face was found and the frames show the whole picture.
+    #: False if no face was found and the frames show the full picture.
     face: bool = True
     #: Modalities that the clip lacks, sorted.
     missing: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    #: What was found or done that loses nothing, in words that are the same for every clip of its
-    #: kind: they are counted by them.
+    #: Findings without loss; the text is the same for every clip of a kind, since remarks are counted
+    #: by text.
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -55,22 +55,22 @@ class Decoded:
 
 
 def decode(clip: Clip, config: ShardConfig) -> Decoded:
-    """Decode what can be decoded of ``clip``; the rest is noted with its reason."""
+    """Decode what can be decoded of ``clip``; the rest is recorded with its reason."""
     decoded = Decoded(clip=clip)
     for modality, add in ((Modality.VIDEO, _add_video), (Modality.AUDIO, _add_audio)):
         try:
             add(decoded, config)
         except media.MediaError as error:
             decoded.note(modality, str(error))
-        except Exception as error:  # On damaged input a decoder may raise anything at all.
+        except Exception as error:  # On damaged input a decoder may raise anything.
             decoded.note(modality, f"{type(error).__name__}: {' '.join(str(error).split())}")
     return _judged(decoded)
 
 
 def text_only(clip: Clip, reason: str) -> Decoded:
-    """A clip whose media files must not be touched again, for the reason given."""
+    """A clip whose media files must not be opened again, for ``reason``."""
     decoded = Decoded(clip=clip)
-    # Of a clip that names no file it was a picture of its face.
+    # If the clip names no file, it was a picture of its face.
     named = [part for part in (Modality.VIDEO, Modality.AUDIO) if clip.names(part)] or [Modality.VIDEO]
     for modality in named:
         decoded.note(modality, reason)
@@ -78,10 +78,10 @@ def text_only(clip: Clip, reason: str) -> Decoded:
 
 
 def _judged(decoded: Decoded) -> Decoded:
-    """With the missing modalities named, or the whole clip given up where none is left.
+    """Sets the missing modalities, or gives up the clip if none is left.
 
-    A part that the corpus does not name is missing and no problem. Why a clip of a corpus of transcripts
-    has none is known where the tables are read.
+    A part that the corpus does not list is missing, but not a problem. If a clip of a corpus of transcripts
+    has none, the table readers know why.
     """
     there = {
         Modality.VIDEO: bool(decoded.frames),
@@ -148,12 +148,12 @@ def _add_audio(decoded: Decoded, config: ShardConfig) -> None:
 
 
 def _cut_away(frame: np.ndarray) -> float:
-    """The part of a picture (H, W, 3) that is outside its central square."""
+    """The fraction of a picture (H, W, 3) outside its central square."""
     return 1 - min(frame.shape[:2]) / max(frame.shape[:2])
 
 
 def _length_remarks(sound: float, video: float) -> list[str]:
-    """Of a sound and a video of so many seconds; a clip without video has 0."""
+    """Remarks on lengths in seconds; a clip without video has 0."""
     if not video or abs(sound - video) <= FAR_SECONDS:
         return []
     return [SHORT_SOUND] * (sound * FAR < video) + [LONG_SOUND] * (sound > FAR * video)

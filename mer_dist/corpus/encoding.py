@@ -1,4 +1,4 @@
-"""The bytes of people's tables as text, and what a table is probably in that is not as told."""
+"""Decodes user tables, and guesses the encoding of a table that does not fit ``corpus.encoding``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 
 UTF8 = "utf-8"
-#: The marks at the beginning of a file that leave no doubt, the longer ones first.
+#: Byte order marks, the longer ones first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -17,15 +17,15 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-#: What each of them is as a letter.
+#: The decoded byte order mark.
 MARK = "\ufeff"
-#: Stands for bytes that are no text: a lone surrogate, as the decoder of UTF-8 leaves it, too.
+#: Stands for undecodable bytes: a lone surrogate, as the UTF-8 decoder leaves it, too.
 _BROKEN = "\udcff"
-#: What is looked at to find the likely encoding.
+#: Bytes inspected to find the likely encoding.
 _LOOKED_AT = 1 << 20
-#: Part of the foreign letters that have to be usual ones before an encoding is called likely.
+#: Fraction of the foreign letters that must be usual ones for a likely encoding.
 _USUAL = 0.8
-#: The letters that each language writes most; short texts may be usual letters in two encodings.
+#: The most frequent letters of each language; short texts may have usual letters in two encodings.
 _FREQUENT = {
     "gb18030": "的一是不了我你在有人他这中大来上个国到说们为子和地出道也时年得就那要下以生会自着去之过家学对可里好"
     "么什吗吧啊呢没很都还想看走快话知，。！？",
@@ -33,7 +33,7 @@ _FREQUENT = {
     "麼什嗎吧啊呢沒很都還想看走快話知，。！？",
     "euc_kr": "이다는가에을의고하지은도를한기어로나사아라들리서자시그대니인요해스있정일여게만수보제무주거면내안너네요",
 }
-#: Python's name of an encoding -> how people know it.
+#: Python's name of an encoding -> its common name.
 KNOWN = {
     "euc_kr": "EUC-KR (Korean)",
     "shift_jis": "Shift JIS (Japanese)",
@@ -48,10 +48,10 @@ KNOWN = {
 
 
 def decode(content: bytes, stated: str, path: Path) -> tuple[str, str]:
-    """The text, with lone surrogates for bytes that are none, and the encoding it was read by.
+    """The text, with lone surrogates for undecodable bytes, and the encoding that was used.
 
-    A mark at its beginning decides. Foreign letters that are valid UTF-8 throughout are UTF-8 whatever
-    was told: read by another encoding, each would become others without an error.
+    A byte order mark decides. Content with foreign letters that is valid UTF-8 throughout is UTF-8,
+    whatever ``stated`` is: another encoding would give wrong letters without an error.
     """
     used = next((name for mark, name in _MARKS if content.startswith(mark)), stated)
     if (
@@ -70,12 +70,12 @@ def decode(content: bytes, stated: str, path: Path) -> tuple[str, str]:
 
 
 def marked(content: bytes) -> bool:
-    """Whether a mark at the beginning says how to read it."""
+    """Whether it begins with a byte order mark."""
     return any(content.startswith(mark) for mark, _ in _MARKS)
 
 
 def is_text(fields: list[str]) -> bool:
-    """Whether all bytes of these fields were text."""
+    """Whether all bytes of these fields could be decoded."""
     try:
         "".join(fields).encode()
     except UnicodeEncodeError:
@@ -84,10 +84,10 @@ def is_text(fields: list[str]) -> bool:
 
 
 def refuse(path: Path, content: bytes, used: str, by_key: bool) -> None:
-    """Refuse a table that is not in the encoding by which it was read.
+    """Refuse a table that is not in the encoding ``used``.
 
     Args:
-        by_key: whether ``corpus.encoding`` tells how this table is read.
+        by_key: whether ``corpus.encoding`` applies to this table.
 
     Raises:
         UserError: always; with the likely encoding, a sample of it, and how to convert the file.
@@ -96,7 +96,7 @@ def refuse(path: Path, content: bytes, used: str, by_key: bool) -> None:
     why = f"{path}: it is not {used.upper()}"
     if found is None or found == used:
         other = "as its first bytes say" if marked(content) else "nor any usual encoding"
-        raise UserError(f"{why}, {other}; is it a table, and whole? Save it as CSV in UTF-8")
+        raise UserError(f"{why}, {other}; is it a table, and complete? Save it as CSV in UTF-8")
     lines = [line for line in content.decode(found, "replace").splitlines() if not line.isascii()]
     sample = f", by which it reads {lines[0][:40]!r}" if lines else ""
     key = f"set corpus.encoding: {found}, or " if by_key else ""
@@ -107,7 +107,7 @@ def refuse(path: Path, content: bytes, used: str, by_key: bool) -> None:
 
 
 def likely(content: bytes) -> str | None:
-    """The encoding, by Python's name, in which most of the foreign letters are usual ones."""
+    """The encoding, by Python's name, in which most foreign letters are usual ones."""
     if len(content) > _LOOKED_AT:
         content = content[: content.rfind(b"\n", 0, _LOOKED_AT) + 1] or content[:_LOOKED_AT]
     for name, zeros in (("utf-16-le", content[1::2]), ("utf-16-be", content[::2])):
@@ -124,7 +124,7 @@ def likely(content: bytes) -> str | None:
     if fits:
         return max(fits, key=fits.__getitem__)
     letters = [byte for byte in content if byte > 127 or chr(byte).isalpha()]
-    # Accents stand among plain letters, Cyrillic words have none.
+    # Accented letters occur among plain ones; Cyrillic words have no plain letters.
     single = "cp1251" if sum(byte > 127 for byte in letters) > 0.3 * len(letters) else "cp1252"
     return single if _whole(content, single) else None
 
@@ -138,7 +138,7 @@ def _whole(content: bytes, name: str) -> bool:
 
 
 def _fit(text: str, name: str) -> tuple[float, float]:
-    """Parts of the letters beyond ASCII that are usual in an encoding, and that are its most frequent."""
+    """Fractions of the non-ASCII letters that are usual in an encoding, and that are its most frequent."""
     foreign = "".join(letter for letter in text if letter > "\x7f")
     kana = sum("\u3040" <= letter <= "\u30ff" for letter in foreign)
     han = "".join(letter for letter in foreign if "\u4e00" <= letter <= "\u9fff")
@@ -152,7 +152,7 @@ def _fit(text: str, name: str) -> tuple[float, float]:
     elif name in ("shift_jis", "euc_jp"):
         usual, frequent = (kana + len(han) + marks, kana) if kana > 0.2 * len(foreign) else (0, 0)
     else:
-        # The first of the two levels into which these sets sort their letters by how often they occur.
+        # The first of two levels into which these character sets sort their letters by frequency.
         coded, last = ("gb2312", 0xD7) if name == "gb18030" else ("big5", 0xC6)
         leads = (letter.encode(coded, "ignore")[:1] for letter in han)
         usual = sum(b"\xa4" <= lead <= bytes([last]) for lead in leads) + marks

@@ -1,4 +1,4 @@
-"""Square pictures of the speaker's face: OpenFace crops, OpenCV's cascade, or the whole frame."""
+"""Square pictures of the speaker's face: OpenFace crops, OpenCV's cascade, or the full frame."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.natural_order import natural
 
-#: The detector runs on every so many frames and the last one; between them the box moves evenly.
+#: The detector runs on every n-th frame and the last one; between them the box is interpolated.
 DETECT_EVERY = 4
 #: The detector sees a frame of at most this many pixels on its longer side.
 DETECT_SIDE = 320
-#: Part of the face box that is added on each side: brows and chin lie at its border.
+#: Fraction of the face box added on each side: brows and chin lie at its border.
 PADDING = 0.15
 SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
 SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
-#: How OpenFace calls the picture of a face that it follows: number of the face, number of the frame.
+#: OpenFace's name for the picture of a tracked face: number of the face, number of the frame.
 _OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
 
 
 def check(config: ShardConfig) -> None:
     """
     Raises:
-        UserError: what finds the faces is not there, so that it would fail on every clip.
+        UserError: the face source is missing, so every clip would fail.
     """
     if config.faces == "openface" and not Path(config.openface).is_dir():
         raise UserError(f"shard.openface: there is no folder {config.openface}")
@@ -47,16 +47,16 @@ def whole(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def cascade(frames: list[np.ndarray], size: int) -> tuple[list[np.ndarray], bool]:
-    """The largest face of each frame as ``(size, size, 3)``, or the whole frames and False.
+    """The largest face of each frame as ``(size, size, 3)``, or the full frames and False.
 
-    The detector is the boosted cascade of Viola & Jones 2001, as OpenCV ships it.
+    The detector is the boosted cascade of Viola & Jones 2001, as shipped with OpenCV.
     """
     looked_at = {*range(0, len(frames), DETECT_EVERY), len(frames) - 1}
     found = {row: box for row in looked_at if (box := _detect(frames[row])) is not None}
     if not found:
         return [whole(frame, size) for frame in frames], False
     rows = sorted(found)
-    # Outside the frames with a face the nearest box holds, as np.interp does at its ends.
+    # Before the first and after the last face the nearest box holds, as np.interp does.
     boxes = np.stack(
         [np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)], axis=1
     )
@@ -68,8 +68,8 @@ def openface_folder(root: Path, name: str) -> Path:
 
 
 def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], bool]:
-    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly in the order of their frames; none if it has
-    none. Where it followed several faces, those of the one with the most crops, the first of them on a tie.
+    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly spaced in frame order; may be empty. If
+    it tracked several faces, those of the face with the most crops; on a tie, of the first.
 
     Returns:
         The crops, and whether there are several faces.
@@ -88,7 +88,7 @@ def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndar
 
 
 def _picture(path: Path) -> np.ndarray | None:
-    """(H, W, 3) uint8 BGR; None if it does not decode or is larger than OpenCV may read."""
+    """(H, W, 3) uint8 BGR; None if it cannot be decoded or exceeds OpenCV's size limit."""
     try:
         return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:

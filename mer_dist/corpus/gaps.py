@@ -1,4 +1,4 @@
-"""What lacks within a sound: holes, stretches that stand still, samples that are no numbers."""
+"""Gaps in a sound: holes, constant stretches, samples that are not finite."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 HOLE = "sound has a hole that was closed up"
 HOLES = "sound has short holes, half a second or more together, that were closed up"
-#: Seconds without sound that are told; a packet that is late leaves less.
+#: Seconds without sound that are reported; a late packet leaves a shorter hole.
 HOLE_SECONDS = 0.5
-#: Seconds by which a packet may stand off: milliseconds of a container are rounded, and no packet of speech
-#: is shorter than this. What is off by less adds to the next, so that many small losses count all the same.
+#: Tolerated offset of a packet in seconds: containers round to milliseconds, and no packet of speech is
+#: shorter. Smaller offsets add up, so that many small losses count as well.
 ROUNDED = 5e-3
 
 STILL_END = "sound ends in exact zeros (or one value held) for a quarter of its length or more; cut short?"
 STILL = "sound stands at exact zeros (or one value held) for a quarter of its length or more, and goes on"
-#: Seconds that are told, and the part of the whole: pauses of speech, and the end of a fade, are shorter.
+#: Reported seconds, and fraction of the sound: pauses of speech, and the end of a fade, are shorter.
 STILL_SECONDS, STILL_PART = 0.5, 0.25
 
 
@@ -25,23 +25,23 @@ STILL_SECONDS, STILL_PART = 0.5, 0.25
 class Gaps:
     """Follows the frames of a sound in their order."""
 
-    #: Whether samples lie in the file as they are. Codecs make zeros of what is merely quiet.
+    #: Whether samples are stored uncompressed (PCM). Codecs turn merely quiet sound into zeros.
     plain: bool = False
-    #: Samples that are no numbers, or beyond any scale, and those that were looked at, of all channels.
+    #: Samples that are not finite or absurdly large, and samples inspected, over all channels.
     bad: int = 0
     samples: int = 0
-    #: Samples of every kind, at the rate of the file.
+    #: All samples, at the rate of the file.
     length: int = 0
     rate: int = 1
-    #: A hole that is long enough, and seconds of all that are not made up by packets that come too early.
+    #: Whether there is a long hole; lost seconds, net of packets that come early; and their maximum.
     hole: bool = False
     lost: float = 0.0
     most_lost: float = 0.0
-    #: Seconds at which the next frame is due; None if that is not known.
+    #: When the next frame is due, in seconds; None if unknown.
     due: float | None = None
-    #: Second of the first frame; None if that is not known.
+    #: Time of the first frame in seconds; None if unknown.
     start: float | None = None
-    #: Since which sample nothing changes, the last sample (C,), and the longest stretch before.
+    #: Start of the current constant stretch, the last sample (C,), and the longest stretch before.
     still_from: int = 0
     last: np.ndarray | None = None
     longest: int = 0
@@ -77,19 +77,19 @@ class Gaps:
 
     @property
     def damage(self) -> str:
-        return f"{self.bad} of its {self.samples} samples are no numbers" if self.bad else ""
+        return f"{self.bad} of its {self.samples} samples are not finite" if self.bad else ""
 
     @property
     def remarks(self) -> list[str]:
-        """Kinds of what is worth telling of holes."""
+        """Kinds of remarks on holes."""
         if self.hole:
             return [HOLE]
-        # The clock of most containers that hold such packets is of milliseconds.
+        # Most containers with such packets have a clock of milliseconds.
         return [HOLES] * (self.most_lost > HOLE_SECONDS - 1e-3)
 
     @property
     def still(self) -> list[str]:
-        """Kinds of what is worth telling of stretches in which no sample differs from the one before."""
+        """Kinds of remarks on constant stretches."""
         most = max(STILL_SECONDS * self.rate, STILL_PART * self.length)
         ends = self.plain and self.length - self.still_from >= most
         return [STILL_END] * ends + [STILL] * (self.longest >= most)

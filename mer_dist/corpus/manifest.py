@@ -1,9 +1,9 @@
 """Any corpus through one CSV file: ``name,video,audio,transcript,label,split``.
 
 ``video`` and ``audio`` are paths relative to the CSV; without ``audio`` the sound is the audio
-stream of ``video``. ``transcript`` is the text itself. Any of them may be empty, as may
-``label``, or hold a word for that, as ``NA``. ``split`` is labeled or unlabeled; empty, it follows
-from the label. A column in which nothing would stand may be absent.
+stream of ``video``. ``transcript`` is the text itself. Any of them, and ``label``, may be empty or
+hold a word for empty, as ``NA``. ``split`` is labeled or unlabeled; if empty, it follows from the
+label. An empty column may be absent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mer_dist.corpus.table import Table
 from mer_dist.corpus.texts import Texts
 
 COLUMNS = ("name", "video", "audio", "transcript", "label", "split")
-#: Other words for these columns; one of them is hardly meant to be passed over.
+#: Synonyms of these columns; a column with such a name is hardly meant to be ignored.
 SYNONYMS = {
     **dict.fromkeys(("text", "transcription", "sentence", "utterance", "chinese", "english"), "transcript"),
     **dict.fromkeys(("emotion", "discrete", "emo", "class"), "label"),
@@ -32,8 +32,8 @@ SYNONYMS = {
     **dict.fromkeys(("wav", "sound"), "audio"),
     **dict.fromkeys(("part", "set", "subset"), "split"),
 }
-#: Names of columns, letters alone, that say where in a file a part of it begins and ends. Of other names and
-#: languages the values tell it.
+#: Column names, reduced to letters, for the begin and end of a part of a file. Columns with other names or in
+#: other languages are found by their values.
 _TIMES = re.compile(
     r"(t|time|seg|segment|clip|utt|utterance)?(start|begin|beginning|onset|from|end|ending|stop|offset|until|to)"
     r"(s{1,2}|secs?|seconds?|ms|msec|milliseconds|times?|frame|timestamp|hh|mm|in|code){0,7}"
@@ -45,7 +45,7 @@ _TIME = re.compile(r"((?:\d{1,3}:){0,3})(\d+(?:[.,]\d+)?)(?:\s*(?:s|secs?|ms|mse
 
 @register("manifest")
 def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
-    """Every clip that may be used, by split and name, and the reasons for the others.
+    """The usable clips, by split and name, and the problems of the others.
 
     Raises:
         UserError: no such file or column, or a name is unsafe or occurs twice.
@@ -92,7 +92,7 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    """Refuse a header without any part of a clip, or with one under what looks like another name."""
+    """Refuse a header without a column for any modality, or with a column under a likely synonym."""
     absent = [column for column in COLUMNS if column not in columns]
     others = [column for column in columns if column and column not in COLUMNS]
     if not {"video", "audio", "transcript"} & {*columns}:
@@ -112,13 +112,13 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list[Problem]]:
-    """Without the clips that are parts of a file by columns of times, as a file is stored whole.
+    """Drop clips that columns of times mark as parts of a file, since a file is stored completely.
 
-    Times beside files of their own tell where those were cut out. They are parts where rows of one file have
-    different times, and if most rows are such, all are.
+    If each clip has its own file, the times only show where it was cut out. Clips are parts if rows of one
+    file have different times; if most rows are parts, all rows are.
 
     Raises:
-        UserError: all of them are.
+        UserError: all clips are parts.
     """
     columns = [column for column in rows.columns if _TIMES.fullmatch(re.sub("[^a-z]", "", column))]
     columns = columns or _spans_by_value(rows, found)
@@ -151,10 +151,10 @@ def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list
 
 
 def _spans_by_value(rows: Table, found: list[Clip]) -> list[str]:
-    """Two columns of times whatever they are called, the first before the second in every row; none if none are.
+    """Two columns of times under any name, the first before the second in every row; empty if none fit.
 
-    Of each file every row begins where the one before it has ended, or later, and more than one row does so: of two
-    rows any numbers may.
+    In each file, every row begins at or after the end of the row before it. More than one row must do so:
+    with two rows any numbers may.
     """
     by_file: dict[Path, list[dict[str, str]]] = {}
     for clip in found:
@@ -164,7 +164,7 @@ def _spans_by_value(rows: Table, found: list[Clip]) -> list[str]:
         return []
     others = [column for column in rows.columns if column and column not in COLUMNS]
     for begin, end in itertools.permutations(others, 2):
-        # One file at a time: most pairs are none in the first.
+        # One file at a time: the first file rules out most pairs.
         spans = ([(row[begin], row[end]) for row in own] for own in by_file.values())
         if _follow([span for span in own if not all(map(cells.is_nothing, span))] for own in spans):
             return [begin, end]
@@ -177,7 +177,7 @@ def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
     for spans in files:
         ended = -math.inf
         for begin, end in sorted((_time(begin), _time(end)) for begin, end in spans):
-            if not (ended <= begin < end):  # nor where one is no number
+            if not (ended <= begin < end):  # also False for NaN
                 return False
             follow += ended >= 0
             ended = end
@@ -185,7 +185,7 @@ def _follow(files: Iterable[list[tuple[str, str]]]) -> bool:
 
 
 def _time(cell: str) -> float:
-    """The time in a cell, in its own unit; NaN where there is none."""
+    """The time in a cell, in its own unit; NaN if there is none."""
     matched = _TIME.fullmatch(cell.strip())
     if not matched:
         return math.nan

@@ -1,4 +1,4 @@
-"""What a media file holds, as much of it as decodes: opening it, its tracks, its frames."""
+"""Reads media files, as far as they can be decoded: opening, tracks, frames."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mer_dist.corpus.clock import UNLIKELY, Clock, Trust, trust
 from mer_dist.corpus.picture import Shot
 from mer_dist.corpus.structure import FOLLOWED, MOTION_PHOTO, followed, motion_photo, remedy
 
-#: Frames beyond this are no clip but a bomb: 8K. A few kilobytes can hold billions of black pixels.
+#: Larger frames (8K) are treated as a bomb: a few kilobytes can hold billions of black pixels.
 MOST_PIXELS = 8192 * 4320
 _FLAGS = av.stream.Disposition
-#: Of tracks that come beside the one that is meant: somebody talks over it, or its voices are taken out.
+#: Flags of secondary tracks: with commentary, or with the voices removed.
 _ASIDE = (
     _FLAGS.comment
     | _FLAGS.visual_impaired
@@ -42,7 +42,7 @@ NOT_WHOLE = "the decoder does not vouch for a picture"
 
 
 class MediaError(Exception):
-    """Nothing of a stream can be used; the message is the reason."""
+    """A stream is unusable; the message is the reason."""
 
 
 @dataclass(kw_only=True)
@@ -52,34 +52,34 @@ class Video:
     #: On the clock of the file.
     start: float
     seconds: float
-    #: What of the stream did not decode; empty if it is whole.
+    #: What could not be decoded; empty if the stream is complete.
     damage: str
-    #: Kinds of what is worth telling of its pictures.
+    #: Kinds of remarks on its pictures.
     remarks: list[str]
 
 
 @dataclass(kw_only=True)
 class _Extent:
-    """Of the packets of a video that are shown."""
+    """The shown packets of a video."""
 
     #: Seconds on the clock of the file.
     start: float
     end: float
-    #: (N,) seconds of each, sorted; empty if their times are not those of the frames.
+    #: (N,) seconds of each, sorted; empty if packet times are not frame times.
     times: np.ndarray
-    #: How many have a byte.
+    #: Number of packets with content.
     seen: int
-    #: What of them is missing.
+    #: What is missing.
     damage: str
     trust: Trust
 
     def targets(self, count: int) -> np.ndarray:
-        """(count,) seconds: the middles of equal stretches."""
+        """(count,) seconds: the middles of equal intervals."""
         return self.start + (np.arange(count) + 0.5) * (self.end - self.start) / count
 
     def from_first(self, time: float) -> _Extent:
-        """From the first frame that decodes: a recording cut out of another may begin with frames that
-        build on a picture which is not in it. A few at the start are usual, and no loss."""
+        """The extent from the first decodable frame: a recording cut out of another may begin with frames
+        whose reference picture is missing. A few at the start are usual, and no loss."""
         if not len(self.times) or time - self.start <= stated.SLACK_SECONDS:
             return self
         there, count = int((self.times > time - TICK).sum()), len(self.times)
@@ -92,18 +92,18 @@ class Track:
     """One stream of a file that is being decoded."""
 
     kind: str
-    #: FFmpeg's name of it.
+    #: FFmpeg's codec name.
     codec: str
-    #: What decodes of it, in the order of the file.
+    #: The decoded frames, in the order of the file.
     frames: Iterator
-    #: The errors between them, so far, and tracks that should have been taken before this one.
+    #: The errors between them, so far, and tracks that players prefer but that failed.
     faults: list[str]
-    #: Tracks of this kind in the file, and those of them that have a decoder.
+    #: Tracks of this kind in the file, and those of them with a decoder.
     count: int
     known: int
-    #: Of this kind in other programmes of a broadcast.
+    #: Tracks of this kind in other programmes of a broadcast.
     others: int
-    #: How many seconds of sound the file says it has, given how many came out of it; asked after them all.
+    #: The seconds of sound that the file states, given the decoded seconds; called after the last frame.
     stated: Callable[[float], float]
 
     @property
@@ -112,14 +112,14 @@ class Track:
 
 
 def read_video(path: Path, count: int) -> Video:
-    """The frames shown at the middle of ``count`` equal stretches of the video, as a player shows them.
+    """The frames shown at the middle of ``count`` equal intervals of the video, as a player shows them.
 
-    A video of fewer frames gives each of them once. The stretches span the packets that are in
-    the file, not the length that its header claims, so a truncated file is sampled evenly too.
-    What an edit list hides is no part of the video.
+    A video with fewer frames gives each of them once. The intervals span the packets in the file, not
+    the length in its header, so a truncated file is sampled evenly too. Frames hidden by an edit list
+    do not belong to the video.
 
     Raises:
-        MediaError: no such file, no video stream, or most of it does not decode.
+        MediaError: no such file, no video stream, or most of it cannot be decoded.
     """
     with _opened(path) as container:
         extent = _extent(container, _stream(container, "video", path), path)
@@ -152,7 +152,7 @@ def read_video(path: Path, count: int) -> Video:
 
 
 def video_seconds(path: Path) -> float:
-    """Length of the video stream; 0 if there is none that can be read."""
+    """Length of the video stream; 0 without a readable one."""
     try:
         with _opened(path) as container:
             extent = _extent(container, _stream(container, "video", path), path)
@@ -163,7 +163,7 @@ def video_seconds(path: Path) -> float:
 
 @contextmanager
 def playing(path: Path, kind: str, index: int = 0) -> Iterator[Track]:
-    """The stream of a kind, ``audio`` or ``video``, that a player takes, or the ``index``-th after it.
+    """The stream of ``kind``, ``audio`` or ``video``, that a player takes, or the ``index``-th after it.
 
     Raises:
         MediaError: no such file, or no such stream.
@@ -186,7 +186,7 @@ def playing(path: Path, kind: str, index: int = 0) -> Iterator[Track]:
 
 
 def _stated(container, stream, path: Path, heard: float) -> float:
-    """Seconds of sound that there are by the file's own word, where so many were heard."""
+    """Seconds of sound that the file states, given ``heard`` decoded seconds."""
     return max(stated.seconds(container, stream, path, heard), heard + _lacking(path, container, heard))
 
 
@@ -194,7 +194,7 @@ def _stated(container, stream, path: Path, heard: float) -> float:
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     if fault := paths.fault(path):
         raise MediaError(f"{path.name if path.is_file() else path}: {fault}")
-    # A file that poses as mp4 may be a playlist; it must not reach the network.
+    # A file disguised as mp4 may be a playlist; it must not access the network.
     options = {"protocol_whitelist": "file"}
     with ExitStack() as open_files:
         try:
@@ -208,8 +208,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
 
 
 def _stream(container, kind: str, path: Path, index: int = 0):
-    """Of the streams of a kind that have a decoder the one that a player takes first, or the ``index``-th
-    after it; decoded by one thread: the workers are the parallelism."""
+    """Of the decodable streams of ``kind`` the one that a player takes first, or the ``index``-th after it;
+    decoded by one thread: the workers are the parallelism."""
     tracks = _tracks(container, kind)
     if not tracks:
         elsewhere = " in the programme of its picture" * bool(_all_tracks(container, kind))
@@ -224,15 +224,15 @@ def _stream(container, kind: str, path: Path, index: int = 0):
 
 
 def _tracks(container, kind: str) -> list:
-    """The streams of a kind as players prefer them: flagged default, not beside another one, the first.
+    """The streams of ``kind`` in players' order of preference: flagged default, not secondary, the first.
 
-    A broadcast may carry several programmes; sound is that of the programme whose picture is shown.
+    A broadcast may carry several programmes; sound comes from the programme whose picture is shown.
     """
     tracks = _all_tracks(container, kind)
     pictures = _decodable(_tracks(container, "video")) if kind == "audio" else []
     if pictures:
         tracks = [track for track in tracks if _together(container, track, pictures[0])]
-    # A track of one picture beside one of many is a thumbnail, or the still of an animation.
+    # A track of one picture beside a longer one is a thumbnail, or the still of an animation.
     many = kind == "video" and any(stream.frames > 1 for stream in tracks)
     return sorted(
         tracks,
@@ -246,7 +246,7 @@ def _tracks(container, kind: str) -> list:
 
 
 def _all_tracks(container, kind: str) -> list:
-    """The streams of a kind. Cover art is a video stream of one picture that is no part of the clip."""
+    """The streams of ``kind`` without cover art, a video stream of one picture beside the clip."""
     return [
         stream
         for stream in container.streams
@@ -255,7 +255,7 @@ def _all_tracks(container, kind: str) -> list:
 
 
 def _together(container, sound, picture) -> bool:
-    """Whether FFmpeg knows of no programmes, or both are of the same, and so have the same best picture."""
+    """Whether there are no programmes, or both are in one; then FFmpeg finds the same best picture."""
     first, second = (container.streams.best("video", related=stream) for stream in (sound, picture))
     return first == second
 
@@ -265,22 +265,22 @@ def _decodable(tracks: list) -> list:
 
 
 def _bound(codec, path: Path) -> None:
-    """Refuse frames too large to decode, by the header now and by the stream itself later."""
+    """Refuse frames too large to decode: by the header now, by the stream itself later."""
     if codec.width * codec.height > MOST_PIXELS:
         raise MediaError(f"{path.name}: its frames of {codec.width} x {codec.height} pixels are too large")
     codec.options = {"max_pixels": str(MOST_PIXELS)}
 
 
 def _extent(container, stream, path: Path) -> _Extent:
-    """Start and end in seconds of the packets that are shown, how many there are, and what is missing."""
+    """Start and end in seconds of the shown packets, their number, and what is missing."""
     times: list[int | None] = []
     sent, flagged, keys, seen, longest, broken = [], [], set(), 0, 0, 0
     try:
         for packet in container.demux(stream):
-            # What an edit list hides is in the file only so that the rest can be decoded.
+            # Packets hidden by an edit list are in the file only so that the rest can be decoded.
             if packet.is_discard or (packet.dts is None and not packet.size):
                 continue
-            # One without a byte shows the frame before it once more.
+            # An empty packet repeats the previous frame.
             seen += packet.size > 0
             flagged += [len(times)] * packet.is_corrupt
             keys |= {len(times)} if packet.is_keyframe else set()
@@ -289,9 +289,9 @@ def _extent(container, stream, path: Path) -> _Extent:
             times.append(packet.dts if packet.pts is None else packet.pts)
     except av.FFmpegError:
         broken = 1
-    # Just before a picture that builds on none the flag may mean the seam of two recordings, where packets
-    # are counted anew, and no loss; if it is one, the decoder finds it.
-    corrupt = broken + sum(not keys & {place + 1, place + 2} for place in flagged)
+    # Just before a key frame the flag may only mean a seam of two recordings, where the packet count
+    # restarts; if it is a loss, the decoder finds it.
+    corrupt = broken + sum(not keys & {index + 1, index + 2} for index in flagged)
     promised = _promised(container, stream, seen)
     if not seen:
         hidden = stream.frames and not promised
@@ -307,7 +307,7 @@ def _extent(container, stream, path: Path) -> _Extent:
         start, end = _counted(path, start, worth)
         return _Extent(start=start, end=end, times=np.empty(0), seen=seen, damage=damage, trust=worth)
     own = np.sort([time for time in times if time is not None]) * base
-    # The last frame is shown as long as the others are, not for the time of a long pause.
+    # The last frame is shown for the median step, not for a long pause.
     step = float(np.median(np.diff(own))) if len(own) > 1 else (longest or 1) * base
     start, end = float(own[0]), float(own[-1]) + step
     damage = stated.missing(end - start, end - start + _lacking(path, container, end)) or damage
@@ -321,12 +321,12 @@ def _heard(path: Path) -> float:
             return 0.0
         stream = _tracks(container, "audio")[0]
         lengths = [(packet.duration or 0) for packet in container.demux(stream) if packet.size]
-        # In mp4 a packet lasts until the next, also over a leap; in sound they are all of one length.
+        # In mp4 a packet lasts until the next, even over a leap; sound packets all have one length.
         return len(lengths) * float(np.median(lengths or 0) * stream.time_base)
 
 
 def _lacking(path: Path, container, end: float) -> float:
-    """Seconds at the end of a file that it states to have and has not; one stream of it has its ``end``."""
+    """Seconds that the file states but lacks at its end; ``end`` is that of one of its streams."""
     if not stated.promises_more(container, path, end):
         return 0.0
     with _opened(path) as again:
@@ -334,16 +334,16 @@ def _lacking(path: Path, container, end: float) -> float:
 
 
 def _promised(container, stream, seen: int) -> int:
-    """How many frames there are to show by the file's own word; ``seen`` where it gives none."""
+    """The number of shown frames that the file states; ``seen`` if it states none."""
     if "mp4" not in container.format.name:
         return seen
     # mp4 lists every frame in its header; in other containers the number is an estimate. The demuxer
-    # has taken from the list what the edit list cuts away, and marked what it hides.
+    # has removed the frames that the edit list cuts, and flagged those that it hides.
     return sum(entry.size > 0 and not entry.is_discard for entry in stream.index_entries)
 
 
 def _counted(path: Path, start: float, worth: Trust) -> tuple[float, float]:
-    """Start and end of a video whose packets do not say when they are shown: by decoding it all."""
+    """Start and end of a video without usable packet times: by decoding all of it."""
     with _opened(path) as container:
         stream = _stream(container, "video", path)
         clock = Clock(container, stream, start, worth)
@@ -354,30 +354,30 @@ def _counted(path: Path, start: float, worth: Trust) -> tuple[float, float]:
 
 
 def _shots(container, stream, extent: _Extent, faults: list[str]) -> Iterator[Shot]:
-    """Every frame that decodes with what the file says of it; the first at the start if it says no times."""
+    """Every decodable frame with its metadata; without times, the first is at the start of ``extent``."""
     clock, matrix = Clock(container, stream, extent.start, extent.trust), None
     declared = stream.sample_aspect_ratio
     by_container = declared != stream.codec_context.sample_aspect_ratio
     for frame in _decoded(container, stream, faults):
-        # The container's word on the shape of pixels stands; the codec's may change on the way.
+        # The container's pixel aspect ratio is constant; the codec's may change between frames.
         ratio = declared if by_container else stream.codec_context.sample_aspect_ratio
-        # A container's matrix comes with every frame; H.264 gives it once, and it holds until the next.
+        # A container gives the matrix with every frame; H.264 gives it once, valid until the next.
         own = picture.display_matrix(frame)
         matrix = matrix if own is None else own
         yield Shot(frame=frame, time=clock.time(frame), ratio=ratio, matrix=matrix)
 
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
-    """Every frame that decodes whole; the errors between them go to ``faults``."""
+    """Every frame that decodes completely; the errors between them go to ``faults``."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
             if packet is not None and packet.has_sidedata("encryption_info"):
-                # Some decoders make a picture, and most a sound, of anything.
+                # Some video decoders, and most audio decoders, accept any bytes.
                 faults.append(ENCRYPTED)
                 continue
-            # One without a byte shows the frame before it once more, or ends the stream.
+            # An empty packet repeats the previous frame, or ends the stream.
             frames = packet.decode() if packet is not None and packet.size else []
         except av.FFmpegError as error:
             faults.append(_plain(error))
@@ -396,7 +396,7 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
 
 
 def _whole(frames: list, faults: list[str]) -> Iterator:
-    """Without the pictures that a decoder made up where it could not read, or that lack a part."""
+    """The frames without pictures that the decoder invented or could not complete."""
     for frame in frames:
         if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
             faults.append(NOT_WHOLE)
@@ -405,7 +405,7 @@ def _whole(frames: list, faults: list[str]) -> Iterator:
 
 
 def _shown_at(targets: np.ndarray, shots: Iterator[Shot], remarks: set[str]) -> list[np.ndarray]:
-    """For each target time the frame on screen then, each frame at most once."""
+    """The frame on screen at each target time, each frame at most once."""
     frames, position, shown = [], 0, None
     for shot in shots:
         if shown is not None and targets[position] < shot.time:

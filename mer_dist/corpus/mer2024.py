@@ -2,7 +2,7 @@
 
 ::
 
-    video-labeled/*.mp4   video-unlabeled*/*.mp4     (other containers will do: SUFFIXES)
+    video-labeled/*.mp4   video-unlabeled*/*.mp4     (or another container: SUFFIXES)
     label-disdim.csv          name,discrete[,valence]
     label-transcription.csv   name,chinese[,english]
 """
@@ -25,17 +25,17 @@ from mer_dist.storage import files
 
 LABELS = "label-disdim.csv"
 TRANSCRIPTS = "label-transcription.csv"
-#: Containers of video: every file of such a name is a clip, whatever turns out to be in it.
+#: Video suffixes: every file with such a name counts as a clip, whatever its content.
 SUFFIXES = clip_names.VIDEO_SUFFIXES | {".264", ".265"}
 SHOWN = 5
 
 
 @register("mer2024")
 def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
-    """Every clip that may be used, by split and name, and the reasons for the others.
+    """The usable clips, by split and name, and the problems of the others.
 
     Raises:
-        UserError: the layout is not there, or a name is unsafe or occurs twice.
+        UserError: the layout is not found, or a name is unsafe or occurs twice.
     """
     folder = Path(folder)
     videos = _videos(folder)
@@ -86,9 +86,8 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
     others = sorted({*(part for part in folder.glob("*video*") if part.is_dir())} - {labeled, *unlabeled})
     if others or not unlabeled:
         logger.warning(
-            "%s: clips to be answered lie in video-unlabeled*, of which there %s %d; not looked into: %s",
+            "%s: clips without labels belong in video-unlabeled* (%d found); folders not read: %s",
             folder,
-            "is" if len(unlabeled) == 1 else "are",
             len(unlabeled),
             ", ".join(part.name for part in others[:SHOWN]) or "nothing else",
         )
@@ -108,16 +107,16 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _clips_in(part: Path) -> list[tuple[str, Path]]:
-    """Name and file of each clip, by file name; what else lies there is told, not passed over."""
+    """Name and file of each clip, by file name; other entries are logged, not ignored silently."""
     found, others = [], []
     with os.scandir(part) as listing:
         for entry in sorted(listing, key=lambda entry: entry.name):
             name, suffix = os.path.splitext(entry.name)
             suffix = suffix.lower()
-            # A Mac leaves ._x.mp4, which holds no video, beside x.mp4 where it copies to a foreign disk.
-            # A link that leads nowhere is a clip that cannot be read, not no clip.
+            # macOS leaves ._x.mp4, which holds no video, beside x.mp4 on foreign disks.
+            # A broken link is a clip that cannot be read.
             if suffix in SUFFIXES and not entry.name.startswith("._") and not _is_folder(entry):
-                # Tables may spell it otherwise: a Mac writes é as two letters.
+                # Tables may encode it differently: macOS writes é as two characters.
                 found.append((clip_names.clean(name), part / entry.name))
             else:
                 others.append((entry.name, "folder" if _is_folder(entry) else suffix or "no suffix"))
@@ -126,8 +125,8 @@ def _clips_in(part: Path) -> list[tuple[str, Path]]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
         some = ", ".join(clip_names.shown(name) for name, _ in others[:SHOWN])
         logger.warning(
-            "%s: %d entries are not taken for clips (%s), for example %s; a clip is a video file "
-            "that lies in this folder itself and whose name ends in one of %s",
+            "%s: %d entries do not count as clips (%s), for example %s; a clip is a video file "
+            "directly in this folder whose name ends in one of %s",
             part,
             len(others),
             kinds,
@@ -147,9 +146,9 @@ def _transcripts(folder: Path, encoding: str, known: Collection[str]) -> table.T
 
 
 def _unspoken(name: str, spoken: table.Table) -> str:
-    """Why a clip's transcript is lost; empty if it is there, or absent on purpose: an empty field is a clip
-    in which no word was heard, and without a table no clip has words. A table that is there has a row for
-    every clip, as the challenge's has."""
+    """Why a clip's transcript is lost; empty if it exists or is absent on purpose: an empty field is a clip
+    without speech, and without a table no clip has a transcript. A table must have a row for every clip, as
+    the challenge's has."""
     if name in spoken.bad:
         return spoken.bad[name]
     expected = name not in spoken.rows and (spoken.rows or spoken.bad)

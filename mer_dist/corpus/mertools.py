@@ -1,10 +1,10 @@
 """Formats of MERTools, the challenge baseline: feature folders and label files.
 
 Features lie in ``<set>-UTT/<name>.npy``, one vector ``(D,)`` a clip, or ``<set>-FRA/<name>.npy``,
-one row a frame or token ``(T, D)``, or ``<set>-FRA/<name>/<frame>.npy``, one vector a frame. Where the
-baseline could not make a feature it wrote zeros.
-Label files are ``.npz`` archives of pickled dictionaries; pickles can run code when they are
-loaded, so they are read by :func:`read_labels` alone, which builds nothing but plain values.
+one row a frame or token ``(T, D)``, or ``<set>-FRA/<name>/<frame>.npy``, one vector a frame. The
+baseline wrote zeros where it could not compute a feature.
+Label files are ``.npz`` archives of pickled dictionaries; loading pickles can run code, so only
+:func:`read_labels` reads them, which builds only plain values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.corpus.table import Table
 
 LEVELS = ("UTT", "FRA")
-#: How files begin that are saved under this name by mistake.
+#: First bytes of other files that are named .npy by mistake.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive, as .npz and .pt files are"),
     (b"\x80", "a pickle, which can run code and is not loaded; save it with numpy.save"),
@@ -37,9 +37,9 @@ _OTHERS = (
     (b"\x1f\x8b", "compressed with gzip"),
     (b"MATLAB", "a MATLAB file"),
 )
-#: The name of a frame that is one number, with a point in it or not.
+#: The name of a frame with one number, with or without a decimal point.
 _NUMBER = re.compile(r"(\D*)(\d+)(\.\d+)?\D*")
-#: Bytes that a label file may unpack to: about a thousand for each clip of MER2024.
+#: Limit in bytes of an unpacked label file: about a thousand for each clip of MER2024.
 MOST_BYTES = 1 << 27
 
 
@@ -55,8 +55,8 @@ def is_array(path: Path) -> bool:
 def read_feature(path: Path) -> np.ndarray:
     """One feature file as float vectors: ``(D,)`` or ``(T, D)``. Pickled content is refused.
 
-    Of an array of more dimensions those of length 1 are dropped, the first ones first, as ``(1, T, D)`` is
-    what a model gives for a batch of one.
+    In an array of more dimensions those of length 1 are dropped, the first ones first: a model gives
+    ``(1, T, D)`` for a batch of one.
 
     Raises:
         ValueError: why the file cannot be used.
@@ -64,14 +64,14 @@ def read_feature(path: Path) -> np.ndarray:
     if why := _no_array(path):
         raise ValueError(why)
     try:
-        # Mapped, so that no memory is taken for what the header claims and the file does not hold.
+        # Memory-mapped, so that a false header allocates no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # On a damaged header numpy may raise anything at all.
+    except Exception as error:  # On a damaged header numpy may raise anything.
         why = " ".join(str(error).split())
         if "Python objects" in why:
             raise ValueError("holds Python objects (object), not numbers; save it again as float32") from None
         if "mmap length" in why:
-            raise ValueError("cut off: it ends before all values that its header tells of") from None
+            raise ValueError("cut off: it has fewer values than its header states") from None
         raise ValueError(f"not readable as a .npy array: {why}") from None
     if array.dtype.kind not in "fiu":
         raise ValueError(f"holds {array.dtype}, not numbers")
@@ -87,7 +87,7 @@ def read_feature(path: Path) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
     if not array.any():
-        raise ValueError("all zeros: the baseline's mark of a clip without this modality")
+        raise ValueError("all zeros: the baseline's marker of a clip without this modality")
     if why := _misread(array):
         raise ValueError(why)
     return array.astype(np.float32) if array.dtype.kind in "iu" else np.array(array)
@@ -113,9 +113,9 @@ def _misread(array: np.ndarray) -> str:
 
 
 def _no_array(path: Path) -> str:
-    """What a file is that does not begin as .npy files do; empty where it does.
+    """What a file is that lacks the magic bytes of .npy; empty if it has them.
 
-    numpy takes such a file for a pickle, and its advice is to load that.
+    numpy takes such a file for a pickle, and advises to load it.
     """
     try:
         with open(path, "rb") as file:
@@ -148,16 +148,16 @@ def read_labels(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
             if sum(entry.file_size for entry in wanted) > MOST_BYTES:
                 raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
             return {entry.filename.removesuffix(".npy"): _plain(archive.read(entry)) for entry in wanted}
-    except Exception as error:  # On damaged content zip, numpy and pickle may raise anything at all.
+    except Exception as error:  # On damaged content zip, numpy and pickle may raise anything.
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a label file of plain values: {why[:300]}") from None
 
 
 def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """A folder of one file a frame, in the order of their numbers, as ``(T, D)``, and what of it is left out.
+    """A folder of one file a frame, in the order of their numbers, as ``(T, D)``, and the faults of frames.
 
     Raises:
-        ValueError: why nothing of the folder can be used.
+        ValueError: why the folder cannot be used.
     """
     frames, faults = [], []
     for path in _in_order(filter(is_array, Path(folder).glob("[!.]*"))):
@@ -179,8 +179,8 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """Frames by their numbers: 2 comes before 10, with or without zeros before it, and 0.033 before 0.1 where names
-    are times."""
+    """Frames by their numbers: 2 before 10, with or without leading zeros, and 0.033 before 0.1 if names are
+    times."""
     found = {path: _NUMBER.fullmatch(path.stem) for path in paths}
     times = {path: (name[1], float(name[2] + (name[3] or ""))) for path, name in found.items() if name}
     if len(times) == len(found) and not _counted([name for name in found.values() if name]):
@@ -189,7 +189,7 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def _counted(found: list[re.Match[str]]) -> bool:
-    """Whether what stands behind the point, if anything, numbers frames without a gap, as in ``clip7.10``."""
+    """Whether the part after the point, if any, numbers frames without a gap, as in ``clip7.10``."""
     behind: dict[str, set[str]] = {}
     for name in found:
         behind.setdefault(name[1] + name[2], set()).add((name[3] or ".")[1:])
@@ -205,8 +205,8 @@ def is_label_file(path: Path) -> bool:
 
 
 def label_table(path: Path) -> Table:
-    """A label file as a table ``name,label,split``: ``train_corpus`` is labelled, every other corpus is to
-    be answered, for its clips carry labels that nobody gave, or that are kept to score with.
+    """A label file as a table ``name,label,split``: ``train_corpus`` is labelled, every other corpus is
+    unlabelled, because its labels are placeholders or kept for scoring.
 
     Raises:
         UserError: as :func:`read_labels`; it has no ``train_corpus``, or a name is unsafe or occurs twice.
@@ -257,7 +257,7 @@ def _plain(content: bytes) -> Any:
         raise ValueError(f"an array of {dtype} with shape {shape}, not one dictionary")
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
-        # The unpickler makes room for as many objects as the highest number that one is kept under.
+        # The unpickler allocates memory for as many objects as the highest memo index.
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"object number {argument} of {len(content)} bytes")
     stream.seek(start)
@@ -266,7 +266,7 @@ def _plain(content: bytes) -> Any:
 
 
 class _Inert:
-    """Stands in for a numpy object: keeps what the pickle says of it and does nothing."""
+    """Stands in for a numpy object: keeps the pickled arguments and state, and does nothing."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments
@@ -284,7 +284,7 @@ def _scalar(dtype: _Inert, content: bytes) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows the names by which numpy pickles arrays and scalars, and binds them to inert ones."""
+    """Maps the names in pickles of numpy arrays and scalars to inert objects, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":

@@ -1,4 +1,4 @@
-"""What arrays hide: rows of zeros that fill them up or stand for nothing, and axes in the other order."""
+"""Finds rows of zeros in arrays, as padding or for frames without a vector, and transposed axes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Part of the sequences from which on zeros at their ends are padding; fewer are frames without a feature.
+#: From this fraction of sequences on, zeros at the ends are padding; else they are frames without a feature.
 MANY = 0.1
-#: Values that are not zero in each other row of features whose rows of zeros are frames without a vector. Where
-#: fewer can be, as in intensities of facial muscles, one-hot rows, pitch beside energy, zeros may be what was found.
+#: Rows of zeros are frames without a vector if every other row has so many non-zero values. With fewer, as in
+#: facial muscle intensities, one-hot rows or pitch beside energy, zeros may be measurements.
 DENSE = 8
-#: Counts of zeros at an end, and more, differ along the axis of time. Features that are nothing in some clips, as
-#: of a facial muscle that never moves, give two or three.
+#: On the time axis, the zeros at an end have at least so many different counts. Features that are zero in
+#: some clips, as of a facial muscle that never moves, give two or three.
 LENGTHS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Of an array (T, D), T > 1: its shape, and how many of its first and last rows and columns are zeros."""
+    """The shape of an array (T, D), T > 1, and how many of its first and last rows and columns are zeros."""
 
     rows: int
     columns: int
@@ -28,13 +28,13 @@ class Sequence:
     last_rows: int
     first_columns: int
     last_columns: int
-    #: Rows of zeros, those at the ends included, and the fewest values that are not zero in any other.
+    #: Rows of zeros, including those at the ends, and the fewest non-zero values in any other row.
     empty_rows: int
     fewest: int
 
     @classmethod
     def of(cls, array: np.ndarray) -> Sequence:
-        """``array`` has a value that is not zero."""
+        """``array`` must have a non-zero value."""
         used = array != 0
         counts = used.sum(1)
         rows, columns = np.flatnonzero(counts), np.flatnonzero(used.any(0))
@@ -85,19 +85,19 @@ class Profile:
 
 
 def ends(found: Collection[Sequence]) -> tuple[bool, bool]:
-    """Whether the sequences of a set are filled up in front, and behind."""
+    """Whether the sequences of a set are padded in front, and at the end."""
     front, behind = (sum(map(bool, own)) for own in _each(found, "first_rows", "last_rows"))
     least = max(2, MANY * len(found))
     return front >= least, behind >= least
 
 
 def dense(found: Collection[Sequence]) -> bool:
-    """Whether a row of zeros in these sequences is a frame without a vector, and no measurement."""
+    """Whether a row of zeros in these sequences is a frame without a vector, not a measurement."""
     return min(one.fewest for one in found) >= DENSE
 
 
 def turned(found: Collection[Sequence]) -> str:
-    """Why these arrays are (D, T) and not (T, D), as far as that shows; empty where it does not."""
+    """Why these arrays seem to be (D, T) and not (T, D); empty if they do not."""
     heights, widths = (Counter(own) for own in _each(found, "rows", "columns"))
     if len(found) < 2 or len(heights) > 1:
         return ""

@@ -1,4 +1,4 @@
-"""Why a file that the corpus names cannot be read, as far as that is known without opening it."""
+"""Why a file of the corpus cannot be read, as far as is known without opening it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-#: What stands where a file should, by the kind that the disk gives it.
+#: Names of file types that are not regular files.
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def fault(path: Path) -> str:
-    """Empty where nothing is known against it. A named pipe is not opened: that would wait for a writer."""
+    """Empty if no fault is known. A named pipe is not opened: that would wait for a writer."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A decoded frame as a player shows it: its pixels square, upright, and no larger than is needed."""
+"""Shows a decoded frame as a player does: square pixels, upright, and no larger than needed."""
 
 from __future__ import annotations
 
@@ -10,56 +10,54 @@ import av
 import numpy as np
 from av.sidedata import sidedata
 
-#: Larger frames are scaled down when they are decoded; a face in them still exceeds 224 pixels.
+#: Larger frames are scaled down on decoding; a face in them still exceeds 224 pixels.
 LONGEST_SIDE = 1280
-#: No camera, disc or broadcast has pixels so many times as wide as high; the oddest of H.264's table are 2.9.
+#: No camera, disc or broadcast has such an extreme pixel aspect ratio; the maximum in H.264's table is 2.9.
 ODDEST_PIXEL = 4
-#: How far the sides of a frame may be from level and upright, in degrees, to count as that.
+#: Tolerated rotation of a frame from a quarter turn, in degrees.
 TOLERANCE = 5
 ODD_PIXELS = f"pixels said to be over {ODDEST_PIXEL} times as long one way as the other, taken as square"
 ASKEW = "a display matrix that is no quarter turn or mirror image, so pictures are kept as they are stored"
-#: Most of a whole clip lies within so many of 256 levels.
+#: A nearly empty clip has most pixels within so many of 256 levels.
 FEW_LEVELS = 16
 NEARLY_EMPTY = (
     "pictures nearly of one shade throughout, as black ones or those of a sensor that uses few levels"
 )
 TRANSPARENT = "transparent pictures, laid on black"
 OTHER_MATRIX = "colours coded in a rare way (constant luminance), shown by the nearest one that is supported"
-#: Numbers of ITU-T H.273: matrices that swscale knows, and those without constant luminance next to the others.
+#: Numbers of ITU-T H.273: colour matrices that swscale supports, and those with constant luminance.
 BT709, UNSPECIFIED, YCGCO, BT2020, BT2020_CONSTANT, DERIVED, DERIVED_CONSTANT = 1, 2, 8, 9, 10, 12, 13
 UNSUPPORTED = {11: "SMPTE ST 2085", 14: "ICtCp"}
 #: Primaries -> the matrix that is derived from them; others are close to those of BT.709.
 DERIVED_FROM = {4: 4, 5: 5, 6: 6, 7: 7, 9: BT2020}
-#: From here on players take a picture to be HD, whose colours are coded as in BT.709, where nothing says it.
+#: From this size on players assume HD, with colours coded as in BT.709, if a file does not state it.
 HD_WIDTH, HD_LINES = 1280, 720
-#: Kinds of data beside a frame that FFmpeg may know and PyAV not yet: the next numbers after its list.
-_LISTED: list[Any] = [
-    kind.value for kind in sidedata.Type
-]  # PyAV's own types do not say that they are numbers
+#: Kinds of side data that FFmpeg may know and PyAV not yet: the next numbers after its list.
+_LISTED: list[Any] = [kind.value for kind in sidedata.Type]  # PyAV's own types do not declare them as numbers
 UNLISTED = range(max(_LISTED) + 1, max(_LISTED) + 17)
 
 
 class ColourError(Exception):
-    """A picture whose colours cannot be shown; the message says why and what to do."""
+    """The colours of a picture are not supported; the message gives the reason and what to do."""
 
 
 @dataclass(kw_only=True)
 class Shot:
-    """A decoded frame, and what the file says of it."""
+    """A decoded frame and its metadata."""
 
     frame: av.VideoFrame
-    #: Seconds at which it comes on screen.
+    #: Display time in seconds.
     time: float
     #: The width of a pixel divided by its height; None or 0 if unknown.
     ratio: Fraction | None
-    #: (3, 3) int32, how it is to be turned and mirrored; None if it is not.
+    #: (3, 3) int32, the rotation and mirroring; None without.
     matrix: np.ndarray | None
 
 
 def shown(shot: Shot, remarks: set[str]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: a frame with square pixels, then turned and mirrored as its matrix says.
+    """(H, W, 3) uint8 RGB: a frame with square pixels, then rotated and mirrored by its matrix.
 
-    What the file says of its picture and cannot be followed goes to ``remarks``.
+    Metadata that cannot be applied goes to ``remarks``.
     """
     frame = shot.frame
     wide = frame.width * float(_believable(shot.ratio or Fraction(1), remarks))
@@ -78,9 +76,9 @@ def _is_hd(frame: av.VideoFrame) -> bool:
 
 
 def _field(frame: av.VideoFrame) -> av.VideoFrame:
-    """Every other line of a frame in which two pictures are woven, a fiftieth or sixtieth of a second apart.
+    """One field of an interlaced frame: every other line. The two fields are 1/50 or 1/60 s apart.
 
-    Players show the two one after the other; together, what moves has an edge like a comb.
+    Players show the two in turn; together, moving edges look like a comb.
     """
     graph = av.filter.Graph()
     graph.threads = 1
@@ -121,10 +119,10 @@ def _coloured(frame: av.VideoFrame, size: dict[str, Any], remarks: set[str]) -> 
 
 
 def _converted(frame: av.VideoFrame, form: str, size: dict[str, Any]) -> np.ndarray:
-    """A frame of another pixel format and size, computed by one thread: the workers are the parallelism.
+    """A frame in another pixel format and size, by one thread: the workers are the parallelism.
 
-    Left to itself PyAV takes as many threads as there are processors for each frame, and keeps them as long
-    as the frame; on a machine of many a worker has no room for so many stacks.
+    By default PyAV starts as many threads as there are CPU cores for each frame, and keeps them as long as
+    the frame; on a machine with many cores a worker lacks memory for so many stacks.
     """
     return frame.to_ndarray(format=form, interpolation="AREA", threads=1, **size)
 
@@ -138,10 +136,10 @@ def _transparent(form: str) -> bool:
 
 def _from_ycgco(frame: av.VideoFrame, size: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8 RGB by the equations 18 to 20 of ITU-T H.273, chapter 8.3."""
-    whole = frame.color_range == 2 or frame.format.name.startswith("yuvj")
-    frame.colorspace = BT709  # It stays as it is: from YUV to YUV no matrix is used.
+    full_range = frame.color_range == 2 or frame.format.name.startswith("yuvj")
+    frame.colorspace = BT709  # Has no effect on values: from YUV to YUV no matrix is used.
     luma, green, orange = (plane.astype(float) for plane in _converted(frame, "yuv444p", size))
-    if not whole:
+    if not full_range:
         luma, green, orange = (luma - 16) * 255 / 219, (green - 128) * 255 / 224, (orange - 128) * 255 / 224
     else:
         green, orange = green - 128, orange - 128
@@ -151,7 +149,7 @@ def _from_ycgco(frame: av.VideoFrame, size: dict[str, Any]) -> np.ndarray:
 
 
 def nearly_empty(frames: list[np.ndarray]) -> bool:
-    """Whether all but a hundredth at either end of the pixels (H, W, 3) of a clip differ by a few levels."""
+    """Whether the 1st and 99th percentiles of a clip's pixels (H, W, 3) differ by few levels."""
     thin = np.concatenate([frame[::4, ::4].reshape(-1) for frame in frames])
     low, high = np.percentile(thin, (1, 99))
     return bool(high - low < FEW_LEVELS)
@@ -166,8 +164,8 @@ def _believable(ratio: Fraction, remarks: set[str]) -> Fraction:
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame, from its container or its codec, as libavutil/display.h describes it."""
-    # frame.side_data would stay with the frame and hold it, so that each lived on until Python looks for cycles.
-    listed: Any = sidedata.SideDataContainer  # PyAV's own types leave its argument out
+    # frame.side_data would form a reference cycle with the frame, which would live until garbage collection.
+    listed: Any = sidedata.SideDataContainer  # PyAV's own types omit its argument
     try:
         side_data = listed(frame)
     except ValueError:
@@ -177,7 +175,7 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
 
 def _listed(frame: av.VideoFrame) -> av.VideoFrame:
-    """A frame without the kinds of side data that make PyAV refuse all of it, like EXIF in a photo."""
+    """A frame without the kinds of side data that PyAV does not know, like EXIF: they make it refuse all."""
     graph = av.filter.Graph()
     graph.threads = 1
     last = graph.add_buffer(
@@ -194,14 +192,14 @@ def _listed(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def orientation(matrix: np.ndarray, remarks: set[str]) -> np.ndarray:
-    """(2, 2) int: where a step to the right, and one down, in the stored frame lead on the screen.
+    """(2, 2) int: the direction on screen of a step right, and of a step down, in the stored frame.
 
-    It is one of the eight ways to lay a frame down. A matrix of zeros says nothing, and one that lays it
-    in any other way is not followed: the frame is taken as it is stored.
+    It is one of the eight orientations of a frame. A matrix of zeros or with any other rotation is not
+    applied: the frame stays as stored.
 
     Args:
-        matrix: (3, 3); x' = m00 x + m10 y and y' = m01 x + m11 y. How far it moves or scales is of no
-            interest: players show the whole frame, and libavformat tells its shape as a pixel's ratio.
+        matrix: (3, 3); x' = m00 x + m10 y and y' = m01 x + m11 y. Translation and scale are ignored:
+            players show the full frame, and libavformat gives its shape as the pixel aspect ratio.
     """
     steps = matrix[:2, :2].astype(float)
     if not steps.any():
@@ -215,7 +213,7 @@ def orientation(matrix: np.ndarray, remarks: set[str]) -> np.ndarray:
 
 
 def turned(image: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """``image`` (H, W, …) laid down as ``orientation`` says."""
+    """``image`` (H, W, …) turned by the result of :func:`orientation`."""
     if not steps[0, 0]:
         image = image.swapaxes(0, 1)
     across, down = steps.sum(axis=0)

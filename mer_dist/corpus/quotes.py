@@ -1,8 +1,8 @@
-"""The records of a CSV file, and quotes that are closed in another row than the one that opens them.
+"""The records of a CSV file, and quotes that are closed in a later row than the one that opens them.
 
-Such a pair of quotes makes one field of all that stands between, and the rows in it are gone without an
-error of any reader. A transcript of several lines looks the same to a reader; it is known by its lines, which
-do not begin with a name, end with a label, or have as many fields as the table.
+Such a pair of quotes makes one field of all text between them, and the rows in it are lost without a reader
+error. A transcript of several lines looks the same to a reader; its lines differ from rows: they do not begin
+with a name, end with a label, or have as many fields as the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mer_dist.core.log import logger
 
 
 class Record(NamedTuple):
-    """A row of a table, or what stands in its place."""
+    """A row of a table, readable or not."""
 
     #: Its first and its last line, from 1.
     line: int
@@ -30,7 +30,7 @@ class Record(NamedTuple):
 
 
 class _Lines:
-    """An iterator that can be set back to a line."""
+    """An iterator over lines that can be rewound."""
 
     def __init__(self, lines: list[str], position: int, stop: int):
         self.lines, self.position, self.stop = lines, position, stop
@@ -48,8 +48,8 @@ class _Lines:
 def records(lines: list[str], start: int, delimiter: str, stop: int | None = None) -> Iterator[Record]:
     """The records of ``lines[start:stop]``.
 
-    After a quote that is never closed, reading goes on at the next line: it costs one row, not
-    the rest of the file.
+    After an unclosed quote, reading continues at the next line: one row is lost, not the rest of the
+    file.
     """
     cursor = _Lines(lines, start, len(lines) if stop is None else stop)
     while cursor.position < cursor.stop:
@@ -61,7 +61,7 @@ def records(lines: list[str], start: int, delimiter: str, stop: int | None = Non
             why = f"not readable as CSV: {error}; close its quotes, or write each of them twice"
             yield Record(start + 1, start + 1, lines[start].strip().split(delimiter), why)
             continue
-        # A line of delimiters alone is what tables leave of rows that were emptied.
+        # Spreadsheets leave a line of delimiters for an emptied row.
         if any(map(str.strip, fields)):
             yield Record(start + 1, cursor.position, fields, "")
 
@@ -74,14 +74,14 @@ def freed(
     known: Collection[str],
     file: str,
 ) -> list[Record]:
-    """The records with those that a quoted field swallowed as records of their own.
+    """The records, where rows that a quoted field swallowed are records again.
 
-    The row that opens the quote and the one that closes it cannot be read; what of their text is meant, nobody
-    knows. Where it is not sure that the lines are rows they stay text, and are told.
+    The rows that open and close the quote are unreadable, since their text is ambiguous. If the lines are not
+    certainly rows, they stay text, and this is logged.
 
     Args:
-        columns: of the header, one of them ``name``.
-        known: names of clips that rows may be about.
+        columns: the header, with ``name``.
+        known: names of clips that rows may have.
     """
     if all(record.line == record.end for record in found):
         return found
@@ -100,7 +100,7 @@ def freed(
             continue
         if row:
             logger.warning(
-                "%s: the quote in line %d is closed in line %d, and what stands between is taken for text, "
+                "%s: the quote in line %d is closed in line %d, and the lines between count as text, "
                 "though line %d looks like a row; if it is one, close the quote in line %d",
                 file,
                 record.line,
@@ -114,7 +114,7 @@ def freed(
 
 def _opens(record: Record) -> str:
     return (
-        f"a quote that is opened here is closed only behind other rows (lines {record.line} to {record.end}); "
+        f"a quote that is opened here is closed only after other rows (lines {record.line} to {record.end}); "
         "close it in this row, or write quotes that belong to the text twice, and all of it between quotes"
     )
 
@@ -127,7 +127,7 @@ def _closes(record: Record) -> str:
 
 
 class _Form:
-    """What rows of a table look like."""
+    """The typical form of the rows of a table."""
 
     def __init__(self, found: list[Record], columns: list[str], delimiter: str, known: Collection[str]):
         self.columns, self.delimiter, self.known = columns, delimiter, known
@@ -135,23 +135,23 @@ class _Form:
         called = {self._name(record.fields) for record in found}
         self.kinds, self.forms = {*map(_kinds, called)}, {*map(_form, called)}
         rows = [record.fields for record in found if record.line == record.end and not record.why]
-        #: Column -> what stands in it.
+        #: Column -> its values.
         self.values = [
             {*column} - {""} for column in zip(*(row for row in rows if self._whole(row)), strict=True)
         ]
         self.spaced = any(_spaced(row) for row in rows)
 
     def row_within(self, record: Record, lines: list[str]) -> tuple[int, bool]:
-        """The first line of a record that looks like another row, and whether it surely is one; 0 if none."""
+        """The first line of a record that looks like another row, and whether it is certain; 0 if none."""
         doubtful = 0
         if record.why or record.line == record.end:
             return 0, False
-        # The line that opens the quote is one itself where the name stands behind the text.
+        # The line that opens the quote may itself be a row if the name comes after the text.
         for number in (*range(record.line + 1, record.end + 1), record.line):
             for fields in self._readings(lines[number - 1].rstrip("\r\n")):
                 if not self._named(fields) or self._name(fields) == self._name(record.fields):
                     continue
-                # Between words of a sentence a blank follows a comma.
+                # In a sentence, a blank follows a comma.
                 alike = self._whole(fields) and (self.spaced or not _spaced(fields))
                 if self._valued(fields) or (alike and self._telling(self._name(fields))):
                     return number, True
@@ -159,7 +159,7 @@ class _Form:
         return doubtful, False
 
     def _readings(self, line: str) -> list[list[str]]:
-        """A line by itself as fields: with the quotes in it, and as if they meant nothing."""
+        """A single line as fields: with its quotes ignored, and with its quotes parsed."""
         readings = [line.split(self.delimiter)]
         try:
             readings += csv.reader([line], delimiter=self.delimiter)
@@ -168,19 +168,19 @@ class _Form:
         return readings
 
     def _named(self, fields: list[str]) -> bool:
-        """Whether there are enough fields for a row, one of which could be the name of a clip."""
+        """Whether there are enough fields for a row, and one could be the name of a clip."""
         name = self._name(fields)
         could = _kinds(name) in self.kinds or name in self.known
         return len(fields) >= len(self.columns) and could and not clip_names.unsafe(name)
 
     def _valued(self, fields: list[str]) -> bool:
-        """Whether a column beside the name's has a value that it has in other rows, as labels have."""
+        """Whether a column other than the name has a value that also occurs in other rows, as labels do."""
         pairs = enumerate(zip(fields, self.values, strict=False))
         return any(field in values for column, (field, values) in pairs if column != self.name_column)
 
     def _telling(self, name: str) -> bool:
-        """Whether it is called as other clips are but for its number: a word, or a number alone, may be part of
-        a sentence."""
+        """Whether the name differs from other clips' only in its number: a single word or number may be part
+        of a sentence."""
         return name in self.known or (_form(name) in self.forms and len(_kinds(name) - {" "}) > 1)
 
     def _whole(self, fields: list[str]) -> bool:
@@ -197,7 +197,7 @@ def _spaced(fields: list[str]) -> bool:
 
 
 def _kinds(name: str) -> frozenset[str]:
-    """Which kinds of characters a name is made of: letters, digits, and each of the others by itself."""
+    """The kinds of characters in a name: letters, digits, and each other character by itself."""
     classes = (unicodedata.category(character)[0] for character in name)
     return frozenset(
         kind if kind in "LN" else character for kind, character in zip(classes, name, strict=True)
@@ -205,5 +205,5 @@ def _kinds(name: str) -> frozenset[str]:
 
 
 def _form(name: str) -> str:
-    """A name whatever its numbers are."""
+    """A name with its numbers masked."""
     return re.sub(r"\d+", "0", name)

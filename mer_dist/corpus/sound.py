@@ -1,8 +1,8 @@
-"""The sound of a media file: 16 kHz, mono, 16 bit, as much of it as decodes.
+"""The sound of a media file: 16 kHz, mono, 16 bit, as far as it can be decoded.
 
-libswresample mixes, resamples and rounds. Beside it every channel is looked at before it is mixed and
-rounded: where channels cancel in the mix, or 16 bit cannot hold the level, the sound is made again in
-floating point with other weights or another level. Ordinary sound is what libswresample gives.
+libswresample mixes, resamples and rounds. Every channel is also inspected before it is mixed and rounded:
+if channels cancel in the mix, or 16 bit cannot hold the level, the sound is computed again in floating
+point with other weights or another level. Ordinary sound is the output of libswresample.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from mer_dist.corpus import media, stated, structure
 from mer_dist.corpus.gaps import Gaps
 from mer_dist.corpus.media import MediaError
 
-#: Samples per second of every stored waveform: what HuBERT was trained on.
+#: Sample rate of every stored waveform, in Hz: that of HuBERT's training.
 RATE = 16_000
-#: A clip is one utterance, and an hour of silence takes next to no bytes.
+#: A limit, since a clip is one utterance, and an hour of silence needs few bytes in a file.
 MOST_SECONDS = 3600
-#: Of the 16-bit samples that are stored, where full scale is 1.
+#: Quantisation step of the stored 16-bit samples, where full scale is 1.
 STEP = 2.0**-15
-#: Floating-point samples beyond this are no sound of any scale; 32-bit integers end at half of it.
+#: Floating-point samples beyond this are not sound at any scale; 32-bit integers end at half of it.
 LARGEST = 2.0**32
-#: Channels cancel where their mix has less than this of the energy that it would have if they were
-#: independent: a correlation below -0.5 of two that are equally loud, which no recording of a room has.
+#: Channels cancel if their mix has less than this fraction of the energy that independent channels would
+#: give: a correlation below -0.5 of two equally loud channels, which no room recording has.
 CANCEL = 0.5
-#: Channels are compared in stretches of so many samples, for they may turn opposite in the middle.
+#: Channels are compared in stretches of so many samples, since their phase may flip midway.
 STRETCH = RATE // 2
-#: Of the energy of a sound, what may lie in stretches whose channels cancel.
+#: Maximum fraction of a sound's energy in stretches whose channels cancel.
 MOST_CANCELLED = 0.2
-#: Channels that the mix leaves out are taken if they are as much louder, in energy, as this is below 1.
+#: Channels that the mix leaves out are used if the energy of the mix is less than this fraction of theirs.
 HIDDEN = 1e-3
-#: The layout is not believed if one of these is so many times louder (rms) than the mix. Counted above this
-#: frequency in hertz: a channel for low frequencies ends at half of it, and a voice does not.
+#: The layout is distrusted if a left-out channel is so many times louder (rms) than the mix, above this
+#: frequency in hertz: a low-frequency channel ends at half of it, and a voice does not.
 LOUDER, VOICED = 2.0, 250
-#: Of the energy of a sound, what clipping may take (30 dB below it), and what rounding may add (20 dB).
+#: Maximum fraction of a sound's energy that clipping removes (-30 dB), and that rounding adds (-20 dB).
 MOST_CLIPPED, MOST_ROUNDED = 1e-3, 1e-2
-#: Mean energy of what is taken for silence, 120 dB below full scale: nothing is heard by raising it.
+#: Mean energy of silence, 120 dB below full scale: raising the level would make nothing audible.
 SILENCE = 1e-12
 
-#: PyAV reads beyond the end of an array of planes when there are more; interleaved samples have one.
+#: PyAV reads beyond the end of its array with more planes; interleaved samples have one.
 _MOST_PLANES = 8
 
 SEVERAL_TRACKS = "several sound tracks; the one that players take was used"
@@ -65,9 +65,9 @@ class Sound:
     #: (S,) int16, mono, 16 kHz.
     samples: np.ndarray
     damage: str
-    #: Kinds of what is worth telling.
+    #: Kinds of remarks.
     remarks: list[str] = field(default_factory=list)
-    #: Second at which it begins on the clock of the file; None if that is not known.
+    #: Start on the clock of the file, in seconds; None if unknown.
     start: float | None = None
 
     @property
@@ -76,10 +76,10 @@ class Sound:
 
 
 def read_sound(path: Path) -> Sound:
-    """The track that a player takes, as 16 kHz mono; the next one if nothing of it decodes.
+    """The track that a player takes, as 16 kHz mono; the next one if it cannot be decoded at all.
 
     Raises:
-        MediaError: no such file, no audio stream, nothing of it decodes, or its samples are no sound.
+        MediaError: no such file, no audio stream, no decodable track, or its samples are not sound.
     """
     index, heard = 0, _hear(path, 0)
     while not heard.length and index + 1 < heard.known:
@@ -105,21 +105,21 @@ def read_sound(path: Path) -> Sound:
 
 
 class _Run:
-    """A stretch of frames of one format: what libswresample makes of it, and what its channels are like."""
+    """A stretch of frames of one format: its mix by libswresample, and statistics of its channels."""
 
     def __init__(self, frame: av.AudioFrame):
         self.weights, self.mixes = _weights(frame.layout)
         self.unstated = _unstated(frame.layout)
-        #: Whether its samples can say more than 16 bit can hold.
+        #: Whether its samples have more precision or range than 16 bit.
         self.fine = frame.format.name.rstrip("p") not in ("u8", "s16")
-        #: (s,) int16 each, and how many samples there are in all, those that could not be mixed included.
+        #: (s,) int16 each, and the total number of samples, including those that could not be mixed.
         self.parts: list[np.ndarray] = []
         self.length = 0
-        #: (C, C) of each stretch: products of the channels, whose means are taken off, summed over samples.
+        #: (C, C) for each stretch: products of the centred channels, summed over samples.
         self.covariances: list[np.ndarray] = []
-        #: Energy of the mix, and of each channel that it leaves out, above the low frequencies.
+        #: Energy above the low frequencies, of the mix and of each channel that it leaves out.
         self.voiced = np.zeros(1 + int((self.weights == 0).sum()))
-        #: Energy that the mix loses if it is clipped at full scale.
+        #: Energy that the mix loses by clipping at full scale.
         self.clipped = 0.0
         self._mono = av.AudioResampler(format="s16", layout="mono", rate=RATE)
         self._apart = av.AudioResampler(format="flt", rate=RATE)
@@ -127,8 +127,8 @@ class _Run:
         self._samples_held = 0
 
     def take(self, frame: av.AudioFrame | None) -> int:
-        """The next frame, or None at the end: the resamplers hold the last milliseconds back until then.
-        Returns how many samples came out."""
+        """Take the next frame, or None at the end: the resamplers keep the last milliseconds until then.
+        Returns the number of output samples."""
         before = self.length
         if self.mixes:
             own = [part.to_ndarray()[0] for part in self._mono.resample(frame)]
@@ -144,7 +144,7 @@ class _Run:
         return self.length - before
 
     def _measure(self, channels: np.ndarray) -> None:
-        """``channels`` (C, s), of one stretch."""
+        """``channels`` (C, s) of one stretch."""
         self.length += 0 if self.mixes else channels.shape[1]
         self.clipped += _beyond(self.weights @ channels)
         centred = channels - channels.mean(1, keepdims=True)
@@ -167,10 +167,10 @@ class _Run:
         loudness = np.einsum("tcc->c", stretches)
         weights, remarks = self.weights, [UNSTATED] * self.unstated
         if loudness @ weights**2 < HIDDEN * loudness.max() * weights.max() ** 2:
-            # All the sound is on channels that the mix leaves out, as it does with that for low frequencies.
+            # All the sound is on channels that the mix leaves out, such as the low-frequency channel.
             return np.eye(len(loudness))[loudness.argmax()], [*remarks, LEFT_OUT]
         if self.voiced[1:].max(initial=0) > LOUDER**2 * self.voiced[0]:
-            # The others may speak too, so none is taken alone.
+            # The others may have speech too, so no channel is used alone.
             weights, remarks = np.full(len(weights), 1 / len(weights)), [*remarks, MISSTATED]
         alone = np.einsum("tcc,c->t", stretches, weights**2)
         mixed = np.einsum("c,tcd,d->t", weights, stretches, weights)
@@ -181,7 +181,7 @@ class _Run:
 
 
 def _without_opposites(covariance: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights (C,) of channels none of which is opposite to another; of two that are the louder one stays."""
+    """Weights (C,) of channels that do not cancel each other; of two that do, the louder one stays."""
     size = weights * np.sqrt(np.diag(covariance))
     mixed = covariance * np.outer(weights, weights)
     kept: list[int] = []
@@ -197,7 +197,7 @@ def _without_opposites(covariance: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 @dataclass(kw_only=True)
 class _Heard:
-    """What was found out about one track in the first pass over it."""
+    """The result of the first pass over one track."""
 
     runs: list[_Run]
     damage: str
@@ -205,7 +205,7 @@ class _Heard:
     known: int
     others: int
     gaps: Gaps
-    #: Why nothing came of it, where nothing did.
+    #: The reason if there is no sound.
     nothing: str
 
     @property
@@ -237,12 +237,12 @@ def _hear(path: Path, index: int) -> _Heard:
                     length += runs[-1].take(frame)
                     if length > MOST_SECONDS * RATE:
                         raise MediaError(f"{path.name}: its sound is longer than {MOST_SECONDS} s")
-            except ValueError as error:  # FFmpeg's refusals are such, too; what came before is whole.
+            except ValueError as error:  # FFmpeg errors are ValueErrors, too; earlier samples are intact.
                 track.faults.append(str(error))
                 break
         too_short = stated.missing(length / RATE, track.stated(length / RATE))
     if gaps.bad > gaps.samples / 2:
-        raise MediaError(f"{path.name}: most samples of its sound are no numbers")
+        raise MediaError(f"{path.name}: most samples of its sound are not finite")
     damage = "; ".join(filter(None, (too_short, track.damage, gaps.damage)))
     nothing = "".join(["nothing of its sound decodes", *(f": {fault}" for fault in track.faults[:1])])
     if gaps.length:
@@ -252,7 +252,7 @@ def _hear(path: Path, index: int) -> _Heard:
 
 
 def _mixed(path: Path, index: int, weights: Iterable[np.ndarray]) -> np.ndarray:
-    """(S,) float64 at 16 kHz, not bounded: the track once more, each run mixed with its weights (C,)."""
+    """(S,) float64 at 16 kHz, not clipped: a second pass that mixes each run with its weights (C,)."""
     parts: list[np.ndarray] = []
     with media.playing(path, "audio", index) as track:
         for own, frames in zip(weights, _runs(track.frames, Gaps()), strict=False):
@@ -263,10 +263,10 @@ def _mixed(path: Path, index: int, weights: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _in_range(wave: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
-    """``wave`` (S,) as int16, its level changed where 16 bit would not hold it, and the remark on that.
+    """``wave`` (S,) as int16, with its level changed if it does not fit 16 bit, and the remark on that.
 
     Raises:
-        MediaError: a few samples are so large that nothing of the others would be left.
+        MediaError: a few samples are so large that the others would be lost.
     """
     centred = wave - np.median(wave)
     remark = _misfit(centred @ centred, _beyond(wave), len(wave))
@@ -286,12 +286,12 @@ def _misfit(energy: float, clipped: float, length: int) -> str:
     """The remark on a level that 16 bit cannot hold; empty if they can.
 
     Args:
-        energy: sum of squares over ``length`` samples, the mean taken off.
-        clipped: sum of squares of what lies beyond full scale.
+        energy: sum of squares over ``length`` centred samples.
+        clipped: sum of squares of the excess beyond full scale.
     """
     if clipped > MOST_CLIPPED * energy:
         return TOO_LOUD
-    # Rounding to whole steps adds noise of a twelfth of a step squared to each sample.
+    # Rounding to a step adds noise of STEP**2 / 12 to each sample.
     if SILENCE * length < energy < length * STEP**2 / 12 / MOST_ROUNDED:
         return TOO_QUIET
     return ""
@@ -303,22 +303,22 @@ def _beyond(wave: np.ndarray) -> float:
 
 
 def _channels(parts: list[av.AudioFrame]) -> list[np.ndarray]:
-    """(C, s) float32 of each frame of interleaved samples."""
+    """(C, s) float32 for each frame of interleaved samples."""
     return [part.to_ndarray().reshape(-1, part.layout.nb_channels).T for part in parts]
 
 
 def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
-    """(C,) with sum 1: how loud libswresample mixes each channel, asked of itself, and whether it can.
+    """(C,) with sum 1: libswresample's mixing weights, measured on a test frame, and whether it can mix.
 
-    Where nothing says what the channels are it refuses more than eight, and of fewer it guesses loudspeakers,
-    one of them for low frequencies, which it leaves out. They are microphones, and count evenly.
+    Without a stated layout it refuses more than eight channels. For fewer it guesses loudspeakers and leaves
+    out the low-frequency one. They are microphones, and get equal weights.
     """
     count = layout.nb_channels
     if count == 1:
         return np.ones(1), True
     if _unstated(layout):
         return np.full(count, 1 / count), False
-    # The first sample sounds on the first channel alone, the second on the second.
+    # Sample i is on channel i alone.
     frame = av.AudioFrame.from_ndarray(np.eye(count, dtype=np.float32).reshape(1, -1), "flt", layout.name)
     frame.sample_rate = RATE
     try:
@@ -330,19 +330,19 @@ def _weights(layout: av.AudioLayout) -> tuple[np.ndarray, bool]:
 
 
 def _unstated(layout: av.AudioLayout) -> bool:
-    """Whether of more than two channels their number alone is known; FFmpeg names that so."""
+    """Whether only the number of channels, more than two, is known; FFmpeg then uses this name."""
     return layout.nb_channels > 2 and layout.name == f"{layout.nb_channels} channels"
 
 
 def _runs(frames: Iterable[av.AudioFrame], gaps: Gaps) -> Iterator[Iterator[av.AudioFrame]]:
-    """Stretches of frames of one format; a broadcast may change its channels or rate in midstream."""
-    whole = _filled(frames, gaps)
-    for _, run in groupby(whole, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
+    """Stretches of frames of one format; a broadcast may change its channels or rate midway."""
+    filled = _filled(frames, gaps)
+    for _, run in groupby(filled, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
         yield run
 
 
 def _filled(frames: Iterable[av.AudioFrame], gaps: Gaps) -> Iterator[av.AudioFrame]:
-    """The frames; samples that are no numbers are filled with a line between those beside them."""
+    """The frames; samples that are not finite are linearly interpolated from their neighbours."""
     for frame in frames:
         gaps.follow(frame)
         if frame.format.name.rstrip("p") in ("flt", "dbl"):
@@ -363,9 +363,9 @@ def _with(frame: av.AudioFrame, values: np.ndarray, good: np.ndarray) -> av.Audi
     shape = values.shape if planar else (-1, channels)
     rows, usable = (array.reshape(shape) if planar else array.reshape(shape).T for array in (values, good))
     mended: np.ndarray = np.array(rows)
-    places = np.arange(mended.shape[1])
+    indices = np.arange(mended.shape[1])
     for row, own in zip(mended, usable, strict=True):
-        row[~own] = np.interp(places[~own], places[own], row[own]) if own.any() else 0
+        row[~own] = np.interp(indices[~own], indices[own], row[own]) if own.any() else 0
     filled = mended if planar else mended.T.reshape(1, -1)
     made = av.AudioFrame.from_ndarray(np.ascontiguousarray(filled), frame.format.name, frame.layout.name)
     made.sample_rate, made.pts, made.time_base = frame.sample_rate, frame.pts, frame.time_base

@@ -1,7 +1,7 @@
-"""How much sound, and how many frames, a file has by its own word: what a copy that broke off lacks.
+"""The sound and frames that a file's header states: shows what an interrupted download or copy lacks.
 
-Only what a header states counts. Where FFmpeg reckons a length from the size of the file and the bit rate
-there is no promise, nor where a program wrote into a pipe and could not come back to fill its header in.
+Only an explicit length counts, not one that FFmpeg estimates from file size and bit rate. A file that was
+written into a pipe states none: the program could not go back to its header.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from pathlib import Path
 import av
 import numpy as np
 
-#: Sizes of a RIFF file from here on stand for "not known yet": writers differ in which they take.
+#: From this size on a RIFF size means "not known yet"; the exact value depends on the writer.
 UNKNOWN_SIZE, UNKNOWN_LONG = 2**31 - 2**16, 2**63 - 2**16
-#: Frames that FFmpeg writes into the header of an AVI until it knows better.
+#: FFmpeg's placeholder for the number of frames in an AVI header.
 UNKNOWN_FRAMES = 2**30
-#: Bytes that are read at once, and zeros at the end of a file that are no more than padding.
+#: Bytes per read, and the minimum number of zeros at the end of a file that are not just padding.
 BLOCK, FEW_ZEROS = 2**16, 2**11
-#: Formats of several streams whose header says how long the recording is, other than Matroska and mp4.
+#: Formats of several streams whose header states the duration, other than Matroska and mp4.
 RECORDINGS = ("asf", "flv", "gxf", "ivf", "mxf", "rm")
-#: Formats whose header says how many samples of sound there are, and FFmpeg with it.
+#: Formats whose header states the number of sound samples, which FFmpeg passes on.
 SOUNDS = ("aiff", "au", "caf", "nistsphere", "rso", "tta", "wv")
-#: What a header of ASF says of a file as a whole, and the first bit of its flags: a broadcast, not known yet.
+#: GUID of ASF's file properties, and the first bit of their flags: a broadcast, length not known yet.
 ASF_FILE, ASF_BROADCAST = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"), 1
-#: What may be missing, in seconds and as a part: encoders pad and trim, headers are rounded.
+#: Tolerated loss, in seconds and as a fraction: encoders pad and trim, headers are rounded.
 SLACK_SECONDS, SLACK = 0.2, 0.05
 
 
 def missing(heard: float, stated: float) -> str:
-    """What to say of a sound of which so many seconds came out; empty if it is all there."""
+    """The message on a sound with ``heard`` decoded seconds; empty if it is complete."""
     return f"{heard:.1f} of {stated:.1f} s are there" if _short(heard, stated) else ""
 
 
 def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) -> str:
-    """What to say of the frames of an AVI that were ``sent`` at these ticks, of which each is a frame."""
+    """The message on missing frames of an AVI; ``sent`` are the packets' ticks, one tick per frame."""
     there = max((time for time in sent if time is not None), default=-1) + 1
-    # A frame that is repeated has a tick and no packet, which at the end leaves no trace in a whole file.
+    # A repeated frame has a tick but no packet; at the end of a complete file it leaves no trace.
     if container.format.name != "avi" or stream.frames >= UNKNOWN_FRAMES or _riff(path) == 1:
         return ""
     short = _short(*(float(count * stream.time_base) for count in (there, stream.frames)))
@@ -45,9 +45,9 @@ def frames_missing(container, stream, path: Path, sent: Sequence[int | None]) ->
 
 
 def promises_more(container, path: Path, end: float) -> bool:
-    """Whether a recording, or fragments of mp4 with an index, are to go on after ``end`` seconds.
+    """Whether a recording, or fragmented mp4 with an index, states content after ``end`` seconds.
 
-    Its length is that of its longest stream, so that the others have to be looked at before it is a loss.
+    Its length is that of its longest stream, so the other streams must be checked before it counts as a loss.
     """
     form = container.format.name
     fragments = "mp4" in form and not any(stream.frames for stream in container.streams)
@@ -56,7 +56,7 @@ def promises_more(container, path: Path, end: float) -> bool:
 
 
 def cut_off(container, path: Path) -> float:
-    """Seconds at the end of a file that its header promises and no stream has; it is read to its end."""
+    """Seconds at the end that the header states and no stream has; reads the file to its end."""
     length = _length(container, path)
     spans: dict[int, list[float]] = {}
     try:
@@ -67,9 +67,9 @@ def cut_off(container, path: Path) -> float:
                     (packet.pts + (packet.duration or 0)) * scale
                 )
     except av.FFmpegError:
-        pass  # Where it breaks off is what is asked.
-    # The length is the end of the last packet; whether one is lacking is doubted for as long as others last,
-    # since it may say no duration, and be shown for long.
+        pass  # The file ends here.
+    # The length is the end of the last packet. Allow one median step: the packet may lack a duration, and be
+    # shown for long.
     steps = [float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf for own in spans.values()]
     ends = [max(own) for own in spans.values()]
     latest = max((end + step for end, step in zip(ends, steps, strict=True)), default=0.0)
@@ -78,7 +78,7 @@ def cut_off(container, path: Path) -> float:
 
 def _length(container, path: Path) -> float:
     """Seconds of a recording by its header."""
-    # FFmpeg does not pass an ASF's on where the file is shorter than that says, too.
+    # FFmpeg does not pass on the duration of an ASF if the file is shorter.
     return _asf(path) if container.format.name == "asf" else (container.duration or 0) / av.time_base
 
 
@@ -87,13 +87,13 @@ def _short(there: float, stated: float) -> bool:
 
 
 def seconds(container, stream, path: Path, heard: float) -> float:
-    """How long a sound is of which ``heard`` seconds came out; ``heard`` where the file does not say it.
+    """The stated length of a sound with ``heard`` decoded seconds; ``heard`` if the file states none.
 
-    Asked after all of it was read, for a file of fragments tells as much only by and by.
+    Call it after all of it was read: a fragmented file states its length only piece by piece.
     """
     form = container.format.name
     if "mp4" in form:
-        # Not the length in time: a packet may be said to last for as long as a pause in a recording.
+        # Not the duration: a packet's stated duration may include a pause in a recording.
         return heard / max(_listed(container, stream), 1e-9)
     if form in PARTS:
         return heard / max(PARTS[form](path), 1e-9)
@@ -110,49 +110,49 @@ def seconds(container, stream, path: Path, heard: float) -> float:
 
 
 def _listed(container, stream) -> float:
-    """Of the packets that the header of an mp4 lists, the part that lies in the file."""
+    """The fraction of the packets in an mp4 header that are in the file."""
     entries = [entry for entry in stream.index_entries if entry.size]
     there = sum(entry.pos + entry.size <= container.size for entry in entries)
     return there / len(entries) if entries else 1.0
 
 
 def _riff(path: Path) -> float:
-    """Of the sound of a WAV or of its kin, long, big-endian and Amiga's, or of the recording of an AVI the
-    part that lies in the file."""
-    whole, long = path.stat().st_size, 0
+    """The fraction that is in the file, of the sound of a WAV or its variants (64-bit, big-endian, Amiga's),
+    or of the recording of an AVI."""
+    total, long = path.stat().st_size, 0
     with open(path, "rb") as file:
-        mark = file.read(4)
-        if mark not in (b"RIFF", b"RF64", b"BW64", b"RIFX", b"FORM"):
+        magic = file.read(4)
+        if magic not in (b"RIFF", b"RF64", b"BW64", b"RIFX", b"FORM"):
             return 1.0
-        form = ">4sI4s" if mark in (b"RIFX", b"FORM") else "<4sI4s"
+        form = ">4sI4s" if magic in (b"RIFX", b"FORM") else "<4sI4s"
         file.seek(8)
-        # A download may set the whole length aside and fill it from the front; in a sound zeros are silence.
-        whole = _filled(path) if file.read(4) == b"AVI " else whole
+        # A download may allocate the full size and fill it from the front; in a sound zeros are silence.
+        total = _filled(path) if file.read(4) == b"AVI " else total
         while len(head := file.read(12)) == 12:
             kind, size, first = struct.unpack(form, head)
             offset = file.tell() - 4
             if kind == b"ds64":
-                # The size of the file and that of the sound, which 32 bits do not hold.
+                # The sizes of the file and of the sound, which do not fit 32 bits.
                 long = int.from_bytes(file.read(12)[4:], "little")
             if kind in (b"data", b"BODY") or (kind, first) == (b"LIST", b"movi"):
-                return _there(long or size, whole - offset, UNKNOWN_LONG if long else UNKNOWN_SIZE)
+                return _there(long or size, total - offset, UNKNOWN_LONG if long else UNKNOWN_SIZE)
             file.seek(offset + size + size % 2)
     return 1.0
 
 
 def _there(size: int, found: int, unknown: int) -> float:
-    """The part of so many bytes that was found, if they are known."""
+    """The fraction of ``size`` bytes that was found; 1 if ``size`` is not known."""
     return min(1.0, found / size) if 0 < size < unknown else 1.0
 
 
 def _wave64(path: Path) -> float:
-    """Of the sound of Sony's Wave64 the part that lies in the file; chunks count their own 24 bytes."""
-    whole, offset = path.stat().st_size, 40
+    """The fraction of the sound of Sony's Wave64 that is in the file; chunk sizes include their 24 bytes."""
+    total, offset = path.stat().st_size, 40
     with open(path, "rb") as file:
-        while file.seek(offset) < whole and len(head := file.read(24)) == 24:
+        while file.seek(offset) < total and len(head := file.read(24)) == 24:
             size = int.from_bytes(head[16:], "little") - 24
             if head[:4] == b"data":
-                return _there(size, whole - offset - 24, UNKNOWN_LONG)
+                return _there(size, total - offset - 24, UNKNOWN_LONG)
             if size < 0:
                 break
             offset += 24 + size + -size % 8
@@ -160,21 +160,21 @@ def _wave64(path: Path) -> float:
 
 
 def _voc(path: Path) -> float:
-    """Of the blocks of sound of a Creative Voice file the part that lies in it; the last may be cut."""
-    whole, stated, there = path.stat().st_size, 0, 0
+    """The fraction of the sound blocks of a Creative Voice file that is in it; the last may be truncated."""
+    total, stated, there = path.stat().st_size, 0, 0
     with open(path, "rb") as file:
         file.seek(20)
         offset = int.from_bytes(file.read(2), "little")
-        while file.seek(offset) < whole and len(head := file.read(4)) == 4 and head[0]:
+        while file.seek(offset) < total and len(head := file.read(4)) == 4 and head[0]:
             size = int.from_bytes(head[1:], "little")
             stated += size
-            there += min(size, whole - offset - 4)
+            there += min(size, total - offset - 4)
             offset += 4 + size
     return there / stated if stated else 1.0
 
 
 def _sox(path: Path) -> float:
-    """Seconds of a file of SoX's own: samples of all channels, their rate, and the channels."""
+    """Seconds of a file in SoX's own format, from its samples over all channels, rate and channels."""
     with open(path, "rb") as file:
         head = file.read(28)
     if len(head) < 28:
@@ -184,7 +184,7 @@ def _sox(path: Path) -> float:
 
 
 def _asf(path: Path) -> float:
-    """Seconds by the file properties of an ASF, without the lead that players take; 0 if not known."""
+    """Seconds by the file properties of an ASF, without the preroll; 0 if not known."""
     with open(path, "rb") as file:
         head = file.read(BLOCK)
     header = head[max(head.find(ASF_FILE), 0) :][24:92]
@@ -196,7 +196,7 @@ def _asf(path: Path) -> float:
 
 def _filled(path: Path) -> int:
     """Bytes of a file up to the last that is not zero; all of them if the zeros at its end are few."""
-    whole = offset = path.stat().st_size
+    total = offset = path.stat().st_size
     with open(path, "rb") as file:
         while offset:
             start = max(0, offset - BLOCK)
@@ -205,11 +205,11 @@ def _filled(path: Path) -> int:
                 offset = start + len(rest)
                 break
             offset = start
-    return offset if whole - offset >= FEW_ZEROS else whole
+    return offset if total - offset >= FEW_ZEROS else total
 
 
 def _flac(header: bytes) -> float:
-    """From STREAMINFO: 20 bits of rate, 8 of channels and depth, 36 of samples, which are 0 if not known."""
+    """Seconds from STREAMINFO: 20 bits of rate, 8 of channels and depth, 36 of samples, 0 if not known."""
     if len(header) < 18:
         return 0.0
     packed = int.from_bytes(header[10:18], "big")
@@ -217,11 +217,11 @@ def _flac(header: bytes) -> float:
 
 
 def _mp3(path: Path, rate: int) -> float:
-    """From the frame that encoders put first, Xing's or Fraunhofer's, where it says how many follow."""
+    """Seconds from the first frame by the encoder, Xing's or Fraunhofer's, if it states the frame count."""
     with open(path, "rb") as file:
         head = file.read(10)
         while head[:3] == b"ID3" and len(head) == 10:
-            # Sizes of tags have 7 bits to the byte.
+            # Tag sizes use 7 bits of each byte.
             file.seek(
                 sum((byte & 127) << 7 * (9 - offset) for offset, byte in enumerate(head) if offset > 5), 1
             )
@@ -229,8 +229,8 @@ def _mp3(path: Path, rate: int) -> float:
         head += file.read(2000)
     head = head[max(head.find(b"\xff"), 0) :][:200]
     samples = 1152 if rate >= 32_000 else 576
-    for mark, offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
-        start = head.find(mark)
+    for magic, offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        start = head.find(magic)
         header = head[start : start + offset + 4]
         if start < 0 or len(header) < offset + 4 or (offset == 8 and not header[7] & 1):
             continue
@@ -238,7 +238,7 @@ def _mp3(path: Path, rate: int) -> float:
     return 0.0
 
 
-#: Format -> of the bytes of its sound or recording that its header tells of the part that lies in the file.
+#: Format -> the fraction of its stated sound or recording that is in the file, by bytes.
 PARTS: dict[str, Callable[[Path], float]] = {
     **dict.fromkeys(("avi", "wav", "iff"), _riff),
     "w64": _wave64,

@@ -1,5 +1,5 @@
-"""The outer structure of a media file, where FFmpeg passes over what people must know: what follows a
-recording in its file and is not read, and why nothing of a file can be read."""
+"""The outer structure of a media file, for facts that FFmpeg does not report: unread content after a
+recording, and why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ MOTION_PHOTO = "a video stands behind the still in the same file, as in a motion
 GOES_ON = (
     "sound goes on in the file after what its header states, which is all that is read; not closed properly?"
 )
-#: Bytes of it that are told: half a second of 16 kHz in 16 bit.
+#: Bytes of it from which on it is reported: half a second of 16 kHz in 16 bit.
 LEAST_BEHIND = 16_000
-#: Boxes, chunks or tags that are looked at; an hour of FLV has some hundred thousand.
+#: Maximum number of boxes, chunks or tags read; an hour of FLV has some hundred thousand.
 MOST_PARTS = 1_000_000
-#: Bytes that are searched at once, and places that may turn out to be a video's beginning.
+#: Bytes searched at once, and candidate offsets for the start of a video.
 BLOCK, MOST_PLACES = 2**20, 16
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
 def followed(path: Path) -> bool:
-    """Whether a whole second recording stands behind the first, as ``cat a.mp4 b.mp4`` leaves it.
+    """Whether a complete second recording follows the first, as after ``cat a.mp4 b.mp4``.
 
-    Looked for in the formats of which FFmpeg reads the first alone: mp4 and its kin, WAV, FLV and ASF.
+    Checked for the formats of which FFmpeg reads only the first: mp4 and its variants, WAV, FLV and ASF.
     """
     with open(path, "rb") as file:
         head = file.read(16)
     if head[4:8] in (b"ftyp", b"moov"):
         kinds = [kind for kind, _ in _boxes(path)]
-        # Fragments are read wherever they stand.
+        # Fragments are read at any position.
         return kinds.count(b"moov") > 1 and b"moof" not in kinds
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         size = struct.unpack("<I", head[4:8])[0] + 8
@@ -42,23 +42,23 @@ def followed(path: Path) -> bool:
 
 
 def goes_on(path: Path) -> bool:
-    """Whether bytes that are no chunk stand behind the sound of a WAV, as when a recorder writes its header first
-    and is interrupted before it brings it up to date."""
-    whole = path.stat().st_size
+    """Whether bytes that are not a chunk follow the sound of a WAV, as if a recorder is interrupted before it
+    updates its header."""
+    total = path.stat().st_size
     head = _at(path, 0, 12)
     if head[:4] != b"RIFF" or head[8:] != b"WAVE":
         return False
     offset, heard = 12, False
     for _ in range(MOST_PARTS):
         head = _at(path, offset, 8)
-        if whole - offset < LEAST_BEHIND:
+        if total - offset < LEAST_BEHIND:
             return False
         kind, size = struct.unpack("<4sI", head)
-        if not _is_chunk(head, whole - offset):
-            padding = _is_chunk(_at(path, offset - 1, 8), whole - offset + 1)
+        if not _is_chunk(head, total - offset):
+            padding = _is_chunk(_at(path, offset - 1, 8), total - offset + 1)
             return heard and not padding and head[:3] != b"ID3" and any(_at(path, offset, BLOCK))
         if kind == b"data" and not size:
-            return False  # It was written as a stream, and is read to its end.
+            return False  # Written as a stream, so FFmpeg reads it to its end.
         heard |= kind == b"data"
         offset += 8 + size + size % 2
     return False
@@ -70,36 +70,36 @@ def _is_chunk(head: bytes, room: int) -> bool:
 
 
 def motion_photo(path: Path) -> bool:
-    """Whether a video is hidden in a still picture: an mp4 behind a JPEG, or in the box of HEIC for it."""
+    """Whether a still picture contains a video: an mp4 after a JPEG, or in the HEIC box for it."""
     head = _at(path, 0, 8)
     if head[4:] == b"ftyp":
         return b"mpvd" in [kind for kind, _ in _boxes(path)]
     if head[:3] != b"\xff\xd8\xff":
         return False
-    starts = islice(_places(path, b"ftyp"), MOST_PLACES)
+    starts = islice(_offsets(path, b"ftyp"), MOST_PLACES)
     return any({b"moov", b"moof"} & {kind for kind, _ in _boxes(path, offset - 4)} for offset in starts)
 
 
-def _places(path: Path, mark: bytes) -> Iterator[int]:
-    """Where some bytes stand in a file."""
+def _offsets(path: Path, magic: bytes) -> Iterator[int]:
+    """The offsets of some bytes in a file."""
     with open(path, "rb") as file:
         base, held = 0, b""
         while block := file.read(BLOCK):
             held += block
-            found = held.find(mark)
+            found = held.find(magic)
             while found >= 0:
                 yield base + found
-                found = held.find(mark, found + 1)
-            kept = len(mark) - 1
+                found = held.find(magic, found + 1)
+            kept = len(magic) - 1
             base, held = base + len(held) - kept, held[-kept:]
 
 
 def remedy(path: Path) -> str:
-    """What to say of a file of which nothing can be read, after the reason that FFmpeg gives."""
+    """What to add to FFmpeg's reason for an unreadable file."""
     try:
         return _remedy(path, _at(path, 0, 32))
     except OSError:
-        return ""  # FFmpeg has given that reason.
+        return ""  # FFmpeg has reported this error.
 
 
 def _remedy(path: Path, head: bytes) -> str:
@@ -125,8 +125,8 @@ def _at(path: Path, offset: int, count: int) -> bytes:
 
 
 def _boxes(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
-    """Kind and place of every box on the outermost level of an mp4 that begins at ``offset``."""
-    whole = path.stat().st_size
+    """Kind and offset of every top-level box of an mp4 that begins at ``offset``."""
+    total = path.stat().st_size
     with open(path, "rb") as file:
         for _ in range(MOST_PARTS):
             file.seek(offset)
@@ -137,13 +137,13 @@ def _boxes(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
             yield kind, offset
             if size == 1 and len(head) == 16:
                 size = struct.unpack(">Q", head[8:])[0]
-            if size < 8 or offset + size > whole:
+            if size < 8 or offset + size > total:
                 return
             offset += size
 
 
 def _flv_again(path: Path) -> bool:
-    """Whether a header stands where a tag should."""
+    """Whether there is a header in place of a tag."""
     offset = 13
     with open(path, "rb") as file:
         for _ in range(MOST_PARTS):
@@ -156,8 +156,8 @@ def _flv_again(path: Path) -> bool:
 
 
 def _asf_again(path: Path) -> bool:
-    """Whether a second header object stands on the outermost level."""
-    whole, offset = path.stat().st_size, 0
+    """Whether there is a second top-level header object."""
+    total, offset = path.stat().st_size, 0
     with open(path, "rb") as file:
         for number in range(MOST_PARTS):
             file.seek(offset)
@@ -167,7 +167,7 @@ def _asf_again(path: Path) -> bool:
             if number and head[:16] == ASF:
                 return True
             size = struct.unpack("<Q", head[16:])[0]
-            if size < 24 or offset + size >= whole:
+            if size < 24 or offset + size >= total:
                 return False
             offset += size
     return False

@@ -1,4 +1,4 @@
-"""Can the media of a corpus be read at all? Asked before hours are spent on it."""
+"""Checks that the media of a corpus can be read at all, before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality
 from mer_dist.corpus import paths
 
 Item = TypeVar("Item")
-#: Clips of a larger corpus whose files are looked for, and of which some are decoded; half of each split.
+#: In a larger corpus, the number of clips whose files are checked, and that are decoded; half per split.
 LOOKED_AT, DECODED = 2000, 32
-#: Part of the clips that name media below which next to none can be read, and clips of a split from which on
-#: it is judged by itself: the few labelled clips can lie on a disk of their own.
+#: Minimum readable fraction of the clips with media, and minimum size of a split that is judged separately:
+#: the few labelled clips may be on a separate disk.
 LEAST, ENOUGH = 0.1, 10
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly over their order."""
+    """At most ``most`` of the items, evenly spaced in their order."""
     if len(items) <= most:
         return list(items)
     return [items[int((row + 0.5) * len(items) / most)] for row in range(most)]
 
 
 def with_media(clips: Sequence[Clip]) -> list[Clip]:
-    """Those that name a file."""
+    """The clips that have a file."""
     return [clip for clip in clips if clip.names(Modality.AUDIO)]
 
 
 def sample(clips: Sequence[Clip], most: int) -> list[Clip]:
-    """At most so many of those that name a file, evenly over each split, in their order."""
+    """At most ``most`` of the clips with a file, evenly spaced over each split, in their order."""
     named = with_media(clips)
     if len(named) <= most:
         return named
     parts = [[clip for clip in named if clip.split == split] for split in (LABELED, UNLABELED)]
-    # What one split does not need is the other's.
+    # A split may use what the other does not need.
     least = min(len(part) for part in parts)
     each = max(most // 2, most - least)
     chosen = {clip.name for part in parts for clip in evenly(part, min(each, len(part)))}
@@ -49,9 +49,9 @@ def files_of(clip: Clip) -> list[Path]:
 
 
 def look(clips: Sequence[Clip], config: ShardConfig) -> dict[str, list[str]]:
-    """name -> what is wrong with its files, of at most :data:`LOOKED_AT` clips that name some.
+    """name -> faults of its files, for at most :data:`LOOKED_AT` clips with files.
 
-    Pictures of a clip's face stand for its video.
+    Pictures of a clip's face replace its video.
     """
     from mer_dist.corpus.faces import openface_folder
 
@@ -65,14 +65,14 @@ def look(clips: Sequence[Clip], config: ShardConfig) -> dict[str, list[str]]:
 
 
 def refuse(clips: Sequence[Clip], lost: dict[str, str | None], known: set[str], corpus: str) -> None:
-    """End where next to no media can be read, of all clips or of a split.
+    """Refuse a corpus where almost no media can be read, of all clips or of a split.
 
     Args:
-        lost: of the clips that were looked at, why nothing of their media can be read; None where it can.
+        lost: checked clip -> why its media cannot be read; None if they can.
         known: clips that were read before.
 
     Raises:
-        UserError: what was probably meant.
+        UserError: with the probable causes.
     """
     named = with_media(clips)
     splits = [

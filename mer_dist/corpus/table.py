@@ -1,4 +1,4 @@
-"""CSV files of people: any encoding that is told, text kept as written, a bad row costs itself."""
+"""Reads user CSV files: any configured encoding, text kept as written, a bad row loses only itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mer_dist.corpus import quotes
 from mer_dist.corpus.quotes import Record
 from mer_dist.storage import files
 
-#: What may stand between two fields, the usual one first.
+#: Possible delimiters, the usual one first.
 DELIMITERS = (",", ";", "\t", "|")
-#: How other kinds of files begin, and what to do with one.
+#: First bytes of other kinds of files, and their kind.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive, as Excel workbooks (.xlsx) and .npz files are"),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)"),
@@ -29,7 +29,7 @@ _OTHERS = (
 )
 
 
-#: How texts begin that are no tables.
+#: First lines of texts that are not tables.
 _OTHER_TEXTS = (
     (r"\d+\s*\r?\n\s*\d\d:\d\d:\d\d[,.]\d+ *-->", "subtitles (SRT)"),
     (r"WEBVTT\b", "subtitles (WebVTT)"),
@@ -53,7 +53,7 @@ class Table:
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     #: name -> line on which its row begins.
     lines: dict[str, int] = field(default_factory=dict)
-    #: name, or ``file:line`` where the row does not tell it -> why the row cannot be read.
+    #: name, or ``file:line`` if the row has no usable name -> why the row cannot be read.
     bad: dict[str, str] = field(default_factory=dict)
     #: The columns of its header, in small letters.
     columns: list[str] = field(default_factory=list)
@@ -67,17 +67,17 @@ def read(
 ) -> Table:
     """Read a CSV file whose header has at least ``columns``, one of them ``name``.
 
-    The header may be in capitals, its fields between commas, semicolons or tabs. A ``name`` may carry the
-    suffix of a media file; it comes in NFC. Fields come as they are written: what ``null`` and ``NA`` mean
-    is for :mod:`mer_dist.corpus.cells` and :mod:`mer_dist.corpus.texts` to say.
+    The header may be in capitals, its fields separated by one of :data:`DELIMITERS`. A ``name`` may have the
+    suffix of a media file; it is normalized to NFC. Fields stay as written: :mod:`mer_dist.corpus.cells` and
+    :mod:`mer_dist.corpus.texts` interpret words such as ``null`` and ``NA``.
 
     Args:
-        encoding: what ``corpus.encoding`` says; None: UTF-8, for files of which it does not speak. A mark
-            at the beginning of the file goes before either.
-        known: names of clips that rows may be about, where they are known.
+        encoding: ``corpus.encoding``; None: UTF-8, for files to which the key does not apply. A byte order
+            mark takes precedence.
+        known: names of clips that rows may have, if they are known.
 
     Raises:
-        UserError: no such file, no table, another encoding, no such column, or a name that occurs twice.
+        UserError: no such file, not a table, another encoding, no such column, or a name that occurs twice.
     """
     path = Path(path)
     try:
@@ -86,14 +86,14 @@ def read(
         why = f"{error.strerror or error}{files.started_from(path)}"
         raise UserError(f"{path}: cannot be read: {why}") from None
     text, used = encodings.decode(content, encoding or encodings.UTF8, path)
-    # Where files were joined, each of them may begin with its mark.
+    # In concatenated files, each may begin with its byte order mark.
     lines = [line.removeprefix(encodings.MARK) for line in io.StringIO(text, newline="")]
     if _unreadable(path, content, lines):
         encodings.refuse(path, content, used, encoding is not None)
     header, records, delimiter = _header(path, lines, columns)
     foreign = [encodings.is_text(record.fields) for record in records if not "".join(record.fields).isascii()]
     broken = foreign.count(False)
-    # Rows may be damaged, or added by another program; where next to all are broken, it is the encoding.
+    # Rows may be damaged, or added by another program; if almost all are broken, the encoding is wrong.
     most = broken > 10 * foreign.count(True) and not encodings.marked(content)
     if broken and (broken == len(records) or (most and broken > 1)):
         encodings.refuse(path, content, used, encoding is not None)
@@ -106,7 +106,7 @@ def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
     """Whether the first line is text of another encoding.
 
     Raises:
-        UserError: the file is no text.
+        UserError: the file is not text.
     """
     kind = next((kind for magic, kind in _OTHERS if content.startswith(magic)), None)
     first = next((line for line in lines if line.strip()), "")[:1000]
@@ -115,18 +115,18 @@ def _unreadable(path: Path, content: bytes, lines: list[str]) -> bool:
             return True
         kind = "not text"
     if kind:
-        raise UserError(f"{path}: it is {kind}, and no CSV table; save it as CSV in UTF-8")
+        raise UserError(f"{path}: it is {kind}, not a CSV table; save it as CSV in UTF-8")
     return not encodings.is_text([first])
 
 
 def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[list[str], list[Record], str]:
-    """The columns in small letters, the records, and the delimiter, the one that gives most of ``columns``.
+    """The columns in lower case, the records, and the delimiter that finds most of ``columns``.
 
     Raises:
         UserError: the file lacks a column or has one twice.
     """
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    # By such a line Excel is told how to read the rest.
+    # Such a line sets the delimiter for Excel.
     separator = re.fullmatch(r'"?sep=([^\w"])"?[\r\n]*', "".join(lines[start : start + 1]), re.IGNORECASE)
     readings = []
     for delimiter in separator[1] if separator else DELIMITERS:
@@ -154,10 +154,10 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
 
 
 def _rows(path: Path, header: list[str], records: list[Record]) -> list[Record]:
-    """The records without the header where it stands again, as ``cat a.csv b.csv`` leaves it.
+    """The records without repeated headers, as after ``cat a.csv b.csv``.
 
     Raises:
-        UserError: it does so with its columns in another order, by which the rows behind it are written.
+        UserError: a repeated header has its columns in another order, which applies to the rows after it.
     """
     rows, again = [], []
     for record in records:
@@ -173,7 +173,8 @@ def _rows(path: Path, header: list[str], records: list[Record]) -> list[Record]:
             )
     if again:
         logger.warning(
-            "%s: the header stands again in %d lines, the first of them %d: several tables in one; these lines are no clips",
+            "%s: several tables in one: the header is repeated in %d lines, the first of them %d; they are "
+            "skipped",
             path,
             len(again),
             again[0],
@@ -182,11 +183,11 @@ def _rows(path: Path, header: list[str], records: list[Record]) -> list[Record]:
 
 
 def _other_text(lines: list[str]) -> str | None:
-    """What is wrong with a text that begins with these lines and not with a header, as far as that is known."""
+    """The fault of a text that begins with these lines and not with a header, if it is known."""
     text = "".join(lines).lstrip()
     for form, kind in _OTHER_TEXTS:
         if re.match(form, text, re.IGNORECASE):
-            return f"it is {kind}, and no table; make a CSV of it, with the header"
+            return f"it is {kind}, not a table; make a CSV of it, with the header"
     comment = text.startswith(("#", "%", "//", ";;"))
     return (
         "its first line is a comment; take that out, so that it begins with the header" if comment else None
@@ -194,7 +195,7 @@ def _other_text(lines: list[str]) -> str | None:
 
 
 def _by_name(table: Table, records: list[Record], used: str) -> Table:
-    """``table`` with the records as its rows, or with why they cannot be read."""
+    """``table`` with the records as its rows, or with the reasons why they cannot be read."""
     locations, broken = [], []
     count = len(table.columns)
     for record in records:
@@ -209,7 +210,7 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
         row = dict(zip(table.columns, fields, strict=False))
         name = clip_names.clean(row.get("name", "").strip())
         if why:
-            # Behind a field too many stands another one in its place.
+            # After an extra field, the other fields are shifted.
             name = name if len(fields) == count or table.columns[0] == "name" else ""
             broken.append((line, name, why))
             continue

@@ -1,4 +1,4 @@
-"""What the transcripts of people's tables hold: speech, nothing, or something that is no speech."""
+"""Checks the transcripts of user tables: speech, empty, or text that is not speech."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from mer_dist.core.log import logger
 from mer_dist.corpus import cells
 
-#: Kinds of what is told. The first two are no text, of the third something is left out; the others stay as
-#: they are written.
+#: Kinds of remarks. The first two mean no text, the third and fourth change the text; the others keep it as
+#: written.
 EMPTY_MARK = "a word for an empty cell in place of a transcript, which is no text"
 INVISIBLE = "nothing but characters that cannot be seen, which are no text"
 CONTROL = "control characters in its transcript, which are taken out"
@@ -43,7 +43,7 @@ _ODD = (
             r"</?[a-zA-Z][^<>\n]*>|&(#\d{2,7}|#[xX][0-9a-fA-F]{2,6}|[a-zA-Z]{2,8}\d?);|\{\\[^{}\n]+\}"
         ),
     ),
-    # The last is how SentencePiece writes a blank.
+    # The last is SentencePiece's blank.
     (
         RECOGNISED,
         re.compile(r"<\|[^<>|\s]{1,40}\|>|\[(_BEG_|_TT_\d+|INST|/INST|CLS|SEP|UNK|PAD|MASK)\]|\u2581"),
@@ -56,29 +56,29 @@ _ODD = (
         ),
     ),
 )
-#: Letters and marks by their category that nevertheless show nothing: fillers of Hangul, the blank of
-#: Braille, joiners and selectors of variants.
+#: Characters of visible categories that show nothing: Hangul fillers, the Braille blank, joiners and
+#: variation selectors.
 _UNSEEN = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
 )
 
 
-#: What UTF-8 decoded as cp1252 shows and nobody writes: one of its letters before a sign that follows none. Quotes,
-#: dashes and dots do follow letters, as in "CAFÉ…", whose bytes are UTF-8, too. The last are bytes without a letter
-#: in cp1252, or in Latin-1.
+#: Sequences of UTF-8 decoded as cp1252 that do not occur in real text: a letter before a sign that follows no
+#: letter. Quotes, dashes and dots do follow letters, as in "CAFÉ…", whose bytes are UTF-8, too. The last are
+#: bytes without a letter in cp1252, or in Latin-1.
 _MISREAD = re.compile(
     r"[ÂÃ][\xa0-\xbf]|â€|áº|[Â-ô][ƒ†‡ˆ‰˜Ÿ\xa1-\xa9\xac\xad\xaf\xb1-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf\x80-\x9f]"
 )
 
 
-#: Codes that are control characters in Latin-1, and no text has, and letters in cp1252, as the quote of "don't".
+#: Codes of Latin-1 control characters, unused in text, that are letters in cp1252, as the quote of "don't".
 _WINDOWS = {
     code: letter for code in range(0x80, 0xA0) if (letter := bytes([code]).decode("cp1252", "ignore"))
 }
 
 
 class Texts:
-    """The transcripts of one table as what was said, and what of them is worth telling."""
+    """The transcripts of one table as spoken, and remarks on them."""
 
     def __init__(self, file: str):
         self.file = file
@@ -86,10 +86,10 @@ class Texts:
         self._told: dict[str, dict[str, str]] = {}
 
     def read(self, row: Mapping[str, str], column: str) -> tuple[str | None, tuple[str, ...]]:
-        """The transcript in a row, None where there is none, and remarks on it.
+        """The transcript in a row, None if there is none, and remarks on it.
 
-        Nothing is rewritten: of what is no speech it is told. Only control characters are taken out, which nobody
-        can have said, and those that are quotes, dashes or dots under another encoding become these.
+        Text that is not speech is reported, not rewritten. Only control characters are removed, and those
+        that are quotes, dashes or dots in another encoding are replaced by these.
         """
         cell, name = row.get(column) or "", row.get("name", "")
         if not cell.strip():
@@ -119,7 +119,7 @@ class Texts:
 
 
 def _misread(text: str) -> bool:
-    """Whether the text was UTF-8 before a program took it for cp1252, as far as that is sure."""
+    """Whether the text is certainly UTF-8 that a program decoded as cp1252."""
     if not _MISREAD.search(text):
         return False
     try:
@@ -130,7 +130,7 @@ def _misread(text: str) -> bool:
 
 
 def _byte(letter: str) -> bytes:
-    """The letter in cp1252; bytes that have none there are control characters to most programs."""
+    """The letter in cp1252; most programs decode its undefined bytes as control characters."""
     return letter.encode("latin-1" if letter < "\xa0" else "cp1252")
 
 

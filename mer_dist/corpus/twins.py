@@ -1,6 +1,6 @@
-"""Clips of different names that are one recording: the same file, or copies of it.
+"""Clips of different names that are one recording: the same file, or duplicates of it.
 
-Folds keep them together, for a model that has learned the label of one knows the other.
+Folds keep them together, because a model that has learned the label of one knows the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mer_dist.core.records import Clip
 
-#: Bytes out of the middle of files of one size that are compared before the whole is.
+#: Bytes from the middle of files of one size that are compared before the full content.
 PROBE = 4096
 SAME = "one recording under several clip names; those that are labelled are in one fold"
 DIFFERENT = (
@@ -25,14 +25,14 @@ MOST = 8
 
 
 def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
-    """The names of clips with the same sound, sorted, each group of two or more: the same files, or two cameras
-    on one speaker.
+    """The names of clips with the same sound, sorted, in groups of two or more: the same files, or two cameras on
+    one speaker.
 
-    Clips that share a picture and have sounds of their own are none, as where a portrait stands for it. A sound
-    that more than :data:`MOST` clips share is a placeholder; of these the clips with the same video are meant.
+    Clips that share a picture but have their own sounds, as with a portrait, do not count. A sound that more than
+    :data:`MOST` clips share is a placeholder; of these, clips with the same video count.
 
     Args:
-        copies: files of equal content count as the same, too; without it those that are one on the disk.
+        copies: files of equal content count as the same, too; without it only one file on disk does.
     """
     known = _identities({path for clip in clips for path in (clip.video, clip.audio) if path}, copies)
     sounds: dict[Hashable, list[Clip]] = {}
@@ -53,7 +53,7 @@ def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
 
 
 def _identities(paths: set[Path], copies: bool) -> dict[Path, Hashable]:
-    """What tells each file from others; files that are not there or empty have nothing that does."""
+    """The identity of each file; missing and empty files have none."""
     found: dict[Path, Hashable] = {}
     by_size: dict[int, dict[Hashable, list[Path]]] = {}
     for path in paths:
@@ -73,7 +73,7 @@ def _identities(paths: set[Path], copies: bool) -> dict[Path, Hashable]:
 
 
 def _equal(paths: list[Path], start: int, count: int | None) -> list[list[Path]]:
-    """Those of which so many bytes from a place on are the same, in groups of two or more."""
+    """Groups of two or more files with equal bytes from ``start`` on; ``count`` None: to the end."""
     groups: dict[bytes, list[Path]] = {}
     for path in sorted(paths) if len(paths) > 1 else ():
         try:
@@ -100,10 +100,10 @@ def remarks(groups: list[list[str]], label_of: dict[str, str]) -> dict[str, list
 
 
 def summary(groups: list[list[str]], label_of: dict[str, str]) -> str:
-    """The same in words, with examples; empty where there is no such clip."""
+    """A message on these clips, with examples; empty if there are none."""
     if not groups:
         return ""
-    # Those that contradict each other are what is to be mended.
+    # Contradictory groups come first: they need to be fixed.
     first = sorted(groups, key=lambda names: not contradict(names, label_of))
     examples = [
         " and ".join(f"{name} ({label_of.get(name, 'no label')})" for name in names[:SHOWN])

@@ -1,9 +1,9 @@
-"""WAV that keeps each sample in more bytes than its bits need, as 24 bits in 32, which FFmpeg reads wrongly.
+"""WAV files that store each sample in more bytes than its bits need, as 24 bits in 32; FFmpeg misreads them.
 
-FFmpeg takes the bits for the bytes (libavformat/riffdec.c), and 24 bits in 4 bytes for floating point, as an old
-editor wrote them. Here such a file is read as one of samples that fill their bytes: their valid bits are the
-uppermost, and zeros follow (Microsoft, Multiple channel audio data and WAVE files). So ALSA's S24_LE is not, whose
-recorder writes such a header all the same.
+FFmpeg derives the bytes from the bits (libavformat/riffdec.c), and reads 24 bits in 4 bytes as floating
+point, as an old editor wrote them. Here the samples are presented as filling their bytes: their valid bits
+are the uppermost, and zeros follow (Microsoft, Multiple channel audio data and WAVE files). ALSA's S24_LE
+differs, though its recorder writes the same header.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import BinaryIO
 import numpy as np
 
 EXTENSIBLE, INTEGERS = 0xFFFE, 1
-#: Chunks before the samples, and bytes of samples that are looked at.
+#: Maximum number of chunks before the samples, and bytes of samples that are inspected.
 MOST_CHUNKS, LOOKED_AT = 100, 2**22
-#: Magnitudes of floating-point samples that are no accident of other bits, where full scale is 2^23.
+#: Magnitudes that show real floating-point samples, where full scale is 2^23.
 LEAST, MOST = 2.0**-16, 2.0**25
 
 
 @dataclass(kw_only=True)
 class _Form:
-    """What the header of a WAV says of its samples, and where."""
+    """The sample format in the header of a WAV, and offsets."""
 
-    #: Place of the format, and of the samples and their end.
+    #: Offsets of the format, and of the samples and their end.
     offset: int
     start: int
     end: int
     tag: int
-    #: Bytes of a sample, and bits of it that are used.
+    #: Bytes of a sample, and bits used of it.
     width: int
     bits: int
 
@@ -41,12 +41,12 @@ class _Form:
 
 
 class Filled:
-    """The bytes of such a file as if each sample filled its own, for whoever reads and seeks."""
+    """A file object with the bytes of such a file as if each sample filled its bytes."""
 
     def __init__(self, file: BinaryIO, form: _Form, shift: int):
         self._file, self._form, self._shift = file, form, shift
         bits = 8 * form.width
-        #: Place -> the byte to be read there: of two that count bits the lower one.
+        #: Offset -> the byte to read there: the low byte of each field that counts bits.
         self._replaced = {form.offset + 14: bits} | (
             {form.offset + 18: bits} if form.tag == EXTENSIBLE else {}
         )
@@ -80,7 +80,7 @@ class Filled:
 
 
 def filled(path: Path) -> Filled | None:
-    """The file to read in place of ``path``, which the caller closes; None if FFmpeg reads that as it is."""
+    """The file to read instead of ``path``, to be closed by the caller; None if FFmpeg reads it correctly."""
     file = open(path, "rb")  # noqa: SIM115
     form = _form(file)
     if form is not None and form.wide and (shift := _shift(file, form)) is not None:
@@ -124,7 +124,7 @@ def _understood(chunk: tuple[int, bytes], start: int, size: int) -> _Form | None
 
 
 def _shift(file: BinaryIO, form: _Form) -> int | None:
-    """By how many bits the samples have to be moved up, in most files none; None if they are floating point."""
+    """The bits by which samples must be shifted up, 0 in most files; None if they are floating point."""
     if form.width < 4:
         return 0
     file.seek(form.start)

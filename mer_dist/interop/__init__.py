@@ -1,1 +1,1 @@
-"""Features and models from and to other tools."""
+"""Import and export of features and models."""

@@ -1,4 +1,4 @@
-"""A fine-tuned encoder as a model folder of its own, in the Hugging Face layout."""
+"""Exports an adapter or fine-tuned weights as a model folder in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def export(
     adapter_only: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Write the adapter ``<extractor>@<variant>`` of a run to ``folder``.
+    """Write the adapter or fine-tuned weights ``<extractor>@<variant>`` of a run to ``folder``.
 
-    The finished adapter is taken, or, if there is none or ``step`` names one, a checkpoint of its
-    training: ZeRO's partitions are put together to whole tensors. LoRA is merged, unless ``adapter_only``,
-    into the weights that it was trained on: of a quantised model those that quantising has left, turned
-    back to numbers of ``precision``, without it the extractor's, of ``auto`` fp32. ``head.safetensors`` goes along.
+    The source is the finished adapter or, if there is none or ``step`` is given, a checkpoint of its
+    training, with ZeRO's partitions joined. LoRA is merged, unless ``adapter_only``, into the weights that it
+    was trained on. Quantised weights are dequantised to ``precision``, by default that of the extractor, fp32
+    for ``auto``. ``head.safetensors`` is included.
 
     Raises:
-        UserError: no such adapter or checkpoint, ``folder`` is not empty, or nothing is merged that could
-            have a ``precision``.
+        UserError: no such adapter or checkpoint, ``folder`` is not empty, or ``precision`` is given and
+            nothing is merged.
     """
     from mer_dist.models.classifier import check_files
 
@@ -49,7 +49,7 @@ def export(
         )
     finished = step is None and files.read_marker(adapter.folder, adapter.fingerprint)
     if finished:
-        # Here and not in the new folder, so that a fault names the file that has it.
+        # Checked here and not in the new folder, so that an error names the damaged file.
         adapters.check_whole(adapter.folder)
         check_files(adapter.extractor, adapter.folder)
     with files.atomic_folder(folder) as target:
@@ -59,7 +59,7 @@ def export(
             what = "as finished, at its best epoch"
             shutil.copytree(adapter.folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
             (target / files.MARKER).unlink()
-        # The order of the head's rows.
+        # This is the order of the head's rows.
         files.write_json(target / "labels.json", config.corpus.labels)
         note = ""
         if merging:
@@ -75,7 +75,7 @@ def export(
 
 
 def _exact(precision: str) -> str:
-    """Of ``auto`` and ``tf32``, which say what a machine computes in, the numbers that lose nothing."""
+    """The lossless storage type for ``auto`` and ``tf32``, which are compute types."""
     return "fp32" if precision in ("auto", "tf32") else precision
 
 
@@ -87,7 +87,7 @@ def _find(config: Config, name: str) -> Adapter:
 
 
 def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target: Path) -> str:
-    """Write what fine-tuning would have saved at that step; returns which one it was."""
+    """Write what fine-tuning would have saved at ``step``; returns a description of it."""
     from mer_dist.models.classifier import save, trainable_classifier
     from mer_dist.models.extractor import DTYPES
     from mer_dist.training.checkpoint import trained_weights, whole
@@ -95,15 +95,15 @@ def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target:
     where = Run(config.run.folder).checkpoints(adapter.name, adapter.variant)
     found = {int(path.name.partition("-")[2]): path for path in whole(where)}
     if not found or step not in (None, *found):
-        has = f"whole checkpoints at steps {', '.join(map(str, found))}" if found else "no whole checkpoint"
-        raise UserError(f"{where} has {has}; a finished adapter would be {adapter.folder}")
+        has = f"checkpoints at steps {', '.join(map(str, found))}" if found else "no complete checkpoint"
+        raise UserError(f"{where} has {has}; a finished adapter would be in {adapter.folder}")
     chosen = found[max(found) if step is None else step]
     facts = files.read_marker(chosen, adapter.fingerprint)
     if facts is None:
         raise UserError(
             f"{chosen} was trained on other clips or settings than the run has now; run finetune again"
         )
-    # A process without DeepSpeed trains float32 weights and saves them so, whatever it computes in.
+    # A process without DeepSpeed trains and saves float32 weights, whatever the compute type.
     sharded = facts["zero_stage"] > 0
     dtype = DTYPES[adapter.extractor.finetuning.precision if sharded else "fp32"]
     classifier = trainable_classifier(adapter.extractor, len(config.corpus.labels), config.run.seed, sharded)
@@ -116,7 +116,7 @@ def _merge(adapter: Adapter, target: Path, precision: str) -> str:
     """Replace the adapter in ``target`` by its base model with the adapter added to its weights.
 
     Returns:
-        What of it is not as it was trained, and what to do, for the log; empty: nothing.
+        Differences from the trained model, and what to do, for the log; empty if there are none.
     """
     from mer_dist.models.classifier import merged
     from mer_dist.models.extractor import DTYPES
@@ -133,7 +133,7 @@ def _merge(adapter: Adapter, target: Path, precision: str) -> str:
         )
     if adapter.extractor.quantize == "int8":
         notes.append(
-            "int8 rounds what goes into a layer, too, which plain weights do not: features differ "
+            "int8 also rounds the inputs of a layer, which plain weights do not: features differ "
             "that much from those of the run"
         )
     return "; ".join(notes)

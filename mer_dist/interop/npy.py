@@ -1,4 +1,4 @@
-"""Features from and to the challenge baseline's layout, one .npy file a clip."""
+"""Imports and exports features in the challenge baseline's layout, one .npy file a clip."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "import"
 CLIPS_PER_SHARD = 5000
-#: What arrays with one axis are whose lengths differ.
+#: A hint on arrays with one axis and different lengths.
 _STEPS = "sequences of one value, as a pitch, have to be saved as (T, 1)"
-#: What people call parts of a corpus: folders of these names alone hold clips and are none.
+#: Names of splits: if all folders have such names, they contain clips and are not clips themselves.
 PARTS = {
     "train",
     "training",
@@ -48,17 +48,17 @@ PARTS = {
 
 
 def import_sets(run: Run, source: list[str], modalities: list[str]) -> bool:
-    """Take ``SET FOLDER`` as one feature set, or ``FOLDER`` as one of several, ``FOLDER/<set>``.
+    """Import ``SET FOLDER`` as one feature set, or ``FOLDER`` as several, ``FOLDER/<set>``.
 
     Args:
-        source: the name of the set, where there is one, and the folder.
-        modalities: the modality; of several sets ``SET=MODALITY`` for each.
+        source: the name of the set, for one set, and the folder.
+        modalities: the modality; for several sets ``SET=MODALITY`` for each.
 
     Returns:
         Whether most clips of each set can be used.
 
     Raises:
-        UserError: a set's name, folder or modality cannot be used, or no file of it can.
+        UserError: a set's name, folder or modality is not valid, or none of its files can be used.
     """
     *name, folder = source
     if len(name) > 1:
@@ -84,7 +84,7 @@ def import_sets(run: Run, source: list[str], modalities: list[str]) -> bool:
 
 
 def _chosen(folder: Path, modalities: list[str]) -> dict[str, str]:
-    """Set -> modality of the sets below ``folder`` that were told."""
+    """Set -> modality of the selected sets below ``folder``."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     there = _folders(folder)
@@ -118,18 +118,18 @@ def _check(run: Run, set_name: str, modality: str, folder: Path) -> None:
 
 
 def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[int, int]:
-    """Take ``folder/<name>.npy``, or ``folder/<name>/<frame>.npy``, as the feature set ``set_name``.
+    """Import ``folder/<name>.npy``, or ``folder/<name>/<frame>.npy``, as the feature set ``set_name``.
 
-    A file that cannot be used costs its clip, which goes to quarantine and counts as missing.
-    Arrays ``(T, D)`` are kept at frame level and their mean over time at utterance level, without rows of zeros
-    that are padding or stand for frames without a vector.
+    The clip of an unusable file goes to quarantine and counts as missing. Arrays ``(T, D)`` are kept at
+    frame level, and their mean over time at utterance level. Rows of zeros that are padding or stand for
+    frames without a vector are dropped.
 
     Returns:
-        How many clips cannot be used, and of how many.
+        The number of unusable clips, and of all clips.
 
     Raises:
-        UserError: the set's name or modality cannot be used, two files are of one clip, no file can be used, or
-            the arrays have no width in common.
+        UserError: the set's name or modality is not valid, two files belong to one clip, no file can be
+            used, or the arrays have no common width.
     """
     folder = Path(folder)
     _check(run, set_name, modality, folder)
@@ -142,7 +142,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
         there = f"; it has {others}" if others else ""
         raise UserError(f"{folder}: no .npy file there can be used{why}{there}")
     if others := _others(folder):
-        logger.warning("%s: beside the .npy files, not taken: %s", folder, others)
+        logger.warning("%s: beside the .npy files, not imported: %s", folder, others)
     before = _names(run.features(set_name))
     with files.atomic_folder(run.features(set_name)) as store:
         starts = range(0, len(sources), CLIPS_PER_SHARD)
@@ -171,7 +171,7 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
 
 
 def _names(folder: Path) -> set[str]:
-    """The clips of a set that have vectors; none where there is no whole set."""
+    """The clips of a set that have features; empty if the set is incomplete."""
     try:
         paths = FeatureFolder(folder).shards()
         return {name for path in paths for name in features.StoredShard.open(path, frames=False).names}
@@ -180,10 +180,10 @@ def _names(folder: Path) -> set[str]:
 
 
 def _sources(folder: Path) -> dict[str, Path]:
-    """Clip -> its file, or its folder of frames where there are no files.
+    """Clip -> its file, or its folder of frames if there are no files.
 
     Raises:
-        UserError: two belong to one clip, or these are several sets.
+        UserError: two files belong to one clip, or the folder holds several sets.
     """
     paths = sorted(path for path in folder.iterdir() if mertools.is_array(path))
     folders = [folder / name for name in _folders(folder) if not mertools.is_array(folder / name)]
@@ -197,7 +197,7 @@ def _sources(folder: Path) -> dict[str, Path]:
         paths = folders
         if sets := [path.name for path in paths if path.name.endswith(("-UTT", "-FRA"))]:
             raise UserError(
-                f"{folder}: it holds whole sets, as {sets[0]}, and not clips; leave the set's "
+                f"{folder}: it holds sets, as {sets[0]}, and not clips; leave the set's "
                 f"name out and give --modality {sets[0]}=MODALITY for each"
             )
         if paths and all(path.name.casefold() in PARTS for path in paths):
@@ -205,20 +205,20 @@ def _sources(folder: Path) -> dict[str, Path]:
                 f"{folder}: {', '.join(path.name for path in paths)} are parts of a corpus and "
                 "not clips; put the files of all parts into one folder, and import that"
             )
-    found, places = {}, []
+    found, locations = {}, []
     for path in paths:
         name = clip_names.clean(path.name if path.is_dir() else path.stem)
         if clip_names.unsafe(name):
             name = path.name[: -len(".npy")].encode("utf-8", "backslashreplace").decode()
         else:
-            places.append((name, path.name))
+            locations.append((name, path.name))
         found[name] = path
-    clip_names.check(places)
+    clip_names.check(locations)
     return found
 
 
 def _others(folder: Path) -> str:
-    """What lies there and is no array, by suffix, with an example each; hidden files are no features."""
+    """The files there that are not arrays, by suffix, with an example each; without hidden files."""
     by_suffix: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name[0] != "." and not mertools.is_array(path):
@@ -228,9 +228,9 @@ def _others(folder: Path) -> str:
 
 @dataclass(kw_only=True)
 class _Survey:
-    """What the files of a set hold."""
+    """The content of the files of a set."""
 
-    #: That most files have; None if none can be used.
+    #: Width of most files; None if none can be used.
     width: int | None = None
     #: Clips whose array (D, 1) is a vector.
     columns: set[str] = field(default_factory=set)
@@ -238,11 +238,11 @@ class _Survey:
     long: set[str] = field(default_factory=set)
     #: name -> why it cannot be used.
     bad: dict[str, str] = field(default_factory=dict)
-    #: name -> what of its frames is left out.
+    #: name -> which frames are left out, and why.
     partial: dict[str, str] = field(default_factory=dict)
-    #: Clip -> the rows of its array that are not padding, where some are.
+    #: Clip -> the rows of its array that are not padding, if it has padding.
     filled: dict[str, slice] = field(default_factory=dict)
-    #: Clips whose array has other rows of zeros, which are frames without a vector.
+    #: Clips whose array has other rows of zeros, for frames without a vector.
     gaps: set[str] = field(default_factory=set)
 
     def read(self, name: str, path: Path) -> np.ndarray:
@@ -257,7 +257,7 @@ class _Survey:
 def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
     """
     Raises:
-        UserError: time is the second axis of the arrays, or they have no width in common.
+        UserError: time is the second axis of the arrays, or they have no common width.
     """
     shapes, found = {}, _Survey()
     sequences: dict[str, padding.Sequence] = {}
@@ -299,17 +299,17 @@ def _survey(folder: Path, sources: dict[str, Path]) -> _Survey:
 
 
 def _width(folder: Path, shapes: dict[str, tuple[int, ...]], widths: dict[str, int]) -> int:
-    """That of most arrays.
+    """The width of most arrays.
 
     Raises:
-        UserError: fewer than half of them have one, so that nobody knows which is meant.
+        UserError: no width is that of at least half of the arrays, so the right one is not clear.
     """
     (width, count), *_ = Counter(widths.values()).most_common()
     if 2 * count < len(widths):
         flat = sum(len(shape) == 1 for shape in shapes.values())
         meant = "the last axis of each has to be the vector"
         if 2 * flat > len(shapes):
-            meant = f"arrays (T,) are taken for vectors; {_STEPS}: numpy.save(path, array[:, None])"
+            meant = f"arrays (T,) are read as vectors; {_STEPS}: numpy.save(path, array[:, None])"
         raise UserError(
             f"{folder}: its {len(widths)} arrays, as {next(iter(widths))}, have "
             f"{len({*widths.values()})} widths, none of which half of them have: {meant}"
@@ -318,7 +318,7 @@ def _width(folder: Path, shapes: dict[str, tuple[int, ...]], widths: dict[str, i
 
 
 def _filled(folder: Path, sequences: dict[str, padding.Sequence]) -> dict[str, slice]:
-    """Clip -> the rows that are its own, of a set whose sequences are filled up with zeros.
+    """Clip -> the rows that are not padding, in a set whose sequences are padded with zeros.
 
     Raises:
         UserError: time is the second axis of the arrays.
@@ -349,7 +349,7 @@ def _filled(folder: Path, sequences: dict[str, padding.Sequence]) -> dict[str, s
 
 
 def _gaps(folder: Path, sequences: dict[str, padding.Sequence], found: _Survey) -> set[str]:
-    """Clips with frames without a vector, written as zeros; those are told, and so are zeros that may be others."""
+    """Clips with frames without a vector, written as rows of zeros; logs these and ambiguous zero rows."""
     empty = {}
     for name, one in sequences.items():
         own = found.filled.get(name, slice(0, one.rows))
@@ -361,7 +361,7 @@ def _gaps(folder: Path, sequences: dict[str, padding.Sequence], found: _Survey) 
     meant = (
         "these are frames without a vector and are left out"
         if dense
-        else "these are kept as frames, as others have few values that are not zero; take those out that stand for "
+        else "these are kept as frames, as other rows have few non-zero values; remove those that stand for "
         "frames without a vector"
     )
     logger.warning(
@@ -377,7 +377,7 @@ def _gaps(folder: Path, sequences: dict[str, padding.Sequence], found: _Survey) 
 
 
 def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:
-    """Say how the files were understood where another meaning is as likely."""
+    """Log how the files were interpreted if another interpretation is as likely."""
     if len(found.long) == len(sources) == 1 and not (path := next(iter(sources.values()))).is_dir():
         logger.warning(
             "%s: its only array, %s, is taken as one clip of many frames; if its rows are clips, "
@@ -405,7 +405,7 @@ def _doubt(folder: Path, sources: dict[str, Path], found: _Survey) -> None:
 def _columns(shapes: dict[str, tuple[int, ...]]) -> set[str]:
     """Clips whose array ``(D, 1)`` is a vector, as the baseline reads it.
 
-    Where such arrays are of many lengths they are sequences of one value a step, as a pitch is.
+    If such arrays have many different lengths, they are sequences of one value a step, as a pitch is.
     """
     lengths = {name: shape[0] for name, shape in shapes.items() if len(shape) == 2 and shape[1] == 1}
     if not lengths:
@@ -422,7 +422,7 @@ def _shard(sources: dict[str, Path], modality: str, found: _Survey, width: int) 
     arrays = {name: found.read(name, path) for name, path in sources.items() if name not in found.bad}
     ragged = [array for array in arrays.values() if array.ndim == 2]
     frame = offsets = None
-    # All of one set have the same level: a vector among sequences is a sequence of one.
+    # All clips of a set have the same level: a vector among sequences becomes a sequence of one.
     if ragged:
         sequences = [np.atleast_2d(array) for array in arrays.values()]
         frame = np.concatenate(sequences)
@@ -439,7 +439,7 @@ def _shard(sources: dict[str, Path], modality: str, found: _Survey, width: int) 
 
 
 def _content(shard: FeatureSet) -> str:
-    """Fingerprint of the values, so that importing the same files again changes nothing later."""
+    """Fingerprint of the values, so that importing the same files again changes nothing downstream."""
     digest = hashlib.sha256("\0".join(shard.names).encode())
     for array in (shard.utterance, shard.frame):
         if array is not None:
@@ -448,7 +448,7 @@ def _content(shard: FeatureSet) -> str:
 
 
 def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
-    """Note this set's problems beside those of other imported sets, and tell them."""
+    """Record and log this set's problems; those of other imported sets stay."""
     before = [problem for problem in quarantine.read(run.quarantine) if problem.stage == STAGE]
     others = [problem for problem in before if problem.part != set_name]
     own = [
@@ -474,7 +474,7 @@ def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
 def export_npy(run: Run, set_name: str, folder: Path, level: str) -> None:
     """Write a feature set as ``folder/<set>-<level>/<name>.npy``, float as stored.
 
-    Clips without a row are left out: the baseline's zeros would pass for data.
+    Clips without a row are left out: the baseline's zeros would be mistaken for data.
 
     Args:
         level: ``UTT``, one vector a clip, or ``FRA``, one row a frame or token.
@@ -487,7 +487,7 @@ def export_npy(run: Run, set_name: str, folder: Path, level: str) -> None:
     found = features.load(run.features(set_name), frames=level == "FRA")
     if level == "FRA" and found.frame is None:
         raise UserError(f"features {set_name} have no frame level; extract with frame_level: true")
-    # The set may come from elsewhere, and a name such as ../../x would lead out of the folder.
+    # The set may come from another source, and a name such as ../../x would lead out of the folder.
     clip_names.check((name, str(run.features(set_name))) for name in found.names)
     with files.atomic_folder(mertools.feature_folder(folder, set_name, level)) as target:
         for row, name in enumerate(progress(found.names, len(found.names), f"export {set_name}")):

@@ -272,7 +272,7 @@ class Run:
         return self.folder / "shards"
 
     def adapter(self, extractor: str, variant: str) -> Path:
-        """The path of an :class:`AdapterFolder`; ``variant`` is ``fold-K`` (never trained on fold K) or ``all``."""
+        """Path of an :class:`AdapterFolder`; ``variant``: ``fold-K`` (not trained on fold K) or ``all``."""
         return self.folder / "adapters" / extractor / variant
 
     def adapters(self) -> list[AdapterFolder]:

@@ -89,7 +89,9 @@ def test_a_header_in_another_encoding_is_refused_for_that_and_not_for_its_column
     ):
         table.read(tmp_path / "texts.csv", ("name", "text"))
     (tmp_path / "texts.csv").write_bytes("name,text\n".encode("utf-16") + b"a")
-    with pytest.raises(UserError, match="it is not UTF-16, as its first bytes say; is it a table, and whole"):
+    with pytest.raises(
+        UserError, match="it is not UTF-16, as its first bytes say; is it a table, and complete"
+    ):
         table.read(tmp_path / "texts.csv", ("name", "text"))
 
 
@@ -133,12 +135,12 @@ def test_the_published_meld_transcripts_in_gbk_are_known_by_any_few_lines(shared
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        ("1\n00:00:01,000 --> 00:00:02,000\nHi\n", "it is subtitles (SRT), and no table"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nHi\n", "it is subtitles (SRT), not a table"),
         ("\ufeffWEBVTT\n\n00:01.000 --> 00:02.000\nHi\n", "it is subtitles (WebVTT)"),
         ('File type = "ooTextFile"\nObject class = "TextGrid"\n', "it is a TextGrid of Praat"),
-        ('[{"name": "a", "text": "b"}]', "it is JSON, and no table"),
+        ('[{"name": "a", "text": "b"}]', "it is JSON, not a table"),
         ('{"name": "a"}\n{"name": "b"}\n', "it is JSON, one object a line"),
-        ('{\n  "a": 1\n}', "it is JSON, and no table"),
+        ('{\n  "a": 1\n}', "it is JSON, not a table"),
         ("<!doctype html>\n<title>404</title>", "it is an HTML page"),
         ('<?xml version="1.0"?>\n<TIME_ORDER/>', "it is XML"),
         ("version https://git-lfs.github.com/spec/v1\n", "it is what Git LFS leaves"),

@@ -413,7 +413,7 @@ def test_the_header_of_a_second_table_in_one_file_is_no_clip_with_a_mark_or_with
     ]
     assert problems == []
     count = len(again.splitlines())
-    assert f"the header stands again in {count} lines, the first of them 3" in caplog.text
+    assert f"the header is repeated in {count} lines, the first of them 3" in caplog.text
 
 
 def test_a_mark_before_a_row_and_one_of_utf_16_are_no_part_of_a_name(tmp_path, caplog):

@@ -224,17 +224,17 @@ def test_what_is_no_clip_is_told_with_its_kind_and_number(folder, caplog):
     clips, _ = mer2024.clips(folder, LABELS)
     assert [clip.name for clip in clips if clip.split == "unlabeled"] == ["u1", "u2"]
     assert (
-        "video-unlabeled: 6 entries are not taken for clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
+        "video-unlabeled: 6 entries do not count as clips (.mp4 1, .wav 2, folder 2, no suffix 1)"
         in caplog.text
     )
-    assert "not looked into: video_test" in caplog.text
+    assert "folders not read: video_test" in caplog.text
 
 
 def test_a_folder_without_unlabelled_clips_says_that_nothing_will_be_answered(folder, caplog):
     for part in ("video-unlabeled", "video-unlabeled-with-test2noise"):
         (folder / part).rename(folder / part.replace("unlabeled", "unlabelled"))
     assert len(mer2024.clips(folder, LABELS)[0]) == 4
-    assert "video-unlabeled*, of which there are 0; not looked into: video-unlabelled, " in caplog.text
+    assert "video-unlabeled* (0 found); folders not read: video-unlabelled, " in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["MOD", "tod", "lrv", "insv", "dav", "wtv", "gif", "nut"])

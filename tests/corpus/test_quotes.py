@@ -22,7 +22,7 @@ def test_rows_that_a_quote_swallowed_are_read_and_the_two_that_hold_it_are_named
     reasons = {problem.name: problem.reason for problem in problems}
     assert reasons.keys() == {"q1", "q2"}
     assert reasons["q1"].startswith(
-        "all.csv line 8: a quote that is opened here is closed only behind other rows (lines 8 to 11)"
+        "all.csv line 8: a quote that is opened here is closed only after other rows (lines 8 to 11)"
     )
     assert reasons["q2"].startswith(
         "all.csv line 11: a quote that is closed here was opened in a row before (lines 8 to 11)"
@@ -131,11 +131,11 @@ def test_labels_transcripts_and_names_to_answer_lose_no_row_to_a_quote(tmp_path)
     clips, problems = mer2024.clips(tmp_path, ["calm", "tense"])
     assert {clip.name: clip.transcript for clip in clips} == {"l1": "a", "l2": None, "l3": "c", "l4": None}
     assert {(problem.name, problem.lost) for problem in problems} == {("l2", "text"), ("l4", "text")}
-    assert "behind other rows (lines 3 to 5)" in problems[0].reason
+    assert "after other rows (lines 3 to 5)" in problems[0].reason
 
     (tmp_path / "wanted.csv").write_text('name\nu01\n"u02\nu03\nu04"\n')
     with pytest.raises(
         UserError,
-        match=r"line 3: a quote that is opened here is closed only behind other rows \(lines 3 to 5\)",
+        match=r"line 3: a quote that is opened here is closed only after other rows \(lines 3 to 5\)",
     ):
         wanted_names(str(tmp_path / "wanted.csv"))

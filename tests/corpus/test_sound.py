@@ -356,7 +356,7 @@ def test_a_sample_that_is_no_number_is_told_and_leaves_no_click(tmp_path, value,
     waves = np.stack([VOICE] * channels)
     waves[-1, 5000] = value
     found = read_sound(written(tmp_path / "a.wav", *waves, subtype="FLOAT"))
-    assert found.damage == f"1 of its {channels * RATE} samples are no numbers" and found.remarks == []
+    assert found.damage == f"1 of its {channels * RATE} samples are not finite" and found.remarks == []
     assert np.abs(found.samples - VOICE * 2**15).max() < 0.1 * 2**15
     assert likeness(found.samples, VOICE) > 0.999
 
@@ -364,8 +364,8 @@ def test_a_sample_that_is_no_number_is_told_and_leaves_no_click(tmp_path, value,
 @pytest.mark.parametrize(
     ("bad", "value", "reason"),
     [
-        (slice(None), np.nan, "most samples of its sound are no numbers"),
-        (slice(9000), np.nan, "most samples of its sound are no numbers"),
+        (slice(None), np.nan, "most samples of its sound are not finite"),
+        (slice(9000), np.nan, "most samples of its sound are not finite"),
         (slice(5000, 5001), 1e7, "a few samples of its sound are 1e.07 times full scale"),
     ],
 )

@@ -151,9 +151,7 @@ def test_a_word_for_nothing_in_place_of_a_label_is_an_empty_label_unless_it_is_o
         "c": (None, "unlabeled"),
     }
     assert (
-        caplog.text.count(
-            "all.csv: 2 labels are words for an empty cell and are taken for one: 'nan', 'None'"
-        )
+        caplog.text.count("all.csv: 2 labels are words for an empty cell and count as empty: 'nan', 'None'")
         == 2
     )
     assert read_labels(tmp_path / "all.csv", ["calm", "none"])[0] == {"a": "calm", "b": None, "c": "none"}

@@ -189,7 +189,7 @@ def test_a_folder_of_one_file_a_frame_is_a_clip(run, tmp_path):
     own = {name: found.frame[slice(*found.offsets[row : row + 2])] for row, name in enumerate(found.names)}
     assert np.array_equal(own["one"], np.stack([*frames.values()]))
     assert np.array_equal(own["part"], np.stack([frames["c0"], frames["c3"]]))
-    zeros = "all zeros: the baseline's mark of a clip without this modality"
+    zeros = "all zeros: the baseline's marker of a clip without this modality"
     assert {(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)} == {
         ("none", "video"): f"features x: no frame of its folder can be used; f0.npy: {zeros}",
         ("empty", "video"): "features x: its folder holds no .npy file",
@@ -216,7 +216,7 @@ def test_a_whole_folder_of_sets_is_taken_at_once(run, tmp_path, capsys):
     with pytest.raises(UserError, match="it has no folder in it"):
         import_sets(run, [f"{folder}/bert-UTT"], ["text"])
     # With a name it would be one set, in which every set is a clip.
-    with pytest.raises(UserError, match="it holds whole sets, as bert-UTT, and not clips"):
+    with pytest.raises(UserError, match="it holds sets, as bert-UTT, and not clips"):
         import_sets(run, ["x", folder], ["audio"])
     # All is looked at before anything is replaced.
     with pytest.raises(UserError, match="must be one of: audio, video, text"):

@@ -140,7 +140,7 @@ def test_others_of_a_group_may_use_a_copy_and_what_is_exported(finished, tmp_pat
 def test_what_is_not_there_is_refused_and_nothing_is_written(finished, job, tmp_path):
     with pytest.raises(UserError, match="clip@fold-7.* it has: clip@all"):
         export(finished, "clip@fold-7", tmp_path / "new")
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no complete checkpoint"):
         export(finished, "clip@all", tmp_path / "new", step=3)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
