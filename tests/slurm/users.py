@@ -99,7 +99,7 @@ def stops(job: Path) -> list[tuple[int, int]]:
 
 def beginnings(job: Path) -> list[int]:
     """The step at which every start of a training began."""
-    starts = re.split(r"copies to train on", told(job))[1:]
+    starts = re.split(r"adapters to train on", told(job))[1:]
     return [
         int(match[1]) if (match := re.search(r"going on from \S*step-(\d+)", start)) else 0
         for start in starts
