@@ -38,9 +38,9 @@ def purpose(text: str) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.strip("# "))
-    whole = " ".join(" ".join(comment).split())
-    found = _SENTENCE.match(whole)
-    return found[0] if found else whole
+    sentences = " ".join(" ".join(comment).split())
+    found = _SENTENCE.match(sentences)
+    return found[0] if found else sentences
 
 
 def copy(name: str, folder: Path) -> list[str]:
@@ -60,8 +60,8 @@ def copy(name: str, folder: Path) -> list[str]:
         _check_folders(target, folder)
         if target.exists() and not _same(own, target):
             raise UserError(
-                f"{target}: is there already and is another one, so nothing is written; move it away, or name "
-                "another folder"
+                f"{target}: is there already and is another one, so nothing is written; move it away, or "
+                "name another folder"
             )
     lines = [_copied(own, folder) for own in [*asked, *beside]]
     return [*lines, *_to_do(asked, folder)]

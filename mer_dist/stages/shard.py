@@ -59,14 +59,14 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
-    whole = files.fingerprint_of(
+    fingerprint_of_all = files.fingerprint_of(
         [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
     )
     kept = _kept(run, fingerprint, sources)
     tried = {name for record in kept.values() for name in record.clips}
     remaining = [clip for clip in clips if clip.name not in tried]
     results = (*ShardFolder(run.shards).results, run.quarantine)
-    if not remaining and files.read_marker(run.shards, whole) and all(map(Path.exists, results)):
+    if not remaining and files.read_marker(run.shards, fingerprint_of_all) and all(map(Path.exists, results)):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
@@ -86,7 +86,7 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     _clear(run, kept)
     _relabel(run, kept, clips)
     _write(run, config.shard, encoded, kept, fingerprint, sources, started)
-    _finish(run, whole, clips, unlisted)
+    _finish(run, fingerprint_of_all, clips, unlisted)
 
 
 def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
@@ -273,7 +273,7 @@ def _encode(decoded):
     )
 
 
-def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
+def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Write all that is known only at the end, from the files of the shards alone."""
     shards = {number: shard_index.record_of(run.shards, number) for number in shard_index.numbers(run.shards)}
     rows = [row for number in shards for row in shard_index.read_rows(ShardFolder(run.shards).record(number))]
@@ -283,7 +283,7 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     stats = _stats(rows, list(shards.values()), problems, twins.remarks(same, labels))
     quarantine.replace(run.quarantine, "shard", problems)
     if not rows:
-        raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
+        raise UserError(f"nothing of the corpus can be used; see {run.quarantine}")
     # Even without stored media, unlabelled clips get a prediction.
     stored = {row.name for row in rows}
     shard_index.write_unstored(
@@ -292,7 +292,7 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     shard_index.write_twins(run.shards, same)
     shard_index.write_rows(ShardFolder(run.shards).index, rows)
     files.write_json(ShardFolder(run.shards).stats, stats)
-    files.write_marker(run.shards, whole, clips=stats["clips"])
+    files.write_marker(run.shards, fingerprint, clips=stats["clips"])
     logger.info(
         "%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
         stats["clips"],
