@@ -6,7 +6,7 @@
                           label-disdim.csv  label-transcription.csv
     <folder>/truth.csv    name,discrete of the unlabelled clips; no stage reads it
 
-Every clip says its emotion three times, in the face, the voice and the line, and each of the three
+Every clip shows its emotion three times, in the face, the voice and the line, and each of the three
 leaves three pairs of emotions hard to tell apart (:data:`PAIRS`); no pair is hard in two of them,
 so two modalities together decide what neither decides alone. Besides, in some clips a modality shows
 no emotion, or another one. The labelled clips are nearly balanced; the unlabelled ones are not.
@@ -230,7 +230,7 @@ def _film(sketch: Sketch, corpus: Path) -> None:
             None if damage == "no audio stream" else voice(sketch),
         )
     if damage == "the mp4 ends early":
-        # The index of an mp4 stands at its end, so nothing of this one can be decoded.
+        # The index of an mp4 is at its end, so nothing of this one can be decoded.
         content = content[: len(content) * 2 // 3]
     files.write_bytes(corpus / sketch.video, content)
 
