@@ -1,4 +1,4 @@
-"""Commands: parse, build, run, close."""
+"""Commands of mer-dist: stages, checks, exports and batch jobs."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ STAGES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code (see the README for what each means)."""
+    """Run one command and return its exit code (meanings: see the README)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A shell does so itself, but not between quotes; no folder may be made that is called ~.
+    # A shell expands ~ itself, but not in quotes; no folder named ~ may be created.
     arguments = [os.path.expanduser(word) if f"{word}/".startswith("~/") else word for word in arguments]
     if arguments[:1] == ["explain"]:
         arguments = clip_names.last(arguments, ("-h", "--help", "--json"))
     parsed, rest = parser().parse_known_args(arguments)
-    # Overrides that follow an option.
+    # Overrides may follow an option.
     if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
         parser().parse_args(arguments)
     else:
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(error: BaseException) -> int:
-    """Of a command that ended early; it says why, in one line wherever that is enough."""
+    """Exit code of a command that ended early; logs the reason, on one line if that is enough."""
     code = code_of(error)
     if isinstance(error, Stopped):
         logger.warning("stopped: %s", error)
@@ -102,13 +102,13 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20")
     for name, text, act in (
         ("plan", "what a run needs: memory, GPUs, shards, disk; reads only config files", plan),
-        ("doctor", "whether this machine and these files can do it: one line a check", doctor),
+        ("doctor", "whether this machine and these files are ready: one line per check", doctor),
     ):
         before = command(name, text, act)
         before.add_argument("config", help="YAML file")
         before.add_argument("overrides", nargs="*", metavar="key=value")
         if name == "plan":
-            before.add_argument("--clips", type=int, help="number of clips, where the corpus is not here")
+            before.add_argument("--clips", type=int, help="number of clips, if the corpus is not here")
             before.add_argument("--json", action="store_true", help="every figure, in bytes")
     _commands_on_a_run(command)
     _commands_on_a_cluster(command)
@@ -116,45 +116,45 @@ def parser() -> argparse.ArgumentParser:
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
-    taken = command("import-features", "take features from MERTools' layout", import_features)
-    taken.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
-    taken.add_argument("run", type=Path, help="run folder")
-    taken.add_argument("source", nargs="+", help="the set's name and its folder, or a folder of several sets")
-    taken.add_argument(
+    imported = command("import-features", "read features in MERTools' layout", import_features)
+    imported.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
+    imported.add_argument("run", type=Path, help="run folder")
+    imported.add_argument(
+        "source", nargs="+", help="the set's name and its folder, or a folder of several sets"
+    )
+    imported.add_argument(
         "--modality",
         required=True,
         action="append",
-        help="audio, video or text; of several sets once for each, as SET=audio",
+        help="audio, video or text; for several sets once each, as SET=audio",
     )
-    given = command("export-features", "write features in MERTools' layout", export_features)
-    given.add_argument("run", type=Path, help="run folder")
-    given.add_argument("set", help="name of the feature set")
-    given.add_argument("folder", type=Path)
-    given.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
-    model = command("export", "a fine-tuned encoder as a model folder, LoRA merged", export_model)
+    exported = command("export-features", "write features in MERTools' layout", export_features)
+    exported.add_argument("run", type=Path, help="run folder")
+    exported.add_argument("set", help="name of the feature set")
+    exported.add_argument("folder", type=Path)
+    exported.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
+    model = command("export", "write a fine-tuned model as a model folder, LoRA merged", export_model)
     model.add_argument("run", type=Path, help="run folder")
-    model.add_argument("adapter_name", metavar="ADAPTER", help="as baichuan@all or clip@fold-0")
+    model.add_argument("adapter_name", metavar="ADAPTER", help="adapter, as baichuan@all or clip@fold-0")
     model.add_argument("folder", type=Path, help="a new folder")
     model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished adapter")
     model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
     model.add_argument(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
-        help="of the merged weights; left out, extractors.*.precision",
+        help="of the merged weights; default: extractors.*.precision",
     )
     return top
 
 
 def _commands_on_files(command: Callable) -> None:
-    of_files = command(
-        "config", "configurations, launch files and batch scripts that come along", config_files
-    )
+    of_files = command("config", "the included configurations, launch files and batch scripts", config_files)
     asked = of_files.add_subparsers(dest="asked", required=True, metavar="list|copy")
     asked.add_parser("list", help="each file, and what it is for")
-    copied = asked.add_parser("copy", help="copy one, with those that it names; nothing is overwritten")
+    copied = asked.add_parser("copy", help="copy one, with the files named in it; nothing is overwritten")
     copied.add_argument("name", help="as configs/mer2024/full.yaml, full.yaml, or a folder: launch")
     copied.add_argument(
-        "folder", type=Path, nargs="?", default=Path(), help="default: here; paths below it stay"
+        "folder", type=Path, nargs="?", default=Path(), help="default: here; keeps the paths below it"
     )
 
 
@@ -164,14 +164,14 @@ def _commands_on_a_run(command: Callable) -> None:
         ("report", "write report.html", report),
     ):
         command(name, text, act).add_argument("run", type=Path, help="run folder")
-    status_command = command("status", "end with the code that a stage left", status)
+    status_command = command("status", "exit with the code of a stage", status)
     status_command.add_argument("run", type=Path, help="run folder")
     status_command.add_argument("stage", choices=tuple(STAGES))
     score_command = command("score", "the result table, scored against a truth file", score)
     score_command.add_argument("run", type=Path, help="run folder")
     score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
     problems.arguments(command("quarantine", "what could not be used: the reasons by count", problems_of))
-    explain_command = command("explain", "the way of one clip through the rounds to its answer", explain)
+    explain_command = command("explain", "one clip through the rounds to its prediction", explain)
     explain_command.add_argument("run", type=Path, help="run folder")
     explain_command.add_argument("name", help="name of a clip")
     explain_command.add_argument("--json", action="store_true", help="every value, unrounded")
@@ -186,22 +186,22 @@ def _commands_on_a_cluster(command: Callable) -> None:
         added.add_argument("overrides", nargs="*", metavar="key=value")
         return added
 
-    graph = with_config("slurm", "submit the whole job to Slurm, one job a stage", slurm)
+    graph = with_config("slurm", "submit all stages to Slurm, one job per stage", slurm)
     graph.add_argument("--dry-run", action="store_true", help="print the batch scripts, submit nothing")
-    with_config("slurm-options", "what sbatch is to be asked for a stage", slurm_options, True)
-    with_config("slurm-srun", "how srun is to start mer-dist, one word a line", slurm_srun)
-    with_config("slurm-task", "one process of a stage; what srun starts in a batch job", slurm_task, True)
+    with_config("slurm-options", "the options of sbatch for a stage", slurm_options, True)
+    with_config("slurm-srun", "the srun command that starts mer-dist, one word per line", slurm_srun)
+    with_config("slurm-task", "one process of a stage; srun starts it in a batch job", slurm_task, True)
     for name, text, act in (
         ("slurm-status", "the submitted jobs of a run", slurm_status),
-        ("slurm-cancel", "end the submitted jobs of a run", slurm_cancel),
+        ("slurm-cancel", "cancel the submitted jobs of a run", slurm_cancel),
     ):
         command(name, text, act).add_argument("run", type=Path, help="run folder")
 
 
 @preempt.listening()
 def run_stage(parsed: argparse.Namespace) -> int:
-    """One stage. Under a launcher, which turns every non-zero code into 1, the code goes into
-    status.json and the process ends with 0 unless it broke or refused."""
+    """Run one stage. A launcher turns every non-zero code into 1, so under one the code goes into
+    status.json and the process ends with 0 unless it failed or refused."""
     check_processes(parsed.command)
     code = _stage_code(parsed)
     return DONE if process_info().launched and code in (QUARANTINED, REQUEUE) else code
@@ -223,10 +223,10 @@ def _stage_code(parsed: argparse.Namespace) -> int:
     except Exception as error:
         code = exit_code(error)
         if isinstance(error, Busy) or code == FAILED and here.launched and lost(error):
-            # What is left for the outer command is the cause, from the rank that knows it, and nothing
-            # from a job that was not let in.
+            # The outer command gets the code of the rank that knows the cause, and none from a job
+            # that did not get the lock.
             return code
-    # The rank that ends last knows of the quarantine, and it need not be rank 0.
+    # The rank that ends last, which may not be rank 0, knows the quarantine.
     if here.launched and config is not None and (here.rank == 0 or code != DONE):
         code = stage_status.leave(Run(config.run.folder).status(parsed.command), code)
     elif entered and config is not None and not here.launched:
@@ -240,7 +240,7 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
     if here.rank == 0:
         stage_status.forget(run.status(parsed.command), _STARTED)
     if here.rank == 0 and parsed.command == "finetune":
-        # The others do it once they know that they can work; an export reads it while an adapter is trained.
+        # Other stages save it after their checks; an export reads it during a training.
         save(config, run.config)
     if parsed.command == "run":
         from mer_dist.stages.run import run as act
@@ -258,7 +258,7 @@ def _stage(parsed: argparse.Namespace, config: Config) -> int:
 
 
 def quarantined(run: Run, *stages: str) -> int:
-    """The exit code of stages that ended well: 3 if they had to leave something out."""
+    """The exit code of stages that succeeded: 3 if anything is in quarantine."""
     return QUARANTINED if quarantine.tell(run.quarantine, *stages) else DONE
 
 
@@ -273,7 +273,7 @@ def slurm(parsed: argparse.Namespace) -> int:
     run = Run(config.run.folder)
     run.check_version()
     with held(run.lock, parsed.command):
-        pass  # No command is at work. What follows has a lock of its own: its first job may start at once.
+        pass  # No command is running. Submission has its own lock: its first job may start at once.
     with held(run.slurm_lock, parsed.command):
         jobs = submit(config, submitted, [parsed.config, *parsed.overrides])
     for job in jobs:
@@ -282,7 +282,7 @@ def slurm(parsed: argparse.Namespace) -> int:
 
 
 def submitted(arguments: list[str]) -> None:
-    """A command line in a batch job; submitit calls this on the node."""
+    """Run a command line in a batch job; submitit calls this on the node."""
     if code := main(arguments):
         raise SystemExit(code)
 
@@ -366,7 +366,7 @@ def status(parsed: argparse.Namespace) -> int:
     code = stage_status.read(path)
     if code is None:
         logger.error(
-            "%s: not there: %s was not started here yet, is still at work, or was killed; see the "
+            "%s: not there: %s was not started here yet, is still running, or was killed; see the "
             "logs of the run",
             path,
             parsed.stage,

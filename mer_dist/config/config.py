@@ -1,4 +1,4 @@
-"""What a run is told: the whole configuration, ``load`` and ``save``.
+"""The complete configuration of a run, ``load`` and ``save``.
 
 The sections and their keys are in :mod:`mer_dist.config.sections` and :mod:`mer_dist.config.slurm`.
 Reading is strict: see :mod:`mer_dist.config.yaml_reader`.
@@ -39,7 +39,7 @@ from mer_dist.storage.run_folder import Run
 
 @section
 class Config:
-    """The whole job. Field names are the sections of the YAML file."""
+    """The complete configuration. Field names are the sections of the YAML file."""
 
     run: RunConfig = field(default_factory=RunConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -54,8 +54,8 @@ class Config:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate trackers of fine-tuning: tensorboard, wandb."""
     plugins: list[str] = field(default_factory=list)
-    """Modules of yours that register encoder families or corpus formats: ``my_encoder``, for the file
-    ``my_encoder.py`` beside this one, ``my_package.my_encoder``, as Python finds it, or the path of a file."""
+    """Your own modules that register encoder families or corpus formats: ``my_encoder`` for the file
+    ``my_encoder.py`` beside this one, ``my_package.my_encoder`` from Python's path, or a file's path."""
 
     def __post_init__(self):
         for name in self.extractors:
@@ -78,7 +78,7 @@ class Config:
             metrics.shares_of_constants(self.vote.scorer_feedback, self.corpus.labels)
 
     def _by_label(self, values: dict[str, float]) -> dict[str, float]:
-        """The same by the labels as ``corpus.labels`` writes them; as it is where two would be one."""
+        """``values`` by the spelling of ``corpus.labels``; unchanged if two keys are the same label."""
         labels = {plain(label): label for label in self.corpus.labels}
         found = {labels.get(plain(name), name): value for name, value in values.items()}
         return found if len(found) == len(values) else values
@@ -102,8 +102,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     """Read a YAML file, merge ``key=value`` overrides, and return the checked configuration.
 
     Raises:
-        UserError: the file, the key and the valid ones, for anything unknown, of a wrong type,
-            missing, or out of range; the file is that of a run folder, and another one would be worked in.
+        UserError: with the file, the key and the valid ones, for anything unknown, of a wrong type,
+            missing, or out of range; or a run folder's saved file that names another run folder.
     """
     config = _read(Path(path), overrides)
     if not any("folder" in _override(item).get("run", {}) for item in overrides):
@@ -112,8 +112,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 
 def of_run(run: Run) -> Config:
-    """The configuration that a run folder holds, for a command about that folder, which may have been moved or
-    copied since."""
+    """The configuration in a run folder, for a command on that folder, which may have been moved since."""
     config = _read(run.config, ())
     return replace(config, run=replace(config.run, folder=str(run.folder)))
 
@@ -169,7 +168,7 @@ def _check_extractor(name: str, values: dict) -> None:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved configuration; ``load`` gives the same object back."""
+    """Write the resolved configuration; ``load`` returns an equal object."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

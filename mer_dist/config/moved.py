@@ -1,4 +1,4 @@
-"""A configuration that a run has saved, and that names another run folder by now."""
+"""A saved configuration of a run that now names another run folder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mer_dist.storage.run_folder import Run
 
 
 def check(path: Path, named: str) -> None:
-    """Refuse the saved configuration of one run folder that would have another one worked in.
+    """Refuse the saved configuration of one run folder if it names another one.
 
-    A copy would overwrite what it was copied from, and a renamed run would begin anew beside what it has.
+    A copied run would overwrite the original, and a renamed run would start again in another folder.
 
     Args:
         path: of the configuration, or a link to it.
-        named: the folder that it names, as ``run.folder``.
+        named: its ``run.folder``.
 
     Raises:
-        UserError: which folder that would be, and what to write.
+        UserError: with that folder, and what to write.
     """
     for candidate in (path, path.resolve()):
         run = Run(candidate.parent)
@@ -38,19 +38,19 @@ def check(path: Path, named: str) -> None:
 
 
 def _same(first: Path, second: Path) -> bool:
-    """Whether both are one folder, be it by links or by mounts."""
+    """Whether both are the same folder, also through links or mounts."""
     try:
         return first.samefile(second)
     except OSError:
-        return False  # The first is there, so the second is not.
+        return False  # The first exists, so the second does not.
 
 
 def _word(folder: Path) -> str:
-    """What to write on a command line to have that folder worked in."""
-    # Of the folder 2024 YAML would make a number, and "." is another one tomorrow.
-    whole = str(folder.absolute())
-    ways = [str(folder)] * bool(folder.name) + [whole]
-    text = next(filter(_is_text, ways), json.dumps(whole, ensure_ascii=False))
+    """The command-line word that selects that folder."""
+    # YAML would read the folder 2024 as a number, and "." changes with the working directory.
+    absolute = str(folder.absolute())
+    ways = [str(folder)] * bool(folder.name) + [absolute]
+    text = next(filter(_is_text, ways), json.dumps(absolute, ensure_ascii=False))
     return shlex.quote(f"run.folder={text}")
 
 

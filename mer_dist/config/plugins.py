@@ -1,13 +1,13 @@
-"""``plugins`` of the configuration: modules of the user's own, imported before the rest of it is checked.
+"""``plugins`` of the configuration: the user's own modules, imported before the rest of it is checked.
 
-Only what the configuration names is imported, never code that lies in a model folder. An entry is
+Only modules named in the configuration are imported, never code in a model folder. An entry is
 
 * ``my_encoder``: the file ``my_encoder.py`` beside the configuration, if there is one;
-* ``my_package.my_encoder``: a module that Python finds by itself, installed or on PYTHONPATH;
-* ``../encoders/my_encoder.py``: a file, by its path from the configuration.
+* ``my_package.my_encoder``: a module that is installed or on PYTHONPATH;
+* ``../encoders/my_encoder.py``: a file, by its path relative to the configuration.
 
-The folder of the configuration is not put on Python's path: a file in it that is called as a library is
-never imported in the library's place.
+The folder of the configuration is not added to Python's path: a file in it with the name of a library
+never replaces the library.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from types import ModuleType
 
 from mer_dist.core.errors import UserError
 
-#: What modules are called that were imported by their path, so that none hides another.
+#: Prefix of the names of modules imported by their path, so that none hides another.
 _PREFIX = "mer_dist_plugin_"
 _PACKAGE = str(Path(__file__).parents[1])
 
 
 def resolved(plugins: list[str], folder: Path) -> list[str]:
-    """The entries with the whole paths of those that are files: so a run that keeps its configuration
-    elsewhere finds them.
+    """The entries with absolute paths of files, so that a run finds them from its own copy of the
+    configuration.
 
     Args:
         folder: of the configuration file.
@@ -87,7 +87,7 @@ def _file(path: Path) -> ModuleType:
 
 
 def _why(name: str, error: BaseException) -> str:
-    """In one line: what went wrong, and in which line of which file."""
+    """One line with the error, its file and its line."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         return (
             "there is no such module; it must be a file beside the configuration, installed, or on PYTHONPATH"
@@ -97,7 +97,7 @@ def _why(name: str, error: BaseException) -> str:
         where = f" ({error.filename}, line {error.lineno})"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        # Of a module the last line that is none of this program or of the import itself.
+        # For a module, the last frame outside this program and the import system.
         foreign = [
             one for one in frames if not one.filename.startswith((_PACKAGE, "<frozen", importlib.__file__))
         ]

@@ -1,4 +1,4 @@
-"""What every section of a configuration is: a dataclass that checks itself and then stays as it is."""
+"""The sections of a configuration: dataclasses that check themselves and are frozen afterwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Section = TypeVar("Section", bound=type)
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
 def section(cls: Section) -> Section:
-    """Make the class a dataclass of keywords whose objects are frozen once ``__post_init__`` has checked them.
+    """Make the class a keyword-only dataclass whose objects are frozen after ``__post_init__``.
 
-    ``dataclasses.replace`` makes another object of other values, which is checked as well. ``frozen=True`` would
-    keep ``__post_init__`` from writing paths out, and OmegaConf from merging into the schema.
+    ``dataclasses.replace`` makes another object with other values, which is checked as well. ``frozen=True``
+    would keep ``__post_init__`` from expanding paths, and OmegaConf from merging into the schema.
     """
     made: Any = dataclasses.dataclass(kw_only=True)(cls)
     initialize = made.__init__
@@ -34,7 +34,7 @@ def section(cls: Section) -> Section:
 
 
 def with_values(config: Any, **values: Any) -> Any:
-    """Another configuration, or section, of other values: ``with_values(config, **{"fuse.epochs": 3})``.
+    """A configuration or section with other values: ``with_values(config, **{"fuse.epochs": 3})``.
 
     Raises:
         UserError: a value is refused, as in a file.

@@ -34,11 +34,11 @@ def at_least(section: str, key: str, value: float, least: float) -> None:
 
 
 def path(section: str, key: str, value: str) -> str:
-    """A path as it is meant: ``~`` at its beginning is the user's home.
+    """The path with ``~`` at its beginning replaced by the user's home.
 
     Raises:
-        UserError: a variable of the shell stands in it, which nothing fills in here, or it begins with ``~``
-            and a name that no user has.
+        UserError: it contains a shell variable, which is not expanded here, or begins with ``~`` and an
+            unknown user.
     """
     if found := re.search(r"\$\{?([A-Za-z_]\w*)\}?", value):
         written = value.replace(found[0], f"${{oc.env:{found[1]}}}")
@@ -47,13 +47,13 @@ def path(section: str, key: str, value: str) -> str:
             f"{_key(section, key)} is {value!r}, and variables of the shell are not filled in here; write "
             f"{home}{written!r}, or the path itself"
         )
-    whole = os.path.expanduser(value)
-    if whole.startswith("~"):
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
         raise UserError(
             f"{_key(section, key)} is {value!r}, and there is no such user; ~/ is your home, and a folder here "
             f"that is called so is './{value}'"
         )
-    return whole
+    return expanded
 
 
 def _fraction(section: str, key: str, value: float) -> None:
@@ -64,24 +64,24 @@ def _fraction(section: str, key: str, value: float) -> None:
 @section
 class RunConfig:
     folder: str = MISSING
-    """Everything the run writes lies below this folder."""
+    """Everything that the run writes is below this folder."""
     processes: int = 1
     """Processes that ``mer-dist run`` starts for finetune and extract; usually one per GPU."""
     accelerate: str = ""
     """Accelerate launch file for finetune; empty: this machine with ``processes`` in the layout below."""
     layout: str = "auto"
-    """How the processes of a fine-tuning share the model. ``ddp``: plain data parallelism, each holds all of it;
-    ``zero2``: gradients and optimizer are split; ``zero3``: the weights, too. ``auto``: of those that fit the
-    GPUs of this machine the one by which the fewest bytes travel; without a GPU ``zero3``."""
+    """How the processes of a fine-tuning share the model. ``ddp``: plain data parallelism, each holds all of
+    it; ``zero2``: gradients and optimizer are split; ``zero3``: the weights, too. ``auto``: the layout with
+    the least communication that fits the GPUs of this machine; without a GPU ``zero3``."""
     threads: int = 1
     """CPU threads of torch in each process; two busy processes with several threads stall."""
     checkpoint_minutes: float = 15.0
-    """Minutes between two checkpoints of a fine-tuning; 0: only when it is asked to stop."""
+    """Minutes between two checkpoints of a fine-tuning; 0: only if it is stopped."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay while an adapter is trained; all go when it is complete. One that a disk has
-    damaged costs the steps since the one before; with 1 there is none before."""
+    """Newest checkpoints that are kept during a training; all are removed when it is complete. If a disk
+    damages one, training resumes from the one before; with 1 it starts again."""
     timeout_minutes: float = 30.0
-    """Minutes that ranks of a fine-tuning wait for one another, before they take one for dead."""
+    """Minutes that ranks of a fine-tuning wait for one another before they count one as dead."""
     seed: int = 0
 
     def __post_init__(self):
@@ -94,8 +94,8 @@ class RunConfig:
         one_of("run", "layout", self.layout, ("auto", "ddp", "zero2", "zero3"))
         if self.accelerate and self.layout != "auto":
             raise UserError(
-                f"run.layout is {self.layout}, and run.accelerate names a launch file, which says how the processes "
-                "share the model; leave one of them out"
+                f"run.layout is {self.layout}, and run.accelerate names a launch file, which sets the layout "
+                "itself; leave one of them out"
             )
         at_least("run", "threads", self.threads, 1)
         at_least("run", "seed", self.seed, 0)
@@ -104,12 +104,12 @@ class RunConfig:
 @section
 class CorpusConfig:
     format: str = "mer2024"
-    """``mer2024``: the challenge folder as distributed. ``manifest``: one CSV file. Or one that ``plugins`` adds."""
+    """``mer2024``: the challenge folder as distributed; ``manifest``: one CSV file; or one of ``plugins``."""
     path: str = ""
     """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
     encoding: str = "utf-8"
-    """Of the tables of the corpus and of ``fuse.labels``, by its Python name: gb18030 (which GBK is part
-    of), big5, shift_jis, euc_kr, cp1252 … A mark at the beginning of a file (UTF-16, UTF-8) goes before."""
+    """Of the tables of the corpus and of ``fuse.labels``, by its Python name: gb18030 (includes GBK), big5,
+    shift_jis, euc_kr, cp1252 … A byte order mark in a file (UTF-16, UTF-8) has precedence."""
     labels: list[str] = field(default_factory=lambda: list(EMOTIONS))
     """The label set, in the order used by every file the run writes."""
 
@@ -130,7 +130,7 @@ class CorpusConfig:
             if (other := first.setdefault(plain(label), label)) != label:
                 raise UserError(
                     f"corpus.labels has {other!r} and {label!r}, which differ in capitals, "
-                    "blanks or forms of letters alone; keep one: both are understood in tables"
+                    "blanks or forms of letters alone; keep one: tables may use both"
                 )
 
 
@@ -142,7 +142,7 @@ class ShardConfig:
     """A shard is closed at this many clips or at ``mebibytes``, whichever comes first."""
     mebibytes: int = 256
     frames: int = 16
-    """Frames per clip, evenly over its length."""
+    """Frames per clip, evenly spaced."""
     image_size: int = 224
     """Side in pixels of the stored square frames."""
     faces: str = "cascade"
@@ -150,12 +150,12 @@ class ShardConfig:
     openface: str = ""
     """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
     remove: bool = False
-    """Clips that left the corpus leave the run, too, even if they are most of its clips, or of its labelled
-    ones. ``false``: ``shard`` refuses then, before it changes anything, since a list of only the new clips,
-    another corpus and a disk that is not mounted look the same."""
+    """Remove clips that left the corpus from the run, even if they are most of its clips, or most of its
+    labelled ones. ``false``: ``shard`` then refuses before it changes anything, because a list of only the
+    new clips, another corpus and an unmounted disk look the same."""
     without_media: bool = False
-    """Go on where next to no video or audio that the corpus names can be read (less than a tenth of the
-    clips). ``false``: ``shard`` refuses then, before it changes anything."""
+    """Go on even if almost no video or audio of the corpus can be read (less than a tenth of the clips).
+    ``false``: ``shard`` then refuses before it changes anything."""
 
     def __post_init__(self):
         self.openface = path("shard", "openface", self.openface)
@@ -190,7 +190,7 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.05
     targets: list[str] = field(default_factory=list)
-    """Module names; empty: the extractor family's own default (Baichuan: W_pack)."""
+    """Module names; empty: the default of the extractor's family (Baichuan: W_pack)."""
 
     def __post_init__(self):
         at_least("finetune.lora", "rank", self.rank, 1)
@@ -207,21 +207,21 @@ class FinetuneConfig:
     batch: int = 32
     """Clips per optimizer step, over all processes."""
     batch_budget: float = 0.0
-    """Tokens, frames or seconds of audio that one process computes at a time, padding included; the rest of
-    ``batch`` is accumulated. 0: the family's rule for the device."""
+    """Tokens, frames or seconds of audio in one pass of a process, padding included; gradients are
+    accumulated over the passes of ``batch``. 0: the family's default for the device."""
     micro_batch: int = 0
-    """The most clips that one process computes at a time; 0: any number within the budget. Alone, without
-    ``batch_budget``, it decides instead: passes of so many clips, long or short."""
+    """Largest number of clips in one pass of a process; 0: no limit but the budget. Without ``batch_budget``
+    it replaces the budget: passes of so many clips, long or short."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
-    """Part of all steps with rising learning rate; then it falls as a cosine."""
+    """Fraction of all steps with rising learning rate; then it falls as a cosine."""
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
-    """``none``, or ``balanced``: each class weighs inversely to its count."""
+    """``none``, or ``balanced``: the weight of a class is inverse to its count."""
     validation: float = 0.1
-    """Part of the training clips held out to choose the best epoch; never the adapter's fold."""
+    """Fraction of the training clips held out to choose the best epoch; never the adapter's fold."""
     cross_fit: bool = True
     """``false``: one adapter trained on every labelled clip and none per fold, for a corpus whose
     unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
@@ -229,8 +229,8 @@ class FinetuneConfig:
     """``bf16`` or ``fp32``."""
     gradient_checkpointing: bool = False
     deterministic: bool = False
-    """On a GPU: only operations that give the same bits every time, so that a training that was interrupted
-    ends with the bits of one that was not. Slower; on CPUs it is so anyway."""
+    """On a GPU: only deterministic operations, so that an interrupted training ends with the same bits as an
+    uninterrupted one. Slower; CPUs are deterministic anyway."""
 
     def __post_init__(self):
         one_of("finetune", "method", self.method, ("lora", "full"))
@@ -253,20 +253,20 @@ class ExtractorConfig:
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
     precision: str = "auto"
-    """Of extraction: ``fp32``, ``tf32`` (float32 whose products a GPU may round to 10 bits), ``bf16`` or
-    ``fp16``. ``auto``: bf16 on a GPU that computes in it, fp32 elsewhere; a run that is moved keeps what it
-    began with."""
+    """Of extraction: ``fp32``, ``tf32`` (float32 with factors that a GPU may round to 10 bits), ``bf16`` or
+    ``fp16``. ``auto``: bf16 on a GPU that supports it, fp32 elsewhere; a run that is moved keeps its
+    precision."""
     quantize: str = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
     frames: int = 0
-    """clip: how many of the stored frames are used, evenly; 0: all."""
+    """clip: number of stored frames to use, evenly spaced; 0: all."""
     window: float = 10.0
-    """hubert: longer audio is cut into rows of this many seconds."""
+    """hubert: longer audio is cut into windows of this many seconds."""
     max_tokens: int = 512
     """baichuan: longer transcripts are cut."""
     batch_budget: float = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
-    family's rule for the device."""
+    family's default for the device."""
     finetune: FinetuneConfig | None = None
     """Absent: the extractor stays frozen."""
 
@@ -284,10 +284,10 @@ class ExtractorConfig:
 
     @property
     def finetuning(self) -> FinetuneConfig:
-        """``finetune`` of an extractor that has this section.
+        """``finetune`` of an extractor with this section.
 
         Raises:
-            ValueError: it stays frozen.
+            ValueError: the extractor is frozen.
         """
         if self.finetune is None:
             raise ValueError(f"{self.family} at {self.path} is not fine-tuned")
@@ -297,11 +297,11 @@ class ExtractorConfig:
 @section
 class ExtractConfig:
     frame_level: bool = True
-    """Also keep one vector per frame or token, not only one per clip."""
+    """Also store one embedding per frame or token, not only one per clip."""
     storage: str = "fp32"
     """Precision of the stored features: ``fp32`` or ``fp16``."""
     frozen: bool = True
-    """Also keep the frozen features of extractors that are fine-tuned, for comparison."""
+    """Also extract the frozen features of fine-tuned extractors, for comparison."""
     anchors: int = 128
     """Unlabelled clips seen by every adapter of an extractor, to align their spaces."""
 
@@ -315,34 +315,34 @@ class FuseConfig:
     RENAMED: ClassVar = {"guide": "query_modality", "context": "cross_attention", "shortcut": "linear_skip"}
     labels: str = ""
     """CSV ``name,label[,split]`` or ``name,discrete``, or the baseline's ``label-6way.npz``, whose
-    ``train_corpus`` is labelled; to use instead of the shard index (imported features)."""
+    ``train_corpus`` is labelled; used instead of the shard index (imported features)."""
     sets: list[str] = field(default_factory=list)
-    """Feature sets to fuse; empty: every extractor, fine-tuned where it was fine-tuned."""
+    """Feature sets to fuse; empty: one of every extractor, fine-tuned if there is one."""
     level: str = "utterance"
-    """``utterance``: one token a clip and set; ``frame``: at most ``tokens``, pooled."""
+    """``utterance``: one token per clip and set; ``frame``: at most ``tokens``, pooled."""
     tokens: int = 8
     model: str = "agt"
     """``agt``, or a baseline trained in the same way: ``attention`` (the challenge baseline's fusion),
-    ``mlp`` (all vectors side by side), ``linear`` (the same without hidden layers); or the name under which a
-    model of your own is registered."""
+    ``mlp`` (all embeddings concatenated), ``linear`` (the same without hidden layers); or the registered name
+    of your own model."""
     query_modality: str = "audio"
-    """agt: the modality that asks, its tokens are the queries of the cross-attention."""
+    """agt: the modality whose tokens are the queries of the cross-attention."""
     cross_attention: bool = True
-    """agt: Context-Based Transformers; ``false``: every modality goes to the fusion as it is."""
+    """agt: Context-Based Transformers; ``false``: every modality goes to the fusion unchanged."""
     fusion: str = "gating"
     """agt: ``gating`` (Adaptive Multimodal Fusion), ``concatenate`` or ``mean``."""
     linear_skip: bool = True
-    """agt: a linear path from the features to the logits beside the transformer."""
+    """agt: a linear path from the features to the logits, parallel to the transformer."""
     width: int = 64
     heads: int = 4
     dropout: list[float] = field(default_factory=lambda: [0.1, 0.4, 0.7])
-    """Not of linear. Of several, each fold takes the one with which models that left out a further
-    fold, too, are most likely on that one: clips that say little need more. With two folds the
-    middle one."""
+    """Not for linear. Of several values, each fold uses the one of highest likelihood on a further fold,
+    with models that left out both: less informative clips need more. With two folds the middle
+    value."""
     feature_dropout: float = 0.5
-    """Not of attention: chance that a single feature is hidden."""
+    """Not for attention: probability that a single feature is hidden."""
     modality_dropout: float = 0.1
-    """agt: chance that a modality is hidden from a training clip that has others."""
+    """agt: probability that a modality is hidden from a training clip that has others."""
     seeds: int = 3
     epochs: int = 30
     batch: int = 32
@@ -384,23 +384,23 @@ class SelfTrainConfig:
     rounds: int = 2
     """Rounds of pseudo-labels after the supervised round 0; 0 turns self-training off."""
     rule: str = "quota"
-    """``quota``: the surest clips of each class, in the proportion of the classes; ``threshold``: all
-    that reach ``confidence``; ``precision``: all that reach their class's threshold, learned on
-    held-out clips so that ``precision`` of its answers are right (needs three folds)."""
+    """``quota``: the most confident clips of each class, in the proportion of the classes; ``threshold``:
+    all that reach ``confidence``; ``precision``: all that reach their class's threshold, learned on
+    held-out clips so that ``precision`` of its predictions are right (needs three folds)."""
     quota: float = 0.5
-    """Part of the unlabelled clips that the last round takes by the rule ``quota``, and that one of its
-    epochs shows by any rule; earlier rounds less, evenly."""
+    """Fraction of the unlabelled clips that the last round selects by the rule ``quota``, and that one of
+    its epochs uses by any rule; earlier rounds less, in even steps."""
     confidence: float = 0.5
-    """Probability below which a clip is never taken, whatever the rule. It is calibrated on models
-    that left out two folds, one a pair; with two folds it is as the models tell it."""
+    """Probability below which a clip is never selected, whatever the rule. It is calibrated on models
+    that left out two folds, one per pair; with two folds it is uncalibrated."""
     precision: float = 0.8
-    """Part of a class's answers that must be right, by the lower end of its interval on held-out clips."""
+    """Fraction of a class's predictions that must be right: lower end of the interval on held-out clips."""
     weight: float = 0.5
-    """Weight of a pseudo-labelled clip beside a labelled one; times its confidence."""
+    """Weight of a pseudo-labelled clip relative to a labelled one; times its confidence."""
     start: str = "scratch"
-    """``scratch``: each round trains new models; ``warm``: it goes on from those of the round before."""
+    """``scratch``: each round trains new models; ``warm``: it continues those of the round before."""
     patience: int = 0
-    """Stop once the out-of-fold WAF has not risen for so many rounds in a row; 0: run them all."""
+    """Stop when the out-of-fold WAF has not risen for so many rounds in a row; 0: run all."""
 
     def __post_init__(self):
         for key in ("rounds", "patience"):
@@ -419,17 +419,17 @@ class VoteConfig:
     RENAMED: ClassVar = {"probes": "scorer_feedback"}
     kind: str = "soft"
     """``soft``: weighted mean of the members' probabilities; ``hard``: weighted votes of their
-    answers. The weights come from out-of-fold predictions."""
+    predictions. The weights come from out-of-fold predictions."""
     prior: str = "estimate"
-    """``estimate`` from the unlabelled clips, ``given`` by hand, ``probed`` from scores of constant
-    answers, or ``none``: no correction, plain argmax."""
+    """``estimate`` from the unlabelled clips, ``given`` by the user, ``probed`` from scores of constant
+    predictions, or ``none``: no correction, plain argmax."""
     given: dict[str, float] = field(default_factory=dict)
-    """label: share; with ``prior: given``."""
+    """label: its proportion; with ``prior: given``."""
     scorer_feedback: dict[str, float] = field(default_factory=dict)
-    """label: WAF in percent that answering it for every clip got from a scorer; with ``prior: probed``.
+    """label: a scorer's WAF in percent for predicting it for every clip; with ``prior: probed``.
     One label may be left out. The rules of a challenge may forbid such probing."""
     names: str = ""
-    """CSV with a column ``name``: the clips that ``answer.csv`` has, in this order. The prior is then
+    """CSV with a column ``name``: the clips of ``answer.csv``, in this order. The prior is then
     estimated for these clips. Empty: all unlabelled clips."""
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
-"""The keys of the section ``slurm``: what a cluster is asked for.
+"""The keys of the section ``slurm``: the resources requested from a cluster.
 
-These values reach the text of batch scripts and, unquoted, the command line of ``sbatch``. So each is
-held to a few characters of which a shell makes nothing.
+These values go into batch scripts and, unquoted, the command line of ``sbatch``. So each may contain
+only a few characters that have no meaning in a shell.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,9}){0,2}|[0-9]{1,9}-[0-9]{1,9}(:[0-9]{1,
 #: Seconds by which Slurm may send a job's warning early.
 EARLY = 60
 MEMORY = re.compile(r"[0-9]+[KMGT]?")
-#: Far beyond the arrays that clusters allow, 1001 tasks unless they say otherwise.
+#: Far beyond the arrays that clusters allow, by default 1001 tasks.
 MOST_TASKS = 100_000
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
-#: ``wrap`` is a command; the others are what the other keys or the job graph decide.
+#: ``wrap`` is a command; the others are set by other keys or the job graph.
 TAKEN = (
     "account",
     "array",
@@ -56,7 +56,7 @@ TAKEN = (
 
 @section
 class SlurmConfig:
-    """What is empty or 0 is not asked for, and the cluster's default holds."""
+    """Values that are empty or 0 are left to the cluster's defaults."""
 
     partition: str = ""
     cpu_partition: str = ""
@@ -71,26 +71,26 @@ class SlurmConfig:
     """Processes of finetune on each node; 0: one per GPU, without GPUs one."""
     cpus_per_task: int = 0
     memory: str = ""
-    """Host memory of a node, as ``64G``; ``0`` is Slurm's word for all of it."""
+    """Host memory of a node, as ``64G``; ``0`` means all of it in Slurm."""
     time: str = ""
-    """Limit of every job in Slurm's form, as ``24:00:00`` or ``2-00:00:00``."""
+    """Time limit of every job in Slurm's form, as ``24:00:00`` or ``2-00:00:00``."""
     times: dict[str, str] = field(default_factory=dict)
-    """stage: its own limit."""
+    """stage: its own time limit."""
     warning: int = 300
-    """Seconds before the limit at which a job saves and queues again; longer than a checkpoint and an
-    evaluation take, and more than a minute shorter than the limit."""
+    """Seconds before the limit at which a job saves and requeues; longer than a checkpoint and an
+    evaluation, and more than a minute shorter than the limit."""
     extract_tasks: int = 4
-    """Jobs of the extraction array; each takes its part of the shards."""
+    """Tasks of the extraction array; each has its part of the shards."""
     extract_at_once: int = 0
     """How many of them may run at once; 0: all."""
     container: str = ""
     """Image in which every process runs."""
     container_by: str = "pyxis"
-    """``pyxis``: the image goes to ``srun --container-image``; ``apptainer``: to ``apptainer exec``."""
+    """``pyxis``: with ``srun --container-image``; ``apptainer``: with ``apptainer exec``."""
     container_mounts: list[str] = field(default_factory=list)
     """``/path`` or ``/path:/inside``. The run folder, the corpus and the models must be among them."""
     python: str = ""
-    """Interpreter on the nodes or in the image, where mer_dist is installed; empty: the one that submits."""
+    """Python on the nodes or in the image, with mer_dist installed; empty: the one that submits."""
     options: dict[str, str] = field(default_factory=dict)
     """Further options of sbatch without their dashes, as ``constraint: a100``; an empty value: a flag."""
 
@@ -122,12 +122,12 @@ class SlurmConfig:
             if not OPTION.fullmatch(name) or name in TAKEN:
                 raise UserError(
                     f"slurm.options.{name}: not an option that can be given here; another key of "
-                    "slurm may say it, or the job graph decides it"
+                    "slurm or the job graph may set it"
                 )
             _fits(f"options.{name}", value, WORD, "as a word of letters, digits and _ . , : / @ + = # -")
 
     def _check_warning(self, stage: str) -> None:
-        """A job that is warned as soon as it starts would queue itself again for ever."""
+        """A job that is warned as soon as it starts would requeue itself for ever."""
         key, limit = f"times.{stage}", self.times.get(stage)
         if limit is None:
             key, limit = "time", self.time

@@ -1,7 +1,7 @@
 """A YAML reader and a type check that never guess.
 
-``0123`` is not 83, ``no`` is not False, 2 is not True, a key stands once, and a key that the
-schema lacks is refused with the keys it has.
+``0123`` is not 83, ``no`` is not False, 2 is not True, a key occurs once, and an unknown key is
+refused with the valid ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from mer_dist.core.errors import UserError
 
-#: Letters of a wrong value that an error shows.
+#: Characters of a wrong value in an error.
 LONGEST = 400
 
 
@@ -26,7 +26,7 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
     def compose_node(self, parent, index):
-        # Aliases of aliases grow without bound, and ${section.key} says the same.
+        # Aliases of aliases grow without bound, and ${section.key} can replace them.
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(
                 None,
@@ -46,7 +46,7 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                    None, None, f"the key {key!r} is here twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -70,13 +70,13 @@ def parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)  # a SafeLoader: builds plain values only
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # Beside its own errors, what a number of 5000 digits or a tag on the wrong value leads to.
+        # Besides its own errors, those of a number of 5000 digits or a tag on the wrong value.
         why = " ".join(str(error).split())
         raise UserError(f"{where}: not readable as YAML: {why[:LONGEST]}") from None
 
 
 def _check(value: Any, kind: Any, where: str, key: str) -> None:
-    """Refuse a value that is not exactly of the declared kind; interpolations are checked later."""
+    """Refuse a value that is not exactly of the declared type; interpolations are checked later."""
     if isinstance(value, str) and "${" in value:
         return
     origin = typing.get_origin(kind)
@@ -124,7 +124,7 @@ def check_section(value: Any, schema: type, where: str, key: str) -> None:
     """Refuse a mapping with keys or types that the dataclass ``schema`` does not declare.
 
     Raises:
-        UserError: ``where``, the full key below ``key``, and what is valid there.
+        UserError: with ``where``, the full key below ``key``, and the valid keys.
     """
     if not isinstance(value, dict):
         raise _wrong(value, "a section of keys", where, key or "the file")
@@ -135,6 +135,6 @@ def check_section(value: Any, schema: type, where: str, key: str) -> None:
         if name in (renamed := getattr(schema, "RENAMED", {})):
             raise UserError(f"{where}: {full} is called {full[: -len(name)]}{renamed[name]} now; write that")
         if name not in kinds:
-            place = f"in {key}" if key else "at the top"
-            raise UserError(f"{where}: unknown key {full!r}; valid {place}: {', '.join(kinds)}")
+            level = f"in {key}" if key else "at the top"
+            raise UserError(f"{where}: unknown key {full!r}; valid {level}: {', '.join(kinds)}")
         _check(item, kinds[name], where, full)

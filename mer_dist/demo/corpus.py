@@ -6,10 +6,10 @@
                           label-disdim.csv  label-transcription.csv
     <folder>/truth.csv    name,discrete of the unlabelled clips; no stage reads it
 
-Every clip says its emotion three times, in the face, the voice and the line, and each of the three
+Every clip shows its emotion three times, in the face, the voice and the line, and each of the three
 leaves three pairs of emotions hard to tell apart (:data:`PAIRS`); no pair is hard in two of them,
-so two modalities together know what neither knows alone. Besides, a modality may say nothing, or
-something else, in some clips. The labelled clips are near balance; the unlabelled ones are not.
+so two modalities together decide what neither decides alone. Besides, in some clips a modality shows
+no emotion, or another one. The labelled clips are nearly balanced; the unlabelled ones are not.
 
 Six more clips are damaged (:data:`DAMAGE`): a label outside the set, a truncated mp4, no
 transcript (labelled); no video stream, no audio stream, an empty file (unlabelled).
@@ -46,13 +46,13 @@ PAIRS = {
     "text": tuple(demo_lines.SHARED),
 }
 #: Largest weight of the other emotion of the pair in a face or a voice. Beyond one half a clip
-#: looks more like the other one; between ``1 - BLEND`` and ``BLEND`` nobody can tell.
+#: looks more like the other one; between ``1 - BLEND`` and ``BLEND`` it is undecidable.
 BLEND = 0.6
-#: Part of the lines that carry a clause which their pair shares.
+#: Fraction of the lines with a clause that their pair shares.
 SHARED_LINES = 0.45
-#: Part of the clips in which one modality says nothing, and in which it says another emotion.
+#: Fractions of the clips in which one modality shows no emotion, and in which it shows another one.
 SILENT, MISLEADING = 0.06, 0.04
-#: Share of each emotion in the two parts of the corpus, in the order of ``EMOTIONS``.
+#: Class prior of the two parts of the corpus, in the order of ``EMOTIONS``.
 PRIOR = {LABELED: (0.18, 0.17, 0.17, 0.16, 0.16, 0.16), UNLABELED: (0.40, 0.12, 0.24, 0.04, 0.16, 0.04)}
 #: name -> (split, emotion, what is wrong).
 DAMAGE = {
@@ -163,7 +163,7 @@ def transcript(sketch: Sketch) -> str:
 
 
 def shown_emotion(rng: np.random.Generator, emotion: str) -> str | None:
-    """What a modality says of a clip: mostly ``emotion``, sometimes another one, or None."""
+    """The emotion that a modality shows: mostly ``emotion``, sometimes another one, or None."""
     chance = rng.random()
     if chance < SILENT:
         return None
@@ -175,7 +175,7 @@ def shown_emotion(rng: np.random.Generator, emotion: str) -> str | None:
 def blend(rng: np.random.Generator, emotion: str, modality: str) -> np.ndarray:
     """(6,) weights of the emotions in a face or a voice.
 
-    A modality that says nothing shows the mean of all six, so that it does not pass for neutral.
+    A modality without emotion shows the mean of all six, so that it does not look neutral.
     """
     shown = shown_emotion(rng, emotion)
     if shown is None:
@@ -230,7 +230,7 @@ def _film(sketch: Sketch, corpus: Path) -> None:
             None if damage == "no audio stream" else voice(sketch),
         )
     if damage == "the mp4 ends early":
-        # The index of an mp4 stands at its end, so nothing of this one can be decoded.
+        # The index of an mp4 is at its end, so nothing of this one can be decoded.
         content = content[: len(content) * 2 // 3]
     files.write_bytes(corpus / sketch.video, content)
 

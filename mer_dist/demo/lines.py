@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-#: Clauses that only one emotion says.
+#: Clauses of only one emotion.
 OWN = {
     "neutral": (
         "会议改到三点了",
@@ -93,7 +93,7 @@ SHARED = {
     ("angry", "sad"): ("你为什么要走", "你从来不听我说", "我们分手吧", "你把一切都毁了", "我不想再谈了"),
 }
 
-#: Clauses that say nothing of the emotion.
+#: Clauses without emotion.
 FILLERS = (
     "我跟你说",
     "昨天在公司门口",
@@ -119,10 +119,10 @@ FILLERS = (
 
 
 def line(rng: np.random.Generator, emotion: str | None, shared: bool) -> str:
-    """A line of two to four fillers and at most one clause that tells.
+    """A line of two to four fillers and at most one clause with emotion.
 
     Args:
-        emotion: None for a line that says nothing.
+        emotion: None for a line without one.
         shared: take the clause from those that ``emotion`` shares with its pair.
     """
     clauses = list(rng.choice(FILLERS, rng.integers(2, 5), replace=False))

@@ -1,8 +1,8 @@
 """Small random-weight models in the real architectures, in the published Hugging Face layout.
 
 They stand in for CLIP-ViT-L, HuBERT-large and Baichuan-13B where those cannot run: every stage
-loads them through the same code path. A linear classifier can read a part of the emotion from what
-a frozen random network passes on, and fine-tuning a network this small on 160 clips finds more.
+loads them through the same code path. A linear classifier can read a part of the emotion from the
+features of a frozen random network, and fine-tuning so small a network on 160 clips finds more.
 The scale of the random weights decides both; it was chosen on the demo corpus.
 """
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 64
 VOCABULARY = 600
 
-#: Of torch, whatever the machine has: another number sums in another order, and the last bits of the
-#: weights decide the first digits of a fusion that is trained on what they give.
+#: Threads of torch on any machine: another number sums in another order, and the last bits of the
+#: weights decide the first digits of a fusion that is trained on their features.
 THREADS = 2
 
 #: Mean and standard deviation of pixels, as published with CLIP.
@@ -63,8 +63,8 @@ def _write_clip(folder: Path, lines: list[str]) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     # Three times the usual spread: at the usual one the blocks hardly change their input, and 160
-    # clips teach them slowly. Frozen features tell a little less (0.37 WAF against 0.40 at twice
-    # and 0.48 at once the spread), tuned ones a little more (0.55 against 0.53 and 0.52).
+    # clips train them slowly. Frozen features are a little worse (0.37 WAF against 0.40 at twice
+    # and 0.48 at once the spread), tuned ones a little better (0.55 against 0.53 and 0.52).
     tower = {"num_attention_heads": 4, "initializer_factor": 3.0}
     config = CLIPConfig(
         projection_dim=96,
@@ -77,7 +77,7 @@ def _write_clip(folder: Path, lines: list[str]) -> None:
             "patch_size": 16,
             "projection_dim": 96,
         },
-        # Extraction takes the vision tower; the other one is only there for the layout.
+        # Extraction uses the vision tower; the other one only completes the layout.
         text_config={
             **tower,
             "hidden_size": 32,

@@ -1,1 +1,1 @@
-"""Pretrained extractors, one class a family behind one protocol."""
+"""Pretrained extractors: one class per family behind one interface."""

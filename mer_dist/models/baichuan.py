@@ -62,8 +62,8 @@ class BaichuanConfig(PreTrainedConfig):
 def alibi_slopes(heads: int) -> list[float]:
     """One slope per head (Press et al. 2022, section 3).
 
-    For a head count that is no power of two, the slopes of the next lower power come first, then
-    every other slope of twice that power: the published order, which is not sorted.
+    If the head count is not a power of two, the slopes of the next lower power come first, then
+    every other slope of twice that power. This is the published order, which is not sorted.
     """
 
     def powers(count: int) -> list[float]:
@@ -74,8 +74,8 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class BaichuanRMSNorm(nn.Module):
-    """As published, in one kernel on a GPU: float32 inside, also for the product with the weight, which
-    the published code rounds before."""
+    """The published RMSNorm in one GPU kernel. It stays in float32 for the product with the weight, too;
+    the published code rounds before it."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -83,7 +83,7 @@ class BaichuanRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Autocast would copy half precision to float32, and let autograd keep that.
+        # Autocast would convert half precision to float32, and autograd would keep the result.
         with torch.autocast(x.device.type, enabled=False):
             normal = F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return normal.to(self.weight.dtype)
@@ -103,16 +103,16 @@ class BaichuanMLP(nn.Module):
 def alibi_columns(
     slopes: list[float], head_width: int, first: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """``(3, heads, length, C)``: what :class:`BaichuanAttention` appends to the queries, keys and values
-    of the positions from ``first`` on, so that ALiBi's bias rides inside the dot product.
+    """``(3, heads, length, C)``: the columns that :class:`BaichuanAttention` appends to queries, keys and
+    values from position ``first`` on, so that the dot product includes ALiBi's bias.
 
-    The bias slope * j depends on the key only: it stands in the key, with a matching 1 in the query,
-    and no (heads, L, L) mask is built. In half precision one number cannot hold it (0.25 off at
-    j = 118), so a second one carries the rounding error. Zeros fill up to the multiple of 8 that the
-    fused kernels of a GPU want: they would copy everything once more to add them.
+    The bias slope * j depends on the key only: the key holds it, the query a matching 1, and no
+    (heads, L, L) mask is built. One half-precision number cannot hold it (0.25 off at j = 118), so a
+    second one holds the rounding error. Zeros pad the width to the multiple of 8 that fused GPU
+    kernels need; they would otherwise copy everything to pad it.
     """
     extra = 2 if device.type == "cpu" else 2 + -(head_width + 2) % 8
-    # Made in host memory and sent without waiting, so that the host runs ahead of a GPU.
+    # Created in host memory and sent without waiting, so that the host runs ahead of a GPU.
     slope = torch.tensor(slopes, dtype=torch.float32).to(device, non_blocking=True)
     positions = torch.arange(first, first + length, dtype=torch.float32, device=device)
     exact = slope[:, None] * positions * head_width**0.5
@@ -138,8 +138,8 @@ class BaichuanAttention(nn.Module):
         self, x: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None
     ) -> torch.Tensor:
         """``x`` (B, L, D); ``columns`` (3, heads, L, C) of the same positions; ``mask`` bool
-        (B, 1, L, keys), None for plain causal attention. A ``cache`` keeps keys and values with their
-        columns."""
+        (B, 1, L, keys), None for plain causal attention. A ``cache`` stores keys and values with
+        their columns."""
         batch, length, _ = x.shape
         packed = self.W_pack(x).view(batch, length, 3, self.heads, self.head_width)
         query, key, value = (
@@ -186,7 +186,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         super().__init__(config)
         if config._attn_implementation != "sdpa":
             raise UserError(f"attn_implementation {config._attn_implementation!r}: only sdpa is there")
-        # Plain floats: tensors made here would be lost under meta devices and cast by zero.Init.
+        # Plain floats: tensors created here would be lost under meta devices and cast by zero.Init.
         self.slopes = alibi_slopes(config.num_attention_heads)
         self.head_width = config.hidden_size // config.num_attention_heads
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -209,8 +209,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         """``input_ids`` (B, L); ``attention_mask`` (B, keys): 0 for padding, on either side, 1 for
         real tokens, or 1, 2, … in rising order for texts packed into one row.
 
-        ``output_hidden_states`` may be the number of last states to keep: forty of them, of which four
-        are wanted, would take more memory than all else in a forward pass.
+        ``output_hidden_states`` may be the number of last states to keep: all forty, where four are
+        needed, would take more memory than the rest of a forward pass.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
@@ -234,7 +234,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
 
 
 def _computing_dtype(x: torch.Tensor) -> torch.dtype:
-    """Of what a linear layer makes of ``x``."""
+    """The dtype of a linear layer's output for ``x``."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -245,8 +245,8 @@ def attention_pattern(
 ) -> torch.Tensor | None:
     """Which keys a query sees, (B or 1, 1, L, cached + L) bool; None where plain causal suffices.
 
-    Right padding needs no mask: a causal query never sees the padding behind it. Where numbers
-    rise along a row, it is padded on the left or packed, and a query sees its own number alone.
+    Right padding needs no mask: a causal query never sees the padding behind it. If numbers rise
+    along a row, it is left-padded or packed, and a query sees only keys with its own number.
     """
     keys = torch.arange(cached + length, device=device)
     if attention_mask is None or not bool((attention_mask.diff() > 0).any()):
@@ -271,7 +271,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **inputs,
     ) -> CausalLMOutputWithPast:
-        """``labels`` (B, L) as ``input_ids``, -100 where no loss is taken; shifted here."""
+        """``labels`` (B, L) as ``input_ids``, -100 for positions without loss; shifted here."""
         inputs.pop("return_dict", None)
         outputs = self.model(input_ids, **inputs)
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
@@ -287,7 +287,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
 
 
 class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
-    """Logits of each row's last real token, as transformers' other decoders give them."""
+    """Logits of each row's last real token, as in transformers' other decoders."""
 
     def __init__(self, config: BaichuanConfig):
         super().__init__(config)
@@ -303,8 +303,8 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         labels: torch.Tensor | None = None,
         **inputs,
     ) -> SequenceClassifierOutputWithPast:
-        """``attention_mask`` (B, L) tells the last real token, not the ids: the pad id 0 is the
-        unknown token as well. ``labels`` (B,) classes, or as ``config.problem_type`` says."""
+        """``attention_mask`` (B, L), not the ids, decides the last real token: the pad id 0 is the
+        unknown token as well. ``labels`` (B,) classes, or as ``config.problem_type`` requires."""
         inputs.pop("return_dict", None)
         outputs = self.model(input_ids, attention_mask=attention_mask, **inputs)
         states = outputs.last_hidden_state

@@ -69,6 +69,6 @@ class BaichuanExtractor(Extractor):
     def embed(
         self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``ids`` (P, L), padded on the right, where no token before it sees it."""
+        """``ids`` (P, L), padded on the right, where no earlier token sees the padding."""
         states = self.backbone(input_ids=ids, output_hidden_states=4, use_cache=False).hidden_states
         return packed(sum_of_last_four(states), real), lengths

@@ -1,4 +1,4 @@
-"""Baichuan without its model."""
+"""Facts about Baichuan, without its model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 from mer_dist.models.family import FAMILIES, TOKENS, Family
 
-#: Only configs of other architectures under Baichuan's ``model_type`` have these.
+#: Keys that only other architectures under Baichuan's ``model_type`` have.
 _FOREIGN = re.compile(r"max_position_embeddings|num_key_value_heads|sliding_window|(rope|rotary)_\w+")
 
 
 def not_baichuan_13b(settings: dict) -> str:
-    """Why a config that says ``model_type: baichuan`` is not Baichuan-13B v1; empty if it is.
+    """Why a config with ``model_type: baichuan`` is not Baichuan-13B v1; empty if it is.
 
-    Other models publish under that type; run as v1, they would give wrong numbers and no error.
+    Other models use that type; run as v1, they would give wrong numbers and no error.
     """
     only = "only Baichuan-13B v1 is supported"
     architectures = settings.get("architectures") or []
@@ -46,8 +46,8 @@ BAICHUAN = Family(
     files=("tokenizer.model",),
     refuse_settings=not_baichuan_13b,
     budgets=(512, 8192),
-    # Baichuan-13B keeps 8.8 MB a token. Four thousand are the 32 lines of a step in one pass; on two
-    # GPUs of 24 GB five hundred is what half of the model leaves room for.
+    # Autograd keeps 8.8 MB per token of Baichuan-13B. 4096 tokens are the 32 lines of a step in one
+    # pass; on two GPUs of 24 GB, half of the model leaves room for 512.
     training_budgets=(512, 512, 4096),
     enough=lambda row: bool((row.transcript or "").strip()),
     longest_segment=lambda config: config.max_tokens,

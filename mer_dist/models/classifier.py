@@ -1,7 +1,7 @@
-"""An extractor with a head: what fine-tuning trains, saves, and extraction loads again.
+"""An extractor with a head: fine-tuning trains and saves it, and extraction loads it.
 
-Fine-tuned weights are a folder in the PEFT layout (LoRA) or the Hugging Face layout (every weight), with
-``head.safetensors`` and the tokenizer or preprocessor files beside it.
+An adapter is saved in the PEFT layout, fully fine-tuned weights in the Hugging Face layout, with
+``head.safetensors`` and the tokenizer or preprocessor files in the same folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def _class(config: ExtractorConfig) -> type[Extractor]:
 
 
 def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
-    """Inspect what :func:`load_extractor` would read, without reading any weight.
+    """Inspect the files of :func:`load_extractor` without reading any weight.
 
     Raises:
-        UserError: a file is missing, not whole, or belongs to another model.
+        UserError: a file is missing, incomplete, or belongs to another model.
     """
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         return model_folder.check(adapter, config.family)
@@ -46,14 +46,14 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
 def load_extractor(
     config: ExtractorConfig, adapter: Path | None = None, device: torch.device | None = None
 ) -> Extractor:
-    """The extractor in evaluation mode, frozen as published or as fine-tuned in ``adapter``.
+    """The extractor in evaluation mode, as published or as fine-tuned in ``adapter``.
 
     Args:
-        config: whose ``precision: auto`` is what suits this machine.
-        device: where the weights are read to; None: host memory.
+        config: ``precision: auto`` becomes the precision that suits this machine.
+        device: where the weights go; None: host memory.
 
     Raises:
-        UserError: a file is missing, not whole, or belongs to another model.
+        UserError: a file is missing, incomplete, or belongs to another model.
     """
     check_files(config, adapter)
     if config.precision == precision.AUTO:
@@ -63,23 +63,23 @@ def load_extractor(
         return family.from_pretrained(config, adapter or Path(config.path), dtype, device).eval()
     extractor = family.from_pretrained(config, Path(config.path), dtype, device)
     loaded = _with_adapter(extractor.backbone, adapter)
-    # Merging is faster, but into 4 or 8 bits it would round the adapter away.
+    # Merging is faster, but 4 or 8 bits would round the adapter away.
     extractor.backbone = loaded.merge_and_unload() if config.quantize == "none" else loaded
     return extractor.eval()
 
 
 def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, float]:
-    """The backbone as plain weights of ``dtype`` with the adapter added to them, on the CPU.
+    """The backbone with the adapter merged into it, as plain weights of ``dtype`` on the CPU.
 
-    Weights of 4 or 8 bits are turned back first, a layer at a time: an adapter makes up for what they
-    lost, and belongs to no others. The sum is not rounded to as few bits again, which would lose it.
+    Weights of 4 or 8 bits are dequantised first, one layer at a time: an adapter compensates for their
+    rounding and fits no other weights. The sum is not quantised again, which would lose the adapter.
 
     Returns:
-        The backbone, and how much of what the adapter adds is lost as the sums are rounded to ``dtype``:
-        the norm of what is lost over the norm of what is added.
+        The backbone, and the part of the adapter that is lost when the sums are rounded to ``dtype``:
+        the norm of the rounding error over the norm of the adapter's update.
 
     Raises:
-        UserError: a file is missing, not whole, or belongs to another model.
+        UserError: a file is missing, incomplete, or belongs to another model.
     """
     check_files(config, adapter)
     base = precision.settled(config, precision.ELSEWHERE)
@@ -92,12 +92,12 @@ def merged(config: ExtractorConfig, adapter: Path, dtype: torch.dtype) -> tuple[
 
 
 def _dequantize(backbone: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put a plain layer of ``dtype`` on the CPU in the place of every quantised one."""
+    """Replace every quantised layer by a plain one of ``dtype`` on the CPU."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     kinds = (Linear4bit, Linear8bitLt)
-    # Names, since a list of the layers would keep all of them in memory.
+    # Names, because a list of the layers would keep all of them in memory.
     for name in [name for name, layer in backbone.named_modules() if isinstance(layer, kinds)]:
         layer: Any = backbone.get_submodule(name)
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -125,7 +125,7 @@ def _lost_to_rounding(loaded: PeftModel) -> float:
 
 
 def _check_adapter(adapter: Path, backbone_class: type[PreTrainedModel], base: Path) -> None:
-    """Compare the adapter's shapes with those that the config of its base model implies."""
+    """Compare the adapter's shapes with those of its base model's config."""
     model_folder.read_settings(adapter, "adapter_config.json")
     path = adapter / "adapter_model.safetensors"
     header = model_folder.safetensors_header(path)
@@ -152,7 +152,7 @@ def _with_adapter(backbone: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 class Classifier(nn.Module):
-    """Extractor, normalisation of its utterance embedding, linear head."""
+    """Extractor, layer norm of its utterance embedding, linear head."""
 
     def __init__(self, extractor: Extractor, classes: int):
         super().__init__()
@@ -167,14 +167,14 @@ class Classifier(nn.Module):
 
 
 def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, sharded: bool) -> Classifier:
-    """The classifier that ``config.finetune`` asks for, in training mode.
+    """The classifier of ``config.finetune``, in training mode.
 
     The head and LoRA weights are drawn from ``seed`` alone, so that the adapters of an extractor
     start from the same point and their spaces stay comparable.
 
     Args:
-        sharded: under DeepSpeed, which keeps float32 masters itself and wants one dtype in all
-            trainable weights; otherwise these are float32 here.
+        sharded: under DeepSpeed, which keeps float32 masters itself and needs one dtype for all
+            trainable weights; otherwise these are float32.
     """
     extractor = _class(config).from_pretrained(config, Path(config.path), base_dtype(config, sharded))
     torch.manual_seed(seed)
@@ -182,19 +182,19 @@ def trainable_classifier(config: ExtractorConfig, classes: int, seed: int, shard
 
 
 def base_dtype(config: ExtractorConfig, sharded: bool) -> torch.dtype:
-    """In which the weights of an extractor that is fine-tuned are held."""
+    """The dtype of an extractor's weights during fine-tuning."""
     settings = config.finetuning
     half = settings.precision == "bf16" and (sharded or settings.method == "lora")
     return torch.bfloat16 if half else torch.float32
 
 
 def trainable(extractor: Extractor, classes: int, sharded: bool) -> Classifier:
-    """An extractor, loaded or on the meta device, with the adapters and the head that its configuration asks
-    for; these are drawn."""
+    """An extractor, loaded or on the meta device, with the adapter and the head of its configuration, both
+    newly drawn."""
     settings = extractor.config.finetuning
     half = settings.precision == "bf16"
     if settings.gradient_checkpointing:
-        # Reentrant checkpointing would cut the graph where the base model is frozen.
+        # Reentrant checkpointing would cut the graph at the frozen base model.
         extractor.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.method == "lora":
         extractor.backbone = _with_lora(extractor, settings.lora, sharded)
@@ -219,16 +219,16 @@ def _with_lora(extractor: Extractor, settings: LoraConfig, sharded: bool) -> Pef
 
 
 def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the trained adapter, or all weights, to ``folder``.
+    """Write the adapter or fine-tuned weights to ``folder``.
 
     Args:
-        weights: whole tensors of the trainable parameters by their name in ``classifier``; under
-            ZeRO-3 the module's own are only parts.
+        weights: complete trainable tensors by their name in ``classifier``; under ZeRO-3 the module
+            holds only parts.
     """
     backbone, prefix = classifier.extractor.backbone, "extractor.backbone."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     for adapter in getattr(backbone, "peft_config", {}).values():
-        # A set, which every process would write in an order of its own.
+        # It is a set: its order would differ from process to process.
         adapter.target_modules = sorted(adapter.target_modules)
     backbone.save_pretrained(folder, state_dict=own)
     head = {name: value.float() for name, value in weights.items() if name.startswith("head.")}

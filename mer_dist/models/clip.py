@@ -20,11 +20,11 @@ class ClipExtractor(Extractor):
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
-        #: Of a pixel in [0, 1], by channel; those of the model are read with it.
+        #: Mean and standard deviation of a pixel in [0, 1] by channel; read with the model.
         self.mean, self.std = [0.0] * 3, [1.0] * 3
         self.side = backbone.config.image_size
-        #: Mean and deviation of bytes where they were needed last: to send them waits for a GPU. No buffer,
-        #: which training in half precision would round.
+        #: Mean and standard deviation of bytes, cached on the device: sending them waits for a GPU. Not a
+        #: buffer, which half-precision training would round.
         self._scale = torch.empty(0)
 
     def read_preprocessing(self, folder) -> None:
@@ -68,7 +68,7 @@ class ClipExtractor(Extractor):
         return self.collate([torch.zeros(3, self.side, self.side, dtype=torch.uint8)] * segments)
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``pixels`` (F, 3, side, side) uint8: bytes travel to the device and become floats there."""
+        """``pixels`` (F, 3, side, side) uint8: bytes are sent and become floats on the device."""
         if self._scale.numel() == 0 or self._scale.device != pixels.device:
             scale = torch.tensor([self.mean, self.std])[..., None, None]
             self._scale = (255 * scale).to(pixels.device)
@@ -79,7 +79,7 @@ class ClipExtractor(Extractor):
 
 
 def resize(images: np.ndarray, side: int) -> torch.Tensor:
-    """``(T, H, W, 3)`` to ``(T, 3, side, side)`` uint8: shorter edge to ``side``, then the centre."""
+    """``(T, H, W, 3)`` to ``(T, 3, side, side)`` uint8: shorter edge to ``side``, then centre crop."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     height, width = pixels.shape[-2:]
     if min(height, width) != side:

@@ -1,4 +1,4 @@
-"""CLIP without its model."""
+"""Facts about CLIP, without its model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CLIP = Family(
     modality="video",
     model_types=("clip", "clip_vision_model"),
     files=("preprocessor_config.json",),
-    # On a CPU a single frame is work enough, and larger batches are no faster.
+    # On a CPU a single frame is enough work; larger batches are no faster.
     budgets=(8, 256),
-    # CLIP-L/14 keeps 0.33 GB a frame.
+    # Autograd keeps 0.33 GB per frame of CLIP-L/14.
     training_budgets=(16, 32, 128),
     enough=lambda row: row.frames > 0,
     longest_segment=lambda config: 1,

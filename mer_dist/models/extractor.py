@@ -1,9 +1,9 @@
-"""What every extractor can do, whatever its modality.
+"""The interface of extractors of every modality.
 
-A clip is prepared as *segments*, the least that the backbone takes at a time: each frame, each window
-of audio, the transcript. An extractor turns segments into *embeddings*: one per frame, audio step or token.
-The utterance embedding of a clip is the mean of its embeddings. Fine-tuning trains exactly that,
-through a linear head, so what is trained is what is extracted.
+A clip is prepared as *segments*, the smallest inputs of the backbone: a frame, a window of audio, the
+transcript. An extractor maps segments to *embeddings*: one per frame, audio step or token. The
+utterance embedding of a clip is the mean of its embeddings. Fine-tuning trains exactly that mean
+through a linear head, so training and extraction use the same features.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 
 class Unusable(Exception):
-    """The clip has this modality, but not enough of it to be fed; the message says why."""
+    """The clip has too little of this modality for the backbone; the message gives the reason."""
 
 
 class Extractor(nn.Module, ABC):
-    """A backbone with its preprocessing. Subclasses fill in the abstract parts."""
+    """A backbone with its preprocessing. Subclasses implement the abstract methods."""
 
     family: Family
-    #: What the length of a segment is counted in.
+    #: Unit of a segment's length.
     unit: str
-    #: LoRA target modules unless the configuration names others.
+    #: Default LoRA target modules.
     lora_targets: list[str]
-    #: Files beside the weights that saved fine-tuned weights need as well.
+    #: Further files that a saved adapter or fine-tuned model needs.
     extra_files: tuple[str, ...] = ()
-    #: Whether ZeRO-3 may split the weights while they are read, so that no rank holds all of them.
+    #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True
-    #: Of a fine-tuned one whose adapter is not merged, inside peft's wrapper.
+    #: Inside peft's wrapper while an adapter is not merged.
     backbone: PreTrainedModel | PeftModel
 
     def __init__(self, config: ExtractorConfig, backbone: PreTrainedModel, folder: Path | None = None):
-        """Around a backbone, with its weights or on the meta device.
+        """Wrap a backbone, which has its weights or is on the meta device.
 
         Args:
-            folder: where it was read from; None: ``config.path``.
+            folder: of the model; None: ``config.path``.
         """
         super().__init__()
         self.config = config
@@ -70,13 +70,13 @@ class Extractor(nn.Module, ABC):
     def from_pretrained(
         cls, config: ExtractorConfig, folder: Path, dtype: torch.dtype, device: torch.device | None = None
     ) -> Self:
-        """With the weights and the preprocessing of a model folder.
+        """Load the weights and the preprocessing of a model folder.
 
         Args:
-            device: where the weights are read to; None: host memory.
+            device: where the weights go; None: host memory.
 
         Raises:
-            UserError: a file is missing, not whole, or belongs to another model.
+            UserError: a file is missing, incomplete, or belongs to another model.
         """
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
@@ -90,7 +90,7 @@ class Extractor(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def backbone_class() -> type[PreTrainedModel]:
-        """The class that reads the published weights, or those of full fine-tuning."""
+        """The class that loads the published weights, or fully fine-tuned ones."""
 
     @property
     @abstractmethod
@@ -99,41 +99,41 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def cost(self, row: Row) -> float:
-        """About the summed length of a clip's segments, known from the index."""
+        """Approximate total length of a clip's segments, from the shard index."""
 
     @abstractmethod
     def prepare(self, sample: Sample) -> list[Any]:
         """The clip's segments in time order, on the CPU.
 
         Raises:
-            Unusable: there is too little of it.
+            Unusable: the clip is too short.
         """
 
     @abstractmethod
     def length(self, segment: Any) -> float:
-        """Of a segment, in :attr:`unit`."""
+        """Length of a segment, in :attr:`unit`."""
 
     @abstractmethod
     def collate(self, segments: list[Any]) -> dict[str, torch.Tensor]:
-        """Pieces, of any clips, as one batch of tensors."""
+        """Segments of any clips as one batch of tensors."""
 
     @abstractmethod
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
-        """What :meth:`collate` makes of so many of the longest segments that the settings allow, with any
-        numbers in it: ``plan`` traces memory on it. :meth:`read_preprocessing` was not called."""
+        """A batch as from :meth:`collate`: so many of the longest segments that the settings allow, of any
+        values. ``plan`` traces memory with it; :meth:`read_preprocessing` was not called."""
 
     @abstractmethod
     def embed(self, *_: Any, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings ``(F, D)`` of all segments one after the other, and how many each has, ``(P,)``.
+        """Embeddings ``(F, D)`` of all segments in order, and how many each has, ``(P,)``.
 
-        Each family names what its :meth:`collate` makes.
+        The parameters are the keys of :meth:`collate`.
         """
 
     def read_preprocessing(self, folder: Path) -> None:
-        """Take from the files beside the weights what :meth:`prepare` needs; here: nothing.
+        """Read the settings that :meth:`prepare` needs from the model folder; by default none.
 
         Raises:
-            UserError: one of them does not say it.
+            UserError: a setting is missing.
         """
 
     # --- what they share ---
@@ -143,20 +143,20 @@ class Extractor(nn.Module, ABC):
         return self.family.modality
 
     def note(self) -> str:
-        """One line on what was done to the clips prepared so far, for the log; empty: nothing."""
+        """One line for the log on how the clips prepared so far were changed; empty: they were not."""
         return ""
 
     def budget(self, device: torch.device) -> float:
-        """Length that one forward pass may have on ``device``, in :attr:`unit`."""
+        """Largest length of one forward pass on ``device``, in :attr:`unit`."""
         return self.config.batch_budget or self.family.budgets[device.type != "cpu"]
 
     def shape(self, row: Row) -> tuple[int, float]:
-        """Segments of a clip and the length of the longest, known from the index."""
-        whole, cost = self.family.longest_segment(self.config), self.cost(row)
-        return max(1, math.ceil(cost / whole)), min(cost, whole)
+        """Number of a clip's segments and length of the longest, from the index."""
+        longest, cost = self.family.longest_segment(self.config), self.cost(row)
+        return max(1, math.ceil(cost / longest)), min(cost, longest)
 
     def collate_clips(self, clips: list[list[Any]]) -> dict[str, torch.Tensor]:
-        """The segments of whole clips as one batch for :meth:`forward`."""
+        """The segments of complete clips as one batch for :meth:`forward`."""
         batch = self.collate([segment for segments in clips for segment in segments])
         return {"segments": torch.tensor([len(segments) for segments in clips]), **batch}
 
@@ -164,7 +164,7 @@ class Extractor(nn.Module, ABC):
         """Utterance embeddings ``(B, D)``: the mean over each clip's embeddings.
 
         Args:
-            segments: ``(B,)``, how many each clip has.
+            segments: ``(B,)``, number per clip.
         """
         embeddings, lengths = self.embed(**batch)
         of_clips = torch.segment_reduce(lengths.float(), "sum", lengths=segments, unsafe=True)
@@ -172,11 +172,11 @@ class Extractor(nn.Module, ABC):
 
 
 def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
-    """Positions of segments in batches that together cost the least.
+    """Positions of segments in batches of the least total cost.
 
-    A batch costs its count times its longest segment, padding included, and :data:`PASS` of the budget
-    for the forward pass itself; beyond ``budget`` a segment goes alone. Only segments next to each other
-    by length share a batch, so the cheapest way to cut is found exactly, by dynamic programming.
+    A batch costs its count times its longest segment, padding included, plus :data:`PASS` of the budget
+    for the forward pass itself; a segment beyond ``budget`` goes alone. Only neighbours by length share
+    a batch, so dynamic programming finds the cheapest cut exactly.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     best, start = np.zeros(len(order) + 1), np.zeros(len(order) + 1, int)
@@ -194,19 +194,19 @@ def fitting_batches(lengths: list[float], budget: float) -> list[list[int]]:
 
 
 def mean_by_clip(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean of ragged ``(F, D)`` embeddings over each clip's stretch, ``(B, D)``, summed in float32, in time order.
+    """Mean of ragged ``(F, D)`` embeddings over each clip, ``(B, D)``, summed in float32 in time order.
 
-    On a GPU, too, the sums are the same every time, and the host does not wait for them.
+    The sums are deterministic on a GPU, too, and the host does not wait for them.
     """
-    # Checked, the lengths would be read back from the device.
+    # A check would read the lengths back from the device.
     total = torch.segment_reduce(embeddings.float(), "sum", lengths=lengths, unsafe=True)
     return total / lengths[:, None]
 
 
 def packing(mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """``(P,)`` lengths of padded rows, and the ``(F,)`` real places in all of them, which mask ``(P, L)`` tells.
+    """``(P,)`` lengths of padded rows and ``(F,)`` flat indices of real positions, from mask ``(P, L)``.
 
-    Found on the CPU: a device would have to be waited for to know how many there are.
+    Computed on the CPU: the number of indices would have to be fetched from a device.
     """
     return {"lengths": mask.sum(1), "real": mask.flatten().nonzero()[:, 0]}
 
@@ -237,7 +237,7 @@ def load_pretrained(
             ZeRO-3. None: host memory.
 
     Raises:
-        UserError: a weight is missing, has another shape than the config says, or cannot be read.
+        UserError: a weight is missing, unreadable, or of another shape than in the config.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -266,26 +266,26 @@ def load_pretrained(
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On such CPUs the first evaluation repacks 4-bit weights in place: gradients then no
-            # longer pass them, and parts that ZeRO holds are lost.
+            # longer flow through them, and ZeRO loses its partitions.
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def _progress_hook(folder: Path, factory: Callable, args: tuple, kwargs: dict) -> Any:
-    """The bar that transformers asks for while it reads weights, as this program draws and logs its own."""
+    """Replaces transformers' progress bar for reading weights by this program's own."""
     if len(args) == 1 and isinstance(args[0], Sized) and isinstance(args[0], Iterable):
         return progress(args[0], len(args[0]), f"reading {folder.name}", "weights")
     return factory(*args, **kwargs)
 
 
 def skeleton(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """The model that a folder's config describes, on the meta device: shapes and no weights."""
+    """The model of a folder's config on the meta device: shapes without weights."""
     with _loaded_whole(), torch.device("meta"):
         return model_class(model_class.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def _check_shapes(model_class: type[PreTrainedModel], folder: Path) -> None:
-    """transformers does not name what does not fit, and under ZeRO-3 rank 0 alone would notice."""
+    """transformers does not name a weight of the wrong shape, and under ZeRO-3 only rank 0 notices."""
     expected = {name: list(value.shape) for name, value in skeleton(model_class, folder).state_dict().items()}
     for path in model_folder.weight_files(folder):
         for name, found in model_folder.shapes(path).items():
@@ -296,7 +296,7 @@ def _check_shapes(model_class: type[PreTrainedModel], folder: Path) -> None:
 
 @contextmanager
 def _loaded_whole() -> Iterator[None]:
-    """Keep ZeRO-3 from splitting a model as it is read; it is split when it is prepared."""
+    """Keep ZeRO-3 from splitting a model while it is loaded; preparing the model splits it."""
     from transformers.integrations import deepspeed
 
     # This registration alone makes from_pretrained split; Accelerate's own switch leaves it set.

@@ -1,8 +1,8 @@
-"""What is known of each family of encoders without its model: planning a stage needs no torch.
+"""Facts about each encoder family that need neither its model nor torch, for planning a stage.
 
-A family that comes with this program has a module of facts, ``<name>_family``, which imports no torch, and
-one of its :class:`~mer_dist.models.extractor.Extractor`. A family of a plugin is one class with
-:func:`register` above it.
+A built-in family has a module of facts, ``<name>_family``, which does not import torch, and a module
+with its :class:`~mer_dist.models.extractor.Extractor`. A plugin's family is one class decorated with
+:func:`register`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
     from mer_dist.shards.shard_index import Row
 
-#: Why a clip has no features if the shard stage has already put it in quarantine.
+#: Reason for missing features if the shard stage has already put the clip in quarantine.
 NOT_IN_SHARD = "not in the shard"
-#: Forward passes' worth of clips that are prepared together, so that they can be sorted by length.
+#: Forward passes in a chunk: their clips are prepared together, so that they can be sorted by length.
 PASSES_OF_A_CHUNK = 8
-#: What a forward pass costs besides its length, as a part of the budget.
+#: Fixed cost of a forward pass, as a fraction of the budget.
 PASS = 1 / 16
-#: Bytes of GPU memory from which on a card counts as large: those of 80 GB, not those of 24 to 48.
+#: A GPU with at least so many bytes counts as large: 80 GB does, 24 to 48 GB do not.
 LARGE = 64 * 10**9
-#: Seconds and tokens of a typical clip of MER2024, for disk and never for memory.
+#: Seconds and tokens of a typical MER2024 clip, for estimates of disk, never of memory.
 SECONDS, TOKENS = 5.0, 40
 
 Class = TypeVar("Class", bound=type)
@@ -41,47 +41,47 @@ Class = TypeVar("Class", bound=type)
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """The facts that decide which clips an extractor sees, which of them share a forward pass, and what a
-    run will need.
+    run needs.
 
-    What autograd keeps in bf16 decides the budgets of training, with half of a card or more left for weights
-    and states: 5 to 11 GB on a GPU of 24, 36 to 46 GB on one of 80. There it is also work enough: published
-    weights are read in a fraction of the time that the pass computes.
+    The training budgets follow from what autograd keeps in bf16, with half of a GPU or more left for weights
+    and states: 5 to 11 GB of 24, 36 to 46 GB of 80. The latter also keeps a GPU busy: reading published
+    weights takes a fraction of the computing time of a pass.
     """
 
     #: ``audio``, ``video`` or ``text``.
     modality: str
-    #: ``model_type`` that config.json of a model folder may name.
+    #: Valid values of ``model_type`` in the config.json of a model folder.
     model_types: tuple[str, ...]
-    #: Files that a model folder needs beside config.json and the weights.
+    #: Files that a model folder needs besides config.json and the weights.
     files: tuple[str, ...] = ()
-    #: Why config.json is none of this family though its ``model_type`` is; empty: it is.
+    #: Why a config.json with a valid ``model_type`` is not of this family; empty: it is.
     refuse_settings: Callable[[dict], str] = lambda settings: ""
     #: Length of all segments in one forward pass, padding included, on a CPU and on a GPU: enough to
     #: keep the device busy (docs/benchmarks.md).
     budgets: tuple[float, float]
-    #: The same of a pass forward and backward, on a CPU, on a GPU, and on a large one.
+    #: The same for one forward and backward pass, on a CPU, a GPU, and a large GPU.
     training_budgets: tuple[float, float, float]
-    #: Whether a clip that has the modality has enough of it to be fed, by the index.
+    #: Whether a clip has enough of the modality for the model, by the index.
     enough: Callable[[Row], bool]
     #: Length of the longest segment that the settings allow.
     longest_segment: Callable[[ExtractorConfig], float]
-    #: Segments that a typical clip of so many stored frames is cut into, and its embeddings in all.
+    #: Numbers of segments and of embeddings of a typical clip with so many stored frames.
     typical_clip: Callable[[ExtractorConfig, int], tuple[int, int]]
-    #: Folder name of a published model -> settings of the backbone's configuration class, by its config.json:
-    #: a run can be planned before the model is downloaded.
+    #: Folder name of a published model -> arguments of the backbone's configuration class, from its
+    #: config.json, so that a run can be planned before the model is downloaded.
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The class, or ``module:class`` of one whose module imports torch.
     extractor: type[Extractor] | str
-    #: Hash of the file of a plugin: what was made with other code is made again. Empty for the families of
-    #: this program.
+    #: Hash of a plugin's file: features of another version of it are computed again. Empty for built-in
+    #: families.
     code: tuple[str, ...] = ()
 
     def training_budget(self, memory: float | None) -> float:
-        """Of the device with so many bytes to plan with; None: of a CPU."""
+        """The budget of a GPU with so many usable bytes; None: of a CPU."""
         return self.training_budgets[0 if memory is None else 1 + (memory >= LARGE)]
 
     def extractor_class(self) -> type[Extractor]:
-        """Imports torch."""
+        """The class itself; imports torch."""
         if isinstance(self.extractor, str):
             module, _, name = self.extractor.partition(":")
             return getattr(importlib.import_module(module), name)
@@ -93,13 +93,13 @@ FAMILIES: Registry[Family] = ENCODERS
 
 
 def register(name: str, **facts: Any) -> Callable[[Class], Class]:
-    """Make the :class:`~mer_dist.models.extractor.Extractor` below it the encoder family ``name``.
+    """Register the decorated :class:`~mer_dist.models.extractor.Extractor` as the encoder family ``name``.
 
     Args:
         facts: fields of :class:`Family`.
 
     Raises:
-        UserError: the name is taken, or the class lacks a part.
+        UserError: the name is taken, or the class is incomplete.
     """
 
     def registered(extractor: Class) -> Class:
@@ -114,7 +114,7 @@ def register(name: str, **facts: Any) -> Callable[[Class], Class]:
 
 
 def _faults(extractor: type, facts: dict[str, Any]) -> str:
-    """Why a class cannot be an encoder family; empty: it can."""
+    """Why a class cannot be an encoder family; empty if it can."""
     if not hasattr(extractor, "from_pretrained"):
         return "is no subclass of mer_dist.models.extractor.Extractor"
     missing = [name for name in ("unit", "lora_targets") if not hasattr(extractor, name)]

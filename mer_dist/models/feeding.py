@@ -1,7 +1,7 @@
-"""Clips through an extractor: read, decoded and put together in threads while others are computed.
+"""Feed clips to an extractor: threads read, decode and collate clips while others are computed.
 
-A GPU is fed so that it does not wait: batches lie in pinned memory before their turn comes, and what a
-pass has found is fetched when the next has been asked for.
+A GPU does not wait: batches are in pinned memory before their turn, and the results of a forward pass
+are fetched after the next one was launched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mer_dist.shards.shard_index import Row
 
 Item = TypeVar("Item")
-#: Decoding threads beside a GPU. More hold one another up: Python runs one of them at a time.
+#: Limits of decoding threads per GPU. More would block one another: Python runs one at a time.
 FEWEST, MOST = 4, 16
 
 
@@ -36,34 +36,34 @@ FEWEST, MOST = 4, 16
 class Pace:
     """How far the host runs ahead of the device."""
 
-    #: threads that decode the clips of a chunk; 1: none but that which puts the chunk together.
+    #: threads that decode the clips of a chunk; 1: only the one that collates the chunk.
     decoding: int
-    #: chunks that are put together at a time.
+    #: chunks that are prepared at a time.
     chunks: int
     pinned: bool
-    #: Whether the next pass is asked for before the results of one are fetched.
+    #: Whether the next pass is launched before the results of the last are fetched.
     ahead: bool
 
 
 def pace(device: torch.device) -> Pace:
-    """On a CPU decoding takes the time of computing, and nothing waits."""
+    """On a CPU, decoding takes time from computing, so nothing runs ahead."""
     if device.type == "cpu":
         return Pace(decoding=1, chunks=1, pinned=False, ahead=False)
-    # A process for each GPU is at work on this machine.
+    # There is one process for each GPU of this machine.
     share = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
     return Pace(decoding=min(max(share, FEWEST), MOST), chunks=2, pinned=True, ahead=True)
 
 
 @dataclass(kw_only=True)
 class Chunk:
-    """Clips that are ready to be computed."""
+    """Clips that are ready for their forward passes."""
 
     shard: int
-    #: clip -> how many segments it has, in the order of the segments.
+    #: clip -> number of its segments, in their order.
     segments: dict[str, int]
     #: clip -> why it has none.
     refused: dict[str, str]
-    #: Positions among the segments, and those collated: one forward pass each.
+    #: Indices of segments, and these collated: one forward pass each.
     batches: list[tuple[list[int], dict[str, torch.Tensor]]]
 
 
@@ -71,7 +71,7 @@ def clip_embeddings(
     extractor: Extractor, reader: Reader, shards: dict[int, list[Row]]
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
     """Shard, name and embeddings ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
-    within one in any order."""
+    in any order within a shard."""
     device = next(extractor.parameters()).device
     own = pace(device)
     jobs = (
@@ -81,7 +81,7 @@ def clip_embeddings(
         ready = prefetched(
             partial(_ready, extractor, reader, device, each), jobs, ahead=2, threads=own.chunks
         )
-        # Closed before the decoding threads are.
+        # It must close before the decoding threads do.
         with closing(ready):
             for chunk, found in _computed(extractor, ready, device):
                 for name, reason in chunk.refused.items():
@@ -91,8 +91,8 @@ def clip_embeddings(
 
 
 def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list[list[Row]]:
-    """Clips of like cost together, some forward passes' worth in each chunk. No chunk crosses a shard:
-    its features, to the last bit, do not depend on which rank does which shards."""
+    """Chunks of clips of similar cost, each for several forward passes. No chunk crosses a shard, so
+    the bits of its features do not depend on which rank computes which shards."""
     chunks: list[list[Row]] = []
     room = 0.0
     for row in sorted(rows, key=lambda row: (extractor.cost(row), row.name)):
@@ -106,7 +106,7 @@ def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list
 
 @contextmanager
 def _mapping(threads: int) -> Iterator[Callable[..., Iterable]]:
-    """``map`` on so many threads; on one, that of the caller."""
+    """``map`` on so many threads; with one, on the caller's thread."""
     if threads == 1:
         yield map
         return
@@ -121,7 +121,7 @@ def _ready(
     each: Callable[..., Iterable],
     job: tuple[int, list[Row]],
 ) -> Chunk:
-    """Read, prepared and collated."""
+    """The clips of a job, read, prepared and collated."""
     shard, rows = job
     segments: list[Any] = []
     counts, refused = {}, {}
@@ -137,7 +137,7 @@ def _ready(
     ):
         batch = extractor.collate([segments[position] for position in positions])
         if pace(device).pinned:
-            # A thread begins on the first GPU, where nothing of other ranks shall lie.
+            # A thread starts on the first GPU, which other ranks must not use.
             torch.cuda.set_device(device)
             batch = {key: value.pin_memory() for key, value in batch.items()}
         batches.append((positions, batch))
@@ -156,11 +156,11 @@ def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
 
 @dataclass(kw_only=True)
 class Asked:
-    """The results of a forward pass, which may still be on their way."""
+    """The results of a forward pass, which may still be in transfer."""
 
     embeddings: torch.Tensor
     counts: torch.Tensor
-    #: When it has happened, they are here; None: they are.
+    #: The event that ends the transfer; None: the results are here.
     here: torch.cuda.Event | None
 
     def fetched(self) -> list[np.ndarray]:
@@ -169,17 +169,17 @@ class Asked:
             embeddings = self.embeddings.numpy()
         else:
             self.here.synchronize()
-            # What is kept until its shard is written must not hold on to pinned memory.
+            # Results are kept until their shard is written and must not hold pinned memory.
             embeddings = self.embeddings.numpy().copy()
         return np.split(embeddings, np.cumsum(self.counts.numpy())[:-1])
 
 
 def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.device) -> Asked:
-    """Set a forward pass going, and wait for nothing unless the model does (HuBERT, where lengths differ)."""
+    """Launch a forward pass without waiting, unless the model waits (HuBERT, if lengths differ)."""
     with torch.inference_mode(), products(extractor.config.precision, device):
         on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         embeddings, counts = extractor.embed(**on_device)
-        # To pinned memory, since they come from a GPU and nobody waits for them.
+        # A non-blocking transfer from a GPU goes to pinned memory.
         found = [result.to("cpu", non_blocking=True) for result in (embeddings.float(), counts)]
     here = None
     if device.type == "cuda":
@@ -191,7 +191,7 @@ def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.de
 def _computed(
     extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
 ) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
-    """Each chunk with the embeddings of its clips; segments are computed beside others of like length."""
+    """Each chunk with the embeddings of its clips; segments of similar length share a pass."""
     passes = _passes(extractor, chunks, device)
     done: dict[int, np.ndarray] = {}
     for chunk, positions, results, last in _one_behind(passes) if pace(device).ahead else passes:
@@ -210,7 +210,7 @@ def _computed(
 def _passes(
     extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
 ) -> Iterator[tuple[Chunk, list[int], Asked | None, bool]]:
-    """Each forward pass as it is asked for: of which chunk and segments, and whether it is the chunk's last."""
+    """Launch each forward pass: its chunk, segment indices, results, and whether it is the chunk's last."""
     for chunk in chunks:
         if not chunk.batches:
             yield chunk, [], None, True
@@ -219,7 +219,7 @@ def _passes(
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each only when the next has been made."""
+    """The same items, each only after the next was produced."""
     held: list[Item] = []
     for item in items:
         held.append(item)

@@ -18,19 +18,19 @@ class HubertExtractor(Extractor):
     unit = "seconds"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     extra_files = ("preprocessor_config.json",)
-    # Weight norm in the positional convolution is computed while the model is built, which split
-    # weights cannot be; HuBERT-large is small enough to be read whole.
+    # The weight norm of the positional convolution is computed while the model is built, which needs
+    # unsplit weights; HuBERT-large is small enough for that.
     sharded_as_it_loads = False
 
-    #: Whether the model was trained on sound of mean 0 and deviation 1.
+    #: Whether the model was trained on audio of mean 0 and standard deviation 1.
     normalize: bool
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
-        # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold teach more unmasked.
+        # Ranks of ZeRO-3 must run the same layers, and the few clips of a fold train better unmasked.
         self.backbone.config.layerdrop = 0.0
         self.backbone.config.apply_spec_augment = False
-        # The waveform would ask for a gradient, and LoRA keep the whole convolutional graph for it.
+        # Otherwise the waveform requires a gradient, and LoRA keeps the whole convolutional graph.
         self.backbone.feature_extractor._requires_grad = False
         if self.backbone.config.feat_extract_norm == "group":
             first = self.backbone.feature_extractor.conv_layers[0]
@@ -59,7 +59,7 @@ class HubertExtractor(Extractor):
         if len(wave) < RECEPTIVE_FIELD:
             raise Unusable(f"{len(wave)} audio samples; at least {RECEPTIVE_FIELD} are needed")
         if self.normalize:
-            # In numpy, as Wav2Vec2FeatureExtractor does, the result is the same to the last bit.
+            # In numpy as in Wav2Vec2FeatureExtractor, so that the result is bit-identical to it.
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
         windows = torch.split(torch.from_numpy(wave), round(self.config.window * SAMPLE_RATE))
         return [window for window in windows if len(window) >= RECEPTIVE_FIELD]
@@ -77,7 +77,7 @@ class HubertExtractor(Extractor):
             **packing(torch.arange(int(steps.max())) < steps[:, None]),
         }
         if samples.min() < waves.shape[1]:
-            # Without one, attention takes a faster kernel.
+            # Only if needed: without a mask, attention uses a faster kernel.
             batch["mask"] = torch.arange(waves.shape[1]) < samples[:, None]
         return batch
 
@@ -92,8 +92,8 @@ class HubertExtractor(Extractor):
         real: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``waves`` (P, S) padded; ``samples`` (P,) real lengths, and ``lengths`` (P,) steps made of them;
-        ``mask`` bool (P, S), True for what is real, None where nothing is padded."""
+        """``waves`` (P, S) padded; ``samples`` (P,) real lengths and ``lengths`` (P,) their output steps;
+        ``mask`` bool (P, S), True for real samples, None without padding."""
         if self.backbone.config.feat_extract_norm == "group":
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
         out = self.backbone(
@@ -101,26 +101,26 @@ class HubertExtractor(Extractor):
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=True,
         )
-        # transformers 5 ends the list of HuBERT-large before the final norm; the baseline, after it.
+        # In transformers 5 the last state of HuBERT-large is before the final norm, in the baseline after.
         states = (*out.hidden_states[:-1], out.last_hidden_state)
         return packed(sum_of_last_four(states), real), lengths
 
 
 class RealStepsNorm(nn.Module):
-    """The norm over time of a ``feat_extract_norm: group`` model, over a row's real steps alone.
+    """The norm over time of a ``feat_extract_norm: group`` model, over a row's real steps only.
 
-    The published one counts the padding, so that a batch would change every clip in it.
+    The published norm includes the padding, so a clip's features would depend on its batch.
     """
 
     def __init__(self, norm: nn.GroupNorm, conv: nn.Conv1d):
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
-        #: (R,) real samples of the rows that come next.
+        #: (R,) real samples per row of the next pass.
         self.samples: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` (R, channels, steps): each channel of each row to mean 0 and deviation 1."""
+        """``x`` (R, channels, steps): each channel of each row to mean 0, standard deviation 1."""
         assert self.samples is not None, "embed() sets them before each pass"
         steps = (self.samples - self.kernel) // self.stride + 1
         real = torch.arange(x.shape[2], device=x.device) < steps[:, None, None]

@@ -1,10 +1,10 @@
-"""HuBERT without its model."""
+"""Facts about HuBERT, without its model."""
 
 from __future__ import annotations
 
 from mer_dist.models.family import FAMILIES, SECONDS, Family
 
-#: Samples of sound that one output step looks at; less audio gives no step at all.
+#: Audio samples that one output step sees; shorter audio has no step.
 RECEPTIVE_FIELD = 400
 #: Output steps a second.
 STEPS = 50
@@ -22,10 +22,10 @@ HUBERT = Family(
     modality="audio",
     model_types=("hubert",),
     files=("preprocessor_config.json",),
-    # On a CPU every window runs alone: the convolutions of one fill it, and padding would cost more
-    # than a batch gains.
+    # On a CPU every window runs alone: one is enough work, and padding would cost more than a batch
+    # gains.
     budgets=(0, 120),
-    # HuBERT-large keeps 0.19 GB a second.
+    # Autograd keeps 0.19 GB per second of audio in HuBERT-large.
     training_budgets=(10, 60, 240),
     enough=lambda row: row.samples >= RECEPTIVE_FIELD,
     longest_segment=lambda config: config.window,

@@ -1,7 +1,7 @@
-"""Is a model folder whole, and of the family it should be? Asked before any weight is read.
+"""Check that a model folder is complete and of the expected family, before any weight is read.
 
-Only json files, headers and sizes are looked at, so a folder of 26 GB is checked in a moment. Code
-that a folder may bring along (``auto_map``, pickles) is never run.
+Only json files, headers and sizes are read, so a folder of 26 GB is checked in a moment. Code in a
+folder (``auto_map``, pickles) is never run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-#: What a pickle of tensors names, and nothing else.
+#: All that a pickle of tensors may import.
 _TENSOR_PARTS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
     r"|torch(\.storage)?\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.(Size|b?float\w*|u?int\d+|bool)"
@@ -34,7 +34,7 @@ def check(folder: Path, family: str) -> None:
     """Inspect a model folder in the Hugging Face layout.
 
     Raises:
-        UserError: one line naming the file that is missing, cut off, unsafe or of another model.
+        UserError: one line with the file that is missing, truncated, unsafe or of another model.
     """
     folder = Path(folder)
     check_config(folder, family)
@@ -45,7 +45,7 @@ def check(folder: Path, family: str) -> None:
 
 
 def check_config(folder: Path, family: str) -> None:
-    """Inspect ``config.json`` alone; the weights need not be there.
+    """Inspect ``config.json`` alone; the weights may be missing.
 
     Raises:
         UserError: it is missing, unreadable, or of another model.
@@ -91,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would read the weights from.
 
     Raises:
-        UserError: there are none, or an index names a shard that is not there.
+        UserError: there are none, or a shard in an index is missing.
     """
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
@@ -112,13 +112,13 @@ def safetensors_header(path: Path) -> dict[str, dict]:
     """Name -> ``{"dtype", "shape", "data_offsets"}`` of every tensor of a file.
 
     Raises:
-        UserError: the file is missing, no safetensors file, or not whole.
+        UserError: the file is missing, not safetensors, or incomplete.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            # A file of another kind begins with bytes that mean a length of petabytes.
+            # The first bytes of another kind of file would be a length of petabytes.
             text = file.read(length) if length < size else b""
         header = json.loads(text)
         header.pop("__metadata__", None)
@@ -126,7 +126,7 @@ def safetensors_header(path: Path) -> dict[str, dict]:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
-        raise UserError(f"{path}: no whole safetensors file; {_COPY_AGAIN}") from None
+        raise UserError(f"{path}: no complete safetensors file; {_COPY_AGAIN}") from None
     if size != end:
         raise UserError(f"{path}: {size} bytes where its header promises {end}; {_COPY_AGAIN}")
     return header
@@ -161,7 +161,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _check_bin(path: Path) -> None:
-    """A zip of raw tensors and one pickle that says how they are put together."""
+    """A zip of raw tensors and one pickle that describes how they fit together."""
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             cut = file.read(2) in (b"PK", b"")
@@ -174,10 +174,10 @@ def _check_bin(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             (pickle,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            # It lies first and is found from the end, so a piece missing between them shows as well.
+            # It is first in the file but found from the end, so a gap in between is detected, too.
             foreign = _foreign_names(archive.read(pickle))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        raise UserError(f"{path}: no whole file of torch tensors; {_COPY_AGAIN}") from None
+        raise UserError(f"{path}: no complete file of torch tensors; {_COPY_AGAIN}") from None
     if foreign:
         raise UserError(
             f"{path}: holds pickled code ({foreign[0]}), which is never run; take the weights as safetensors"
@@ -185,7 +185,7 @@ def _check_bin(path: Path) -> None:
 
 
 def _foreign_names(pickle: bytes) -> list[str]:
-    """What a pickle would import beyond tensors; listing its opcodes runs none of them."""
+    """Imports of a pickle beyond tensors; listing its opcodes runs none of them."""
     found = []
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name == "GLOBAL":

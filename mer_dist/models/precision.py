@@ -1,8 +1,8 @@
-"""What numbers an extractor computes in, and what ``precision: auto`` stands for.
+"""The floating-point precision of an extractor, and the meaning of ``precision: auto``.
 
-``fp32`` means float32: cuDNN's convolutions would run in TF32 by torch's own default, which keeps 10 of the
-23 bits of what is multiplied. ``tf32`` allows that in convolutions and matrix products alike, on GPUs that
-have it; elsewhere it is ``fp32``.
+``fp32`` is true float32: by torch's default, cuDNN's convolutions would use TF32, which keeps 10 of the
+23 mantissa bits of each factor. ``tf32`` allows that in convolutions and matrix products alike, on GPUs
+that have it; elsewhere it is ``fp32``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-#: What it may stand for: on a GPU that computes in bf16, and elsewhere.
+#: The value of ``auto`` on a GPU that computes in bf16, and elsewhere.
 ON_A_GPU, ELSEWHERE = "bf16", "fp32"
 
 
 def of_this_machine() -> str:
-    """What ``auto`` stands for where nothing has been made yet."""
+    """The value of ``auto`` for a run without any features yet."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -32,13 +32,13 @@ def of_this_machine() -> str:
 
 
 def settled(config: ExtractorConfig, auto: str) -> ExtractorConfig:
-    """The same settings with ``auto`` in the place of that word."""
+    """The settings with ``precision: auto`` replaced by ``auto``."""
     return replace(config, precision=auto) if config.precision == AUTO else config
 
 
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, a GPU may round the factors of float32 products to TF32, or not."""
+    """Allow or forbid TF32 in float32 products on a GPU within the context."""
     import torch
 
     if device.type == "cpu":
@@ -55,6 +55,6 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
 def _allow_tf32(matrices: str, convolutions: bool) -> None:
     import torch
 
-    # These two, of all ways to say it, leave every other one with the same answer.
+    # Of all settings for this, only these two keep the others consistent.
     torch.set_float32_matmul_precision(matrices)
     torch.backends.cudnn.allow_tf32 = convolutions

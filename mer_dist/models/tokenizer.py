@@ -12,14 +12,14 @@ import torch
 from mer_dist.core.errors import UserError
 from mer_dist.storage.files import write_bytes, write_json
 
-#: Written in a text, these stand for themselves; plain sentencepiece would spell them out.
+#: In a text these are single tokens; plain sentencepiece would split them.
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 PAD = 0
 _SPLIT = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL) + ")")
 
 
 class BaichuanTokenizer:
-    """Text to ids; adds no BOS or EOS and pads on the right with id 0, as the official one does."""
+    """Text to ids, without BOS or EOS, padded on the right with id 0, as in the official tokenizer."""
 
     def __init__(self, model_proto: bytes):
         self.model_proto = model_proto

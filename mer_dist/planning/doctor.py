@@ -1,4 +1,4 @@
-"""Is this machine ready for a run? Independent checks, each with what to do about it."""
+"""Check that this machine is ready for a run; each check is independent and shows a remedy."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from mer_dist.training import caches, supported
 from mer_dist.training.caches import existing
 
 PYTHON = (3, 11)
-#: Sockets, libraries and loader files of a process, beside one tar per shard.
+#: For sockets, libraries and loader files of a process, besides one tar per shard.
 OPEN_FILES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the answer."""
+    """One line of the doctor's output."""
 
     name: str
     ok: bool
@@ -48,7 +48,7 @@ class Check:
 
 
 def doctor(config: Config) -> Iterator[Check]:
-    """Every check, one after the other; none of them can end another."""
+    """Every check, one after the other; a failing one does not stop the others."""
     for name, check in _checks(config):
         try:
             with announce_if_long(f"looking at {name}"):
@@ -56,7 +56,7 @@ def doctor(config: Config) -> Iterator[Check]:
             yield Check(name=name, ok=True, text=text)
         except UserError as error:
             yield Check(name=name, ok=False, text=str(error))
-        except Exception as error:  # whatever a broken installation raises is an answer
+        except Exception as error:  # a broken installation may raise anything
             yield Check(name=name, ok=False, text=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
@@ -76,7 +76,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     yield "disk", _disk
     yield "port", _port
     yield "open files", _open_files
-    # A configuration that says nothing of Slurm is for another place, whatever is installed here.
+    # A configuration without Slurm keys is not for Slurm, even if it is installed here.
     if config.slurm != SlurmConfig() and config.slurm.extract_tasks > 1 and shutil.which("scontrol"):
         yield "job array", _job_array
 
@@ -89,17 +89,17 @@ def _python(config: Config) -> str:
 
 
 def _packages(config: Config) -> str:
-    """What the installed package asks for, in the versions of constraints.txt."""
+    """The requirements of the installed package, in the versions of constraints.txt."""
     from packaging.requirements import Requirement
 
     try:
-        asked = [Requirement(line) for line in importlib.metadata.requires("mer-dist") or []]
+        required = [Requirement(line) for line in importlib.metadata.requires("mer-dist") or []]
     except importlib.metadata.PackageNotFoundError:
         raise UserError("mer-dist is not installed; pip install -c constraints.txt -e .") from None
-    names = [item for item in asked if item.marker is None or item.marker.evaluate()]
+    names = [item for item in required if item.marker is None or item.marker.evaluate()]
     tested = _tested_versions()
     wrong = [text for item in names if (text := _package_fault(item, tested))]
-    # Accelerate would leave a missing tracker out without a word.
+    # Accelerate would silently ignore a missing tracker.
     wrong += [f"{name} of trackers is missing" for name in config.trackers if find_spec(name) is None]
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: pip install the versions of {files.shipped('constraints.txt')}")
@@ -159,7 +159,7 @@ def _processors(config: Config) -> str:
     if full:
         raise UserError(
             f"GPUs of {capacity / 1e9:.1f} GB are too small for {', '.join(full)}; "
-            "mer-dist plan says what would do"
+            "mer-dist plan shows what would fit"
         )
     return f"torch {torch.__version__}, {count} GPUs of {capacity / 1e9:.1f} GB"
 
@@ -176,7 +176,7 @@ def _communication(config: Config) -> str:
         return "NCCL"
     if not group.is_gloo_available():
         raise UserError("this torch has no gloo; install torch from its own packages")
-    # DeepSpeed compiles its shared-memory communication on the first use on a CPU.
+    # DeepSpeed compiles its shared-memory communication when it is first used on a CPU.
     absent = [tool for tool in ("ninja", "g++") if shutil.which(tool) is None]
     if absent:
         raise UserError(
@@ -195,7 +195,7 @@ def _bitsandbytes(config: Config) -> str:
 def _model(config: Config, name: str) -> str:
     extractor = config.extractors[name]
     model_folder.check(Path(extractor.path), extractor.family)
-    return f"{extractor.path} is whole"
+    return f"{extractor.path} is complete"
 
 
 def _run_folder(config: Config) -> str:
@@ -210,7 +210,7 @@ def _run_folder(config: Config) -> str:
 
 
 def _home(config: Config) -> str:
-    """Whether what DeepSpeed compiles can be kept below HOME, or else below the run folder."""
+    """Whether DeepSpeed can compile to a folder below HOME, or else below the run folder."""
     if launch_config.layout(config.run).processes == 1:
         return "one process compiles nothing"
     own, instead = caches.folders()["TORCH_EXTENSIONS_DIR"], Run(config.run.folder).caches
@@ -218,7 +218,7 @@ def _home(config: Config) -> str:
         return f"DeepSpeed compiles to {own}"
     if other := caches.fault(instead):
         raise UserError(
-            f"DeepSpeed has no place to compile to: {why}; {other}; set HOME or "
+            f"DeepSpeed has no folder to compile to: {why}; {other}; set HOME or "
             "TORCH_EXTENSIONS_DIR to a folder of yours from which programs can be run"
         )
     return f"{why}; what DeepSpeed compiles is kept in {instead}"
@@ -232,7 +232,7 @@ def _disk(config: Config) -> str:
     if needed > free:
         raise UserError(
             f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free at "
-            f"{config.run.folder}; mer-dist plan says for what"
+            f"{config.run.folder}; mer-dist plan shows for what"
         )
     return f"{free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed"
 
@@ -242,7 +242,7 @@ def _port(config: Config) -> str:
         return "one process needs none"
     port = launch_config.launch_port(config.run)
     with socket.socket() as listener:
-        # As the launcher binds: a port that a finished run has just left is free.
+        # As in the launcher: a port that a finished run has just left counts as free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))
@@ -262,18 +262,18 @@ def _open_files(config: Config) -> str:
 
 
 def _job_array(config: Config) -> str:
-    """Slurm refuses an array whose largest index is not below its MaxArraySize, at submission."""
+    """At submission, Slurm refuses an array whose largest index is not below its MaxArraySize."""
     result = subprocess.run(
         ["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=60
     )
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", result.stdout, re.MULTILINE)
     if not found:
-        said = " ".join(result.stderr.split()) or "it does not tell MaxArraySize"
-        raise UserError(f"scontrol show config: {said}; ask there whether Slurm is up")
+        reason = " ".join(result.stderr.split()) or "MaxArraySize is missing"
+        raise UserError(f"scontrol show config: {reason}; check there whether Slurm is up")
     tasks, most = config.slurm.extract_tasks, int(found[1])
     if tasks > most:
         raise UserError(
             f"slurm.extract_tasks is {tasks}, and this cluster takes arrays of {most} tasks at "
             f"most (MaxArraySize); set slurm.extract_tasks={max(most, 1)}"
         )
-    return f"{tasks} tasks, {most} may be"
+    return f"{tasks} tasks of at most {most}"

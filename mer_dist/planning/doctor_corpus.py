@@ -1,4 +1,4 @@
-"""Can the corpus be listed, learned from and read? The doctor's checks of what is to be worked on."""
+"""The doctor's checks of the corpus: can it be listed, learned from and read?"""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mer_dist.shards import replaced, workers
 from mer_dist.storage import quarantine
 from mer_dist.storage.run_folder import Run
 
-#: Clips that are decoded, and the seconds that one may take.
+#: Number of clips to decode, and the most seconds for each.
 TRIED, SECONDS = 3, 60
-#: Part of the clips from which on what is wrong with them is to be mended before a run.
+#: A fault in more than this fraction of the clips must be fixed before a run.
 MANY = 0.1
 SHOWN = 4
-#: Clips without a file whose names are told.
+#: Names shown of clips without a file.
 NAMED = 8
-#: :func:`mer_dist.corpus.survey.look`, done once.
+#: :func:`mer_dist.corpus.survey.look`, cached.
 Look = Callable[[], dict[str, list[str]]]
 
 
 def checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
-    """Name and check of everything that can be looked at; where the clips cannot be listed, that alone."""
+    """Name and function of every check; if the clips cannot be listed, only that one."""
     if config.fuse.labels:
         yield "labels", _label_file
         if not config.corpus.path:
@@ -53,7 +53,7 @@ def _unlisted(error: Exception, config: Config) -> str:
 
 
 def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
-    """How many clips there are, what is wrong with others, and what a run that is there would lose."""
+    """Numbers of clips and of problems, and which clips an existing run would lose."""
     labeled = sum(clip.split == LABELED for clip in clips)
     wrong = f"{len(problems)} problems" + _kinds(problems)
     lost = sum(problem.lost == "clip" for problem in problems)
@@ -68,7 +68,7 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
 
 
 def _twins(clips: list[Clip]) -> str:
-    """Which clips are one recording; of a large corpus by their places alone, as copies have to be read."""
+    """Clips of the same recording; in a large corpus by paths only, because finding copies reads files."""
     same = twins.find(clips, copies=len(clips) <= survey.LOOKED_AT)
     return twins.summary(same, {clip.name: clip.label for clip in clips if clip.label is not None})
 
@@ -90,10 +90,10 @@ def _counted(labels: dict[str, str], config: Config, same: folds.Twins = ()) -> 
     """Clips by label.
 
     Args:
-        same: those that are one recording.
+        same: clips of the same recording.
 
     Raises:
-        UserError: there is none, or not enough for the folds.
+        UserError: there is none, or too few for the folds.
     """
     if not labels:
         known = ", ".join(config.corpus.labels)
@@ -104,7 +104,7 @@ def _counted(labels: dict[str, str], config: Config, same: folds.Twins = ()) -> 
 
 
 def _media(clips: list[Clip], look: Look, config: Config) -> str:
-    """Whether the files are there that the corpus names."""
+    """Whether the files named in the corpus exist."""
     found = look()
     if not found:
         return "no clip names a file; transcripts alone"
@@ -134,7 +134,7 @@ def _media(clips: list[Clip], look: Look, config: Config) -> str:
 
 
 def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
-    """What comes of three clips whose files are there."""
+    """Frames and audio decoded from three clips whose files exist."""
     faults = look()
     sound = [clip for clip in survey.with_media(clips) if not faults.get(clip.name)]
     tried = survey.evenly(sound, TRIED)  # by split and name, the labelled ones first
@@ -150,7 +150,7 @@ def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
     if 2 * dead > len(tried):
         raise UserError(f"{dead} of {len(tried)} clips do not decode{_kinds(problems)}; look at these files")
     for part in (Modality.VIDEO, Modality.AUDIO):
-        # A file without such a stream is whole all the same.
+        # A file without such a stream may still be complete.
         lost = {p.name for p in problems if p.lost == part and not p.reason.endswith(f"no {part} stream")}
         if len(lost) == len(tried) > 1:
             raise UserError(f"the {part} of all {len(lost)} clips that were tried is lost{_kinds(problems)}")
@@ -162,7 +162,7 @@ def _decoding(clips: list[Clip], look: Look, config: Config) -> str:
 
 
 def _tried(config: ShardConfig, clip: Clip) -> tuple[int, float, list[Problem]]:
-    """In a worker: frames, seconds of sound, and what is wrong."""
+    """In a worker: frames, seconds of sound, and problems."""
     from mer_dist.corpus.decode import decode
     from mer_dist.corpus.sound import RATE
 
@@ -177,7 +177,7 @@ def _crashed(clip: Clip) -> tuple[int, float, list[Problem]]:
 
 
 def _kinds(problems: list[Problem]) -> str:
-    """Appended to what is counted: the reasons, by count."""
+    """Suffix of a line: the reasons of the problems, by count."""
     found = quarantine.kinds(problems)
     more = f"; and {len(found) - SHOWN} rarer reasons" if len(found) > SHOWN else ""
     return f" ({'; '.join(map(str, found[:SHOWN]))}{more})" if found else ""

@@ -1,4 +1,4 @@
-"""Which layout of fine-tuning is the cheapest that fits: plain data parallelism, ZeRO-2 or ZeRO-3."""
+"""Find the cheapest layout of fine-tuning that fits: plain data parallelism, ZeRO-2 or ZeRO-3."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from mer_dist.planning.memory import Held
 from mer_dist.processes import launch_config
 from mer_dist.processes.launch_config import LaunchLayout
 
-#: Of what a GPU has, for the plan; the rest is left for fragmentation, as between nominal GB and real ones.
+#: Usable fraction of a GPU's memory; the rest, like that beyond its nominal GB, is for fragmentation.
 USABLE = 0.93
 #: As ``run.layout`` names them.
 NAMES = {"ddp": 0, "zero2": 2, "zero3": 3}
-#: DeepSpeed's own work on a step, its hooks and copies, in bytes that a link of 25 GB/s sends in 10 ms: a usual
-#: figure, not measured. For a few millions of gradients it is more than what it saves.
+#: Overhead of DeepSpeed in a step (hooks, copies), 10 ms, as the bytes that a link of 25 GB/s then sends: a
+#: typical figure, not measured. For a few million gradients it exceeds the savings.
 OWN_WORK = 250_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What an optimizer step needs of one GPU, in bytes."""
+    """Memory of one GPU in an optimizer step, in bytes."""
 
     rows: dict[str, int]
-    #: at the fullest moment.
+    #: largest sum over time.
     peak: int
     held: Held
-    #: of the longest clips, how many the costliest pass is worth, and how many such passes a process makes.
+    #: number of longest clips in the costliest pass, and number of such passes of a process.
     clips: int
     passes: int
 
 
-#: How an extractor is fine-tuned, by the layout and the bytes of a GPU, which say how much a pass may hold.
+#: The step of an extractor by the layout and the bytes of a GPU, which limit the size of a pass.
 Training = Callable[[LaunchLayout, float], Step]
 
 
@@ -43,15 +43,15 @@ class Choice:
 
     name: str
     zero_stage: int
-    #: bytes at the fullest moment of a GPU.
+    #: peak bytes of a GPU.
     peak: int
-    #: bytes that each process sends in an optimizer step; of the extractor by which most travel.
+    #: bytes that each process sends in an optimizer step; of the extractor that sends most.
     travels: int
 
 
 def compare(where: LaunchLayout, tuned: Mapping[str, Training], capacity: float) -> list[Choice]:
-    """What each layout needs of the processes of ``where``, on GPUs of ``capacity`` bytes, the cheapest first; none
-    for one process."""
+    """The costs of each layout for the processes of ``where``, on GPUs of ``capacity`` bytes, cheapest first;
+    empty for one process."""
     if where.processes == 1 or not tuned:
         return []
     found = []
@@ -71,7 +71,7 @@ def cheapest(choices: list[Choice], capacity: float) -> Choice | None:
 
 
 def capacity_here() -> float | None:
-    """Bytes of the smallest GPU of this machine that can be planned with; None without one."""
+    """Usable bytes of the smallest GPU of this machine; None without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -81,14 +81,14 @@ def capacity_here() -> float | None:
 
 
 def is_open(run: RunConfig, layout: LaunchLayout, capacity: float | None) -> bool:
-    """Whether the layout is for ``mer-dist run`` to choose, which needs GPUs to choose for."""
+    """Whether ``mer-dist run`` chooses the layout, which it does only for GPUs."""
     return not run.accelerate and run.layout == "auto" and layout.processes > 1 and capacity is not None
 
 
 def settled(
     run: RunConfig, layout: LaunchLayout, choices: list[Choice], capacity: float | None
 ) -> LaunchLayout:
-    """The layout, where it is open the cheapest that fits ``capacity``; if none fits, what holds the least, ZeRO-3."""
+    """The layout; if it is open, the cheapest that fits ``capacity``; if none fits, ZeRO-3, which needs least."""
     if not is_open(run, layout, capacity) or not choices:
         return layout
     best = cheapest(choices, capacity or 0)
@@ -96,13 +96,13 @@ def settled(
 
 
 def capacities(sizes: Iterable[int], here: float | None) -> dict[str, float]:
-    """Titles of common GPUs, of as many GB, and of those at hand -> bytes that can be planned with."""
+    """Titles of common GPUs of these GB ``sizes``, and of the one ``here`` -> usable bytes."""
     common = {f"{size} GB": size * 1e9 for size in sizes}
     return common if here is None else {**common, f"this machine ({here / USABLE / 1e9:.0f} GB)": here}
 
 
 def reasons(choices: Mapping[str, list[Choice]], capacities: Mapping[str, float]) -> list[str]:
-    """One line for all GPUs that one layout is proposed for, and why; both by the GPU's title."""
+    """One line per proposed layout, with its GPUs and the reason; both arguments by a GPU's title."""
     lines: dict[str, list[str]] = {}
     for title, capacity in capacities.items():
         if best := cheapest(choices[title], capacity):
@@ -114,7 +114,7 @@ def reasons(choices: Mapping[str, list[Choice]], capacities: Mapping[str, float]
 
 
 def alone_by_file(run: RunConfig, tuned: Mapping[str, Training], capacity: float) -> list[str]:
-    """That ``accelerate launch`` with one process does something else than ``mer-dist run``, if it does."""
+    """A warning if ``accelerate launch`` with one process differs from ``mer-dist run``."""
     where = launch_config.alone_by_file(run)
     if where is None:
         return []
@@ -131,8 +131,8 @@ def gb(count: float) -> str:
 
 
 def table(choices: Mapping[str, list[Mapping]]) -> list[list[str]]:
-    """Rows with a head, of the plan's values: bytes of every GPU's fullest moment, which takes more at a time
-    where there is more, and what travels on the last of them."""
+    """Rows with a header, from the plan's values: peak bytes on every GPU, whose passes grow with its memory,
+    and the traffic on the last of them."""
     last = [*choices.values()][-1]
     rows = [["layout", *(f"peak on {title}, GB" for title in choices), "travels a step, GB"]]
     for one in last:

@@ -1,4 +1,4 @@
-"""Bytes that one process of fine-tuning holds, from parameter counts and the launch layout.
+"""Memory of one process of fine-tuning, from parameter counts and the launch layout.
 
 Activations are not counted here. GB are 10^9 bytes throughout.
 """
@@ -13,7 +13,7 @@ from mer_dist.processes.launch_config import LaunchLayout, reduce_bucket
 
 #: DeepSpeed's default: ZeRO-3 may keep this many parameters gathered.
 MAX_LIVE = 1_000_000_000
-#: CUDA context, NCCL and library workspaces of one process; a usual figure, not computed.
+#: CUDA context, NCCL and library workspaces of one process; a typical figure, not computed.
 CONTEXT = 1_000_000_000
 #: Host memory of a process that has imported torch, transformers and DeepSpeed; likewise.
 PROCESS = 1_000_000_000
@@ -21,21 +21,21 @@ PROCESS = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What is held, whole, before it is split over processes."""
+    """Parameters and bytes of a model before it is split over processes."""
 
     parameters: int
     trainable: int
-    #: of the weights that are not trained, as held: quantised, or in the training precision.
+    #: of the frozen weights, as stored: quantised, or in the training precision.
     frozen_bytes: int
     #: of one trained weight.
     element: int
     quantize: str
     full: bool
-    #: held directly by one module.
+    #: parameters directly in one module.
     largest_layer: int
-    #: of the largest linear layer once it is dequantised; 0: nothing is quantised.
+    #: of the largest linear layer, dequantised; 0: nothing is quantised.
     dequantized: int
-    #: whether ZeRO-3 may split the weights while they are read.
+    #: whether ZeRO-3 may split the weights while they are loaded.
     sharded_as_it_loads: bool = True
 
     @property
@@ -45,17 +45,17 @@ class Held:
 
 
 def gpu(held: Held, where: LaunchLayout) -> dict[str, int]:
-    """Bytes on one GPU by what they are for, activations excepted."""
+    """Bytes on one GPU by purpose, without activations."""
     if where.zero_stage == 0:
         return _whole(held)
     split = where.processes if where.zero_stage == 3 else 1
-    # bitsandbytes' 8-bit weights are no plain parameters; ZeRO-3 leaves them whole.
+    # bitsandbytes' 8-bit weights are not plain parameters; ZeRO-3 does not split them.
     frozen_split = 1 if held.quantize == "int8" else split
     weights = held.frozen_bytes // frozen_split + held.trainable * held.element // split
     if held.full:
         states = _deepspeed(held, where)[0] - weights
     else:
-        # As DeepSpeed counts them: float32 gradients, masters and two moments of what is trained.
+        # As in DeepSpeed: float32 gradients, masters and two moments of the trained weights.
         states = 16 * held.trainable // where.processes
     optimizer = 12 * held.trainable // where.processes
     rows = {"weights": weights, "gradients": states - optimizer, "optimizer": optimizer}
@@ -69,28 +69,28 @@ def gpu(held: Held, where: LaunchLayout) -> dict[str, int]:
 
 
 def travels(held: Held, where: LaunchLayout, passes: int) -> int:
-    """Bytes that each process sends, and receives as many, in one optimizer step, as rings and their like do it.
+    """Bytes that each process sends, and also receives, in one optimizer step, with ring-like collectives.
 
-    Plain data parallelism sums the gradients once; ZeRO-2 after every pass, to the process that updates them, and
-    gathers the new weights; ZeRO-3 gathers all weights for every pass, forward and backward again. 8-bit weights it
-    leaves whole.
+    Plain data parallelism reduces the gradients once. ZeRO-2 reduces them after every pass, to the process
+    that updates them, and gathers the new weights. ZeRO-3 gathers all weights for every pass, forward and
+    again backward, except 8-bit weights, which it does not split.
 
     Args:
         passes: micro-batches of one process in a step.
     """
     trained = held.trainable * held.element
     if where.zero_stage == 0:
-        whole = 2 * trained
+        total = 2 * trained
     elif where.zero_stage == 2:
-        whole = (passes + 1) * trained
+        total = (passes + 1) * trained
     else:
         split = trained if held.quantize == "int8" else held.whole
-        whole = passes * (2 * split + trained)
-    return whole * (where.processes - 1) // where.processes
+        total = passes * (2 * split + trained)
+    return total * (where.processes - 1) // where.processes
 
 
 def _whole(held: Held) -> dict[str, int]:
-    """Without DeepSpeed: gradients and moments in the weights' own type."""
+    """Without DeepSpeed: gradients and moments in the weights' own dtype."""
     trained = held.trainable * held.element
     rows = {"weights": held.whole, "gradients": trained, "optimizer": 2 * trained}
     return {**rows, "dequantised layer": held.dequantized, "CUDA and NCCL": CONTEXT}
@@ -99,9 +99,9 @@ def _whole(held: Held) -> dict[str, int]:
 def _deepspeed(held: Held, where: LaunchLayout) -> tuple[int, int]:
     """DeepSpeed's own estimates for training every weight: bytes of one GPU, and of one host.
 
-    They take weights of 16 bits; those of 32 are added.
+    They assume 16-bit weights; the rest of 32-bit ones is added.
     """
-    # DeepSpeed's log lines go to standard output, where the plan is written.
+    # DeepSpeed logs to standard output, where the plan is written.
     with contextlib.redirect_stdout(sys.stderr):
         from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
@@ -118,7 +118,7 @@ def _deepspeed(held: Held, where: LaunchLayout) -> tuple[int, int]:
 
 
 def peak(held: Held, rows: dict[str, int]) -> int:
-    """Bytes at the fullest moment: quantised weights are loaded whole before ZeRO-3 splits them."""
+    """Peak bytes: quantised weights are loaded completely before ZeRO-3 splits them."""
     loading = held.whole + CONTEXT if held.quantize != "none" else 0
     return max(sum(rows.values()), loading)
 
@@ -126,9 +126,9 @@ def peak(held: Held, rows: dict[str, int]) -> int:
 def host(held: Held, where: LaunchLayout) -> int:
     """Bytes of host memory of one process while it loads, without the page cache of the files.
 
-    Under ZeRO-3 rank 0 maps the files and every rank keeps its share; otherwise, and quantised, or where the
-    family cannot be split as it is read, each process reads the whole model. What is quantised is read in its
-    own type first, a weight at a time.
+    Under ZeRO-3 rank 0 maps the files and every rank keeps its part. Without ZeRO-3, quantised, or if the
+    family cannot be split while it is loaded, each process reads the whole model. Weights to quantise are
+    first read in their own dtype, one at a time.
     """
     if where.zero_stage == 3 and held.quantize == "none" and held.sharded_as_it_loads:
         loading = held.whole // where.processes

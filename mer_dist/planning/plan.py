@@ -1,7 +1,7 @@
-"""What a run needs, before it is started: parameters, GPU and host memory, shards, disk.
+"""The resources of a run before it starts: parameters, GPU and host memory, shards, disk.
 
 Only the configuration, ``config.json`` of the models and the file list of the corpus are read; no
-GPU, no weights and no shards are needed.
+GPU, weights or shards are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mer_dist.processes import launch_config
 from mer_dist.training import supported
 from mer_dist.training.partition import Passes
 
-#: Nominal GB of common GPUs, 10^9 bytes each; they have up to 7 % more, left for fragmentation.
+#: Nominal GB of common GPUs, 10^9 bytes each; up to 7 % more memory is left for fragmentation.
 GPUS = (24, 40, 80, 141)
 WORLDS = (1, 2, 4, 8, 16)
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
@@ -38,13 +38,13 @@ JPEG_BYTES_PER_PIXEL, FLAC_BYTES_PER_SECOND = 0.35, 18_000
 
 
 def plan(config: Config, clips: int | None = None) -> dict:
-    """Everything that ``mer-dist plan`` says, as plain values; bytes unless a key says otherwise.
+    """The output of ``mer-dist plan`` as plain values; bytes unless a key shows another unit.
 
     Args:
-        clips: how many clips there are, where the corpus is not at hand; labels unknown.
+        clips: number of clips if the corpus is not available; labels are then unknown.
 
     Raises:
-        UserError: an extractor's size cannot be known, or the launch file cannot be read.
+        UserError: an extractor's size is unknown, or the launch file is unreadable.
     """
     layout = launch_config.layout(config.run)
     with announce_if_long("counting the clips of the corpus"):
@@ -105,7 +105,7 @@ def _tuned(config: Config, sizes: dict) -> dict[str, Training]:
 
 
 def _silence_libraries() -> None:
-    """Their notes to each other would stand in the middle of the answer."""
+    """Their warnings would appear in the middle of the output."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -114,7 +114,7 @@ def _silence_libraries() -> None:
 
 
 def _clips(config: Config, given: int | None) -> tuple[dict | None, str]:
-    """Counts of all and of labelled clips, or why they are not known."""
+    """Counts of all and of labelled clips, or why they are unknown."""
     if given is not None:
         if given < 1:
             raise UserError(f"--clips is {given}; it must be at least 1")
@@ -128,7 +128,7 @@ def _clips(config: Config, given: int | None) -> tuple[dict | None, str]:
 
 
 def _size(config: Config, name: str):
-    """Parameter counts of an extractor; an error names its key."""
+    """Parameter counts of an extractor; an error shows its key."""
     from mer_dist.planning import size
 
     try:
@@ -164,7 +164,7 @@ def _extractor(
 
 
 def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
-    """One process of ``extract``: the whole model, and the largest batch it takes at a time on a GPU."""
+    """One process of ``extract``: the whole model, and the largest batch of a forward pass on a GPU."""
     import torch
 
     from mer_dist.models import precision
@@ -204,13 +204,13 @@ def _finetuning(
     sized,
     capacity: float | None,
 ) -> dict:
-    """One process of ``finetune`` as configured, and the smallest layouts that would do."""
+    """One process of ``finetune`` as configured, and the smallest layouts that fit."""
     extractor = config.extractors[name]
     settings = extractor.finetuning
     refused = _refused(layout, config)
     by_size = {size: step(layout, size * 10**9) for size in GPUS}
     fits = [size for size, there in by_size.items() if there.peak <= size * 10**9]
-    # A GPU takes more at a time the larger it is: the one at hand, or the smallest that the training fits.
+    # Passes grow with a GPU's memory: use the GPU of this machine, or the smallest one that fits.
     own = step(layout, capacity) if capacity else by_size[fits[0] if fits else GPUS[-1]]
     return {
         "method": settings.method,
@@ -252,7 +252,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
 
 
 def _held(extractor: ExtractorConfig, sized, where: launch_config.LaunchLayout) -> Held:
-    """The types are those of :func:`mer_dist.models.classifier.trainable_classifier`."""
+    """With the dtypes of :func:`mer_dist.models.classifier.trainable_classifier`."""
     settings = extractor.finetuning
     half, full = settings.precision == "bf16", settings.method == "full"
     frozen = 2 if half else 4
@@ -270,10 +270,10 @@ def _held(extractor: ExtractorConfig, sized, where: launch_config.LaunchLayout) 
 
 
 def _smallest(config: Config, layout: launch_config.LaunchLayout, step: Training) -> dict[str, int | None]:
-    """GPU size, in GB -> the fewest GPUs of that size that hold the training, of those in ``WORLDS``."""
+    """GPU size in GB -> the fewest GPUs of that size that fit the training, among ``WORLDS``."""
     chosen_by_user = config.run.accelerate or config.run.layout != "auto"
     known = layout.processes > 1 and layout.zero_stage in (0, *supported.ZERO_STAGES)
-    # What is open may be ZeRO-3, which holds the least.
+    # If the layout is open, it may be ZeRO-3, which needs least memory.
     stage = layout.zero_stage if chosen_by_user and known else 3
 
     def fits(world: int, size: int) -> bool:
@@ -289,7 +289,7 @@ def _smallest(config: Config, layout: launch_config.LaunchLayout, step: Training
 
 
 def _refused(layout: launch_config.LaunchLayout, config: Config) -> str:
-    """Why this way of launching is not supported; empty if it is."""
+    """Why this launch layout is not supported; empty if it is."""
     try:
         supported.check(layout.zero_stage)
         supported.check_batches(config, layout.processes)
@@ -312,7 +312,7 @@ def _shards(config: Config, layout: launch_config.LaunchLayout, found: dict | No
 
 
 def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found: dict | None) -> dict:
-    """Bytes below the run folder; those that grow with the clips are per clip if none are known."""
+    """Bytes below the run folder; those that grow with the clips are per clip if their number is unknown."""
     count = found["all"] if found else 1
     sets, saved, underway, kept = {}, 0, [0], config.run.keep_checkpoints
     for name, sized in sizes.items():
@@ -325,7 +325,7 @@ def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found
             seen += count + (parts - 1) * config.extract.anchors * bool(found)
             adapter = sized.trainable * _held(extractor, sized, layout).element
             saved += parts * adapter
-            # With the best epochs that they go back to.
+            # With the best epochs to which they refer.
             underway.append(kept * adapter + (kept + 1) * 16 * sized.trainable)
         sets[name] = seen * _embedding_bytes(config, name, sized.width)
     return {
@@ -333,16 +333,16 @@ def _disk(config: Config, layout: launch_config.LaunchLayout, sizes: dict, found
         "shards": _shards(config, layout, found)["clip_bytes"] * count,
         "features": sets,
         "adapters": saved,
-        # Weights, masters and moments of the adapter under way: those kept, and the one being saved.
+        # Weights, masters and moments of the current training: those kept, and the one being saved.
         "checkpoints": max(underway),
     }
 
 
 def disk_needed(config: Config) -> int | None:
-    """Bytes that a whole run writes; None if the number of clips is not known.
+    """Bytes that a complete run writes; None if the number of clips is unknown.
 
     Raises:
-        UserError: an extractor's size cannot be known, or the launch file cannot be read.
+        UserError: an extractor's size is unknown, or the launch file is unreadable.
     """
     _silence_libraries()
     found, _ = _clips(config, None)
@@ -353,7 +353,7 @@ def disk_needed(config: Config) -> int | None:
 
 
 def _embedding_bytes(config: Config, name: str, width: int) -> int:
-    """Of one typical clip in one feature set."""
+    """Bytes of one typical clip in one feature set."""
     extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
     _, embeddings = FAMILIES[extractor.family].typical_clip(extractor, config.shard.frames)
     return each * (1 + embeddings) if config.extract.frame_level else each
@@ -362,7 +362,7 @@ def _embedding_bytes(config: Config, name: str, width: int) -> int:
 def _warnings(
     config: Config, layout: launch_config.LaunchLayout, extractors: dict, shards: dict
 ) -> list[str]:
-    """What would not work, or waste processes, as configured."""
+    """What would fail or waste processes as configured."""
     found = []
     for name, facts in extractors.items():
         tuned = facts["finetune"]
@@ -385,6 +385,6 @@ def _warnings(
         )
     if layout.processes != config.run.processes:
         found.append(
-            f"{config.run.accelerate} says {layout.processes} processes, run.processes {config.run.processes}"
+            f"{config.run.accelerate} has {layout.processes} processes, run.processes {config.run.processes}"
         )
     return found

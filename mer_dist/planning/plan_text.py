@@ -1,4 +1,4 @@
-"""What ``plan`` found, as tables for people."""
+"""The result of ``plan`` as readable tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _models_table(needs: dict) -> list[list[str]]:
 
 
 def _memory_table(needs: dict, stage: str) -> list[list[str]]:
-    """Rows of what one process holds; columns without content are left out."""
+    """Rows with the memory of one process; empty columns are omitted."""
     found = {name: facts[stage] for name, facts in needs["extractors"].items() if facts[stage]}
     keys = dict.fromkeys(key for facts in found.values() for key in facts["gpu"])
     columns = [key for key in keys if any(facts["gpu"].get(key) for facts in found.values())]
@@ -85,7 +85,7 @@ def _gpus_table(needs: dict) -> list[list[str]]:
 
 
 def _folder_lines(needs: dict) -> list[str]:
-    """Shards and disk, one fact a line."""
+    """Shards and disk, one fact per line."""
     shards, disk, found = needs["shards"], needs["disk"], needs["clips"]
     unit, divisor = ("kB a clip", 1e3) if disk["per_clip"] else ("GB", 1e9)
     lines = []
@@ -112,7 +112,7 @@ def _folder_lines(needs: dict) -> list[str]:
 
 
 def _grid(rows: list[list[str]], left: int = 1) -> str:
-    """Aligned columns, the first ``left`` of them to the left; nothing below the head, nothing."""
+    """Aligned columns, the first ``left`` of them to the left; empty if there is only the header."""
     if len(rows) == 1:
         return ""
     return aligned(rows, right=range(left, len(rows[0])))

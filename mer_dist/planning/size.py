@@ -1,6 +1,6 @@
-"""How many parameters a model has and trains, from ``config.json`` alone.
+"""Numbers of a model's parameters and of those it trains, from ``config.json`` alone.
 
-The modelling classes that a run uses are built on torch's meta device: every shape, no memory.
+The modelling classes of a run are built on torch's meta device: every shape, no memory.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ NF4 = 0.5 + 4 / 64
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Counts of parameters, of the backbone unless said otherwise."""
+    """Counts of parameters, of the backbone unless noted otherwise."""
 
     parameters: int
     #: of the backbone and the head: adapters and head (LoRA), or everything (full).
     trainable: int
     #: in the linear layers that quantisation replaces.
     linear: int
-    #: of the largest single linear layer; dequantised, it is whole for a moment.
+    #: of the largest single linear layer, which is fully dequantised for a moment.
     largest_linear: int
-    #: held directly by one module, the unit that ZeRO-3 gathers.
+    #: directly in one module, the unit that ZeRO-3 gathers.
     largest_layer: int
     #: of the embeddings.
     width: int
 
     def weight_bytes(self, quantize: str, element: int) -> int:
-        """The base weights as they are held, the unquantised ones at ``element`` bytes each."""
+        """Bytes of the base weights as stored, the unquantised ones at ``element`` bytes each."""
         each = {"none": element, "nf4": NF4, "int8": 1}[quantize]
         return int(self.linear * each + (self.parameters - self.linear) * element)
 
 
 def source(config: ExtractorConfig) -> str:
-    """``config.json``, or the name of the published model that stands in for a missing folder.
+    """``config.json``, or the name of the published model that replaces a missing folder.
 
     Raises:
-        UserError: neither is there, or they are of another family.
+        UserError: there is neither, or it is of another family.
     """
     folder = Path(config.path)
     if folder.is_dir():
@@ -106,13 +106,13 @@ def bare_classifier(
     with torch.device("meta"):
         classifier = trainable(bare_extractor(config, dtype, layers), classes, sharded)
     if sharded and config.finetuning.method == "lora":
-        # peft gives adapters their base's type, but not on the meta device.
+        # peft gives adapters their base's dtype, but not on the meta device.
         classifier.extractor.backbone.to(dtype)
     return classifier
 
 
 def size(config: ExtractorConfig, classes: int) -> Size:
-    """Count an extractor and, if it is fine-tuned, what is trained of it."""
+    """Count an extractor's parameters and, if it is fine-tuned, its trainable ones."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
     bare = bare_extractor(config, torch.float32)

@@ -1,9 +1,9 @@
 """Memory of a forward and backward pass at full size, measured without running it.
 
-The pass runs on *fake* tensors: torch's own fake mode keeps shapes, types and lifetimes, and no
-numbers. So the modelling code itself says what autograd keeps, with and without LoRA, autocast and
-checkpointing, and no formula can fall behind it. Attention is the fused kernel of the CPU, which
-keeps what the fused kernels of a GPU keep. Not seen: what quantised layers keep beyond ordinary
+The pass runs on *fake* tensors: torch's own fake mode keeps shapes, dtypes and lifetimes without
+values. So the modelling code itself shows what autograd keeps, with and without LoRA, autocast and
+checkpointing, and no formula can become outdated. Attention is the fused kernel of the CPU, which
+keeps the same as the fused kernels of a GPU. Not seen: what quantised layers keep beyond ordinary
 ones, and the workspaces of GPU libraries.
 """
 
@@ -26,16 +26,16 @@ from mer_dist.models.extractor import DTYPES, Extractor
 from mer_dist.models.family import FAMILIES
 from mer_dist.planning.size import bare_classifier, bare_extractor, settings
 
-#: Traced instead of all, for an answer in seconds; the features need the last four.
+#: Numbers of layers to trace instead of all, for a result in seconds; the features need the last four.
 FEW_LAYERS = (4, 5)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside it that are still alive; ``peak`` is the most."""
+    """Counts the bytes of live tensors that were created inside it; ``peak`` is the maximum."""
 
     def __init__(self, without: nn.Module):
         super().__init__()
-        #: Weights are there already.
+        #: Weights exist already.
         self.known = {weight.untyped_storage()._cdata for weight in _weights(without)}
         self.now = self.peak = 0
 
@@ -62,10 +62,10 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def saved_bytes(model: nn.Module):
-    """Yield a dict that fills with storage -> bytes of all that autograd saves, weights excepted."""
+    """Yield a dict that fills with storage -> bytes of all that autograd saves, except weights."""
     weights = {weight.untyped_storage()._cdata for weight in _weights(model)}
     saved: dict[int, int] = {}
-    # Held, because a freed storage's address may be given to the next one.
+    # Kept alive, because the address of a freed storage may be reused.
     held = []
 
     def pack(value: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def saved_bytes(model: nn.Module):
 def training(
     config: ExtractorConfig, classes: int, sharded: bool, clips: int, frames: int
 ) -> tuple[int, int]:
-    """What one micro-batch of ``clips`` takes beside weights and gradients.
+    """Memory of one micro-batch of ``clips`` besides weights and gradients.
 
     Args:
         frames: that each clip has in the shards.
@@ -101,7 +101,7 @@ def training(
 
 
 def extraction(config: ExtractorConfig, segments: int) -> int:
-    """Bytes alive at the peak of a forward pass over the longest segments, beside the weights."""
+    """Peak bytes of a forward pass over the longest segments, besides the weights."""
 
     def traced(layers: int | None) -> torch.Tensor:
         return _extract(bare_extractor(config, DTYPES[config.precision], layers), segments)
@@ -110,7 +110,7 @@ def extraction(config: ExtractorConfig, segments: int) -> int:
 
 
 def _with_all_layers(config: ExtractorConfig, traced: Callable[[int | None], torch.Tensor]) -> torch.Tensor:
-    """The layers of a transformer are alike, so each one more adds the same."""
+    """The layers of a transformer are alike, so each further one adds the same."""
     layers = getattr(settings(config), "num_hidden_layers", None)
     if layers is None:
         return traced(None)
@@ -128,7 +128,7 @@ def _train(classifier: Classifier, sharded: bool, clips: int, segments: int) -> 
         with LiveBytes(classifier) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=half and not sharded):
                 embeddings, _ = extractor.embed(**batch)
-                # As the mean over each clip's embeddings, of which autograd keeps the float32 copy.
+                # Like the mean over each clip's embeddings, whose float32 copy autograd keeps.
                 owner = torch.zeros(len(embeddings), dtype=torch.long)
                 total = embeddings.new_zeros((clips, embeddings.shape[1]), dtype=torch.float32)
                 total = total.index_add(0, owner, embeddings.float())

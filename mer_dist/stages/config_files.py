@@ -1,4 +1,4 @@
-"""The files that come with mer-dist, configurations, launch files and batch scripts: list and copy them."""
+"""List and copy the files that come with mer-dist: configurations, launch files and batch scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.text_table import aligned
 from mer_dist.storage import files
 
-#: As setup.cfg puts them into the wheel. The scripts of launch/ set up a checkout, and stay there.
+#: The same as in the wheel (setup.cfg). The scripts of launch/ set up a checkout, and stay there.
 PATTERNS = ("configs/**/*.yaml", "launch/*.yaml", "slurm/*.sbatch", "slurm/*.sh", "constraints.txt")
 #: The first sentence of a text.
 _SENTENCE = re.compile(r".*?\.(?=\s|$)", re.DOTALL)
@@ -24,12 +24,12 @@ def names() -> list[str]:
 
 
 def listing() -> str:
-    """Each name with what the file is for, one a line."""
+    """Each name and purpose of a file, one per line."""
     return aligned([[name, purpose(_text(name))] for name in names()])
 
 
 def purpose(text: str) -> str:
-    """The first sentence of a file's first comment, in one line."""
+    """The first sentence of a file's first comment, on one line."""
     lines = text.splitlines()
     if lines and lines[0].startswith("#!"):
         del lines[0]
@@ -38,20 +38,20 @@ def purpose(text: str) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.strip("# "))
-    whole = " ".join(" ".join(comment).split())
-    found = _SENTENCE.match(whole)
-    return found[0] if found else whole
+    sentences = " ".join(" ".join(comment).split())
+    found = _SENTENCE.match(sentences)
+    return found[0] if found else sentences
 
 
 def copy(name: str, folder: Path) -> list[str]:
-    """Copy a file, or all of a folder, to its place below ``folder``, with the files that it names: what
-    they say of each other is then true for commands that are started in ``folder``.
+    """Copy a file, or all of a folder, to the same path below ``folder``, with the files that it names, so
+    that these paths are valid for commands started in ``folder``.
 
     Returns:
-        What was done, and what is left to do, a line each.
+        What was done, and what is left to do, one per line.
 
     Raises:
-        UserError: there is no such file, or another one stands in its place; nothing was written.
+        UserError: there is no such file, or another one has its path; nothing was written.
     """
     asked = _asked(name)
     beside = sorted(_named_by(asked) - set(asked))
@@ -60,8 +60,8 @@ def copy(name: str, folder: Path) -> list[str]:
         _check_folders(target, folder)
         if target.exists() and not _same(own, target):
             raise UserError(
-                f"{target}: is there already and is another one, so nothing is written; move it away, or name "
-                "another folder"
+                f"{target}: is there already and is another one, so nothing is written; move it away, or "
+                "name another folder"
             )
     lines = [_copied(own, folder) for own in [*asked, *beside]]
     return [*lines, *_to_do(asked, folder)]
@@ -72,7 +72,7 @@ def _text(name: str) -> str:
 
 
 def _asked(name: str) -> list[str]:
-    """The files that ``name`` stands for: a file or a folder, by its path or the end of it.
+    """The files of ``name``: a file or a folder, by its path or the end of it.
 
     Raises:
         UserError: there is none.
@@ -82,7 +82,7 @@ def _asked(name: str) -> list[str]:
     found = [
         other
         for other, path in paths.items()
-        if parts and any(place.parts[-len(parts) :] == parts for place in (path, *path.parents))
+        if parts and any(part.parts[-len(parts) :] == parts for part in (path, *path.parents))
     ]
     if found:
         return found
@@ -93,7 +93,7 @@ def _asked(name: str) -> list[str]:
 
 
 def _named_by(asked: list[str]) -> set[str]:
-    """The files that are named in these, and in those in turn."""
+    """The files that are named in these, directly or indirectly."""
     found, left = set(asked), list(asked)
     while left:
         text = _text(left.pop())
@@ -106,7 +106,7 @@ def _named_by(asked: list[str]) -> set[str]:
 def _check_folders(target: Path, folder: Path) -> None:
     """
     Raises:
-        UserError: something that is no folder stands where a folder is to be.
+        UserError: something else than a folder has the path of a folder.
     """
     for parent in target.parents:
         if parent.exists() and not parent.is_dir():
@@ -130,7 +130,7 @@ def _copied(name: str, folder: Path) -> str:
 
 
 def _to_do(asked: list[str], folder: Path) -> list[str]:
-    """From where to start, and which paths of the configurations lead nowhere yet."""
+    """Where to start, and which paths of the configurations do not exist yet."""
     lines = []
     if folder.resolve() != Path.cwd().resolve():
         lines.append(f"paths in them are relative to where mer-dist is started: cd {folder} first")

@@ -1,8 +1,8 @@
 """Extract features: every rank takes shards, and each finished shard is one file.
 
-Each rank holds a whole extractor, and ranks never communicate, so any number of them may be
-started, killed and started again: a shard's file is there and of the right fingerprint, or it is
-made. Batches never cross a shard, so the number of ranks cannot change a bit of the result.
+Every rank holds the complete extractor and never communicates, so any number of ranks may be started,
+killed and started again: a shard's file either exists with the right fingerprint, or is computed.
+Batches never cross a shard, so the number of ranks cannot change a bit of the result.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
 
 
-#: An extractor, the adapter with which it sees clips, None for published weights, and those clips.
+#: The name of an extractor, its adapter (None: the published weights), and the clips that it sees.
 Seen = tuple[str, Adapter | None, list[shard_index.Row]]
 
 
@@ -52,15 +52,15 @@ class Work:
     """One feature set: which extractor sees which clips."""
 
     set_id: FeatureSetId
-    #: Its precision is what the set is computed in, and not ``auto``.
+    #: Its precision is that of the set, never ``auto``.
     extractor: ExtractorConfig
-    #: folder of the adapter; None for the published weights.
+    #: the adapter, or None for the published weights.
     adapter: Path | None
     #: The fold that the adapter was trained without; None: none, or it is not fine-tuned.
     held_out_fold: int | None
     #: shard -> the clips of it that belong to this set, in tar order.
     shards: dict[int, list[shard_index.Row]]
-    #: shard -> what its features are made from.
+    #: shard -> fingerprint of all that its features depend on.
     fingerprint: dict[int, str]
     folder: Path
 
@@ -73,12 +73,12 @@ class Work:
 
     @property
     def whole(self) -> str:
-        """What the complete set is made from."""
+        """Fingerprint of the complete set."""
         return files.fingerprint_of(sorted(self.fingerprint.items()))
 
     @property
     def sizes(self) -> dict[int, int]:
-        """shard -> its clips."""
+        """shard -> number of its clips."""
         return {shard: len(rows) for shard, rows in self.shards.items()}
 
     def done(self) -> bool:
@@ -96,7 +96,7 @@ def extract(config: Config, should_stop: ShouldStop = never) -> None:
     """Extract every feature set that is incomplete. Runs alone or as one of many ranks.
 
     Raises:
-        UserError: the shards, an adapter or a model are missing, or not what the configuration asks for.
+        UserError: shards, an adapter or a model are missing or do not fit the configuration.
     """
     check_settings(config)
     works = planned(config)
@@ -107,7 +107,7 @@ def extract(config: Config, should_stop: ShouldStop = never) -> None:
     files.remove_stale(run.folder, *(work.folder for work in works))
     for work in works:
         _extract_set(work, config, should_stop)
-    # Whichever rank ends last finds everything there and closes the stage.
+    # The rank that ends last finds everything there and closes the stage.
     missing = {work.set_name: work.missing() for work in works}
     if any(missing.values()):
         tell_missing(run.lock, {work.set_name: (work.sizes, missing[work.set_name]) for work in works})
@@ -116,7 +116,7 @@ def extract(config: Config, should_stop: ShouldStop = never) -> None:
 
 
 def _check(unfinished: list[Work]) -> None:
-    """Look at all files that are to be read before the first set is computed, which may take hours.
+    """Check all input files before the first set is computed, which may take hours.
 
     Raises:
         UserError: one of them is missing, damaged, or belongs to another model.
@@ -132,7 +132,7 @@ def _check(unfinished: list[Work]) -> None:
 
 
 def unfinished(config: Config) -> list[Work]:
-    """The feature sets that lack a shard, or the mark that says they do not."""
+    """The feature sets that lack a shard or the marker of a complete set."""
     return [work for work in planned(config) if not work.done()]
 
 
@@ -164,10 +164,10 @@ def planned(config: Config) -> list[Work]:
 
 
 def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> ExtractorConfig:
-    """The settings of the extractor of these ``sets``, with a precision in the place of ``auto``.
+    """The extractor's settings for these ``sets``, with ``precision: auto`` resolved.
 
-    That of the shards that are done, so that a run which is moved between a CPU and a GPU ends as it began
-    and no set is a mixture; with none done, what suits this machine.
+    It becomes the precision of the shards that are done, so that a run moved between a CPU and a GPU stays
+    consistent and no set is a mixture; with none done, the one that suits this machine.
     """
     extractor = config.extractors[sets[0][0]]
     if extractor.precision != precision.AUTO:
@@ -182,7 +182,7 @@ def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> E
 
 def _anchors(rows: list[shard_index.Row], count: int, seed: int) -> set[str]:
     """Unlabelled clips that every adapter sees: those with the smallest hashes of seed and name, so that
-    a clip which is added takes the place of one of them at most."""
+    an added clip replaces at most one of them."""
     names = [row.name for row in rows if row.split == UNLABELED]
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count])
 
@@ -228,16 +228,16 @@ def _work(
 
 
 def _batch_rule(extractor: ExtractorConfig) -> list:
-    """What decides which clips share a forward pass: the last bits of a feature follow from it.
+    """The settings that decide which clips share a forward pass, and so the last bits of a feature.
 
-    A shard that is made on a CPU and one that is made on a GPU differ in these bits anyway, so the
-    rule for both stands here and a run may be moved.
+    Shards from a CPU and from a GPU differ in these bits anyway, so the rule covers both and a run may
+    be moved.
     """
     return [extractor.batch_budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
 
 
 def _extract_set(work: Work, config: Config, should_stop: ShouldStop) -> None:
-    """Do this rank's missing shards of one set."""
+    """Compute this rank's missing shards of one set."""
     missing = set(work.missing())
     here = process_info()
     mine = [shard for shard in balanced(work.sizes, here.world)[here.rank] if shard in missing]
@@ -247,12 +247,12 @@ def _extract_set(work: Work, config: Config, should_stop: ShouldStop) -> None:
 
 
 def _compute(work: Work, mine: list[int], config: Config, should_stop: ShouldStop) -> None:
-    """Make the features of these shards of a set.
+    """Compute the features of these shards of a set.
 
     Raises:
         UserError: no clip has embeddings that can be kept.
     """
-    # From here to its end the set is incomplete, and nobody may take it for whole.
+    # Until the end of this function the set is incomplete, and must not look complete.
     (work.folder / files.MARKER).unlink(missing_ok=True)
     run = Run(config.run.folder)
     folder = run.features(work.set_id)
@@ -289,7 +289,7 @@ def _mark(work: Work) -> None:
 
 
 def _tally(work: Work) -> Tally:
-    """What became of the clips of the shards that are done."""
+    """Counts of kept and lost clips in the finished shards."""
     from mer_dist.features.finite import Tally
 
     tally = Tally()
@@ -307,8 +307,8 @@ def _loaded(work: Work, config: Config) -> Extractor:
     name, used = work.set_id.name, work.extractor.precision
     if config.extractors[name].precision == precision.AUTO and used != precision.of_this_machine():
         logger.warning(
-            "%s: precision auto stays %s, in which its features were begun; with extractors.%s.precision=%s, "
-            "which suits this machine, all are made again",
+            "%s: precision auto stays %s, as in its existing features; with extractors.%s.precision=%s, "
+            "which suits this machine, all are computed again",
             work.set_name,
             used,
             name,
@@ -318,7 +318,7 @@ def _loaded(work: Work, config: Config) -> Extractor:
         logger.info("%s: computing in %s on the CPU", work.set_name, "fp32" if used == "tf32" else used)
         return load_extractor(work.extractor, work.adapter)
     device = torch.device("cuda", process_info().local_rank)
-    # What libraries put on "the current GPU" would else lie on the first one, of every rank.
+    # Otherwise the libraries of every rank would put data on the first GPU.
     torch.cuda.set_device(device)
     logger.info("%s: computing in %s on %s", work.set_name, used, torch.cuda.get_device_name(device))
     return load_extractor(work.extractor, work.adapter, device)
@@ -327,10 +327,10 @@ def _loaded(work: Work, config: Config) -> Extractor:
 def _each_shard(
     extractor, reader, work: Work, shards: list[int], config: Config, should_stop: ShouldStop = never
 ) -> Iterator[str]:
-    """Write the features of each shard; yields a name for every clip dealt with.
+    """Write the features of each shard; yields the name of every finished clip.
 
-    On a CPU nothing is computed while a shard is written, and on a GPU one forward pass, so that a kill
-    costs a rank one shard at most; the next clips are read and prepared meanwhile.
+    While a shard is written, a CPU computes nothing and a GPU one forward pass, so that a kill costs a
+    rank one shard at most; the next clips are read and prepared meanwhile.
     """
     from mer_dist.features.finite import keepable
     from mer_dist.models.feeding import clip_embeddings
@@ -346,7 +346,7 @@ def _each_shard(
             found[name] = result
         left[shard] -= 1
         if left[shard] == 0:
-            # The writing of a shard counts for the next one: its own time is noted before it is in place.
+            # Writing a shard counts for the next one: its time is noted before it is written.
             seconds, started = time.monotonic() - started, time.monotonic()
             found, refused = keepable(extractor, work.set_name, found, config.extract)
             missing |= refused
@@ -404,8 +404,8 @@ def _pack(extractor, order, found, missing, config: Config) -> store.FeatureSet:
 
 
 def _close(works: list[Work], run: Run) -> None:
-    """Mark every set, remove files of shards that no longer exist, and quarantine what extraction
-    had to refuse."""
+    """Write every set's marker, remove files of shards that no longer exist, and quarantine the clips
+    that extraction refused."""
     problems = set()
     for work in works:
         for path in FeatureFolder(work.folder).shards():

@@ -1,8 +1,8 @@
-"""Fine-tune extractors: one adapter per fold that never saw that fold, and one on every labelled clip.
+"""Fine-tune extractors: one adapter per fold without that fold, and one on every labelled clip.
 
-The cross-fitted adapters give each labelled clip features that its own label never touched; the one
-trained on all of them serves the unlabelled clips. The best epoch is chosen on clips held out of a
-adapter's own training clips, never on its fold: a clip must not choose its own extractor either.
+The cross-fitted adapters give each labelled clip features that never depend on its own label; the
+adapter trained on all of them serves the unlabelled clips. The best epoch is chosen on clips held
+out of an adapter's training clips, never on its fold: a clip must not choose its own extractor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def unfinished(config: Config) -> list[Adapter]:
-    """The adapters that are missing or out of date."""
+    """The adapters that are missing or were trained on something else."""
     return [
         adapter
         for adapter in adapters.planned(config)
@@ -44,7 +44,7 @@ def unfinished(config: Config) -> list[Adapter]:
 
 
 def finetune(config: Config, should_stop: ShouldStop = never) -> None:
-    """Train every adapter that is missing. Runs alone or as one of the ranks of a launcher."""
+    """Train every missing adapter. Runs alone or as one of the ranks of a launcher."""
     check_settings(config)
     planned = adapters.planned(config)
     missing = unfinished(config)
@@ -58,7 +58,7 @@ def finetune(config: Config, should_stop: ShouldStop = never) -> None:
 def _train_missing(
     config: Config, planned: list[Adapter], missing: list[Adapter], should_stop: ShouldStop
 ) -> None:
-    """Train ``missing`` of the adapters in this process and the others of its launcher."""
+    """Train the ``missing`` adapters in this process and the others of its launcher."""
     from mer_dist.models.classifier import check_files
     from mer_dist.training.accelerator import (
         any_rank,
@@ -73,7 +73,7 @@ def _train_missing(
         check_files(adapter.extractor)
         if process_info().rank == 0 and files.read_marker(adapter.folder):
             logger.warning(
-                "%s/%s was made with other settings, models or clips; it is trained again",
+                "%s/%s was trained with other settings, models or clips; it is trained again",
                 adapter.name,
                 adapter.variant,
             )
@@ -95,13 +95,13 @@ def _train_missing(
     check_batches(config, accelerator.num_processes)
     if accelerator.is_main_process:
         accelerator.init_trackers("finetune")
-    # Rank 0 says what is missing: another rank might see the folders a moment later.
+    # Rank 0 decides what is missing: another rank might see the folders a moment later.
     names = broadcast_object(accelerator, [(adapter.name, adapter.variant) for adapter in missing])
     logger.info("%d adapters to train on %d processes", len(names), accelerator.num_processes)
     try:
         for adapter in planned:
             if (adapter.name, adapter.variant) not in names:
-                # A kill after the adapter was complete leaves what it was made with.
+                # A kill after the adapter was complete leaves its checkpoints.
                 if accelerator.is_main_process:
                     shutil.rmtree(run.checkpoints(adapter.name, adapter.variant), ignore_errors=True)
                 continue
@@ -111,15 +111,15 @@ def _train_missing(
     except Stopped:
         accelerator.end_training()
         raise
-    # Without this, a rank sometimes dies of SIGABRT when the process group is torn down.
+    # Without this, a rank sometimes dies of SIGABRT when the process group ends.
     accelerator.end_training()
 
 
 def _come_together(config: Config, run: Run, first: Adapter, should_stop: ShouldStop) -> Accelerator:
-    """All ranks, once each of them has come.
+    """Join all ranks in the process group.
 
     Raises:
-        Stopped: a request to stop came meanwhile.
+        Stopped: a stop was requested meanwhile.
     """
     from mer_dist.training.accelerator import make_accelerator
 
@@ -139,24 +139,24 @@ def _come_together(config: Config, run: Run, first: Adapter, should_stop: Should
 
 
 def _fix_workspaces(planned: list[Adapter]) -> None:
-    """Where an adapter is to be deterministic, before CUDA starts: cuBLAS would take any of its workspaces for a
-    product, and sum in another order in each."""
+    """Fix cuBLAS's workspace before CUDA starts if a training is deterministic: each of several workspaces
+    has its own order of summation."""
     if any(adapter.extractor.finetuning.deterministic for adapter in planned):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _never_seen(adapter: Adapter, planned: list[Adapter]) -> list[str]:
-    """Labels that other adapters of the extractor learn, and this one has no clip of."""
+    """Labels that other adapters of the extractor learn and this one has no clip of."""
     known = {label for other in planned if other.name == adapter.name for label in other.labels.values()}
     return sorted(known - {*adapter.labels.values()})
 
 
 def train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldStop = never) -> None:
-    """Train one adapter on all ranks and leave it, complete, in its folder, and nothing of it in memory."""
+    """Train one adapter on all ranks, leave it complete in its folder, and free its memory."""
     from mer_dist.training.accelerator import free
 
     _train(accelerator, adapter, config, should_stop)
-    # Only here does no name point to its model any more.
+    # Only here no name refers to its model any more.
     free(accelerator)
 
 
@@ -212,9 +212,9 @@ def _train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldSto
 
 
 def _finish(adapter: Adapter, best: Path, history: dict, processes: int, zero_stage: int) -> None:
-    """Make the weights of the best epoch, just found to be whole, the finished adapter."""
+    """Publish the weights of the best epoch, just found undamaged, as the finished adapter."""
     with files.atomic_folder(adapter.folder) as folder:
-        # Links, so that the best weights are still there if this is cut short.
+        # Links, so that the best weights stay if this is interrupted.
         shutil.copytree(best, folder, copy_function=os.link, dirs_exist_ok=True)
         files.write_json(AdapterFolder(folder).history, history)
         content = files.required_marker(best)["content"] | files.contents([AdapterFolder(folder).history])
@@ -229,8 +229,8 @@ def _finish(adapter: Adapter, best: Path, history: dict, processes: int, zero_st
 
 
 def _budget(accelerator: Accelerator, adapter: Adapter) -> float:
-    """Of one pass forward and backward: what the smallest of all ranks' devices takes, since they cut the
-    batches alike."""
+    """Budget of one forward and backward pass: the smallest of all ranks, because they cut the batches
+    alike."""
     import torch
 
     from mer_dist.planning.layouts import USABLE
@@ -273,8 +273,8 @@ def _task(adapter: Adapter, config: Config, extractor, budget: float):
 
 
 def _hold_out(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified positions to train on and to choose the epoch by; all of them for both if none
-    can be spared."""
+    """Stratified positions to train on and to choose the epoch by; both are all positions if too
+    few can be held out."""
     from sklearn.model_selection import train_test_split
 
     positions = np.arange(len(targets))

@@ -1,7 +1,7 @@
-"""Features to answer: each modality alone, AGT with self-training, vote.
+"""From features to predictions: linear probes, AGT with self-training, vote.
 
-Every step leaves its own mark, so a second call does only what is missing: each feature set that
-is probed, each round, the vote.
+Every step leaves its own marker, so a second call does only what is missing: each linear probe,
+each round, the vote.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from mer_dist.storage.run_folder import ALL_SETS, Run
 if TYPE_CHECKING:
     from mer_dist.fusion.batch import FeatureBatch
 
-#: Bytes of a feature set from which on it is kept in half precision.
+#: A feature set of more bytes is kept in half precision.
 LARGE = 2**28
 
 
 @dataclass
 class _Sets:
-    """Reads each feature set once, keeps those that are fused, and notes at once what is wrong.
+    """Reads each feature set once, keeps those to fuse, and quarantines problems at once.
 
-    A later call does not read what is done, so what was found must not wait for the end.
+    A later call skips sets that are done, so their problems must not wait for the end.
     """
 
     config: Config
     run: Run
     clips: Clips
-    #: What is wrong with the labels.
+    #: Problems of the labels.
     of_labels: list[Problem]
-    #: set -> what was wrong with it, of the sets that were read.
+    #: set -> its problems, for the sets that were read.
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     kept: dict[str, FeatureSet] = field(default_factory=dict)
     should_stop: ShouldStop = never
@@ -67,7 +67,7 @@ class _Sets:
         return found
 
     def note(self) -> None:
-        """Quarantine what was found; what is known of sets that were not read again stays."""
+        """Quarantine the problems found; those of sets that were not read again stay."""
         unread = {*join.all_sets(self.config, self.run)} - self.problems.keys()
         stay = [
             problem
@@ -83,8 +83,8 @@ class _Sets:
 
 
 def _is_of(problem: Problem, unread: set[str]) -> bool:
-    """Whether a problem is one of these sets. One that an earlier version noted without its set may be, as
-    long as there is any; it is about the labels, which are always read, where the clip is lost whole."""
+    """Whether a problem belongs to these sets. Earlier versions noted problems without their set: such a
+    problem may belong to any set, unless the clip is lost altogether: then it is one of the labels."""
     return problem.part in unread or (not problem.part and problem.lost != "clip" and bool(unread))
 
 
@@ -139,7 +139,7 @@ def _vote(
     linear_probes: dict[str, Recipe],
     should_stop: ShouldStop,
 ) -> None:
-    """Vote on what the last round and the probes were made from, unless that was done."""
+    """Vote with the last round and the linear probes, unless that is done."""
     from mer_dist.fusion.vote import vote
 
     run = Run(config.run.folder)
@@ -157,7 +157,7 @@ def _vote(
 
 
 def _inputs(config: Config, sets: _Sets, fused: list[str]):
-    """The features of all clips as tensors on the device; each set's own copy is let go at once."""
+    """The features of all clips as tensors on the device; each set's own arrays are freed at once."""
     import torch
 
     from mer_dist.fusion.batch import FeatureBatch
@@ -175,7 +175,7 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
     model = FUSION_MODELS[config.fuse.model]
     if "query_modality" in model.options and config.fuse.query_modality not in inputs.modality:
         logger.warning(
-            "no fused set is %s (fuse.query_modality): a learned query asks in its place",
+            "no fused set is %s (fuse.query_modality): a learned query replaces it",
             config.fuse.query_modality,
         )
     return inputs.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,7 +188,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
     from mer_dist.fusion.batch import FeatureBatch, standardize
 
     features = sets.read(name)
-    sets.kept.pop(name, None)  # nothing reads it again, and its own vectors may be standardised in place
+    sets.kept.pop(name, None)  # nothing reads it again: its embeddings may be standardised in place
     if config.fuse.level == "frame":
         tokens, mask = features.tokens(sets.clips.names, config.fuse.tokens)
     else:
@@ -202,7 +202,7 @@ def _of_set(config: Config, sets: _Sets, name: str):
 
 
 def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
-    """Probe the sets that have none yet; returns set -> recipe."""
+    """Train the missing linear probes; returns set -> recipe."""
     run = sets.run
     parts = recipes.probed(config, run)
     wanted = {name: recipes.linear_probe(sets.clips, sets.fingerprint(of)) for name, of in parts.items()}
@@ -217,7 +217,7 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
         clips = len(sets.clips.names)
         with timings.record(run, "fuse", run.linear_probes.folder, clips=clips, piece=name):
             if done.pop(name, None):
-                # What is about to be replaced must not pass for what it was.
+                # A linear probe that is about to be replaced must not count as done.
                 files.write_marker(
                     run.linear_probes.folder, files.fingerprint_of(done), sets=done, clips=clips
                 )
@@ -232,7 +232,7 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
 
 
 def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
-    """Probe one modality alone, or all fused sets side by side."""
+    """Train the linear probe of one modality, or of all fused sets side by side."""
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     title = _probe_title(config, name, found[0])

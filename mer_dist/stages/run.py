@@ -1,4 +1,4 @@
-"""All stages in order. Those that may use many processes are started through accelerate launch."""
+"""All stages in order. Stages that may use many processes are started through accelerate launch."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def run(config: Config, path: str, overrides: list[str], should_stop: ShouldStop
 
 
 def _check(config: Config) -> None:
-    """What a later stage would refuse is known now, and not only after hours of training.
+    """Refuse now what a later stage would refuse after hours of training.
 
     Raises:
-        UserError: a model folder is not whole, a batch cannot be shared by the processes, or fusion has
-            nothing to work on.
+        UserError: a model folder is incomplete, a batch cannot be shared by the processes, or fusion has
+            no feature set.
     """
     for name, extractor in config.extractors.items():
         try:
@@ -79,17 +79,17 @@ def _check(config: Config) -> None:
 
 
 def _needs_launch(stage: str, config: Config) -> bool:
-    """Launching takes seconds, so it is left out where one process is enough or nothing is to do."""
+    """Launching takes seconds, so it is skipped if one process is enough or the stage is done."""
     if stage not in MANY_PROCESSES or config.run.processes == 1:
         return False
     return bool(import_module(f"mer_dist.stages.{stage}").unfinished(config))
 
 
 def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
-    """Run ``stage`` in this process; it leaves its code as if it had been started by itself."""
+    """Run ``stage`` in this process; its exit code is stored as if it had been started alone."""
     run_folder = Run(config.run.folder)
     run_folder.status(stage).unlink(missing_ok=True)
-    # Fusion always follows here, and what it needs of the corpus is looked at before the first clip.
+    # Fusion always follows here, so its needs are checked before the first clip.
     more = {"fused": True} if stage == "shard" else {}
     try:
         getattr(import_module(f"mer_dist.stages.{stage}"), stage)(config, should_stop=should_stop, **more)
@@ -102,7 +102,7 @@ def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
 
 
 def _launch(stage: str, config: Config, path: str, overrides: list[str], should_stop: ShouldStop) -> int:
-    """Start ``stage`` with the configured number of processes and read the code they leave."""
+    """Start ``stage`` with the configured number of processes and read the code that they stored."""
     run_folder = Run(config.run.folder)
     status = run_folder.status(stage)
     status.unlink(missing_ok=True)
@@ -110,22 +110,22 @@ def _launch(stage: str, config: Config, path: str, overrides: list[str], should_
     command += ["--config_file", _launch_file(stage, config), "--num_processes", str(config.run.processes)]
     command += ["--main_process_port", str(env.free_port()), "-m", "mer_dist", stage, path, *overrides]
     logger.info("starting %s with %d processes", stage, config.run.processes)
-    # In a session of its own, so that Ctrl-C reaches this process alone, which asks the launcher to stop.
+    # In its own session, so that Ctrl-C reaches only this process, which stops the launcher.
     launcher = subprocess.Popen(command, env=env.for_children(config.run.threads), start_new_session=True)
     failed = _wait(launcher, should_stop)
     code = exit_status.read(status)
     if code is None:
         code = FAILED
-        # Where the ranks could not write theirs, neither can this, and it says why.
+        # If the ranks could not write theirs, this fails, too, and its error shows why.
         files.write_json(status, {"code": code})
     if should_stop():
         return REQUEUE
-    # Ranks whose neighbour has died are told to stop by the launcher, and do; that is no polite stop.
+    # If one rank dies, the launcher stops the others; that is a failure, not a requested stop.
     return FAILED if failed and code != USAGE else code
 
 
 def _wait(launcher: subprocess.Popen, should_stop: ShouldStop) -> int:
-    """Its exit status; a request to stop is passed on to it once."""
+    """Exit status of the launcher; a request to stop is passed on to it once."""
     passed_on = False
     while True:
         if should_stop() and not passed_on:
@@ -137,8 +137,8 @@ def _wait(launcher: subprocess.Popen, should_stop: ShouldStop) -> int:
 
 
 def _launch_file(stage: str, config: Config) -> str:
-    """The file of ``run.accelerate``, or one written here, so that no other file of the user's is
-    read. Extract takes only its rank from the launcher, whatever the layout."""
+    """The file of ``run.accelerate``, or one written here, so that no other file of the user is
+    read. Extract uses only its rank from the launcher, whatever the layout."""
     if config.run.accelerate:
         return config.run.accelerate
     layout = plan.chosen(config) if stage == "finetune" else launch_config.layout(config.run)

@@ -1,10 +1,10 @@
 """Raw clips become shards: list, decode in worker processes, write tars one after the other.
 
-Clips are cut into shards in the order of split and name, so a corpus that is sharded from nothing
-always gives the same bytes, kills or not. A shard whose clips are all unchanged is never cut anew, whatever
-their labels and splits are now, which are in the index alone. Clips that are added or changed fill new shards
-after it, and a shard that lost clips is copied without them. So a corpus that grew has other shards than the same corpus sharded at once; the same
-clips are in both. What follows holds for it, too: the same kept shards and the same corpus give the
+Clips fill shards in the order of split and name, so sharding a corpus from scratch always gives the
+same bytes, with kills or without. A shard with unchanged clips is never written again, even if their
+labels and splits change, which are only in the index. Added and changed clips fill new shards; a shard
+that lost or changed clips is copied without them. So a corpus that grew has other shards than the same
+corpus sharded at once, with the same clips. Still, the same kept shards and the same corpus give the
 same bytes.
 """
 
@@ -34,20 +34,20 @@ from mer_dist.shards.shard_index import Row, ShardRecord
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import Run, ShardFolder
 
-#: Clips that a remark names in the log; stats.json names all of them.
+#: Clips named in the log for a remark; stats.json has all of them.
 NAMED = 3
 
 
 def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) -> None:
-    """Write the shards of a corpus; those whose clips are unchanged stay as they are.
+    """Write the shards of a corpus; those with unchanged clips stay.
 
     Args:
-        fused: the run goes on to fusion, which needs folds of the labelled clips.
+        fused: fusion follows, which needs folds of the labelled clips.
 
     Raises:
-        UserError: the corpus cannot be listed, nothing of it can be used, or it would take most clips of
-            the run away; in each case the shards that are there stay.
-        Stopped: ``should_stop`` asked for it.
+        UserError: the corpus cannot be listed, none of it can be used, or it would remove most clips of
+            the run; in each case the existing shards stay.
+        Stopped: ``should_stop`` was true.
     """
     from mer_dist.corpus import faces
 
@@ -59,7 +59,7 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
-    whole = files.fingerprint_of(
+    fingerprint_of_all = files.fingerprint_of(
         [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
     )
     kept, trimmed = _kept(run, fingerprint, sources)
@@ -69,7 +69,7 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     if (
         not remaining
         and not trimmed
-        and files.read_marker(run.shards, whole)
+        and files.read_marker(run.shards, fingerprint_of_all)
         and all(map(Path.exists, results))
     ):
         save(config, run.config)
@@ -94,14 +94,14 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     _relabel(run, kept, clips)
     _trim(run, trimmed, clips, fingerprint, sources)
     _write(run, config.shard, encoded, {*kept, *trimmed}, fingerprint, sources, started)
-    _finish(run, whole, clips, unlisted)
+    _finish(run, fingerprint_of_all, clips, unlisted)
 
 
 def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
-    """What the stages behind would refuse is known now, and not only after hours of decoding.
+    """Refuse now what later stages would refuse after hours of decoding.
 
     Raises:
-        UserError: there is fine-tuning or fusion to come, or there was, and no folds can be made.
+        UserError: fine-tuning or fusion follows, or was done, and the folds cannot be made.
     """
     labels = {clip.name: clip.label for clip in clips if clip.label is not None}
     fused = fused or Run(config.run.folder).folds.exists()
@@ -120,10 +120,10 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
 
 
 def _source(clip: Clip, config: Config) -> str:
-    """Fingerprint of what a clip is made from; a corpus that moves as a whole stays the same."""
+    """Fingerprint of a clip's source files; moving the complete corpus does not change it."""
     from mer_dist.corpus import faces
 
-    # A table lies beside its media; a folder holds them.
+    # A table is beside its media; a folder contains them.
     root = Path(config.corpus.path)
     root = root if root.is_dir() else root.parent
     paths = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
@@ -138,7 +138,7 @@ def _source(clip: Clip, config: Config) -> str:
 def _kept(
     run: Run, fingerprint: str, sources: dict[str, str]
 ) -> tuple[dict[int, ShardRecord], dict[int, set[str]]]:
-    """The complete shards whose clips are all unchanged; and of other complete ones the clips that are."""
+    """The complete shards whose clips are all unchanged; for the other complete ones, their unchanged clips."""
     kept: dict[int, ShardRecord] = {}
     trimmed: dict[int, set[str]] = {}
     seen: set[str] = set()
@@ -158,7 +158,7 @@ def _kept(
 
 
 def _clear(run: Run, kept: set[int]) -> None:
-    """Remove what a stopped or outdated run left; first of all what claims to be complete."""
+    """Remove what a stopped or outdated run left, its markers of completeness first."""
     shards = ShardFolder(run.shards)
     run.shards.mkdir(parents=True, exist_ok=True)
     for path in (run.shards / files.MARKER, shards.index):
@@ -169,7 +169,7 @@ def _clear(run: Run, kept: set[int]) -> None:
 
 
 def _relabel(run: Run, kept: dict[int, ShardRecord], clips: list[Clip]) -> None:
-    """Give the rows of the kept shards the labels and splits that the corpus has now."""
+    """Update labels and splits in the rows of the kept shards from the corpus."""
     now, changed = {clip.name: clip for clip in clips}, 0
     for number, record in kept.items():
         path = ShardFolder(run.shards).record(number)
@@ -205,11 +205,11 @@ def _trim(
 def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_stop: ShouldStop) -> Iterator:
     """``remaining`` decoded, by split and name.
 
-    Some of them, evenly over all, are decoded at once: nothing is replaced before it is known that the
-    media of the corpus can be read.
+    An even sample is decoded first: nothing is replaced before it is known that the media of the corpus
+    can be read.
 
     Raises:
-        UserError: next to none can, and that was not asked for.
+        UserError: almost none can, and the configuration does not allow it.
     """
     from mer_dist.shards import workers
 
@@ -238,7 +238,7 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_st
 
 
 def _check_there(config: Config, clips: list[Clip]) -> None:
-    """Refuse a corpus next to none of whose media files are there."""
+    """Refuse a corpus if almost none of its media files exist."""
     named = {clip.name: len(survey.files_of(clip)) for clip in clips}
     faults = survey.look(clips, config.shard)
     lost = {name: why[0] if len(why) == named[name] else None for name, why in faults.items()}
@@ -254,7 +254,7 @@ def _write(
     sources: dict[str, str],
     started: float,
 ) -> None:
-    """Write what is decoded into the free shard numbers, in ascending order."""
+    """Write the decoded clips to the free shard numbers, in ascending order."""
     from mer_dist.shards import writer
 
     numbers = (number for number in count() if number not in taken)
@@ -266,10 +266,10 @@ def _write(
 
 
 def _until_asked(encoded: Iterator, should_stop: ShouldStop) -> Iterator:
-    """Stop between two clips when that is asked for; whole shards are kept."""
+    """Stop between two clips if requested; complete shards are kept."""
     for clip in encoded:
         if should_stop():
-            raise Stopped("shard was asked to stop; the next start goes on after its last whole shard")
+            raise Stopped("shard was asked to stop; the next start goes on after its last complete shard")
         yield clip
 
 
@@ -281,7 +281,7 @@ def _convert(config: ShardConfig, clip: Clip):
 
 
 def _give_up(clip: Clip):
-    """Stands in for a clip that killed its worker."""
+    """Placeholder for a clip that killed its worker."""
     from mer_dist.corpus.decode import text_only
     from mer_dist.shards import workers
 
@@ -305,8 +305,8 @@ def _encode(decoded):
     )
 
 
-def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) -> None:
-    """Everything that is known only at the end, from the files of the shards alone."""
+def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Problem]) -> None:
+    """Write all that is known only at the end, from the files of the shards alone."""
     shards = {number: shard_index.record_of(run.shards, number) for number in shard_index.numbers(run.shards)}
     rows = [row for number in shards for row in shard_index.read_rows(ShardFolder(run.shards).record(number))]
     problems = _problems([problem for record in shards.values() for problem in record.problems], unlisted)
@@ -315,8 +315,8 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     stats = _stats(rows, list(shards.values()), problems, twins.remarks(same, labels))
     quarantine.replace(run.quarantine, "shard", problems)
     if not rows:
-        raise UserError(f"nothing of the corpus can be used; {run.quarantine} says why")
-    # Those that are unlabelled are answered all the same.
+        raise UserError(f"nothing of the corpus can be used; see {run.quarantine}")
+    # Even without stored media, unlabelled clips get a prediction.
     stored = {row.name for row in rows}
     shard_index.write_unstored(
         run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored}
@@ -324,7 +324,7 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
     shard_index.write_twins(run.shards, same)
     shard_index.write_rows(ShardFolder(run.shards).index, rows)
     files.write_json(ShardFolder(run.shards).stats, stats)
-    files.write_marker(run.shards, whole, clips=stats["clips"])
+    files.write_marker(run.shards, fingerprint, clips=stats["clips"])
     logger.info(
         "%d clips in %d shards, %.1f MiB; missing: %s; in quarantine: %s; no face: %d",
         stats["clips"],
@@ -343,13 +343,13 @@ def _finish(run: Run, whole: str, clips: list[Clip], unlisted: list[Problem]) ->
 
 
 def _twins(clips: list[Clip], rows: list[Row]) -> list[list[str]]:
-    """Clips that are one recording, of those of whose media something is stored."""
-    there = {row.name for row in rows if row.frames or row.samples}
-    return twins.find([clip for clip in clips if clip.name in there])
+    """Clips of the same recording, among those with stored media."""
+    stored = {row.name for row in rows if row.frames or row.samples}
+    return twins.find([clip for clip in clips if clip.name in stored])
 
 
 def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
-    """Of decoder and listing together, each once; of a clip that is lost whole that row alone."""
+    """Problems of decoder and listing, each once; for a clip that is lost altogether only that one."""
     rows = {(row.name, row.lost): row for row in found + unlisted}
     gone = {name for name, lost in rows if lost == "clip"}
     return [row for (name, lost), row in rows.items() if lost == "clip" or name not in gone]
@@ -360,7 +360,7 @@ def _stats(
 ) -> dict:
     """
     Args:
-        remarks: kind -> clips, of what no shard knows by itself.
+        remarks: kind -> clips, for remarks that concern several shards.
     """
     return {
         "clips": len(rows),
@@ -377,7 +377,7 @@ def _stats(
 
 
 def _remarks(parts: list[dict[str, list[str]]]) -> dict[str, dict]:
-    """Each kind of remark, the most frequent first: how many clips, and which."""
+    """Kinds of remarks, the most frequent first, with the number and names of their clips."""
     names: dict[str, list[str]] = {}
     for part in parts:
         for kind, own in part.items():

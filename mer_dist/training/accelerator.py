@@ -1,4 +1,4 @@
-"""The process group of fine-tuning: Accelerate, plainly data parallel, or with DeepSpeed where it was launched so."""
+"""The process group of fine-tuning: Accelerate, plainly data parallel, or with DeepSpeed if so launched."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 def make_accelerator(
     precision: str, trackers: list[str], tracking: Path, threads: int, timeout: float = 30
 ) -> Accelerator:
-    """Join the process group. Call once in a process, before any model is loaded.
+    """Join the process group. Call once per process, before any model is loaded.
 
     Args:
-        timeout: minutes that ranks wait for one another; rank 0 alone makes a checkpoint durable
-            meanwhile.
+        timeout: minutes that ranks wait for one another, for instance while rank 0 makes a checkpoint
+            durable.
 
     Raises:
-        UserError: a tracker's package is not installed; Accelerate would leave it out silently.
-        RuntimeError: the launcher's process count and Accelerate's disagree. On a CPU, Accelerate
-            believes every rank alone under DeepSpeed unless it is given a backend.
+        UserError: a tracker's package is not installed; Accelerate would ignore it silently.
+        RuntimeError: the launcher's process count and Accelerate's disagree. On a CPU under
+            DeepSpeed, Accelerate treats every rank as alone unless a backend is set.
     """
     import torch
     import torch.distributed
     from accelerate import Accelerator
 
-    # The libraries' notes to each other about coming versions would drown the log.
+    # Deprecation warnings of the libraries would flood the log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|transformers|deepspeed")
     torch.set_num_threads(threads)
     os.environ["PATH"] = own_tools_first()
@@ -51,7 +51,7 @@ def make_accelerator(
     if under_deepspeed() and not torch.cuda.is_available():
         caches.compile_communication()
     accelerator = Accelerator(
-        # Without this it believes every rank alone on a machine that has no GPU.
+        # Without this it treats every rank as alone on a machine without a GPU.
         cpu=process_info().launched and not under_deepspeed() and not torch.cuda.is_available(),
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
@@ -62,13 +62,14 @@ def make_accelerator(
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if not accelerator.num_processes == world == process_info().world:
         raise RuntimeError(
-            f"Accelerate counts {accelerator.num_processes} processes, torch {world}, the launcher {process_info().world}"
+            f"Accelerate counts {accelerator.num_processes} processes, torch {world}, "
+            f"the launcher {process_info().world}"
         )
     return accelerator
 
 
 def _group(limit: timedelta) -> list:
-    """How Accelerate shall join the ranks: through DeepSpeed, or by a group that is made here."""
+    """How Accelerate joins the ranks: through DeepSpeed, or in a process group created here."""
     import torch
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -79,8 +80,8 @@ def _group(limit: timedelta) -> list:
     # DeepSpeed names the device itself; NCCL would guess it at the first barrier.
     device = torch.device("cuda", process_info().local_rank) if on_gpu else None
     torch.distributed.init_process_group(backend, timeout=limit, device_id=device)
-    # Some weights never get a gradient (HuBERT's embedding of masked steps); and as torch is told so, it leaves
-    # the buckets of gradients as they are first cut, in which a resumed training sums in the same order.
+    # Some weights never get a gradient (HuBERT's embedding of masked steps). With this setting torch also
+    # keeps its first gradient buckets, so that a resumed training sums in the same order.
     return [
         DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -103,7 +104,7 @@ def all_gather_object(accelerator: Accelerator, value) -> list:
 
 
 def any_rank(accelerator: Accelerator, here: bool) -> bool:
-    """Whether it is so on any rank; asked by all of them."""
+    """Whether ``here`` is true on any rank; a collective call."""
     import torch
 
     return accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum").item() > 0
@@ -116,7 +117,7 @@ def zero_stage(accelerator: Accelerator) -> int:
 
 
 def unknown_kind(accelerator: Accelerator) -> str:
-    """By what Accelerate joins the ranks, where it is neither DeepSpeed nor plain data parallelism."""
+    """Accelerate's distributed type if it is neither DeepSpeed nor plain data parallelism."""
     from accelerate.utils import DistributedType
 
     known = (
@@ -129,7 +130,7 @@ def unknown_kind(accelerator: Accelerator) -> str:
 
 
 def offloaded_to(accelerator: Accelerator) -> set[str]:
-    """Where DeepSpeed keeps what it takes off the device: ``cpu``, ``nvme``; empty if it keeps all there."""
+    """DeepSpeed's offload devices: ``cpu``, ``nvme``; empty without offloading."""
     plugin = accelerator.state.deepspeed_plugin
     settings = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
     parts = (settings.get(f"offload_{part}") or {} for part in ("optimizer", "param"))
@@ -137,8 +138,8 @@ def offloaded_to(accelerator: Accelerator) -> set[str]:
 
 
 def prepare(accelerator: Accelerator, config: FinetuneConfig, model: nn.Module, optimizer: Optimizer):
-    """``Accelerator.prepare`` of the two, with batch sizes and, under DeepSpeed, a buffer for gradients that
-    suit the model. What the user's own DeepSpeed file sets stays.
+    """``Accelerator.prepare`` of both, with batch sizes and, under DeepSpeed, a gradient buffer that suit
+    the model. Settings of the user's own DeepSpeed file stay.
 
     Returns:
         The wrapped model and optimizer.
@@ -160,9 +161,9 @@ def prepare(accelerator: Accelerator, config: FinetuneConfig, model: nn.Module, 
 
 
 def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The model that was prepared, without what is wrapped round it for several ranks.
+    """The prepared model without its wrappers for several ranks.
 
-    Without DeepSpeed Accelerate is not asked, which would import DeepSpeed, for seconds.
+    Accelerate's own method is used under DeepSpeed only, because importing DeepSpeed takes seconds.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -172,8 +173,8 @@ def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 
 def _set_batch(accelerator: Accelerator, config: FinetuneConfig) -> None:
-    """DeepSpeed would divide by the passes of a step, whose number changes: the trainer scales the loss itself
-    and says which pass is the last."""
+    """DeepSpeed would divide by the number of passes in a step, which varies: the trainer itself scales the
+    loss and marks the last pass."""
     accelerator.gradient_accumulation_steps = 1
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
@@ -187,23 +188,23 @@ def _set_batch(accelerator: Accelerator, config: FinetuneConfig) -> None:
 
 
 def release_gathered_params(accelerator: Accelerator, model: Any) -> None:
-    """Wait for what ZeRO-3 gathers ahead for a prepared model, and split it again. Call after a forward pass
-    that no backward pass follows: ZeRO-3 has begun to gather for it, and weights under way cannot be saved."""
+    """Wait for the weights that ZeRO-3 prefetches, and split them again. Call after a forward pass without a
+    backward pass: ZeRO-3 has begun to prefetch for one, and weights in transfer cannot be saved."""
     if zero_stage(accelerator) == 3:
         model.empty_partition_cache()
 
 
 def free(accelerator: Accelerator) -> None:
-    """Let go of what was prepared, once the caller holds none of it either: the next model needs its memory.
+    """Release the prepared objects for the next model's memory; the caller must not hold any either.
 
-    DeepSpeed's engine, hooks and closures point at each other, which only the collector of cycles sees, and
-    lists of ZeRO-3's that belong to no engine keep every model for good.
+    DeepSpeed's engine, hooks and closures form reference cycles, which only the garbage collector finds,
+    and global lists of ZeRO-3 keep every model for good.
     """
     import torch
 
     if zero_stage(accelerator) == 3:
         _forget_models()
-    # It collects while it still points to the models itself.
+    # It collects garbage while it still holds the models itself.
     accelerator.free_memory()
     gc.collect()
     if torch.cuda.is_available():
@@ -211,31 +212,31 @@ def free(accelerator: Accelerator) -> None:
 
 
 def _forget_models() -> None:
-    """Empty what DeepSpeed keeps for a whole process: the modules that were last run, and what its coordinator
-    remembers by module, for all instances together."""
+    """Empty DeepSpeed's global state: the modules that were last run, and the caches of its coordinator,
+    which all instances share."""
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
     parameter_offload.FWD_MODULE_STACK.clear()
     for method in vars(PartitionedParameterCoordinator).values():
-        # Its methods are wrapped without a name for what is inside.
+        # Its methods are wrapped, and only the closure holds the cached function.
         for cell in getattr(method, "__closure__", None) or ():
             if hasattr(cell.cell_contents, "cache_clear"):
                 cell.cell_contents.cache_clear()
 
 
 def gather_full_params(accelerator: Accelerator, parameters: dict) -> dict:
-    """Whole copies on the CPU of named parameters on the main process; nothing on the others.
+    """The complete named parameters, copied to the CPU of the main process; empty on the others.
 
-    Under ZeRO-3 each rank holds a part only; saving such a parameter without gathering writes an
-    empty tensor and no error.
+    Under ZeRO-3 each rank holds only a part; saving such a parameter without gathering it writes
+    an empty tensor and raises no error.
     """
-    whole = {}
+    full = {}
     for name, value in parameters.items():
         with _whole(value) if zero_stage(accelerator) == 3 else nullcontext():
             if accelerator.is_main_process:
-                whole[name] = value.detach().cpu().clone()
-    return whole
+                full[name] = value.detach().cpu().clone()
+    return full
 
 
 def _whole(value):

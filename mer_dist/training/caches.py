@@ -1,5 +1,5 @@
-"""Where libraries keep what they compile: below HOME, or below the run folder where HOME does not serve; and that nobody waits
-for a compiler that was killed."""
+"""Where libraries keep what they compile: below HOME, or below the run folder if HOME is unusable. No
+process waits for a killed compiler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 15 * 60
 
 
 def folders() -> dict[str, Path]:
-    """Variable of the environment -> where its library compiles to as things are.
+    """Environment variable -> the folder to which its library compiles now.
 
     DeepSpeed has torch compile its operators, and Triton compiles kernels on GPUs.
     """
@@ -34,7 +34,7 @@ def folders() -> dict[str, Path]:
 
 
 def use_writable(instead: Path) -> None:
-    """Have what is compiled kept below ``instead`` wherever its own place does not serve.
+    """Let libraries compile to folders below ``instead`` if their own are unusable.
 
     Call before the libraries are imported.
     """
@@ -46,11 +46,11 @@ def use_writable(instead: Path) -> None:
 
 
 def compile_communication() -> None:
-    """Have DeepSpeed compile and load its communication between processes on CPUs, one process at a time.
+    """Let DeepSpeed compile and load its communication between processes on CPUs, one process at a time.
 
-    torch marks what it compiles by a file and waits for ever for the one that a killed compiler left. Here a
-    lock of the system is held meanwhile, which goes with its process: whoever gets it after a process that
-    had not finished takes that file away.
+    torch writes a lock file while it compiles, and waits for ever for one that a killed compiler left. Here
+    a system lock is held as well, which ends with its process: the next holder removes the lock file of a
+    process that did not finish.
     """
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
@@ -64,10 +64,10 @@ def compile_communication() -> None:
 
 @contextmanager
 def _turn(root: Path, name: str) -> Iterator[None]:
-    """Alone with what is compiled under this name, and without the mark of a process that was killed.
+    """Exclusive access to the build folders of this name, without the lock file of a killed process.
 
-    Processes that hold no lock of ours (other programs with DeepSpeed) are waited for as torch does, until
-    their mark is older than any compilation.
+    Processes without our lock (other programs with DeepSpeed) are waited for as in torch, until their
+    lock file is older than any compilation.
     """
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f"{name}.turn", "a+", encoding="utf-8") as file:
@@ -78,29 +78,29 @@ def _turn(root: Path, name: str) -> Iterator[None]:
             return
         file.seek(0)
         unfinished = file.read() != ""
-        for mark in root.glob(f"**/{name}/lock"):
-            _wait_for(mark, 0 if unfinished else LONGEST)
+        for lock in root.glob(f"**/{name}/lock"):
+            _wait_for(lock, 0 if unfinished else LONGEST)
         file.write("compiling")
         file.flush()
         yield
         file.truncate(0)
 
 
-def _wait_for(mark: Path, seconds: float) -> None:
-    """Until torch's mark is gone, or older than that: then it is taken away."""
+def _wait_for(lock: Path, seconds: float) -> None:
+    """Wait until torch's lock file is gone, or so many ``seconds`` old: then remove it."""
     announced = False
-    while (age := _age(mark)) is not None:
+    while (age := _age(lock)) is not None:
         if age >= seconds:
-            logger.warning("%s is of a compilation that was killed; it is removed", mark)
-            mark.unlink(missing_ok=True)
+            logger.warning("%s is of a compilation that was killed; it is removed", lock)
+            lock.unlink(missing_ok=True)
         elif not announced:
-            logger.info("waiting for another process that compiles in %s", mark.parent)
+            logger.info("waiting for another process that compiles in %s", lock.parent)
             announced = True
         time.sleep(0.1)
 
 
 def _age(path: Path) -> float | None:
-    """Seconds since the file was written; None where it is gone."""
+    """Seconds since the file was written; None if it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def _age(path: Path) -> float | None:
 
 
 def fault(folder: Path) -> str:
-    """Why libraries cannot be compiled to a folder, which need not be there yet, and loaded from it; empty:
+    """Why libraries cannot be compiled to a folder, which need not exist yet, and loaded from it; empty if
     they can."""
     if "~" in folder.parts:
         return f"{folder}: the user of this process has no home folder, and HOME is not set"
@@ -124,7 +124,7 @@ def fault(folder: Path) -> str:
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if _is_there(folder))
 
@@ -132,5 +132,5 @@ def existing(path: Path) -> Path:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # nothing below a folder that must not be looked into can be seen
+    except PermissionError:  # below a folder without read permission nothing is visible
         return False

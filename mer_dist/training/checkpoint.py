@@ -1,9 +1,9 @@
-"""Checkpoints of a training in progress: DeepSpeed's partitions, whole or absent.
+"""Checkpoints of a training in progress: DeepSpeed's partitions, complete or absent.
 
 A checkpoint is a folder ``step-<n>``. Every rank writes its part of the weights, the fp32 masters
-and the moments into a temporary folder; then rank 0 leaves the mark with the position in the data
+and the moments into a temporary folder; then rank 0 writes the marker with the position in the data
 and the checksums, makes all of it durable, and renames it. Frozen weights are not in it: they come
-from the base model. The weights of the best epoch so far lie beside it, in ``best-<epoch>``.
+from the base model. The weights of the best epoch so far are beside it, in ``best-<epoch>``.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from mer_dist.training.accelerator import all_gather_object, broadcast_object, u
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: Trainable weights and optimizer without DeepSpeed: every process holds all of them, and rank 0 writes them.
+#: Trainable weights and optimizer without DeepSpeed: every process holds all, and rank 0 writes them.
 ALONE = "alone.pt"
-#: Bytes below which a disk on which writing failed is taken for full.
+#: After a failed write, a disk with fewer free bytes counts as full.
 FULL = 2**20
-#: Which rank has written a file, as DeepSpeed names it; others are rank 0's.
+#: The rank in DeepSpeed's name of a file; files without one are rank 0's.
 _WRITER = re.compile(r"pp_rank_(\d+)_")
-#: A checkpoint on its way to another number of processes.
+#: A checkpoint during conversion to another number of processes.
 CONVERTED = ".universal"
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a training stands; all that a resumed one needs besides tensors."""
+    """Position of a training; all that resuming needs besides tensors."""
 
     #: optimizer steps taken.
     step: int = 0
-    #: the epoch under way, from 1, and how many of its global batches are done.
+    #: the current epoch, from 1, and how many of its global batches are done.
     epoch: int = 1
     batch: int = 0
     #: summed loss over the clips of those batches.
@@ -65,17 +65,17 @@ class Checkpoints:
 
     Args:
         folder: holds the ``step-<n>`` folders; all ranks must see it.
-        fingerprint: fingerprint of what is trained; checkpoints of another are not used, and go with
-            the first one that is saved.
+        fingerprint: of the training; checkpoints of another one are not used, and are removed when the
+            first one is saved.
         keep: how many of the newest stay.
-        minutes: between two checkpoints; 0: none but on request.
+        minutes: between two checkpoints; 0: only on request.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, fingerprint: str, keep: int, minutes: float):
         self.accelerator, self.folder, self.fingerprint = accelerator, Path(folder), fingerprint
         self.keep, self.seconds = keep, 60 * minutes
         self.saved_at = time.monotonic()
-        #: damaged ones; they go with the next that is saved.
+        #: damaged ones; they are removed when the next one is saved.
         self.passed_over: set[Path] = set()
 
     def due(self) -> bool:
@@ -83,32 +83,32 @@ class Checkpoints:
         return self.seconds > 0 and time.monotonic() - self.saved_at >= self.seconds
 
     def best(self, epoch: int) -> Path:
-        """Where the weights of an epoch lie while it is the best."""
+        """Folder of the weights of an epoch while it is the best."""
         return self.folder / f"best-{epoch:04d}"
 
     def faults_of_best(self, epoch: int) -> list[str]:
-        """What is wrong with the weights of an epoch that was the best; of 0, none yet, nothing is."""
+        """Faults of the weights of the best epoch; empty for 0, no best epoch yet."""
         if not epoch:
             return []
         folder = self.best(epoch)
         content = (files.read_marker(folder, self.fingerprint) or {}).get("content")
-        faults = ["is gone, or its mark is"] if content is None else files.damaged(folder, content)
+        faults = ["is gone, or its marker is"] if content is None else files.damaged(folder, content)
         return [f"{folder.name}: {fault}" for fault in faults]
 
     def forget_best_but(self, epoch: int) -> None:
-        """Remove the weights of other epochs, except those that a checkpoint goes back to."""
+        """Remove the weights of other epochs, except those that a checkpoint refers to."""
         epochs = {epoch, *(facts["progress"]["best_epoch"] for facts in self._usable().values())}
         for path in set(self.folder.glob("best-*")) - set(map(self.best, epochs)):
             shutil.rmtree(path)
 
     def save(self, model: Any, optimizer: Any, progress: Progress) -> None:
-        """Called by all ranks at the same step boundary; nothing is done if that step is saved.
+        """Called by all ranks at the same step boundary; a step that is already saved is skipped.
 
         Raises:
-            OSError: the disk is full; the part that was written is removed.
+            OSError: the disk is full; the partial checkpoint is removed.
         """
         started, target = time.monotonic(), self.folder / f"step-{progress.step:08d}"
-        # A job that is stopped as soon as it goes on would put the same in its own place.
+        # A job that stops right after it resumed would replace a checkpoint by itself.
         if broadcast_object(self.accelerator, self.accelerator.is_main_process and target in self._usable()):
             return
         temporary = target.with_name(f".{target.name}.tmp")
@@ -119,7 +119,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         with _full_disk_named(temporary, target):
             self._write(temporary, model, optimizer)
-            # Each rank its own, which another node may hold in its memory.
+            # Each rank checksums its own files, which its node may still hold in memory.
             own = files.contents(temporary / name for name in self._own(os.listdir(temporary)))
             files.sync(temporary)
         contents = all_gather_object(self.accelerator, own)
@@ -136,7 +136,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def _write(self, temporary: Path, model: Any, optimizer: Any) -> None:
-        """This rank's part."""
+        """Write this rank's part."""
         if zero_stage(self.accelerator) == 0:
             if self.accelerator.is_main_process:
                 named = unwrapped(self.accelerator, model).named_parameters()
@@ -148,14 +148,14 @@ class Checkpoints:
             )
 
     def _own(self, names: Iterable[str]) -> list[str]:
-        """Of the files of a checkpoint those that this rank has written, or, where as many ranks have not
-        written it, its share of them."""
+        """The files of a checkpoint that this rank has written or, if another number of ranks wrote it, its
+        part of them."""
         here, world = self.accelerator.process_index, self.accelerator.num_processes
         writers = ((name, _WRITER.search(name)) for name in names)
         return [name for name, writer in writers if (int(writer[1]) if writer else 0) % world == here]
 
     def _publish(self, temporary: Path, target: Path, progress: Progress, contents: list[dict]) -> int:
-        """Make the checkpoint that all ranks have written the newest one; returns its bytes."""
+        """Publish the checkpoint that all ranks have written; returns its bytes."""
         content = {name: facts for own in contents for name, facts in own.items()}
         files.write_marker(
             temporary,
@@ -173,14 +173,14 @@ class Checkpoints:
         return sum(size for size, _ in content.values())
 
     def load(self, model: Any, optimizer: Any) -> Progress | None:
-        """Continue from the newest checkpoint of this training; None if there is none to go on from."""
+        """Load the newest usable checkpoint of this training; None if there is none."""
         found = self._newest()
         if found is None:
             return None
         newest, facts = found
         progress = Progress(**facts["progress"])
         written, stage = (facts["processes"], facts["zero_stage"]), zero_stage(self.accelerator)
-        # Without DeepSpeed it is the same of any number of processes.
+        # Without DeepSpeed it is the same for any number of processes.
         if written == (self.accelerator.num_processes, stage) or written[1] == stage == 0:
             self._load_as_written(newest, model, optimizer)
         else:
@@ -221,9 +221,9 @@ class Checkpoints:
             shutil.rmtree(converted)
 
     def _newest(self) -> tuple[Path, dict] | None:
-        """The checkpoint to go on from, and its mark. Every rank reads its part of it once, to see whether
-        it is damaged, and rank 0 the weights of the best epoch, which cannot be had again without an older
-        one; older ones are read only if it is."""
+        """The checkpoint to resume, and its marker. Every rank checks its part of it for damage, and rank 0
+        the weights of the best epoch, which only an older checkpoint can reproduce; older ones are read
+        only if there is damage."""
         # Rank 0 chooses for all: another rank might see the folder a moment later.
         candidates = broadcast_object(
             self.accelerator, self._candidates() if self.accelerator.is_main_process else []
@@ -239,13 +239,11 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 logger.warning("%s is damaged (%s); it is passed over", path, "; ".join(faults))
         if self.accelerator.is_main_process and any(self.folder.glob("step-*")):
-            logger.warning(
-                "none of the checkpoints in %s can be used; this adapter starts again", self.folder
-            )
+            logger.warning("no checkpoint in %s can be used; this training starts again", self.folder)
         return None
 
     def _candidates(self) -> list[tuple[Path, dict]]:
-        """What may be gone on from, newest first, with its mark."""
+        """Checkpoints that may be resumed, newest first, with their markers."""
         shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
         usable = self._usable()
         for path in sorted(set(self.folder.glob("step-*")) - set(usable)):
@@ -253,15 +251,15 @@ class Checkpoints:
         return [*reversed(usable.items())]
 
     def _usable(self) -> dict[Path, dict]:
-        """The whole checkpoints of this training with their marks, oldest first."""
+        """The complete checkpoints of this training with their markers, oldest first."""
         found = set(whole(self.folder)) - self.passed_over
-        marks = ((path, files.read_marker(path, self.fingerprint)) for path in sorted(found))
-        return {path: facts for path, facts in marks if facts}
+        markers = ((path, files.read_marker(path, self.fingerprint)) for path in sorted(found))
+        return {path: facts for path, facts in markers if facts}
 
 
 @contextmanager
 def _full_disk_named(temporary: Path, target: Path) -> Iterator[None]:
-    """torch tells of a full disk as of a fault of its own."""
+    """Name a full disk as the cause; torch raises an error of its own."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -280,7 +278,7 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
     with tensors_only(checkpoint):
         saved = torch.load(checkpoint / ALONE, map_location="cpu", weights_only=True)
     weights, optimizer = saved["weights"], saved["optimizer"]
-    # A weight that no gradient ever reached has none, where DeepSpeed has zeros.
+    # A weight that never got a gradient has no moments here; DeepSpeed has zeros.
     moments = {
         name: optimizer["state"].get(number)
         or dict.fromkeys(universal_checkpoint.MOMENTS, torch.zeros_like(weight))
@@ -292,7 +290,7 @@ def _convert(checkpoint: Path, target: Path, step: int) -> None:
 def whole(folder: Path) -> list[Path]:
     """The complete checkpoints in ``folder``, oldest first.
 
-    Sizes are compared, not what the files hold, which takes as long as reading them.
+    Only sizes are compared; comparing the content takes as long as reading it.
     """
     return [path for path in sorted(Path(folder).glob("step-*")) if not _truncated(path)]
 
@@ -311,14 +309,14 @@ def _size(path: Path) -> int:
 
 
 def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Whole trained tensors of a checkpoint by their name in the model, rounded from the fp32
-    masters to ``dtype``. Needs no process group, and one tensor's worth of memory besides.
+    """Complete trained tensors of a checkpoint by their name in the model, rounded from the fp32
+    masters to ``dtype``. Needs no process group, and memory for one more tensor.
 
     Raises:
-        UserError: the checkpoint is not whole, or damaged.
+        UserError: the checkpoint is incomplete or damaged.
     """
     if checkpoint not in whole(checkpoint.parent):
-        raise UserError(f"checkpoint {checkpoint} is not whole; take another one")
+        raise UserError(f"checkpoint {checkpoint} is not complete; take another one")
     facts = files.required_marker(checkpoint)
     if faults := files.damaged(checkpoint, facts["content"]):
         raise UserError(f"checkpoint {checkpoint} is damaged ({'; '.join(faults)}); take another one")
@@ -337,11 +335,11 @@ def trained_weights(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Ten
 
 @contextmanager
 def tensors_only(checkpoint: Path) -> Iterator[None]:
-    """DeepSpeed reads its files as pickles of anything; within this, torch refuses all but tensors
-    and the few types that DeepSpeed itself writes.
+    """DeepSpeed reads its files as arbitrary pickles; within this context torch refuses all but
+    tensors and the few types that DeepSpeed itself writes.
 
     Raises:
-        UserError: ``checkpoint`` holds something else.
+        UserError: ``checkpoint`` contains something else.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

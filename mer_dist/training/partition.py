@@ -1,5 +1,5 @@
-"""Which clips an optimizer step takes, and which process which of them, as pure functions of seed and position, so that
-any number of processes may train."""
+"""Which clips belong to an optimizer step and to each process, as pure functions of seed and position, so
+that any number of processes may train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mer_dist.config.sections import FinetuneConfig
 
-#: A place in a padded batch that holds no clip.
+#: An empty position of a padded batch.
 PAD_INDEX = -1
 
 
@@ -21,7 +21,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Cut ``order`` into global batches; the last one is filled up with :data:`PAD_INDEX`."""
+    """Cut ``order`` into global batches; the last one is padded with :data:`PAD_INDEX`."""
     padding = -len(order) % batch
     return list(np.append(order, np.full(padding, PAD_INDEX, order.dtype)).reshape(-1, batch))
 
@@ -30,36 +30,36 @@ def global_batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
 class Passes:
     """How a global batch is cut into forward and backward passes.
 
-    By length, where there is a budget: clips of like length share a pass. By number otherwise: the batch
-    is cut as it is, with its empty places.
+    By length if there is a budget: clips of similar length share a pass. Otherwise by number: the batch
+    is cut as it is, with its empty positions.
     """
 
-    #: (N,) of each clip: its segments, and the length of the longest of them. A pass costs the segments of its
-    #: clips times the longest of all, padding included.
+    #: (N,) of each clip: number of segments, and length of the longest. A pass costs the number of its
+    #: segments times the longest of them, padding included.
     segments: np.ndarray
     longest: np.ndarray
-    #: cost that no pass exceeds but one of a single clip; 0: passes are cut by number.
+    #: largest cost of a pass of several clips; 0: passes are cut by number.
     budget: float
-    #: clips that no pass exceeds; 0: any number.
+    #: largest number of clips in a pass; 0: no limit.
     clips: int
 
     @classmethod
     def of(cls, config: FinetuneConfig, segments: np.ndarray, longest: np.ndarray, budget: float) -> Passes:
-        """As the settings ask.
+        """The passes of these settings.
 
         Args:
-            budget: what the device takes, where the settings leave it open.
+            budget: of the device, used if the settings have none.
         """
         by_number = config.micro_batch and not config.batch_budget
         chosen = 0 if by_number else config.batch_budget or budget
         return cls(segments=segments, longest=longest, budget=chosen, clips=config.micro_batch)
 
     def cut(self, batch: np.ndarray, world: int) -> list[tuple[int, np.ndarray]]:
-        """The passes of all ranks, each with its first place in the order in which the batch is cut.
+        """The passes of all ranks, each with its first position in the order in which the batch is cut.
 
-        There is a pass for every rank in every round, as collective operations need. By length, one holds
-        nobody only where there are fewer clips than ranks; by number, wherever the batch has empty places.
-        The same on all ranks, and on any number of them where that number divides how many passes there are.
+        Every round has a pass for every rank, as collective operations need. By length, a pass is empty only
+        if there are fewer clips than ranks; by number, if the batch has empty positions. The passes are
+        the same on all ranks, and for every number of ranks that divides the number of passes.
         """
         if self.budget:
             batch = batch[batch != PAD_INDEX]
@@ -73,7 +73,7 @@ class Passes:
         return parts + [(len(batch) + more, empty) for more in range(-len(parts) % world)]
 
     def most(self, batch: int, world: int) -> int:
-        """Of the longest clips, how many cost as much as the costliest pass of a batch can."""
+        """How many of the longest clips cost as much as the costliest possible pass of a batch."""
         share = math.ceil(batch / world)
         if self.clips:
             share = min(share, self.clips)
@@ -85,12 +85,12 @@ class Passes:
 
 
 def _edges(segments: np.ndarray, longest: np.ndarray, budget: float, clips: int, world: int) -> list[int]:
-    """Where to cut sorted clips: as few rounds of ``world`` passes as the budget allows, and in them the
-    costliest pass as cheap as can be."""
+    """Where to cut sorted clips: as few rounds of ``world`` passes as the budget allows, with the costliest
+    pass as cheap as possible."""
     before = np.concatenate([[0], np.cumsum(segments)])
 
     def cut(limit: float) -> list[int]:
-        """The fewest passes within it: from the longest clip on, each takes all that it may."""
+        """The fewest passes within ``limit``: greedy, from the longest clip on."""
         edges = [len(segments)]
         while end := edges[-1]:
             start = int(np.searchsorted(before, before[end] - limit / longest[end - 1]))
@@ -107,7 +107,7 @@ def _edges(segments: np.ndarray, longest: np.ndarray, budget: float, clips: int,
             edges, high = tried, middle
         else:
             low = middle
-    # Ranks without a pass halve the costliest ones of several clips.
+    # For ranks without a pass, the costliest passes of several clips are halved.
     while len(edges) - 1 < min(passes, len(segments)):
         costs = [
             (before[end] - before[start]) * longest[end - 1] if end - start > 1 else 0

@@ -1,8 +1,8 @@
-"""Which ways of training work under which way of launching.
+"""Which training methods work with which launch layouts.
 
-``tests/training/test_zero3.py`` tries every cell: {full, lora, lora on nf4, lora on int8} × {one process,
-plain data parallelism, ZeRO-2, ZeRO-3}. All of them learn what one process learns; what is not in that table is refused
-before anything is loaded.
+``tests/training/test_zero3.py`` tests every cell: {full, lora, lora on nf4, lora on int8} × {one process,
+plain data parallelism, ZeRO-2, ZeRO-3}. All of them learn the same as one process; anything outside that
+table is refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ ZERO_STAGES = (2, 3)
 
 
 def check(zero_stage: int, offloaded_to: Iterable[str] = (), kind: str = "") -> None:
-    """Refuse a way of launching that was never tried. Weights in 4 or 8 bits that are to be trained
-    in full are refused before, by the configuration.
+    """Refuse an untested launch layout. Full fine-tuning of weights in 4 or 8 bits was refused before,
+    by the configuration.
 
     Args:
         zero_stage: 0 without DeepSpeed.
         offloaded_to: devices on which DeepSpeed keeps parameters or optimizer.
-        kind: what joins the processes, where it is neither DeepSpeed nor plain data parallelism.
+        kind: Accelerate's distributed type if neither DeepSpeed nor plain data parallelism.
 
     Raises:
-        UserError: it says what to use instead.
+        UserError: with what to use instead.
     """
     if zero_stage not in (0, *ZERO_STAGES):
         raise UserError(
@@ -49,7 +49,7 @@ def check_batches(config: Config, processes: int) -> None:
     """Refuse global batches that so many processes cannot share evenly.
 
     Raises:
-        UserError: it names the key, and what would fit.
+        UserError: with the key, and the values that fit.
     """
     for name, extractor in config.extractors.items():
         batch = extractor.finetune.batch if extractor.finetune else processes

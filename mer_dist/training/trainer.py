@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class Pass(NamedTuple):
-    """What goes through the model at a time, on the CPU."""
+    """The input of one forward and backward pass, on the CPU."""
 
-    #: of the first clip, in the order in which the global batch is cut.
+    #: position of its first clip, in the order in which the global batch is cut.
     number: int
     #: (B,) of the clips.
     positions: np.ndarray
@@ -42,34 +42,34 @@ class Pass(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """What all ranks know after a step."""
+    """The result of a step, the same on all ranks."""
 
     #: summed over the clips of the global batch.
     loss: float
-    #: whether any rank was asked to stop, or holds a checkpoint for due.
+    #: whether any rank was asked to stop, or finds a checkpoint due.
     stop: bool
     save: bool
-    #: whether loss and gradients are finite numbers.
+    #: whether loss and gradients are finite.
     finite: bool
 
 
 @dataclass(kw_only=True)
 class Task:
-    """What to learn, from which clips. A position is a clip's place among N."""
+    """What to learn, and from which clips. A position is the index of one of N clips."""
 
-    #: positions of one pass -> model inputs; :data:`PAD_INDEX` places repeat a real clip.
+    #: positions of one pass -> model inputs; :data:`PAD_INDEX` positions repeat a real clip.
     load: Callable[[np.ndarray], dict[str, torch.Tensor]]
     #: (N,) class indices.
     targets: np.ndarray
-    #: positions used for training, and those that choose the best epoch: held out, or all of them twice
-    #: where none can be spared.
+    #: positions for training, and those that choose the best epoch: held out, or both times all if
+    #: none can be held out.
     train: np.ndarray
     held_out: np.ndarray
     #: (C,) weight of each class in the loss.
     class_weights: np.ndarray
     #: how global batches are cut.
     passes: Passes
-    #: prefix of what is sent to the trackers.
+    #: prefix of values in the trackers.
     name: str
 
     @property
@@ -82,8 +82,8 @@ class Trainer:
     """Trains ``model`` on ``task`` from the newest of ``checkpoints``, or from the start.
 
     On a CPU the same start, seed and number of ranks give the same bits, wherever a training was interrupted.
-    On a GPU they do so by ``config.deterministic``; without it, the gradients of attention come out of sums in
-    any order, and losses agree to the digits of the precision.
+    On a GPU this needs ``config.deterministic``; otherwise attention sums its gradients in any order, and
+    losses agree only within the precision.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class Trainer:
         on_best: Callable[[nn.Module, int], None],
         on_epoch_end: Callable[[int, float, int], None] = lambda epoch, seconds, clips: None,
     ) -> dict:
-        """Train the epochs that are left.
+        """Train the remaining epochs.
 
         Args:
-            on_best: called with the model and the number of the epoch whenever the WAF that chooses is best.
-            on_epoch_end: called with the number of every epoch, and the seconds and clips of this start.
+            on_best: called with the model and the epoch whenever the validation WAF is the best so far.
+            on_epoch_end: called with every epoch, and its seconds and clips since this start.
 
         Returns:
-            The learning curves: ``{"epochs": [...], "best_epoch": n, "held_out": n}``, with 0 where nothing
-            was held out and ``validation_*`` are of the clips that it trained on.
+            The learning curves: ``{"epochs": [...], "best_epoch": n, "held_out": n}``; ``held_out`` is 0 if
+            ``validation_*`` are of the training clips because none was held out.
 
         Raises:
-            Stopped: ``should_stop`` asked for it on any rank; all ranks stop at the same step, after a checkpoint.
+            Stopped: ``should_stop`` was true on any rank; all stop at the same step, after a checkpoint.
         """
         with _deterministic(self.config.deterministic):
             return self._run(on_best, on_epoch_end)
@@ -155,8 +155,8 @@ class Trainer:
         return {"epochs": progress.epochs, "best_epoch": progress.best_epoch, "held_out": held_out}
 
     def train_epoch(self) -> tuple[float, int]:
-        """The rest of the epoch under way; returns the mean loss of the whole epoch, and the clips that
-        it saw now."""
+        """Train the rest of the current epoch; returns the mean loss of the complete epoch, and the number
+        of clips since this start."""
         self.model.train()
         progress = self.progress
         order = epoch_order(len(self.task.train), self.seed, progress.epoch)
@@ -187,8 +187,8 @@ class Trainer:
         self.accelerator.log(curves, self.progress.step)
 
     def _optimizer_step(self, batch: np.ndarray, mine: list[Pass]) -> StepOutcome:
-        """One step over a global batch, of which ``mine`` is this rank's part. The device is waited for once,
-        at its end.
+        """One step over a global batch, of which ``mine`` is this rank's part. The host waits for the device
+        once, at the end.
 
         Raises:
             UserError: see :meth:`_check_number`.
@@ -198,12 +198,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clips = int((batch != PAD_INDEX).sum())
-        # Gradients are averaged over ranks and summed over passes; the mean over clips is wanted.
+        # Gradients are averaged over ranks and summed over passes; this makes them the mean over clips.
         scale = self.accelerator.num_processes / clips
         summed, norm = torch.zeros((), device=self.accelerator.device), None
         for number, part in enumerate(mine, 1):
-            # Dropout depends on the place in the run alone: neither on what was drawn before, nor on
-            # the rank that computes it.
+            # Dropout depends on the position in the run alone: not on earlier random numbers, nor on
+            # the rank.
             torch.manual_seed(_mix(self.seed, step, part.number))
             with self._accumulating(last=number == len(mine)):
                 loss = self._loss(part)
@@ -220,44 +220,44 @@ class Trainer:
 
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
-        """Gradients are summed up, and travel between ranks and take the step with the ``last`` pass alone.
+        """Accumulate gradients; only the ``last`` pass reduces them over ranks and takes the step.
 
-        Accelerate's own ``accumulate`` counts passes, and would have the same number in every step.
+        Accelerate's own ``accumulate`` needs the same number of passes in every step.
         """
         self.accelerator.gradient_state._set_sync_gradients(last)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             yield
 
     def _agreed(self, loss: torch.Tensor, norm: torch.Tensor | float | None) -> StepOutcome:
-        """Ranks may see a signal or their clock at different steps; they agree before they act, on that and
-        on the loss by one reduction.
+        """Ranks may see a signal or a due checkpoint at different steps; one reduction makes them agree on
+        these and on the loss.
 
         Args:
             loss: of this rank.
-            norm: of the gradients, where it is known; DeepSpeed says -1 for one that is no number.
+            norm: of the gradients, if known; DeepSpeed has -1 for one that is not finite.
         """
         due = self.checkpoints is not None and self.checkpoints.due()
-        wishes = self._sent(torch.tensor([float(self.should_stop()), float(due)]))
+        requests = self._sent(torch.tensor([float(self.should_stop()), float(due)]))
         size = norm if isinstance(norm, torch.Tensor) else self._sent(torch.tensor(float(norm or 0)))
         unsound = ~(torch.isfinite(size) & (size >= 0))
-        local = torch.cat([loss[None], wishes, unsound[None].to(loss.device, loss.dtype)])
+        local = torch.cat([loss[None], requests, unsound[None].to(loss.device, loss.dtype)])
         total, stop, save, unsound = self.accelerator.reduce(local, "sum").tolist()
         return StepOutcome(total, stop > 0, save > 0, finite=math.isfinite(total) and not unsound)
 
     def _check_number(self, finite: bool, where: str) -> None:
-        """Before the next checkpoint: weights that such a step has changed are lost for good.
+        """Call before the next checkpoint: a step with a non-finite loss ruins the weights for good.
 
         Raises:
-            UserError: the loss, or the size of the gradients, is no finite number, on all ranks alike.
+            UserError: the loss or the gradient norm is not finite; raised on all ranks alike.
         """
         if finite:
             return
         extractor, settings = self.task.name.partition("/")[0], self.config
         held = "" if settings.precision == "fp32" else f", or its precision from {settings.precision} to fp32"
         raise UserError(
-            f"{self.task.name}: the loss is no finite number any more at {where}; lower "
+            f"{self.task.name}: the loss is not finite any more at {where}; lower "
             f"extractors.{extractor}.finetune.learning_rate ({settings.learning_rate:g}){held}. If it is so "
-            "at the first step, the weights of the model folder are no numbers. Earlier checkpoints are kept"
+            "at the first step, the weights of the model folder are not finite. Earlier checkpoints are kept"
         )
 
     def _loss(self, part: Pass) -> torch.Tensor:
@@ -286,16 +286,16 @@ class Trainer:
 
     def _predict(self, positions: np.ndarray) -> torch.Tensor:
         """Logits ``(len(positions), C)`` on the CPU, computed by all ranks together."""
-        # A row for each clip, which one rank fills, and the last one for nobody.
+        # One row per clip, which one rank fills; the last row is for padding.
         shape = len(self.task.targets) + 1, len(self.class_weights)
-        whole = torch.zeros(shape, device=self.accelerator.device)
+        logits = torch.zeros(shape, device=self.accelerator.device)
         for _, mine in self._loaded(global_batches(positions, self.config.batch)):
             for part in mine:
-                whole[self._sent(part.owners)] = self._logits(part)
-        return self.accelerator.reduce(whole, "sum").cpu()[torch.from_numpy(positions)]
+                logits[self._sent(part.owners)] = self._logits(part)
+        return self.accelerator.reduce(logits, "sum").cpu()[torch.from_numpy(positions)]
 
     def _loaded(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Pass]]]:
-        """Each global batch with this rank's part of it, read while those before are computed."""
+        """Each global batch with this rank's part of it, read while earlier ones are computed."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         on_gpu = self.accelerator.device.type == "cuda"
 
@@ -305,7 +305,7 @@ class Trainer:
         def read(number: int, positions: np.ndarray) -> Pass:
             inputs, owners = self.task.load(positions), torch.from_numpy(positions)
             if on_gpu:
-                # Copies from other memory make the host wait, and the device as well.
+                # Transfers from unpinned memory make both host and device wait.
                 inputs = {name: value.pin_memory() for name, value in inputs.items()}
                 owners = owners.pin_memory()
             return Pass(number, positions, owners, inputs)
@@ -320,7 +320,7 @@ class Trainer:
         return self.model(**{name: self._sent(value) for name, value in part.inputs.items()})
 
     def _save_or_stop(self, outcome: StepOutcome) -> None:
-        """What all ranks agreed on."""
+        """Act on the outcome, on which all ranks agree."""
         if self.checkpoints is not None and (outcome.stop or outcome.save) and self.progress.step:
             self.checkpoints.save(self.model, self.optimizer, self.progress)
         if outcome.stop:
@@ -337,7 +337,7 @@ def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
 
 @contextmanager
 def _deterministic(asked: bool) -> Iterator[None]:
-    """Meanwhile an operation of torch that may give other bits another time fails, where it has no other form."""
+    """Make torch deterministic within the context; operations without a deterministic form fail."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(asked or before)
     try:

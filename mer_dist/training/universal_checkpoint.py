@@ -1,11 +1,11 @@
 """Checkpoints for another number of processes or another ZeRO stage.
 
-DeepSpeed's universal checkpoints hold whole tensors: for every trained weight a folder with its fp32
-master and both moments. DeepSpeed makes them of its own partitions; those of a process that trains
-alone are written here in the same layout, and read from it. Two faults of DeepSpeed's loading have a
-remedy here. It gives every parameter group the settings of the first one that it finds: it finds
-none, since they come from the configuration. And it lets all tensors that are updated one after the
-other share one step counter, which each of them then advances: each gets its own.
+DeepSpeed's universal checkpoints hold complete tensors: for every trained weight a folder with its
+fp32 master and both moments. DeepSpeed converts its own partitions; this module writes and reads the
+same layout for training without DeepSpeed. It also works around two faults of DeepSpeed's loading.
+DeepSpeed gives every parameter group the settings of the first one in the checkpoint: here it has
+none, because they come from the configuration. And all tensors that are updated one after the other
+share one step counter, which each of them advances: here each gets its own.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 MASTER, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
-#: Below the folder of a universal checkpoint, as DeepSpeed wants it.
+#: Below the folder of a universal checkpoint, in DeepSpeed's layout.
 TENSORS, COMMON = "zero", "optimizer_state.pt"
 
 
 def convert(checkpoint: Path, target: Path, step: int) -> None:
     """Write DeepSpeed's partitions in ``checkpoint`` as a universal checkpoint. Needs no process group,
-    about one rank's part of memory, and as much disk again as the checkpoint, twice while it works."""
+    memory for about one rank's part, and as much disk as the checkpoint, twice that while it works."""
     from deepspeed.checkpoint import ds_to_universal
 
-    # One worker each: no further processes, which would read without this one's guard.
+    # One worker each: further processes would read pickles without :func:`tensors_only`.
     arguments = Namespace(
         input_folder=str(checkpoint),
         output_folder=str(target),
@@ -44,7 +44,7 @@ def convert(checkpoint: Path, target: Path, step: int) -> None:
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         ds_to_universal.main(arguments)
-    # Models and positions of the ranks are not needed, and DeepSpeed's pointer would mislead.
+    # The model states of the ranks are not needed, and DeepSpeed's pointer would mislead.
     for path in (*target.glob("*model_states.pt"), target.with_name("latest_universal")):
         path.unlink()
     common = torch.load(target / TENSORS / COMMON, map_location="cpu", weights_only=True)
@@ -54,7 +54,7 @@ def convert(checkpoint: Path, target: Path, step: int) -> None:
 
 
 def _complete(folder: Path, step: int) -> None:
-    """Of ZeRO-3 DeepSpeed writes bare tensors and no step, which it can only read under ZeRO-3."""
+    """From ZeRO-3, DeepSpeed writes bare tensors without a step, which only ZeRO-3 can read."""
     for key in (MASTER, *MOMENTS):
         value = torch.load(folder / f"{key}.pt", map_location="cpu", weights_only=True)
         if isinstance(value, Tensor):
@@ -65,7 +65,7 @@ def _complete(folder: Path, step: int) -> None:
 def write(
     weights: dict[str, Tensor], moments: dict[str, dict[str, Tensor]], groups: int, step: int, target: Path
 ) -> None:
-    """The same of a process that trains alone.
+    """The same for training without DeepSpeed.
 
     Args:
         weights: trained weights by name, the masters.
@@ -86,7 +86,7 @@ def _write_tensor(folder: Path, key: str, value: Tensor) -> None:
 
 
 def _write_common(target: Path, step: int, groups: int) -> None:
-    """What belongs to no tensor, and no settings. DeepSpeed puts rank 0's whole partition here."""
+    """The state besides tensors, without settings. DeepSpeed writes rank 0's whole partition here."""
     from deepspeed import __version__
 
     param_groups = [{"params": [number]} for number in range(groups)]
@@ -102,8 +102,8 @@ def load(folder: Path, model: Any, optimizer: Optimizer, step: int, zero_stage: 
     """Fill the trained weights and the optimizer's state; called by all ranks.
 
     Args:
-        model: as prepared by Accelerate: DeepSpeed's engine, or the module itself where there is none.
-        step: optimizer steps that the checkpoint has taken.
+        model: as prepared by Accelerate: DeepSpeed's engine, or the module itself without DeepSpeed.
+        step: optimizer steps before the checkpoint.
         zero_stage: 0 without DeepSpeed.
     """
     if zero_stage == 0:

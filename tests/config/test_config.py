@@ -124,7 +124,7 @@ def test_overrides_win_in_order_and_can_take_a_section_away(write):
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(write):
     message = refused(write("run:\n  seed: 1\n  seed: 2\n"))
-    assert "'seed' stands here twice" in message and "line 3" in message
+    assert "'seed' is here twice" in message and "line 3" in message
 
 
 def test_what_is_not_a_mapping_of_keys_is_refused(write):

@@ -215,6 +215,6 @@ def test_an_array_larger_than_the_cluster_takes_is_told(job, tmp_path, monkeypat
         with pytest.raises(UserError, match=told):
             check(config)
     else:
-        assert check(config) == "1001 tasks, 1001 may be"
+        assert check(config) == "1001 tasks of at most 1001"
     for unasked in ([], ["slurm.partition=gpu", "slurm.extract_tasks=1"]):
         assert "job array" not in dict(stage._checks(load(job, unasked)))

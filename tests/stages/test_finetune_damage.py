@@ -96,7 +96,7 @@ def test_weights_of_the_best_epoch_that_are_damaged_or_gone_are_learned_again(ca
         (best / files.MARKER).unlink()
     assert call() == (DONE, [])
     log = run.log("finetune", 0).read_text()
-    assert log.count(f"is damaged ({best.name}: ") == 2 and "this adapter starts again" in log
+    assert log.count(f"is damaged ({best.name}: ") == 2 and "this training starts again" in log
     assert same_weights(underway.adapter(run), underway.adapter(undisturbed))
 
 

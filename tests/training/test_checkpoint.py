@@ -61,7 +61,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     truncated.write_bytes(truncated.read_bytes()[:-1])
     (tmp_path / "step-00000002" / "complete.json").unlink()
     assert checkpoints.load(model, optimizer).step == 1
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="not complete"):
         trained_weights(truncated.parent, torch.float32)
 
 

@@ -150,7 +150,7 @@ def test_gradients_that_are_no_numbers_end_it_on_all_ranks_before_a_checkpoint(
 ):
     one = trainer(accelerator)
     monkeypatch.setattr(accelerator, "clip_grad_norm_", lambda *_: norm)
-    with pytest.raises(UserError, match="lines/all: the loss is no finite number any more at step 1"):
+    with pytest.raises(UserError, match="lines/all: the loss is not finite any more at step 1"):
         one.run(lambda *_: None)
     sound = one._agreed(torch.tensor(3.5), torch.tensor(2.0))
     assert sound == (3.5, False, False, True)
