@@ -253,7 +253,7 @@ def test_files_that_are_not_taken_are_named_and_capitals_are_read(run, tmp_path,
         (folder / name).write_bytes(b"x")
     import_npy(run, "x", "text", folder)
     assert store.load(run.features("x")).names == ["a", "b"]
-    assert "not taken: 1 without a suffix (as README), 2 .npz (as c.npz), 1 .pt (as e.pt)" in caplog.text
+    assert "not imported: 1 without a suffix (as README), 2 .npz (as c.npz), 1 .pt (as e.pt)" in caplog.text
     (folder / "a.npy").unlink()
     (folder / "b.NPY").unlink()
     with pytest.raises(UserError, match=r"no .npy file there can be used; it has .*2 .npz \(as c.npz\)"):
