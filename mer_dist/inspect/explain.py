@@ -98,7 +98,7 @@ def _label(config: Config, run: Run, name: str) -> str | None:
 
 def _features(config: Config, run: Run, name: str, fold: int) -> list[dict]:
     """Per feature set: its modality, and why the clip is masked there, if it is."""
-    broken = [row for row in quarantine.read(run.quarantine) if row.name == name and row.stage == join.STAGE]
+    broken = [row for row in quarantine.read(run.quarantine, join.STAGE) if row.name == name]
     found = []
     for set_name in join.all_sets(config, run):
         stored = FeatureSetId.parse(set_name).stored_of(None if fold < 0 else fold)

@@ -449,8 +449,7 @@ def _content(shard: FeatureSet) -> str:
 
 def _quarantine(run: Run, set_name: str, modality: str, found: _Survey) -> None:
     """Record and log this set's problems; those of other imported sets stay."""
-    before = [problem for problem in quarantine.read(run.quarantine) if problem.stage == STAGE]
-    others = [problem for problem in before if problem.part != set_name]
+    others = [problem for problem in quarantine.read(run.quarantine, STAGE) if problem.part != set_name]
     own = [
         Problem(stage=STAGE, name=name, lost=lost, reason=f"features {set_name}: {why}", part=set_name)
         for lost, why_of in ((modality, found.bad), (f"part of {modality}", found.partial))

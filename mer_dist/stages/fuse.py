@@ -70,9 +70,7 @@ class _Sets:
         """Quarantine the problems found; those of sets that were not read again stay."""
         unread = {*join.all_sets(self.config, self.run)} - self.problems.keys()
         stay = [
-            problem
-            for problem in quarantine.read(self.run.quarantine)
-            if problem.stage == join.STAGE and _is_of(problem, unread)
+            problem for problem in quarantine.read(self.run.quarantine, join.STAGE) if _is_of(problem, unread)
         ]
         found = [problem for of_set in self.problems.values() for problem in of_set]
         quarantine.replace(self.run.quarantine, join.STAGE, [*self.of_labels, *found, *stay])

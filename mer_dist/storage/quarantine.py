@@ -50,16 +50,28 @@ class Kind:
         return f"{len(self.names):,} x {self.lost}: {shortened(self.reason)}"
 
 
-def read(path: Path) -> list[Problem]:
-    """All rows, or none if there is no such file yet. Files of earlier versions have no ``part``."""
+def read(path: Path, *stages: str) -> list[Problem]:
+    """The rows of these stages, or all of them; none if there is no such file yet."""
+    table = _table(path)
+    if stages and len(table):
+        import pyarrow.compute as pc
+
+        table = table.filter(pc.is_in(table["stage"], pa.array(stages)))
+    return [Problem(**row) for row in table.to_pylist()]
+
+
+def _table(path: Path) -> pa.Table:
+    """All rows; files of earlier versions have no ``part``."""
     if not Path(path).exists():
-        return []
+        return SCHEMA.empty_table()
     with reading(path, "delete it and run again"):
         known = pq.read_schema(path).names
         table = parquet.read(path, schema=SCHEMA if "part" in known else _WITHOUT_PART)
         if any(column.null_count for column in table.columns):
             raise ValueError("fields are empty")
-        return [Problem(**row) for row in table.to_pylist()]
+        if "part" not in known:
+            table = table.append_column("part", pa.array([""] * len(table), pa.string()))
+        return table
 
 
 def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
@@ -67,10 +79,15 @@ def replace(path: Path, stage: str, problems: Iterable[Problem]) -> None:
 
     Call it once the stage knows all its problems; a second call with the same ones changes nothing.
     """
-    rows = [problem for problem in read(path) if problem.stage != stage] + list(problems)
-    rows.sort(key=lambda problem: (problem.stage, problem.name, problem.lost, problem.part))
+    import pyarrow.compute as pc
+
+    table = _table(path)
+    own = pa.Table.from_pylist([asdict(problem) for problem in problems], SCHEMA)
+    table = pa.concat_tables([table.filter(pc.not_equal(table["stage"], stage)), own])
+    order = [(column, "ascending") for column in ("stage", "name", "lost", "part")]
     with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), temporary)
+        # Of other stages there may be a million rows, which stay in columns.
+        pq.write_table(table.sort_by(order).replace_schema_metadata(None), temporary)
 
 
 def kinds(problems: Iterable[Problem]) -> list[Kind]:
@@ -125,7 +142,7 @@ def tell(path: Path, *stages: str) -> int:
     Returns:
         The number of their problems.
     """
-    own = [problem for problem in read(path) if problem.stage in stages]
+    own = read(path, *stages)
     if own:
         only = f" --stage {stages[0]}" if len(stages) == 1 else ""
         logger.warning(
