@@ -174,7 +174,9 @@ def test_an_npy_header_that_claims_terabytes_takes_no_memory(tmp_path, tried):
         head = {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
         np.lib.format.write_array_header_1_0(file, head)
         file.write(bytes(64))
-    assert tried(mertools.read_feature, path).startswith("cut off: it has fewer values than its header states")
+    assert tried(mertools.read_feature, path).startswith(
+        "cut off: it has fewer values than its header states"
+    )
 
 
 @pytest.mark.slow
