@@ -136,7 +136,7 @@ def write_run(folder: Path, clips: int) -> None:
             faceless=0,
         )
         shard_index.write_rows(ShardFolder(run.shards).record(number), own, facts)
-    shard_index.write_rows(ShardFolder(run.shards).index, rows)
+    shard_index.write(run.shards, shard_index.join(run.shards, shard_index.numbers(run.shards)))
     shard_index.write_unstored(run.shards, {})
     shard_index.write_twins(run.shards, [])
     files.write_marker(run.shards, "scale", clips=clips)

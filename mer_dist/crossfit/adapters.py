@@ -87,7 +87,8 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapt
     if not tuned:
         return []
     run = Run(config.run.folder)
-    labeled = [row for row in shard_index.read(run.shards) if row.split == LABELED]
+    index = shard_index.read(run.shards)
+    labeled = list(index.where(split == LABELED for split in index.column("split")))
     label_of = shard_index.labels(labeled)
     folds.check_labels(config, label_of)
     if fold_of is None:

@@ -123,7 +123,8 @@ def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Pro
     """
     if config.fuse.labels:
         return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
-    found = {row.name: row.label for row in shard_index.read(run.shards)}
+    index = shard_index.read(run.shards)
+    found = dict(zip(index.names, index.column("label"), strict=True))
     unstored = shard_index.unstored(run.shards) or {}
     return found | {name: None for name, split in unstored.items() if split == UNLABELED}, []
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from mer_dist.fusion import predictions, recipes
 from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
 from mer_dist.shards.settings import check_settings
-from mer_dist.shards.shard_index import Row
+from mer_dist.shards.shard_index import Index, Row
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
@@ -63,6 +64,15 @@ def verify(run_folder: Path) -> list[str]:
     return list(dict.fromkeys(state.findings))
 
 
+class _Stored(NamedTuple):
+    """A clip in the index; of a million of them, all fields of the index would be too many objects."""
+
+    split: str
+    label: str | None
+    transcript: str | None
+    missing: list[str]
+
+
 @dataclass(kw_only=True)
 class _State:
     run: Run
@@ -83,13 +93,16 @@ class _State:
         return self.run.answer.exists() or bool(predictions.all_of(self.run))
 
     @cached_property
-    def rows(self) -> dict[str, Row]:
-        rows = shard_index.read(self.run.shards)
-        self.find(
-            [name for name, times in Counter(row.name for row in rows).items() if times > 1],
-            "occur twice in the index",
-        )
-        return {row.name: row for row in rows}
+    def index(self) -> Index:
+        return shard_index.read(self.run.shards)
+
+    @cached_property
+    def rows(self) -> dict[str, _Stored]:
+        """Clip -> what the index has of it."""
+        names = self.index.names
+        self.find([name for name, times in Counter(names).items() if times > 1], "occur twice in the index")
+        columns = (self.index.column(name) for name in _Stored._fields)
+        return dict(zip(names, map(_Stored, *columns), strict=True))
 
     @cached_property
     def problems(self) -> list[Problem]:
@@ -180,7 +193,8 @@ def _shards(state: _State) -> None:
         state.findings.append(str(error))
     facts = shard_index.all_records(folder)
     beside_tar: dict[str, tuple[str, str | None]] = {}
-    for number in sorted({row.shard for row in state.rows.values()}):
+    numbers = sorted({*state.index.column("shard")})
+    for number in numbers:
         tar, beside = ShardFolder(folder).tar(number), ShardFolder(folder).record(number)
         size = tar.stat().st_size if tar.exists() else 0
         record = facts.get(number)
@@ -195,7 +209,7 @@ def _shards(state: _State) -> None:
                 state.findings.append(str(error))
     reader = Reader(folder)
     damaged, different = [], []
-    for row in reader.rows:
+    for row in state.index:
         try:
             members = reader.members(row)
         except UserError as error:
@@ -209,14 +223,14 @@ def _shards(state: _State) -> None:
     state.find(damaged, "differ from their checksum; delete their shards and run shard")
     state.find(different, "have another description in the index than in the tar")
     relabeled = [
-        row.name for row in reader.rows if beside_tar.get(row.name) not in (None, (row.split, row.label))
+        name for name, row in state.rows.items() if beside_tar.get(name) not in (None, (row.split, row.label))
     ]
     state.find(relabeled, "have another label or split in the index than beside their tar; run shard")
     logger.info(
         "shards: %d clips (%s) in %d shards",
-        len(reader.rows),
-        _counts(row.split for row in reader.rows),
-        len({row.shard for row in reader.rows}),
+        len(state.index),
+        _counts(state.index.column("split")),
+        len(numbers),
     )
 
 
@@ -379,8 +393,7 @@ def _served(state: _State, own: FeatureSetId) -> set[str]:
         if not state.folds:
             raise UserError(f"{state.run.folds}: no such file, but features {own} need it")
         return {name for name, fold in state.folds.items() if fold == own.held_out_fold}
-    rows = state.rows.values()
-    return {row.name for row in rows if not own.is_of_all or row.label is None}
+    return {name for name, row in state.rows.items() if not own.is_of_all or row.label is None}
 
 
 def _predictions(state: _State) -> None:

@@ -7,7 +7,7 @@ are fetched after the next one was launched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Chunk:
 
 
 def clip_embeddings(
-    extractor: Extractor, reader: Reader, shards: dict[int, list[Row]]
+    extractor: Extractor, reader: Reader, shards: Mapping[int, Iterable[Row]]
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
     """Shard, name and embeddings ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
     in any order within a shard."""
@@ -90,7 +90,7 @@ def clip_embeddings(
                     yield chunk.shard, name, embeddings
 
 
-def _chunks(extractor: Extractor, rows: list[Row], device: torch.device) -> list[list[Row]]:
+def _chunks(extractor: Extractor, rows: Iterable[Row], device: torch.device) -> list[list[Row]]:
     """Chunks of clips of similar cost, each for several forward passes. No chunk crosses a shard, so
     the bits of its features do not depend on which rank computes which shards."""
     chunks: list[list[Row]] = []

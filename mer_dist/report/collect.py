@@ -113,12 +113,13 @@ def collect(run_folder: Path) -> RunData:
 
 
 def _corpus(path: Path, order: list[str]) -> Corpus:
-    rows = parquet.read(path).to_pylist()
+    table = parquet.read(path, ["name", "shard", "split", "label", "missing", "duration"])
+    names, shards, splits, labels, absent, seconds = (column.to_pylist() for column in table.columns)
     counts: dict[str, Counter[str]] = {}
     missing: dict[str, Counter[str]] = {}
-    for row in rows:
-        counts.setdefault(row["split"], Counter())[row["label"] or ""] += 1
-        missing.setdefault(row["split"], Counter()).update(row.get("missing") or [])
+    for split, label, modalities in zip(splits, labels, absent, strict=True):
+        counts.setdefault(split, Counter())[label or ""] += 1
+        missing.setdefault(split, Counter()).update(modalities or [])
     unstored = Counter((shard_index.unstored(path.parent) or {}).values())
     if lost := unstored[UNLABELED]:
         counts.setdefault(UNLABELED, Counter())[""] += lost
@@ -129,9 +130,13 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
         counts=counts,
         missing=missing,
         unstored=unstored,
-        seconds=sum(row.get("duration") or 0.0 for row in rows),
-        shards=len({row["shard"] for row in rows}),
-        truth={row["name"]: row["label"] for row in rows if row["split"] == LABELED and row["label"]},
+        seconds=sum(duration or 0.0 for duration in seconds),
+        shards=len({*shards}),
+        truth={
+            name: label
+            for name, label, split in zip(names, labels, splits, strict=True)
+            if split == LABELED and label
+        },
     )
 
 

@@ -23,7 +23,7 @@ def batch(shards_folder: Path, number: int, clips: Iterable[Clip]) -> list[Encod
     path = ShardFolder(shards_folder).record(number)
     record, rows = shard_index.record_of(shards_folder, number), shard_index.read_rows(path)
     left = {clip.name: clip for clip in clips}
-    reader, found = Reader(shards_folder, rows), []
+    reader, found = Reader(shards_folder), []
     for row in rows:
         if row.name not in left:
             continue

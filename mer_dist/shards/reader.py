@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from mer_dist.core.errors import UserError
 from mer_dist.shards import shard_index
-from mer_dist.shards.shard_index import Row
+from mer_dist.shards.shard_index import Index, Row
 from mer_dist.storage.run_folder import ShardFolder
 
 #: Open tars per reader; systems commonly allow 1024 files a process.
@@ -94,12 +95,19 @@ class Reader:
     its own.
     """
 
-    def __init__(self, shards_folder: Path, rows: list[Row] | None = None):
-        """``rows``: without it those of the whole index."""
+    def __init__(self, shards_folder: Path):
         self.folder = Path(shards_folder)
-        self.rows: list[Row] = shard_index.read(self.folder) if rows is None else rows
         self._tars: OrderedDict[int, int] = OrderedDict()
         self._opening = Lock()
+
+    @cached_property
+    def rows(self) -> Index:
+        """All clips.
+
+        Raises:
+            UserError: the index is missing or damaged.
+        """
+        return shard_index.read(self.folder)
 
     def read(self, row: Row, modality: str | None = None) -> Sample:
         """The clip of one row, or only the members of a modality; its checksum is not verified.
@@ -164,7 +172,7 @@ class Reader:
         return self._tars[number]
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder, "rows": self.rows}
+        return {"folder": self.folder}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _tars=OrderedDict(), _opening=Lock())

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +27,8 @@ from mer_dist.storage.files import atomic, read_json, write_json
 from mer_dist.storage.run_folder import ShardFolder
 
 _RECORD = b"mer_dist.shard"
+#: Rows that exist as objects at a time.
+_AT_ONCE = 1024
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -96,8 +100,68 @@ def checksum(members: Iterable[tuple[str, bytes]]) -> str:
     return digest.hexdigest()
 
 
-def read(shards_folder: Path) -> list[Row]:
-    """All clips, by shard and position in it.
+class Index(Sequence[Row]):
+    """Clips by shard and position in it, as columns; a :class:`Row` is made whenever it is asked for.
+
+    A million of them take 0.6 GB with 16 frames each, a tenth of as many objects.
+    """
+
+    def __init__(self, table: pa.Table):
+        """
+        Raises:
+            ValueError: fields are empty that no clip may lack.
+        """
+        empty = [name for name in SCHEMA.names if table[name].null_count]
+        if set(empty) - {"label", "transcript"}:
+            raise ValueError(f"fields of {', '.join(empty)} are empty")
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Row]: ...
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return [self[number] for number in range(*key.indices(len(self)))]
+        number = range(len(self))[key]
+        return _rows(self.table.slice(number, 1))[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        for batch in self.table.to_batches(max_chunksize=_AT_ONCE):
+            yield from _rows(batch)
+
+    def column(self, name: str) -> list:
+        """A field of all clips."""
+        return self.table[name].to_pylist()
+
+    @property
+    def names(self) -> list[str]:
+        return self.column("name")
+
+    def where(self, keep: Iterable[bool]) -> Index:
+        """The clips for which ``keep`` is true."""
+        return Index(self.table.filter(pa.array(keep, pa.bool_())))
+
+    def by_shard(self) -> dict[int, Index]:
+        """shard -> its clips."""
+        shards = np.asarray(self.table["shard"])
+        table = self.table
+        if (np.diff(shards) < 0).any():
+            order = np.argsort(shards, kind="stable")
+            table, shards = table.take(order), shards[order]
+        numbers, starts = np.unique(shards, return_index=True)
+        sizes = np.diff(starts, append=len(shards))
+        return {
+            int(number): Index(table.slice(start, size))
+            for number, start, size in zip(numbers, starts, sizes, strict=True)
+        }
+
+
+def read(shards_folder: Path) -> Index:
+    """All clips.
 
     Raises:
         UserError: the index is missing or damaged.
@@ -105,7 +169,7 @@ def read(shards_folder: Path) -> list[Row]:
     path = ShardFolder(shards_folder).index
     if not path.exists():
         raise UserError(f"{path}: no such file; run shard first")
-    return read_rows(path)
+    return _read(path)
 
 
 def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
@@ -120,19 +184,30 @@ def read_labels(path: Path) -> dict[str, tuple[str, str | None]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of an index, or of the file beside a tar.
+    """The rows of the file beside a tar.
 
     Raises:
         UserError: it is not readable.
     """
+    return list(_read(path))
+
+
+def join(shards_folder: Path, numbers: Iterable[int]) -> Index:
+    """The clips of these shards, from the files beside their tars.
+
+    Raises:
+        UserError: one is not readable.
+    """
+    parts = [_read(ShardFolder(shards_folder).record(number)).table for number in numbers]
+    return Index(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
+
+
+def _read(path: Path) -> Index:
     with reading(path, "delete it and run shard"):
-        return _rows(parquet.read(path, schema=SCHEMA))
+        return Index(parquet.read(path, schema=SCHEMA))
 
 
-def _rows(table: pa.Table) -> list[Row]:
-    empty = [name for name in SCHEMA.names if table[name].null_count]
-    if set(empty) - {"label", "transcript"}:
-        raise ValueError(f"fields of {', '.join(empty)} are empty")
+def _rows(table: pa.Table | pa.RecordBatch) -> list[Row]:
     columns = {name: table[name].to_pylist() for name in SCHEMA.names}
     spans = zip(columns.pop("suffixes"), columns.pop("offsets"), columns.pop("sizes"), strict=True)
     columns["members"] = [
@@ -157,6 +232,10 @@ def labels(labeled: list[Row]) -> dict[str, str]:
     return {row.name: row.label for row in labeled if row.label is not None}
 
 
+def write(shards_folder: Path, index: Index) -> None:
+    _write(ShardFolder(shards_folder).index, index.table)
+
+
 def write_rows(path: Path, rows: list[Row], record: ShardRecord | None = None) -> None:
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names[:-3]}
     columns["suffixes"] = [list(row.members) for row in rows]
@@ -167,6 +246,10 @@ def write_rows(path: Path, rows: list[Row], record: ShardRecord | None = None) -
         content = asdict(record) | {"problems": [problem.as_values() for problem in record.problems]}
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         table = table.replace_schema_metadata({_RECORD: text.encode()})
+    _write(path, table)
+
+
+def _write(path: Path, table: pa.Table) -> None:
     with atomic(path) as temporary:
         # Labels are stored nowhere else: a corrupted byte must not change one into another.
         pq.write_table(table, temporary, write_page_checksum=True)

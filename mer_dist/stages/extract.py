@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 #: The name of an extractor, its adapter (None: the published weights), and the clips that it sees.
-Seen = tuple[str, Adapter | None, list[shard_index.Row]]
+Seen = tuple[str, Adapter | None, shard_index.Index]
 
 
 @dataclass(kw_only=True)
@@ -59,7 +60,7 @@ class Work:
     #: The fold that the adapter was trained without; None: none, or it is not fine-tuned.
     held_out_fold: int | None
     #: shard -> the clips of it that belong to this set, in tar order.
-    shards: dict[int, list[shard_index.Row]]
+    shards: dict[int, shard_index.Index]
     #: shard -> fingerprint of all that its features depend on.
     fingerprint: dict[int, str]
     folder: Path
@@ -143,21 +144,23 @@ def planned(config: Config) -> list[Work]:
         UserError: an adapter is missing, or was trained on other clips, labels or folds.
     """
     run = Run(config.run.folder)
-    rows = shard_index.read(run.shards)
-    numbers = {row.shard for row in rows}
-    content = {shard: shard_index.shard_fingerprint(run.shards, shard) for shard in numbers}
+    clips = shard_index.read(run.shards)
+    content = {shard: shard_index.shard_fingerprint(run.shards, shard) for shard in clips.by_shard()}
     sets: list[Seen] = [
-        (name, None, rows)
+        (name, None, clips)
         for name, extractor in config.extractors.items()
         if extractor.finetune is None or config.extract.frozen
     ]
-    anchors = _anchors(rows, config.extract.anchors, config.run.seed)
-    for adapter in adapters.planned(config):
+    planned_adapters = adapters.planned(config)
+    if planned_adapters:
+        names, unlabeled = clips.names, [split == UNLABELED for split in clips.column("split")]
+        anchors = _anchors(list(compress(names, unlabeled)), config.extract.anchors, config.run.seed)
+    for adapter in planned_adapters:
         if adapter.held_out_fold is None:
-            seen = [row for row in rows if row.split == UNLABELED]
+            seen = clips.where(unlabeled)
         else:
             own = {name for name, fold in folds.read(run.folds).items() if fold == adapter.held_out_fold}
-            seen = [row for row in rows if row.name in own or row.name in anchors]
+            seen = clips.where(name in own or name in anchors for name in names)
         sets.append((adapter.name, adapter, seen))
     used = {name: _computed_in(config, [own for own in sets if own[0] == name], content) for name, *_ in sets}
     return [_work(config, used[name], name, adapter, seen, content) for name, adapter, seen in sets]
@@ -180,10 +183,9 @@ def _computed_in(config: Config, sets: list[Seen], content: dict[int, str]) -> E
     return precision.settled(extractor, precision.of_this_machine())
 
 
-def _anchors(rows: list[shard_index.Row], count: int, seed: int) -> set[str]:
-    """Unlabelled clips that every adapter sees: those with the smallest hashes of seed and name, so that
+def _anchors(names: list[str], count: int, seed: int) -> set[str]:
+    """Those of the unlabelled clips that every adapter sees: those with the smallest hashes of seed and name, so that
     an added clip replaces at most one of them."""
-    names = [row.name for row in rows if row.split == UNLABELED]
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count])
 
 
@@ -192,7 +194,7 @@ def _work(
     extractor: ExtractorConfig,
     name: str,
     adapter: Adapter | None,
-    rows: list[shard_index.Row],
+    clips: shard_index.Index,
     content: dict[int, str],
 ) -> Work:
     if adapter is not None and not files.read_marker(adapter.folder, adapter.fingerprint):
@@ -208,11 +210,9 @@ def _work(
         config.run.threads,
         *FAMILIES[extractor.family].code,
     ]
-    shards: dict[int, list[shard_index.Row]] = {}
-    for row in rows:
-        shards.setdefault(row.shard, []).append(row)
+    shards = clips.by_shard()
     fingerprint = {
-        shard: files.fingerprint_of([*common, content[shard], [row.name for row in members]])
+        shard: files.fingerprint_of([*common, content[shard], members.names])
         for shard, members in shards.items()
     }
     set_id = FeatureSetId(name) if adapter is None else adapter.features
@@ -379,7 +379,7 @@ def _write(extractor, work: Work, shard: int, found, missing, config: Config, se
         piece=f"{shard:05d}",
         rank=process_info().rank,
     )
-    order = [row.name for row in work.shards[shard] if row.name in found]
+    order = [name for name in work.shards[shard].names if name in found]
     pack = _pack(extractor, order, found, missing, config)
     store.write_shard(work.file(shard), pack, work.fingerprint[shard])
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from mer_dist import corpus
@@ -30,7 +30,7 @@ from mer_dist.corpus import survey, twins
 from mer_dist.crossfit import adapters, folds
 from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
-from mer_dist.shards.shard_index import Row, ShardRecord
+from mer_dist.shards.shard_index import Index, ShardRecord
 from mer_dist.storage import files, quarantine, timings
 from mer_dist.storage.run_folder import Run, ShardFolder
 
@@ -308,21 +308,22 @@ def _encode(decoded):
 def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Problem]) -> None:
     """Write all that is known only at the end, from the files of the shards alone."""
     shards = {number: shard_index.record_of(run.shards, number) for number in shard_index.numbers(run.shards)}
-    rows = [row for number in shards for row in shard_index.read_rows(ShardFolder(run.shards).record(number))]
+    index = shard_index.join(run.shards, shards)
     problems = _problems([problem for record in shards.values() for problem in record.problems], unlisted)
-    same = _twins(clips, rows)
-    labels = {row.name: row.label for row in rows if row.label is not None}
-    stats = _stats(rows, list(shards.values()), problems, twins.remarks(same, labels))
+    same = _twins(clips, index)
+    pairs = zip(index.names, index.column("label"), strict=True)
+    labels = {name: label for name, label in pairs if label is not None}
+    stats = _stats(index, list(shards.values()), problems, twins.remarks(same, labels))
     quarantine.replace(run.quarantine, "shard", problems)
-    if not rows:
+    if not index:
         raise UserError(f"nothing of the corpus can be used; see {run.quarantine}")
     # Even without stored media, unlabelled clips get a prediction.
-    stored = {row.name for row in rows}
+    stored = {*index.names}
     shard_index.write_unstored(
         run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored}
     )
     shard_index.write_twins(run.shards, same)
-    shard_index.write_rows(ShardFolder(run.shards).index, rows)
+    shard_index.write(run.shards, index)
     files.write_json(ShardFolder(run.shards).stats, stats)
     files.write_marker(run.shards, fingerprint, clips=stats["clips"])
     logger.info(
@@ -342,9 +343,10 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
         logger.warning("%s", twins.summary(same, labels))
 
 
-def _twins(clips: list[Clip], rows: list[Row]) -> list[list[str]]:
+def _twins(clips: list[Clip], index: Index) -> list[list[str]]:
     """Clips of the same recording, among those with stored media."""
-    stored = {row.name for row in rows if row.frames or row.samples}
+    columns = (index.column(name) for name in ("name", "frames", "samples"))
+    stored = {name for name, frames, samples in zip(*columns, strict=True) if frames or samples}
     return twins.find([clip for clip in clips if clip.name in stored])
 
 
@@ -356,22 +358,22 @@ def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:
 
 
 def _stats(
-    rows: list[Row], shards: list[ShardRecord], problems: list[Problem], remarks: dict[str, list[str]]
+    index: Index, shards: list[ShardRecord], problems: list[Problem], remarks: dict[str, list[str]]
 ) -> dict:
     """
     Args:
         remarks: kind -> clips, for remarks that concern several shards.
     """
     return {
-        "clips": len(rows),
-        "splits": Counter(row.split for row in rows),
-        "labels": Counter(row.label for row in rows if row.label is not None),
-        "missing": Counter(modality for row in rows for modality in row.missing),
+        "clips": len(index),
+        "splits": Counter(index.column("split")),
+        "labels": Counter(label for label in index.column("label") if label is not None),
+        "missing": Counter(chain.from_iterable(index.column("missing"))),
         "quarantined": Counter(str(problem.lost) for problem in problems),
         "faceless": sum(record.faceless for record in shards),
         "shards": sum(bool(record.sha256) for record in shards),
         "bytes": sum(record.bytes for record in shards),
-        "duration": round(sum(row.duration for row in rows), 3),
+        "duration": round(sum(index.column("duration")), 3),
         "remarks": _remarks([*(record.remarks for record in shards), remarks]),
     }
 

@@ -21,7 +21,7 @@ from mer_dist.stages.extract import extract
 from mer_dist.stages.fuse import fuse
 from mer_dist.stages.shard import shard
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
+from mer_dist.storage.run_folder import Run, ShardFolder
 
 LABELED, UNLABELED = 12, 5
 OFF = "extractors.text.finetune.cross_fit=false"
@@ -115,10 +115,12 @@ def test_frozen_and_imported_sets_of_such_an_extractor_may_be_fused(job):
     assert join.fused_sets(config) == ["text", "voice@fold-1"]
 
 
-def test_a_labelled_clip_whose_label_is_gone_is_named(job, monkeypatch):
+def test_a_labelled_clip_whose_label_is_gone_is_named(job, tmp_path, monkeypatch):
     config = load(job)
-    rows = shard_index.read(Run(config.run.folder).shards)
+    rows = list(shard_index.read(Run(config.run.folder).shards))
     rows[3] = replace(rows[3], label=None)
-    monkeypatch.setattr(shard_index, "read", lambda folder: rows)
+    shard_index.write_rows(ShardFolder(tmp_path).index, rows)
+    damaged = shard_index.read(tmp_path)
+    monkeypatch.setattr(shard_index, "read", lambda folder: damaged)
     with pytest.raises(UserError, match="clip03 is labeled and has no label; delete it and run shard"):
         adapters.planned(config)

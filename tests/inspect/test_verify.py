@@ -210,7 +210,7 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
     ("field", "value"), [("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")]
 )
 def test_an_index_that_says_other_than_corpus_and_tar_is_found(run, field, value):
-    rows = shard_index.read(run.shards)
+    rows = list(shard_index.read(run.shards))
     rows[1] = replace(rows[1], **{field: value})
     shard_index.write_rows(ShardFolder(run.shards).index, rows)
     finding(run, f"another {field} in the corpus", rows[1].name)

@@ -90,7 +90,7 @@ def test_a_pickled_reader_opens_its_own_tars(folder):
 def test_a_reader_never_holds_more_tars_open_than_allowed(folder, monkeypatch):
     monkeypatch.setattr("mer_dist.shards.reader.OPEN_TARS", 2)
     reader = Reader(folder)
-    for row in reader.rows + reader.rows[::-1]:
+    for row in [*reader.rows, *reader.rows[::-1]]:
         reader.read(row)
         assert len(reader._tars) <= 2
     assert OPEN_TARS < 1024
@@ -117,12 +117,32 @@ def test_labels_are_those_of_labelled_clips_and_none_of_these_may_lack_one(folde
 
 def test_without_an_index_the_user_is_told_to_run_shard(tmp_path):
     with pytest.raises(UserError, match="run shard first"):
-        Reader(tmp_path)
+        _ = Reader(tmp_path).rows
     with pytest.raises(UserError, match="no such shard"):
         shard_index.shard_fingerprint(tmp_path, 3)
     ShardFolder(tmp_path).index.write_bytes(b"PAR1 half a file")
     with pytest.raises(UserError, match="not readable"):
         shard_index.read(tmp_path)
+
+
+def test_an_index_gives_its_clips_in_any_way_that_rows_do(folder):
+    index = shard_index.read(folder)
+    rows = [row for number in range(3) for row in shard_index.read_rows(ShardFolder(folder).record(number))]
+    assert list(index) == rows == [index[number] for number in range(-12, 0)] and index[2:5] == rows[2:5]
+    with pytest.raises(IndexError):
+        index[12]
+    assert list(index.where(row.name in ("c03", "c11") for row in rows)) == [rows[3], rows[5]]
+    assert {number: list(own) for number, own in index.by_shard().items()} == {
+        number: rows[4 * number :][:4] for number in range(3)
+    }
+    assert not index.where([False] * 12) and index.where([False] * 12).by_shard() == {}
+
+
+def test_rows_of_an_index_in_another_order_are_found_by_shard(folder):
+    rows = list(shard_index.read(folder))[::-1]
+    shard_index.write_rows(ShardFolder(folder).index, rows)
+    parts = shard_index.read(folder).by_shard()
+    assert [*parts] == [0, 1, 2] and list(parts[1]) == rows[4:8]
 
 
 def test_a_picture_that_does_not_decode_is_an_error_that_names_shard_and_clip(folder):
