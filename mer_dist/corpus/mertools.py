@@ -52,9 +52,9 @@ def feature_folder(folder: Path, set_name: str, level: str) -> Path:
     return Path(folder) / f"{set_name}-{level}"
 
 
-def is_array(path: Path) -> bool:
-    """Whether its name is that of a feature file, in capitals or not; ``._a.npy`` is what macOS leaves beside one."""
-    return path.name.lower().endswith(".npy") and not path.name.startswith("._")
+def is_array(name: str) -> bool:
+    """Whether a feature file has such a name, in capitals or not; ``._a.npy`` is what macOS leaves beside one."""
+    return name.lower().endswith(".npy") and not name.startswith("._")
 
 
 def read_feature(path: Path) -> np.ndarray:
@@ -211,7 +211,7 @@ def read_frames(folder: Path) -> tuple[np.ndarray, list[str]]:
         ValueError: why the folder cannot be used.
     """
     frames, faults = [], []
-    for path in _in_order(filter(is_array, Path(folder).glob("[!.]*"))):
+    for path in _in_order(path for path in Path(folder).glob("[!.]*") if is_array(path.name)):
         try:
             array = read_feature(path)
         except ValueError as error:

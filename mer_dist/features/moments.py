@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 #: A standard deviation below this, or this part of the mean, may be rounding alone, or of a small unit.
 PLAIN = 1e-6
 #: Part of the mean below which float32 does not compute a standard deviation well.
 NEAR = 1e-3
+#: Numbers that fit into a processor's cache.
+CACHED = 2**18
 
 
-def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(values: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation ``(D,)`` of ``values`` ``(N, D)``; 1 where a column is constant up to rounding.
 
-    Columns in small or huge units, as the power of quiet sound, are computed in float64.
+    Columns in small or huge units, as the power of quiet sound, are computed in float64. No copy of the values is
+    made.
+
+    Args:
+        valid: (N,) bool, the rows that count; None: all.
     """
+    rows = np.ones(len(values), bool) if valid is None else valid
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = values.mean(0), values.std(0)
+        mean, std = _computed(values, rows, values.dtype)
     odd = ~((std > PLAIN) & (std > NEAR * np.abs(mean)) & np.isfinite(std))
     if odd.any():
-        some = values[:, odd].astype(np.float64)
-        center, own = some.mean(0), some.std(0)
+        center, own = _computed(values[:, odd], rows, np.dtype(np.float64))
         mean[odd], std[odd] = center, np.where(own > PLAIN * np.abs(center), own, 1)
     return mean, std
+
+
+def _computed(values: np.ndarray, rows: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, to the bit those of ``numpy`` over ``values[rows]``."""
+    count = rows.sum()
+    mean = _sum(_blocks(values, rows, dtype), values.shape[1], dtype) / dtype.type(count)
+    deviations = (np.square(block - mean) for block in _blocks(values, rows, dtype))
+    return mean, np.sqrt(_sum(deviations, values.shape[1], dtype) / dtype.type(count))
+
+
+def _blocks(values: np.ndarray, rows: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    size = max(CACHED // max(values.shape[1], 1), 1)
+    for start in range(0, len(values), size):
+        own = slice(start, start + size)
+        block = values[own] if rows[own].all() else values[own][rows[own]]
+        yield block.astype(dtype, copy=False)
+
+
+def _sum(blocks: Iterator[np.ndarray], width: int, dtype: np.dtype) -> np.ndarray:
+    """(D,); the sum so far is the first row of the next block, so rows are added one after the other as in one array."""
+    total: np.ndarray | None = None
+    for block in blocks:
+        total = np.add.reduce(block if total is None else np.concatenate([total[None], block]), 0)
+    return np.zeros(width, dtype) if total is None else total

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mer_dist.features.moments import NEAR, PLAIN
+from mer_dist.features.moments import CACHED, NEAR, PLAIN
 from mer_dist.fusion.registered import FeatureShape
-
-#: Numbers that fit into a processor's cache.
-CACHED = 2**18
 
 
 @dataclass

@@ -41,8 +41,7 @@ class Standardized:
     def of(cls, values: list[np.ndarray], valid: list[np.ndarray]) -> Standardized:
         means, stds = [], []
         for of_set, own in zip(values, valid, strict=True):
-            present = of_set if own.all() else of_set[own]
-            mean, std = moments(present)
+            mean, std = moments(of_set, own)
             means.append(mean)
             stds.append(std.astype(np.float32))
         return cls(values, valid, means, stds)

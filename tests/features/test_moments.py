@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
 from mer_dist.features.join import Clips
-from mer_dist.features.moments import moments
+from mer_dist.features.moments import CACHED, moments
 from mer_dist.fusion.batch import FeatureBatch, standardize
 from mer_dist.fusion.linear_probe import linear_probe
 
@@ -55,3 +57,18 @@ def test_a_column_that_is_constant_up_to_rounding_has_no_spread(value):
 def test_ordinary_columns_have_the_moments_of_numpy():
     mean, std = moments(VALUES)
     assert np.array_equal(mean, VALUES.mean(0)) and np.array_equal(std, VALUES.std(0))
+
+
+@pytest.mark.parametrize("width", [1, 40, 700])
+def test_moments_in_blocks_are_those_of_numpy_to_the_bit_and_take_no_memory(width):
+    values = np.float32(RANDOM.normal(size=(3 * CACHED // width + 5, width)) * 3 + 1)
+    valid = RANDOM.random(len(values)) < 0.7
+    tracemalloc.start()
+    found = [moments(values), moments(values, valid)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4.5 * 4 * CACHED  # Two blocks and their masks; all values are three.
+    for (mean, std), own in zip(found, (values, values[valid]), strict=True):
+        if width > 1:  # numpy adds a single column in pairs.
+            assert np.array_equal(mean, own.mean(0)) and np.array_equal(std, own.std(0))
+        assert np.allclose(mean, own.mean(0), rtol=1e-5) and np.allclose(std, own.std(0), rtol=1e-5)
