@@ -11,6 +11,7 @@ from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip, Modality, Problem
 from mer_dist.corpus import faces, media, picture
 from mer_dist.corpus.clock import UNLIKELY
+from mer_dist.corpus.paths import openface_folder
 from mer_dist.corpus.sound import read_sound
 
 SHORT_SOUND = "sound far shorter than its video"
@@ -112,7 +113,7 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
             decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(crops)
             decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
             return
-        if clip.video is None and faces.openface_folder(Path(config.openface), clip.name).is_dir():
+        if clip.video is None and openface_folder(Path(config.openface), clip.name).is_dir():
             raise media.MediaError("its OpenFace folder holds no picture that can be read")
     if clip.video is None:
         return

@@ -13,6 +13,7 @@ import numpy as np
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.natural_order import natural
+from mer_dist.corpus.paths import openface_folder
 
 #: The detector runs on every n-th frame and the last one; between them the box is interpolated.
 DETECT_EVERY = 4
@@ -61,10 +62,6 @@ def cascade(frames: list[np.ndarray], size: int) -> tuple[list[np.ndarray], bool
         [np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)], axis=1
     )
     return [_square(frame, box, size) for frame, box in zip(frames, boxes, strict=True)], True
-
-
-def openface_folder(root: Path, name: str) -> Path:
-    return Path(root) / name / f"{name}_aligned"
 
 
 def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], bool]:

@@ -1,4 +1,4 @@
-"""Why a file of the corpus cannot be read, as far as is known without opening it."""
+"""Files of the corpus: where they are, and why one cannot be read, as far as is known without opening it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def openface_folder(root: Path, name: str) -> Path:
+    """Where OpenFace writes the faces of a clip."""
+    return Path(root) / name / f"{name}_aligned"
 
 
 def fault(path: Path) -> str:

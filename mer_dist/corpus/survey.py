@@ -53,12 +53,10 @@ def look(clips: Sequence[Clip], config: ShardConfig) -> dict[str, list[str]]:
 
     Pictures of a clip's face replace its video.
     """
-    from mer_dist.corpus.faces import openface_folder
-
     found = {}
     for clip in sample(clips, LOOKED_AT):
         named = files_of(clip)
-        if config.faces == "openface" and openface_folder(Path(config.openface), clip.name).is_dir():
+        if config.faces == "openface" and paths.openface_folder(Path(config.openface), clip.name).is_dir():
             named = [path for path in named if path != clip.video]
         found[clip.name] = [f"{path}: {why}" for path in named if (why := paths.fault(path))]
     return found

@@ -27,6 +27,7 @@ from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Clip, Problem
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.corpus import survey, twins
+from mer_dist.corpus.paths import openface_folder
 from mer_dist.crossfit import adapters, folds
 from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
@@ -49,13 +50,9 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
             the run; in each case the existing shards stay.
         Stopped: ``should_stop`` was true.
     """
-    from mer_dist.corpus import faces
-
     run = Run(config.run.folder)
     clips, unlisted = corpus.clips(config.corpus)
-    faces.check(config.shard)
     taken = replaced.taken(config, clips, unlisted)
-    _check_folds(config, clips, fused)
     fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
     labels = [(clip.name, clip.split, clip.label) for clip in clips]
@@ -75,6 +72,10 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
+    from mer_dist.corpus import faces
+
+    _check_folds(config, clips, fused)
+    faces.check(config.shard)
     if made := ShardFolder(run.shards).all_records():
         logger.info(
             "%d shards are kept, %d copied without the clips that changed or went, %d cut anew; %d clips are to "
@@ -121,15 +122,13 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
 
 def _source(clip: Clip, config: Config) -> str:
     """Fingerprint of a clip's source files; moving the complete corpus does not change it."""
-    from mer_dist.corpus import faces
-
     # A table is beside its media; a folder contains them.
     root = Path(config.corpus.path)
     root = root if root.is_dir() else root.parent
     paths = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
     crops = None
     if config.shard.faces == "openface":
-        crops = files.size_and_mtime(faces.openface_folder(Path(config.shard.openface), clip.name))
+        crops = files.size_and_mtime(openface_folder(Path(config.shard.openface), clip.name))
     return files.fingerprint_of(
         [paths, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
     )

@@ -9,6 +9,7 @@ from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
 from mer_dist.corpus import faces, picture
 from mer_dist.corpus.decode import decode
+from mer_dist.corpus.paths import openface_folder
 
 
 def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_the_whole_frame_is_its_central_square():
 @pytest.fixture
 def openface(tmp_path):
     """Ten crops whose brightness tells their order, one of them damaged."""
-    folder = faces.openface_folder(tmp_path / "openface", "a")
+    folder = openface_folder(tmp_path / "openface", "a")
     folder.mkdir(parents=True)
     for row in range(10):
         image = np.full((112, 112, 3), (20 * row, 0, 0), np.uint8)
@@ -81,13 +82,13 @@ def test_openface_crops_are_taken_evenly_and_in_order_as_rgb(openface):
     crops, several = faces.openface(openface, "a", 5, 64)
     assert [int(crop[..., 2].mean()) for crop in crops] == [20, 60, 100, 140, 180]
     assert all(crop.shape == (64, 64, 3) and crop[..., 0].max() == 0 for crop in crops)
-    (faces.openface_folder(openface, "a") / "frame_det_00_000004.bmp").write_bytes(b"no picture")
+    (openface_folder(openface, "a") / "frame_det_00_000004.bmp").write_bytes(b"no picture")
     assert not several and len(faces.openface(openface, "a", 5, 64)[0]) == 4
     assert faces.openface(openface, "b", 5, 64) == ([], False)
 
 
 def test_of_several_faces_that_openface_followed_the_one_with_the_most_pictures_is_used_and_told(openface):
-    folder = faces.openface_folder(openface, "a")
+    folder = openface_folder(openface, "a")
     for row in range(11):
         cv2.imwrite(str(folder / f"frame_det_01_{row + 1:06d}.bmp"), np.full((9, 9, 3), 255, np.uint8))
     config = ShardConfig(frames=6, image_size=32, faces="openface", openface=str(openface))
@@ -102,7 +103,7 @@ def test_of_several_faces_that_openface_followed_the_one_with_the_most_pictures_
 
 
 def test_crops_come_by_their_numbers_and_black_ones_are_told(tmp_path):
-    folder = faces.openface_folder(tmp_path, "a")
+    folder = openface_folder(tmp_path, "a")
     folder.mkdir(parents=True)
     for row in range(12):
         cv2.imwrite(str(folder / f"{row}.png"), np.full((9, 9, 3), 20 * row, np.uint8))

@@ -24,6 +24,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.records import Clip
 from mer_dist.corpus import faces, media, mertools, table
 from mer_dist.corpus.decode import decode
+from mer_dist.corpus.paths import openface_folder
 from mer_dist.shards.reader import Reader, Sample
 from mer_dist.shards.workers import MEMORY, in_order
 from mer_dist.storage.run_folder import ShardFolder
@@ -86,7 +87,7 @@ def jpeg(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("make", [png, jpeg])
 def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
     content = make(9000, 9000) if make is png else make(30_000, 30_000)
-    folder = faces.openface_folder(tmp_path / "faces", "a")
+    folder = openface_folder(tmp_path / "faces", "a")
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(content)
     images, _ = tried(faces.openface, tmp_path / "faces", "a", 4, 32)
