@@ -89,13 +89,12 @@ def read_feature(path: Path) -> np.ndarray:
 
 def _misread(array: np.ndarray) -> str:
     """Why these numbers are not the values that were meant, or not as float32, in which fusion computes."""
-    if array.dtype == np.uint16:
-        # bfloat16 has the upper half of a float32's bits; numpy has no such type.
-        meant = (np.asarray(array, np.uint32) << 16).view(np.float32)
-        size = np.abs(meant[meant != 0])
-        signs = np.unique(np.signbit(meant))
-        if np.isfinite(size).all() and size.min() > 1e-9 and size.max() < 1e9 and len(signs) == 2:
-            return "uint16 values that look like the bits of bfloat16; save it as float32"
+    if array.dtype.kind in "iu" and array.dtype.itemsize in (2, 4):
+        size = array.dtype.itemsize
+        bits = array.astype(f"={array.dtype.kind}{size}", order="C").view(f"=u{size}")
+        for kind, meant in _floats(bits):
+            if _like_features(meant):
+                return f"{array.dtype} values that look like the bits of {kind}; save it as float32"
     if array.dtype == np.float64:
         with np.errstate(over="ignore", under="ignore"):
             single = array.astype(np.float32)
@@ -104,6 +103,31 @@ def _misread(array: np.ndarray) -> str:
         if np.abs(single - array).max() > 1e-3 * array.std() > 0 or (array.any() and not single.any()):
             return "values that float32, in which fusion computes, cannot tell apart; take their offset off or rescale"
     return ""
+
+
+def _floats(bits: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The floats of these bits (uint16 or uint32), by the name of their type."""
+    if bits.dtype.itemsize == 4:
+        return [("float32", bits.view(np.float32))]
+    # bfloat16 has the upper half of a float32's bits; numpy has no such type.
+    return [("bfloat16", (bits.astype(np.uint32) << 16).view(np.float32)), ("float16", bits.view(np.float16))]
+
+
+def _like_features(values: np.ndarray) -> bool:
+    """Whether values are as those of an encoder are: of both signs, alike in size, most within two decades.
+
+    Bits of integers are not: small ones have the sizes of rounding errors, negative ones of infinity, and if they
+    spread evenly, so do the exponents.
+    """
+    values = values[values != 0]
+    if not np.isfinite(values).all() or np.unique(np.signbit(values)).size < 2:
+        return False
+    values = values.astype(np.float64)
+    size = np.abs(values)
+    usual = np.median(size)
+    sides = np.median(values[values > 0]) / -np.median(values[values < 0])
+    near = (size > usual / 128) & (size < usual * 128)
+    return 1e-6 < usual < 1e6 and 1 / 8 < sides < 8 and near.mean() > 0.9
 
 
 def _array(path: Path) -> np.ndarray:
@@ -123,7 +147,7 @@ def _array(path: Path) -> np.ndarray:
         return array
     try:
         # Memory-mapped, so that a false header allocates no memory.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # On a damaged header numpy may raise anything.
         why = " ".join(str(error).split())
         if "Python objects" in why:
@@ -131,6 +155,12 @@ def _array(path: Path) -> np.ndarray:
         if "mmap length" in why:
             raise ValueError("cut off: it has fewer values than its header states") from None
         raise ValueError(f"not readable as a .npy array: {why}") from None
+    if isinstance(array, np.memmap) and (more := os.path.getsize(path) - array.offset - array.nbytes) > 0:
+        raise ValueError(
+            f"{more} bytes follow its array; if several were written into one file, save each into its own, or all "
+            "as one (T, D)"
+        )
+    return array
 
 
 def _of_bytes(content: bytes) -> np.ndarray | None:
@@ -144,7 +174,8 @@ def _of_bytes(content: bytes) -> np.ndarray | None:
     except Exception:  # On a damaged header numpy may raise anything.
         return None
     count = math.prod(shape)
-    if dtype.hasobject or min(shape, default=0) < 0 or not 0 < count * dtype.itemsize <= len(content) - start:
+    # More bytes than that may be a second array, on which numpy is silent.
+    if dtype.hasobject or min(shape, default=0) < 0 or not 0 < count * dtype.itemsize == len(content) - start:
         return None
     return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
 

@@ -31,6 +31,9 @@ class Sequence:
     #: Rows of zeros, including those at the ends, and the fewest non-zero values in any other row.
     empty_rows: int
     fewest: int
+    #: How many copies of one row, not of zeros, it begins and ends with; 1 where there is none.
+    first_copies: int
+    last_copies: int
 
     @classmethod
     def of(cls, array: np.ndarray) -> Sequence:
@@ -48,7 +51,17 @@ class Sequence:
             last_columns=width - 1 - int(columns[-1]),
             empty_rows=height - len(rows),
             fewest=int(counts[rows].min()),
+            first_copies=_copies(array),
+            last_copies=_copies(array[::-1]),
         )
+
+
+def _copies(array: np.ndarray) -> int:
+    """Rows at the start that equal the first; 1 where that is zeros."""
+    if not array[0].any() or not np.array_equal(array[0], array[1]):
+        return 1
+    other = (array != array[0]).any(1)
+    return int(other.argmax()) if other.any() else len(array)
 
 
 @dataclass
@@ -89,6 +102,16 @@ def ends(found: Collection[Sequence]) -> tuple[bool, bool]:
     front, behind = (sum(map(bool, own)) for own in _each(found, "first_rows", "last_rows"))
     least = max(2, MANY * len(found))
     return front >= least, behind >= least
+
+
+def copies(found: Collection[Sequence]) -> str:
+    """What copies of one row may be that sequences begin or end with: padding, unless their counts are few."""
+    for side, edge in (("end", "last_copies"), ("begin", "first_copies")):
+        (counts,) = _each(found, edge)
+        own = [count for count in counts if count > 2]
+        if len(own) >= max(2, MANY * len(found)) and len({*own}) >= LENGTHS:
+            return f"{len(own)} of {len(found)} sequences {side} in copies of one row, up to {max(own)}"
+    return ""
 
 
 def dense(found: Collection[Sequence]) -> bool:

@@ -15,7 +15,7 @@ from mer_dist.core.records import UNLABELED, Problem
 from mer_dist.corpus import cells, mertools, table
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.crossfit import folds
-from mer_dist.features import store
+from mer_dist.features import split_check, store
 from mer_dist.features.moments import moments
 from mer_dist.features.store import FeatureSet
 from mer_dist.shards import shard_index
@@ -264,8 +264,14 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
         for kind, own in (("labelled", clips.labeled), ("unlabelled", ~clips.labeled)):
             if own.any() and not usable[own].any():
                 logger.warning("features %s: none of the %d %s clips has any", set_name, own.sum(), kind)
+    found = found.only(known - broken) if broken else found
+    rows = {name: row for row, name in enumerate(clips.names)}
+    own = np.array([rows.get(name, -1) for name in found.names])
+    labeled = np.append(clips.labeled, False)
+    for doubt in split_check.doubts(found.utterance, labeled[own], (own >= 0) & ~labeled[own]):
+        logger.warning("features %s: %s", set_name, doubt)
     why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
-    return found.only(known - broken) if broken else found, [
+    return found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)
         for name in broken
     ]

@@ -54,6 +54,8 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     _check_fresh(config, run)
     labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
+    if truth_csv:
+        _check_truth(run, truth_csv, truth)
     asked = {name: label for name, label in truth.items() if name not in labeled | _lost_labeled(run)}
     _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
     rows = []
@@ -98,6 +100,23 @@ def _check_fresh(config: Config, run: Run) -> None:
         logger.warning("%s", one)
     if how := predictions.edited(run):
         logger.warning("%s differs from the vote's answer, which is scored: %s", run.answer, how)
+
+
+def _check_truth(run: Run, path: Path, truth: dict[str, str]) -> None:
+    """
+    Raises:
+        UserError: it is the answer of this run, which has the columns of a truth.
+    """
+    own = [answer for answer in (run.answer, run.vote.answer) if answer.exists()]
+    content = Path(path).read_bytes()
+    if any(content == answer.read_bytes() for answer in own):
+        raise UserError(f"{path}: this is the answer of {run.folder}, not the truth, and would score 100")
+    answers = predictions.voted(run) if own else {}
+    if truth.keys() & answers.keys() and all(answers.get(name) == label for name, label in truth.items()):
+        logger.warning(
+            "%s: it has the run's answer for every clip; if it was made from the answer, its scores say nothing",
+            path,
+        )
 
 
 def _tell_unused(

@@ -1,73 +1,196 @@
-"""Clips that imported features show to be one recording under several names."""
+"""Clips that imported features show to be one recording under several names, and sets that are one set."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
 
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import Modality
 from mer_dist.features import store
+from mer_dist.features.moments import moments
 from mer_dist.storage.files import write_json
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
 #: Clips of one embedding beyond which it is what an encoder gives for nothing, as for silence.
 MOST = 8
+#: Random directions on which embeddings are compared, and the distance on each, in standard deviations, within which
+#: they are of one recording that was rounded or coded anew.
+DIRECTIONS, NEAR = 8, 0.01
+#: Pairs that may be so near by chance in a set; where more are expected, as among three numbers a clip, none counts.
+BY_CHANCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Set:
+    name: str
+    modality: str
+    #: Clip -> hash of its embedding.
+    hashes: dict[str, str]
+    #: (N, directions): the embeddings of ``hashes``, in its order, on a few random directions.
+    projected: np.ndarray
+
+    @classmethod
+    def read(cls, run: Run, name: str, modality: str) -> _Set:
+        hashes: dict[str, str] = {}
+        parts, scaled = [], np.zeros((0, DIRECTIONS))
+        for path in FeatureFolder(run.features(name)).shards():
+            shard = store.StoredShard.open(path, frames=False)
+            embeddings = shard.utterance
+            if not len(scaled) and len(embeddings):
+                _, std = moments(embeddings.astype(np.float32))
+                scaled = np.random.default_rng(0).normal(size=(len(std), DIRECTIONS)) / std[:, None]
+            for clip, embedding in zip(shard.names, embeddings, strict=True):
+                hashes[clip] = hashlib.sha256(embedding.data).hexdigest()
+            parts.append(embeddings @ scaled if len(embeddings) else scaled[:0])
+        return cls(name=name, modality=modality, hashes=hashes, projected=np.concatenate(parts))
+
+    def near(self) -> set[tuple[str, str]]:
+        """Pairs of clips whose embeddings are nearly, but not quite, equal; sorted names."""
+        first: dict[str, int] = {}
+        for row, content in enumerate(self.hashes.values()):
+            first.setdefault(content, row)
+        if len(first) < 2 * DIRECTIONS:
+            return set()
+        rows = np.array([*first.values()])
+        points = self.projected[rows]
+        points = (points - points.mean(0)) / points.std(0)
+        variances = np.maximum(np.linalg.eigvalsh(np.cov(points.T)), 1e-12)
+        # The density of the difference of two normal clips at 0, times the width of the interval.
+        chance = np.minimum(2 * NEAR / np.sqrt(4 * np.pi * variances), 1).prod()
+        if chance * len(points) ** 2 / 2 > BY_CHANCE:
+            return set()
+        from scipy.spatial import cKDTree
+
+        pairs = cKDTree(points).query_pairs(NEAR, p=np.inf, output_type="ndarray")
+        names = [*self.hashes]
+        return {(min(pair), max(pair)) for pair in ((names[a], names[b]) for a, b in rows[pairs])}
 
 
 def note(run: Run) -> list[list[str]]:
-    """Write down the clips whose embeddings equal those of another clip in every imported set of sound and video,
-    bit for bit. Equal text alone says nothing: two people may say the same.
+    """Write down the clips whose embeddings equal those of another clip, or nearly, in every imported set of sound
+    and video. Equal text alone says nothing: two people may say the same.
 
     Returns:
         Their names, group by group. They share a fold.
     """
+    sets = _imported(run)
+    heard = [own for own in sets if own.modality != Modality.TEXT]
     of_clip: dict[str, list[str]] = {}
-    for folder in run.feature_sets():
-        try:
-            facts = store.description(folder)
-            if not facts.get("imported") or facts.get("modality") == Modality.TEXT:
-                continue
-            shards = [store.StoredShard.open(path, frames=False) for path in FeatureFolder(folder).shards()]
-        except UserError as error:
-            logger.warning("not compared with the other sets: %s", error)
-            continue
-        for shard in shards:
-            for name, embedding in zip(shard.names, shard.utterance, strict=True):
-                of_clip.setdefault(name, []).append(
-                    f"{folder.name} {hashlib.sha256(embedding.data).hexdigest()}"
-                )
+    for own in heard:
+        for name, content in own.hashes.items():
+            of_clip.setdefault(name, []).append(f"{own.name} {content}")
     same: dict[tuple[str, ...], list[str]] = {}
     for name, embeddings in of_clip.items():
         same.setdefault(tuple(embeddings), []).append(name)
-    groups = sorted(sorted(names) for names in same.values() if 1 < len(names) <= MOST)
+    equal = [names for names in same.values() if 1 < len(names) <= MOST]
+    groups = [group for group in _joined([*equal, *_near_in_all(heard)]) if len(group) <= MOST]
     if groups:
         write_json(run.twins, groups)
         logger.warning(
-            "%d clips have the very features of another clip, in every set of sound and video, as %s: they count as "
-            "one recording and share a fold",
+            "%d clips have the very features of another clip, or nearly, in every set of sound and video, as %s: they "
+            "count as one recording and share a fold",
             sum(map(len, groups)),
             " and ".join(groups[0]),
         )
     else:
         run.twins.unlink(missing_ok=True)
-    _doubt(of_clip)
+    _doubt(heard)
+    _tell_text(
+        [own for own in sets if own.modality == Modality.TEXT], {name for own in groups for name in own}
+    )
+    _tell_same_sets(sets)
     return groups
 
 
-def _doubt(of_clip: dict[str, list[str]]) -> None:
+def _imported(run: Run) -> list[_Set]:
+    found = []
+    for folder in run.feature_sets():
+        try:
+            facts = store.description(folder)
+            if facts.get("imported"):
+                found.append(_Set.read(run, folder.name, facts["modality"]))
+        except UserError as error:
+            logger.warning("not compared with the other sets: %s", error)
+    return found
+
+
+def _near_in_all(sets: list[_Set]) -> list[tuple[str, str]]:
+    """Pairs that are near, or equal, in every set that has both."""
+    near = [own.near() for own in sets]
+    return [
+        (a, b)
+        for a, b in sorted(set().union(*near))
+        if all(
+            (a, b) in pairs or own.hashes[a] == own.hashes[b]
+            for own, pairs in zip(sets, near, strict=True)
+            if a in own.hashes and b in own.hashes
+        )
+    ]
+
+
+def _joined(groups: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Groups that have a clip in common are one; sorted."""
+    of: dict[str, set[str]] = {}
+    for names in groups:
+        one = set().union(names, *(of.get(name, ()) for name in names))
+        of |= dict.fromkeys(one, one)
+    return sorted(sorted(one) for one in {id(own): own for own in of.values()}.values())
+
+
+def _doubt(sets: list[_Set]) -> None:
     """Report embeddings that many clips share."""
-    sharing: dict[str, list[str]] = {}
-    for name, embeddings in of_clip.items():
-        for embedding in embeddings:
-            sharing.setdefault(embedding, []).append(name)
-    for embedding, names in sharing.items():
-        if len(names) > MOST:
+    for own in sets:
+        for content, count in Counter(own.hashes.values()).items():
+            if count > MOST:
+                names = sorted(name for name, other in own.hashes.items() if other == content)
+                logger.warning(
+                    "features %s: %d clips, as %s, have one and the same embedding: what the encoder gives for silence "
+                    "or a black picture, or a number that stands for a missing value? Leave those clips out of its "
+                    "folder, and they are masked",
+                    own.name,
+                    count,
+                    ", ".join(names[:3]),
+                )
+
+
+def _tell_text(sets: list[_Set], known: set[str]) -> None:
+    """Report clips that share their text, which may be one recording where no other set could tell."""
+    for own in sets:
+        count = Counter(own.hashes.values())
+        sharing = sorted(
+            name for name, content in own.hashes.items() if count[content] > 1 and name not in known
+        )
+        if sharing:
+            other = next(name for name in sharing[1:] if own.hashes[name] == own.hashes[sharing[0]])
             logger.warning(
-                "features %s: %d clips, as %s, have one and the same embedding: what the encoder gives for silence or "
-                "a black picture, or a number that stands for a missing value? Leave those clips out of its folder, "
-                "and they are masked",
-                embedding.partition(" ")[0],
-                len(names),
-                ", ".join(sorted(names)[:3]),
+                "features %s: %d of %d clips have the text of another clip, as %s and %s, and may be in other folds; if "
+                "they are one recording, out-of-fold scores are too good: name their groups with folds.group",
+                own.name,
+                len(sharing),
+                len(own.hashes),
+                sharing[0],
+                other,
+            )
+
+
+def _tell_same_sets(sets: list[_Set]) -> None:
+    for one, other in combinations(sets, 2):
+        both = one.hashes.keys() & other.hashes.keys()
+        equal = sum(one.hashes[name] == other.hashes[name] for name in both)
+        if 2 * equal > len(both):
+            logger.warning(
+                "features %s (%s) and %s (%s) are the same for %d of %d clips: was one folder imported twice?",
+                one.name,
+                one.modality,
+                other.name,
+                other.modality,
+                equal,
+                len(both),
             )

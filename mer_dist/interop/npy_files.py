@@ -197,7 +197,13 @@ def survey(clips: Clips) -> Survey:
     found.columns = set() if clips.in_frames else _columns(shapes)
     found.long = {name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1} - found.columns
     found.filled = _filled(folder, sequences)
-    if why := profile.doubt():
+    if why := padding.copies(sequences.values()):
+        logger.warning(
+            "%s: %s, which are kept as frames; if they are padding, cut it off before the arrays are saved",
+            folder,
+            why,
+        )
+    elif why := profile.doubt():
         logger.warning("%s: %s", folder, why)
     widths = {name: shape[0] if name in found.columns else shape[-1] for name, shape in shapes.items()}
     if not widths:
@@ -305,6 +311,20 @@ def _doubt(found: Survey) -> None:
         return
     frames = (name for path in clips.paths() for name in Listing.of(path).arrays)
     first = next(frames, "1")
+    name, entry = next(iter(clips.entries.items()))
+    logger.info(
+        "%s: each of its %d folders is taken as one clip, and their files as its frames, as %s",
+        clips.folder,
+        len(clips.entries),
+        " ".join([f"{name}:", *Listing.of(clips.folder / entry).arrays[:3]]),
+    )
+    if re.search("layer", first, re.IGNORECASE):
+        logger.warning(
+            "%s: the files in its folders, as %s, seem to be layers of a model, of which the mean is taken as that of "
+            "frames; import the folder of one layer, or one file a clip",
+            clips.folder,
+            first,
+        )
     if not any(re.search(r"\d", name) for name in itertools.chain([first], frames)):
         logger.warning(
             "%s: each folder in it is taken as one clip, and each file in those as a frame, "

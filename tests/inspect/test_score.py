@@ -164,6 +164,24 @@ def test_a_truth_with_two_columns_of_labels_is_refused(scored, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_answer_is_no_truth(scored, tmp_path, caplog):
+    run, truth, _ = scored
+    answers = predictions.read(run.vote.predictions).answers()
+    names = fusion_run.names(190)[90:]
+    content = "name,discrete\n" + "".join(f"{name},{answers[name]}\n" for name in names)
+    for path in (run.answer, run.vote.answer, tmp_path / "copy.csv"):
+        files.write_text(path, content)
+        with pytest.raises(UserError, match=f"{path.name}: this is the answer of .*, not the truth"):
+            score(run.folder, path)
+    files.write_text(tmp_path / "other.csv", content.replace("\n", "\r\n"))
+    score(run.folder, tmp_path / "other.csv")
+    assert "it has the run's answer for every clip" in caplog.text
+    caplog.clear()
+    score(run.folder, truth)
+    assert "it has the run's answer" not in caplog.text
+
+
+@pytest.mark.slow
 def test_an_answer_that_was_changed_after_the_vote_is_told_and_the_vote_is_scored(scored, caplog):
     run, path, _ = scored
     files.write_text(run.vote.answer, "name,discrete\nclip_0090,happy\nclip_0091,angry\n")

@@ -82,3 +82,56 @@ def test_what_an_encoder_gives_for_silence_is_told_and_joins_nobody(job, capsys)
         "features a: 12 clips, as r00, r01, r02, have one and the same embedding" in capsys.readouterr().err
     )
     assert len(json.loads(Run(job / "run").twins.read_text())) == 8
+
+
+def copies(job, change: float) -> dict[str, np.ndarray]:
+    """Vectors of 24 clips, four names a recording; the copies differ by a part of the spread."""
+    random = np.random.default_rng(2)
+    base = random.normal(size=(6, 16))
+    return {f"c{number:02}": base[number // 4] + change * random.normal(size=16) for number in range(24)} | {
+        f"d{number}": random.normal(size=16) for number in range(40)
+    }
+
+
+@pytest.mark.parametrize("change", [0, 1e-4, 3e-3])
+def test_a_recording_that_was_rounded_or_coded_anew_is_one_recording(job, capsys, change):
+    write(job, "n-in", copies(job, change))
+    take(job, "n", "audio")
+    assert "24 clips have the very features of another clip, or nearly" in capsys.readouterr().err
+    groups = json.loads(Run(job / "run").twins.read_text())
+    assert groups == [[f"c{4 * number + copy:02}" for copy in range(4)] for number in range(6)]
+
+
+def test_clips_that_are_only_alike_and_sets_of_few_numbers_join_nobody(job):
+    write(job, "n-in", copies(job, 0.3))
+    take(job, "n", "audio")
+    assert not Run(job / "run").twins.exists()
+    random = np.random.default_rng(3)
+    write(job, "p-in", {f"c{number:03}": random.normal(size=3) for number in range(500)})
+    take(job, "p", "video")
+    assert not Run(job / "run").twins.exists()
+
+
+def test_clips_that_share_their_text_are_told(job, capsys):
+    take(job, "t", "text")
+    said = capsys.readouterr().err
+    assert (
+        "features t: 50 of 60 clips have the text of another clip, as r00 and r00b, and may be in other"
+        in said
+    )
+    take(job, "a", "audio")
+    assert (
+        "features t: 10 of 60 clips have the text of another clip, as r30 and r31" in capsys.readouterr().err
+    )
+
+
+def test_a_folder_that_is_imported_as_two_sets_is_told(job, capsys):
+    take(job, "a", "audio")
+    assert "imported twice" not in capsys.readouterr().err
+    (job / "a-in").rename(job / "b-in")
+    take(job, "b", "text")
+    said = capsys.readouterr().err
+    assert (
+        "features a (audio) and b (text) are the same for 60 of 60 clips: was one folder imported twice?"
+        in said
+    )

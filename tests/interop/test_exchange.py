@@ -444,6 +444,15 @@ def test_contours_without_an_axis_for_their_one_value_are_refused_with_what_to_w
             (np.linspace(-2, 3, 32, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16),
             "bits of bfloat16",
         ),
+        (
+            (np.linspace(-2, 3, 32, dtype=np.float32).view(np.int32) >> 16).astype(np.int16),
+            "bits of bfloat16",
+        ),
+        (np.linspace(-2, 3, 32, dtype=np.float16).view(np.int16), "bits of float16"),
+        (np.linspace(-2, 3, 32, dtype=np.float32).view(np.uint32), "bits of float32"),
+        (np.random.default_rng(0).integers(-3000, 3000, 32).astype(np.int16), ""),
+        (np.random.default_rng(0).integers(0, 65536, 32).astype(np.uint16), ""),
+        (np.random.default_rng(0).integers(-(2**31), 2**31, 32).astype(np.int32), ""),
         (1e8 + np.random.default_rng(0).normal(size=32), "cannot tell apart"),
         (np.linspace(1e38, 9e38, 32), "too large for float32"),
         (np.full(32, 1e-60), "cannot tell apart"),
@@ -491,6 +500,48 @@ def test_tokens_of_a_picture_are_not_doubted(run, tmp_path, capsys):
         run, "vit", "video", write(tmp_path / "in", **{n: a.astype(np.float32) for n, a in arrays.items()})
     )
     assert "look like" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pad", [-9.0, np.linspace(-1, 1, 16), None])
+@pytest.mark.parametrize("side", ["begin", "end"])
+def test_padding_that_is_not_zeros_is_told(run, tmp_path, capsys, pad, side):
+    random, arrays = np.random.default_rng(0), {}
+    for row in range(24):
+        array = random.normal(size=(20 + row % 8, 16)) + 0.5
+        edge = array[-1] if side == "end" else array[0]
+        filled = np.tile(edge if pad is None else np.broadcast_to(pad, 16), (28 - len(array), 1))
+        arrays[f"c{row}"] = np.concatenate([array, filled] if side == "end" else [filled, array])
+    setup("import-features")
+    import_npy(run, "x", "audio", write(tmp_path / "in", **arrays))
+    said = capsys.readouterr().err
+    assert f"of 24 sequences {side} in copies of one row, up to " in said and "look like (D, T)" not in said
+    import_npy(
+        run, "x", "audio", write(tmp_path / "plain", **{name: random.normal(size=(9, 16)) for name in arrays})
+    )
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_folders_of_layers_are_told(run, tmp_path, capsys):
+    for clip in ("a", "b"):
+        (tmp_path / "in" / clip).mkdir(parents=True)
+        write(tmp_path / "in" / clip, **{f"layer_{number}": np.ones(3) for number in range(13)})
+    setup("import-features")
+    import_npy(run, "x", "audio", tmp_path / "in")
+    said = capsys.readouterr().err
+    assert (
+        "each of its 2 folders is taken as one clip, and their files as its frames, as a: layer_0.npy" in said
+    )
+    assert "seem to be layers of a model" in said
+
+
+@pytest.mark.parametrize("size", [8, 400_000])
+def test_a_second_array_in_a_file_costs_its_clip(run, tmp_path, size):
+    write(tmp_path / "in", a=np.ones(size), b=np.ones(size))
+    with open(tmp_path / "in" / "a.npy", "ab") as file:
+        np.save(file, np.zeros(size))
+    assert import_npy(run, "x", "audio", tmp_path / "in") == (1, 2)
+    (row,) = quarantine.read(run.quarantine)
+    assert f"{8 * size + 128} bytes follow its array; if several were written into one file" in row.reason
 
 
 def test_the_rows_of_a_set_are_known_whatever_their_reason_says(run, tmp_path):

@@ -1,0 +1,60 @@
+"""Whether labelled and unlabelled clips have features of one kind, or as two programs would have made them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mer_dist.features.moments import moments
+
+#: Clips of either part below which nothing is said.
+FEWEST = 20
+#: A dimension differs if one standard deviation is so many times the other, or the means are so many of both apart.
+FAR = 3.0
+#: Part of the dimensions that differ, from which on the parts do. Other speakers, rooms or moods change less.
+MANY = 0.25
+#: Chance that any column is constant in the unlabelled clips by accident, above which nothing is said.
+BY_CHANCE = 0.01
+
+
+def doubts(values: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray) -> list[str]:
+    """Why the features ``values`` (N, D) of the two parts may not be of one kind.
+
+    Args:
+        labeled: (N,) bool.
+        unlabeled: (N,) bool.
+    """
+    if min(labeled.sum(), unlabeled.sum()) < FEWEST:
+        return []
+    found = []
+    (mean, std), (other_mean, other_std) = moments(values, labeled), moments(values, unlabeled)
+    apart = np.abs(mean - other_mean) > FAR * np.maximum(std, other_std)
+    far = apart | (std > FAR * other_std) | (other_std > FAR * std)
+    if far.mean() > MANY:
+        sizes = (np.abs(values[np.flatnonzero(part)[:1000]]).mean() for part in (labeled, unlabeled))
+        found.append(
+            "the labelled and the unlabelled clips differ in {} of {} dimensions as if two programs had made them (mean "
+            "size {:.3g} and {:.3g}); predictions for the unlabelled are then worth nothing".format(
+                int(far.sum()), len(far), *sizes
+            )
+        )
+    if columns := _told_apart(values, labeled, unlabeled):
+        found.append(
+            f"column {columns[0]} (of {len(columns)} such) has one value in all unlabelled clips, and many in the "
+            "labelled ones: is it the label, or another thing that only these have? Take it out of the arrays"
+        )
+    return found
+
+
+def _told_apart(values: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray) -> list[int]:
+    """Columns that are constant in the unlabelled clips, and would not be by chance."""
+    rows = np.flatnonzero(unlabeled)
+    first = values[rows[0]]
+    constant = np.ones(values.shape[1], bool)
+    for start in range(0, len(rows), 4096):
+        constant &= (values[rows[start : start + 4096]] == first).all(0)
+    found = []
+    for column in np.flatnonzero(constant):
+        _, counts = np.unique(values[labeled, column], return_counts=True)
+        if values.shape[1] * (counts.max() / counts.sum()) ** len(rows) < BY_CHANCE:
+            found.append(int(column))
+    return found
