@@ -65,6 +65,22 @@ def _blocks(sound: np.ndarray, rate: int):
         yield block
 
 
+def remuxed(source, target, change, **options):
+    """``source`` with each packet as ``change(packet, number of its stream)`` leaves it; None drops it."""
+    counts: dict[int, int] = {}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        streams = {own.index: new.add_stream_from_template(own) for own in old.streams}
+        for packet in old.demux():
+            if packet.dts is None:
+                continue
+            own = packet.stream
+            number = counts[own.index] = counts.get(own.index, -1) + 1
+            if change(packet, number):
+                packet.stream = streams[own.index]
+                new.mux(packet)
+    return target
+
+
 def laid_down(path: Path, steps: tuple[float, float, float, float]) -> Path:
     """An mp4 whose track header gets the display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y."""
     content = bytearray(path.read_bytes())

@@ -50,6 +50,20 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What the stored media of a clip are, to compare them with those of other clips."""
+
+    #: Digest of the sound; empty if there is none, or only silence.
+    sound: str
+    #: Digest of the pictures; empty if there are none.
+    pictures: str
+    #: Whether the pictures differ from each other.
+    moving: bool
+    #: Of the sound.
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """Why a clip, or a part of it that the corpus lists, could not be used: a row of quarantine.parquet."""
 

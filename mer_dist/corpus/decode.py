@@ -24,8 +24,9 @@ CUT_AWAY = (
 MOST_CUT_AWAY = 1 / 3
 APART = "sound and picture of a file begin over half a second apart; each is stored from its own start"
 APART_SECONDS = 0.5
-#: Far: more than twice as long, and more than half a second. Streams of one file seldom end together.
-FAR, FAR_SECONDS = 2.0, 0.5
+#: Far: more than twice as long and half a second, or a quarter and a whole second. Streams of one file seldom end
+#: together.
+FAR = ((2.0, 0.5), (1.25, 1.0))
 
 
 @dataclass(kw_only=True)
@@ -155,6 +156,8 @@ def _cut_away(frame: np.ndarray) -> float:
 
 def _length_remarks(sound: float, video: float) -> list[str]:
     """Remarks on lengths in seconds; a clip without video has 0."""
-    if not video or abs(sound - video) <= FAR_SECONDS:
+    if not video or not any(
+        max(sound, video) > ratio * min(sound, video) and abs(sound - video) > more for ratio, more in FAR
+    ):
         return []
-    return [SHORT_SOUND] * (sound * FAR < video) + [LONG_SOUND] * (sound > FAR * video)
+    return [SHORT_SOUND if sound < video else LONG_SOUND]

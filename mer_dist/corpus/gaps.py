@@ -9,6 +9,10 @@ import numpy as np
 
 HOLE = "sound has a hole that was closed up"
 HOLES = "sound has short holes, half a second or more together, that were closed up"
+OVERLAP = (
+    "sound with more samples than its times have room for, half a second or more together, as of a clock that drifts; "
+    "all of it was kept, so it may lag behind the picture"
+)
 #: Seconds without sound that are reported; a late packet leaves a shorter hole.
 HOLE_SECONDS = 0.5
 #: Tolerated offset of a packet in seconds: containers round to milliseconds, and no packet of speech is
@@ -37,6 +41,12 @@ class Gaps:
     hole: bool = False
     lost: float = 0.0
     most_lost: float = 0.0
+    #: Seconds by which packets come before they are due, net of holes, and their maximum. A packet that comes much
+    #: earlier is of another recording, or a repetition.
+    ahead: float = 0.0
+    most_ahead: float = 0.0
+    #: Marks of a coded bitstream in samples of PCM.
+    marks: int = 0
     #: When the next frame is due, in seconds; None if unknown.
     due: float | None = None
     #: Time of the first frame in seconds; None if unknown.
@@ -50,7 +60,9 @@ class Gaps:
         if not self.length:
             self.start = frame.time
         if self.plain and not frame.format.is_planar:
-            self._compare(frame.to_ndarray().reshape(frame.samples, -1))
+            rows = frame.to_ndarray().reshape(frame.samples, -1)
+            self._compare(rows)
+            self.marks += _marks(rows)
         self.length += frame.samples
         self.rate = frame.sample_rate
         if frame.time is None:
@@ -62,6 +74,8 @@ class Gaps:
             self.hole |= late > HOLE_SECONDS
             self.lost = max(0.0, self.lost + late)
             self.most_lost = max(self.most_lost, self.lost)
+            self.ahead = max(0.0, self.ahead - late) if late > -HOLE_SECONDS else 0.0
+            self.most_ahead = max(self.most_ahead, self.ahead)
         self.due = begin + frame.samples / frame.sample_rate
 
     def _compare(self, rows: np.ndarray) -> None:
@@ -85,7 +99,8 @@ class Gaps:
         if self.hole:
             return [HOLE]
         # Most containers with such packets have a clock of milliseconds.
-        return [HOLES] * (self.most_lost > HOLE_SECONDS - 1e-3)
+        holes = [HOLES] * (self.most_lost > HOLE_SECONDS - 1e-3)
+        return holes + [OVERLAP] * (self.most_ahead > HOLE_SECONDS)
 
     @property
     def still(self) -> list[str]:
@@ -93,3 +108,11 @@ class Gaps:
         most = max(STILL_SECONDS * self.rate, STILL_PART * self.length)
         ends = self.plain and self.length - self.still_from >= most
         return [STILL_END] * ends + [STILL] * (self.longest >= most)
+
+
+def _marks(rows: np.ndarray) -> int:
+    """How often samples (s, C) begin a burst of IEC 61937, by which S/PDIF carries AC-3, DTS or Dolby E."""
+    if rows.dtype.kind != "i" or rows.dtype.itemsize not in (2, 4):
+        return 0
+    words = (rows.ravel() >> 8 * (rows.dtype.itemsize - 2)).astype(np.int16).view(np.uint16)
+    return int(((words[:-1] == 0xF872) & (words[1:] == 0x4E1F)).sum())

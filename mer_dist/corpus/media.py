@@ -38,6 +38,11 @@ SEVERAL_VIDEOS = (
 #: Times are sums of rounded ticks, in seconds.
 TICK = 1e-6
 ENCRYPTED = "it is encrypted"
+OTHERS_BEGIN = (
+    "streams begin that its start does not list, as where a broadcast changes; the rest is not read"
+)
+HOLE = "video without a picture for a second or more, as where a part was lost; the one before stands for it"
+HOLE_SECONDS = 1.0
 NOT_WHOLE = "the decoder does not vouch for a picture"
 
 
@@ -72,6 +77,8 @@ class _Extent:
     #: What is missing.
     damage: str
     trust: Trust
+    #: Whether frames of a fixed rate stop for long, and go on.
+    hole: bool = False
 
     def targets(self, count: int) -> np.ndarray:
         """(count,) seconds: the middles of equal intervals."""
@@ -125,6 +132,7 @@ def read_video(path: Path, count: int) -> Video:
         extent = _extent(container, _stream(container, "video", path), path)
         remarks = {SEVERAL_VIDEOS} if len(_tracks(container, "video")) > 1 else set()
     remarks |= {UNLIKELY} if not extent.trust.whole else set()
+    remarks |= {HOLE} if extent.hole else set()
     remarks |= {FOLLOWED} if followed(path) else set()
     remarks |= {MOTION_PHOTO} if motion_photo(path) else set()
     faults: list[str] = []
@@ -274,9 +282,10 @@ def _bound(codec, path: Path) -> None:
 def _extent(container, stream, path: Path) -> _Extent:
     """Start and end in seconds of the shown packets, their number, and what is missing."""
     times: list[int | None] = []
+    faults: list[str] = []
     sent, flagged, keys, seen, longest, broken = [], [], set(), 0, 0, 0
     try:
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream, faults):
             # Packets hidden by an edit list are in the file only so that the rest can be decoded.
             if packet.is_discard or (packet.dts is None and not packet.size):
                 continue
@@ -307,11 +316,15 @@ def _extent(container, stream, path: Path) -> _Extent:
         start, end = _counted(path, start, worth)
         return _Extent(start=start, end=end, times=np.empty(0), seen=seen, damage=damage, trust=worth)
     own = np.sort([time for time in times if time is not None]) * base
+    steps = np.diff(own)
     # The last frame is shown for the median step, not for a long pause.
-    step = float(np.median(np.diff(own))) if len(own) > 1 else (longest or 1) * base
+    step = float(np.median(steps)) if len(own) > 1 else (longest or 1) * base
+    # With frames of no fixed rate, as of a screen, a long one is no loss.
+    hole = len(own) > 2 and np.mean(steps < 1.5 * step) > 0.9 and steps.max() > max(HOLE_SECONDS, 10 * step)
     start, end = float(own[0]), float(own[-1]) + step
     damage = stated.missing(end - start, end - start + _lacking(path, container, end)) or damage
-    return _Extent(start=start, end=end, times=own, seen=seen, damage=damage, trust=worth)
+    damage = damage or _summary("video", faults)
+    return _Extent(start=start, end=end, times=own, seen=seen, damage=damage, trust=worth, hole=bool(hole))
 
 
 def _heard(path: Path) -> float:
@@ -320,7 +333,7 @@ def _heard(path: Path) -> float:
         if not _tracks(container, "audio"):
             return 0.0
         stream = _tracks(container, "audio")[0]
-        lengths = [(packet.duration or 0) for packet in container.demux(stream) if packet.size]
+        lengths = [(packet.duration or 0) for packet in _packets(container, stream) if packet.size]
         # In mp4 a packet lasts until the next, even over a leap; sound packets all have one length.
         return len(lengths) * float(np.median(lengths or 0) * stream.time_base)
 
@@ -369,7 +382,7 @@ def _shots(container, stream, extent: _Extent, faults: list[str]) -> Iterator[Sh
 
 def _decoded(container, stream, faults: list[str]) -> Iterator:
     """Every frame that decodes completely; the errors between them go to ``faults``."""
-    packets = container.demux(stream)
+    packets = _packets(container, stream, faults)
     while True:
         try:
             packet = next(packets, None)
@@ -393,6 +406,15 @@ def _decoded(container, stream, faults: list[str]) -> Iterator:
         faults.append(_plain(error))
         return
     yield from _whole(frames, faults)
+
+
+def _packets(container, stream, faults: list[str] | None = None) -> Iterator:
+    """The packets of a stream, until others begin that the start of the file does not list; then that is a fault."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:  # PyAV knows only the first streams.
+        if faults is not None:
+            faults.append(OTHERS_BEGIN)
 
 
 def _whole(frames: list, faults: list[str]) -> Iterator:

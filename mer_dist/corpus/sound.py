@@ -241,6 +241,11 @@ def _hear(path: Path, index: int) -> _Heard:
                 track.faults.append(str(error))
                 break
         too_short = stated.missing(length / RATE, track.stated(length / RATE))
+    if gaps.marks > 1:
+        raise MediaError(
+            f"{path.name}: its sound is a coded bitstream (S/PDIF, IEC 61937) in the place of samples; a player hears "
+            "noise: convert it with a program that decodes such a track"
+        )
     if gaps.bad > gaps.samples / 2:
         raise MediaError(f"{path.name}: most samples of its sound are not finite")
     damage = "; ".join(filter(None, (too_short, track.damage, gaps.damage)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 
 from mer_dist.core.log import logger
@@ -23,10 +24,38 @@ SUBTITLES = "times of subtitles in its transcript"
 MARKUP = "HTML or other markup in its transcript"
 RECOGNISED = "tags of a speech recogniser or language model in its transcript, as <|en|>; keep what was said"
 STRUCTURE = "JSON, or a list or dictionary of Python, in place of a transcript; keep the text in it alone"
+NOTE = "a note alone, as [BLANK_AUDIO] or (inaudible), in place of a transcript; leave it empty where nothing was said"
+CODE = "what programs write for a missing value, as . or -99, in place of a transcript; leave it empty"
+QUOTED = "quotes around its whole transcript, or blanks before them, for which a table's quotes do not count"
+WRITTEN = "escapes of another program in its transcript, as _x000D_, %20 or a backslash before n"
+SPEAKER = "the name of a speaker before its speech"
+GARBLED = "letters that read as text of another encoding, as Chinese decoded as Latin-1; save the table anew from its source"
 MISREAD = "letters that read as UTF-8 decoded as cp1252, as Ã© for é; save the table anew from its source"
 _ODD = (
     (LOST, re.compile("\ufffd")),
-    (UNKNOWN, re.compile(r"^[^\w?]*\?{3,}[^\w]*$")),
+    (UNKNOWN, re.compile(r"^(?:[^\w?]*+\?){3,}+\W*+$")),
+    (
+        NOTE,
+        re.compile(
+            r"^\W*(\[[^\]{\"'|]{1,60}\]|\([^)]{1,60}\)|（[^）]{1,60}）|【[^】]{1,60}】|<[^>]{1,60}>|\*[^*]{1,60}\*|[♩♪♫♬])\W*$"
+        ),
+    ),
+    (
+        CODE,
+        re.compile(
+            r"^\s*+([-.,;:!*#_~/\\|+=<>^&%$@'\"`…。，、！；：·—–\s]++|[-+]?\d+([.,]\d+)?|true|false|[-+]?inf(inity)?|x{2,}|missing( (data|value))?"
+            r"|no (data|speech|text|transcript(ion)?|answer)|not (available|applicable)|inaudible|unintelligible)\s*$",
+            re.IGNORECASE,
+        ),
+    ),
+    (QUOTED, re.compile(r"""^\s*(["'])[^"']+\1\s*$""")),
+    (
+        WRITTEN,
+        re.compile(
+            r"""_x[0-9A-F]{4}_|\\[ntr'"]|^b(["']).*\1$|^="|^[^\s%]*(%[2-9A-E][0-9A-F][^\s%]*)+$|^[^\W\d]+(\+[^\W\d]+){2,}\W?$"""
+        ),
+    ),
+    (SPEAKER, re.compile(r"^\s*(\[?\(?SPEAKER[ _]?\w{1,3}\)?\]?|[A-Z]{3,}( [A-Z]+)?)\s?[:：]\s*\S")),
     (ESCAPED, re.compile(r"\\u[0-9a-fA-F]{4}")),
     (
         PATH,
@@ -77,6 +106,10 @@ _WINDOWS = {
 }
 
 
+#: Equal transcripts that are told, if they are a twentieth of all.
+MANY = 10
+
+
 class Texts:
     """The transcripts of one table as spoken, and remarks on them."""
 
@@ -84,6 +117,7 @@ class Texts:
         self.file = file
         #: Kind -> name -> the cell.
         self._told: dict[str, dict[str, str]] = {}
+        self._count: Counter[str] = Counter()
 
     def read(self, row: Mapping[str, str], column: str) -> tuple[str | None, tuple[str, ...]]:
         """The transcript in a row, None if there is none, and remarks on it.
@@ -102,10 +136,12 @@ class Texts:
         text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in spoken)
         kinds = [CONTROL] * (text != spoken) + [WINDOWS] * (spoken != cell and not _misread(cell))
         kinds += [kind for kind, form in _ODD if (form.fullmatch if kind == PATH else form.search)(text)]
-        kinds += [MISREAD] * _misread(cell)
+        kinds += [MISREAD] * _misread(cell) + [GARBLED] * _garbled(cell)
         for kind in kinds:
             self._note(kind, name, cell)
-        return text, tuple(kinds)
+        self._count[text] += 1
+        # Letters and their accents in one, as tokenizers know them; macOS and Korean programs take them apart.
+        return unicodedata.normalize("NFC", text), tuple(kinds)
 
     def _note(self, kind: str, name: str, cell: str) -> tuple[()]:
         self._told.setdefault(kind, {})[name] = cell
@@ -116,6 +152,15 @@ class Texts:
         for kind, found in self._told.items():
             name, cell = next(iter(found.items()))
             logger.warning("%s: %d cells: %s; as %r of %s", self.file, len(found), kind, cell[:80], name)
+        for text, count in self._count.most_common(3):
+            if count >= max(MANY, self._count.total() / 20):
+                logger.warning(
+                    "%s: %d of %d transcripts are %r; if that stands for none, leave them empty",
+                    self.file,
+                    count,
+                    self._count.total(),
+                    text[:80],
+                )
 
 
 def _misread(text: str) -> bool:
@@ -127,6 +172,20 @@ def _misread(text: str) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def _garbled(text: str) -> bool:
+    """Whether the text reads as Chinese or Cyrillic decoded as Latin-1, or as UTF-8 decoded as GBK."""
+    if "锟斤拷" in text:
+        return True
+    letters = [letter for letter in text if letter.isalpha()]
+    if sum("\xc0" <= letter <= "\xff" for letter in letters) >= max(4, 0.6 * len(letters)):
+        return True
+    if len({letter for letter in letters if "\u4e00" <= letter <= "\u9fff"}) < 4:
+        return False
+    # Real Chinese in the bytes of GBK is next to never UTF-8.
+    decoded = text.encode("gb18030", "replace").decode("utf-8", "replace")
+    return decoded.count("\ufffd") + decoded.count("?") < 0.2 * len(decoded)
 
 
 def _byte(letter: str) -> bytes:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mer_dist.core.records import Clip
+from mer_dist.core.records import Clip, Content
 
 #: Bytes from the middle of files of one size that are compared before the full content.
 PROBE = 4096
@@ -22,6 +22,8 @@ DIFFERENT = (
 SHOWN = 3
 #: Clips with one sound beyond which it is no recording of theirs, as a silence that stands for none.
 MOST = 8
+#: Samples by which the sounds of one recording may differ in length: a tenth of a second.
+NEAR = 1600
 
 
 def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
@@ -50,6 +52,36 @@ def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
             pictures.setdefault(known.get(clip.video) if clip.video else None, []).append(clip)
         groups += pictures.values()
     return sorted(sorted(clip.name for clip in own) for own in groups if len(own) > 1)
+
+
+def of_content(stored: Mapping[str, Content]) -> list[list[str]]:
+    """The names of clips whose stored media are one recording, sorted, in groups of two or more: files that differ
+    in their container alone, or in their picture.
+
+    The sound is one, or the pictures are, with sounds of one length: containers cut it at other samples. A picture that
+    does not move says nothing beside a sound. What more than :data:`MOST` clips share is a placeholder.
+    """
+    sounds: dict[str, list[str]] = {}
+    pictures: dict[str, list[list[str]]] = {}
+    for name, own in sorted(stored.items(), key=lambda item: item[1].samples):
+        if own.sound:
+            sounds.setdefault(own.sound, []).append(name)
+        if own.pictures and (own.moving or not own.sound):
+            groups = pictures.setdefault(own.pictures, [[]])
+            if groups[-1] and own.samples - stored[groups[-1][-1]].samples > NEAR:
+                groups.append([])
+            groups[-1].append(name)
+    found = [*sounds.values(), *(group for groups in pictures.values() for group in groups)]
+    return together(names for names in found if 1 < len(names) <= MOST)
+
+
+def together(groups: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Groups that have a clip in common as one; sorted."""
+    of: dict[str, set[str]] = {}
+    for names in groups:
+        one = set().union(names, *(of.get(name, ()) for name in names))
+        of |= dict.fromkeys(one, one)
+    return sorted(sorted(one) for one in {id(own): own for own in of.values()}.values())
 
 
 def _identities(paths: set[Path], copies: bool) -> dict[Path, Hashable]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,6 +12,7 @@ import numpy as np
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import Modality
+from mer_dist.corpus import twins
 from mer_dist.features import store
 from mer_dist.features.moments import moments
 from mer_dist.storage.files import write_json
@@ -90,7 +90,7 @@ def note(run: Run) -> list[list[str]]:
     for name, embeddings in of_clip.items():
         same.setdefault(tuple(embeddings), []).append(name)
     equal = [names for names in same.values() if 1 < len(names) <= MOST]
-    groups = [group for group in _joined([*equal, *_near_in_all(heard)]) if len(group) <= MOST]
+    groups = [group for group in twins.together([*equal, *_near_in_all(heard)]) if len(group) <= MOST]
     if groups:
         write_json(run.twins, groups)
         logger.warning(
@@ -133,15 +133,6 @@ def _near_in_all(sets: list[_Set]) -> list[tuple[str, str]]:
             if a in own.hashes and b in own.hashes
         )
     ]
-
-
-def _joined(groups: Iterable[Iterable[str]]) -> list[list[str]]:
-    """Groups that have a clip in common are one; sorted."""
-    of: dict[str, set[str]] = {}
-    for names in groups:
-        one = set().union(names, *(of.get(name, ()) for name in names))
-        of |= dict.fromkeys(one, one)
-    return sorted(sorted(one) for one in {id(own): own for own in of.values()}.values())
 
 
 def _doubt(sets: list[_Set]) -> None:

@@ -40,6 +40,7 @@ def batch(shards_folder: Path, number: int, clips: Iterable[Clip]) -> list[Encod
                 samples=row.samples,
                 face=json.loads(members["json"])["face"] or not row.frames,
                 members=members,
+                content=record.content.get(row.name),
                 remarks=[kind for kind, names in record.remarks.items() if row.name in names],
             )
         )

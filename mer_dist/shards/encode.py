@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -9,10 +10,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mer_dist.core.records import Clip, Problem
+from mer_dist.core.records import Clip, Content, Problem
 
 JPEG_QUALITY = 95
 RATE = 16_000
+
+
+def content_of(members: dict[str, bytes], samples: np.ndarray | None) -> Content:
+    pictures = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
+    silent = samples is None or int(samples.max()) - int(samples.min()) <= 2
+    return Content(
+        sound="" if silent else _digest([members["flac"]]),
+        pictures=_digest(pictures) if pictures else "",
+        moving=len({*pictures}) > 1,
+        samples=0 if samples is None else len(samples),
+    )
+
+
+def _digest(parts: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
 
 
 @dataclass(kw_only=True)
@@ -28,6 +44,8 @@ class Encoded:
     face: bool = True
     #: Member suffix -> content, in tar order.
     members: dict[str, bytes] = field(default_factory=dict)
+    #: None where nothing is stored.
+    content: Content | None = None
     problems: list[Problem] = field(default_factory=list)
     #: Kinds of notable facts, though nothing was lost.
     remarks: list[str] = field(default_factory=list)
@@ -76,6 +94,7 @@ def encode(
         samples=count,
         face=face,
         members=members,
+        content=content_of(members, samples),
         problems=problems,
         remarks=list(remarks),
     )

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer_dist.core.errors import UserError, reading
-from mer_dist.core.records import LABELED, UNLABELED, Problem
+from mer_dist.core.records import LABELED, UNLABELED, Content, Problem
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
 from mer_dist.storage.run_folder import ShardFolder
@@ -89,6 +89,8 @@ class ShardRecord:
     faceless: int
     #: Notable fact, though nothing was lost -> names of the clips.
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    #: Stored clip -> what its media are; empty in shards of earlier versions.
+    content: dict[str, Content] = field(default_factory=dict)
 
 
 def checksum(members: Iterable[tuple[str, bytes]]) -> str:
@@ -305,6 +307,7 @@ def read_record(path: Path) -> ShardRecord | None:
     try:
         record = json.loads(pq.read_metadata(path).metadata[_RECORD])
         record["problems"] = [Problem(**problem) for problem in record["problems"]]
+        record["content"] = {name: Content(**own) for name, own in record.get("content", {}).items()}
         return ShardRecord(**record)
     except Exception as error:
         if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):

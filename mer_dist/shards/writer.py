@@ -59,6 +59,7 @@ def write(
         problems=[problem for clip in batch for problem in clip.problems],
         faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
         remarks=_by_kind(stored),
+        content={clip.clip.name: clip.content for clip in stored if clip.content},
     )
     shard_index.write_rows(ShardFolder(folder).record(number), rows, record)
     return rows

@@ -24,7 +24,7 @@ from mer_dist.config.config import Config, save
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger, progress
-from mer_dist.core.records import Clip, Problem
+from mer_dist.core.records import Clip, Content, Problem
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.corpus import survey, twins
 from mer_dist.corpus.paths import openface_folder
@@ -309,7 +309,7 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
     shards = {number: shard_index.record_of(run.shards, number) for number in shard_index.numbers(run.shards)}
     index = shard_index.join(run.shards, shards)
     problems = _problems([problem for record in shards.values() for problem in record.problems], unlisted)
-    same = _twins(clips, index)
+    same = _twins(run, clips, index, shards)
     pairs = zip(index.names, index.column("label"), strict=True)
     labels = {name: label for name, label in pairs if label is not None}
     stats = _stats(index, list(shards.values()), problems, twins.remarks(same, labels))
@@ -342,11 +342,15 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
         logger.warning("%s", twins.summary(same, labels))
 
 
-def _twins(clips: list[Clip], index: Index) -> list[list[str]]:
-    """Clips of the same recording, among those with stored media."""
+def _twins(run: Run, clips: list[Clip], index: Index, shards: dict[int, ShardRecord]) -> list[list[str]]:
+    """Clips of the same recording, among those with stored media: by their files, and by what is stored of them."""
     columns = (index.column(name) for name in ("name", "frames", "samples"))
     stored = {name for name, frames, samples in zip(*columns, strict=True) if frames or samples}
-    return twins.find([clip for clip in clips if clip.name in stored])
+    content: dict[str, Content] = {}
+    for record in shards.values():
+        content |= record.content
+    of_files = twins.find([clip for clip in clips if clip.name in stored])
+    return twins.together([*of_files, *twins.of_content(content)])
 
 
 def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:

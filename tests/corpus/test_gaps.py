@@ -10,6 +10,7 @@ from media_files import tone
 from test_sound import HISS, LAYOUTS, OTHER, VOICE, likeness, written
 
 from mer_dist.corpus import gaps, sound
+from mer_dist.corpus.media import MediaError
 from mer_dist.corpus.sound import RATE, read_sound
 
 ROOM = 0.003 * np.random.default_rng(5).normal(size=(8, RATE))
@@ -50,8 +51,8 @@ def test_a_voice_that_a_stated_layout_would_drop_is_kept_though_others_are_not_s
     assert likeness(found.samples, VOICE) > (0.8 if second else 0.98)
 
 
-def packets(path, codec, lost=(), rate=48_000, seconds=6.0, jitter=0.0):
-    """A sound without the packets whose number is in ``lost``."""
+def packets(path, codec, lost=(), rate=48_000, seconds=6.0, jitter=0.0, pace=1.0):
+    """A sound without the packets whose number is in ``lost``, on a clock that goes at ``pace``."""
     wave, number, moved = tone(440, seconds, rate), 0, np.random.default_rng(3)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
@@ -65,7 +66,7 @@ def packets(path, codec, lost=(), rate=48_000, seconds=6.0, jitter=0.0):
                 number += 1
                 if number not in lost:
                     late = round(moved.uniform(0, jitter) / packet.time_base)
-                    packet.pts, packet.dts = packet.pts + late, packet.dts + late
+                    packet.pts, packet.dts = (round(time * pace) + late for time in (packet.pts, packet.dts))
                     container.mux(packet)
     return path
 
@@ -160,3 +161,37 @@ def test_quiet_that_is_no_zeros_and_silence_throughout_have_no_such_remark(tmp_p
     # A stop of half a second in a short clip is no pause of speech; less is.
     soundfile.write(tmp_path / "c.wav", np.where(np.arange(RATE) < 0.52 * RATE, STEADY[:RATE], 0), RATE)
     assert read_sound(tmp_path / "c.wav").remarks == []
+
+
+@pytest.mark.parametrize(
+    ("pace", "remarks"), [(0.8, [gaps.OVERLAP]), (0.9, [gaps.OVERLAP]), (0.97, []), (1, [])]
+)
+def test_sound_with_more_samples_than_its_times_have_room_for_is_told(tmp_path, pace, remarks):
+    found = read_sound(packets(tmp_path / "a.mkv", "libopus", pace=pace))
+    assert found.remarks == remarks and found.seconds == pytest.approx(6, abs=0.05)
+
+
+def recorded(path, samples: np.ndarray, kind: str = "s16"):
+    """Samples (s, 2) of PCM, as a capture card writes them."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(f"pcm_{kind}le", rate=48_000, layout="stereo")
+        for start in range(0, len(samples), 1024):
+            block = av.AudioFrame.from_ndarray(samples[start : start + 1024].reshape(1, -1), kind, "stereo")
+            block.sample_rate, block.pts, block.time_base = 48_000, start, Fraction(1, 48_000)
+            container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["s16", "s32"])
+def test_a_coded_bitstream_in_a_track_of_samples_is_no_sound(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(-9000, 9000, (48_000, 2)).astype(np.int16)
+    coded = noise.copy()
+    coded[::1536] = np.array([0xF872, 0x4E1F], np.uint16).view(np.int16)
+    wide = 1 if kind == "s16" else 2**16
+    plain, burst = (
+        samples.astype(kind.replace("s16", "i2").replace("s32", "i4")) * wide for samples in (noise, coded)
+    )
+    assert read_sound(recorded(tmp_path / "a.mkv", plain, kind)).seconds == pytest.approx(1, abs=0.01)
+    with pytest.raises(MediaError, match="a coded bitstream .S/PDIF, IEC 61937. in the place of samples"):
+        read_sound(recorded(tmp_path / "b.mkv", burst, kind))

@@ -7,33 +7,17 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from media_files import ramp, tone, write_mp4
+from media_files import ramp, remuxed, tone, write_mp4
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
 from mer_dist.corpus import decode as decoding
-from mer_dist.corpus import picture, structure
+from mer_dist.corpus import media, picture, structure
 from mer_dist.corpus.clock import UNLIKELY, trust
 from mer_dist.corpus.decode import APART, CUT_AWAY, decode
 from mer_dist.corpus.media import MediaError, read_video
 from mer_dist.corpus.sound import read_sound
 from mer_dist.shards.encode import jpeg
-
-
-def remuxed(source, target, change, **options):
-    """``source`` with each packet as ``change(packet, number of its stream)`` leaves it; None drops it."""
-    counts: dict[int, int] = {}
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
-        streams = {own.index: new.add_stream_from_template(own) for own in old.streams}
-        for packet in old.demux():
-            if packet.dts is None:
-                continue
-            own = packet.stream
-            number = counts[own.index] = counts.get(own.index, -1) + 1
-            if change(packet, number):
-                packet.stream = streams[own.index]
-                new.mux(packet)
-    return target
 
 
 def late(kind, seconds, first=0):
@@ -76,10 +60,10 @@ def test_times_that_are_all_the_same_cost_no_frame(tmp_path):
 
 
 def test_a_pause_that_the_sound_fills_is_meant(tmp_path):
-    """A slide that stands for 20 seconds while somebody speaks."""
+    """A slide that stands for 20 seconds while somebody speaks; pictures may as well have been lost."""
     source = write_mp4(tmp_path / "a.mkv", ramp(25), tone(seconds=21), options={"bf": "0"})
     video = read_video(remuxed(source, tmp_path / "b.mkv", late("video", 20, 20)), 16)
-    assert video.remarks == [] and video.seconds == pytest.approx(21, abs=0.1)
+    assert video.remarks == [media.HOLE] and video.seconds == pytest.approx(21, abs=0.1)
     assert len(video.frames) < 16
 
 
@@ -308,3 +292,40 @@ def test_a_video_behind_a_still_is_said(tmp_path):
     path = tmp_path / "a.heic"
     path.write_bytes(film + struct.pack(">I4s", 8 + len(film), b"mpvd") + film)
     assert structure.motion_photo(path) and not structure.motion_photo(tmp_path / "film.mp4")
+
+
+def test_pictures_that_are_lost_in_the_middle_or_at_the_end_are_told(tmp_path):
+    source = write_mp4(tmp_path / "a.mp4", ramp(125), tone(seconds=5), options={"g": "1", "bf": "0"})
+
+    def without(name, first, last):
+        def kept(packet, number):
+            return packet.stream.type != "video" or not first <= number < last
+
+        return decoded(remuxed(source, tmp_path / name, kept), faces="none")
+
+    assert media.HOLE in without("middle.mkv", 25, 90).remarks
+    assert decoding.LONG_SOUND in without("end.mkv", 75, 125).remarks
+    few = without("few.mkv", 25, 40).remarks
+    assert media.HOLE not in few and decoding.LONG_SOUND not in few
+    assert without("whole.mkv", 0, 0).remarks == []
+
+
+def test_long_frames_of_a_video_of_no_fixed_rate_are_no_loss(tmp_path):
+    source = write_mp4(tmp_path / "a.mkv", ramp(75), options={"g": "1", "bf": "0"})
+    kept = {0, 1, 5, 30, 33, 40, 62, 63, 70}
+    path = remuxed(source, tmp_path / "b.mkv", lambda packet, number: number in kept)
+    assert media.HOLE not in read_video(path, 8).remarks
+
+
+def test_streams_that_begin_midway_end_the_clip_and_are_told(tmp_path):
+    """A broadcast whose programme changes its streams and codecs."""
+    first = write_mp4(tmp_path / "a.ts", ramp(50), tone(seconds=2))
+    pids = {"mpegts_start_pid": "0x300", "mpegts_pmt_start_pid": "0x1100"}
+    second = write_mp4(tmp_path / "b.ts", ramp(50), tone(seconds=2), codec="mpeg2video", muxer=pids)
+    (tmp_path / "c.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    found = decoded(tmp_path / "c.ts", faces="none", frames=4)
+    assert len(found.frames) == 4 and found.missing == []
+    assert {(row.lost, media.OTHERS_BEGIN in row.reason) for row in found.problems} == {
+        ("part of video", True),
+        ("part of audio", True),
+    }

@@ -80,6 +80,81 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
             )
         ),
         *(
+            (cell, cell, (texts.NOTE,))
+            for cell in ("[BLANK_AUDIO]", "(inaudible)", "[Music]", "♪♪", "（笑）", "*sighs*", "【笑】")
+        ),
+        *(
+            (cell, cell, (texts.CODE,))
+            for cell in (
+                ".",
+                "-99",
+                "999",
+                "missing",
+                "no data",
+                "xxx",
+                "***",
+                "TRUE",
+                "inf",
+                "...",
+                "3,5",
+                "。",
+            )
+        ),
+        *(
+            (cell, cell, (texts.WRITTEN,))
+            for cell in (
+                *(
+                    "hello_x000D_\nworld",
+                    "a\\nb",
+                    "b'what a day'",
+                    '="hello"',
+                    "what%20a%20day",
+                    "what+a+day",
+                ),
+                *("it\\'s fine", "%E4%BD%A0%E5%A5%BD"),
+            )
+        ),
+        *((cell, cell, (texts.QUOTED,)) for cell in (' "what a day"', "'hello'")),
+        *(
+            (cell, cell, (texts.SPEAKER,))
+            for cell in ("ANNA: hi there", "[SPEAKER_00]: hello", "SPEAKER 1: no")
+        ),
+        *(
+            (cell, cell, (texts.GARBLED,))
+            for cell in (*("浣犲ソ锛屼綘鍦ㄥ摢閲岋紵", "锟斤拷锟斤拷", "ÄãºÃ£¬ÄãÔÚÄÄÀï", "Ïðèâåò, êàê äåëà"),)
+        ),
+        *(
+            (cell, cell, ())
+            for cell in (
+                *(
+                    "你一定忙得不可开交。",
+                    "Déjà vu à l’été, né à Orléans",
+                    "Þú ert að lesa",
+                    "Été",
+                    "Øyvind så på",
+                    "哇哦哦哦哦哦哦....",
+                ),
+                *(
+                    "100% sure",
+                    "I said: go away",
+                    "1+1=2 right",
+                    "C+ grade",
+                    "(laughs) no way",
+                    "♪ la la la ♪",
+                    "I got 99",
+                ),
+                *(
+                    "rock 'n' roll",
+                    "'Tis fine, isn't it",
+                    'She said "no"',
+                    "嗯",
+                    "中國人民銀行很多錢",
+                    "Привет",
+                ),
+            )
+        ),
+        ("\u1112\u1161\u11abcafe\u0301", "한café", ()),
+        *(
             (cell, cell, (texts.STRUCTURE,))
             for cell in (
                 '{"text": " hello", "segments": [{"id": 0}]}',
@@ -92,14 +167,7 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
             (cell, cell, ())
             for cell in (
                 *("#metoo!", "#Zero!", "#WERT! is what it says", "#NV is a state", "#1", "err: 502 of them"),
-                *(
-                    "{sighs} no: never",
-                    "[Music]",
-                    '"no": he said',
-                    "a | b <| c |> d > e",
-                    "[hello",
-                    "(laughs) {x}",
-                ),
+                *("{sighs} no: never", '"no": he said', "a | b <| c |> d > e", "[hello", "(laughs) {x}"),
             )
         ),
         (
@@ -230,3 +298,12 @@ def test_a_long_cell_is_looked_at_in_a_moment():
     ):
         assert read(cell)[0] == cell
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(("count", "told"), [(12, True), (9, False)])
+def test_a_transcript_that_many_clips_have_is_told(count, told, caplog):
+    found = texts.Texts("t.csv")
+    for row in range(100):
+        found.read({"name": f"c{row}", "text": "nothing said" if row < count else f"line {row}"}, "text")
+    found.tell()
+    assert (f"t.csv: {count} of 100 transcripts are 'nothing said'" in caplog.text) == told

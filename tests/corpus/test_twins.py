@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from media_files import write_csv, write_mp4
+from media_files import ramp, remuxed, tone, write_csv, write_mp4
 
 from mer_dist.config.config import Config
 from mer_dist.config.sections import CorpusConfig, FoldConfig, RunConfig, ShardConfig
-from mer_dist.core.records import Clip
+from mer_dist.core.records import Clip, Content
 from mer_dist.corpus import twins
 from mer_dist.crossfit import folds
 from mer_dist.shards import shard_index
@@ -109,3 +109,46 @@ def test_two_cameras_on_one_speaker_are_one_recording_and_a_sound_that_stands_fo
     assert twins.find([*views, *mute]) == [["left", "right"]]
     mute.append(clip("again", "4.mp4", "silence.wav"))
     assert twins.find([*views, *mute]) == [["again", "m4"], ["left", "right"]]
+
+
+def content(sound: str = "", pictures: str = "", moving: bool = True, samples: int = 16_000) -> Content:
+    return Content(sound=sound, pictures=pictures, moving=moving, samples=samples if sound else 0)
+
+
+def test_clips_whose_stored_sound_or_moving_pictures_are_equal_are_one_recording():
+    stored = {
+        "mp4": content("s1", "p1"),
+        "fast": content("s1", "p2"),
+        "mkv": content("s2", "p1", samples=17_000),
+        "other length": content("s3", "p1", samples=30_000),
+        "portrait a": content("s4", "p3", moving=False),
+        "portrait b": content("s5", "p3", moving=False),
+        "mute a": content(pictures="p4", moving=False),
+        "mute b": content(pictures="p4", moving=False),
+        "text": content(),
+        "text too": content(),
+        **{f"same {number}": content("s6", f"q{number}") for number in range(twins.MOST + 1)},
+    }
+    assert twins.of_content(stored) == [["fast", "mkv", "mp4"], ["mute a", "mute b"]]
+
+
+@pytest.mark.slow
+def test_a_copy_in_another_container_is_the_same_recording(tmp_path):
+    for number, name in enumerate("abc"):
+        frames = ramp(30)[:: -1 if number else 1] // (1 + number)
+        write_mp4(tmp_path / f"{name}.mp4", frames, tone(300 + 50 * number, 1.2))
+    remuxed(tmp_path / "a.mp4", tmp_path / "a2.mp4", lambda packet, number: True, movflags="faststart")
+    remuxed(tmp_path / "b.mp4", tmp_path / "b2.mkv", lambda packet, number: True)
+    rows = [
+        [path.stem, path.name, "x", "calm" if path.stem[0] == "a" else "tense"]
+        for path in tmp_path.glob("*.m*")
+    ]
+    table = write_csv(tmp_path / "all.csv", [["name", "video", "transcript", "label"], *sorted(rows)])
+    config = Config(
+        run=RunConfig(folder=f"{tmp_path}/run"),
+        corpus=CorpusConfig(path=str(table), format="manifest", labels=["calm", "tense"]),
+        shard=ShardConfig(frames=4, image_size=32, faces="none", workers=1),
+        folds=FoldConfig(count=2),
+    )
+    shard(config)
+    assert shard_index.twins(Run(tmp_path / "run").shards) == [["a", "a2"], ["b", "b2"]]
