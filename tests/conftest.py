@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,9 +66,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``--fast`` what would be left out whole is not even imported."""
-    if config.getoption("--fast") and collection_path.is_relative_to(ROOT):
-        return collection_path.relative_to(ROOT).as_posix().startswith(RANKS + CLUSTER) or None
-    return None
+    if not config.getoption("--fast") or not collection_path.is_relative_to(ROOT):
+        return None
+    text = collection_path.read_text("utf-8") if collection_path.suffix == ".py" else ""
+    whole = re.search(r"^pytestmark = .*\b(slow|processes)\b", text, re.MULTILINE)
+    return bool(whole) or collection_path.relative_to(ROOT).as_posix().startswith(RANKS + CLUSTER) or None
 
 
 def _is_slow(item: pytest.Item) -> bool:

@@ -11,6 +11,8 @@ from conftest import ROOT
 
 from mer_dist.features import store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def check(tmp_path, benchmarks, one_thread):
@@ -24,7 +26,6 @@ def rows_of(check, step: str) -> list[dict]:
     return [row for row in check.rows() if row["step"] == step]
 
 
-@pytest.mark.slow
 def test_extraction_and_fusion_are_measured_and_told_in_tables(check):
     import gpu_device
     import gpu_extract

@@ -130,6 +130,7 @@ def test_a_second_command_in_a_run_folder_is_refused(tmp_path, monkeypatch, caps
     assert not run.linear_probes.folder.exists() and exit_status.read(run.status(stage)) is None
 
 
+@pytest.mark.slow
 def test_a_job_may_be_at_work_while_the_later_ones_are_submitted_and_no_second_submission(
     tmp_path, monkeypatch, capsys
 ):
@@ -248,6 +249,7 @@ def test_a_tilde_that_the_shell_left_is_the_home_and_a_folder_that_is_no_run_has
         assert f"{folder}: no run there; it has no config.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_command_works_on_the_original_when_a_copy_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mer_dist.processes.preempt.install", lambda: None)

@@ -287,6 +287,7 @@ def saved(folder: str, named: str) -> Path:
 CORPUS = sections.CorpusConfig(path="clips")
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_copied_or_renamed_run_is_not_taken_for_the_other_folder(original, tmp_path):
     shutil.copytree("q1", "q2")
     told = refused(Path("q2/config.yaml"))
@@ -302,6 +303,7 @@ def test_the_configuration_of_a_copied_or_renamed_run_is_not_taken_for_the_other
     assert "copied or renamed" in refused(Path("q2/config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_saved_configuration_is_taken_where_its_run_is_be_it_through_a_link(
     original, tmp_path, monkeypatch
 ):
@@ -338,6 +340,7 @@ def test_a_copy_whose_links_lead_to_the_original_is_a_copy_and_folders_of_the_us
     assert config.load("project/config.yaml").run.folder == "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2024", "true", "a: b", "[x", "it's", "two words", "q2"])
 def test_what_is_told_to_be_written_for_a_copy_names_the_copy(original, name):
     shutil.copytree("q1", name)
@@ -346,6 +349,7 @@ def test_what_is_told_to_be_written_for_a_copy_names_the_copy(original, name):
     assert Path(name).samefile(config.load(Path(name, "config.yaml"), [word]).run.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "left",
     [

@@ -124,6 +124,7 @@ def test_an_encoding_that_python_does_not_know_is_refused_with_examples(tmp_path
             config.load(job)
 
 
+@pytest.mark.slow
 def test_the_published_meld_transcripts_in_gbk_are_known_by_any_few_lines(shared):
     rows = table.read(shared / "data" / "meld" / "transcription.csv", ("name", "chinese")).rows
     texts = [row["chinese"] for row in rows.values()]

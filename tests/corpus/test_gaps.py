@@ -75,6 +75,7 @@ DTX = [number for number in range(100, 250) if number % 20]
 LOSSES = [number for number in range(20, 280) if number % 10 in (3, 4, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv"])
 @pytest.mark.parametrize(
     ("lost", "remarks"),
@@ -93,6 +94,7 @@ def test_holes_that_are_short_each_and_long_together_are_told(tmp_path, name, lo
     assert found.seconds == pytest.approx(6.0 - 0.02 * len(lost), abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "rate"),
     [

@@ -125,6 +125,7 @@ def both_ways(path, right: str) -> None:
     assert_as_played(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "right"), LAID_DOWN.items())
 def test_a_matrix_turns_and_mirrors_a_picture_as_players_do(tmp_path, steps, right):
     both_ways(laid_down(write_mp4(tmp_path / "a.mp4", quadrants()), steps), right)
@@ -306,6 +307,7 @@ def without_times(path):
 OPTIONS = {"bf": "2", "b_strategy": "0", "qmin": "1", "qmax": "2", "x265-params": "log-level=none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -333,6 +335,7 @@ def test_a_stream_without_times_gives_its_frames_by_their_order(tmp_path, name, 
     assert_as_played(path)
 
 
+@pytest.mark.slow
 def test_a_picture_is_converted_by_one_thread_and_kept_no_longer_than_it_is_looked_at(tmp_path):
     """Otherwise a worker on a machine of many processors runs out of room for the stacks of threads."""
     write_mp4(tmp_path / "clip.mp4", quadrants(count=6))

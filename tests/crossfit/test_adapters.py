@@ -110,11 +110,13 @@ def test_features_are_those_of_unlabelled_clips_and_fuse_refuses_them(job):
             fuse(load(job, [OFF, f"fuse.sets={chosen}"]))
 
 
+@pytest.mark.slow
 def test_frozen_and_imported_sets_of_such_an_extractor_may_be_fused(job):
     config = load(job, [OFF, "fuse.sets=[text, 'voice@fold-1']"])
     assert join.fused_sets(config) == ["text", "voice@fold-1"]
 
 
+@pytest.mark.slow
 def test_a_labelled_clip_whose_label_is_gone_is_named(job, tmp_path, monkeypatch):
     config = load(job)
     rows = list(shard_index.read(Run(config.run.folder).shards))

@@ -17,6 +17,8 @@ from mer_dist.corpus.faces import cascade
 from mer_dist.demo import corpus, face, voice
 from mer_dist.storage import files
 
+pytestmark = pytest.mark.slow
+
 COUNT = 12
 
 
@@ -41,7 +43,6 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
     corpus.make(tmp_path, COUNT, COUNT, seed=3, workers=1)
     assert contents(tmp_path) == contents(made)
@@ -54,7 +55,6 @@ def test_another_seed_draws_and_says_something_else():
     assert not np.array_equal(corpus.voice(here)[:16_000], corpus.voice(there)[:16_000])
 
 
-@pytest.mark.slow
 def test_a_second_call_does_nothing_and_a_stopped_one_goes_on(made):
     before = contents(made)
     lost = made / "corpus" / "video-labeled" / "sample_00000003.mp4"
@@ -177,7 +177,6 @@ def _spectrum(wave: np.ndarray) -> np.ndarray:
     return np.log10([part.mean() for part in np.split(power, edges)[1:-1]])
 
 
-@pytest.mark.slow
 def test_the_cascade_finds_most_of_the_drawn_faces():
     found = 0
     sketches = corpus.plan(18, 0, 0)[:18]

@@ -10,6 +10,8 @@ import torch
 from mer_dist.demo import corpus, models
 from mer_dist.storage import files
 
+pytestmark = pytest.mark.slow
+
 LINES = [f"今天是{number}号，我们去公园，天气很好。" for number in range(200)]
 
 
@@ -25,7 +27,6 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.mark.slow
 def test_clip_loads_with_its_own_classes(folder):
     from transformers import CLIPModel
 
@@ -40,7 +41,6 @@ def test_clip_loads_with_its_own_classes(folder):
     assert embedding.std(0).mean() > 0.05
 
 
-@pytest.mark.slow
 def test_hubert_loads_and_sees_400_samples_every_320(folder):
     from transformers import AutoFeatureExtractor, HubertModel
 
@@ -77,7 +77,6 @@ def test_baichuan_loads_with_its_tokenizer_in_the_published_layout(folder):
     assert len(states) >= 5 and bool(torch.isfinite(states[-1]).all())
 
 
-@pytest.mark.slow
 def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(folder, tmp_path):
     before = {path: files.size_and_mtime(path) for path in folder.rglob("*") if path.is_file()}
     models.make(folder)
@@ -88,7 +87,6 @@ def test_a_second_call_keeps_the_files_and_another_seed_gives_other_weights(fold
         assert files.digest(folder / weights) != files.digest(tmp_path / weights)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_same_seed_gives_the_same_weights_with_any_threads_and_random_state(folder, tmp_path, threads):
     before = torch.get_num_threads()
@@ -103,7 +101,6 @@ def test_the_same_seed_gives_the_same_weights_with_any_threads_and_random_state(
         assert files.digest(folder / weights) == files.digest(tmp_path / weights)
 
 
-@pytest.mark.slow
 def test_hubert_tells_angry_from_sad_voices_it_never_heard(folder):
     """What makes the frozen audio features worth something: chance is 0.5."""
     from sklearn.linear_model import LogisticRegression

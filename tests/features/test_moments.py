@@ -25,6 +25,7 @@ CLIPS = Clips(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e-9, 1e-7, 1.0, 1e8, 1e25])
 def test_a_linear_probe_and_fusion_see_the_same_in_every_unit(unit):
     there = np.ones(90, bool)

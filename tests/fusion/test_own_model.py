@@ -26,7 +26,7 @@ from mer_dist.storage.run_folder import Run
 #: A fuse of seconds; the vote draws nothing.
 QUICK = ["fuse.dropout=[0.2]", "fuse.sets=[voice,line]", "vote.prior=none"]
 
-pytestmark = pytest.mark.usefixtures("one_thread", "registry")
+pytestmark = [pytest.mark.usefixtures("one_thread", "registry"), pytest.mark.slow]
 
 
 @pytest.fixture

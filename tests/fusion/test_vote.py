@@ -416,6 +416,7 @@ def test_wanted_names_that_cannot_be_answered_are_refused(tmp_path, text, why):
     assert not (tmp_path / "run" / "answer.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_wanted_clip_in_quarantine_gets_the_most_frequent_label(tmp_path, caplog):
     clips, member, _ = case(SHIFTED)
     broken = Problem(stage="shard", name="broken", lost="clip", reason="no frame")

@@ -169,6 +169,7 @@ def test_a_decoding_process_gets_no_more_memory_than_its_bound():
     assert found == [f"{1 << 30} bytes", "no memory"]
 
 
+@pytest.mark.slow
 def test_an_npy_header_that_claims_terabytes_takes_no_memory(tmp_path, tried):
     path = tmp_path / "a.npy"
     with open(path, "wb") as file:
@@ -228,6 +229,7 @@ def test_yaml_that_grows_calls_or_nests_is_refused_in_one_line(tmp_path, tried, 
     assert not list(tmp_path.glob("ran")) and not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_a_csv_of_huge_fields_nuls_and_endless_quotes_costs_its_rows(tmp_path, tried):
     path = tmp_path / "a.csv"
     rows = [b"a,happy", b"b," + b"x" * 10_000_000, b'c,"never closed', b"d,sa\0d", b"e,\xff\xfe", b"f,sad"]

@@ -22,6 +22,8 @@ from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 NAMES = fusion_run.names(210)
 #: One has no audio, one no text that is a number.
 SILENT, BROKEN = NAMES[150], NAMES[160]
@@ -50,7 +52,6 @@ def lines_with(told: str, *words: str) -> list[str]:
     return [line for line in told.splitlines() if all(word in line for word in words)]
 
 
-@pytest.mark.slow
 def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
     name = NAMES[120]
     told = explain(run.folder, name)
@@ -69,7 +70,6 @@ def test_an_unlabelled_clip_is_followed_from_features_to_answer(run):
     assert f"{name},{told['answer']}\n" in run.answer.read_text()
 
 
-@pytest.mark.slow
 def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(run):
     told = explain(run.folder, NAMES[7])
     assert told["label"] == fusion_run.LABELS[7 % 3] and told["rounds"] == [] and told["answer"] is None
@@ -79,7 +79,6 @@ def test_a_labelled_clip_tells_its_label_and_fold_and_was_never_a_pseudo_label(r
     assert lines_with(text(told), f"answer: {told['predictions'][-1]['answer']}", "labelled")
 
 
-@pytest.mark.slow
 def test_what_is_masked_or_left_out_is_named_with_its_reason(run):
     silent, broken, lost = (explain(run.folder, name) for name in (SILENT, BROKEN, "clip_lost"))
     assert lines_with(text(silent), "voice", "audio", "masked: no sound in the file")
@@ -137,7 +136,6 @@ def test_an_answer_that_is_not_the_most_probable_label_says_why(run):
     assert "expected WAF" not in text(told)
 
 
-@pytest.mark.slow
 def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
     name = NAMES[120]
     before, voted = run.answer.read_text(), explain(run.folder, name)["answer"]
@@ -156,7 +154,6 @@ def test_an_answer_that_was_changed_after_the_vote_is_said_to_be(run):
     assert text(explain(run.folder, name)).splitlines()[-1] == f"answer: {voted}"
 
 
-@pytest.mark.slow
 def test_an_unknown_name_is_answered_with_near_ones(run):
     with pytest.raises(UserError, match="no clip 'clip_0120_' there; near names: clip_0120, "):
         explain(run.folder, "clip_0120_")
@@ -164,14 +161,12 @@ def test_an_unknown_name_is_answered_with_near_ones(run):
         explain(run.folder, "zzz")
 
 
-@pytest.mark.slow
 def test_a_run_without_predictions_says_what_to_run_first(tmp_path):
     config, _ = fusion_run.make(tmp_path)
     with pytest.raises(UserError, match="run fuse first"):
         explain(Path(config.run.folder), NAMES[0])
 
 
-@pytest.mark.slow
 def test_the_command_prints_text_or_json(run, capsys):
     assert cli.main(["explain", str(run.folder), NAMES[120]]) == 0
     assert capsys.readouterr().out == text(explain(run.folder, NAMES[120])) + "\n"

@@ -37,6 +37,8 @@ from mer_dist.stages.shard import shard
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run, ShardFolder
 
+pytestmark = pytest.mark.slow
+
 
 def feature_set(names, modality="audio", missing=()) -> FeatureSet:
     rows = np.arange(len(names) * 4, dtype=np.float32).reshape(len(names), 4)
@@ -143,12 +145,10 @@ def run(whole, tmp_path):
     return Run(shutil.copytree(whole, tmp_path / "run"))
 
 
-@pytest.mark.slow
 def test_a_run_that_adds_up_has_no_finding(run):
     assert verify(run.folder) == []
 
 
-@pytest.mark.slow
 def test_a_run_of_shards_only_adds_up_too(run, caplog):
     caplog.set_level("INFO", "mer_dist")
     for name in ("adapters", "features", "linear_probes", "rounds", "vote"):
@@ -166,7 +166,6 @@ def test_shards_that_were_cut_with_other_settings_are_found(run):
     finding(run, "cut with other settings", "run shard")
 
 
-@pytest.mark.slow
 def test_copies_that_a_program_for_synchronising_made_are_told_and_change_nothing(run, caplog):
     shard = next(run.features_folder.glob("*/0*.safetensors"))
     shutil.copy(shard, shard.with_name(f"{shard.stem} 2{shard.suffix}"))
@@ -184,14 +183,12 @@ def finding(run, *words):
     return findings
 
 
-@pytest.mark.slow
 def test_a_clip_that_was_dropped_from_the_index_is_found(run):
     path = ShardFolder(run.shards).index
     shard_index.write_rows(path, [row for row in shard_index.read(run.shards) if row.name != "a002"])
     finding(run, "of the corpus are neither in the shards nor in quarantine", "a002")
 
 
-@pytest.mark.slow
 def test_a_lost_clip_that_is_not_in_quarantine_is_found(run):
     quarantine.replace(run.quarantine, "shard", [])
     finding(run, "could not be listed and are not in quarantine", "a001")
@@ -205,7 +202,6 @@ def test_a_quarantine_row_without_a_reason_is_found(run):
     finding(run, "in quarantine without a reason", "a000", "a001")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("label", "surprise"), ("transcript", "other"), ("split", "unlabeled")]
 )
@@ -229,7 +225,6 @@ def test_one_flipped_bit_in_a_tar_is_found_and_the_clip_named(run):
     finding(run, "differ from their checksum", row.name)
 
 
-@pytest.mark.slow
 def test_a_short_or_missing_tar_and_an_unfinished_stage_are_found(run):
     tar = ShardFolder(run.shards).tar(0)
     tar.write_bytes(tar.read_bytes()[:1000])
@@ -261,7 +256,6 @@ def test_a_clip_without_row_and_without_reason_in_a_feature_set_is_found(run, se
     assert len(finding(run, f"features {set_name}: have neither a row nor a reason", gone)) == 1
 
 
-@pytest.mark.slow
 def test_faults_inside_feature_files_are_found(run):
     shutil.rmtree(run.features("text@fold-1"))
     part = feature_set(["a002", "a004"], "text")
@@ -289,7 +283,6 @@ def test_a_row_for_a_modality_that_the_clip_lacks_is_found(run):
     finding(run, "hubert: have a row although they lack the audio", "a000")
 
 
-@pytest.mark.slow
 def test_an_imported_set_is_only_read(run):
     write_features(run, "other", feature_set(["elsewhere"]))
     description = json.loads((run.features("other") / "set.json").read_text())
@@ -302,7 +295,6 @@ def test_an_imported_set_is_only_read(run):
     finding(run, "other", "features are missing")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["linear_probes/hubert", "rounds/00/predictions", "vote/predictions"])
 def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
     path = run.folder / f"{place}.parquet"
@@ -321,7 +313,6 @@ def test_predictions_without_a_clip_or_for_another_fold_are_found(run, place):
     finding(run, place, "not readable")
 
 
-@pytest.mark.slow
 def test_folds_that_do_not_fit_the_labels_are_found(run):
     files.write_json(run.folds, {"fingerprint": "x", "folds": {**FOLDS, "gone": 1}})
     finding(run, "labelled without a fold, or the reverse", "gone")
@@ -329,7 +320,6 @@ def test_folds_that_do_not_fit_the_labels_are_found(run):
     finding(run, "folds.json", "no such file")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -349,7 +339,6 @@ def test_an_answer_that_is_not_every_unlabelled_clip_once_is_found(run, text, wo
     finding(run, *words)
 
 
-@pytest.mark.slow
 def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     (tmp_path / "names.csv").write_text("name\nu001\n")
     config = configuration.of_run(run)
@@ -360,7 +349,6 @@ def test_an_answer_for_wanted_names_is_checked_against_these(run, tmp_path):
     assert verify(run.folder) == []
 
 
-@pytest.mark.slow
 def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     run = Run(tmp_path / "run")
     (tmp_path / "labels.csv").write_text("name,label,split\na,happy,labeled\nb,sad,\nc,sad,unlabeled\n")
@@ -384,7 +372,6 @@ def test_a_run_on_imported_features_is_checked_against_its_label_file(tmp_path):
     finding(run, "features voice: there are none; run import-features")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "gone", [("hubert",), ("text@fold-1",), ("hubert", "text@all", "text@fold-0", "text@fold-1")]
 )
@@ -394,7 +381,6 @@ def test_feature_sets_that_are_gone_are_found_although_there_is_an_answer(run, g
     assert verify(run.folder) == [f"features {name}: there are none; run extract" for name in sorted(gone)]
 
 
-@pytest.mark.slow
 def test_weights_that_change_places_are_found_however_they_did(run):
     first, second, aside = (run.adapter("text", part) for part in ("fold-0", "fold-1", "aside"))
     ours, theirs = ((folder / "weights").read_bytes() for folder in (first, second))
@@ -414,7 +400,6 @@ def test_weights_that_change_places_are_found_however_they_did(run):
     ]
 
 
-@pytest.mark.slow
 def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     config = configuration.of_run(run)
     config = with_values(config, **{"run.folder": str(run.folder)})
@@ -434,14 +419,12 @@ def test_a_copy_that_is_gone_or_was_trained_on_something_else_is_found(run):
     assert verify(run.folder) == [], "they may be deleted once the features are there"
 
 
-@pytest.mark.slow
 def test_features_of_another_copy_are_found(run):
     path = FeatureFolder(run.features("text@fold-1")).description
     files.write_json(path, files.read_json(path) | {"variant": "fold-0", "held_out_fold": 0})
     finding(run, "text@fold-1", "this is 'fold-0'")
 
 
-@pytest.mark.slow
 def test_an_answer_that_the_vote_did_not_give_is_found(run):
     files.write_text(run.vote.answer, ANSWER)
     assert verify(run.folder) == []
@@ -449,7 +432,6 @@ def test_an_answer_that_the_vote_did_not_give_is_found(run):
     finding(run, "answer.csv: differs from the vote's answer")
 
 
-@pytest.mark.slow
 def test_the_answer_is_counted_against_the_corpus_and_not_against_what_was_stored(run, caplog):
     with caplog.at_level("INFO", logger="mer_dist"):
         assert verify(run.folder) == []

@@ -51,6 +51,7 @@ def take(job, name: str, modality: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_names_of_one_recording_share_a_fold_and_equal_words_do_not_count(job, capsys):
     run = Run(job / "run")
     take(job, "t", "text")

@@ -12,6 +12,8 @@ from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models.classifier import load_extractor, save, trainable_classifier
 
+pytestmark = pytest.mark.slow
+
 LINES = ["今天真好", "你说什么，我没有听见，你再说一次好不好", "走"]
 
 
@@ -40,7 +42,6 @@ def train(classifier, batch: dict[str, torch.Tensor], steps: int = 5, rate: floa
     return losses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
 def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp_path, quantize):
     settings = extractor(folders, quantize=quantize)
@@ -63,7 +64,6 @@ def test_lora_learns_on_whole_and_quantised_weights_and_loads_again(folders, tmp
         assert (again(**batch) - base).abs().max() > 0.05 * trained.abs().max()
 
 
-@pytest.mark.slow
 def test_the_adapters_config_is_the_same_from_every_process(folders, tmp_path):
     """The library holds the modules as a set, whose order follows from a process's own hashes."""
     classifier = trainable_classifier(extractor(folders, "clip"), 3, 0, sharded=False)
@@ -104,7 +104,6 @@ def batch_for(loaded) -> dict[str, torch.Tensor]:
     return loaded.collate_clips([list(frame.byte()) for frame in frames])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_gradient_checkpointing_changes_memory_not_gradients(folders, family, method):
@@ -132,7 +131,6 @@ def hubert_with(folder, **settings) -> ExtractorConfig:
     return extractor(folder, "hubert")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_hubert_learns_and_loads_again(tmp_path, method):
     settings = hubert_with(tmp_path)

@@ -20,6 +20,8 @@ from mer_dist.models.family import PASS
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 
+pytestmark = pytest.mark.slow
+
 LINES = ["今天真好", "你说什么，我没有听见，你再说一次好不好", "走"]
 #: HuBERT-large, the encoder order of HuBERT-base, and HuBERT-base with its norm over time.
 HUBERTS = {
@@ -78,7 +80,6 @@ def batch_equals_singles(loaded, samples) -> list[int]:
     return [len(embeddings) for embeddings in together]
 
 
-@pytest.mark.slow
 def test_a_batch_of_32_clips_from_0_1_to_12_seconds_equals_single_clips(hubert):
     loaded = load_extractor(ExtractorConfig(family="hubert", path=str(hubert)))
     lengths = [0.1, 12.0, *np.random.default_rng(0).uniform(0.1, 3.0, 30)]
@@ -86,14 +87,12 @@ def test_a_batch_of_32_clips_from_0_1_to_12_seconds_equals_single_clips(hubert):
     assert len(steps) == 32 and min(steps) == 4 and max(steps) == 499 + 99
 
 
-@pytest.mark.slow
 def test_a_batch_of_32_clips_from_1_to_16_frames_equals_single_clips(folders):
     frames = [1 + row % 16 for row in range(32)]
     samples = [sample(count, 0.1, seed=row) for row, count in enumerate(frames)]
     assert batch_equals_singles(extractor(folders, "clip"), samples) == frames
 
 
-@pytest.mark.slow
 def test_a_batch_of_32_clips_from_1_to_300_tokens_equals_single_clips(folders):
     loaded = extractor(folders, "baichuan", max_tokens=300)
     draw = np.random.default_rng(0)
@@ -127,7 +126,6 @@ def test_frames_are_preprocessed_as_the_published_processor_does(folders, height
     assert ((own - published) * std * 255).round().abs().max() <= 2
 
 
-@pytest.mark.slow
 def test_the_embedding_of_a_real_sized_vision_tower_is_the_published_one(folders):
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -240,6 +240,7 @@ def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(
             check_files(ExtractorConfig(family=name, path=str(folder / name)), tmp_path / "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_torn_adapter_is_refused_by_its_file(folders, tmp_path, name):
     config = adapter(folders, "baichuan", tmp_path)

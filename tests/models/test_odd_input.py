@@ -26,6 +26,8 @@ from mer_dist.storage import quarantine
 from mer_dist.storage.files import read_json
 from mer_dist.storage.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 LINE = "我说第3句话"
 #: clip -> seconds of sound, scale of the sound, frames of the video, transcript.
 CLIPS = {
@@ -76,7 +78,6 @@ def extracted(tmp_path_factory):
     )
 
 
-@pytest.mark.slow
 def test_only_what_cannot_be_used_is_left_out_and_each_has_a_reason(extracted):
     assert extracted.code == QUARANTINED, extracted.log
     # An empty transcript is no fault; its clip has no vector of text, and none of zeros.
@@ -88,7 +89,6 @@ def test_only_what_cannot_be_used_is_left_out_and_each_has_a_reason(extracted):
         assert set(found.missing) == missing
 
 
-@pytest.mark.slow
 def test_the_features_of_odd_clips_are_finite_and_as_many_as_they_have_parts(extracted):
     for found in extracted.sets.values():
         assert np.isfinite(found.utterance).all() and np.isfinite(found.frame).all()
@@ -113,7 +113,6 @@ def test_cut_transcripts_are_counted_in_the_log(extracted):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "baichuan", "clip"])
 def test_fine_tuning_leaves_out_what_cannot_be_fed_and_learns_from_the_rest(
     extracted, name, caplog, monkeypatch

@@ -135,6 +135,7 @@ def test_a_part_that_no_clip_gives_is_found_though_the_others_are_whole(healthy,
     assert not fine and text == "the video of all 3 clips that were tried is lost (3 x video: no room)"
 
 
+@pytest.mark.slow
 def test_a_release_of_opencv_without_the_cascade_is_refused_before_the_first_clip(healthy, monkeypatch):
     config = config_of(healthy)
     config = with_values(config, **{"shard.faces": "cascade"})

@@ -15,6 +15,8 @@ from mer_dist.models.extractor import packing
 from mer_dist.models.family import FAMILIES
 from mer_dist.planning import size, trace
 
+pytestmark = pytest.mark.slow
+
 CLASSES, CLIPS, FRAMES, TOKENS = 6, 2, 3, 40
 #: that the small HuBERT makes of a second.
 STEPS = 49
@@ -68,7 +70,6 @@ def measured(config: ExtractorConfig, sharded: bool) -> tuple[int, int]:
 
 
 #: Under DeepSpeed everything is in bf16; alone, autocast keeps copies of float32 weights.
-@pytest.mark.slow
 def ways() -> list:
     """(method, checkpointing, sharded); training everything is tried in one of them, else in the long suite."""
     kinds = [(False, True), (True, True), (False, False)]
@@ -87,7 +88,6 @@ def test_traced_activations_agree_with_a_real_step(models, family, method, check
     assert peak == pytest.approx(real_peak, rel=0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["clip", "hubert", "baichuan"])
 def test_parameters_are_counted_as_the_loaded_model_has_them(models, family, method):
@@ -102,7 +102,6 @@ def test_parameters_are_counted_as_the_loaded_model_has_them(models, family, met
     assert counted.parameters == sum(weight.numel() for weight in backbone.parameters())
 
 
-@pytest.mark.slow
 def test_lora_targets_of_the_configuration_are_what_is_counted(models):
     config = settings(models, "baichuan")
     config = with_values(config, **{"finetune.lora.rank": 4, "finetune.lora.targets": ["W_pack", "o_proj"]})
@@ -112,7 +111,6 @@ def test_lora_targets_of_the_configuration_are_what_is_counted(models):
     assert size.size(config, CLASSES).trainable == adapters + head
 
 
-@pytest.mark.slow
 def test_checkpointing_is_seen_to_save_most_of_the_activations(models):
     config = settings(models, "baichuan", precision="fp32")
     _, plain = trace.training(config, CLASSES, False, CLIPS, FRAMES)

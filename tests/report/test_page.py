@@ -262,6 +262,7 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
         assert "the truth of no labelled clip is known" in text
 
 
+@pytest.mark.slow
 def test_every_single_file_may_be_torn_and_the_page_names_it(run):
     truncated = [
         "config.yaml",

@@ -183,6 +183,7 @@ def fingerprints(job: Path, *overrides: str) -> dict[str, dict[int, str]]:
     return {work.set_name: work.fingerprint for work in planned(config)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [extract, finetune, fuse])
 def test_shards_of_other_settings_are_refused_by_every_stage_that_would_use_them(job, stage):
     """Else what comes out would pass for what these settings make; finished work is no exception."""

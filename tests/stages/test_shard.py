@@ -121,6 +121,7 @@ def test_plain_webdataset_reads_the_shards(done):
     assert samples[3]["json"]["transcript"] == "我说第3句话"
 
 
+@pytest.mark.slow
 def test_stats_and_mark_say_what_was_made(done):
     stats = json.loads((done / "shards" / "stats.json").read_text())
     assert (stats["clips"], stats["shards"], stats["splits"]) == (8, 3, {"labeled": 5, "unlabeled": 3})
@@ -131,6 +132,7 @@ def test_stats_and_mark_say_what_was_made(done):
     assert quarantine.read(Run(done).quarantine) == []
 
 
+@pytest.mark.slow
 def test_a_relaunch_with_nothing_to_do_touches_no_file(run, corpus):
     before = written(run)
     shard(config_of(run, corpus, workers=2))
@@ -728,6 +730,7 @@ def test_a_corpus_of_transcripts_has_no_problem_but_a_clip_with_nothing_at_all(t
     assert verify(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_what_counts_as_an_unchanged_file_is_told_and_a_touch_has_it_cut_anew(
     run, own_corpus, caplog, capsys
 ):

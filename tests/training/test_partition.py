@@ -66,6 +66,7 @@ def test_a_rank_takes_as_many_clips_at_a_time_as_it_may():
     assert sorted(sizes(12, 2, 8)) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_passes_by_length_hold_every_clip_once_within_the_budget_and_no_rank_idles():
     """Of random corpora, budgets and numbers of ranks; clips of one piece, of frames, or of windows."""
     draw = np.random.default_rng(0)

@@ -73,6 +73,7 @@ def curves(history: dict) -> list[list[float]]:
     return [list(row.values()) for row in history["epochs"]]
 
 
+@pytest.mark.slow
 def test_passes_by_length_learn_what_passes_by_number_learn(accelerator):
     """Whatever the budget: gradients are those of the whole step."""
     wanted = curves(trainer(accelerator, micro_batch=16).run(lambda *_: None))
@@ -92,6 +93,7 @@ def test_passes_by_length_train_on_every_clip_once_an_epoch(accelerator):
     assert len({len(part) for part in seen}) > 1
 
 
+@pytest.mark.slow
 def test_a_training_by_length_goes_on_to_the_same_bits(accelerator, tmp_path):
     """With dropout, whose numbers follow from the place in the run."""
 
