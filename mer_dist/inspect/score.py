@@ -56,7 +56,8 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
     if truth_csv:
         _check_truth(run, truth_csv, truth)
-    asked = {name: label for name, label in truth.items() if name not in labeled | _lost_labeled(run)}
+    known = labeled.keys() | _lost_labeled(run).keys()
+    asked = {name: label for name, label in truth.items() if name not in known}
     _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
     rows = []
     for path in paths:
