@@ -59,8 +59,6 @@ class Content:
     pictures: str
     #: Whether the pictures differ from each other.
     moving: bool
-    #: Of the sound.
-    samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

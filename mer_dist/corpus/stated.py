@@ -66,8 +66,8 @@ def cut_off(container, path: Path) -> float:
                 spans.setdefault(packet.stream.index, []).append(
                     (packet.pts + (packet.duration or 0)) * scale
                 )
-    except av.FFmpegError:
-        pass  # The file ends here.
+    except (av.FFmpegError, IndexError):
+        pass  # The file ends here, or streams begin that PyAV does not know.
     # The length is the end of the last packet. Allow one median step: the packet may lack a duration, and be
     # shown for long.
     steps = [float(np.median(np.diff(np.sort(own)))) if len(own) > 1 else np.inf for own in spans.values()]

@@ -54,21 +54,24 @@ def find(clips: Sequence[Clip], copies: bool = True) -> list[list[str]]:
     return sorted(sorted(clip.name for clip in own) for own in groups if len(own) > 1)
 
 
-def of_content(stored: Mapping[str, Content]) -> list[list[str]]:
+def of_content(stored: Mapping[str, Content], samples: Mapping[str, int]) -> list[list[str]]:
     """The names of clips whose stored media are one recording, sorted, in groups of two or more: files that differ
     in their container alone, or in their picture.
 
     The sound is one, or the pictures are, with sounds of one length: containers cut it at other samples. A picture that
     does not move says nothing beside a sound. What more than :data:`MOST` clips share is a placeholder.
+
+    Args:
+        samples: of the sound of each.
     """
     sounds: dict[str, list[str]] = {}
     pictures: dict[str, list[list[str]]] = {}
-    for name, own in sorted(stored.items(), key=lambda item: item[1].samples):
+    for name, own in sorted(stored.items(), key=lambda item: samples[item[0]]):
         if own.sound:
             sounds.setdefault(own.sound, []).append(name)
         if own.pictures and (own.moving or not own.sound):
             groups = pictures.setdefault(own.pictures, [[]])
-            if groups[-1] and own.samples - stored[groups[-1][-1]].samples > NEAR:
+            if groups[-1] and samples[name] - samples[groups[-1][-1]] > NEAR:
                 groups.append([])
             groups[-1].append(name)
     found = [*sounds.values(), *(group for groups in pictures.values() for group in groups)]

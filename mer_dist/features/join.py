@@ -265,16 +265,20 @@ def read_set(run: Run, set_name: str, clips: Clips, frames: bool = False) -> tup
             if own.any() and not usable[own].any():
                 logger.warning("features %s: none of the %d %s clips has any", set_name, own.sum(), kind)
     found = found.only(known - broken) if broken else found
-    rows = {name: row for row, name in enumerate(clips.names)}
-    own = np.array([rows.get(name, -1) for name in found.names])
-    labeled = np.append(clips.labeled, False)
-    for doubt in split_check.doubts(found.utterance, labeled[own], (own >= 0) & ~labeled[own]):
-        logger.warning("features %s: %s", set_name, doubt)
+    _tell_doubts(set_name, found, clips)
     why = f"features {set_name}: values that are NaN, infinite, or beyond {OUTLIER:g} times the usual"
     return found, [
         Problem(stage=STAGE, name=name, lost=str(found.modality), reason=why, part=set_name)
         for name in broken
     ]
+
+
+def _tell_doubts(set_name: str, found: FeatureSet, clips: Clips) -> None:
+    labeled = dict(zip(clips.names, clips.labeled.tolist(), strict=True))
+    own = [labeled.get(name) for name in found.names]
+    parts = (np.array([value is part for value in own]) for part in (True, False))
+    for doubt in split_check.doubts(found.utterance, *parts):
+        logger.warning("features %s: %s", set_name, doubt)
 
 
 def _usable(found: FeatureSet) -> np.ndarray:

@@ -13,13 +13,12 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import Modality
 from mer_dist.corpus import twins
+from mer_dist.corpus.twins import MOST
 from mer_dist.features import store
 from mer_dist.features.moments import moments
 from mer_dist.storage.files import write_json
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
-#: Clips of one embedding beyond which it is what an encoder gives for nothing, as for silence.
-MOST = 8
 #: Random directions on which embeddings are compared, and the distance on each, in standard deviations, within which
 #: they are of one recording that was rounded or coded anew.
 DIRECTIONS, NEAR = 8, 0.01

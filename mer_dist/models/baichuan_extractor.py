@@ -13,7 +13,7 @@ class BaichuanExtractor(Extractor):
     family = BAICHUAN
     unit = "tokens"
     lora_targets = ["W_pack"]
-    extra_files = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+    extra_files = ("tokenizer_config.json", "special_tokens_map.json")
 
     tokenizer: BaichuanTokenizer
 

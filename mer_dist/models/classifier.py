@@ -233,7 +233,7 @@ def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path)
     backbone.save_pretrained(folder, state_dict=own)
     head = {name: value.float() for name, value in weights.items() if name.startswith("head.")}
     save_file(head, folder / "head.safetensors")
-    for name in classifier.extractor.extra_files:
+    for name in (*classifier.extractor.family.files, *classifier.extractor.extra_files):
         source = classifier.extractor.folder / name
         if source.exists():
             shutil.copyfile(source, folder / name)

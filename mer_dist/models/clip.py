@@ -16,7 +16,6 @@ class ClipExtractor(Extractor):
     family = CLIP
     unit = "frames"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
-    extra_files = ("preprocessor_config.json",)
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)

@@ -48,7 +48,7 @@ class Extractor(nn.Module, ABC):
     unit: str
     #: Default LoRA target modules.
     lora_targets: list[str]
-    #: Further files that a saved adapter or fine-tuned model needs.
+    #: Files that are saved with an adapter or fine-tuned model if there are any, besides ``family.files``.
     extra_files: tuple[str, ...] = ()
     #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True

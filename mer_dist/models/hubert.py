@@ -17,7 +17,6 @@ class HubertExtractor(Extractor):
     family = HUBERT
     unit = "seconds"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
-    extra_files = ("preprocessor_config.json",)
     # The weight norm of the positional convolution is computed while the model is built, which needs
     # unsplit weights; HuBERT-large is small enough for that.
     sharded_as_it_loads = False

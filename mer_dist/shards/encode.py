@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mer_dist.core.records import Clip, Content, Problem
+from mer_dist.corpus.sound import is_silent
 
 JPEG_QUALITY = 95
 RATE = 16_000
@@ -18,12 +19,11 @@ RATE = 16_000
 
 def content_of(members: dict[str, bytes], samples: np.ndarray | None) -> Content:
     pictures = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
-    silent = samples is None or int(samples.max()) - int(samples.min()) <= 2
+    silent = samples is None or is_silent(samples)
     return Content(
         sound="" if silent else _digest([members["flac"]]),
         pictures=_digest(pictures) if pictures else "",
         moving=len({*pictures}) > 1,
-        samples=0 if samples is None else len(samples),
     )
 
 

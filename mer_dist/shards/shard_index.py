@@ -103,10 +103,8 @@ def checksum(members: Iterable[tuple[str, bytes]]) -> str:
 
 
 class Index(Sequence[Row]):
-    """Clips by shard and position in it, as columns; a :class:`Row` is made whenever it is asked for.
-
-    A million of them take 0.6 GB with 16 frames each, a tenth of as many objects.
-    """
+    """Clips by shard and position in it, as columns; a :class:`Row` is made whenever it is asked for, since a million
+    objects do not fit in memory beside the features."""
 
     def __init__(self, table: pa.Table):
         """

@@ -344,13 +344,14 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
 
 def _twins(run: Run, clips: list[Clip], index: Index, shards: dict[int, ShardRecord]) -> list[list[str]]:
     """Clips of the same recording, among those with stored media: by their files, and by what is stored of them."""
-    columns = (index.column(name) for name in ("name", "frames", "samples"))
-    stored = {name for name, frames, samples in zip(*columns, strict=True) if frames or samples}
+    samples = dict(zip(index.names, index.column("samples"), strict=True))
+    frames = zip(index.names, index.column("frames"), strict=True)
+    stored = {name for name, count in frames if count or samples[name]}
     content: dict[str, Content] = {}
     for record in shards.values():
         content |= record.content
     of_files = twins.find([clip for clip in clips if clip.name in stored])
-    return twins.together([*of_files, *twins.of_content(content)])
+    return twins.together([*of_files, *twins.of_content(content, samples)])
 
 
 def _problems(found: list[Problem], unlisted: list[Problem]) -> list[Problem]:

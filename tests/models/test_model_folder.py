@@ -195,6 +195,8 @@ def test_every_kind_of_tensor_that_torch_saves_passes(published):
     state["parameter"] = torch.nn.Parameter(torch.ones(2))
     torch.save(state, published / BIN)
     model_folder.check(published, "baichuan")
+    torch.save(state | {"more": print}, published / BIN)
+    assert "holds pickled code (__builtin__.print)" in refusal(published)
 
 
 @pytest.mark.slow
