@@ -96,17 +96,12 @@ def read_sound(path: Path) -> Sound:
         remarks += filter(None, [remark])
     else:
         samples = np.concatenate([part for run in heard.runs for part in run.parts])
-    remarks += [SILENT] if is_silent(samples) else heard.gaps.still
+    remarks += [SILENT] if int(samples.max()) - int(samples.min()) <= 2 else heard.gaps.still
     if structure.followed(path):
         remarks.append(structure.FOLLOWED)
     if structure.goes_on(path):
         remarks.append(structure.GOES_ON)
     return Sound(samples=samples, damage=heard.damage, remarks=remarks, start=heard.gaps.start)
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether samples (S,) int16 are one value, up to rounding."""
-    return int(samples.max()) - int(samples.min()) <= 2
 
 
 class _Run:

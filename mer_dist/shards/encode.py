@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mer_dist.core.records import Clip, Content, Problem
-from mer_dist.corpus.sound import is_silent
 
 JPEG_QUALITY = 95
 RATE = 16_000
 
 
-def content_of(members: dict[str, bytes], samples: np.ndarray | None) -> Content:
+def content_of(members: dict[str, bytes], silent: bool) -> Content:
     pictures = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
-    silent = samples is None or is_silent(samples)
     return Content(
-        sound="" if silent else _digest([members["flac"]]),
+        sound=_digest([members["flac"]]) if "flac" in members and not silent else "",
         pictures=_digest(pictures) if pictures else "",
         moving=len({*pictures}) > 1,
     )
@@ -61,6 +59,7 @@ def encode(
     missing: list[str],
     problems: list[Problem],
     remarks: Iterable[str] = (),
+    silent: bool = False,
 ) -> Encoded:
     """JPEG, FLAC and JSON members of a clip.
 
@@ -69,6 +68,7 @@ def encode(
     Args:
         frames: (H, W, 3) uint8 RGB each, in time order.
         samples: (S,) int16, 16 kHz mono; None if the audio is missing.
+        silent: the sound is silence throughout, and that of no recording.
     """
     duration = round(seconds, 3)
     count = 0 if samples is None else len(samples)
@@ -94,7 +94,7 @@ def encode(
         samples=count,
         face=face,
         members=members,
-        content=content_of(members, samples),
+        content=content_of(members, silent),
         problems=problems,
         remarks=list(remarks),
     )

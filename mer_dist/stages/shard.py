@@ -288,6 +288,7 @@ def _give_up(clip: Clip):
 
 
 def _encode(decoded):
+    from mer_dist.corpus.sound import SILENT
     from mer_dist.shards.encode import Encoded, encode
 
     if not decoded.usable:
@@ -301,6 +302,7 @@ def _encode(decoded):
         missing=decoded.missing,
         problems=decoded.problems,
         remarks=[*decoded.remarks, *decoded.clip.remarks],
+        silent=SILENT in decoded.remarks,
     )
 
 

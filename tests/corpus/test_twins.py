@@ -152,3 +152,15 @@ def test_a_copy_in_another_container_is_the_same_recording(tmp_path):
     config = job(tmp_path, table, folds=2)
     shard(config)
     assert shard_index.twins(Run(tmp_path / "run").shards) == [["a", "a2"], ["b", "b2"]]
+
+
+@pytest.mark.slow
+def test_silence_of_one_length_is_no_recording(tmp_path):
+    for number, name in enumerate("ab"):
+        write_mp4(tmp_path / f"{name}.mp4", ramp(25)[:: 1 - 2 * number], np.zeros(44_100, np.float32))
+    rows = [[name, f"{name}.mp4", "x", label] for name, label in (("a", "calm"), ("b", "tense"))]
+    table = write_csv(tmp_path / "all.csv", [["name", "video", "transcript", "label"], *rows])
+    shard(job(tmp_path, table, folds=2))
+    (record,) = shard_index.all_records(Run(tmp_path / "run").shards).values()
+    assert [(own.sound, bool(own.pictures)) for own in record.content.values()] == [("", True)] * 2
+    assert shard_index.twins(Run(tmp_path / "run").shards) == []
