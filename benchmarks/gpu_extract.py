@@ -135,7 +135,7 @@ def _once(extractor: Extractor, batch: dict) -> None:
 def _features(work: extract.Work) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for shard in work.shards:
-        read = store.read_shard(work.file(shard))
+        read = store.StoredShard.open(work.file(shard), frames=False)
         found |= dict(zip(read.names, read.utterance.astype(float), strict=True))
     return found
 

@@ -50,7 +50,7 @@ def test_extraction_and_fusion_are_measured_and_told_in_tables(check):
     assert found["extract_text", "bf16"]["cosine_to_loop"] > 0.999
     errors = {row["precision"]: row for row in rows_of(check, "error")}
     assert errors["tf32"]["largest_in_deviations"] == 0 < errors["bf16"]["largest_in_deviations"]
-    shard = store.read_shard(check.work / "features" / "extract_frames-fp32" / "00000.safetensors")
+    shard = store.StoredShard.open(check.work / "features" / "extract_frames-fp32" / "00000.safetensors")
     assert len(shard.names) == gpu_inputs.TINY_COUNTS["clips"]
     fused = rows_of(check, "fusion")
     assert [row["model"] for row in fused] == ["agt", "attention"]

@@ -25,6 +25,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from mer_dist.core.errors import UserError, reading
+from mer_dist.storage import tensor_file
 from mer_dist.storage.files import read_json, write_bytes, write_json
 from mer_dist.storage.run_folder import FeatureFolder
 
@@ -170,16 +171,12 @@ class StoredShard:
             UserError: it is not a complete feature file.
         """
         with reading(path, _AGAIN):
-            with safe_open(path, "numpy") as complete:  # refuses a truncated file
+            with safe_open(path, "numpy") as complete:  # checks more of the header than where its tensors lie
                 facts = stored_header(complete)
-                wanted = set(complete.keys()) if frames else {"utterance"}
-            with Path(path).open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
             tensors = {
-                name: (_DTYPES[entry["dtype"]], entry["shape"], 8 + size + entry["data_offsets"][0])
-                for name, entry in header.items()
-                if name in wanted
+                name: (_DTYPES[entry.dtype], entry.shape, entry.start)
+                for name, entry in tensor_file.header(path).items()
+                if frames or name == "utterance"
             }
             shard = cls(
                 path=path,
@@ -359,15 +356,6 @@ def shard_missing(path: Path) -> tuple[str, dict[str, str]]:
     with reading(path, _AGAIN), safe_open(path, "numpy") as file:
         facts = stored_header(file)
         return facts["modality"], facts["missing"]
-
-
-def read_shard(path: Path, frames: bool = True) -> FeatureSet:
-    """One shard; without ``frames`` only its utterance embeddings, a small part of the file.
-
-    Raises:
-        UserError: it is not a complete feature file.
-    """
-    return join([StoredShard.open(path, frames)])
 
 
 def describe(folder: Path, **facts) -> None:

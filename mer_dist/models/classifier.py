@@ -135,10 +135,10 @@ def _check_adapter(adapter: Path, backbone_class: type[PreTrainedModel], base: P
         layer = layers.get(name)
         if part not in ("A.weight", "B.weight"):
             raise UserError(f"{path}: {key} is no LoRA weight; only LoRA adapters are supported")
-        side = ("in_features", entry["shape"][1]) if part[0] == "A" else ("out_features", entry["shape"][0])
+        side = ("in_features", entry.shape[1]) if part[0] == "A" else ("out_features", entry.shape[0])
         if getattr(layer, side[0], None) != side[1]:
             raise UserError(
-                f"{path}: {key} {entry['shape']} does not fit {base}; it was trained on another base model"
+                f"{path}: {key} {entry.shape} does not fit {base}; it was trained on another base model"
             )
 
 

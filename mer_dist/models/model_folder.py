@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mer_dist.core.errors import UserError
 from mer_dist.models.family import FAMILIES
+from mer_dist.storage import tensor_file
 
 #: In the order in which transformers looks for them.
 WEIGHTS = (
@@ -108,34 +109,26 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def safetensors_header(path: Path) -> dict[str, dict]:
-    """Name -> ``{"dtype", "shape", "data_offsets"}`` of every tensor of a file.
+def safetensors_header(path: Path) -> dict[str, tensor_file.Entry]:
+    """Name -> facts of every tensor of a file.
 
     Raises:
         UserError: the file is missing, not safetensors, or incomplete.
     """
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            # The first bytes of another kind of file would be a length of petabytes.
-            text = file.read(length) if length < size else b""
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        return tensor_file.header(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
+    except OSError:
         raise UserError(f"{path}: no complete safetensors file; {_COPY_AGAIN}") from None
-    if size != end:
-        raise UserError(f"{path}: {size} bytes where its header promises {end}; {_COPY_AGAIN}")
-    return header
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {_COPY_AGAIN}") from None
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
     """Name -> shape of every tensor of a weight file, without reading their values."""
     if path.suffix == ".safetensors":
-        return {name: entry["shape"] for name, entry in safetensors_header(path).items()}
+        return {name: entry.shape for name, entry in safetensors_header(path).items()}
     import torch
 
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
