@@ -1,12 +1,13 @@
 """``--costs FILE``: what each phase of each test costs, a JSON list a line.
 
-Test, phase, wall seconds, CPU seconds of the worker, CPU seconds of what it started and waited for. The sums by
-file: ``python tests/costs.py FILE``. Jobs of the local cluster are children of nobody here, and not counted.
+Test, phase, worker, wall seconds, CPU seconds of the worker, CPU seconds of what it started and waited for. The
+sums by file and by worker: ``python tests/costs.py FILE``. Jobs of the local cluster are children of nobody here, and not counted.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -42,7 +43,10 @@ class Costs:
         finally:
             spent = [round(after - start, 2) for start, after in zip(before, _now(), strict=True)]
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps([item.nodeid, phase, *spent]) + "\n")
+                file.write(
+                    json.dumps([item.nodeid, phase, os.environ.get("PYTEST_XDIST_WORKER", "alone"), *spent])
+                    + "\n"
+                )
 
 
 def _now() -> tuple[float, float, float]:
@@ -50,19 +54,19 @@ def _now() -> tuple[float, float, float]:
     return time.monotonic(), own.ru_utime + own.ru_stime, others.ru_utime + others.ru_stime
 
 
-def by_file(path: Path) -> Iterator[str]:
-    """A line a file of tests, the dearest first: how many, wall and CPU seconds."""
-    tests, sums = defaultdict(set), defaultdict(lambda: [0.0, 0.0])
-    for line in path.read_text("utf-8").splitlines():
-        test, _, wall, own, others = json.loads(line)
-        file = test.partition("::")[0]
-        tests[file].add(test)
-        sums[file][0] += wall
-        sums[file][1] += own + others
-    for file, (wall, cpu) in sorted(sums.items(), key=lambda pair: -pair[1][1]):
-        yield f"{file:44}{len(tests[file]):6} tests {wall:8.0f} s {cpu:8.0f} CPU s"
-    yield f"{'all':44}{sum(map(len, tests.values())):6} tests {'':10} {sum(cpu for _, cpu in sums.values()):8.0f} CPU s"
+def sums(path: Path) -> Iterator[str]:
+    """A line a file of tests, the dearest first, and one a worker: how many, wall and CPU seconds."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for column in (lambda row: row[0].partition("::")[0], lambda row: row[2], lambda row: "all"):
+        tests, wall, cpu = defaultdict(set), defaultdict(float), defaultdict(float)
+        for row in rows:
+            title = column(row)
+            tests[title].add(row[0])
+            wall[title] += row[3]
+            cpu[title] += row[4] + row[5]
+        for title in sorted(cpu, key=cpu.__getitem__, reverse=True):
+            yield f"{title:44}{len(tests[title]):6} tests {wall[title]:8.0f} s {cpu[title]:8.0f} CPU s"
 
 
 if __name__ == "__main__":
-    print("\n".join(by_file(Path(sys.argv[1]))))
+    print("\n".join(sums(Path(sys.argv[1]))))

@@ -38,7 +38,7 @@ extractors:
       {{epochs: {epochs}, batch: 8, micro_batch: 4, precision: fp32, cross_fit: false, lora: {{rank: 2}}}}
 slurm: {{nodes: 2, {slurm}}}
 """
-EPOCHS = 40
+EPOCHS = 20
 
 
 def training(work, name: str, nodes: str = "n1,n2", slurm: str = "warning: 30", epochs: int = EPOCHS) -> Path:
