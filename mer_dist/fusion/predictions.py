@@ -21,7 +21,7 @@ from mer_dist.corpus import table
 from mer_dist.features.join import Clips
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic
-from mer_dist.storage.run_folder import ALL_SETS, Run
+from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
 
 AGAIN = "delete its folder and run fuse"
 SHOWN = 3
@@ -120,9 +120,11 @@ def edited(run: Run) -> str:
     Raises:
         UserError: it is not such a table.
     """
-    ours = voted(run)
-    if not (ours and run.answer.exists()):
+    if not (run.vote.answer.exists() and run.answer.exists()):
         return ""
+    if run.vote.answer.read_bytes() == run.answer.read_bytes():
+        return ""
+    ours = voted(run)
     theirs = {
         name: row["discrete"] for name, row in table.read(run.answer, ("name", "discrete")).rows.items()
     }
@@ -143,9 +145,10 @@ def edited(run: Run) -> str:
 
 
 def all_of(run: Run) -> list[Path]:
-    """The prediction files of a run in the order of the result table."""
+    """The prediction files of a run in the order of the result table, the simplest first."""
+    last = {ALL_SETS: 1, STACKED: 2}
     return [
-        *sorted(run.linear_probes.all_predictions(), key=lambda path: (path.stem == ALL_SETS, path)),
+        *sorted(run.linear_probes.all_predictions(), key=lambda path: (last.get(path.stem, 0), path)),
         *(one.predictions for one in run.rounds() if one.predictions.exists()),
         *([run.vote.predictions] if run.vote.predictions.exists() else []),
     ]

@@ -261,7 +261,10 @@ def _answer_text(explanation: dict) -> str:
             return "answer: none, since it was left out"
         return f"answer: {explanation['answer']}, the most frequent label, since vote.names asks for it"
     if explanation["answer"] is not None:
-        return f"answer: {explanation['answer']}"
+        row = explanation["vote"].get("answered_by_row")
+        return f"answer: {explanation['answer']}" + (
+            f", by vote.answer: best: {row['reason']}" if row else ""
+        )
     if explanation["split"] != UNLABELED and explanation["vote"]:
         final = explanation["predictions"][-1]["answer"]
         return f"answer: {final}, not in answer.csv, since the clip is labelled"
