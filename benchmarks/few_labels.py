@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from comparison import command, spread
+from comparison import command, logistic, spread
 
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
@@ -35,9 +35,6 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 HELD_OUT = 0.3
-#: Inverse ridge strengths that the inner cross-validation of logistic regression chooses from.
-STRENGTHS = tuple(np.logspace(-4, 1, 11))
-INNER_FOLDS = 5
 LOGISTIC, VOTE = "logistic regression", "vote"
 WAYS = ("transductive", "inductive")
 
@@ -117,22 +114,10 @@ class Trial:
         return {"waf": waf, "pseudo": self.pseudo_labels(), "unlabeled": len(unlabeled), "new": len(new)}
 
     def logistic(self) -> np.ndarray:
-        """(N + H,) answers of one model of all labelled clips, its ridge by cross-validation in them."""
-        from sklearn.linear_model import LogisticRegressionCV
-        from sklearn.model_selection import StratifiedKFold
-
+        """(N + H,) answers of one model of all labelled clips, tuned by cross-validation in them."""
         rows = np.flatnonzero(self.clips.labeled)
         values = np.concatenate([of_set[:, 0].numpy() for of_set in self.inputs.values], 1)
-        inner = StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=self.config.run.seed)
-        model = LogisticRegressionCV(
-            Cs=list(STRENGTHS),
-            l1_ratios=(0,),
-            cv=inner,
-            scoring="neg_log_loss",
-            max_iter=1000,
-            use_legacy_attributes=False,
-        )
-        return model.fit(values[rows], self.truth[rows]).predict(values)
+        return logistic(values[rows], self.truth[rows], self.config.run.seed).predict(values)
 
     def rounds(self) -> dict[str, np.ndarray]:
         """Title -> (N + H,) answers of each round, after an early stop those of the last one."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import generated_data as data
 import numpy as np
+from comparison import logistic
 from generated_data import LABELED_SHARES, UNLABELED_SHARES, Sample, World
 
 from mer_dist.config import config as configuration
@@ -83,12 +84,18 @@ def main() -> None:
         help="only these, on the clips as drawn; else all, and agt also on clips that lost a "
         "modality or got noise",
     )
+    parser.add_argument(
+        "--references", action="store_true", help="exact probabilities and logistic regression only"
+    )
     parser.add_argument("--overrides", nargs="*", default=[], help="key=value of every fuse run")
     parsed = parser.parse_args()
     setup("generated")
     found = []
     for seed in range(parsed.seeds):
         folder = parsed.out / f"seed-{seed}"
+        if parsed.references:
+            found.append(list(references_of(seed, parsed.labeled)))
+            continue
         found.append(list(one_seed(folder, seed, parsed.labeled, parsed.models, tuple(parsed.overrides))))
     rows = summary(found)
     facts = {
@@ -104,6 +111,13 @@ def main() -> None:
         "unlabelled ones and its part of the optimum on the same clips, in %, mean ± deviation"
     )
     print(table(rows))
+
+
+def references_of(seed: int, labeled: int) -> Iterator[Figure]:
+    """Those of the clips as drawn and of the degraded ones."""
+    whole = draw(seed, labeled)
+    for task in (whole, *degraded(whole, seed)):
+        yield from references(task, seed)
 
 
 def one_seed(
@@ -167,23 +181,19 @@ def references(task: Task, seed: int) -> Iterator[Figure]:
             alone = world.posterior(sample.only(modality), UNLABELED_SHARES)
             yield figure(task, f"optimum of {modality} alone", decide(alone))
         many = world.draw(MANY, LABELED_SHARES, seed, TAUGHT)
-        yield from logistic(task, many, f"logistic regression, {MANY:,} labels", strengths=(1.0,))
+        yield from probed(task, many, f"logistic regression, {MANY:,} labels", strength=1.0)
     if "noise" in task.condition:
         unaware = World.make(seed).posterior(sample, UNLABELED_SHARES)
         yield figure(task, "optimum, not knowing of the noise", decide(unaware))
-    yield from logistic(task, task.labeled, "logistic regression")
+    yield from probed(task, task.labeled, "logistic regression")
 
 
-def logistic(
-    task: Task, learned: Sample, title: str, strengths: tuple[float, ...] = tuple(np.logspace(-4, 1, 11))
-) -> Iterator[Figure]:
-    """Logistic regression on all vectors side by side, its strength by cross-validation.
+def probed(task: Task, learned: Sample, title: str, strength: float | None = None) -> Iterator[Figure]:
+    """Logistic regression on all vectors side by side, tuned by cross-validation unless its strength is given.
 
     A missing modality gets the mean of the labelled clips, and a column that says it is missing.
     """
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.pipeline import make_pipeline
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     started = time.monotonic()
@@ -194,20 +204,13 @@ def logistic(
         absent = np.stack([~part for part in sample.present.values()], 1)
         return np.concatenate([np.where(sample.mask(), sample.values, mean), absent], 1)
 
-    folds = StratifiedKFold(5 if len(strengths) > 1 else 2, shuffle=True, random_state=0)
-    model = make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(
-            Cs=list(strengths),
-            l1_ratios=(0,),
-            cv=folds,
-            scoring="f1_weighted",
-            max_iter=1000,
-            use_legacy_attributes=False,
-        ),
-    )
-    model.fit(imputed(learned), learned.truth)
-    yield figure(task, title, model.predict(imputed(task.unlabeled)), started)
+    scaler = StandardScaler()
+    x = scaler.fit_transform(imputed(learned))
+    if strength is None:
+        model = logistic(x, learned.truth)
+    else:
+        model = LogisticRegression(C=strength, max_iter=1000).fit(x, learned.truth)
+    yield figure(task, title, model.predict(scaler.transform(imputed(task.unlabeled))), started)
 
 
 def fused(task: Task, folder: Path, seed: int, overrides: tuple[str, ...]) -> Iterator[Figure]:

@@ -206,7 +206,10 @@ def voters(source: Path) -> list[CrossFitted | CrossFittedRound]:
     weights = read_json(run.vote.prior)["weights"]
     rounds = [CrossFittedRound.load(run, one.number) for one in run.rounds()]
     paths = [path for path in predictions.all_of(run) if path.parent == run.linear_probes.folder]
-    linear_probes = [CrossFitted.load(run, path.stem) for path in paths]
+    # A probe that does not vote may have no nested predictions, as the stacked one.
+    linear_probes = [
+        CrossFitted.load(run, path.stem) for path in paths if predictions.read(path).title in weights
+    ]
     return [found for found in (*rounds, *linear_probes) if found.oof.title in weights]
 
 

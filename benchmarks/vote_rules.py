@@ -145,7 +145,7 @@ def judged(trial: Trial, others: Part) -> Case:
     gain, noise = out_of_fold(own, trial.labeled)
     return Case(
         **{way: 100 * metrics.waf(others.truth, answer) for way, answer in ways.items()},
-        trust=evidence.found.trust,
+        trust=evidence.found.shrinkage,
         asked=verdict.by == correction.BY_GATE,
         gain=verdict.gate.gain / max(verdict.gate.noise, 1e-7),
         out_of_fold=gain / max(noise, 1e-7),

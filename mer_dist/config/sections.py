@@ -423,6 +423,9 @@ class VoteConfig:
     prior: str = "estimate"
     """``estimate`` from the unlabelled clips, ``given`` by the user, ``probed`` from scores of constant
     predictions, or ``none``: no correction, plain argmax."""
+    answer: str = "vote"
+    """The row of the result table that becomes ``answer.csv``: ``vote``, or ``best``: the one with the best
+    out-of-fold WAF, or the simplest within one standard error of it."""
     given: dict[str, float] = field(default_factory=dict)
     """label: its proportion; with ``prior: given``."""
     scorer_feedback: dict[str, float] = field(default_factory=dict)
@@ -434,6 +437,7 @@ class VoteConfig:
 
     def __post_init__(self):
         one_of("vote", "kind", self.kind, ("soft", "hard"))
+        one_of("vote", "answer", self.answer, ("vote", "best"))
         self.names = path("vote", "names", self.names)
         one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
         for key, kind in (("given", "given"), ("scorer_feedback", "probed")):

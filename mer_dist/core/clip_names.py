@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from mer_dist.core.errors import UserError
 
+#: Where a name stands: a text, or a number of a line.
+Where = TypeVar("Where")
 LONGEST_BYTES = 200
 SHOWN = 5
 #: Of video containers and of raw video. (.264 is left out: it may also be the number of an utterance.)
@@ -73,7 +76,9 @@ def clean(text: str) -> str:
     Accented letters have several encodings that look the same, and systems differ: names are normalized to
     NFC (Unicode Standard Annex 15). A suffix of a media file is removed.
     """
-    name = unicodedata.normalize("NFC", text)
+    name = text if text.isascii() else unicodedata.normalize("NFC", text)
+    if "." not in name:
+        return name
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in SUFFIXES else name
 
@@ -109,24 +114,25 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= LONGEST_BYTES else f"{text[:40]}…")
 
 
-def check(locations: Iterable[tuple[str, str]]) -> None:
+def check(locations: Iterable[tuple[str, Where]], told: Callable[[Where], str] = str) -> None:
     """Refuse a corpus whose clip names are unsafe or not unique, compared in NFC.
 
     Args:
         locations: name and location, for every clip.
+        told: a location in words.
 
     Raises:
         UserError: with the name and its location, or both locations of a duplicate name.
     """
-    first: dict[str, str] = {}
+    first: dict[str, Where] = {}
     faults = []
     for text, location in locations:
-        name = unicodedata.normalize("NFC", text)
+        name = text if text.isascii() else unicodedata.normalize("NFC", text)
         why = unsafe(name)
         if why:
-            faults.append(f"{shown(name)} ({location}): {why}")
+            faults.append(f"{shown(name)} ({told(location)}): {why}")
         elif name in first:
-            faults.append(f"{shown(name)} occurs twice: {first[name]} and {location}")
+            faults.append(f"{shown(name)} occurs twice: {told(first[name])} and {told(location)}")
         else:
             first[name] = location
     if faults:

@@ -52,12 +52,14 @@ def records(lines: list[str], start: int, delimiter: str, stop: int | None = Non
     file.
     """
     cursor = _Lines(lines, start, len(lines) if stop is None else stop)
+    reader = csv.reader(cursor, strict=True, delimiter=delimiter)
     while cursor.position < cursor.stop:
         start = cursor.position
         try:
-            fields = next(csv.reader(cursor, strict=True, delimiter=delimiter))
+            fields = next(reader)
         except csv.Error as error:
             cursor.position = start + 1
+            reader = csv.reader(cursor, strict=True, delimiter=delimiter)
             why = f"not readable as CSV: {error}; close its quotes, or write each of them twice"
             yield Record(start + 1, start + 1, lines[start].strip().split(delimiter), why)
             continue

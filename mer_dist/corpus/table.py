@@ -159,8 +159,11 @@ def _rows(path: Path, header: list[str], records: list[Record]) -> list[Record]:
     Raises:
         UserError: a repeated header has its columns in another order, which applies to the rows after it.
     """
-    rows, again = [], []
+    rows, again, known = [], [], set(header)
     for record in records:
+        if "".join(record.fields[:1]).strip().casefold() not in known:
+            rows.append(record)
+            continue
         columns = [field.strip().casefold() for field in record.fields]
         if len(columns) < 2 or sorted(columns) != sorted(header):
             rows.append(record)
@@ -214,10 +217,10 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
             name = name if len(fields) == count or table.columns[0] == "name" else ""
             broken.append((line, name, why))
             continue
-        locations.append((name, f"{table.file} line {line}"))
+        locations.append((name, line))
         table.rows[name] = row
         table.lines[name] = line
-    clip_names.check(locations)
+    clip_names.check(locations, lambda line: f"{table.file} line {line}")
     for line, name, why in broken:
         known = name not in table.rows and not clip_names.unsafe(name)
         table.bad[name if known else f"{table.file}:{line}"] = f"{table.file} line {line}: {why}"

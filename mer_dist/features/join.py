@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
 STAGE = "fuse"
+#: Name of a part of :class:`Clips`, see ``Clips.fingerprints``.
+LABELS = "labels"
 #: An embedding whose largest value is this many times that of the median one counts as broken.
 OUTLIER = 1e4
 
@@ -52,9 +55,20 @@ class Clips:
         """Indices of the labelled clips that belong to none of these folds."""
         return np.flatnonzero(self.labeled & ~np.isin(self.fold, folds_left_out))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return files.fingerprint_of([self.labels, self.names, self.truth.tolist(), self.fold.tolist()])
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Each of its parts in words -> its own fingerprint."""
+        labeled = [[name, row] for name, row in zip(self.names, self.truth.tolist(), strict=True) if row >= 0]
+        asked = [name for name, row in zip(self.names, self.truth.tolist(), strict=True) if row < 0]
+        return {
+            LABELS: files.fingerprint_of([self.labels, labeled]),
+            "clips to be answered": files.fingerprint_of(asked),
+            "folds": files.fingerprint_of(self.fold_of),
+        }
 
 
 def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:

@@ -174,7 +174,7 @@ def _passed(evidence: Evidence) -> str:
 
 def _measured(gate: decisions.Gate) -> str:
     return (
-        "on labelled clips weighted to it, decided for expected WAF, out-of-fold WAF is "
+        "on labelled clips weighted to it, expected WAF is "
         f"{100 * gate.after:.2f} % with and {100 * gate.before:.2f} % without it, standard deviation of the "
         f"gain {100 * gate.noise:.2f}"
     )

@@ -21,7 +21,7 @@ from mer_dist.corpus import table
 from mer_dist.features.join import Clips
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic
-from mer_dist.storage.run_folder import ALL_SETS, Run
+from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
 
 AGAIN = "delete its folder and run fuse"
 SHOWN = 3
@@ -107,7 +107,25 @@ def _understood(content: pa.Table) -> Predictions:
 
 def voted(run: Run) -> dict[str, str]:
     """name -> label in the vote's own ``answer.csv``; empty if there was no vote."""
-    path = run.vote.answer
+    return _answers(run.vote.answer)
+
+
+def answered(run: Run, voted: dict[str, str]) -> dict[str, str]:
+    """name -> label in ``answer.csv``, which is that of the vote, :func:`voted`, unless somebody changed it.
+
+    Raises:
+        UserError: it is not such a table.
+    """
+    return voted if voted and _untouched(run) else _answers(run.answer)
+
+
+def _untouched(run: Run) -> bool:
+    """Whether the run's answer is that of the vote: two files are compared much faster than read."""
+    both = run.answer, run.vote.answer
+    return all(path.exists() for path in both) and both[0].read_bytes() == both[1].read_bytes()
+
+
+def _answers(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     return {name: row["discrete"] for name, row in table.read(path, ("name", "discrete")).rows.items()}
@@ -120,12 +138,9 @@ def edited(run: Run) -> str:
     Raises:
         UserError: it is not such a table.
     """
-    ours = voted(run)
-    if not (ours and run.answer.exists()):
+    if _untouched(run) or not (run.vote.answer.exists() and run.answer.exists()):
         return ""
-    theirs = {
-        name: row["discrete"] for name, row in table.read(run.answer, ("name", "discrete")).rows.items()
-    }
+    ours, theirs = _answers(run.vote.answer), _answers(run.answer)
     kinds = {
         "have another label": [
             f"{name} {theirs[name]} and not {label}"
@@ -143,9 +158,10 @@ def edited(run: Run) -> str:
 
 
 def all_of(run: Run) -> list[Path]:
-    """The prediction files of a run in the order of the result table."""
+    """The prediction files of a run in the order of the result table, the simplest first."""
+    last = {ALL_SETS: 1, STACKED: 2}
     return [
-        *sorted(run.linear_probes.all_predictions(), key=lambda path: (path.stem == ALL_SETS, path)),
+        *sorted(run.linear_probes.all_predictions(), key=lambda path: (last.get(path.stem, 0), path)),
         *(one.predictions for one in run.rounds() if one.predictions.exists()),
         *([run.vote.predictions] if run.vote.predictions.exists() else []),
     ]

@@ -21,15 +21,15 @@ from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import predictions, registered
-from mer_dist.fusion.linear_probe import STRENGTHS
+from mer_dist.fusion.linear_probe import SETTINGS
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import ALL_SETS, Run
+from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
 
 #: Raise these when files or numbers of such a part change: parts of another version are recomputed.
-PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 2, 5, 8
+PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 3, 5, 9
 SHOWN = 3
-#: Names of two inputs in a marker.
-LABELS, BEFORE = "labels", "linear probes or rounds"
+#: Name of an input in a marker.
+BEFORE = "linear probes or rounds"
 
 
 @dataclass(frozen=True)
@@ -47,35 +47,24 @@ def features(name: str) -> str:
     return f"features {name}"
 
 
-def _of_clips(clips: Clips) -> dict[str, str]:
-    known = clips.labeled
-    labeled = [[name, int(row)] for name, row in zip(clips.names, clips.truth, strict=True) if row >= 0]
-    asked = [name for name, own in zip(clips.names, known, strict=True) if not own]
-    return {
-        LABELS: files.fingerprint_of([clips.labels, labeled]),
-        "clips to be answered": files.fingerprint_of(asked),
-        "folds": files.fingerprint_of(clips.fold_of),
-    }
-
-
 def probed(config: Config, run: Run) -> dict[str, list[str]]:
-    """Linear probe -> its feature sets: each set, and all fused ones side by side."""
+    """Linear probe -> its feature sets: each set, all fused ones side by side, and all of them stacked."""
     parts = {name: [name] for name in join.all_sets(config, run)}
     if len(fused := join.fused_sets(config)) > 1:
-        parts[ALL_SETS] = fused
+        parts |= {ALL_SETS: fused, STACKED: fused}
     return parts
 
 
 def linear_probe(clips: Clips, sets: dict[str, str]) -> Recipe:
     """Of a linear probe on ``sets``, name -> fingerprint."""
-    fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values(), STRENGTHS, PROBE_VERSION])
-    return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+    fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values(), SETTINGS, PROBE_VERSION])
+    return Recipe(fingerprint, clips.fingerprints | {features(name): own for name, own in sets.items()})
 
 
 def fused(clips: Clips, sets: dict[str, str]) -> Recipe:
     """Of the inputs common to all rounds."""
     fingerprint = files.fingerprint_of([clips.fingerprint, *sets.values()])
-    return Recipe(fingerprint, _of_clips(clips) | {features(name): own for name, own in sets.items()})
+    return Recipe(fingerprint, clips.fingerprints | {features(name): own for name, own in sets.items()})
 
 
 def last_round(config: Config, clips: Clips) -> int:
@@ -202,7 +191,7 @@ def stale_lines(run: Run) -> list[str]:
 
 def labels_changed(config: Config, run: Run, found: list[Stale]) -> bool:
     """Whether a part was trained on other labels than the current ones."""
-    if any(LABELS in one.changed for one in found):
+    if any(join.LABELS in one.changed for one in found):
         return True
     # Runs of an earlier version: the folds follow from the labels that fuse read last.
     labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}

@@ -294,7 +294,8 @@ class _Round:
             if self.present[self.clips.outside(*pair)].any()
         ]
         predicted = self._without_two_folds(options, pairs) if pairs else []
-        dropout, nested_oof = nested.select(self.clips, options, predicted, options[len(options) // 2])
+        chosen, nested_oof = nested.select(self.clips, len(options), predicted, len(options) // 2)
+        dropout = options[chosen]
         if pairs:
             logger.info("%s: dropout by fold: %s", self.title, ", ".join(map(str, dropout)))
         return dropout, nested_oof

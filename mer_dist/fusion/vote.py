@@ -9,27 +9,23 @@ so every labelled one, gets its most probable label.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
-from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.stopping import ShouldStop, never
-from mer_dist.corpus import table
 from mer_dist.crossfit import folds
 from mer_dist.features.join import Clips
+from mer_dist.fusion import answer as answering
 from mer_dist.fusion import correction, decisions, label_shift, predictions
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.fusion.recipes import Recipe, wanted_names
-from mer_dist.shards import shard_index
-from mer_dist.storage import files, quarantine, timings
+from mer_dist.fusion.recipes import Recipe
+from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import Run, VoteFolder
 
 TITLE = "prior-aware vote"
@@ -59,7 +55,7 @@ def vote(
     """
     started = time.monotonic()
     run = Run(config.run.folder)
-    names, lost = _asked(config, clips, run)
+    names, lost = answering.asked(config, clips, run)
     asked = ~clips.labeled & np.isin(clips.names, names)
     voters, present = [first, *others], first.present
     probability = np.stack([voter.oof.probability for voter in voters])
@@ -75,11 +71,12 @@ def vote(
         pooled[~clips.labeled] = label_shift.adapt(pooled[~clips.labeled], old, new)
     answer = _answers(pooled, clips, asked, present, prior["applied"])
     made = Predictions.of(clips, TITLE, pooled, answer)
+    answered = _answering_row(config, clips, made, prior)
     common = clips.labels[int(np.argmax(prior["used"]))]
     timings.note(run, "fuse", run.vote.folder, seconds=time.monotonic() - started, clips=len(clips.names))
     with files.atomic_folder(run.vote.folder) as folder:
         made_here = VoteFolder(folder)
-        _write_answer(made_here.answer, made, names, lost, common)
+        answering.write(made_here.answer, answered, names, lost, common)
         predictions.write(made_here.predictions, made)
         files.write_json(made_here.prior, prior)
         files.write_marker(folder, recipe.fingerprint, of=recipe.of, clips=len(clips.names))
@@ -89,6 +86,19 @@ def vote(
         prior["reason"],
         _how(prior["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
+
+
+def _answering_row(config: Config, clips: Clips, made: Predictions, prior: dict) -> Predictions:
+    """The vote, or by ``vote.answer: best`` another row, which is noted in the prior."""
+    if config.vote.answer == "vote":
+        return made
+    run = Run(config.run.folder)
+    paths = [path for path in predictions.all_of(run) if path != run.vote.predictions]
+    rows = [*map(predictions.read, paths), made]
+    chosen, reason = answering.choose(rows, clips.truth, _groups(config, clips.names), config.run.seed)
+    prior["answered_by_row"] = {"title": rows[chosen].title, "reason": str(reason)}
+    logger.info("vote: %s", reason)
+    return rows[chosen]
 
 
 def _answers(
@@ -246,103 +256,3 @@ def _given(config: Config, labels: list[str]) -> np.ndarray:
             "vote: no probe of %s: its share is the remainder, so nothing checks the others", rest[0]
         )
     return new
-
-
-def check_names(config: Config, clips: Clips, run: Run) -> None:
-    """Refuse clips of ``vote.names`` that could not be predicted, before any training.
-
-    Raises:
-        UserError: there is no such file, or some names are wrong; lists them and why.
-    """
-    _asked(config, clips, run)
-
-
-def _asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
-    """The clips of ``answer.csv`` in its order, and those that are completely in quarantine."""
-    unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
-    if not config.vote.names:
-        return unlabeled, set()
-    names = wanted_names(config.vote.names)
-    quarantined = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip"}
-    known, fold_of = set(clips.names), clips.fold_of
-    lost = (set(names) & quarantined) - known
-    labeled = [name for name in names if name in fold_of]
-    unknown = [name for name in names if name not in known and name not in lost]
-    for wrong, why in (
-        (
-            unknown,
-            (
-                "are not among the clips of this run, and answers that leave clips out "
-                "score 0 for them: check the names, or add the clips and run again"
-            ),
-        ),
-        (labeled, "are labelled clips of this run: leave them out"),
-    ):
-        if wrong:
-            raise UserError(
-                f"vote.names {config.vote.names}: {len(wrong)} of {len(names)} names {why}; "
-                f"for example {', '.join(wrong[:SHOWN])}"
-            )
-    return names, lost
-
-
-def publish(run: Run) -> None:
-    """Copy the answer of the vote to ``answer.csv``, unless it is there unchanged."""
-    answer = run.vote.answer.read_bytes()
-    if not run.answer.exists() or run.answer.read_bytes() != answer:
-        files.write_bytes(run.answer, answer)
-
-
-def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
-    """Log which clips have an answer, which of them by the class prior alone, and which have none.
-
-    Args:
-        present: (N,) bool, False for clips without any modality.
-    """
-    answered = table.read(run.answer, ("name", "discrete")).rows.keys()
-    unlabeled = {clips.names[row]: present[row] for row in np.flatnonzero(~clips.labeled)}
-    logger.info(
-        "answer: %d of %d unlabelled clips, in %s",
-        len(answered & unlabeled.keys()),
-        len(unlabeled),
-        run.answer,
-    )
-    labeled = set(clips.names) - unlabeled.keys() | (shard_index.unstored(run.shards) or {}).keys()
-    lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
-    unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
-    for found, what in (
-        (
-            {name for name, there in unlabeled.items() if name in answered and not there},
-            "of these clips have no usable modality and get the most frequent label",
-        ),
-        (
-            unlabeled.keys() - answered,
-            f"unlabelled clips are not in vote.names {config.vote.names} and have no answer",
-        ),
-        (
-            {f"{name} ({why})" for name, why in unread.items()},
-            "entries of the corpus are left out completely and have no answer",
-        ),
-    ):
-        if found:
-            logger.warning(
-                "answer: %d %s; for example %s", len(found), what, ", ".join(sorted(found)[:SHOWN])
-            )
-
-
-def _write_answer(path: Path, made: Predictions, names: list[str], lost: set[str], common: str) -> None:
-    answers = made.answers()
-    if lost:
-        some = ", ".join([name for name in names if name in lost][:SHOWN])
-        logger.warning(
-            "vote: %d clips of vote.names are in quarantine and get the most "
-            "frequent label, %s; for example %s",
-            len(lost),
-            common,
-            some,
-        )
-    answers |= dict.fromkeys(lost, common)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "discrete"))
-        writer.writerows((name, answers[name]) for name in names)

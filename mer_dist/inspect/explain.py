@@ -18,7 +18,6 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import UNLABELED
 from mer_dist.core.text_table import aligned
-from mer_dist.corpus import table
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, pseudo_label_log
 from mer_dist.storage import files, parquet, quarantine
@@ -42,6 +41,7 @@ def explain(folder: Path, name: str) -> dict:
     rows = [row for path in paths if (row := _prediction(path, name))]
     if not rows and not lost:
         raise UserError(_unknown(run, paths, name))
+    voted = predictions.voted(run)
     first: dict = rows[0] if rows else {"split": "", "fold": -1}
     return {
         "name": name,
@@ -54,8 +54,8 @@ def explain(folder: Path, name: str) -> dict:
         "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in rows],
         "rounds": _rounds(run, name),
         "vote": _vote(run, first["fold"]) if rows else {},
-        "answer": _answer(run, name),
-        "voted": predictions.voted(run).get(name),
+        "answer": predictions.answered(run, voted).get(name),
+        "voted": voted.get(name),
     }
 
 
@@ -147,13 +147,6 @@ def _vote(run: Run, fold: int) -> dict:
         if any(len(own) != len(labels) for own in shares) or len(weights) <= fold + 1:
             raise ValueError("its shares or weights do not match these labels and folds")
         return vote
-
-
-def _answer(run: Run, name: str) -> str | None:
-    """The label in answer.csv."""
-    if not run.answer.exists():
-        return None
-    return table.read(run.answer, ("name", "discrete")).rows.get(name, {}).get("discrete")
 
 
 def text(explanation: dict) -> str:
@@ -261,7 +254,10 @@ def _answer_text(explanation: dict) -> str:
             return "answer: none, since it was left out"
         return f"answer: {explanation['answer']}, the most frequent label, since vote.names asks for it"
     if explanation["answer"] is not None:
-        return f"answer: {explanation['answer']}"
+        row = explanation["vote"].get("answered_by_row")
+        return f"answer: {explanation['answer']}" + (
+            f", by vote.answer: best: {row['reason']}" if row else ""
+        )
     if explanation["split"] != UNLABELED and explanation["vote"]:
         final = explanation["predictions"][-1]["answer"]
         return f"answer: {final}, not in answer.csv, since the clip is labelled"

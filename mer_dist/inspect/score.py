@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,30 +53,26 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     if not paths:
         raise UserError(f"{run.folder}: there are no predictions yet; run fuse first")
     _check_fresh(config, run)
+    voted = predictions.voted(run)
     labeled = {name: label for name, label in join.labels_of(config, run)[0].items() if label}
     truth = _read_truth(truth_csv, config.corpus.labels) if truth_csv else {}
     if truth_csv:
-        _check_truth(run, truth_csv, truth)
+        _check_truth(run, truth_csv, truth, voted)
     known = labeled.keys() | _lost_labeled(run).keys()
     asked = {name: label for name, label in truth.items() if name not in known}
     _tell_unused(truth_csv, truth.keys() - asked.keys(), truth, labeled)
-    rows = []
+    rows: list[dict] = []
+    parts: _Parts | None = None
     for path in paths:
         found = predictions.read(path)
-        ours, others = (np.array(found.names, object)[mask] for mask in (found.labeled, ~found.labeled))
+        if parts is None or not parts.of(found):
+            parts = _Parts.make(found, labeled, asked, config.folds.group)
         row = {"title": found.title, "file": run.relative(path)}
-        row |= _judge(
-            found,
-            ours,
-            {name: labeled[name] for name in ours if name in labeled},
-            {},
-            "oof_",
-            config.folds.group,
-        )
-        if any(name in asked for name in others):
+        row |= _judge(found, parts.labeled, {}, "oof_")
+        if parts.asked.rows.size:
             # With vote.names, answer.csv names clips that are not fused, too.
-            more = predictions.voted(run) if path == run.vote.predictions else {}
-            row |= _judge(found, others, asked, more, "", config.folds.group)
+            more = voted if path == run.vote.predictions else {}
+            row |= _judge(found, parts.asked, more, "")
         rows.append(row)
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
@@ -103,7 +100,7 @@ def _check_fresh(config: Config, run: Run) -> None:
         logger.warning("%s differs from the vote's answer, which is scored: %s", run.answer, how)
 
 
-def _check_truth(run: Run, path: Path, truth: dict[str, str]) -> None:
+def _check_truth(run: Run, path: Path, truth: dict[str, str], answers: dict[str, str]) -> None:
     """
     Raises:
         UserError: it is the answer of this run, which has the columns of a truth.
@@ -112,7 +109,6 @@ def _check_truth(run: Run, path: Path, truth: dict[str, str]) -> None:
     content = Path(path).read_bytes()
     if any(content == answer.read_bytes() for answer in own):
         raise UserError(f"{path}: this is the answer of {run.folder}, not the truth, and would score 100")
-    answers = predictions.voted(run) if own else {}
     if truth.keys() & answers.keys() and all(answers.get(name) == label for name, label in truth.items()):
         logger.warning(
             "%s: it has the run's answer for every clip; if it was made from the answer, its scores say nothing",
@@ -176,46 +172,88 @@ def _lost_labeled(run: Run) -> dict[str, str]:
     return {name: split for name, split in splits.items() if split == LABELED}
 
 
-def _judge(
-    predicted: Predictions,
-    own: np.ndarray,
-    truth: dict[str, str],
-    more: dict[str, str],
-    key: str,
-    pattern: str,
-) -> dict:
-    """WAF, its interval and the number of clips, over all of ``truth``, with an answer or not.
+@dataclass(frozen=True)
+class _Part:
+    """Clips of one split whose truth is known, with a prediction or not."""
+
+    #: (n,) rows of the predictions, of ``own`` in this split.
+    rows: np.ndarray
+    own: int
+    #: Names that have no row there.
+    others: list[str]
+    #: (n + others,): index of the label.
+    true: np.ndarray
+    #: Of each of them: the clips of a group are drawn together; None: each by itself.
+    groups: list[str] | None
+
+    @classmethod
+    def make(cls, found: Predictions, own: np.ndarray, truth: dict[str, str], pattern: str) -> _Part:
+        """
+        Args:
+            own: (N,) bool, the clips of this split.
+            truth: name -> label of all that are scored.
+            pattern: ``folds.group``.
+        """
+        index = {label: row for row, label in enumerate(found.labels)}
+        rows = [row for row in np.flatnonzero(own).tolist() if found.names[row] in truth]
+        names = [found.names[row] for row in rows]
+        others = sorted(truth.keys() - set(names))
+        names += others
+        true = np.array([index[truth[name]] for name in names], int)
+        groups = [folds.group_of(name, pattern) or name for name in names] if pattern else None
+        return cls(np.array(rows, int), int(own.sum()), others, true, groups)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Both splits of the clips of a prediction file; most files of a run have the same clips."""
+
+    predicted: Predictions
+    labeled: _Part
+    asked: _Part
+
+    @classmethod
+    def make(cls, found: Predictions, labeled: dict[str, str], asked: dict[str, str], pattern: str) -> _Parts:
+        known = {name: labeled[name] for name in found.names if name in labeled}
+        return cls(
+            found,
+            _Part.make(found, found.labeled, known, pattern),
+            _Part.make(found, ~found.labeled, asked, pattern),
+        )
+
+    def of(self, found: Predictions) -> bool:
+        """Whether ``found`` has the same clips."""
+        ours = self.predicted
+        same = ours.names == found.names and ours.labels == found.labels
+        return same and np.array_equal(ours.labeled, found.labeled)
+
+
+def _judge(predicted: Predictions, part: _Part, more: dict[str, str], key: str) -> dict:
+    """WAF, its interval and the number of clips, over all of ``part``, with an answer or not.
 
     Args:
-        own: names of the predicted clips that ``truth`` covers.
         more: answers of other clips.
-        pattern: ``folds.group``; the interval resamples its groups.
     """
-    index: dict[str | None, int] = {label: row for row, label in enumerate(predicted.labels)}
-    names = [name for name in own if name in truth]
-    if not truth:
+    if not part.true.size:
         return {}
-    if len(names) < len(own):
-        logger.info("%s: the truth of %d of %d clips is known", predicted.title, len(names), len(own))
-    known = set(names)
-    answers = more | {name: label for name, label in predicted.answers().items() if name in known}
-    names += sorted(truth.keys() - set(names))
-    without = [name for name in names if answers.get(name) not in index]
+    if len(part.rows) < part.own:
+        logger.info("%s: the truth of %d of %d clips is known", predicted.title, len(part.rows), part.own)
+    index = {label: row for row, label in enumerate(predicted.labels)}
+    beside = [index.get(more.get(name, ""), NO_ANSWER) for name in part.others]
+    without = [name for name, row in zip(part.others, beside, strict=True) if row == NO_ANSWER]
     if without:
         logger.warning(
             "%s: %d of %d clips with a known truth have no answer and count as wrong; for example %s",
             predicted.title,
             len(without),
-            len(names),
+            len(part.true),
             ", ".join(without[:SHOWN]),
         )
-    true = np.array([index[truth[name]] for name in names])
-    answer = np.array([index.get(answers.get(name), NO_ANSWER) for name in names])
-    groups = [folds.group_of(name, pattern) or name for name in names] if pattern else None
+    answer = np.concatenate([predicted.answer[part.rows], np.array(beside, int)])
     return {
-        f"{key}waf": metrics.waf(true, answer),
-        f"{key}interval": list(metrics.waf_interval(true, answer, groups=groups)),
-        f"{key}clips": len(names),
+        f"{key}waf": metrics.waf(part.true, answer),
+        f"{key}interval": list(metrics.waf_interval(part.true, answer, groups=part.groups)),
+        f"{key}clips": len(part.true),
         f"{key}unanswered": len(without),
     }
 

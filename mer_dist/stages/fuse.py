@@ -21,14 +21,15 @@ from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion import recipes
+from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.linear_probe import linear_probe
 from mer_dist.fusion.recipes import Recipe
+from mer_dist.fusion.stacked_probe import stacked_probe
 from mer_dist.processes.threads import torch_threads
 from mer_dist.shards.settings import check_settings
 from mer_dist.storage import files, quarantine, timings
-from mer_dist.storage.run_folder import ALL_SETS, Run
+from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
 
 if TYPE_CHECKING:
     from mer_dist.fusion.batch import FeatureBatch
@@ -92,8 +93,8 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
+    from mer_dist.fusion import answer
     from mer_dist.fusion.self_training import self_train
-    from mer_dist.fusion.vote import check_names, publish, tell
 
     run = Run(config.run.folder)
     if not config.fuse.labels:
@@ -109,7 +110,7 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     labeled = clips.labeled
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems, should_stop=should_stop)
-    check_names(config, clips, run)
+    answer.check_names(config, clips, run)
     fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.fingerprint(fused))
     save(config, run.config)
@@ -125,8 +126,8 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
         last = self_train(config, clips, recipe, inputs, should_stop)
         first = CrossFittedRound.load(run, 0)
         _vote(config, clips, first, last, linear_probes, should_stop)
-    publish(run)
-    tell(config, clips, first.present, run)
+    answer.publish(run)
+    answer.tell(config, clips, first.present, run)
 
 
 def _vote(
@@ -208,7 +209,7 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
     done = {
         name: facts
         for name, facts in done.items()
-        if run.linear_probes.predictions(name).exists() and run.linear_probes.nested_oof(name).exists()
+        if all(path.exists() for path in run.linear_probes.files_of(name))
     }
     missing = [name for name in wanted if done.get(name, {}).get("fingerprint") != wanted[name].fingerprint]
     for name in progress(missing, len(missing), "linear probes", "sets") if missing else ():
@@ -230,7 +231,11 @@ def _probe_all(config: Config, sets: _Sets) -> dict[str, Recipe]:
 
 
 def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
-    """Train the linear probe of one modality, or of all fused sets side by side."""
+    """Train the linear probe of one set, or of all fused ones side by side, or stacked."""
+    if name == STACKED:
+        single = [CrossFitted.load(sets.run, part) for part in parts]
+        made = stacked_probe(single, sets.clips, "stacked sets (logistic regression)", sets.should_stop)
+        return predictions.write(sets.run.linear_probes.predictions(name), made)
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     title = _probe_title(config, name, found[0])

@@ -41,8 +41,9 @@ from mer_dist.storage.files import MARKER
 _ANSWER, _PREDICTIONS = "answer.csv", "predictions.parquet"
 #: Markers that earlier versions left in each complete part of a run.
 _EARLIER = ("made.json", "*/made.json", "*/*/made.json", "*/*/*/made.json")
-#: Names the linear baseline on all fused sets concatenated; no feature set can have this name.
-ALL_SETS = "@all"
+#: Names of the linear baselines on all fused sets concatenated, and on the predictions from each of them; no
+#: feature set can have such a name.
+ALL_SETS, STACKED = "@all", "@stacked"
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
@@ -158,6 +159,10 @@ class LinearProbeFolder(_Folder):
         """Predictions for labelled clips by models trained without two folds."""
         return self.folder / f"{set_name}.safetensors"
 
+    def files_of(self, set_name: str) -> list[Path]:
+        """The stacked baseline has no ``nested_oof``, as it does not vote."""
+        return [self.predictions(set_name), *([self.nested_oof(set_name)] if set_name != STACKED else [])]
+
     def all_predictions(self) -> list[Path]:
         return self._of_sets(".parquet")
 
@@ -167,7 +172,7 @@ class LinearProbeFolder(_Folder):
 
     def _of_sets(self, suffix: str) -> list[Path]:
         paths = sorted(self.folder.glob(f"*{suffix}"))
-        return [path for path in paths if path.stem == ALL_SETS or _is_set(path.stem)]
+        return [path for path in paths if path.stem in (ALL_SETS, STACKED) or _is_set(path.stem)]
 
 
 class RoundFolder(_Folder):

@@ -54,6 +54,30 @@ def test_a_face_that_is_hidden_for_a_while_keeps_its_place():
     assert found and all(0.3 < part < 0.7 for part in centre_of_mouth(crops[5]))
 
 
+def two_faces(left: int, right: int) -> np.ndarray:
+    """Faces of these radii at x 110 and 320."""
+    return np.concatenate([drawn_face(110, 120, left)[:, :213], drawn_face(107, 120, right)[:, :213]], 1)
+
+
+def test_of_two_faces_the_larger_one_of_the_first_frame_is_followed_though_the_other_grows():
+    frames = [two_faces(60, 40 + 2 * row) for row in range(16)]
+    for row in range(16):  # The mouth of the second face is no longer red, so that crops tell which it is.
+        frames[row][:, 213:] = frames[row][:, 213:, :1]
+    crops, found = faces.cascade(frames, 96)
+    assert found and all(0.4 < centre_of_mouth(crop)[0] < 0.6 for crop in crops)
+    crops, found = faces.cascade(frames[::-1], 96)
+    assert found and not any(((crop[..., 0].astype(int) - crop[..., 1]) > 70).any() for crop in crops)
+
+
+def test_after_a_cut_the_face_of_the_new_picture_is_found():
+    frames = [drawn_face(110, 120)] * 8 + [drawn_face(340, 110, radius=45)] * 8
+    crops, found = faces.cascade(frames, 96)
+    assert found
+    for crop in (*crops[:5], *crops[8:]):
+        x, y = centre_of_mouth(crop)
+        assert 0.4 < x < 0.6 and 0.55 < y < 0.95
+
+
 def test_a_clip_without_a_face_gives_whole_frames_and_says_so():
     frames = [np.full((90, 160, 3), 40 * row, np.uint8) for row in range(5)]
     crops, found = faces.cascade(frames, 32)

@@ -52,6 +52,22 @@ def test_the_gate_lets_a_shift_pass_and_stops_a_wrong_prior():
     assert decisions.gate(noise, truth[:300], OLD, OLD[None], seed=0).gain < 0.01
 
 
+def test_by_labels_alone_the_gate_expects_the_waf_of_weighted_clips(monkeypatch):
+    """And with the models' own probabilities it is about as right, and surer, on a few hundred clips."""
+    oof, truth = draw(250, OLD, 8)
+    gates = {}
+    for observed in (1.0, 0.5):
+        monkeypatch.setattr(decisions, "OBSERVED", observed)
+        gates[observed] = decisions.gate(oof, truth, NEW, NEW[None], seed=3)
+    weight = (NEW / label_shift.shares(truth, 4))[truth]
+    random = np.random.default_rng(3)
+    drawn = np.stack([np.bincount(random.integers(0, 250, 250), minlength=250) for _ in range(200)]) * weight
+    answer = decisions.decide(oof, weight)
+    assert gates[1.0].before == pytest.approx(metrics.weighted_waf(truth, answer, drawn).mean(), abs=1e-9)
+    assert gates[0.5].gain == pytest.approx(gates[1.0].gain, abs=gates[1.0].noise)
+    assert gates[0.5].noise < 0.8 * gates[1.0].noise
+
+
 def test_nothing_to_correct_leaves_the_gate_shut():
     oof, truth = draw(300, OLD, 4)
     own = label_shift.shares(truth, 4)

@@ -44,8 +44,8 @@ def predicted(clips: Clips, good: dict[int, int], rows: np.ndarray):
 
 def test_each_fold_takes_the_option_that_is_best_on_the_other_folds_and_its_predictions():
     clips, rows = clips_of(), np.arange(11)  # of the last clip nothing is predicted
-    chosen, oof = nested.select(clips, OPTIONS, predicted(clips, {0: 1, 1: 0, 2: 1}, rows), 0.7)
-    assert chosen.tolist() == [0.4, 0.1, 0.4]
+    chosen, oof = nested.select(clips, len(OPTIONS), predicted(clips, {0: 1, 1: 0, 2: 1}, rows), 1)
+    assert chosen.tolist() == [1, 0, 1]
     assert oof.shape == (3, 12, 3) and oof.dtype == np.float32
     fold = clips.fold[:12]
     for held_out_fold in range(3):
@@ -60,14 +60,27 @@ def test_only_clips_that_are_scored_decide():
     some = np.arange(12) % 4 == 0
     for option, *_, p in told:
         p[some] = np.where(np.eye(3)[clips.truth[:12][some]], 0.98 if option else 0.3, 0.01)
-    assert nested.select(clips, OPTIONS, told, 0.7)[0].tolist() == [0.1] * 3
-    assert nested.select(clips, OPTIONS, told, 0.7, scored=some)[0].tolist() == [0.4] * 3
+    assert nested.select(clips, len(OPTIONS), told, 1)[0].tolist() == [0] * 3
+    assert nested.select(clips, len(OPTIONS), told, 0, scored=some)[0].tolist() == [1] * 3
+
+
+def test_by_another_loss_another_option_may_be_best():
+    """Option 0 is right more often, option 1 surer of what it says."""
+    clips, rows = clips_of(), np.arange(12)
+    told = [*predicted(clips, {0: 0, 1: 0, 2: 0}, rows)]
+    for option, _, _, p in told:
+        right = np.eye(3, dtype=bool)[clips.truth[:12]]
+        few = (np.arange(12) % 6 > 0)[:, None]
+        p[:] = np.where(right, 0.36, 0.32) if option == 0 else np.where(right == few, 0.45, 0.1)
+        p[:] /= p.sum(1, keepdims=True)
+    assert nested.select(clips, 2, told, 0)[0].tolist() == [1] * 3
+    assert nested.select(clips, 2, told, 1, loss=nested.waf_loss)[0].tolist() == [0] * 3
 
 
 @pytest.mark.parametrize("folds", [2, 3])
 def test_without_a_model_that_left_out_two_folds_the_default_is_taken(folds):
-    chosen, oof = nested.select(clips_of(folds), OPTIONS, [], 0.7)
-    assert chosen.tolist() == [0.7] * folds and np.isnan(oof).all()
+    chosen, oof = nested.select(clips_of(folds), len(OPTIONS), [], 1)
+    assert chosen.tolist() == [1] * folds and np.isnan(oof).all()
 
 
 def rounds_of(run: Run) -> list[CrossFittedRound]:

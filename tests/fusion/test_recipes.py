@@ -22,7 +22,7 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 NAMES = fusion_run.names(30)
-PROBES = [f"linear_probes/{name}" for name in ("voice", "face", "line", "@all")]
+PROBES = [f"linear_probes/{name}" for name in ("voice", "face", "line", "@all", "@stacked")]
 ROUNDS = ["rounds/00", "rounds/01"]
 
 
@@ -84,7 +84,7 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
     for row, name in enumerate(NAMES):
         np.save(tmp_path / "npy" / f"{name}.npy", np.full(fusion_run.WIDTH, row + 1.0))
     import_sets(run, ["voice", str(tmp_path / "npy")], ["audio"])
-    parts = ["linear_probes/voice", "linear_probes/@all", *ROUNDS, "vote"]
+    parts = ["linear_probes/voice", "linear_probes/@all", "linear_probes/@stacked", *ROUNDS, "vote"]
     line = f"stale: {', '.join(parts)}; run fuse (linear_probes/voice: computed from other features voice than those of this run)"
     assert line in caplog.messages
     found = stale(folder)
@@ -96,7 +96,7 @@ def test_other_features_are_told_by_the_import_and_by_all_who_look_at_the_run(
     files.write_json(run.status("fuse"), {"code": 0})
     assert cli.main(["status", str(run.folder), "fuse"]) == 0 and line in capsys.readouterr().err
     # The figures are those of what is there, and it is said of what.
-    assert len(score(run.folder)) == 7
+    assert len(score(run.folder)) == 8
     assert "rounds/01: stale" in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_predictions_are_not_scored_with_labels_that_they_have_not_learned(folde
     assert all("labels" in why or "linear probes or rounds" in why for why in stale(folder).values())
     with pytest.raises(UserError, match="not those that the predictions .* were learned from.*run fuse"):
         score(folder / "run")
-    assert len([text for text in verify(folder / "run") if "other folds, labels" in text]) == 5
+    assert len([text for text in verify(folder / "run") if "other folds, labels" in text]) == 6
     # A run of an earlier version, whose marks do not name what it was made from.
     run = Run(folder / "run")
     for part in (run.round(0).folder, run.round(1).folder, run.vote.folder):
@@ -154,7 +154,11 @@ def test_a_round_that_is_gone_although_it_voted_is_found(folder):
         ("self_train.rounds=0", ["vote"], "other linear probes or rounds than"),
         ("vote.kind=hard", ["vote"], "other settings of vote than"),
         ("folds.seed=3", [*PROBES, *ROUNDS, "vote"], "other folds than"),
-        ("fuse.sets=[voice,face]", ["linear_probes/@all", *ROUNDS, "vote"], "other features line than"),
+        (
+            "fuse.sets=[voice,face]",
+            ["linear_probes/@all", "linear_probes/@stacked", *ROUNDS, "vote"],
+            "other features line than",
+        ),
         ("run.threads=2", [], ""),
     ],
 )
@@ -194,4 +198,4 @@ def test_a_list_of_names_that_is_gone_does_not_hide_what_is_stale_and_another_on
     told(folder, f"vote.names={folder / 'names.csv'}")
     assert "names in vote.names" in stale(folder)["vote"]
     (folder / "names.csv").unlink()
-    assert stale(folder) == {} and len(score(folder / "run")) == 7
+    assert stale(folder) == {} and len(score(folder / "run")) == 8

@@ -16,10 +16,11 @@ from mer_dist.core.records import Problem
 from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import decisions, predictions, recipes
+from mer_dist.fusion.answer import publish
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe
-from mer_dist.fusion.vote import pool, publish, vote
+from mer_dist.fusion.vote import pool, vote
 from mer_dist.stages.fuse import fuse
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
