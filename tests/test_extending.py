@@ -194,7 +194,7 @@ def test_a_file_beside_the_configuration_hides_no_library(tmp_path):
 def test_an_unknown_name_is_refused_with_the_known_ones_and_how_to_add_one():
     for known, refused in (
         ("clip, hubert, baichuan", lambda: ExtractorConfig(family="wavlm", path="m")),
-        ("mer2024, manifest", lambda: CorpusConfig(format="iemocap")),
+        ("mer2024, mer2025, mer2026, manifest", lambda: CorpusConfig(format="iemocap")),
     ):
         with pytest.raises(UserError, match=rf"must be one of: {known}, or .*'plugins'.*docs/extending\.md"):
             refused()

@@ -60,8 +60,8 @@ def test_every_unlabelled_clip_has_one_answer_even_the_damaged_one(job):
 def test_the_result_table_has_a_row_for_each_step_and_every_labelled_clip_out_of_fold(job):
     run = run_of(job)
     found = [predictions.read(path) for path in predictions.all_of(run)]
-    # clip, clip tuned, hubert, baichuan, baichuan tuned, all sets; AGT; one round; the vote.
-    assert len(found) == 6 + 1 + 1 + 1
+    # clip, clip tuned, hubert, baichuan, baichuan tuned, all sets, stacked; AGT; one round; the vote.
+    assert len(found) == 7 + 1 + 1 + 1
     fold_of = files.read_json(run.folds)["folds"]
     for item in found:
         rows = zip(item.names, item.fold, item.labeled, strict=True)

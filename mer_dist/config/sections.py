@@ -104,9 +104,12 @@ class RunConfig:
 @section
 class CorpusConfig:
     format: str = "mer2024"
-    """``mer2024``: the challenge folder as distributed; ``manifest``: one CSV file; or one of ``plugins``."""
+    """``mer2024``, ``mer2025``, ``mer2026``: the challenge folder as distributed; ``manifest``: one CSV file; or one
+    of ``plugins``."""
     path: str = ""
-    """The MER2024 folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    """The challenge's folder, or the CSV ``name,video,audio,transcript,label,split``."""
+    language: str = "chinese"
+    """Of the challenges' transcripts: ``chinese``, ``english``, or ``both``, one after the other."""
     encoding: str = "utf-8"
     """Of the tables of the corpus and of ``fuse.labels``, by its Python name: gb18030 (includes GBK), big5,
     shift_jis, euc_kr, cp1252 … A byte order mark in a file (UTF-16, UTF-8) has precedence."""
@@ -116,6 +119,7 @@ class CorpusConfig:
     def __post_init__(self):
         FORMATS.check("corpus.format", self.format)
         self.path = path("corpus", "path", self.path)
+        one_of("corpus", "language", self.language, ("chinese", "english", "both"))
         try:
             "name".encode(self.encoding)
         except (LookupError, UnicodeError):
@@ -148,7 +152,10 @@ class ShardConfig:
     faces: str = "cascade"
     """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
     openface: str = ""
-    """OpenFace output folder, ``<name>/<name>_aligned/*.bmp|jpg``; for ``faces: openface``."""
+    """OpenFace's faces, ``<name>/<name>.npy`` as the challenges distribute them, or ``<name>/<name>_aligned/*.bmp|jpg``
+    as it writes them; for ``faces: openface``."""
+    faceless: str = "frame"
+    """Of a clip in which no face is known, store the ``frame``, or ``mask`` its video."""
     remove: bool = False
     """Remove clips that left the corpus from the run, even if they are most of its clips, or most of its
     labelled ones. ``false``: ``shard`` then refuses before it changes anything, because a list of only the
@@ -163,6 +170,7 @@ class ShardConfig:
             at_least("shard", key, getattr(self, key), 1)
         at_least("shard", "image_size", self.image_size, 16)
         one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
+        one_of("shard", "faceless", self.faceless, ("frame", "mask"))
         if self.faces == "openface" and not self.openface:
             raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
 

@@ -55,19 +55,9 @@ VIDEO_SUFFIXES = frozenset(
         ".nut",
     ]
 )
+AUDIO_SUFFIXES = frozenset([".wav", ".mp3", ".m4a", ".flac", ".ogg", ".opus", ".aac", ".wma", ".aiff"])
 #: Suffixes that a table or a file may add to a clip's name: the file type is not part of the name.
-SUFFIXES = VIDEO_SUFFIXES | {
-    ".wav",
-    ".mp3",
-    ".m4a",
-    ".flac",
-    ".ogg",
-    ".opus",
-    ".aac",
-    ".wma",
-    ".aiff",
-    ".npy",
-}
+SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES | {".npy"}
 
 
 def clean(text: str) -> str:

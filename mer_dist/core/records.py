@@ -40,6 +40,8 @@ class Clip:
     split: str
     #: Kinds of notable facts about its transcript, though nothing of it is lost.
     remarks: tuple[str, ...] = ()
+    #: Whether the corpus wants an answer for it, if it is unlabelled: others are there to learn from.
+    asked: bool = True
 
     def names(self, modality: str) -> bool:
         """Whether the corpus lists this part of the clip. A part that it does not list is absent on purpose:

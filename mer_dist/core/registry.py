@@ -78,7 +78,12 @@ ENCODERS: Registry[Any] = Registry(
 )
 #: name -> :data:`mer_dist.corpus.Listing`
 FORMATS: Registry[Any] = Registry(
-    "corpus format", {"mer2024": "mer_dist.corpus.mer2024", "manifest": "mer_dist.corpus.manifest"}
+    "corpus format",
+    {
+        "mer2024": "mer_dist.corpus.mer2024",
+        **dict.fromkeys(("mer2025", "mer2026"), "mer_dist.corpus.mer2025"),
+        "manifest": "mer_dist.corpus.manifest",
+    },
 )
 #: name -> :class:`mer_dist.fusion.registered.RegisteredModel`
 FUSION_MODELS: Registry[Any] = Registry(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from pathlib import Path
 
 from mer_dist.config.sections import CorpusConfig
 from mer_dist.core import clip_names
@@ -12,8 +12,8 @@ from mer_dist.core.records import LABELED, UNLABELED, Clip, Problem
 from mer_dist.core.registry import FORMATS
 
 #: From ``corpus.path``, ``corpus.labels`` and ``corpus.encoding`` to the usable clips, and the problems of
-#: the others.
-Listing = Callable[[str | Path, list[str], str], tuple[list[Clip], list[Problem]]]
+#: the others. Further keys of ``corpus`` are given to keyword parameters of these names, as ``language``.
+Listing = Callable[..., tuple[list[Clip], list[Problem]]]
 
 
 def register(name: str) -> Callable[[Listing], Listing]:
@@ -37,8 +37,11 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
         UserError: the corpus is missing, or a name is unsafe or occurs twice.
     """
     if not config.path:
-        raise UserError("corpus.path is not set: the MER2024 folder, or the CSV of a manifest")
-    found, problems = FORMATS[config.format](config.path, config.labels, config.encoding)
+        raise UserError("corpus.path is not set: the folder of a challenge, or the CSV of a manifest")
+    listing = FORMATS[config.format]
+    parameters = inspect.signature(listing).parameters.values()
+    keys = {one.name: getattr(config, one.name) for one in parameters if one.kind is one.KEYWORD_ONLY}
+    found, problems = listing(config.path, config.labels, config.encoding, **keys)
     if config.format not in FORMATS.built_in:
         _check(config, found)
         found = sorted(found, key=lambda clip: (clip.split, clip.name))

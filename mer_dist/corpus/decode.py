@@ -9,9 +9,9 @@ import numpy as np
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip, Modality, Problem
-from mer_dist.corpus import faces, media, picture
+from mer_dist.corpus import faces, media, openface, picture
 from mer_dist.corpus.clock import UNLIKELY
-from mer_dist.corpus.paths import openface_folder
+from mer_dist.corpus.paths import has_openface
 from mer_dist.corpus.sound import read_sound
 
 SHORT_SOUND = "sound far shorter than its video"
@@ -20,6 +20,7 @@ CUT_AWAY = (
     "more than a third of the picture lies outside the central square that is stored, for no face detector "
     "found a face or none is at work"
 )
+FACELESS = "no face is known, and the video is masked, as shard.faceless says"
 #: A square loses a quarter of a 4:3 picture, four ninths of 16:9.
 MOST_CUT_AWAY = 1 / 3
 APART = "sound and picture of a file begin over half a second apart; each is stored from its own start"
@@ -105,17 +106,8 @@ def _judged(decoded: Decoded) -> Decoded:
 
 def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     clip = decoded.clip
-    if config.faces == "openface":
-        root, size = Path(config.openface), config.image_size
-        crops, several = faces.openface(root, clip.name, config.frames, size)
-        if crops:
-            decoded.frames = crops
-            decoded.remarks += [faces.SEVERAL] * several
-            decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(crops)
-            decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
-            return
-        if clip.video is None and openface_folder(Path(config.openface), clip.name).is_dir():
-            raise media.MediaError("its OpenFace folder holds no picture that can be read")
+    if config.faces == "openface" and _add_crops(decoded, config):
+        return
     if clip.video is None:
         return
     video = media.read_video(clip.video, config.frames)
@@ -125,6 +117,10 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     else:
         decoded.frames = [faces.whole(frame, config.image_size) for frame in video.frames]
         decoded.face = config.faces == "none"
+    if config.faceless == "mask" and not decoded.face:
+        decoded.frames = []
+        decoded.remarks.append(FACELESS)
+        return
     whole = config.faces == "none" or not decoded.face
     decoded.remarks += [CUT_AWAY] * (whole and max(map(_cut_away, video.frames)) > MOST_CUT_AWAY)
     decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(video.frames)
@@ -132,6 +128,31 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     if video.damage:
         decoded.note("part of video", f"{clip.video.name}: {video.damage}")
     decoded.remarks += video.remarks
+
+
+def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:
+    """Whether OpenFace has faces of the clip, which then are its frames. Faces that cannot be read are a loss,
+    in whose place the frames of the video are taken.
+
+    Raises:
+        MediaError: they cannot be read, and there is no video.
+    """
+    clip, root = decoded.clip, Path(config.openface)
+    try:
+        crops, several = openface.crops(root, clip.name, config.frames, config.image_size)
+        if not crops and clip.video is None and has_openface(root, clip.name):
+            raise media.MediaError("its OpenFace folder holds no picture that can be read")
+    except media.MediaError as error:
+        if clip.video is None:
+            raise
+        decoded.note("part of video", f"{error}; the frames of its video are stored")
+        return False
+    decoded.frames = crops
+    decoded.remarks += [openface.SEVERAL] * several
+    decoded.remarks += [picture.NEARLY_EMPTY] * (bool(crops) and picture.nearly_empty(crops))
+    if crops:
+        decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0
+    return bool(crops)
 
 
 def _add_audio(decoded: Decoded, config: ShardConfig) -> None:

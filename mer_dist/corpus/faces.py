@@ -1,9 +1,8 @@
-"""Square pictures of the speaker's face: OpenFace crops, OpenCV's cascade, or the full frame."""
+"""Square pictures of the speaker's face, found by OpenCV's cascade, or of the full frame."""
 
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,6 @@ import numpy as np
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
-from mer_dist.core.natural_order import natural
-from mer_dist.corpus.paths import openface_folder
 
 #: The detector runs on every n-th frame and the last one; between them the box is interpolated.
 DETECT_EVERY = 4
@@ -27,10 +24,6 @@ COARSE, FINE = (1.2, 2), (1.1, 5)
 REACH, LIKE = 0.5, 1.5
 #: Fraction of the face box added on each side: brows and chin lie at its border.
 PADDING = 0.15
-SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
-SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
-#: OpenFace's name for the picture of a tracked face: number of the face, number of the frame.
-_OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
 
 
 def check(config: ShardConfig) -> None:
@@ -74,34 +67,6 @@ def cascade(frames: list[np.ndarray], size: int) -> tuple[list[np.ndarray], bool
         [np.interp(range(len(frames)), rows, [found[row][part] for row in rows]) for part in range(3)], axis=1
     )
     return [_square(frame, box, size) for frame, box in zip(frames, boxes, strict=True)], True
-
-
-def openface(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], bool]:
-    """Up to ``count`` of OpenFace's aligned crops of a clip, evenly spaced in frame order; may be empty. If
-    it tracked several faces, those of the face with the most crops; on a tie, of the first.
-
-    Returns:
-        The crops, and whether there are several faces.
-    """
-    folder = openface_folder(root, name)
-    paths = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
-    faces: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: natural(path.stem)):
-        found = _OF_A_FACE.fullmatch(path.stem)
-        faces.setdefault(found[1] if found else "", []).append(path)
-    files = max(faces.values(), key=len, default=[])
-    if len(files) > count:
-        files = [files[int((row + 0.5) * len(files) / count)] for row in range(count)]
-    images = (_picture(path) for path in files if path.stat().st_size)
-    return [whole(image[..., ::-1], size) for image in images if image is not None], len(faces) > 1
-
-
-def _picture(path: Path) -> np.ndarray | None:
-    """(H, W, 3) uint8 BGR; None if it cannot be decoded or exceeds OpenCV's size limit."""
-    try:
-        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
 
 
 @functools.cache

@@ -2,36 +2,35 @@
 
 ::
 
-    video-labeled/*.mp4   video-unlabeled*/*.mp4     (or another container: SUFFIXES)
+    video-labeled/*.mp4   video-unlabeled*/*.mp4     (or another container: challenge.SUFFIXES)
     label-disdim.csv          name,discrete[,valence]
     label-transcription.csv   name,chinese[,english]
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality, Problem
-from mer_dist.corpus import cells, register, table
+from mer_dist.corpus import cells, challenge, register, table
+from mer_dist.corpus.challenge import clips_in, transcripts, unspoken
 from mer_dist.corpus.encoding import UTF8
 from mer_dist.corpus.texts import Texts
 from mer_dist.storage import files
 
 LABELS = "label-disdim.csv"
 TRANSCRIPTS = "label-transcription.csv"
-#: Video suffixes: every file with such a name counts as a clip, whatever its content.
-SUFFIXES = clip_names.VIDEO_SUFFIXES | {".264", ".265"}
 SHOWN = 5
 
 
 @register("mer2024")
-def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
+def clips(
+    folder: str | Path, labels: list[str], encoding: str = UTF8, *, language: str = "chinese"
+) -> tuple[list[Clip], list[Problem]]:
     """The usable clips, by split and name, and the problems of the others.
 
     Raises:
@@ -40,7 +39,7 @@ def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[
     folder = Path(folder)
     videos = _videos(folder)
     emotions = table.read(folder / LABELS, ("name", "discrete"), encoding, videos)
-    spoken = _transcripts(folder, encoding, videos)
+    spoken = transcripts(folder / TRANSCRIPTS, language, encoding, videos)
     known, texts = cells.Labels(labels, emotions.file), Texts(spoken.file)
     found, problems = [], []
 
@@ -54,9 +53,9 @@ def clips(folder: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[
             if why:
                 lose(name, "clip", why)
                 continue
-        if why := _unspoken(name, spoken):
+        if why := unspoken(name, spoken):
             lose(name, Modality.TEXT, why)
-        transcript, remarks = texts.read(spoken.rows.get(name, {}), "chinese")
+        transcript, remarks = challenge.spoken(texts, spoken.rows.get(name, {}), language)
         found.append(
             Clip(
                 name=name,
@@ -91,68 +90,12 @@ def _videos(folder: Path) -> dict[str, tuple[str, Path]]:
             len(unlabeled),
             ", ".join(part.name for part in others[:SHOWN]) or "nothing else",
         )
-    entries = [(name, LABELED, path) for name, path in _clips_in(labeled)]
-    entries += [(name, UNLABELED, path) for part in unlabeled for name, path in _clips_in(part)]
+    entries = [(name, LABELED, path) for name, path in clips_in(labeled)]
+    entries += [(name, UNLABELED, path) for part in unlabeled for name, path in clips_in(part)]
     if not entries:
         raise UserError(f"{folder}: no video files in video-labeled or video-unlabeled*")
     clip_names.check((name, str(path.relative_to(folder))) for name, _, path in entries)
     return {name: (split, path) for name, split, path in entries}
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads back to itself.
-        return False
-
-
-def _clips_in(part: Path) -> list[tuple[str, Path]]:
-    """Name and file of each clip, by file name; other entries are logged, not ignored silently."""
-    found, others = [], []
-    with os.scandir(part) as listing:
-        for entry in sorted(listing, key=lambda entry: entry.name):
-            name, suffix = os.path.splitext(entry.name)
-            suffix = suffix.lower()
-            # macOS leaves ._x.mp4, which holds no video, beside x.mp4 on foreign disks.
-            # A broken link is a clip that cannot be read.
-            if suffix in SUFFIXES and not entry.name.startswith("._") and not _is_folder(entry):
-                # Tables may encode it differently: macOS writes é as two characters.
-                found.append((clip_names.clean(name), part / entry.name))
-            else:
-                others.append((entry.name, "folder" if _is_folder(entry) else suffix or "no suffix"))
-    if others:
-        counts = Counter(kind for _, kind in others)
-        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-        some = ", ".join(clip_names.shown(name) for name, _ in others[:SHOWN])
-        logger.warning(
-            "%s: %d entries do not count as clips (%s), for example %s; a clip is a video file "
-            "directly in this folder whose name ends in one of %s",
-            part,
-            len(others),
-            kinds,
-            some,
-            " ".join(sorted(SUFFIXES)),
-        )
-    return found
-
-
-def _transcripts(folder: Path, encoding: str, known: Collection[str]) -> table.Table:
-    found = table.Table(file=TRANSCRIPTS)
-    if (folder / TRANSCRIPTS).exists():
-        found = table.read(folder / TRANSCRIPTS, ("name", "chinese"), encoding, known)
-    if not (found.rows or found.bad):
-        logger.warning("%s: no %s with a row in it, so every clip lacks its transcript", folder, TRANSCRIPTS)
-    return found
-
-
-def _unspoken(name: str, spoken: table.Table) -> str:
-    """Why a clip's transcript is lost; empty if it exists or is absent on purpose: an empty field is a clip
-    without speech, and without a table no clip has a transcript. A table must have a row for every clip, as
-    the challenge's has."""
-    if name in spoken.bad:
-        return spoken.bad[name]
-    expected = name not in spoken.rows and (spoken.rows or spoken.bad)
-    return f"{spoken.file} has no row for it" if expected else ""
 
 
 def _label(name: str, emotions: table.Table, known: cells.Labels) -> tuple[str | None, str]:

@@ -22,6 +22,16 @@ def openface_folder(root: Path, name: str) -> Path:
     return Path(root) / name / f"{name}_aligned"
 
 
+def openface_array(root: Path, name: str) -> Path:
+    """Where the challenges distribute the faces of a clip."""
+    return Path(root) / name / f"{name}.npy"
+
+
+def has_openface(root: Path, name: str) -> bool:
+    """Whether there are faces of a clip, readable or not."""
+    return openface_array(root, name).exists() or openface_folder(root, name).is_dir()
+
+
 def fault(path: Path) -> str:
     """Empty if no fault is known. A named pipe is not opened: that would wait for a writer."""
     try:

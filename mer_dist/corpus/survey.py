@@ -56,7 +56,7 @@ def look(clips: Sequence[Clip], config: ShardConfig) -> dict[str, list[str]]:
     found = {}
     for clip in sample(clips, LOOKED_AT):
         named = files_of(clip)
-        if config.faces == "openface" and paths.openface_folder(Path(config.openface), clip.name).is_dir():
+        if config.faces == "openface" and paths.has_openface(Path(config.openface), clip.name):
             named = [path for path in named if path != clip.video]
         found[clip.name] = [f"{path}: {why}" for path in named if (why := paths.fault(path))]
     return found

@@ -143,6 +143,15 @@ def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Pro
     return found | {name: None for name, split in unstored.items() if split == UNLABELED}, []
 
 
+def asked(config: Config, run: Run) -> list[str] | None:
+    """The unlabelled clips that the corpus wants answers for; None: all of them, as with a label file.
+
+    Raises:
+        UserError: their list is not readable.
+    """
+    return None if config.fuse.labels else shard_index.asked(run.shards)
+
+
 def read_labels(
     path: Path, labels: list[str], encoding: str = UTF8
 ) -> tuple[dict[str, str | None], list[Problem]]:

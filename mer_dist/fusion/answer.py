@@ -14,6 +14,7 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.corpus import table
+from mer_dist.features import join
 from mer_dist.features.join import Clips
 from mer_dist.fusion import label_shift
 from mer_dist.fusion.predictions import Predictions
@@ -98,7 +99,9 @@ def asked(config: Config, clips: Clips, run: Run) -> tuple[list[str], set[str]]:
     """
     unlabeled = [name for name, known in zip(clips.names, clips.labeled, strict=True) if not known]
     if not config.vote.names:
-        return unlabeled, set()
+        wanted = join.asked(config, run)
+        candidates = set(unlabeled if wanted is None else wanted)
+        return [name for name in unlabeled if name in candidates], set()
     names = wanted_names(config.vote.names)
     quarantined = {row.name for row in quarantine.read(run.quarantine) if row.lost == "clip"}
     known, fold_of = set(clips.names), clips.fold_of
@@ -144,6 +147,10 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
         len(unlabeled),
         run.answer,
     )
+    if not config.vote.names and (others := len(unlabeled.keys() - answered)):
+        logger.info(
+            "answer: %d unlabelled clips are no candidates of the corpus, and are only learned from", others
+        )
     labeled = set(clips.names) - unlabeled.keys() | (shard_index.unstored(run.shards) or {}).keys()
     lost = {row.name: row.reason for row in quarantine.read(run.quarantine) if row.lost == "clip"}
     unread = {name: lost[name] for name in lost.keys() - unlabeled.keys() - labeled - answered}
@@ -153,7 +160,7 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
             "of these clips have no usable modality and get the most frequent label",
         ),
         (
-            unlabeled.keys() - answered,
+            unlabeled.keys() - answered if config.vote.names else set(),
             f"unlabelled clips are not in vote.names {config.vote.names} and have no answer",
         ),
         (

@@ -117,7 +117,11 @@ def vote(config: Config, last: Recipe, linear_probes: list[Recipe]) -> Recipe:
     Raises:
         UserError: ``vote.names`` cannot be read.
     """
-    names = wanted_names(config.vote.names) if config.vote.names else []
+    names = (
+        wanted_names(config.vote.names)
+        if config.vote.names
+        else join.asked(config, Run(config.run.folder)) or []
+    )
     parts = [last.fingerprint, *(recipe.fingerprint for recipe in linear_probes)]
     own = [as_dict(config.vote), config.run.seed, config.folds.group]
     of = {

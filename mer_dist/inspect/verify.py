@@ -455,7 +455,8 @@ def _answer(state: _State) -> None:
         return
     answers = table.read(state.run.answer, ("name", "discrete"))
     unlabeled = state.unlabeled | {name for name, label in state.labels.items() if label is None}
-    asked = unlabeled
+    wanted = join.asked(state.config, state.run)
+    asked = unlabeled if wanted is None else unlabeled & set(wanted)
     if state.config.vote.names:
         asked = set(table.read(Path(state.config.vote.names), ("name",)).rows)
         logger.info(

@@ -13,13 +13,20 @@ from mer_dist.storage.run_folder import Run, ShardFolder
 
 #: Increased when the same input and settings give different members.
 FORMAT = 3
+#: The same of a source of faces, where only that changed: value of ``shard.faces`` -> version.
+FACES = {"cascade": 2}
+#: Keys that came later, and change nothing with these values.
+LATER = {"faceless": "frame"}
 #: Keys that change no shard: the number of workers, and permissions.
 OTHER = ("workers", "remove", "without_media")
 
 
 def settings_fingerprint(config: ShardConfig) -> str:
-    settings = {key: value for key, value in asdict(config).items() if key not in OTHER}
-    return files.fingerprint_of([FORMAT, settings])
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in OTHER and LATER.get(key) != value
+    }
+    faces = FACES.get(config.faces)
+    return files.fingerprint_of([FORMAT, settings, *([faces] if faces else [])])
 
 
 def check_settings(config: Config) -> None:

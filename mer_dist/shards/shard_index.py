@@ -277,6 +277,31 @@ def unstored(shards_folder: Path) -> dict[str, str] | None:
         return splits
 
 
+def write_asked(shards_folder: Path, names: list[str] | None) -> None:
+    """Record the unlabelled clips that the corpus wants answers for; None: all of them."""
+    path = ShardFolder(shards_folder).asked
+    if names is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, names)
+
+
+def asked(shards_folder: Path) -> list[str] | None:
+    """The unlabelled clips that the corpus wants answers for; None: all of them.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    path = ShardFolder(shards_folder).asked
+    if not path.exists():
+        return None
+    with reading(path, "delete it and run shard"):
+        names = read_json(path)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it does not list clips")
+        return names
+
+
 def write_twins(shards_folder: Path, groups: list[list[str]]) -> None:
     """Record the clips that are one recording: their names, group by group."""
     write_json(ShardFolder(shards_folder).twins, groups)

@@ -27,7 +27,7 @@ from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Clip, Content, Problem
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.corpus import survey, twins
-from mer_dist.corpus.paths import openface_folder
+from mer_dist.corpus.paths import openface_array, openface_folder
 from mer_dist.crossfit import adapters, folds
 from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
@@ -55,7 +55,7 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     taken = replaced.taken(config, clips, unlisted)
     fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
-    labels = [(clip.name, clip.split, clip.label) for clip in clips]
+    labels = [(clip.name, clip.split, clip.label, *(() if clip.asked else (False,))) for clip in clips]
     fingerprint_of_all = files.fingerprint_of(
         [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
     )
@@ -128,7 +128,10 @@ def _source(clip: Clip, config: Config) -> str:
     paths = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
     crops = None
     if config.shard.faces == "openface":
-        crops = files.size_and_mtime(openface_folder(Path(config.shard.openface), clip.name))
+        array, folder = (
+            of(Path(config.shard.openface), clip.name) for of in (openface_array, openface_folder)
+        )
+        crops = files.size_and_mtime(array) or files.size_and_mtime(folder)
     return files.fingerprint_of(
         [paths, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
     )
@@ -323,6 +326,9 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
     shard_index.write_unstored(
         run.shards, {clip.name: clip.split for clip in clips if clip.name not in stored}
     )
+    unlabeled = [clip for clip in clips if clip.label is None]
+    asked = [clip.name for clip in unlabeled if clip.asked]
+    shard_index.write_asked(run.shards, asked if len(asked) < len(unlabeled) else None)
     shard_index.write_twins(run.shards, same)
     shard_index.write(run.shards, index)
     files.write_json(ShardFolder(run.shards).stats, stats)

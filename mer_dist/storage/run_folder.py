@@ -88,6 +88,11 @@ class ShardFolder(_Folder):
         return self.folder / "twins.json"
 
     @property
+    def asked(self) -> Path:
+        """Only where the corpus asks for answers to some of its unlabelled clips."""
+        return self.folder / "asked.json"
+
+    @property
     def stats(self) -> Path:
         return self.folder / "stats.json"
 
@@ -110,7 +115,7 @@ class ShardFolder(_Folder):
         return _numbered(self.folder, ".parquet")
 
     def files(self) -> list[Path]:
-        return [*self.all_tars(), *self.all_records(), *self.results]
+        return [*self.all_tars(), *self.all_records(), *self.results, self.asked]
 
 
 class FeatureFolder(_Folder):

@@ -143,7 +143,10 @@ def test_a_missing_mandatory_value_is_named(write):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("corpus.format=mer23", "corpus.format is 'mer23'; it must be one of: mer2024, manifest"),
+        (
+            "corpus.format=mer23",
+            "corpus.format is 'mer23'; it must be one of: mer2024, mer2025, mer2026, manifest",
+        ),
         ("run.processes=0", "run.processes is 0; it must be at least 1"),
         ("fuse.dropout=[1.0]", "fuse.dropout is 1.0; it must be in [0, 1)"),
         ("fuse.width=30", "must be a multiple of fuse.heads 4"),

@@ -1,15 +1,13 @@
-"""Where the stored square comes from: a found face, an OpenFace crop, or the middle of the frame."""
+"""Where the stored square comes from: a found face, or the middle of the frame."""
 
 import cv2
 import numpy as np
-import pytest
-from media_files import tone, write_mp4
+from media_files import write_mp4
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
-from mer_dist.corpus import faces, picture
-from mer_dist.corpus.decode import decode
-from mer_dist.corpus.paths import openface_folder
+from mer_dist.corpus import faces
+from mer_dist.corpus.decode import FACELESS, decode
 
 
 def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:
@@ -91,62 +89,13 @@ def test_the_whole_frame_is_its_central_square():
     assert faces.whole(frame.transpose(1, 0, 2), 45).min() == 200
 
 
-@pytest.fixture
-def openface(tmp_path):
-    """Ten crops whose brightness tells their order, one of them damaged."""
-    folder = openface_folder(tmp_path / "openface", "a")
-    folder.mkdir(parents=True)
-    for row in range(10):
-        image = np.full((112, 112, 3), (20 * row, 0, 0), np.uint8)
-        cv2.imwrite(str(folder / f"frame_det_00_{row + 1:06d}.bmp"), image)
-    return tmp_path / "openface"
-
-
-def test_openface_crops_are_taken_evenly_and_in_order_as_rgb(openface):
-    crops, several = faces.openface(openface, "a", 5, 64)
-    assert [int(crop[..., 2].mean()) for crop in crops] == [20, 60, 100, 140, 180]
-    assert all(crop.shape == (64, 64, 3) and crop[..., 0].max() == 0 for crop in crops)
-    (openface_folder(openface, "a") / "frame_det_00_000004.bmp").write_bytes(b"no picture")
-    assert not several and len(faces.openface(openface, "a", 5, 64)[0]) == 4
-    assert faces.openface(openface, "b", 5, 64) == ([], False)
-
-
-def test_of_several_faces_that_openface_followed_the_one_with_the_most_pictures_is_used_and_told(openface):
-    folder = openface_folder(openface, "a")
-    for row in range(11):
-        cv2.imwrite(str(folder / f"frame_det_01_{row + 1:06d}.bmp"), np.full((9, 9, 3), 255, np.uint8))
-    config = ShardConfig(frames=6, image_size=32, faces="openface", openface=str(openface))
-    clip = Clip(name="a", video=None, audio=None, transcript="x", label=None, split="unlabeled")
-    decoded = decode(clip, config)
-    assert [int(crop.mean()) for crop in decoded.frames] == [255] * 6 and faces.SEVERAL in decoded.remarks
-    for path in sorted(folder.glob("frame_det_01_*"))[:2]:
-        path.unlink()
-    decoded = decode(clip, config)
-    assert len(decoded.frames) == 6 and max(crop[..., 0].max() for crop in decoded.frames) == 0
-    assert faces.SEVERAL in decoded.remarks
-
-
-def test_crops_come_by_their_numbers_and_black_ones_are_told(tmp_path):
-    folder = openface_folder(tmp_path, "a")
-    folder.mkdir(parents=True)
-    for row in range(12):
-        cv2.imwrite(str(folder / f"{row}.png"), np.full((9, 9, 3), 20 * row, np.uint8))
-    crops, _ = faces.openface(tmp_path, "a", 12, 9)
-    assert [int(crop.mean()) for crop in crops] == [20 * row for row in range(12)]
-    for path in folder.glob("*.png"):
-        cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
-    config = ShardConfig(frames=5, image_size=32, faces="openface", openface=str(tmp_path))
-    clip = Clip(name="a", video=None, audio=None, transcript="x", label=None, split="unlabeled")
-    assert picture.NEARLY_EMPTY in decode(clip, config).remarks
-
-
-def test_openface_serves_a_clip_without_video_stream_and_the_frame_one_without_crops(openface, tmp_path):
-    config = ShardConfig(frames=5, image_size=32, faces="openface", openface=str(openface))
-    silent = write_mp4(tmp_path / "a.mp4", None, tone())
-    clip = Clip(name="a", video=silent, audio=None, transcript="x", label=None, split="unlabeled")
-    decoded = decode(clip, config)
-    assert len(decoded.frames) == 5 and decoded.missing == [] and decoded.face
-    shown = write_mp4(tmp_path / "b.mp4", np.full((6, 48, 64, 3), 90, np.uint8))
-    clip = Clip(name="b", video=shown, audio=None, transcript="x", label=None, split="unlabeled")
-    decoded = decode(clip, config)
-    assert len(decoded.frames) == 5 and not decoded.face
+def test_a_clip_without_a_face_is_masked_where_that_is_asked_for_and_counted(tmp_path):
+    shown = write_mp4(tmp_path / "a.mp4", np.full((6, 48, 64, 3), 90, np.uint8))
+    clip = Clip(name="a", video=shown, audio=None, transcript="x", label=None, split="unlabeled")
+    kept, masked, whole = (
+        decode(clip, ShardConfig(frames=4, image_size=32, **how))
+        for how in ({}, {"faceless": "mask"}, {"faceless": "mask", "faces": "none"})
+    )
+    assert len(kept.frames) == len(whole.frames) == 4 and FACELESS not in kept.remarks + whole.remarks
+    assert masked.frames == [] and "video" in masked.missing and FACELESS in masked.remarks
+    assert masked.seconds == kept.seconds and masked.problems == kept.problems
