@@ -128,6 +128,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         help="audio, video or text; for several sets once each, as SET=audio",
     )
+    answered = command("import-answers", "read the answers of an outside labeller", import_answers)
+    answered.add_argument("run", type=Path, help="run folder")
+    answered.add_argument("teacher", metavar="NAME", help="a name for the labeller, for vote.teachers")
+    answered.add_argument("file", type=Path, help="CSV or Parquet: name,label[,confidence] or name,p_<label>,…")
     exported = command("export-features", "write features in MERTools' layout", export_features)
     exported.add_argument("run", type=Path, help="run folder")
     exported.add_argument("set", help="name of the feature set")
@@ -432,6 +436,15 @@ def import_features(parsed: argparse.Namespace) -> int:
     with held(run.lock, parsed.command):
         good = import_sets(run, parsed.source, parsed.modality)
     return DONE if good else QUARANTINED
+
+
+def import_answers(parsed: argparse.Namespace) -> int:
+    from mer_dist.interop.answers import import_answers as act
+
+    run = Run(parsed.run)
+    with held(run.lock, parsed.command):
+        act(run, parsed.teacher, parsed.file)
+    return DONE
 
 
 def export_model(parsed: argparse.Namespace) -> int:

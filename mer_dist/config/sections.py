@@ -434,6 +434,8 @@ class VoteConfig:
     answer: str = "vote"
     """The row of the result table that becomes ``answer.csv``: ``vote``, or ``best``: the one with the best
     out-of-fold WAF, or the simplest within one standard error of it."""
+    teachers: list[str] = field(default_factory=list)
+    """Outside labellers that join the vote, by the names that ``mer-dist import-answers`` gave them."""
     given: dict[str, float] = field(default_factory=dict)
     """label: its proportion; with ``prior: given``."""
     scorer_feedback: dict[str, float] = field(default_factory=dict)
@@ -446,6 +448,8 @@ class VoteConfig:
     def __post_init__(self):
         one_of("vote", "kind", self.kind, ("soft", "hard"))
         one_of("vote", "answer", self.answer, ("vote", "best"))
+        if len(set(self.teachers)) < len(self.teachers):
+            raise UserError(f"vote.teachers names one twice: {', '.join(self.teachers)}")
         self.names = path("vote", "names", self.names)
         one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
         for key, kind in (("given", "given"), ("scorer_feedback", "probed")):

@@ -20,7 +20,7 @@ from mer_dist.corpus import table
 from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.features.join import Clips
-from mer_dist.fusion import predictions, registered
+from mer_dist.fusion import predictions, registered, teachers
 from mer_dist.fusion.linear_probe import SETTINGS
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
@@ -123,14 +123,17 @@ def vote(config: Config, last: Recipe, linear_probes: list[Recipe]) -> Recipe:
         else join.asked(config, Run(config.run.folder)) or []
     )
     parts = [last.fingerprint, *(recipe.fingerprint for recipe in linear_probes)]
+    run = Run(config.run.folder)
     own = [as_dict(config.vote), config.run.seed, config.folds.group]
+    taught = teachers.fingerprints(config, run)
     of = {
         BEFORE: files.fingerprint_of(parts),
         "settings of vote": files.fingerprint_of(own),
         "names in vote.names": files.fingerprint_of(names),
+        "answers of vote.teachers": files.fingerprint_of(taught),
         "version of mer_dist": str(VOTE_VERSION),
     }
-    return Recipe(files.fingerprint_of([parts, *own, names, VOTE_VERSION]), of)
+    return Recipe(files.fingerprint_of([parts, *own, names, VOTE_VERSION, *taught]), of)
 
 
 def wanted_names(path: str) -> list[str]:

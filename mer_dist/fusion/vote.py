@@ -9,6 +9,7 @@ so every labelled one, gets its most probable label.
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Sequence
 
@@ -21,10 +22,11 @@ from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.crossfit import folds
 from mer_dist.features.join import Clips
 from mer_dist.fusion import answer as answering
-from mer_dist.fusion import correction, decisions, label_shift, predictions
+from mer_dist.fusion import correction, decisions, label_shift, predictions, teachers
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe
+from mer_dist.fusion.teachers import Teacher
 from mer_dist.storage import files, timings
 from mer_dist.storage.run_folder import Run, VoteFolder
 
@@ -60,11 +62,14 @@ def vote(
     voters, present = [first, *others], first.present
     probability = np.stack([voter.oof.probability for voter in voters])
     nested_oof = np.stack([voter.nested_oof for voter in voters])
-    pooled, weights = pool(probability, nested_oof, clips, present, config.vote.kind)
+    taught_by = teachers.read(config, run, clips)
+    pooled, weights, taught = pool(probability, nested_oof, clips, present, config.vote.kind, taught_by)
     prior = _prior(config, clips, first, pooled, asked, should_stop)
     titles = [voter.oof.title for voter in voters]
     *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
     prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
+    if taught:
+        prior["teachers"] = taught
     prior["answered_by"] = EXPECTED_WAF if prior["applied"] else MOST_PROBABLE
     if prior["applied"]:
         old, new = np.array(prior["labeled"]), np.array(prior["used"])
@@ -79,6 +84,9 @@ def vote(
         answering.write(made_here.answer, answered, names, lost, common)
         predictions.write(made_here.predictions, made)
         files.write_json(made_here.prior, prior)
+        if taught_by:
+            models, *_ = pool(probability, nested_oof, clips, present, config.vote.kind)
+            _write_disputed(made_here.disputed, clips, models, taught_by)
         files.write_marker(folder, recipe.fingerprint, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
@@ -86,6 +94,31 @@ def vote(
         prior["reason"],
         _how(prior["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
+
+
+def _write_disputed(path: Path, clips: Clips, models: np.ndarray, taught_by: Sequence[Teacher]) -> None:
+    """List the labelled clips for which a teacher and the models, out of fold, agree on another label.
+
+    Args:
+        models: (N, C), the vote without teachers.
+    """
+    rows, answer = [], models.argmax(1)
+    for teacher in taught_by:
+        against = clips.labeled & (teacher.answer == answer) & (answer != clips.truth)
+        for row in np.flatnonzero(against).tolist():
+            label, other = (clips.labels[found[row]] for found in (clips.truth, answer))
+            rows.append((clips.names[row], label, other, f"{models[row].max():.3f}", teacher.name))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "label", "instead", "probability", "teacher"))
+        writer.writerows(sorted(rows))
+    if rows:
+        logger.info(
+            "vote: for %d of %d labelled clips a teacher and the models agree on another label; they are in %s",
+            len({name for name, *_ in rows}),
+            clips.labeled.sum(),
+            path.name,
+        )
 
 
 def _answering_row(config: Config, clips: Clips, made: Predictions, prior: dict) -> Predictions:
@@ -127,8 +160,13 @@ def _how(corrected: bool, moved: int, asked: int) -> str:
 
 
 def pool(
-    probability: np.ndarray, nested_oof: np.ndarray, clips: Clips, present: np.ndarray, kind: str = "soft"
-) -> tuple[np.ndarray, np.ndarray]:
+    probability: np.ndarray,
+    nested_oof: np.ndarray,
+    clips: Clips,
+    present: np.ndarray,
+    kind: str = "soft",
+    taught_by: Sequence[Teacher] = (),
+) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, float]]]:
     """The pooled prediction of the members, weighted and calibrated: ``(N, C)``, and the weights.
 
     With ``hard`` the calibration has no bias, so that the largest probability is still the largest
@@ -139,11 +177,14 @@ def pool(
         probability: (M, N, C), out of fold for labelled clips.
         nested_oof: (M, K, L, C), see :class:`CrossFitted`; to fit weights and calibration for fold k.
         present: (N,) bool, False for clips without any modality.
+        taught_by: outside labellers, which join one after the other, each where it covers a clip.
 
     Returns:
-        (N, C), and (K + 1, M): the weights for the clips of each fold and for unlabelled ones.
+        (N, C); (K + 1, M): the weights for the clips of each fold and for unlabelled ones; and of each teacher how
+        many clips it covers, and its weight in the log-linear pool of unlabelled ones.
     """
     pooled, weights = np.empty(probability.shape[1:]), []
+    taught: dict[str, dict[str, float]] = {}
     labeled = np.flatnonzero(clips.labeled)
     for fold in (*range(clips.folds), -1):
         judged = nested_oof[:, fold] if fold >= 0 else probability[:, labeled]
@@ -156,10 +197,43 @@ def pool(
         else:
             own = decisions.vote_weights(judged, truth)
             judged, unjudged = (decisions.log_odds_vote(part, own) for part in (judged, probability[:, rows]))
-        calibrated = label_shift.calibrate(judged, truth, bias=kind == "soft")(unjudged)
-        pooled[rows] = np.where(present[rows, None], calibrated, probability[:, rows].mean(0))
+        calibration = label_shift.calibrate(judged, truth, bias=kind == "soft")
+        judged, unjudged = calibration(judged), calibration(unjudged)
+        unjudged = np.where(present[rows, None], unjudged, probability[:, rows].mean(0))
+        for teacher in taught_by:
+            judged, unjudged, weight = _taught(teacher, judged, truth, labeled[known], unjudged, rows)
+            taught[teacher.name] = {
+                "labeled": int(teacher.covers[labeled].sum()),
+                "unlabeled": int(teacher.covers[~clips.labeled].sum()),
+                "weight": weight,
+            }
+        pooled[rows] = unjudged
         weights.append(own / own.sum())
-    return pooled, np.stack(weights)
+    return pooled, np.stack(weights), taught
+
+
+def _taught(
+    teacher: Teacher,
+    judged: np.ndarray,
+    truth: np.ndarray,
+    judged_rows: np.ndarray,
+    unjudged: np.ndarray,
+    rows: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both predictions with the teacher's say where it covers a clip, and its weight; fitted on ``judged``.
+
+    Args:
+        judged, unjudged: (n, C), of the clips ``judged_rows`` and ``rows``.
+    """
+    known, asked = teacher.covers[judged_rows], teacher.covers[rows]
+    if known.sum() < teachers.LEAST:
+        return judged, unjudged, 0.0
+    said = teacher.probability
+    both = teachers.fit(judged[known], said[judged_rows[known]], truth[known])
+    judged, unjudged = judged.copy(), unjudged.copy()
+    judged[known] = both(judged[known], said[judged_rows[known]])
+    unjudged[asked] = both(unjudged[asked], said[rows[asked]])
+    return judged, unjudged, both.teacher
 
 
 def _prior(

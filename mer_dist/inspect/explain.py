@@ -19,7 +19,7 @@ from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import UNLABELED
 from mer_dist.core.text_table import aligned
 from mer_dist.features import join, store
-from mer_dist.fusion import predictions, pseudo_label_log
+from mer_dist.fusion import predictions, pseudo_label_log, teachers
 from mer_dist.storage import files, parquet, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
@@ -54,6 +54,11 @@ def explain(folder: Path, name: str) -> dict:
         "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in rows],
         "rounds": _rounds(run, name),
         "vote": _vote(run, first["fold"]) if rows else {},
+        "teachers": [
+            {"name": one, "answer": said[0], "probability": said[1]}
+            for one in config.vote.teachers
+            if (said := teachers.answer_of(run, one, name))
+        ],
         "answer": predictions.answered(run, voted).get(name),
         "voted": voted.get(name),
     }
@@ -168,6 +173,8 @@ def text(explanation: dict) -> str:
         ]
         parts.append("prediction of each model\n" + _columns(rows))
     parts += [_lent(one, labels) for one in explanation["rounds"]]
+    if explanation["teachers"]:
+        parts.append("outside labellers\n" + _columns(_teacher_rows(explanation)))
     vote_lines = [*_vote_lines(explanation), *_why_another(explanation)] if explanation["vote"] else []
     parts.append("\n".join([*vote_lines, _answer_text(explanation)]))
     return "\n\n".join(parts)
@@ -227,6 +234,17 @@ def _vote_lines(explanation: dict) -> list[str]:
             rows = [[name, *_shares(own)] for name, own in shares.items()]
             parts.append(_columns([["", *vote["labels"]], *rows]))
     return parts
+
+
+def _teacher_rows(explanation: dict) -> list[list[str]]:
+    """What each says of this clip, and whether the models agree with it against the clip's label."""
+    final = explanation["predictions"][-1]["answer"] if explanation["predictions"] else None
+    rows = []
+    for one in explanation["teachers"]:
+        against = one["answer"] == final and explanation["label"] not in (None, final)
+        note = f"as the models, against its label {explanation['label']}" if against else ""
+        rows.append([one["name"], one["answer"], f"{one['probability']:.3f}", note])
+    return rows
 
 
 def _why_another(explanation: dict) -> list[str]:

@@ -16,6 +16,7 @@
       rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,
                                 fold_predictions.safetensors, models.safetensors, curves.json, pseudo_labels.parquet
       vote/                     prior.json, predictions.parquet and the answer
+      teachers/<name>.parquet   answers of outside labellers
       answer.csv                name,discrete
       scores.json
       report.html
@@ -222,6 +223,11 @@ class VoteFolder(_Folder):
         return self.folder / _PREDICTIONS
 
     @property
+    def disputed(self) -> Path:
+        """Only with ``vote.teachers``: labelled clips whose label a teacher and the models both doubt."""
+        return self.folder / "disputed_labels.csv"
+
+    @property
     def prior(self) -> Path:
         """The class prior, whether it was corrected, and the weights of the voters."""
         return self.folder / "prior.json"
@@ -329,6 +335,7 @@ class Run:
         sets = [FeatureFolder(folder) for folder in self.feature_sets()]
         parts = (ShardFolder(self.shards), self.linear_probes, self.vote, *sets, *self.rounds())
         owned = {part.folder: {*part.files(), part.folder / MARKER} for part in parts}
+        owned[self.vote.folder].add(self.vote.disputed)
         owned[self.features_folder] = {*self.feature_sets()}
         owned[self.rounds_folder] = {one.folder for one in self.rounds()}
         return sorted(
@@ -338,6 +345,10 @@ class Run:
     @property
     def vote(self) -> VoteFolder:
         return VoteFolder(self.folder / "vote")
+
+    def teacher(self, name: str) -> Path:
+        """Answers of an outside labeller; see :mod:`mer_dist.fusion.teachers`."""
+        return self.folder / "teachers" / f"{name}.parquet"
 
     @property
     def answer(self) -> Path:

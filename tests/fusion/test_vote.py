@@ -169,9 +169,9 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_answers(tmp_path, mo
 def test_that_proof_sees_weights_fitted_on_plain_out_of_fold_predictions(tmp_path, monkeypatch):
     config, _ = fusion_run.make(tmp_path, shares=SHIFTED)
 
-    def leaky(probability, oof, clips, present, kind):
+    def leaky(probability, oof, clips, present, kind, *others):
         plain = np.stack([honest(clips, member) for member in probability])
-        return pool(probability, plain, clips, present, kind)
+        return pool(probability, plain, clips, present, kind, *others)
 
     monkeypatch.setattr("mer_dist.fusion.vote.pool", leaky)
     before, after = own_answers_with_other_labels(config, monkeypatch, fold=1)
