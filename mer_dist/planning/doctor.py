@@ -65,6 +65,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[Config], str]]]:
     yield "packages", _packages
     yield "launch", _launch
     yield "processors", _processors
+    if config.extractors:
+        yield "memory", _memory
     yield "communication", _communication
     if any(extractor.quantize != "none" for extractor in config.extractors.values()):
         yield "bitsandbytes", _bitsandbytes
@@ -162,6 +164,19 @@ def _processors(config: Config) -> str:
             "mer-dist plan shows what would fit"
         )
     return f"torch {torch.__version__}, {count} GPUs of {capacity / 1e9:.1f} GB"
+
+
+def _memory(config: Config) -> str:
+    """Whether the processes of this machine can load their models."""
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = plan.host_needed(config)
+    (stage, name), most = max(needed.items(), key=lambda pair: pair[1])
+    if most > here:
+        raise UserError(
+            f"{stage} {name}: its processes take about {most / 1e9:.1f} GB to load, and this machine has "
+            f"{here / 1e9:.1f} GB; start fewer processes on it, or give extractors.{name}.quantize"
+        )
+    return f"{here / 1e9:.1f} GB, about {most / 1e9:.1f} GB needed to load ({stage} {name})"
 
 
 def _communication(config: Config) -> str:

@@ -96,6 +96,32 @@ def chosen(config: Config) -> launch_config.LaunchLayout:
         return layouts.settled(config.run, layout, choices, capacity)
 
 
+def host_needed(config: Config) -> dict[tuple[str, str], int]:
+    """(stage, extractor) -> bytes of host memory of all processes on one machine while they load.
+
+    On a machine without a GPU a model stays in host memory; what training holds beside it is not counted.
+
+    Raises:
+        UserError: as :func:`plan`.
+    """
+    import torch
+
+    from mer_dist.models import precision
+
+    layout, found = chosen(config), {}
+    for name, extractor in config.extractors.items():
+        sized = _size(config, name)
+        if torch.cuda.is_available():
+            held = sized.largest_layer * BYTES[precision.settled(extractor, precision.ON_A_GPU).precision]
+        else:
+            held = sized.weight_bytes(extractor.quantize, BYTES["fp32"])
+        found["extract", name] = layout.per_machine * (memory.PROCESS + held)
+        if extractor.finetune:
+            own = memory.host(_held(extractor, sized, layout), layout)
+            found["finetune", name] = layout.per_machine * own
+    return found
+
+
 def _tuned(config: Config, sizes: dict) -> dict[str, Training]:
     return {
         name: _training(config, extractor, sizes[name])
@@ -164,7 +190,8 @@ def _extractor(
 
 
 def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
-    """One process of ``extract``: the whole model, and the largest batch of a forward pass on a GPU."""
+    """One process of ``extract``: the whole model, and the largest batch of a forward pass on a GPU. Through host
+    memory pass single weights, which go to the GPU as they are read."""
     import torch
 
     from mer_dist.models import precision
@@ -187,7 +214,7 @@ def _extraction(config: Config, extractor: ExtractorConfig, sized) -> dict:
         "at_a_time": f"{batch} x {longest:g} {bare.unit}",
         "gpu": rows,
         "gpu_total": total,
-        "host": memory.PROCESS + weights,
+        "host": memory.PROCESS + sized.largest_layer * BYTES[extractor.precision],
         "fits": [size for size in GPUS if total <= size * 10**9],
     }
 

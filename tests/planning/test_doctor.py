@@ -17,7 +17,7 @@ from mer_dist.config.section import with_values
 from mer_dist.core import log
 from mer_dist.core.errors import UserError
 from mer_dist.planning import doctor as stage
-from mer_dist.planning import doctor_corpus
+from mer_dist.planning import doctor_corpus, memory, plan
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,24 @@ def test_a_check_that_takes_long_says_what_it_looks_at(monkeypatch, caplog):
         ("port", True, "free"),
     ]
     assert "looking at disk ..." in caplog.text and "port" not in caplog.text
+
+
+def test_models_that_the_machine_cannot_load_are_named_with_what_they_take(job, monkeypatch):
+    config = load(job)
+    needed = plan.host_needed(config)
+    assert needed.keys() == {
+        ("extract", "clip"),
+        ("finetune", "clip"),
+        ("extract", "hubert"),
+        ("extract", "baichuan"),
+        ("finetune", "baichuan"),
+    }
+    # Two processes on this machine, each of which imports the libraries.
+    assert all(2 * memory.PROCESS < size < 2.1 * memory.PROCESS for size in needed.values())
+    assert stage._memory(config).startswith(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 1000}.__getitem__)
+    with pytest.raises(UserError, match="its processes take about 2.0 GB to load, and this machine has 1.0 GB"):
+        stage._memory(config)
 
 
 @pytest.mark.slow
