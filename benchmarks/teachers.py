@@ -56,7 +56,9 @@ def features(data: dict[str, np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
     for name in ("voice", "face"):
         votes, level = data[f"{name}_votes"][rows].astype(np.float32), data[f"{name}_level"][rows]
         shares = (votes + 0.5) / (votes.sum(1, keepdims=True) + 3)
-        found.append(np.concatenate([shares, np.log(shares), np.maximum(level, 0) / 100], 1).astype(np.float32))
+        found.append(
+            np.concatenate([shares, np.log(shares), np.maximum(level, 0) / 100], 1).astype(np.float32)
+        )
     return found
 
 
@@ -74,7 +76,9 @@ def trial(data: dict[str, np.ndarray], count: int, seed: int) -> Iterator[tuple[
         names=[str(name) for name in data["names"][rows]],
         truth=np.where(np.arange(len(rows)) < count, truth[rows], -1),
         folds=FOLDS,
-        fold=np.where(np.arange(len(rows)) < count, np.searchsorted(own[np.argsort(own)], actor[rows]) % FOLDS, -1),
+        fold=np.where(
+            np.arange(len(rows)) < count, np.searchsorted(own[np.argsort(own)], actor[rows]) % FOLDS, -1
+        ),
     )
     there = np.ones(len(rows), bool)
     values = features(data, rows)

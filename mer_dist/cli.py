@@ -131,7 +131,9 @@ def parser() -> argparse.ArgumentParser:
     answered = command("import-answers", "read the answers of an outside labeller", import_answers)
     answered.add_argument("run", type=Path, help="run folder")
     answered.add_argument("teacher", metavar="NAME", help="a name for the labeller, for vote.teachers")
-    answered.add_argument("file", type=Path, help="CSV or Parquet: name,label[,confidence] or name,p_<label>,…")
+    answered.add_argument(
+        "file", type=Path, help="CSV or Parquet: name,label[,confidence] or name,p_<label>,…"
+    )
     exported = command("export-features", "write features in MERTools' layout", export_features)
     exported.add_argument("run", type=Path, help="run folder")
     exported.add_argument("set", help="name of the feature set")

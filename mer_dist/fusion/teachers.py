@@ -104,7 +104,9 @@ def read(config: Config, run: Run, clips: Clips) -> list[Teacher]:
 def _read(run: Run, name: str, clips: Clips) -> Teacher:
     path = run.teacher(name)
     if not path.exists():
-        raise UserError(f"vote.teachers: there are no answers of {name}; mer-dist import-answers {run.folder} {name} FILE")
+        raise UserError(
+            f"vote.teachers: there are no answers of {name}; mer-dist import-answers {run.folder} {name} FILE"
+        )
     with reading(path, "import it again"):
         content = parquet.read(path)
         found = {column.removeprefix("p_"): content[column].to_numpy() for column in content.column_names[1:]}
@@ -118,7 +120,9 @@ def _read(run: Run, name: str, clips: Clips) -> Teacher:
     probability = np.stack([*found.values()], 1)[there]
     probability[there < 0] = np.nan
     if (there < 0).all():
-        raise UserError(f"{path}: it covers none of the {len(clips.names)} clips of this run; are the names the same?")
+        raise UserError(
+            f"{path}: it covers none of the {len(clips.names)} clips of this run; are the names the same?"
+        )
     return Teacher(name, probability)
 
 
@@ -137,7 +141,9 @@ def answer_of(run: Run, name: str, clip: str) -> tuple[str, float] | None:
         if clip not in names:
             return None
         row = content.slice(names.index(clip), 1).to_pylist()[0]
-        label, sure = max(((key[2:], value) for key, value in row.items() if key != "name"), key=lambda pair: pair[1])
+        label, sure = max(
+            ((key[2:], value) for key, value in row.items() if key != "name"), key=lambda pair: pair[1]
+        )
         return label, float(sure)
 
 

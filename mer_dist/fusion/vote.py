@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 

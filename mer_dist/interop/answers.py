@@ -37,7 +37,9 @@ def import_answers(run: Run, name: str, path: Path) -> None:
     if not NAME.fullmatch(name):
         raise UserError(f"teacher {name!r}: a name is letters, digits, '.', '_' and '-'")
     if not run.config.exists():
-        raise UserError(f"{run.folder}: it has no {run.config.name}, and so no labels yet; run shard or fuse first")
+        raise UserError(
+            f"{run.folder}: it has no {run.config.name}, and so no labels yet; run shard or fuse first"
+        )
     config = configuration.of_run(run)
     labels = list(config.corpus.labels)
     rows, where, columns = _rows(Path(path))
@@ -57,7 +59,9 @@ def import_answers(run: Run, name: str, path: Path) -> None:
     known = join.labels_of(config, run)[0]
     others = sorted(found.keys() - known.keys())
     if len(others) == len(found):
-        raise UserError(f"{path}: it covers none of the {len(known)} clips of {run.folder}; for example it has {others[0]!r}")
+        raise UserError(
+            f"{path}: it covers none of the {len(known)} clips of {run.folder}; for example it has {others[0]!r}"
+        )
     if others:
         some = ", ".join(others[:SHOWN]) + ", …" * (len(others) > SHOWN)
         logger.warning("%s: %d rows are of no clip of this run and are left out: %s", path, len(others), some)
@@ -79,7 +83,12 @@ def _rows(path: Path) -> tuple[dict[str, Row], Callable[[str], str], list[str]]:
     if path.suffix.lower() != ".parquet":
         read = table.read(path, ("name",))
         if read.bad:
-            logger.warning("%s: %d rows cannot be read; the first: %s", path, len(read.bad), next(iter(read.bad.values())))
+            logger.warning(
+                "%s: %d rows cannot be read; the first: %s",
+                path,
+                len(read.bad),
+                next(iter(read.bad.values())),
+            )
         return read.rows, read.location, read.columns
     with reading(path, "save it again"):
         content = parquet.read(path)
@@ -100,9 +109,7 @@ def enumerate_rows(names: Iterable[str]) -> Iterable[tuple[str, int]]:
     return ((name, row) for row, name in enumerate(names))
 
 
-def _converter(
-    path: Path, columns: list[str], labels: list[str]
-) -> Callable[[Row], tuple[np.ndarray, str]]:
+def _converter(path: Path, columns: list[str], labels: list[str]) -> Callable[[Row], tuple[np.ndarray, str]]:
     """From a row to probabilities (C,), and why there are none.
 
     Raises:
@@ -129,7 +136,9 @@ def _of_label(row: Row, column: str, known: cells.Labels, labels: list[str]) -> 
     label, why = known.read(row[column])
     if label is None:
         return nothing, why
-    sure, why = _number(row.get("confidence", "")) if row.get("confidence", "").strip() else (teachers.SURE, "")
+    sure, why = (
+        _number(row.get("confidence", "")) if row.get("confidence", "").strip() else (teachers.SURE, "")
+    )
     if why or not 0 <= sure <= 1:
         return nothing, why or f"confidence {row['confidence']}: it must be in [0, 1]"
     made = np.full(len(labels), (1 - sure) / (len(labels) - 1))
@@ -143,7 +152,9 @@ def _of_shares(texts: list[str]) -> tuple[np.ndarray, str]:
     if faults := [why for _, why in found if why]:
         return made, faults[0]
     if (made < 0).any() or abs(made.sum() - 1) > ROUNDED:
-        return made, f"its probabilities sum to {made.sum():.3g}" + " and some are negative" * bool((made < 0).any())
+        return made, f"its probabilities sum to {made.sum():.3g}" + " and some are negative" * bool(
+            (made < 0).any()
+        )
     return made / made.sum(), ""
 
 
@@ -168,7 +179,7 @@ def _tell(name: str, labels: list[str], found: dict[str, np.ndarray], known: dic
         len(known) - of,
     )
     if labeled:
-        truth = np.array([labels.index(known[clip]) for clip in labeled])
+        truth = np.array([labels.index(str(known[clip])) for clip in labeled])
         answer = np.array([found[clip].argmax() for clip in labeled])
         logger.info(
             "teacher %s: WAF %.2f %% on these labelled clips; whether it has seen them, or their labels, cannot be known",

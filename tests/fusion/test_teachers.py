@@ -22,7 +22,9 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 
-def teacher_of(truth: np.ndarray, right: float, sure: float = teachers.SURE, covers: float = 1.0, seed: int = 5) -> Teacher:
+def teacher_of(
+    truth: np.ndarray, right: float, sure: float = teachers.SURE, covers: float = 1.0, seed: int = 5
+) -> Teacher:
     """One that is right in this part of the clips, always as ``sure``, and says nothing of the rest."""
     random = np.random.default_rng(seed)
     said = np.where(random.random(len(truth)) < right, truth, (truth + random.integers(1, 3, len(truth))) % 3)
@@ -53,7 +55,11 @@ def gain(right: float, seeds=range(6), **how) -> tuple[float, float]:
         parts = (teacher.covers & ~clips.labeled, clips.labeled)
         found.append(
             [
-                100 * (metrics.waf(truth[own], after[own].argmax(1)) - metrics.waf(truth[own], before[own].argmax(1)))
+                100
+                * (
+                    metrics.waf(truth[own], after[own].argmax(1))
+                    - metrics.waf(truth[own], before[own].argmax(1))
+                )
                 for own in parts
             ]
         )
@@ -80,7 +86,9 @@ def test_one_that_covers_a_part_gains_there_and_changes_no_other_clip():
     before, (after, told) = pooled(clips, member)[0], pooled(clips, member, teacher)
     assert np.array_equal(before[~teacher.covers], after[~teacher.covers])
     own = teacher.covers & ~clips.labeled
-    assert metrics.waf(truth[own], after[own].argmax(1)) > metrics.waf(truth[own], before[own].argmax(1)) + 0.05
+    assert (
+        metrics.waf(truth[own], after[own].argmax(1)) > metrics.waf(truth[own], before[own].argmax(1)) + 0.05
+    )
     assert told["one"]["labeled"] == (teacher.covers & clips.labeled).sum() and told["one"]["weight"] > 0.3
     assert np.allclose(after.sum(1), 1)
 
@@ -111,9 +119,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_pooled_predictions()
     teacher = teacher_of(truth, 0.8)
     own, shuffled = clips.fold == 0, clips.truth.copy()
     shuffled[own] = np.roll(shuffled[own], 1)
-    before, after = (
-        pooled(some, member, teacher)[0] for some in (clips, replace(clips, truth=shuffled))
-    )
+    before, after = (pooled(some, member, teacher)[0] for some in (clips, replace(clips, truth=shuffled)))
     assert np.array_equal(before[own], after[own])
     assert not np.array_equal(before[clips.fold == 1], after[clips.fold == 1])
     assert len(before) == len(clips.names) and FOLDS == 3
@@ -126,16 +132,17 @@ def made(tmp_path):
 
 
 def taught(folder, *options: str):
-    return fusion_run.configure(folder, epochs=1, rounds=0, overrides=("vote.teachers=[expert]", *options))
+    """By one weak set, and the answers of an expert."""
+    overrides = ("fuse.sets=[voice]", "vote.teachers=[expert]", *options)
+    return fusion_run.configure(folder, epochs=1, rounds=0, overrides=overrides)
 
 
 @pytest.mark.slow
 def test_from_its_answers_to_the_answer_file_and_the_labels_that_it_doubts(made, tmp_path, caplog):
-    config, truth, run = made
-    fuse(config)
+    _, truth, run = made
+    fuse(alone := fusion_run.configure(tmp_path, epochs=1, rounds=0, overrides=("fuse.sets=[voice]",)))
     plain = metrics.waf(truth[90:], answers(run))
     said = teacher_of(truth, 0.97).probability
-    # A label that is wrong: the teacher knows better, and here the models, too.
     teachers.write(run, "expert", fusion_run.LABELS, fusion_run.names(len(truth)), said)
     caplog.set_level("INFO")
     fuse(taught(tmp_path))
@@ -155,7 +162,7 @@ def test_from_its_answers_to_the_answer_file_and_the_labels_that_it_doubts(made,
     assert any("answers of vote.teachers" in line for line in verify(run.folder))
     fuse(taught(tmp_path))
     assert (run.round(0).folder / "complete.json").stat().st_mtime_ns == before
-    fuse(config)
+    fuse(alone)
     assert not run.vote.disputed.exists() and metrics.waf(truth[90:], answers(run)) == plain
 
 

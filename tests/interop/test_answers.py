@@ -27,7 +27,10 @@ def run(tmp_path) -> Run:
 
 def read(run: Run, name: str = "llm") -> dict[str, list[float]]:
     content = parquet.read(run.teacher(name)).to_pydict()
-    return {clip: [round(content[f"p_{label}"][row], 3) for label in LABELS] for row, clip in enumerate(content["name"])}
+    return {
+        clip: [round(content[f"p_{label}"][row], 3) for label in LABELS]
+        for row, clip in enumerate(content["name"])
+    }
 
 
 def table(tmp_path, content: str):
@@ -38,7 +41,10 @@ def table(tmp_path, content: str):
 
 def test_labels_with_and_without_confidence_in_any_letters_for_any_part_of_the_clips(run, tmp_path, caplog):
     caplog.set_level("INFO")
-    path = table(tmp_path, f"name,Label,confidence\n{NAMES[0]},Neutral,0.6\n{NAMES[4]}.mp4,ANGRY,\n{NAMES[2]},happy,1\n")
+    path = table(
+        tmp_path,
+        f"name,Label,confidence\n{NAMES[0]},Neutral,0.6\n{NAMES[4]}.mp4,ANGRY,\n{NAMES[2]},happy,1\n",
+    )
     import_answers(run, "llm", path)
     assert read(run) == {NAMES[0]: [0.6, 0.2, 0.2], NAMES[2]: [0.0, 0.0, 1.0], NAMES[4]: [0.05, 0.9, 0.05]}
     assert "answers for 2 of 3 labelled and 1 of 3 unlabelled clips" in caplog.text
@@ -68,7 +74,10 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(run, tmp_path, caplog):
     )
     import_answers(run, "llm", path)
     assert [*read(run)] == [NAMES[0]]
-    assert "3 of 5 rows cannot be used; the first: said.csv line 3: label 'bored' is not in corpus.labels" in caplog.text
+    assert (
+        "3 of 5 rows cannot be used; the first: said.csv line 3: label 'bored' is not in corpus.labels"
+        in caplog.text
+    )
     assert "1 rows are of no clip of this run and are left out: nobody" in caplog.text
 
 
@@ -77,7 +86,10 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(run, tmp_path, caplog):
     [
         ("name\nclip_0000\n", "needs a column label, or discrete"),
         ("name,label\nclip_0000,bored\n", "no row can be used; said.csv line 2: label 'bored'"),
-        ("name,label\nclip_0000,happy\nclip_0000,angry\n", "occurs twice: said.csv line 2 and said.csv line 3"),
+        (
+            "name,label\nclip_0000,happy\nclip_0000,angry\n",
+            "occurs twice: said.csv line 2 and said.csv line 3",
+        ),
         ("name,label\nother,happy\n", "covers none of the 6 clips"),
         ("name,p_happy,p_angry\nclip_0000,0.5,0.5\n", "lacks those of neutral"),
         ("name,p_happy,p_bored\nclip_0000,0.5,0.5\n", "column p_bored: label 'bored'"),
