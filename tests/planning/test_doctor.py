@@ -88,9 +88,13 @@ def test_models_that_the_machine_cannot_load_are_named_with_what_they_take(job, 
     }
     # Two processes on this machine, each of which imports the libraries.
     assert all(2 * memory.PROCESS < size < 2.1 * memory.PROCESS for size in needed.values())
-    assert stage._memory(config).startswith(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
+    assert stage._memory(config).startswith(
+        f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
+    )
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 1000}.__getitem__)
-    with pytest.raises(UserError, match="its processes take about 2.0 GB to load, and this machine has 1.0 GB"):
+    with pytest.raises(
+        UserError, match="its processes take about 2.0 GB to load, and this machine has 1.0 GB"
+    ):
         stage._memory(config)
 
 
@@ -105,6 +109,7 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
         "packages",
         "launch",
         "processors",
+        "memory",
         "communication",
         "model clip",
         "model hubert",
