@@ -22,7 +22,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Clip
-from mer_dist.corpus import faces, media, mertools, table
+from mer_dist.corpus import media, mertools, openface, table
 from mer_dist.corpus.decode import decode
 from mer_dist.corpus.paths import openface_folder
 from mer_dist.shards.reader import Reader, Sample
@@ -90,7 +90,7 @@ def test_a_picture_of_huge_sides_is_not_decoded(tmp_path, tried, make):
     folder = openface_folder(tmp_path / "faces", "a")
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(content)
-    images, _ = tried(faces.openface, tmp_path / "faces", "a", 4, 32)
+    images, _ = tried(openface.crops, tmp_path / "faces", "a", 4, 32)
     assert images == []
     sample = Sample(
         name="a",

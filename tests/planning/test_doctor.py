@@ -109,6 +109,7 @@ def test_a_healthy_job_passes_every_check(job, port, capsys):
         "packages",
         "launch",
         "processors",
+        "memory",
         "communication",
         "model clip",
         "model hubert",
