@@ -139,7 +139,7 @@ def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:
     """
     clip, root = decoded.clip, Path(config.openface)
     try:
-        crops, several = openface.crops(root, clip.name, config.frames, config.image_size)
+        crops, remarks = openface.crops(root, clip.name, config.frames, config.image_size)
         if not crops and clip.video is None and has_openface(root, clip.name):
             raise media.MediaError("its OpenFace folder holds no picture that can be read")
     except media.MediaError as error:
@@ -148,7 +148,7 @@ def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:
         decoded.note("part of video", f"{error}; the frames of its video are stored")
         return False
     decoded.frames = crops
-    decoded.remarks += [openface.SEVERAL] * several
+    decoded.remarks += remarks
     decoded.remarks += [picture.NEARLY_EMPTY] * (bool(crops) and picture.nearly_empty(crops))
     if crops:
         decoded.seconds = media.video_seconds(clip.video) if clip.video else 0.0

@@ -102,6 +102,13 @@ def clips(
                 asked=asked,
             )
         )
+    logger.info(
+        "%s: %d labelled clips, %d candidates to be answered, %d others to learn from",
+        folder,
+        sum(clip.label is not None for clip in found),
+        sum(clip.asked for clip in found),
+        sum(clip.label is None and not clip.asked for clip in found),
+    )
     _note_labels(emotions, names, candidates, lose)
     _note_others(folder, names, videos, sounds, candidates, spoken, lose)
     known.tell()

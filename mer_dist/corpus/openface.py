@@ -16,27 +16,31 @@ from mer_dist.corpus.paths import openface_array, openface_folder
 
 SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
 SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
+BLACK = "black pictures among the faces stand for frames without one, and are left out"
+NOT_SQUARE = "the faces are not square, and what lies outside their central square is not stored"
+#: Part of a picture's longer side.
+UPRIGHT = 0.1
 #: OpenFace's name for the picture of a tracked face: number of the face, number of the frame.
 _OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
 #: Number of frames, height, width, colours.
 _DIMENSIONS = 4
 
 
-def crops(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], bool]:
+def crops(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray], list[str]]:
     """Up to ``count`` faces of a clip as ``(size, size, 3)``, evenly spaced in frame order; may be empty.
 
     The array is used where there is one. Of a folder with several tracked faces the one with the most pictures
     is used; on a tie, the first.
 
     Returns:
-        The faces, and whether there are several people.
+        The faces, and remarks on them.
 
     Raises:
         MediaError: the array cannot be read.
     """
     array = openface_array(root, name)
     if array.exists():
-        return [whole(face[..., ::-1], size) for face in _evenly(_read(array), count)], False
+        return _of_array(_read(array), count, size)
     folder = openface_folder(root, name)
     paths = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
     faces: dict[str, list[Path]] = {}
@@ -45,7 +49,19 @@ def crops(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray
         faces.setdefault(found[1] if found else "", []).append(path)
     files = _evenly(max(faces.values(), key=len, default=[]), count)
     images = (_picture(path) for path in files if path.stat().st_size)
-    return [whole(image[..., ::-1], size) for image in images if image is not None], len(faces) > 1
+    squares = [whole(image[..., ::-1], size) for image in images if image is not None]
+    return squares, [SEVERAL] * (len(faces) > 1)
+
+
+def _of_array(faces: np.ndarray, count: int, size: int) -> tuple[list[np.ndarray], list[str]]:
+    """As :func:`crops`, of an array ``(N, H, W, 3)``."""
+    chosen, remarks = _evenly(faces, count), []
+    if any(not face.any() for face in chosen):
+        chosen = _evenly([face for face in faces if face.any()], count)
+        remarks.append(BLACK)
+    if chosen and 1 - min(chosen[0].shape[:2]) / max(chosen[0].shape[:2]) > UPRIGHT:
+        remarks.append(NOT_SQUARE)
+    return [whole(face[..., ::-1], size) for face in chosen], remarks
 
 
 def _evenly(items, count: int) -> list:
@@ -63,7 +79,11 @@ def _read(path: Path) -> np.ndarray:
     try:
         faces = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        why = "it holds Python objects, which are not read" if "allow_pickle" in str(error) else str(error)
+        why = str(error)
+        if "allow_pickle" in why:
+            why = "it holds Python objects, which are not read"
+        elif "mmap length" in why:
+            why = "it is cut off"
         raise MediaError(f"faces {path.name}: not readable as an array: {' '.join(why.split())}") from None
     if not isinstance(faces, np.ndarray):
         raise MediaError(f"faces {path.name}: several arrays in one file, and not one of faces")

@@ -71,6 +71,16 @@ def vote(
     prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
     if taught:
         prior["teachers"] = taught
+    for name, told in taught.items():
+        logger.info(
+            "vote: teacher %s covers %d labelled and %d unlabelled clips: %s",
+            name,
+            told["labeled"],
+            told["unlabeled"],
+            f"its probabilities enter with the exponent {told['weight']:.2f}"
+            if told["labeled"] >= teachers.LEAST
+            else f"with fewer than {teachers.LEAST} labelled ones it has no say",
+        )
     prior["answered_by"] = EXPECTED_WAF if prior["applied"] else MOST_PROBABLE
     if prior["applied"]:
         old, new = np.array(prior["labeled"]), np.array(prior["used"])
@@ -115,7 +125,8 @@ def _write_disputed(path: Path, clips: Clips, models: np.ndarray, taught_by: Seq
         writer.writerows(sorted(rows))
     if rows:
         logger.info(
-            "vote: for %d of %d labelled clips a teacher and the models agree on another label; they are in %s",
+            "vote: for %d of %d labelled clips a teacher and the models agree on another label; they are in "
+            "vote/%s",
             len({name for name, *_ in rows}),
             clips.labeled.sum(),
             path.name,
@@ -132,6 +143,11 @@ def _answering_row(config: Config, clips: Clips, made: Predictions, prior: dict)
     chosen, reason = answering.choose(rows, clips.truth, _groups(config, clips.names), config.run.seed)
     prior["answered_by_row"] = {"title": rows[chosen].title, "reason": str(reason)}
     logger.info("vote: %s", reason)
+    if config.vote.teachers and chosen < len(rows) - 1:
+        logger.warning(
+            "vote: that row knows nothing of vote.teachers (%s), which join the vote alone; vote.answer: vote uses them",
+            ", ".join(config.vote.teachers),
+        )
     return rows[chosen]
 
 

@@ -46,6 +46,7 @@ def explain(folder: Path, name: str) -> dict:
     return {
         "name": name,
         "split": first["split"],
+        "fused": bool(paths),
         "fold": first["fold"],
         "label": _label(config, run, name),
         "labels": list(config.corpus.labels),
@@ -182,7 +183,8 @@ def text(explanation: dict) -> str:
 
 def _heading(explanation: dict) -> str:
     if not explanation["split"]:
-        return f"{explanation['name']}: left out of fusion"
+        why = "left out of fusion" if explanation["fused"] else "not fused yet; run fuse"
+        return f"{explanation['name']}: {why}"
     if explanation["split"] == UNLABELED:
         return f"{explanation['name']}: unlabelled"
     label = explanation["label"] or "(label not available)"
@@ -224,6 +226,15 @@ def _vote_lines(explanation: dict) -> list[str]:
             weights, whose = vote["weights_of_folds"][explanation["fold"]], f"for fold {explanation['fold']}"
         lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
         parts.append(f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n{_columns(lines)}")
+        if taught := [
+            [one["name"], vote["teachers"][one["name"]]["weight"]]
+            for one in explanation["teachers"]
+            if one["name"] in vote.get("teachers", {})
+        ]:
+            lines = [[name, f"{weight:.3f}"] for name, weight in taught]
+            parts.append(
+                f"exponent of each outside labeller beside them, for unlabelled clips\n{_columns(lines)}"
+            )
     if explanation["split"] == UNLABELED:
         state = "applied" if vote.get("applied") else "not applied"
         parts.append(f"prior correction {state}: {vote.get('reason', '')}")
@@ -268,6 +279,8 @@ def _answer_text(explanation: dict) -> str:
         now = explanation["answer"] or "none, its row is missing"
         return f"answer: {now}; answer.csv was changed after the vote, which answered {voted}: run fuse to undo it"
     if not explanation["split"]:
+        if not explanation["fused"]:
+            return "answer: none yet"
         if explanation["answer"] is None:
             return "answer: none, since it was left out"
         return f"answer: {explanation['answer']}, the most frequent label, since vote.names asks for it"

@@ -11,7 +11,7 @@ import numpy as np
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.core import metrics
-from mer_dist.core.errors import UserError
+from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED
@@ -77,6 +77,7 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
     if truth_csv and not any("waf" in row for row in rows):
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
     _compare(run, rows)
+    _note_answering(run, rows)
     files.write_json(run.scores, rows)
     return rows
 
@@ -278,6 +279,16 @@ def _compare(run: Run, rows: list[dict]) -> None:
             row["helped"] = _figure(row) > max(map(_figure, before))
 
 
+def _note_answering(run: Run, rows: list[dict]) -> None:
+    """Mark the row that answers, where it is another than the vote."""
+    with reading(run.vote.prior, predictions.AGAIN):
+        prior = files.read_json(run.vote.prior) if run.vote.prior.exists() else {}
+        title = prior.get("answered_by_row", {}).get("title")
+    for row in rows:
+        if row["title"] == title:
+            row["answers"] = True
+
+
 def _frozen(file: str) -> str:
     """The linear probe of the same extractor's frozen features; empty if ``file`` is not of tuned ones."""
     path = Path(file)
@@ -298,6 +309,7 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         notes = [f"{row['unanswered']} without an answer"] if row.get("unanswered") else []
         notes += ["no gain"] if row["helped"] is False else []
+        notes += ["this row is answer.csv"] if row.get("answers") else []
         lines.append(
             (
                 row["title"],

@@ -12,15 +12,20 @@ from mer_dist.core import clip_names, metrics
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger
+from mer_dist.core.records import Problem
 from mer_dist.corpus import cells, table
 from mer_dist.features import join
 from mer_dist.fusion import recipes, teachers
-from mer_dist.storage import parquet
+from mer_dist.storage import parquet, quarantine
 from mer_dist.storage.run_folder import Run
 
 #: How far a row's probabilities may be from a sum of one.
 ROUNDED = 0.02
-SHOWN = 3
+SHOWN, KINDS = 3, 5
+LABEL = ("label", "discrete")
+#: Beginnings of names of columns that hold an answer, or how sure it is.
+ANSWERS = ("pred", "answer", "output", "response", "guess")
+SURENESS = ("confidence", "conf", "score", "prob", "certainty", "logit", "sure")
 Row = dict[str, str]
 
 
@@ -42,20 +47,25 @@ def import_answers(run: Run, name: str, path: Path) -> None:
         )
     config = configuration.of_run(run)
     labels = list(config.corpus.labels)
-    rows, where, columns = _rows(Path(path))
-    convert = _converter(Path(path), columns, labels)
+    path = Path(path)
+    rows, where, columns = _rows(path)
+    convert = _converter(path, columns, labels)
     found: dict[str, np.ndarray] = {}
-    bad = []
+    bad: list[Problem] = []
     for clip, row in rows.items():
         probability, why = convert(row)
         if why:
-            bad.append(f"{where(clip)}: {why}")
+            bad.append(Problem(stage="import", name=clip, lost="answer", reason=f"{where(clip)}: {why}"))
         else:
             found[clip] = probability
     if bad:
-        logger.warning("%s: %d of %d rows cannot be used; the first: %s", path, len(bad), len(rows), bad[0])
+        logger.warning(
+            "%s: %d of %d rows cannot be used; the first: %s", path, len(bad), len(rows), bad[0].reason
+        )
+        for kind in quarantine.kinds(bad)[:KINDS]:
+            logger.warning("%s: %s", path.name, kind)
     if not found:
-        raise UserError(f"{path}: no row can be used; {bad[0] if bad else 'it has none'}")
+        raise UserError(f"{path}: no row can be used; {bad[0].reason if bad else 'it has none'}")
     known = join.labels_of(config, run)[0]
     others = sorted(found.keys() - known.keys())
     if len(others) == len(found):
@@ -117,6 +127,10 @@ def _converter(path: Path, columns: list[str], labels: list[str]) -> Callable[[R
     """
     shares = {column: column[2:] for column in columns if column.startswith("p_")}
     known = cells.Labels(labels, path.name)
+    named = [column for column in LABEL if column in columns]
+    _check_others(
+        path, [column for column in columns if column not in (*shares, *named, "name", "confidence")], named
+    )
     if not shares:
         column = cells.label_column(path, columns)
         return lambda row: _of_label(row, column, known, labels)
@@ -128,7 +142,43 @@ def _converter(path: Path, columns: list[str], labels: list[str]) -> Callable[[R
         column_of[label] = column
     if absent := [label for label in labels if label not in column_of]:
         raise UserError(f"{path}: it has columns p_… and lacks those of {', '.join(absent)}")
-    return lambda row: _of_shares([row[column_of[label]] for label in labels])
+    return lambda row: _agreeing(
+        row, named, known, labels, *_of_shares([row[column_of[label]] for label in labels])
+    )
+
+
+def _check_others(path: Path, others: list[str], named: list[str]) -> None:
+    """Refuse columns that are hardly meant to be passed over; name all others.
+
+    Raises:
+        UserError: one may hold the answers beside a label, which then is the truth, or how sure they are.
+    """
+    for other in others:
+        if named and other.startswith(ANSWERS):
+            raise UserError(
+                f"{path}: it has the columns {named[0]} and {other}: keep the one that holds the labeller's answer, as "
+                "label; the truth must not pass for an answer"
+            )
+        if other.startswith(SURENESS):
+            raise UserError(
+                f"{path}: column {other!r} is not read: call it confidence, with numbers from 0 to 1, or take it out"
+            )
+    if others:
+        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
+
+
+def _agreeing(
+    row: Row, named: list[str], known: cells.Labels, labels: list[str], made: np.ndarray, why: str
+) -> tuple[np.ndarray, str]:
+    """The probabilities, unless a label beside them is another than the most probable one."""
+    text = row.get(named[0], "").strip() if named else ""
+    if why or not text:
+        return made, why
+    label, why = known.read(text)
+    most = labels[int(made.argmax())]
+    if label is not None and label != most:
+        why = f"its label is {label}, and the most probable one {most}"
+    return made, why
 
 
 def _of_label(row: Row, column: str, known: cells.Labels, labels: list[str]) -> tuple[np.ndarray, str]:
@@ -139,8 +189,13 @@ def _of_label(row: Row, column: str, known: cells.Labels, labels: list[str]) -> 
     sure, why = (
         _number(row.get("confidence", "")) if row.get("confidence", "").strip() else (teachers.SURE, "")
     )
+    if not why and 0 <= sure < 1 / len(labels):
+        return (
+            nothing,
+            f"confidence {sure:g} is below chance among {len(labels)} labels, and would speak against its label",
+        )
     if why or not 0 <= sure <= 1:
-        return nothing, why or f"confidence {row['confidence']}: it must be in [0, 1]"
+        return nothing, why or f"confidence {row['confidence']}: it must be in [0, 1], as 0.87 and not 87"
     made = np.full(len(labels), (1 - sure) / (len(labels) - 1))
     made[labels.index(label)] = sure
     return made, ""

@@ -93,7 +93,7 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     Raises:
         UserError: labels or feature sets are missing or do not fit each other.
     """
-    from mer_dist.fusion import answer
+    from mer_dist.fusion import answer, teachers
     from mer_dist.fusion.self_training import self_train
 
     run = Run(config.run.folder)
@@ -111,6 +111,7 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems, should_stop=should_stop)
     answer.check_names(config, clips, run)
+    teachers.read(config, run, clips)  # so that what is wrong with them is known before hours of training
     fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.fingerprint(fused))
     save(config, run.config)

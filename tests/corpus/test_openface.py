@@ -31,7 +31,7 @@ def test_openface_crops_are_taken_evenly_and_in_order_as_rgb(openface):
     assert all(crop.shape == (64, 64, 3) and crop[..., 0].max() == 0 for crop in crops)
     (openface_folder(openface, "a") / "frame_det_00_000004.bmp").write_bytes(b"no picture")
     assert not several and len(openface_faces.crops(openface, "a", 5, 64)[0]) == 4
-    assert openface_faces.crops(openface, "b", 5, 64) == ([], False)
+    assert openface_faces.crops(openface, "b", 5, 64) == ([], [])
 
 
 def test_of_several_faces_that_openface_followed_the_one_with_the_most_pictures_is_used_and_told(openface):
@@ -102,7 +102,7 @@ def test_an_array_of_faces_gives_the_same_as_their_pictures_and_is_preferred(ope
     of_array, several = openface_faces.crops(openface, "a", 5, 64)
     assert not several and np.array_equal(of_array, of_folder)
     np.save(openface_array(openface, "a"), graded(3))
-    assert [int(face[..., 2].mean()) for face in openface_faces.crops(openface, "a", 5, 64)[0]] == [0, 20, 40]
+    assert [int(face[..., 2].mean()) for face in openface_faces.crops(openface, "a", 5, 64)[0]] == [20, 40]
 
 
 def test_of_a_long_array_only_what_is_taken_is_read(array, tmp_path, monkeypatch):
@@ -181,6 +181,22 @@ def test_in_the_place_of_broken_faces_the_frames_of_the_video_are_stored_and_the
     ] == [("part of video", True)]
     alone = decoded(tmp_path)
     assert alone.missing == ["audio", "video"] and [one.lost for one in alone.problems] == ["video"]
+
+
+def test_black_pictures_of_an_array_are_no_faces_and_told(array, tmp_path):
+    faces = graded(20) + 1
+    faces[5:] = 0
+    np.save(array, faces)
+    found, remarks = openface_faces.crops(tmp_path, "a", 4, 32)
+    assert len(found) == 4 and min(face.max() for face in found) > 0 and remarks == [openface_faces.BLACK]
+    np.save(array, np.zeros((4, 112, 112, 3), np.uint8))
+    assert openface_faces.crops(tmp_path, "a", 4, 32) == ([], [openface_faces.BLACK])
+
+
+def test_upright_pictures_of_an_array_lose_their_ends_and_it_is_told(array, tmp_path):
+    np.save(array, graded(4)[:, :, :56] + 1)
+    found, remarks = openface_faces.crops(tmp_path, "a", 4, 32)
+    assert len(found) == 4 and remarks == [openface_faces.NOT_SQUARE]
 
 
 def test_an_array_without_a_face_counts_as_none_found(array, tmp_path):

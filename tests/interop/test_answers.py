@@ -97,6 +97,14 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(run, tmp_path, caplog):
         ("name,p_happy,p_angry,p_neutral\nclip_0000,1.5,-0.5,0\n", "some are negative"),
         ("name,p_happy,p_angry,p_neutral\nclip_0000,x,0,0\n", "'x' is no number"),
         ("name,label\n", "no row can be used; it has none"),
+        ("name,label,prediction\nclip_0000,happy,angry\n", "the truth must not pass for an answer"),
+        ("name,label,score\nclip_0000,happy,0.7\n", "column 'score' is not read: call it confidence"),
+        ("name,label,Confidence (%)\nclip_0000,happy,70\n", "column 'confidence (%)' is not read"),
+        ("name,label,confidence\nclip_0000,happy,0.1\n", "is below chance among 3 labels"),
+        (
+            "name,label,p_happy,p_angry,p_neutral\nclip_0000,angry,0.8,0.1,0.1\n",
+            "its label is angry, and the most probable one happy",
+        ),
     ],
 )
 def test_what_is_of_no_use_is_refused_in_a_line_and_leaves_what_was_there(run, tmp_path, content, why):
