@@ -29,6 +29,8 @@ _OTHERS = (
 )
 
 
+#: A spreadsheet's ways to say that a number is text: ``="001"`` and ``'001``.
+_AS_TEXT = re.compile(r"""="([^"]+)"|'(\d+)""")
 #: First lines of texts that are not tables.
 _OTHER_TEXTS = (
     (r"\d+\s*\r?\n\s*\d\d:\d\d:\d\d[,.]\d+ *-->", "subtitles (SRT)"),
@@ -199,7 +201,7 @@ def _other_text(lines: list[str]) -> str | None:
 
 def _by_name(table: Table, records: list[Record], used: str) -> Table:
     """``table`` with the records as its rows, or with the reasons why they cannot be read."""
-    locations, broken = [], []
+    locations, broken, as_text = [], [], []
     count = len(table.columns)
     for record in records:
         line, _, fields, why = record
@@ -211,7 +213,12 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
         if why and record is records[-1] and len(fields) < count:
             why += "; it is the last row: the file may be cut off here; compare it with its source"
         row = dict(zip(table.columns, fields, strict=False))
-        name = clip_names.clean(row.get("name", "").strip())
+        cell = row.get("name", "").strip()
+        # How spreadsheets keep 001 from becoming 1.
+        if (text := _AS_TEXT.fullmatch(cell)) and any(text.groups()):
+            as_text.append(cell)
+            cell = text[1] or text[2]
+        name = clip_names.clean(cell)
         if why:
             # After an extra field, the other fields are shifted.
             name = name if len(fields) == count or table.columns[0] == "name" else ""
@@ -220,6 +227,13 @@ def _by_name(table: Table, records: list[Record], used: str) -> Table:
         locations.append((name, line))
         table.rows[name] = row
         table.lines[name] = line
+    if as_text:
+        logger.info(
+            "%s: %d names are written as a spreadsheet's text, as %s, and read without that",
+            table.file,
+            len(as_text),
+            as_text[0],
+        )
     clip_names.check(locations, lambda line: f"{table.file} line {line}")
     for line, name, why in broken:
         known = name not in table.rows and not clip_names.unsafe(name)

@@ -435,3 +435,11 @@ def test_a_second_header_with_the_columns_in_another_order_is_refused(tmp_path):
         UserError, match="line 3 is a second header, .* another order .*: name,label,transcript"
     ):
         manifest.clips(path, ["calm"])
+
+
+def test_names_as_a_spreadsheet_keeps_them_text_are_read_without_that_and_told(tmp_path, caplog):
+    path = tmp_path / "all.csv"
+    path.write_text('name,transcript\n"=""001""",a\n\'002,b\n="003",c\n\'tis,d\n=\'x,e\n', "utf-8")
+    caplog.set_level("INFO")
+    assert [*table.read(path, ("name",)).rows] == ["001", "002", "003", "'tis", "='x"]
+    assert '3 names are written as a spreadsheet\'s text, as ="001"' in caplog.text
