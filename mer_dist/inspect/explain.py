@@ -60,6 +60,7 @@ def explain(folder: Path, name: str) -> dict:
             for one in config.vote.teachers
             if (said := teachers.answer_of(run, one, name))
         ],
+        "candidate": (wanted := join.asked(config, run)) is None or name in wanted,
         "answer": predictions.answered(run, voted).get(name),
         "voted": voted.get(name),
     }
@@ -292,7 +293,8 @@ def _answer_text(explanation: dict) -> str:
     if explanation["split"] != UNLABELED and explanation["vote"]:
         final = explanation["predictions"][-1]["answer"]
         return f"answer: {final}, not in answer.csv, since the clip is labelled"
-    return "answer: not in answer.csv"
+    why = "" if explanation["candidate"] else ", since it is no candidate of the corpus"
+    return f"answer: not in answer.csv{why}"
 
 
 def _columns(rows: list[list[str]]) -> str:

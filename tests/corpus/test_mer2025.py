@@ -15,6 +15,7 @@ from mer_dist.config.sections import CorpusConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import EMOTIONS
 from mer_dist.corpus import mer2025
+from mer_dist.inspect.explain import explain, text
 from mer_dist.inspect.verify import verify
 from mer_dist.shards import shard_index
 from mer_dist.stages.fuse import fuse
@@ -197,6 +198,8 @@ def test_the_answer_holds_exactly_the_candidates_and_all_others_are_learned_from
         answered = [row["name"] for row in csv.DictReader(file)]
     assert sorted(answered) == sorted([*candidates, "nothing"])
     assert verify(run.folder) == []
+    assert "since it is no candidate" in text(explain(run.folder, "o00"))
+    assert "no candidate" not in text(explain(run.folder, "c00"))
     # Another list of candidates makes the vote again, and no tar.
     before = {path: path.stat().st_mtime_ns for path in run.shards.glob("0*")}
     (tmp_path / "corpus" / mer2025.YEARS[year].candidates).write_text("\n".join(["name", *others, "nothing"]))
