@@ -116,6 +116,22 @@ def parser() -> argparse.ArgumentParser:
     demo_command = command("demo", "generate the demo corpus and its small models", demo)
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
+    _commands_on_features(command)
+    model = command("export", "write a fine-tuned model as a model folder, LoRA merged", export_model)
+    model.add_argument("run", type=Path, help="run folder")
+    model.add_argument("adapter_name", metavar="ADAPTER", help="adapter, as baichuan@all or clip@fold-0")
+    model.add_argument("folder", type=Path, help="a new folder")
+    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished adapter")
+    model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
+    model.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the merged weights; default: extractors.*.precision",
+    )
+    return top
+
+
+def _commands_on_features(command: Callable) -> None:
     imported = command("import-features", "read features in MERTools' layout", import_features)
     imported.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
     imported.add_argument("run", type=Path, help="run folder")
@@ -139,18 +155,6 @@ def parser() -> argparse.ArgumentParser:
     exported.add_argument("set", help="name of the feature set")
     exported.add_argument("folder", type=Path)
     exported.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
-    model = command("export", "write a fine-tuned model as a model folder, LoRA merged", export_model)
-    model.add_argument("run", type=Path, help="run folder")
-    model.add_argument("adapter_name", metavar="ADAPTER", help="adapter, as baichuan@all or clip@fold-0")
-    model.add_argument("folder", type=Path, help="a new folder")
-    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished adapter")
-    model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
-    model.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="of the merged weights; default: extractors.*.precision",
-    )
-    return top
 
 
 def _commands_on_files(command: Callable) -> None:

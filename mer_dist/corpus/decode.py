@@ -145,7 +145,10 @@ def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:
     except media.MediaError as error:
         if clip.video is None:
             raise
-        decoded.note("part of video", f"{error}; the frames of its video are stored")
+        instead = (
+            "the frames of its video are stored" if config.faceless == "frame" else "its video is masked"
+        )
+        decoded.note("part of video", f"{error}; {instead}")
         return False
     decoded.frames = crops
     decoded.remarks += remarks

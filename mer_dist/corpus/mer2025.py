@@ -66,12 +66,14 @@ def clips(
     """The usable clips, by split and name, and the problems of the others.
 
     Raises:
-        UserError: the layout is not found, or a name is unsafe or occurs twice.
+        UserError: the layout is not found, nobody is a candidate, or a name is unsafe or occurs twice.
     """
     videos, sounds = _media(folder, "video"), _media(folder, "audio")
     names = videos.keys() | sounds.keys()
     emotions = table.read(folder / year.labels, ("name", "discrete"), encoding, names)
     candidates = table.read(folder / year.candidates, ("name",), encoding, names)
+    if not candidates.rows:
+        raise UserError(f"{folder / year.candidates}: it names no candidate, so no clip would get an answer")
     spoken = challenge.transcripts(folder / TRANSCRIPTS, language, encoding, names)
     known, texts = cells.Labels(labels, emotions.file), Texts(spoken.file)
     found, problems = [], []
@@ -166,15 +168,16 @@ def _note_others(
         lose(name, "clip", why)
     for name in spoken.bad.keys() - names:
         lose(name, Modality.TEXT, spoken.bad[name])
-    if not candidates.rows:
-        raise UserError(f"{folder / candidates.file}: it names no candidate, so no clip would get an answer")
     for what, some in (
         (f"candidates of {candidates.file} have neither video nor sound", candidates.rows.keys() - names),
         (f"rows of {spoken.file} belong to no clip", spoken.rows.keys() - names - candidates.rows.keys()),
         ("clips have no video", sounds.keys() - videos.keys()),
-        ("clips have no file in audio, and the sound of their video is taken", videos.keys() - sounds.keys()),
+        (
+            "clips have no file in audio, and the sound of their video is taken",
+            videos.keys() - sounds.keys() if sounds else set(),
+        ),
     ):
-        if some and not (some == videos.keys() and not sounds):
+        if some:
             logger.warning(
                 "%s: %d %s: %s%s",
                 folder,

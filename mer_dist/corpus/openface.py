@@ -18,8 +18,8 @@ SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
 SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
 BLACK = "black pictures among the faces stand for frames without one, and are left out"
 NOT_SQUARE = "the faces are not square, and what lies outside their central square is not stored"
-#: Part of a picture's longer side.
-UPRIGHT = 0.1
+#: Part of its longer side that a face may lose to the square without a remark.
+MOST_CUT_AWAY = 0.1
 #: OpenFace's name for the picture of a tracked face: number of the face, number of the frame.
 _OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
 #: Number of frames, height, width, colours.
@@ -59,7 +59,7 @@ def _of_array(faces: np.ndarray, count: int, size: int) -> tuple[list[np.ndarray
     if any(not face.any() for face in chosen):
         chosen = _evenly([face for face in faces if face.any()], count)
         remarks.append(BLACK)
-    if chosen and 1 - min(chosen[0].shape[:2]) / max(chosen[0].shape[:2]) > UPRIGHT:
+    if chosen and 1 - min(chosen[0].shape[:2]) / max(chosen[0].shape[:2]) > MOST_CUT_AWAY:
         remarks.append(NOT_SQUARE)
     return [whole(face[..., ::-1], size) for face in chosen], remarks
 

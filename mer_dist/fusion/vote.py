@@ -71,16 +71,7 @@ def vote(
     prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
     if taught:
         prior["teachers"] = taught
-    for name, told in taught.items():
-        logger.info(
-            "vote: teacher %s covers %d labelled and %d unlabelled clips: %s",
-            name,
-            told["labeled"],
-            told["unlabeled"],
-            f"its probabilities enter with the exponent {told['weight']:.2f}"
-            if told["labeled"] >= teachers.LEAST
-            else f"with fewer than {teachers.LEAST} labelled ones it has no say",
-        )
+    _tell_taught(taught)
     prior["answered_by"] = EXPECTED_WAF if prior["applied"] else MOST_PROBABLE
     if prior["applied"]:
         old, new = np.array(prior["labeled"]), np.array(prior["used"])
@@ -105,6 +96,20 @@ def vote(
         prior["reason"],
         _how(prior["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
+
+
+def _tell_taught(taught: dict[str, dict[str, float]]) -> None:
+    """Log what say each teacher has."""
+    for name, told in taught.items():
+        logger.info(
+            "vote: teacher %s covers %d labelled and %d unlabelled clips: %s",
+            name,
+            told["labeled"],
+            told["unlabeled"],
+            f"its probabilities enter with the exponent {told['weight']:.2f}"
+            if told["labeled"] >= teachers.LEAST
+            else f"with fewer than {teachers.LEAST} labelled ones it has no say",
+        )
 
 
 def _write_disputed(path: Path, clips: Clips, models: np.ndarray, taught_by: Sequence[Teacher]) -> None:

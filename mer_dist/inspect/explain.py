@@ -145,9 +145,12 @@ def _vote(run: Run, fold: int) -> dict:
         vote = files.read_json(path)
         shares = [vote[key] for key in ("labeled", "tried") if key in vote]
         weights = [vote.get("weights", {}), *vote.get("weights_of_folds", [])]
-        figures = [figure for of in (*shares, *(own.values() for own in weights)) for figure in of]
+        taught = [one["weight"] for one in vote.get("teachers", {}).values()]
+        figures = [figure for of in (*shares, *(own.values() for own in weights), taught) for figure in of]
         if not all(type(figure) in (int, float) for figure in figures):
             raise ValueError("its shares or weights are not numbers")
+        if not isinstance(vote.get("answered_by_row", {}).get("reason", ""), str):
+            raise ValueError("its reason for the answering row is not a string")
         labels = vote["labels"]
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("its labels are not strings")
@@ -227,12 +230,13 @@ def _vote_lines(explanation: dict) -> list[str]:
             weights, whose = vote["weights_of_folds"][explanation["fold"]], f"for fold {explanation['fold']}"
         lines = [[title, f"{weight:.3f}"] for title, weight in weights.items()]
         parts.append(f"{vote.get('kind', 'soft')} vote: weight of each member {whose}\n{_columns(lines)}")
-        if taught := [
-            [one["name"], vote["teachers"][one["name"]]["weight"]]
+        said = vote.get("teachers", {})
+        lines = [
+            [one["name"], f"{said[one['name']]['weight']:.3f}"]
             for one in explanation["teachers"]
-            if one["name"] in vote.get("teachers", {})
-        ]:
-            lines = [[name, f"{weight:.3f}"] for name, weight in taught]
+            if one["name"] in said
+        ]
+        if lines:
             parts.append(
                 f"exponent of each outside labeller beside them, for unlabelled clips\n{_columns(lines)}"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -106,17 +107,13 @@ def _rows(path: Path) -> tuple[dict[str, Row], Callable[[str], str], list[str]]:
             raise UserError(f"{path}: it lacks the column name; it has: {', '.join(content.column_names)}")
         columns = {column: content[column].to_pylist() for column in content.column_names}
     names = [clip_names.clean(str(name)) for name in columns["name"]]
-    clip_names.check(enumerate_rows(names), lambda row: f"{path.name} row {row}")
+    clip_names.check(zip(names, count()), lambda row: f"{path.name} row {row}")
     found = {
         name: {column: "" if values[row] is None else str(values[row]) for column, values in columns.items()}
         for row, name in enumerate(names)
     }
     row_of = {name: row for row, name in enumerate(names)}
     return found, lambda name: f"{path.name} row {row_of[name]}", [*columns]
-
-
-def enumerate_rows(names: Iterable[str]) -> Iterable[tuple[str, int]]:
-    return ((name, row) for row, name in enumerate(names))
 
 
 def _converter(path: Path, columns: list[str], labels: list[str]) -> Callable[[Row], tuple[np.ndarray, str]]:
