@@ -41,14 +41,19 @@ class Case:
     corrected_decided: float
     #: Of the distance between estimated and labelled shares, what is told from noise.
     trust: float
-    #: Whether floor and two-sample test leave it to the gate, and the gain that it expects in its deviations.
+    #: Whether floor and two-sample test leave it to the gate, and the gain that it expects in its deviations: with half
+    #: of a label as observed, and by labels alone.
     asked: bool
     gain: float
+    by_labels: float
     #: Gain of answers for expected WAF on labelled clips, out of fold, in deviations.
     out_of_fold: float
 
     def opens(self, doubt: float = decisions.DOUBT, trusted: float = 0.0) -> bool:
         return self.asked and self.gain > doubt and self.trust >= trusted
+
+    def opens_by_labels(self, doubt: float) -> bool:
+        return self.asked and self.by_labels > doubt and self.trust >= correction.TRUSTED
 
 
 #: rule -> the WAF that it gets.
@@ -71,9 +76,20 @@ RULES: dict[str, Callable[[Case], float]] = {
         )
         for least in (0.3, 0.5, 0.7)
     },
-    "expected WAF where corrected, DOUBT 1": lambda case: (
-        case.corrected_decided if case.opens(doubt=1) else case.argmax
-    ),
+    **{
+        f"as it is, DOUBT {doubt}": (
+            lambda case, doubt=doubt: (
+                case.corrected_decided if case.opens(doubt, trusted=correction.TRUSTED) else case.argmax
+            )
+        )
+        for doubt in (0.25, 0.5, 1.0, 2.0)
+    },
+    **{
+        f"gate by labels alone, DOUBT {doubt}": (
+            lambda case, doubt=doubt: case.corrected_decided if case.opens_by_labels(doubt) else case.argmax
+        )
+        for doubt in (0.25, 0.5, 1.0, 2.0)
+    },
 }
 
 
@@ -135,6 +151,8 @@ def judged(trial: Trial, others: Part) -> Case:
     # So that the gate is asked however much of the estimate is noise.
     with patch.object(correction, "TRUSTED", 0):
         verdict = trial.verdict(own, evidence)
+        with patch.object(decisions, "OBSERVED", 1.0):
+            by_labels = trial.verdict(own, evidence).gate
     corrected = label_shift.adapt(told, evidence.found.labeled, evidence.found.used)
     ways = {
         "argmax": told.argmax(1),
@@ -148,6 +166,7 @@ def judged(trial: Trial, others: Part) -> Case:
         trust=evidence.found.shrinkage,
         asked=verdict.by == correction.BY_GATE,
         gain=verdict.gate.gain / max(verdict.gate.noise, 1e-7),
+        by_labels=by_labels.gain / max(by_labels.noise, 1e-7),
         out_of_fold=gain / max(noise, 1e-7),
     )
 

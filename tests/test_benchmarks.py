@@ -125,3 +125,21 @@ def test_finished_runs_with_one_truth_share_a_row_and_answer_its_clips_alone(tmp
     _, row = capsys.readouterr().out.splitlines()
     assert row.startswith(f"{tmp_path.name}/half.csv") and row.endswith("floor 2") and row.split()[1] == "60"
     assert files.read_json(tmp_path / "again" / "vote" / "prior.json")["clips"] == 60
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("benchmarks", "one_thread")
+def test_rules_of_the_vote_are_compared_on_a_part_whose_truth_is_known():
+    import vote_rules
+
+    title, trial, others = next(vote_rules.generated(range(3)))
+    case = vote_rules.judged(trial, others)
+    ways = {case.argmax, case.decided, case.corrected, case.corrected_decided}
+    assert all(0 < way <= 100 for way in ways)
+    got = {rule: waf(case) for rule, waf in vote_rules.RULES.items()}
+    assert set(got.values()) <= ways
+    # Nothing differs in the first part, so the vote corrects nothing.
+    assert title == "nothing differs" and got["as it is, DOUBT 1.0"] == case.argmax
+    head, *rows = vote_rules.table({title: [case]})
+    assert [row[:44].strip() for row in rows] == [*got] and f"{title} (1)" in head
+    assert all(f"{waf - case.argmax:+.2f} (worst" in row for waf, row in zip(got.values(), rows, strict=True))
