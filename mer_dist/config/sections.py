@@ -61,6 +61,11 @@ def _fraction(section: str, key: str, value: float) -> None:
         raise UserError(f"{_key(section, key)} is {value}; it must be in [0, 1)")
 
 
+def _distinct(section: str, teachers: list[str]) -> None:
+    if len(set(teachers)) < len(teachers):
+        raise UserError(f"{section}.teachers names one twice: {', '.join(teachers)}")
+
+
 @section
 class RunConfig:
     folder: str = MISSING
@@ -394,15 +399,21 @@ class SelfTrainConfig:
     rule: str = "quota"
     """``quota``: the most confident clips of each class, in the proportion of the classes; ``threshold``:
     all that reach ``confidence``; ``precision``: all that reach their class's threshold, learned on
-    held-out clips so that ``precision`` of its predictions are right (needs three folds)."""
+    held-out clips so that ``precision`` of its predictions are right; ``consensus``: as
+    ``quota``, by what models and ``teachers`` say together, without the clips on which they disagree,
+    unless the teachers are ``sure``. The last two need three folds."""
     quota: float = 0.5
-    """Fraction of the unlabelled clips that the last round selects by the rule ``quota``, and that one of
-    its epochs uses by any rule; earlier rounds less, in even steps."""
+    """Fraction of the unlabelled clips that the last round selects by the rules ``quota`` and
+    ``consensus``, and that one of its epochs uses by any rule; earlier rounds less, in even steps."""
     confidence: float = 0.5
     """Probability below which a clip is never selected, whatever the rule. It is calibrated on models
     that left out two folds, one per pair; with two folds it is uncalibrated."""
     precision: float = 0.8
     """Fraction of a class's predictions that must be right: lower end of the interval on held-out clips."""
+    teachers: list[str] = field(default_factory=list)
+    """Outside labellers for the rule ``consensus``, by the names that ``mer-dist import-answers`` gave them."""
+    sure: float = 0.9
+    """Calibrated probability from which ``teachers`` overrule the models."""
     weight: float = 0.5
     """Weight of a pseudo-labelled clip relative to a labelled one; times its confidence."""
     start: str = "scratch"
@@ -413,13 +424,16 @@ class SelfTrainConfig:
     def __post_init__(self):
         for key in ("rounds", "patience"):
             at_least("self_train", key, getattr(self, key), 0)
-        one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision"))
+        one_of("self_train", "rule", self.rule, ("quota", "threshold", "precision", "consensus"))
         one_of("self_train", "start", self.start, ("scratch", "warm"))
         for key in ("quota", "weight"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"self_train.{key} is {getattr(self, key)}; it must be in (0, 1]")
-        for key in ("confidence", "precision"):
+        for key in ("confidence", "precision", "sure"):
             _fraction("self_train", key, getattr(self, key))
+        if (self.rule == "consensus") != bool(self.teachers):
+            raise UserError("self_train.teachers belongs to self_train.rule: consensus, and is needed there")
+        _distinct("self_train", self.teachers)
 
 
 @section
@@ -448,8 +462,7 @@ class VoteConfig:
     def __post_init__(self):
         one_of("vote", "kind", self.kind, ("soft", "hard"))
         one_of("vote", "answer", self.answer, ("vote", "best"))
-        if len(set(self.teachers)) < len(self.teachers):
-            raise UserError(f"vote.teachers names one twice: {', '.join(self.teachers)}")
+        _distinct("vote", self.teachers)
         self.names = path("vote", "names", self.names)
         one_of("vote", "prior", self.prior, ("estimate", "given", "probed", "none"))
         for key, kind in (("given", "given"), ("scorer_feedback", "probed")):

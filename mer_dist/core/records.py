@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class Clip:
     remarks: tuple[str, ...] = ()
     #: Whether the corpus wants an answer for it, if it is unlabelled: others are there to learn from.
     asked: bool = True
+    #: Column -> text, of the other columns of its row among the labels, as ``valence``; empty cells are left out.
+    annotations: dict[str, str] = field(default_factory=dict)
 
     def names(self, modality: str) -> bool:
         """Whether the corpus lists this part of the clip. A part that it does not list is absent on purpose:

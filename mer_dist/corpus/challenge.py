@@ -16,6 +16,8 @@ from mer_dist.corpus.texts import Texts
 SUFFIXES = clip_names.VIDEO_SUFFIXES | {".264", ".265"}
 #: ``corpus.language`` -> columns of a transcript, in this order.
 COLUMNS = {"chinese": ("chinese",), "english": ("english",), "both": ("chinese", "english")}
+#: Of the table of labels. Its other columns, as valence, are kept and not used.
+LABEL_COLUMNS = ("name", "discrete")
 SHOWN = 5
 
 

@@ -13,6 +13,7 @@ from mer_dist.corpus import faces, media, openface, picture
 from mer_dist.corpus.clock import UNLIKELY
 from mer_dist.corpus.paths import has_openface
 from mer_dist.corpus.sound import read_sound
+from mer_dist.shards.shard_index import FACELESS
 
 SHORT_SOUND = "sound far shorter than its video"
 LONG_SOUND = "sound far longer than its video"
@@ -20,7 +21,6 @@ CUT_AWAY = (
     "more than a third of the picture lies outside the central square that is stored, for no face detector "
     "found a face or none is at work"
 )
-FACELESS = "no face is known, and the video is masked, as shard.faceless says"
 #: A square loses a quarter of a 4:3 picture, four ninths of 16:9.
 MOST_CUT_AWAY = 1 / 3
 APART = "sound and picture of a file begin over half a second apart; each is stored from its own start"

@@ -74,6 +74,7 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
                 label=label,
                 split=split,
                 remarks=remarks,
+                annotations=rows.others(name, COLUMNS),
             )
         )
     if not rows.rows and not rows.bad:
@@ -108,7 +109,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
                 f"is what it holds, or give the table an empty column {meant}"
             )
     if others:
-        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
+        logger.info("%s: columns that are kept and not used: %s", path, ", ".join(map(repr, others[:20])))
 
 
 def _whole(path: Path, rows: Table, found: list[Clip]) -> tuple[list[Clip], list[Problem]]:

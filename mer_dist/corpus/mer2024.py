@@ -38,7 +38,7 @@ def clips(
     """
     folder = Path(folder)
     videos = _videos(folder)
-    emotions = table.read(folder / LABELS, ("name", "discrete"), encoding, videos)
+    emotions = table.read(folder / LABELS, challenge.LABEL_COLUMNS, encoding, videos)
     spoken = transcripts(folder / TRANSCRIPTS, language, encoding, videos)
     known, texts = cells.Labels(labels, emotions.file), Texts(spoken.file)
     found, problems = [], []
@@ -65,6 +65,7 @@ def clips(
                 label=label,
                 split=split,
                 remarks=remarks,
+                annotations=emotions.others(name, challenge.LABEL_COLUMNS) if split == LABELED else {},
             )
         )
     _report_rows_without_clip(videos, emotions, spoken, lose)

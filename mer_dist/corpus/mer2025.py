@@ -70,7 +70,7 @@ def clips(
     """
     videos, sounds = _media(folder, "video"), _media(folder, "audio")
     names = videos.keys() | sounds.keys()
-    emotions = table.read(folder / year.labels, ("name", "discrete"), encoding, names)
+    emotions = table.read(folder / year.labels, challenge.LABEL_COLUMNS, encoding, names)
     candidates = table.read(folder / year.candidates, ("name",), encoding, names)
     if not candidates.rows:
         raise UserError(f"{folder / year.candidates}: it names no candidate, so no clip would get an answer")
@@ -102,6 +102,7 @@ def clips(
                 split=UNLABELED if label is None else LABELED,
                 remarks=remarks,
                 asked=asked,
+                annotations={} if label is None else emotions.others(name, challenge.LABEL_COLUMNS),
             )
         )
     logger.info(

@@ -60,6 +60,13 @@ class Table:
     #: The columns of its header, in small letters.
     columns: list[str] = field(default_factory=list)
 
+    def others(self, name: str, known: Collection[str]) -> dict[str, str]:
+        """Column -> text, of the columns that are not ``known``, in a clip's row; without empty fields."""
+        row = self.rows.get(name, {})
+        return {
+            column: text for column, text in row.items() if column and column not in known and text.strip()
+        }
+
     def location(self, name: str) -> str:
         return f"{self.file} line {self.lines[name]}" if name in self.lines else self.file
 

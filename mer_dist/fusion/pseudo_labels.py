@@ -1,7 +1,6 @@
 """Selection and weights of pseudo-labels for unlabelled clips.
 
-Everything here takes arrays of N clips and C labels and needs only numpy. Where a rule is fitted on
-held-out clips, the caller ensures that these clips, and the models that predicted them, do not leak
+Everything here takes arrays of N clips and C labels. Where a rule is fitted on held-out clips, the caller ensures that these clips, and the models that predicted them, do not leak
 labels into the pseudo-labels.
 """
 
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mer_dist.config.sections import SelfTrainConfig
-from mer_dist.fusion import label_shift
+from mer_dist.fusion import label_shift, teachers
+from mer_dist.fusion.teachers import Together
 
-TAKEN, EMPTY, UNSURE, BEYOND, CLOSED = range(5)
+TAKEN, EMPTY, UNSURE, BEYOND, CLOSED, DISPUTED = range(6)
 #: The reason for each of these codes; a selected clip needs none.
 REASONS = (
     "",
@@ -22,6 +22,7 @@ REASONS = (
     "not sure enough",
     "beyond its class's quota",
     "no threshold is precise enough for its class",
+    "models and teachers disagree",
 )
 #: Standard normal quantile of the one-sided 90 % bound on a precision.
 _SURE = 1.2816
@@ -55,6 +56,7 @@ def pseudo_labels(
     truth: np.ndarray,
     part: float,
     settings: SelfTrainConfig,
+    taught: tuple[Together, Together] | None = None,
 ) -> PseudoLabels:
     """Calibrate the predictions of unlabelled clips and select by ``settings.rule``.
 
@@ -64,18 +66,49 @@ def pseudo_labels(
         oof: (n, C), probabilities of held-out labelled clips, to fit temperature and
             thresholds. With no clip the temperature is 1.
         truth: (n,) int, their labels.
-        part: largest fraction of the N clips that rule ``quota`` selects.
+        part: largest fraction of the N clips that the rules ``quota`` and ``consensus`` select.
+        taught: with the rule ``consensus``, what teachers say of the n labelled and the N unlabelled clips.
     """
     calibration = label_shift.calibrate(oof, truth, bias=False)
     probability, limit = calibration(unlabeled), np.full(unlabeled.shape[1], settings.confidence)
-    quota = None
-    if settings.rule == "quota":
+    quota, barred = None, np.where(usable, TAKEN, EMPTY).astype(np.int8)
+    if taught is not None:
+        probability, disputed = consensus(probability, calibration(oof), truth, taught, settings.sure)
+        barred[usable & disputed] = DISPUTED
+    if settings.rule in ("quota", "consensus"):
         quota = np.round(part * probability[usable].sum(0)).astype(int)
         limit = np.where(quota > 0, limit, np.inf)
     elif settings.rule == "precision":
         learned = precise_thresholds(calibration(oof), truth, settings.precision)
         limit = np.maximum(limit, learned)
-    return take(probability, usable, limit, quota, settings.weight)
+    return take(probability, barred, limit, quota, settings.weight)
+
+
+def consensus(
+    unlabeled: np.ndarray, oof: np.ndarray, truth: np.ndarray, taught: tuple[Together, Together], sure: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What models and teachers say together, and where they disagree.
+
+    They say the log-linear pool of both, as in the vote, so a teacher that knows nothing changes nothing. They
+    disagree where the teachers' say changes the most probable label, and the teachers alone are not ``sure``. Of a clip
+    that no teacher covers the models have the only say: a teacher that knows some labels only must not leave the others
+    without a pseudo-label.
+
+    Args:
+        unlabeled: (N, C), of the models, calibrated.
+        oof: (n, C), the same of held-out labelled clips, whose labels are ``truth`` (n,).
+        taught: what the teachers say of these n and of those N clips.
+        sure: the least calibrated probability at which the teachers overrule the models.
+
+    Returns:
+        (N, C), and (N,) bool.
+    """
+    judged, said = taught
+    both = teachers.fit(oof[judged.covers], judged.probability[judged.covers], truth[judged.covers])
+    pooled = np.where(said.covers[:, None], both(unlabeled, said.probability), unlabeled)
+    label, confidence = said.probability.argmax(1), said.probability.max(1)
+    overruled = (confidence >= sure) & (pooled.argmax(1) == label)
+    return pooled, (pooled.argmax(1) != unlabeled.argmax(1)) & ~overruled
 
 
 def precise_thresholds(oof: np.ndarray, truth: np.ndarray, wanted: float) -> np.ndarray:
@@ -116,7 +149,7 @@ def lower_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def take(
-    probability: np.ndarray, usable: np.ndarray, limit: np.ndarray, quota: np.ndarray | None, weight: float
+    probability: np.ndarray, barred: np.ndarray, limit: np.ndarray, quota: np.ndarray | None, weight: float
 ) -> PseudoLabels:
     """Select the clips that reach their label's limit, the most confident first if there is a quota.
 
@@ -126,7 +159,8 @@ def take(
 
     Args:
         probability: (N, C), calibrated.
-        usable: (N,) bool, False for a clip without any modality.
+        barred: (N,) int, index into ``REASONS`` of clips that are not selected, however probable their label is; 0 for
+            the others.
         limit: (C,), the least confidence of each label; inf: none is selected.
         quota: (C,) int, the most clips of each label; None: no limit.
         weight: of a clip selected at confidence 1; the weights of others are proportional.
@@ -134,7 +168,7 @@ def take(
     confidence, label = probability.max(1), probability.argmax(1)
     reason = np.where(confidence >= limit[label], TAKEN, UNSURE).astype(np.int8)
     reason[np.isinf(limit)[label]] = CLOSED
-    reason[~usable] = EMPTY
+    reason = np.where(barred != TAKEN, barred, reason).astype(np.int8)
     threshold = limit.copy()
     for own, most in enumerate(quota if quota is not None else ()):
         rows = np.flatnonzero((reason == TAKEN) & (label == own))

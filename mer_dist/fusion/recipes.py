@@ -95,9 +95,15 @@ def round_of(config: Config, number: int, last: int, before: Recipe) -> Recipe:
     learned = config.self_train
     precision = learned.precision if learned.rule == "precision" else None
     own = [learned.rule, learned.confidence, precision, learned.weight, learned.start]
+    taught = []
+    if learned.rule == "consensus":
+        own += [learned.teachers, learned.sure]
+        taught = teachers.fingerprints(config, Run(config.run.folder), "self_train")
     part = part_taken(config, number, last)
-    fingerprint = files.fingerprint_of([before.fingerprint, number, part, *own])
+    fingerprint = files.fingerprint_of([before.fingerprint, number, part, *own, *taught])
     of = {BEFORE: before.fingerprint, "settings of self_train": files.fingerprint_of([part, *own])}
+    if taught:
+        of["answers of self_train.teachers"] = files.fingerprint_of(taught)
     return Recipe(fingerprint, of)
 
 
@@ -125,7 +131,7 @@ def vote(config: Config, last: Recipe, linear_probes: list[Recipe]) -> Recipe:
     parts = [last.fingerprint, *(recipe.fingerprint for recipe in linear_probes)]
     run = Run(config.run.folder)
     own = [as_dict(config.vote), config.run.seed, config.folds.group]
-    taught = teachers.fingerprints(config, run)
+    taught = teachers.fingerprints(config, run, "vote")
     of = {
         BEFORE: files.fingerprint_of(parts),
         "settings of vote": files.fingerprint_of(own),

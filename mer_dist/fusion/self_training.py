@@ -28,7 +28,7 @@ from mer_dist.core.log import logger
 from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features.join import Clips
-from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes
+from mer_dist.fusion import label_shift, nested, pseudo_label_log, pseudo_labels, recipes, teachers
 from mer_dist.fusion.cross_fitted import CrossFittedRound
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.pseudo_labels import PseudoLabels
@@ -65,9 +65,9 @@ def self_train(
     """
     run, settings = Run(config.run.folder), config.self_train
     last = recipes.last_round(config, clips)
-    if last and settings.rule == "precision" and clips.folds < 3:
+    if last and settings.rule in ("precision", "consensus") and clips.folds < 3:
         raise UserError(
-            "self_train.rule precision needs models that left out two folds, so "
+            f"self_train.rule {settings.rule} needs models that left out two folds, so "
             f"folds.count must be at least 3; it is {clips.folds}"
         )
     loaded, wafs = None, []
@@ -106,6 +106,14 @@ def title(number: int, model: str = "agt") -> str:
 
 def _members(folds: int, seeds: int) -> list[str]:
     return [f"fold-{fold}/seed-{seed}" for fold in range(folds) for seed in range(seeds)]
+
+
+def _reasons(chosen: list[PseudoLabels]) -> list[str]:
+    """Why clips are not selected, the most frequent reason first."""
+    counts = np.bincount(np.concatenate([one.reason for one in chosen]), minlength=len(pseudo_labels.REASONS))
+    return [
+        pseudo_labels.REASONS[code] for code in np.argsort(-counts, kind="stable") if code and counts[code]
+    ]
 
 
 class _Round:
@@ -186,16 +194,15 @@ class _Round:
         """Per fold the pseudo-labels from its own models of the round before."""
         labeled, usable = np.flatnonzero(self.clips.labeled), self.present[self.unlabeled]
         before, chosen = CrossFittedRound.load(self.out, self.number - 1), []
+        taught_by = teachers.read(self.config, self.out, self.clips, "self_train")
         for unlabeled, judged in zip(before.fold_predictions, before.nested_oof, strict=True):
             known = np.isfinite(judged).all(1)
+            rows = labeled[known]
+            truth = self.clips.truth[rows]
+            taught = teachers.together(taught_by, truth, rows, self.unlabeled) if taught_by else None
             chosen.append(
                 pseudo_labels.pseudo_labels(
-                    unlabeled,
-                    usable,
-                    judged[known],
-                    self.clips.truth[labeled[known]],
-                    self.part,
-                    self.config.self_train,
+                    unlabeled, usable, judged[known], truth, self.part, self.config.self_train, taught
                 )
             )
         counts = [int(one.taken.sum()) for one in chosen]
@@ -207,9 +214,10 @@ class _Round:
         )
         if not any(counts):
             logger.warning(
-                "%s: no clip is confident enough for self_train.rule %s; it trains on labels alone",
+                "%s: no clip is taken by self_train.rule %s (%s); it trains on labels alone",
                 self.title,
                 self.config.self_train.rule,
+                ", ".join(_reasons(chosen)),
             )
         return chosen
 

@@ -2,12 +2,14 @@
 
 A teacher joins the vote after its members: a log-linear pool (Genest & Zidek 1986) of their calibrated prediction and
 the teacher's, ``softmax(a log p + b log q + bias)``, fitted on the labelled clips that it covers. A penalty holds the
-pool at ``a = 1, b = 0``, so a teacher that tells nothing, or is seen on few clips, changes nothing. What a teacher may
-have seen cannot be known: if labelled clips were among it, it is trusted too much.
+pool at ``a = 1, b = 0``, so a teacher that tells nothing, or is seen on few clips, changes nothing. By
+``self_train.rule: consensus`` a teacher also has a say in which pseudo-labels are taken. What a teacher may have seen
+cannot be known: if labelled clips were among it, it is trusted too much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +67,13 @@ def _log(probability: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probability, _FLOOR))
 
 
-def fit(probability: np.ndarray, teacher: np.ndarray, truth: np.ndarray) -> Pool:
+def fit(probability: np.ndarray, teacher: np.ndarray, truth: np.ndarray, bias: bool = True) -> Pool:
     """The most likely pool under unit-normal penalties on its distance from ``probability`` alone.
 
     Args:
         probability, teacher: (n, C), of clips that the models did not train on.
         truth: (n,) int.
+        bias: whether a label may be preferred whatever both say.
     """
     from scipy.optimize import minimize
 
@@ -87,25 +90,82 @@ def fit(probability: np.ndarray, teacher: np.ndarray, truth: np.ndarray) -> Pool
         return -likelihood + (apart**2).sum() / 2, slope
 
     # A negative weight would turn what the models or the teacher say into its opposite.
-    bounds = [(0.05, None), (0.0, None), *[(None, None)] * classes]
+    bounds = [(0.05, None), (0.0, None), *[(None, None) if bias else (0.0, 0.0)] * classes]
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Pool(own=float(theta[0]), teacher=float(theta[1]), bias=theta[2:])
 
 
-def read(config: Config, run: Run, clips: Clips) -> list[Teacher]:
-    """Those of ``vote.teachers``, in that order.
+def join(
+    teacher: Teacher,
+    judged: np.ndarray,
+    truth: np.ndarray,
+    judged_rows: np.ndarray,
+    unjudged: np.ndarray,
+    rows: np.ndarray,
+    bias: bool = True,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both predictions with the teacher's say where it covers a clip, and its weight; fitted on ``judged``.
+
+    Args:
+        judged, unjudged: (n, C), of the clips ``judged_rows`` and ``rows``.
+    """
+    known, asked = teacher.covers[judged_rows], teacher.covers[rows]
+    if known.sum() < LEAST:
+        return judged, unjudged, 0.0
+    said = teacher.probability
+    both = fit(judged[known], said[judged_rows[known]], truth[known], bias)
+    judged, unjudged = judged.copy(), unjudged.copy()
+    judged[known] = both(judged[known], said[judged_rows[known]])
+    unjudged[asked] = both(unjudged[asked], said[rows[asked]])
+    return judged, unjudged, both.teacher
+
+
+@dataclass(frozen=True)
+class Together:
+    """What all teachers say together of some clips, calibrated."""
+
+    #: (n, C); for a clip that none covers, every label is as likely.
+    probability: np.ndarray
+    #: (n,) bool: a teacher that has a say covers it.
+    covers: np.ndarray
+
+
+def together(
+    taught_by: Sequence[Teacher], truth: np.ndarray, judged_rows: np.ndarray, rows: np.ndarray
+) -> tuple[Together, Together]:
+    """What the teachers say of the clips ``judged_rows``, whose labels ``truth`` calibrate it, and of ``rows``.
+
+    Without a bias: it would make one label the answer of a teacher that knows nothing to every clip.
+    """
+    classes = taught_by[0].probability.shape[1]
+    judged, unjudged = (np.full((len(own), classes), 1 / classes) for own in (judged_rows, rows))
+    heard = [np.zeros(len(own), bool) for own in (judged_rows, rows)]
+    for teacher in taught_by:
+        judged, unjudged, weight = join(teacher, judged, truth, judged_rows, unjudged, rows, bias=False)
+        if weight > 0:
+            heard = [
+                before | teacher.covers[own] for before, own in zip(heard, (judged_rows, rows), strict=True)
+            ]
+    return Together(judged, heard[0]), Together(unjudged, heard[1])
+
+
+def read(config: Config, run: Run, clips: Clips, section: str) -> list[Teacher]:
+    """Those of ``vote.teachers`` or ``self_train.teachers``, in that order.
+
+    Args:
+        section: ``vote`` or ``self_train``.
 
     Raises:
         UserError: one was not imported, is not readable, has other labels, or covers no clip.
     """
-    return [_read(run, name, clips) for name in config.vote.teachers]
+    return [_read(run, name, clips, section) for name in getattr(config, section).teachers]
 
 
-def _read(run: Run, name: str, clips: Clips) -> Teacher:
+def _read(run: Run, name: str, clips: Clips, section: str) -> Teacher:
     path = run.teacher(name)
     if not path.exists():
         raise UserError(
-            f"vote.teachers: there are no answers of {name}; mer-dist import-answers {run.folder} {name} FILE"
+            f"{section}.teachers: there are no answers of {name}; mer-dist import-answers {run.folder} {name} FILE"
         )
     with reading(path, "import it again"):
         content = parquet.read(path)
@@ -155,7 +215,7 @@ def write(run: Run, name: str, labels: list[str], names: list[str], probability:
         pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
 
 
-def fingerprints(config: Config, run: Run) -> list[str]:
-    """Of the files of ``vote.teachers``; empty for one that is not there."""
-    paths = [run.teacher(name) for name in config.vote.teachers]
+def fingerprints(config: Config, run: Run, section: str) -> list[str]:
+    """Of the files of ``vote.teachers`` or ``self_train.teachers``; empty for one that is not there."""
+    paths = [run.teacher(name) for name in getattr(config, section).teachers]
     return [files.digest(path) if path.exists() else "" for path in paths]

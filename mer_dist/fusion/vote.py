@@ -63,7 +63,7 @@ def vote(
     voters, present = [first, *others], first.present
     probability = np.stack([voter.oof.probability for voter in voters])
     nested_oof = np.stack([voter.nested_oof for voter in voters])
-    taught_by = teachers.read(config, run, clips)
+    taught_by = teachers.read(config, run, clips, "vote")
     pooled, weights, taught = pool(probability, nested_oof, clips, present, config.vote.kind, taught_by)
     prior = _prior(config, clips, first, pooled, asked, should_stop)
     titles = [voter.oof.title for voter in voters]
@@ -223,7 +223,7 @@ def pool(
         judged, unjudged = calibration(judged), calibration(unjudged)
         unjudged = np.where(present[rows, None], unjudged, probability[:, rows].mean(0))
         for teacher in taught_by:
-            judged, unjudged, weight = _taught(teacher, judged, truth, labeled[known], unjudged, rows)
+            judged, unjudged, weight = teachers.join(teacher, judged, truth, labeled[known], unjudged, rows)
             taught[teacher.name] = {
                 "labeled": int(teacher.covers[labeled].sum()),
                 "unlabeled": int(teacher.covers[~clips.labeled].sum()),
@@ -232,30 +232,6 @@ def pool(
         pooled[rows] = unjudged
         weights.append(own / own.sum())
     return pooled, np.stack(weights), taught
-
-
-def _taught(
-    teacher: Teacher,
-    judged: np.ndarray,
-    truth: np.ndarray,
-    judged_rows: np.ndarray,
-    unjudged: np.ndarray,
-    rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both predictions with the teacher's say where it covers a clip, and its weight; fitted on ``judged``.
-
-    Args:
-        judged, unjudged: (n, C), of the clips ``judged_rows`` and ``rows``.
-    """
-    known, asked = teacher.covers[judged_rows], teacher.covers[rows]
-    if known.sum() < teachers.LEAST:
-        return judged, unjudged, 0.0
-    said = teacher.probability
-    both = teachers.fit(judged[known], said[judged_rows[known]], truth[known])
-    judged, unjudged = judged.copy(), unjudged.copy()
-    judged[known] = both(judged[known], said[judged_rows[known]])
-    unjudged[asked] = both(unjudged[asked], said[rows[asked]])
-    return judged, unjudged, both.teacher
 
 
 def _prior(

@@ -20,6 +20,7 @@ from mer_dist.core.records import UNLABELED
 from mer_dist.core.text_table import aligned
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, pseudo_label_log, teachers
+from mer_dist.shards import shard_index
 from mer_dist.storage import files, parquet, quarantine
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
@@ -50,6 +51,7 @@ def explain(folder: Path, name: str) -> dict:
         "fold": first["fold"],
         "label": _label(config, run, name),
         "labels": list(config.corpus.labels),
+        "annotations": shard_index.annotations_of(run.shards, name),
         "features": _features(config, run, name, first["fold"]) if rows else [],
         "quarantine": [{"stage": row.stage, "lost": row.lost, "reason": row.reason} for row in lost],
         "predictions": [{key: row[key] for key in ("title", "probability", "answer")} for row in rows],
@@ -57,7 +59,7 @@ def explain(folder: Path, name: str) -> dict:
         "vote": _vote(run, first["fold"]) if rows else {},
         "teachers": [
             {"name": one, "answer": said[0], "probability": said[1]}
-            for one in config.vote.teachers
+            for one in dict.fromkeys([*config.self_train.teachers, *config.vote.teachers])
             if (said := teachers.answer_of(run, one, name))
         ],
         "candidate": (wanted := join.asked(config, run)) is None or name in wanted,
@@ -162,6 +164,8 @@ def _vote(run: Run, fold: int) -> dict:
 def text(explanation: dict) -> str:
     """The same as plain text in aligned columns."""
     labels, parts = explanation["labels"], [_heading(explanation)]
+    if explanation["annotations"]:
+        parts.append("in the corpus\n" + _columns([[*pair] for pair in explanation["annotations"].items()]))
     if explanation["features"]:
         rows = [
             [one["set"], one["modality"], f"masked: {one['masked']}" if one["masked"] else "present"]

@@ -15,7 +15,7 @@ import numpy as np
 from mer_dist import corpus
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
-from mer_dist.core.errors import UserError
+from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Modality, Problem
@@ -132,6 +132,14 @@ class _State:
             self.findings.append(f"{len(names)} clips {what}: {', '.join(names[:SHOWN])}{more}")
 
 
+def _faceless(state: _State) -> list[str]:
+    """The clips whose video is masked because no face of them is known."""
+    path = ShardFolder(state.run.shards).stats
+    with reading(path, "run shard"):
+        remark = files.read_json(path)["remarks"].get(shard_index.FACELESS)
+        return [str(name) for name in remark["names"]] if remark else []
+
+
 def _corpus(state: _State) -> None:
     """Every clip of the corpus is in the shards, unchanged, or in quarantine."""
     clips, unlisted = corpus.clips(state.config.corpus)
@@ -139,6 +147,8 @@ def _corpus(state: _State) -> None:
         state.unlabeled = {clip.name for clip in clips if clip.split == UNLABELED}
     rows, offered = state.rows, {clip.name: clip for clip in clips}
     noted = {(problem.name, problem.lost) for problem in state.problems}
+    if state.config.shard.faceless == "mask":
+        noted |= {(name, str(Modality.VIDEO)) for name in _faceless(state)}
     state.find(
         offered.keys() - rows.keys() - state.gone, "of the corpus are neither in the shards nor in quarantine"
     )

@@ -10,6 +10,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +30,13 @@ from mer_dist.report.run_data import (
     Confusion,
     Corpus,
     Curve,
+    Disputed,
     Interval,
     Prior,
     Round,
     RunData,
     Score,
+    Teacher,
     Timing,
 )
 from mer_dist.shards import shard_index
@@ -106,6 +109,9 @@ def collect(run_folder: Path) -> RunData:
         scores=_scores(reader, tables, truth, config.folds.group if config else ""),
         confusion=_confusion(tables, truth),
         prior=_prior(reader, tables, truth),
+        teachers=reader.read(run.vote.prior, _teachers) or [],
+        disputed=reader.read(run.vote.disputed, _disputed) or [],
+        consensus=config.self_train.teachers if config else [],
         timings=_timings(reader),
         answers=reader.read(run.answer, _rows_of_csv),
         notes=reader.notes,
@@ -353,6 +359,26 @@ def _saved_prior(path: Path) -> Prior:
             if shares is not None and len(shares) == len(labels)
         ],
     )
+
+
+def _teachers(path: Path) -> list[Teacher]:
+    return [
+        Teacher(
+            name=str(name),
+            labeled=int(told["labeled"]),
+            unlabeled=int(told["unlabeled"]),
+            weight=float(told["weight"]),
+        )
+        for name, told in (read_json(path).get("teachers") or {}).items()
+    ]
+
+
+def _disputed(path: Path) -> list[Disputed]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            Disputed(**{field.name: row[field.name] for field in fields(Disputed)})
+            for row in csv.DictReader(file)
+        ]
 
 
 def _shares(values: list[float]) -> list[float]:

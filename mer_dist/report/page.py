@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mer_dist.core.records import LABELED, UNLABELED
 from mer_dist.report import sections
+from mer_dist.report.blocks import coarse, interval, percent
 from mer_dist.report.collect import collect
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.run_data import RunData
-from mer_dist.report.sections import coarse, interval, percent
 from mer_dist.report.style import STYLE
 from mer_dist.storage.files import write_text
 from mer_dist.storage.run_folder import Run
@@ -24,6 +24,7 @@ _NAVIGATION = (
     ("corpus", "Corpus"),
     ("quarantine", "Quarantine"),
     ("prior", "Label prior"),
+    ("teachers", "Outside labellers"),
     ("learning", "Learning curves"),
     ("times", "Times"),
     ("provenance", "Configuration"),
@@ -55,6 +56,7 @@ def page(run_data: RunData) -> str:
             sections.corpus(run_data),
             sections.quarantined(run_data),
             sections.priors(run_data),
+            sections.teachers(run_data),
             sections.learning(run_data),
             sections.times(run_data),
             sections.provenance(run_data),
@@ -78,7 +80,8 @@ def page(run_data: RunData) -> str:
 
 
 def _header(run_data: RunData) -> Html:
-    links = [tag("a", title, href=f"#{name}") for name, title in _NAVIGATION]
+    absent = set() if run_data.teachers or run_data.consensus else {"teachers"}
+    links = [tag("a", title, href=f"#{name}") for name, title in _NAVIGATION if name not in absent]
     return tag(
         "header",
         tag("p", "mer_dist report", class_="over"),

@@ -103,6 +103,30 @@ class Prior:
 
 
 @dataclass(kw_only=True)
+class Teacher:
+    """An outside labeller in the vote."""
+
+    name: str
+    #: Clips that it covers.
+    labeled: int
+    unlabeled: int
+    #: Exponent of its probabilities beside those of the members; 0: it has no say.
+    weight: float
+
+
+@dataclass(kw_only=True)
+class Disputed:
+    """A labelled clip for which a teacher and the models agree on another label."""
+
+    name: str
+    label: str
+    instead: str
+    #: Of ``instead``, by the models alone.
+    probability: str
+    teacher: str
+
+
+@dataclass(kw_only=True)
 class Timing:
     stage: str
     part: str
@@ -133,5 +157,9 @@ class RunData:
     scores: list[Score]
     confusion: Confusion | None
     prior: Prior | None
+    teachers: list[Teacher]
+    disputed: list[Disputed]
+    #: Names of the teachers whose agreement selects pseudo-labels.
+    consensus: list[str]
     timings: list[Timing]
     answers: int | None

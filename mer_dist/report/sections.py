@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
 import mer_dist
 from mer_dist.core.records import LABELED, UNLABELED, Problem
 from mer_dist.report import figures
+from mer_dist.report.blocks import absent, cell, duration, interval, key, percent, plural, section, table
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.plot import COLOURS
 from mer_dist.report.run_data import Confusion, Corpus, RunData, Score
@@ -39,66 +39,6 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
 )
-
-
-def section(name: str, title: str, caption: str, *content: Any) -> Html:
-    lead = tag("p", caption, class_="caption") if caption else None
-    return tag("section", tag("h2", title), lead, *content, id=name)
-
-
-def absent(text: str) -> Html:
-    return tag("p", text, class_="absent")
-
-
-def cell(value: Any, class_: str | None = None) -> Html:
-    return tag("td", value, class_=class_)
-
-
-def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> Html:
-    """``numbers``: the columns of numbers, which are right-aligned."""
-    titles = [
-        tag("th", title, class_="n" if column in numbers else None) for column, title in enumerate(head)
-    ]
-    whole = tag("table", tag("thead", tag("tr", titles)), tag("tbody", list(rows)))
-    return tag("div", whole, class_="table")
-
-
-def key(names: Iterable[tuple[str, str]]) -> Html:
-    """A legend of (style class, name)."""
-    items = [
-        tag("li", tag("i", class_=class_.partition(" ")[2] or None), name, class_=class_.partition(" ")[0])
-        for class_, name in names
-    ]
-    return tag("ul", items, class_="key")
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def interval(value: tuple[float, float] | None) -> str:
-    return "–" if value is None else f"{percent(value[0], 1)}–{percent(value[1], 1)}"
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def coarse(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def gains(rows: list[Score]) -> list[Html | None]:
@@ -334,6 +274,74 @@ def priors(run_data: RunData) -> Html:
     drawing = tag("div", figures.prior(data), class_="figure")
     explained = tag("details", tag("summary", "terms"), terms)
     return section("prior", "Label prior", caption, remarks, legend, drawing, explained)
+
+
+def teachers(run_data: RunData) -> Html | None:
+    """The outside labellers; None where there are none."""
+    if not (run_data.teachers or run_data.consensus):
+        return None
+    caption = (
+        "What a teacher has seen cannot be known. If it learned from these labels, or from these clips, it is "
+        "trusted too much, and the out-of-fold scores of the vote are too good."
+    )
+    parts: list[Any] = []
+    if run_data.consensus:
+        text = f"Pseudo-labels are selected where the models agree with: {', '.join(run_data.consensus)}."
+        parts.append(tag("p", text, class_="caption"))
+    if run_data.teachers:
+        rows = [
+            tag(
+                "tr",
+                cell(one.name, "name"),
+                cell(f"{one.labeled:,}", "n"),
+                cell(f"{one.unlabeled:,}", "n"),
+                cell(f"{one.weight:.2f}", "n"),
+            )
+            for one in run_data.teachers
+        ]
+        head = [
+            "in the vote",
+            "labelled clips",
+            "unlabelled clips",
+            "exponent beside the members (0: no say)",
+        ]
+        parts += [table(head, rows, numbers=range(1, 4)), *_disputed_table(run_data)]
+    return section("teachers", "Outside labellers", caption, *parts)
+
+
+def _disputed_table(run_data: RunData) -> list[Html]:
+    found = run_data.disputed
+    if not found:
+        return [tag("p", "No label is disputed by a teacher and the models together.", class_="caption")]
+    text = (
+        f"{plural(len({row.name for row in found}), 'labelled clip')} for which a teacher and the models, out of "
+        "fold and without it, agree on another label; worth a look or a listen."
+    )
+    rows = [
+        tag(
+            "tr",
+            cell(row.name, "name"),
+            *map(cell, (row.label, row.instead)),
+            cell(row.probability, "n"),
+            cell(row.teacher),
+        )
+        for row in found[:LISTED_PROBLEMS]
+    ]
+    more = len(found) - len(rows)
+    rest = tag("p", f"… and {more:,} more in vote/disputed_labels.csv.", class_="caption") if more else None
+    head = ["clip", "its label", "instead", "probability by the models", "teacher"]
+    listed = table(head, rows, numbers=range(3, 4))
+    return [
+        tag("h3", "Disputed labels"),
+        tag("p", text, class_="caption"),
+        tag(
+            "details",
+            tag("summary", f"the {len(rows)} rows"),
+            listed,
+            rest,
+            open="open" if len(rows) <= 20 else None,
+        ),
+    ]
 
 
 def learning(run_data: RunData) -> Html:

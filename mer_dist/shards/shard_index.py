@@ -26,6 +26,8 @@ from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
 from mer_dist.storage.run_folder import ShardFolder
 
+#: Remark on a clip whose video is masked.
+FACELESS = "no face is known, and the video is masked, as shard.faceless says"
 _RECORD = b"mer_dist.shard"
 #: Rows that exist as objects at a time.
 _AT_ONCE = 1024
@@ -85,7 +87,7 @@ class ShardRecord:
     #: Every clip that was tried, stored or not -> fingerprint of its sources.
     clips: dict[str, str]
     problems: list[Problem]
-    #: Clips with video in which no face was found.
+    #: Clips with video in which no face is known.
     faceless: int
     #: Notable fact, though nothing was lost -> names of the clips.
     remarks: dict[str, list[str]] = field(default_factory=dict)
@@ -300,6 +302,37 @@ def asked(shards_folder: Path) -> list[str] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("it does not list clips")
         return names
+
+
+def write_annotations(shards_folder: Path, of_clips: dict[str, dict[str, str]]) -> None:
+    """Keep what the corpus says of clips beside their labels: name -> column -> text. Nothing uses it yet."""
+    path = ShardFolder(shards_folder).annotations
+    columns = [*dict.fromkeys(column for own in of_clips.values() for column in own)]
+    if not columns:
+        path.unlink(missing_ok=True)
+        return
+    said = {name: own for name, own in of_clips.items() if own}
+    arrays = [pa.array(said, pa.string())]
+    arrays += [pa.array([own.get(column) for own in said.values()], pa.string()) for column in columns]
+    _write(path, pa.Table.from_arrays(arrays, ["name", *columns]))
+
+
+def annotations_of(shards_folder: Path, name: str) -> dict[str, str]:
+    """Column -> text, of a clip.
+
+    Raises:
+        UserError: the file is not readable.
+    """
+    path = ShardFolder(shards_folder).annotations
+    if not path.exists():
+        return {}
+    with reading(path, "delete it and run shard"):
+        table = parquet.read(path)
+        names = table["name"].to_pylist()
+        if name not in names:
+            return {}
+        own = table.slice(names.index(name), 1).to_pylist()[0]
+        return {column: str(text) for column, text in own.items() if column != "name" and text is not None}
 
 
 def write_twins(shards_folder: Path, groups: list[list[str]]) -> None:

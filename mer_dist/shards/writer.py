@@ -11,7 +11,7 @@ from webdataset import TarWriter
 
 from mer_dist.shards import shard_index
 from mer_dist.shards.encode import Encoded
-from mer_dist.shards.shard_index import Row
+from mer_dist.shards.shard_index import FACELESS, Row
 from mer_dist.storage.files import atomic, digest
 from mer_dist.storage.run_folder import ShardFolder
 
@@ -57,7 +57,7 @@ def write(
         fingerprint=fingerprint,
         clips={clip.clip.name: sources[clip.clip.name] for clip in batch},
         problems=[problem for clip in batch for problem in clip.problems],
-        faceless=sum(clip.frames > 0 and not clip.face for clip in stored),
+        faceless=sum((clip.frames > 0 and not clip.face) or FACELESS in clip.remarks for clip in stored),
         remarks=_by_kind(stored),
         content={clip.clip.name: clip.content for clip in stored if clip.content},
     )

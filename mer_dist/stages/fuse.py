@@ -111,7 +111,10 @@ def fuse(config: Config, should_stop: ShouldStop = never) -> None:
     logger.info("fuse: %d labelled and %d unlabelled clips", labeled.sum(), (~labeled).sum())
     sets = _Sets(config, run, clips, problems, should_stop=should_stop)
     answer.check_names(config, clips, run)
-    teachers.read(config, run, clips)  # so that what is wrong with them is known before hours of training
+    for section in ("self_train", "vote"):
+        teachers.read(
+            config, run, clips, section
+        )  # What is wrong with them is known before hours of training.
     fused = join.fused_sets(config)
     recipe = recipes.fused(clips, sets.fingerprint(fused))
     save(config, run.config)

@@ -55,7 +55,10 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     taken = replaced.taken(config, clips, unlisted)
     fingerprint = settings_fingerprint(config.shard)
     sources = {clip.name: _source(clip, config) for clip in clips}
-    labels = [(clip.name, clip.split, clip.label, *(() if clip.asked else (False,))) for clip in clips]
+    labels = [
+        (clip.name, clip.split, clip.label, *(() if clip.asked else (False,)), *clip.annotations.items())
+        for clip in clips
+    ]
     fingerprint_of_all = files.fingerprint_of(
         [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
     )
@@ -329,6 +332,7 @@ def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Proble
     unlabeled = [clip for clip in clips if clip.label is None]
     asked = [clip.name for clip in unlabeled if clip.asked]
     shard_index.write_asked(run.shards, asked if len(asked) < len(unlabeled) else None)
+    shard_index.write_annotations(run.shards, {clip.name: clip.annotations for clip in clips})
     shard_index.write_twins(run.shards, same)
     shard_index.write(run.shards, index)
     files.write_json(ShardFolder(run.shards).stats, stats)

@@ -8,7 +8,7 @@
       folds.json                labelled clip -> fold, for finetune and fuse alike
       twins.json                clips whose imported features are those of another clip
       shards/                   {00000..}.tar, {00000..}.parquet, index.parquet, unstored.json,
-                                twins.json, stats.json
+                                twins.json, annotations.parquet, asked.json, stats.json
       adapters/<extractor>/     fold-0, fold-1, ..., all; history.json in each
       checkpoints/<extractor>/  <variant>/: the training in progress, removed when its adapter is complete
       features/<set>/           {00000..}.safetensors, set.json
@@ -89,6 +89,11 @@ class ShardFolder(_Folder):
         return self.folder / "twins.json"
 
     @property
+    def annotations(self) -> Path:
+        """Other columns of the labels, as valence; absent where there are none."""
+        return self.folder / "annotations.parquet"
+
+    @property
     def asked(self) -> Path:
         """Only where the corpus asks for answers to some of its unlabelled clips."""
         return self.folder / "asked.json"
@@ -116,7 +121,7 @@ class ShardFolder(_Folder):
         return _numbered(self.folder, ".parquet")
 
     def files(self) -> list[Path]:
-        return [*self.all_tars(), *self.all_records(), *self.results, self.asked]
+        return [*self.all_tars(), *self.all_records(), *self.results, self.asked, self.annotations]
 
 
 class FeatureFolder(_Folder):

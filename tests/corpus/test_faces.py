@@ -7,7 +7,8 @@ from media_files import write_mp4
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
 from mer_dist.corpus import faces
-from mer_dist.corpus.decode import FACELESS, decode
+from mer_dist.corpus.decode import decode
+from mer_dist.shards.shard_index import FACELESS
 
 
 def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:

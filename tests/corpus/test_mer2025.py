@@ -82,6 +82,10 @@ def test_a_table_says_what_each_clip_is_for_and_sound_is_used_as_it_lies(folder,
         ("b2", "unlabeled", None, True, None),
         ("c1", "unlabeled", None, False, "我"),
     ]
+    # The other columns of the labels stay with the labelled clips.
+    assert [clip.annotations for clip in clips] == [{"valence": "0"} if year == "mer2025" else {}] * 2 + [
+        {}
+    ] * 3
     assert clips[0].video == folder / "video" / "a1.mp4" and clips[0].audio == folder / "audio" / "a1.wav"
 
 

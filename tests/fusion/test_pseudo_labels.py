@@ -7,7 +7,8 @@ import pytest
 
 from mer_dist.config.sections import SelfTrainConfig
 from mer_dist.fusion import pseudo_labels
-from mer_dist.fusion.pseudo_labels import BEYOND, CLOSED, EMPTY, TAKEN, UNSURE
+from mer_dist.fusion.pseudo_labels import BEYOND, CLOSED, DISPUTED, EMPTY, TAKEN, UNSURE
+from mer_dist.fusion.teachers import LEAST, Teacher, together
 
 NOTHING = np.zeros((0, 3)), np.zeros(0, int)
 
@@ -120,3 +121,67 @@ def test_confidence_is_calibrated_on_the_held_out_clips_before_it_is_judged():
     one = pseudo_labels.pseudo_labels(sharp, np.ones(500, bool), known, truth, 0.5, settings)
     assert np.abs(one.probability - told).max() < 0.05
     assert one.taken.sum() < 0.9 * (sharp.max(1) >= 0.7).sum()
+
+
+def taught(
+    truth: np.ndarray, secret: np.ndarray, right: float, covers: float = 1.0, sure: float = 0.9, seed: int = 9
+):
+    """A teacher that is right in this part of the clips, of which ``truth`` are labelled and ``secret`` are not."""
+    random, every = np.random.default_rng(seed), np.concatenate([truth, secret])
+    said = np.where(random.random(len(every)) < right, every, (every + random.integers(1, 3, len(every))) % 3)
+    probability = np.full((len(every), 3), (1 - sure) / 2)
+    probability[np.arange(len(every)), said] = sure
+    probability[random.random(len(every)) >= covers] = np.nan
+    teacher = Teacher("one", probability)
+    return teacher, together([teacher], truth, np.arange(len(truth)), len(truth) + np.arange(len(secret)))
+
+
+def by_consensus(
+    right: float, covers: float = 1.0, labeled: int = 300, own: float = 0.9, part: float = 0.5, **changes
+):
+    """Pseudo-labels, the models' probabilities, the truth, and what the teacher says, of a thousand clips."""
+    (oof, truth), (unlabeled, secret) = drawn(labeled), drawn(1000, 1)
+    teacher, both = taught(truth, secret, right, covers, own)
+    settings = SelfTrainConfig(rule="consensus", teachers=["one"], **changes)
+    usable = np.arange(1000) > 4
+    found = pseudo_labels.pseudo_labels(unlabeled, usable, oof, truth, part, settings, both)
+    models = pseudo_labels.pseudo_labels(unlabeled, usable, oof, truth, part, SelfTrainConfig(confidence=0.5))
+    return found, models, secret, teacher.answer[labeled:]
+
+
+def test_what_a_teacher_would_change_is_left_out_and_what_it_confirms_comes_first():
+    one, models, secret, said = by_consensus(right=0.85, sure=0.99)
+    assert (one.reason[:5] == EMPTY).all()
+    against = one.reason == DISPUTED
+    assert against.sum() > 100 and (said[against] != models.label[against]).all()
+    assert (one.label == said)[one.taken].mean() > 0.97
+    # The same number of clips, right more often than those of the models alone, and as often as they say.
+    assert 0.8 * models.taken.sum() < one.taken.sum() <= 501
+    precision = (one.label == secret)[one.taken].mean()
+    assert precision > (models.label == secret)[models.taken].mean() + 0.08
+    assert precision == pytest.approx(one.probability.max(1)[one.taken].mean(), abs=0.05)
+    assert not one.weight[~one.taken].any()
+
+
+def test_a_teacher_that_labelled_clips_show_to_be_sure_overrules_the_models():
+    one, models, secret, said = by_consensus(right=0.97, part=1.0, sure=0.9)
+    against = one.taken & (one.label != models.label)
+    assert against.sum() > 30 and (one.label[against] == said[against]).all()
+    assert (one.label == secret)[against].mean() > 0.85 and not (one.reason == DISPUTED).any()
+    # One that says so itself, and is wrong more often, does not.
+    boasting, models, _, _ = by_consensus(right=0.75, own=0.999, part=1.0, sure=0.9)
+    assert (boasting.label == models.label)[boasting.taken].all() and boasting.taken.any()
+
+
+def test_clips_that_the_teacher_does_not_cover_are_judged_by_the_models_alone():
+    one, models, _, said = by_consensus(right=0.9, covers=0.5)
+    silent = said < 0
+    assert np.array_equal(one.probability[silent], models.probability[silent])
+    assert not (one.reason[silent] == DISPUTED).any() and one.taken[silent].sum() > 50
+
+
+@pytest.mark.parametrize(("right", "labeled"), [(0.34, 300), (0.1, 300), (1.0, LEAST - 1)])
+def test_a_teacher_that_knows_nothing_or_is_not_known_changes_next_to_nothing(right, labeled):
+    one, models, _, _ = by_consensus(right=right, labeled=labeled, own=0.999)
+    assert np.abs(one.probability - models.probability).max() < 0.05
+    assert (one.taken != models.taken).mean() < 0.03 and (one.label == models.label).mean() > 0.97

@@ -19,7 +19,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features import join
 from mer_dist.features.join import Clips
-from mer_dist.fusion import batch, ensemble, predictions
+from mer_dist.fusion import batch, ensemble, predictions, teachers
 from mer_dist.fusion.batch import FeatureBatch
 from mer_dist.fusion.cross_fitted import CrossFittedRound
 from mer_dist.fusion.members import build
@@ -98,6 +98,19 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions(tmp_path
     config = easy(fusion_run.make(tmp_path, rounds=2, epochs=4)[0], rule=rule, start=start)
     told = own_predictions_with_other_labels(config, fold=1)
     assert len(told) == 3
+    assert all(np.array_equal(before, after) for before, after in told)
+    assert 0 < taken_in(config, 2)[1] < 120, "the way through the pseudo-labels was not tried"
+
+
+@pytest.mark.slow
+def test_nor_do_they_by_the_consensus_of_models_and_a_teacher(tmp_path):
+    config, truth = fusion_run.make(tmp_path, rounds=2, epochs=4)
+    settings = replace(config.self_train, rule="consensus", teachers=["expert"], sure=0.8, confidence=0.4)
+    config = with_values(config, self_train=settings)
+    said = np.full((len(truth), 3), 0.1)
+    said[np.arange(len(truth)), np.where(np.arange(len(truth)) % 4, truth, 0)] = 0.8
+    teachers.write(Run(config.run.folder), "expert", fusion_run.LABELS, fusion_run.names(len(truth)), said)
+    told = own_predictions_with_other_labels(config, fold=1)
     assert all(np.array_equal(before, after) for before, after in told)
     assert 0 < taken_in(config, 2)[1] < 120, "the way through the pseudo-labels was not tried"
 
@@ -339,7 +352,10 @@ def test_where_no_threshold_is_precise_enough_the_round_says_so_and_takes_nothin
     rows = pq.read_table(Run(config.run.folder).round(1).pseudo_label_log).to_pylist()
     assert {(row["selected"], row["threshold"]) for row in rows} == {(False, None)}
     assert {row["reason"] for row in rows} == {"no threshold is precise enough for its class"}
-    assert "no clip is confident enough" in caplog.text
+    assert (
+        "no clip is taken by self_train.rule precision (no threshold is precise enough for its class)"
+        in caplog.text
+    )
 
 
 @pytest.mark.slow

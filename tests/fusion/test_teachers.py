@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import fusion_run
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from test_vote import EVEN, FOLDS, case, honest
 
@@ -211,3 +212,46 @@ def test_a_teacher_that_is_not_there_or_of_other_labels_or_clips_is_refused_in_a
         fuse(taught(tmp_path))
     with pytest.raises(UserError, match="names one twice"):
         fusion_run.configure(tmp_path, overrides=("vote.teachers=[a,a]",))
+
+
+@pytest.mark.slow
+def test_self_training_takes_what_models_and_teacher_agree_on(made, tmp_path, caplog):
+    _, truth, run = made
+    caplog.set_level("INFO")
+    said = teacher_of(truth, 0.9).probability
+    teachers.write(run, "expert", fusion_run.LABELS, fusion_run.names(len(truth)), said)
+
+    def right(*options: str) -> float:
+        """The part of the selected pseudo-labels that is right."""
+        overrides = ("fuse.sets=[voice]", *options)
+        fuse(fusion_run.configure(tmp_path, epochs=6, rounds=1, overrides=overrides))
+        rows = [row for row in pq.read_table(run.round(1).pseudo_label_log).to_pylist() if row["selected"]]
+        assert len(rows) > 3 * 30
+        row_of = {name: row for row, name in enumerate(fusion_run.names(len(truth)))}
+        return np.mean([fusion_run.LABELS[truth[row_of[row["name"]]]] == row["pseudo_label"] for row in rows])
+
+    by_quota = right()
+    before = (run.round(0).folder / "complete.json").stat().st_mtime_ns
+    agreed = right("self_train.rule=consensus", "self_train.teachers=[expert]")
+    assert agreed > by_quota + 0.05
+    assert (run.round(0).folder / "complete.json").stat().st_mtime_ns == before
+    rows = pq.read_table(run.round(1).pseudo_label_log).to_pylist()
+    reasons = {row["reason"] for row in rows if not row["selected"]}
+    assert "models and teachers disagree" in reasons and any(row["selected"] for row in rows)
+    assert "expert" in text(explain(run.folder, "clip_0100")) and verify(run.folder) == []
+    # Other answers make this round again.
+    teachers.write(run, "expert", fusion_run.LABELS, fusion_run.names(len(truth)), said[::-1].copy())
+    assert any("answers of self_train.teachers" in line for line in verify(run.folder))
+    # A teacher that covers no labelled clip has no say: the clips are those of quota.
+    hidden = said.copy()
+    hidden[:90] = np.nan
+    teachers.write(run, "expert", fusion_run.LABELS, fusion_run.names(len(truth)), hidden)
+    assert right("self_train.rule=consensus", "self_train.teachers=[expert]") == by_quota
+
+
+def test_consensus_needs_a_teacher_and_a_teacher_needs_consensus(tmp_path):
+    for options in (("self_train.rule=consensus",), ("self_train.teachers=[one]",)):
+        with pytest.raises(UserError, match="self_train.teachers belongs to self_train.rule: consensus"):
+            fusion_run.configure(tmp_path, overrides=options)
+    with pytest.raises(UserError, match="self_train.teachers names one twice"):
+        fusion_run.configure(tmp_path, overrides=("self_train.rule=consensus", "self_train.teachers=[a,a]"))

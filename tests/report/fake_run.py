@@ -199,8 +199,11 @@ def write_vote(run: Run, names: list[str], truth: np.ndarray) -> None:
             "decided_by": "gate",
             "answered_by": "expected WAF, as a correction is applied",
             "reason": "EM and BBSE agree within 0.02",
+            "teachers": {HOSTILE: {"labeled": 180, "unlabeled": 390, "weight": 0.61}},
         },
     )
+    row = f'"{HOSTILE}",neutral,happy,0.912,"{HOSTILE}"'
+    files.write_text(run.vote.disputed, f"name,label,instead,probability,teacher\n{row}\n")
     files.write_marker(run.vote.folder, "e4d909c290d0fb1c", clips=640)
     timings.note(run, "fuse", run.vote.folder, seconds=0.4, clips=640)
     rows = "".join(f'"{name}",{LABELS[label]}\n' for name, label in zip(names, truth, strict=True))

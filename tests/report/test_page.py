@@ -263,6 +263,21 @@ def test_a_run_that_stopped_gives_a_page_that_says_so(run, when):
 
 
 @pytest.mark.slow
+def test_outside_labellers_are_shown_with_what_they_doubt_and_with_the_doubt_about_them(run):
+    page = text_of(written(run))
+    assert "What a teacher has seen cannot be known" in page
+    assert f"{fake_run.HOSTILE} 180 390 0.61" in page
+    assert "1 labelled clip for which a teacher and the models" in page
+    assert f"{fake_run.HOSTILE} neutral happy 0.912 {fake_run.HOSTILE}" in page
+    run.vote.disputed.write_text("name,label\na,b\n", encoding="utf-8")
+    assert "vote/disputed_labels.csv cannot be read" in text_of(written(run))
+    told = files.read_json(run.vote.prior)
+    del told["teachers"]
+    files.write_json(run.vote.prior, told)
+    assert "Outside labellers" not in written(run)
+
+
+@pytest.mark.slow
 def test_every_single_file_may_be_torn_and_the_page_names_it(run):
     truncated = [
         "config.yaml",

@@ -18,6 +18,8 @@ WHERE = {
     "shards/index.parquet": SHARDS.index,
     "shards/unstored.json": SHARDS.unstored,
     "shards/twins.json": SHARDS.twins,
+    "shards/annotations.parquet": SHARDS.annotations,
+    "shards/asked.json": SHARDS.asked,
     "shards/stats.json": SHARDS.stats,
     "twins.json": RUN.twins,
     "shards/00007.tar": SHARDS.tar(7),
