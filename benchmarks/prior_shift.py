@@ -176,7 +176,7 @@ class Trial:
             fold=np.append(self.fold, nobody),
         )
         members = np.concatenate([held_out, by_fold.mean(0)])[None]
-        told, *_ = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool))
+        told = pool(members, self.without_pairs[None], clips, present=np.ones(count, bool)).probability
         return (
             told[: len(truth)],
             told[len(truth) :],

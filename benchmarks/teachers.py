@@ -192,7 +192,9 @@ class Draw:
 
     def pooled(self, probe: CrossFitted, *taught: Teacher) -> np.ndarray:
         there = np.ones(len(self.rows), bool)
-        return pool(probe.oof.probability[None], probe.nested_oof[None], self.clips, there, "soft", taught)[0]
+        return pool(
+            probe.oof.probability[None], probe.nested_oof[None], self.clips, there, "soft", taught
+        ).probability
 
     def waf(self, probe: CrossFitted, *taught: Teacher) -> float:
         asked = ~self.clips.labeled

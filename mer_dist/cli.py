@@ -29,6 +29,7 @@ from mer_dist.core.errors import (
 )
 from mer_dist.core.log import logger, setup
 from mer_dist.inspect import problems
+from mer_dist.predict.arguments import of_bundle, of_predict
 from mer_dist.processes import preempt
 from mer_dist.processes.env import process_info
 from mer_dist.processes.lifeline import end_with_launcher, lost
@@ -117,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
     demo_command.add_argument("folder", type=Path)
     demo_command.add_argument("--seed", type=int, default=0)
     _commands_on_features(command)
+    of_predict(command("predict", "answer new clips by what a run learned, nothing trained again", predict))
+    of_bundle(command("bundle", "write what predicting needs of a run, to be given to others", bundle))
     model = command("export", "write a fine-tuned model as a model folder, LoRA merged", export_model)
     model.add_argument("run", type=Path, help="run folder")
     model.add_argument("adapter_name", metavar="ADAPTER", help="adapter, as baichuan@all or clip@fold-0")
@@ -450,6 +453,33 @@ def import_answers(parsed: argparse.Namespace) -> int:
     run = Run(parsed.run)
     with held(run.lock, parsed.command):
         act(run, parsed.teacher, parsed.file)
+    return DONE
+
+
+@preempt.listening()
+def predict(parsed: argparse.Namespace) -> int:
+    from mer_dist.stages.predict import command
+
+    check_processes(parsed.command)
+    here, out = process_info(), Run(parsed.out)
+    setup(parsed.command, out.log(parsed.command, here.rank), here.rank)
+    if here.launched:
+        introduce()
+        end_with_launcher()
+    try:
+        code = command(parsed, preempt.asked)
+    except Exception as error:
+        code = exit_code(error)
+    if here.launched:
+        code = stage_status.leave(out.status(parsed.command), code)
+        return DONE if code in (QUARANTINED, REQUEUE) else code
+    return code
+
+
+def bundle(parsed: argparse.Namespace) -> int:
+    from mer_dist.predict.bundle import write
+
+    write(parsed.run, parsed.folder, parsed.merged)
     return DONE
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     {"fusion"},
     {"interop"},
     {"inspect", "report"},
+    {"predict"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -44,8 +44,13 @@ _TIME = re.compile(r"((?:\d{1,3}:){0,3})(\d+(?:[.,]\d+)?)(?:\s*(?:s|secs?|ms|mse
 
 
 @register("manifest")
-def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[list[Clip], list[Problem]]:
+def clips(
+    path: str | Path, labels: list[str] | None, encoding: str = UTF8
+) -> tuple[list[Clip], list[Problem]]:
     """The usable clips, by split and name, and the problems of the others.
+
+    Args:
+        labels: ``corpus.labels``; None: labels and splits are not read, and no clip has any.
 
     Raises:
         UserError: no such file or column, or a name is unsafe or occurs twice.
@@ -53,12 +58,12 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     path = Path(path)
     rows = table.read(path, ("name",), encoding)
     _check_columns(path, rows.columns)
-    files, emotions, texts = cells.Files(path), cells.Labels(labels, path.name), Texts(path.name)
+    files, emotions, texts = cells.Files(path), cells.Labels(labels or [], path.name), Texts(path.name)
     found = []
     problems = [Problem(stage="shard", name=name, lost="clip", reason=why) for name, why in rows.bad.items()]
     for name, row in rows.rows.items():
         row = dict.fromkeys(COLUMNS, "") | row
-        split, label, why = _split(row, emotions)
+        split, label, why = (UNLABELED, None, "") if labels is None else _split(row, emotions)
         if why:
             problems.append(
                 Problem(stage="shard", name=name, lost="clip", reason=f"{rows.location(name)}: {why}")
@@ -82,7 +87,7 @@ def clips(path: str | Path, labels: list[str], encoding: str = UTF8) -> tuple[li
     hidden = sum(
         clip.split == UNLABELED and bool(rows.rows[clip.name].get("label", "").strip()) for clip in found
     )
-    if hidden:
+    if hidden and labels is not None:
         logger.info("%s: %d clips of split unlabeled have a label, which is not used", path, hidden)
     for reader in (files, emotions, texts):
         reader.tell()

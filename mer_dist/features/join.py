@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -343,15 +343,15 @@ def tuned(run: Run, extractor: str, fold_of: dict[str, int], frames: bool = Fals
     stored = FeatureSetId(extractor, TUNED).stored(max(fold_of.values()) + 1)
     parts = {one: _of_adapter(run, one, fold_of, frames) for one in stored}
     anchors = set.intersection(*(set(part.names) for part in parts.values())) - fold_of.keys()
-    joined = []
+    joined, alignment = [], None
     for one, part in parts.items():
         own = part.only(anchors) if len(anchors) > 1 else part
         if own.names:
-            embeddings = own.utterance.astype(np.float64)
-            mean, std = moments(embeddings)
-            part = part.mapped(mean.astype(np.float32), std.astype(np.float32))
+            mean, std = (of.astype(np.float32) for of in moments(own.utterance.astype(np.float64)))
+            part = part.mapped(mean, std)
+            alignment = (mean, std) if one.held_out_fold is None else alignment
         joined.append(part if one.held_out_fold is None else part.only(set(fold_of)))
-    return store.join(joined)
+    return replace(store.join(joined), alignment=alignment)
 
 
 def _of_adapter(run: Run, stored: FeatureSetId, fold_of: dict[str, int], frames: bool) -> FeatureSet:

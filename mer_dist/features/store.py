@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from mer_dist.config.sections import ExtractConfig
 from mer_dist.core.errors import UserError, reading
 from mer_dist.storage import tensor_file
 from mer_dist.storage.files import read_json, write_bytes, write_json
@@ -53,6 +54,8 @@ class FeatureSet:
     offsets: np.ndarray | None = None
     #: name -> why the clip has no row.
     missing: dict[str, str] = field(default_factory=dict)
+    #: (D,) each: what the embeddings of unlabelled clips were mapped with, as (x - shift) / scale; None: with nothing.
+    alignment: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def width(self) -> int:
@@ -138,6 +141,7 @@ class FeatureSet:
             frame=frame,
             offsets=offsets,
             missing={name: why for name, why in self.missing.items() if name in names},
+            alignment=self.alignment,
         )
 
     def mapped(self, shift: np.ndarray, scale: np.ndarray) -> FeatureSet:
@@ -310,6 +314,30 @@ def _join_frames(
         frame[target] = own
     assert frame is not None, "there is a part"
     return frame, offsets
+
+
+def pack(
+    embeddings: dict[str, np.ndarray],
+    modality: str,
+    width: int,
+    settings: ExtractConfig,
+    missing: dict[str, str] | None = None,
+) -> FeatureSet:
+    """The embeddings ``(T, D)`` of each clip as a feature set, in the precision of ``extract.storage``."""
+    kind, parts = STORAGE[settings.storage], [*embeddings.values()]
+    utterance = np.stack([part.mean(0) for part in parts]) if parts else np.zeros((0, width))
+    frame = offsets = None
+    if settings.frame_level:
+        frame = (np.concatenate(parts) if parts else np.zeros((0, width))).astype(kind)
+        offsets = np.cumsum([0, *map(len, parts)])
+    return FeatureSet(
+        modality=modality,
+        names=[*embeddings],
+        utterance=utterance.astype(kind),
+        frame=frame,
+        offsets=offsets,
+        missing=missing or {},
+    )
 
 
 def write_shard(path: Path, features: FeatureSet, fingerprint: str = "") -> None:

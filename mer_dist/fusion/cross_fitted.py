@@ -13,6 +13,7 @@ import safetensors.numpy
 from mer_dist.core.errors import reading
 from mer_dist.fusion import predictions
 from mer_dist.fusion.predictions import AGAIN, Predictions
+from mer_dist.fusion.probe_models import ProbeModels
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import RoundFolder, Run
 
@@ -27,6 +28,15 @@ class CrossFitted:
     #: NaN for the clips of fold k itself, and where too few labels are left to train on, as with two folds.
     #: Temperature, thresholds and vote weights for fold k are fitted on these.
     nested_oof: np.ndarray
+    #: What made these predictions; None where they were read from a run, which only predicting reads.
+    models: ProbeModels | None = None
+    #: Its feature set, or ``@all``.
+    name: str = ""
+
+    @property
+    def part(self) -> str:
+        """Where it lies in a run folder."""
+        return f"linear_probes/{self.name}"
 
     @classmethod
     def load(cls, run: Run, name: str) -> CrossFitted:
@@ -35,14 +45,16 @@ class CrossFitted:
         Raises:
             UserError: one of its files is not readable.
         """
-        arrays = run.linear_probes.nested_oof(name)
+        arrays = run.linear_probes.arrays(name)
         with reading(arrays, AGAIN):
             nested_oof = safetensors.numpy.load_file(arrays)["nested_oof"]
-        return cls(oof=predictions.read(run.linear_probes.predictions(name)), nested_oof=nested_oof)
+        return cls(
+            oof=predictions.read(run.linear_probes.predictions(name)), nested_oof=nested_oof, name=name
+        )
 
     def save(self, run: Run, name: str) -> None:
-        arrays = safetensors.numpy.save({"nested_oof": self.nested_oof})
-        files.write_bytes(run.linear_probes.nested_oof(name), arrays)
+        arrays = {"nested_oof": self.nested_oof, **(self.models.tensors() if self.models else {})}
+        files.write_bytes(run.linear_probes.arrays(name), safetensors.numpy.save(arrays))
         predictions.write(run.linear_probes.predictions(name), self.oof)
 
 
@@ -65,6 +77,11 @@ class CrossFittedRound:
     present: np.ndarray
     #: (K,): of the models of each fold.
     dropout: np.ndarray
+
+    @property
+    def part(self) -> str:
+        """Where it lies in a run folder."""
+        return f"rounds/{self.number:02d}"
 
     @classmethod
     def load(cls, run: Run, number: int) -> CrossFittedRound:

@@ -7,7 +7,6 @@ fusion. Needs only numpy and scikit-learn.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
@@ -15,10 +14,10 @@ import numpy as np
 from mer_dist.core.errors import UserError
 from mer_dist.core.stopping import ShouldStop, boundary, never
 from mer_dist.features.join import Clips
-from mer_dist.features.moments import moments
 from mer_dist.fusion import label_shift, nested
 from mer_dist.fusion.cross_fitted import CrossFitted
 from mer_dist.fusion.predictions import Predictions
+from mer_dist.fusion.probe_models import ProbeModels, Standardized, for_all_labels
 
 #: What cross-validation chooses from: class weights, and inverse ridge strengths C; features are standardised.
 #: With five strengths, chosen by likelihood, poor modalities looked seven points worse than they are: docs/results.md.
@@ -29,48 +28,6 @@ SETTINGS = tuple(product(CLASS_WEIGHTS, STRENGTHS))
 USUAL = SETTINGS.index((None, STRENGTHS[5]))
 #: Edges of the logarithm of an inverse temperature.
 LOG_SCALES = (-3.0, 9.0)
-
-
-@dataclass(frozen=True)
-class Standardized:
-    """Feature sets side by side, each standardised over the clips that have it, 0 where absent."""
-
-    #: each (N, D), and (N,) bool: True where the clip has the set.
-    values: list[np.ndarray]
-    valid: list[np.ndarray]
-    #: each (D,)
-    mean: list[np.ndarray]
-    std: list[np.ndarray]
-
-    @classmethod
-    def of(cls, values: list[np.ndarray], valid: list[np.ndarray]) -> Standardized:
-        means, stds = [], []
-        for of_set, own in zip(values, valid, strict=True):
-            mean, std = moments(of_set, own)
-            means.append(mean)
-            stds.append(std.astype(np.float32))
-        return cls(values, valid, means, stds)
-
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n, sum of D) float32."""
-        parts = [
-            np.where(valid[rows, None], (values[rows] - mean) / std, 0)
-            for values, valid, mean, std in self._sets()
-        ]
-        return np.concatenate(parts, 1).astype(np.float32)
-
-    def logits(self, coefficients: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """(N, C) of ``(C, sum of D)`` coefficients, without a standardised copy of all clips."""
-        edges = np.cumsum([values.shape[1] for values in self.values])[:-1]
-        logits = np.tile(intercept.astype(np.float32), (len(self.valid[0]), 1))
-        parts = np.split(coefficients, edges, axis=1)
-        for own, (values, valid, mean, std) in zip(parts, self._sets(), strict=True):
-            scaled = (own / std).astype(np.float32).T
-            logits += (values @ scaled - mean @ scaled) * valid[:, None]
-        return logits
-
-    def _sets(self):
-        return zip(self.values, self.valid, self.mean, self.std, strict=True)
 
 
 def linear_probe(
@@ -98,12 +55,12 @@ def linear_probe(
     """
     classes, some = len(clips.labels), np.any(valid, 0)
     inputs = Standardized.of(values, valid)
-    trained = [clips.outside(fold) for fold in range(clips.folds)]
     chosen, nested_oof = _nested(inputs, some, clips, should_stop)
-    every = np.empty((clips.folds, len(some), classes))
-    for fold, rows in enumerate(trained):
+    fitted, scales, shares = [], [], []
+    for fold in range(clips.folds):
         boundary(should_stop, "in a linear probe")
-        every[fold] = label_shift.shares(clips.truth[rows], classes)
+        rows = clips.outside(fold)
+        shares.append(label_shift.shares(clips.truth[rows], classes))
         rows = rows[some[rows]]
         if len(np.unique(clips.truth[rows])) < 2:
             raise UserError(
@@ -111,13 +68,23 @@ def linear_probe(
                 "labels; it cannot be fused: name the others in fuse.sets"
             )
         model = logistic(*SETTINGS[chosen[fold]]).fit(inputs.rows(rows), clips.truth[rows])
-        probability = _probability(model, inputs.logits(model.coef_, model.intercept_), classes)
+        fitted.append(for_all_labels(model, classes))
         sure = _temperature(nested_oof[fold], clips, some)
-        every[fold, some] = sure(probability[some])
+        scales.append(sure.scale)
         nested_oof[fold, some[clips.labeled]] = sure(nested_oof[fold, some[clips.labeled]])
+    coefficients, intercepts = (np.stack(parts) for parts in zip(*fitted, strict=True))
+    models = ProbeModels(
+        coefficients=coefficients.astype(np.float32),
+        intercepts=intercepts,
+        scales=np.array(scales),
+        shares=np.stack(shares),
+        mean=inputs.mean,
+        std=inputs.std,
+    )
+    every = models.of_folds(values, valid)
     probability = every.mean(0)
     probability[clips.labeled] = every[clips.fold[clips.labeled], np.flatnonzero(clips.labeled)]
-    return CrossFitted(oof=Predictions.of(clips, title, probability), nested_oof=nested_oof)
+    return CrossFitted(oof=Predictions.of(clips, title, probability), nested_oof=nested_oof, models=models)
 
 
 def _temperature(judged: np.ndarray, clips: Clips, some: np.ndarray) -> label_shift.Calibration:
@@ -149,15 +116,6 @@ def logistic(class_weight: str | None, strength: float, **options):
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=strength, class_weight=class_weight, max_iter=1000, **options)
-
-
-def _probability(model, logits: np.ndarray, classes: int) -> np.ndarray:
-    """(N, C) over all labels; the model may know only some of them."""
-    if len(model.classes_) == 2:  # scikit-learn keeps one row of coefficients then
-        logits = np.concatenate([-logits, logits], 1) / 2
-    probability = np.zeros((len(logits), classes))
-    probability[:, model.classes_] = label_shift.softmax(logits.astype(np.float64))
-    return probability
 
 
 def _nested(
@@ -200,7 +158,6 @@ def each_setting(
         for strength in STRENGTHS:
             boundary(should_stop, "in a linear probe")
             model.set_params(C=strength).fit(x, truth)
-            yield (
-                SETTINGS.index((weights, strength)),
-                _probability(model, asked @ model.coef_.T + model.intercept_, classes),
-            )
+            coefficients, intercept = for_all_labels(model, classes)
+            logits = (asked @ coefficients.T + intercept).astype(np.float64)
+            yield SETTINGS.index((weights, strength)), label_shift.softmax(logits)

@@ -67,11 +67,20 @@ class Fusion(nn.Module):
         if self.kind == "mean":
             return masked_mean(x_EBMW, valid_EBM)
         x_EBMW = torch.where(valid_EBM[..., None], x_EBMW, self.absent)
-        mixed = self.mix(self.dropout(x_EBMW).flatten(-2))
         if self.kind == "concatenate":
-            return mixed
-        gates = mixed.masked_fill(~valid_EBM, torch.finfo(mixed.dtype).min).softmax(-1)
-        return (gates[..., None] * x_EBMW).sum(-2)
+            return self._mixed(x_EBMW)
+        return (self._softmax(self._mixed(x_EBMW), valid_EBM)[..., None] * x_EBMW).sum(-2)
+
+    def gates(self, x_EBMW: Tensor, valid_EBM: Tensor) -> Tensor:
+        """The weight of each channel, ``(E, B, M)``, of kind ``gating``."""
+        return self._softmax(self._mixed(torch.where(valid_EBM[..., None], x_EBMW, self.absent)), valid_EBM)
+
+    def _mixed(self, x_EBMW: Tensor) -> Tensor:
+        return self.mix(self.dropout(x_EBMW).flatten(-2))
+
+    @staticmethod
+    def _softmax(mixed: Tensor, valid_EBM: Tensor) -> Tensor:
+        return mixed.masked_fill(~valid_EBM, torch.finfo(mixed.dtype).min).softmax(-1)
 
 
 @register("agt", batched=True)

@@ -26,7 +26,7 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import ALL_SETS, STACKED, Run
 
 #: Raise these when files or numbers of such a part change: parts of another version are recomputed.
-PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 3, 5, 9
+PROBE_VERSION, ROUND_VERSION, VOTE_VERSION = 4, 6, 10
 SHOWN = 3
 #: Name of an input in a marker.
 BEFORE = "linear probes or rounds"

@@ -175,6 +175,8 @@ class _Round:
             own = RoundFolder(folder)
             made.save(own)
             self._write_models(own.models, model)
+            if self.number == 0:
+                self._write_moments(own.moments)
             self._write_curves(own.curves, losses.numpy())
             if chosen:
                 self._write_pseudo_label_log(own.pseudo_label_log, chosen)
@@ -349,6 +351,14 @@ class _Round:
         }
         members = _members(self.clips.folds, self.config.fuse.seeds)
         save_tensors(state, path, {"members": " ".join(members)})
+
+    def _write_moments(self, path: Path) -> None:
+        from safetensors.torch import save_file as save_tensors
+
+        tensors: dict[str, Tensor] = {}
+        for number, (shift, scale) in enumerate(self.inputs.moments):
+            tensors |= {f"shift.{number}": shift.cpu(), f"scale.{number}": scale.cpu()}
+        save_tensors(tensors, path)
 
     def _write_pseudo_label_log(self, path: Path, chosen: list[PseudoLabels]) -> None:
         names = [self.clips.names[row] for row in self.unlabeled]

@@ -25,6 +25,7 @@ from mer_dist.features.join import Clips
 from mer_dist.fusion import answer as answering
 from mer_dist.fusion import correction, decisions, label_shift, predictions, teachers
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
+from mer_dist.fusion.pooling import pool
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.fusion.teachers import Teacher
@@ -64,11 +65,14 @@ def vote(
     probability = np.stack([voter.oof.probability for voter in voters])
     nested_oof = np.stack([voter.nested_oof for voter in voters])
     taught_by = teachers.read(config, run, clips, "vote")
-    pooled, weights, taught = pool(probability, nested_oof, clips, present, config.vote.kind, taught_by)
+    found = pool(probability, nested_oof, clips, present, config.vote.kind, taught_by)
+    pooled, taught = found.probability, found.taught
     prior = _prior(config, clips, first, pooled, asked, should_stop)
     titles = [voter.oof.title for voter in voters]
-    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in weights.tolist())
+    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in found.weights.tolist())
     prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
+    prior["pooling"] = found.pooling.as_values()
+    prior["members"] = [voter.part for voter in voters]
     if taught:
         prior["teachers"] = taught
     _tell_taught(taught)
@@ -87,8 +91,8 @@ def vote(
         predictions.write(made_here.predictions, made)
         files.write_json(made_here.prior, prior)
         if taught_by:
-            models, *_ = pool(probability, nested_oof, clips, present, config.vote.kind)
-            _write_disputed(made_here.disputed, clips, models, taught_by)
+            models = pool(probability, nested_oof, clips, present, config.vote.kind)
+            _write_disputed(made_here.disputed, clips, models.probability, taught_by)
         files.write_marker(folder, recipe.fingerprint, of=recipe.of, clips=len(clips.names))
     logger.info(
         "vote: prior correction %s: %s; %s",
@@ -146,7 +150,11 @@ def _answering_row(config: Config, clips: Clips, made: Predictions, prior: dict)
     paths = [path for path in predictions.all_of(run) if path != run.vote.predictions]
     rows = [*map(predictions.read, paths), made]
     chosen, reason = answering.choose(rows, clips.truth, _groups(config, clips.names), config.run.seed)
-    prior["answered_by_row"] = {"title": rows[chosen].title, "reason": str(reason)}
+    parts = [
+        path.parent if path.parent.parent == run.rounds_folder else path.with_suffix("") for path in paths
+    ]
+    part = run.relative([*parts, run.vote.folder][chosen])
+    prior["answered_by_row"] = {"title": rows[chosen].title, "part": part, "reason": str(reason)}
     logger.info("vote: %s", reason)
     if config.vote.teachers and chosen < len(rows) - 1:
         logger.warning(
@@ -179,59 +187,6 @@ def _how(corrected: bool, moved: int, asked: int) -> str:
         f"answers maximise expected WAF, and for {moved} of {asked} unlabelled clips that is not the most "
         "probable label"
     )
-
-
-def pool(
-    probability: np.ndarray,
-    nested_oof: np.ndarray,
-    clips: Clips,
-    present: np.ndarray,
-    kind: str = "soft",
-    taught_by: Sequence[Teacher] = (),
-) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, float]]]:
-    """The pooled prediction of the members, weighted and calibrated: ``(N, C)``, and the weights.
-
-    With ``hard`` the calibration has no bias, so that the largest probability is still the largest
-    vote. Without clips to fit on, the members have equal weights. For a clip without any modality
-    the members predict the label proportions, which need no calibration.
-
-    Args:
-        probability: (M, N, C), out of fold for labelled clips.
-        nested_oof: (M, K, L, C), see :class:`CrossFitted`; to fit weights and calibration for fold k.
-        present: (N,) bool, False for clips without any modality.
-        taught_by: outside labellers, which join one after the other, each where it covers a clip.
-
-    Returns:
-        (N, C); (K + 1, M): the weights for the clips of each fold and for unlabelled ones; and of each teacher how
-        many clips it covers, and its weight in the log-linear pool of unlabelled ones.
-    """
-    pooled, weights = np.empty(probability.shape[1:]), []
-    taught: dict[str, dict[str, float]] = {}
-    labeled = np.flatnonzero(clips.labeled)
-    for fold in (*range(clips.folds), -1):
-        judged = nested_oof[:, fold] if fold >= 0 else probability[:, labeled]
-        known = np.isfinite(judged).all((0, 2))
-        judged, truth = judged[:, known].astype(np.float64), clips.truth[labeled[known]]
-        rows = np.flatnonzero(clips.fold == fold)
-        if kind == "soft":
-            own = label_shift.mixture(judged, truth)
-            judged, unjudged = (np.tensordot(own, part, 1) for part in (judged, probability[:, rows]))
-        else:
-            own = decisions.vote_weights(judged, truth)
-            judged, unjudged = (decisions.log_odds_vote(part, own) for part in (judged, probability[:, rows]))
-        calibration = label_shift.calibrate(judged, truth, bias=kind == "soft")
-        judged, unjudged = calibration(judged), calibration(unjudged)
-        unjudged = np.where(present[rows, None], unjudged, probability[:, rows].mean(0))
-        for teacher in taught_by:
-            judged, unjudged, weight = teachers.join(teacher, judged, truth, labeled[known], unjudged, rows)
-            taught[teacher.name] = {
-                "labeled": int(teacher.covers[labeled].sum()),
-                "unlabeled": int(teacher.covers[~clips.labeled].sum()),
-                "weight": weight,
-            }
-        pooled[rows] = unjudged
-        weights.append(own / own.sum())
-    return pooled, np.stack(weights), taught
 
 
 def _prior(

@@ -24,7 +24,7 @@ from mer_dist.models.family import NOT_IN_SHARD, PASSES_OF_A_CHUNK
 from mer_dist.models.precision import products
 
 if TYPE_CHECKING:
-    from mer_dist.shards.reader import Reader
+    from mer_dist.shards.reader import MemoryReader, Reader
     from mer_dist.shards.shard_index import Row
 
 Item = TypeVar("Item")
@@ -68,7 +68,7 @@ class Chunk:
 
 
 def clip_embeddings(
-    extractor: Extractor, reader: Reader, shards: Mapping[int, Iterable[Row]]
+    extractor: Extractor, reader: Reader | MemoryReader, shards: Mapping[int, Iterable[Row]]
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
     """Shard, name and embeddings ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
     in any order within a shard."""
@@ -116,7 +116,7 @@ def _mapping(threads: int) -> Iterator[Callable[..., Iterable]]:
 
 def _ready(
     extractor: Extractor,
-    reader: Reader,
+    reader: Reader | MemoryReader,
     device: torch.device,
     each: Callable[..., Iterable],
     job: tuple[int, list[Row]],
@@ -144,7 +144,7 @@ def _ready(
     return Chunk(shard=shard, segments=counts, refused=refused, batches=batches)
 
 
-def _pieces(extractor: Extractor, reader: Reader, row: Row) -> list[Any] | str:
+def _pieces(extractor: Extractor, reader: Reader | MemoryReader, row: Row) -> list[Any] | str:
     """The segments of a clip, or why it is refused."""
     if extractor.modality in row.missing:
         return NOT_IN_SHARD

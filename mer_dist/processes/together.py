@@ -14,7 +14,7 @@ from mer_dist.storage import files, lock
 from mer_dist.storage.run_folder import Run
 
 #: Stages that several processes may do together.
-MANY_PROCESSES = ("finetune", "extract")
+MANY_PROCESSES = ("finetune", "extract", "predict")
 #: Seconds that ranks wait for others to leave the run folder: a job that Slurm starts again may meet the last
 #: of its ranks of before.
 PATIENCE = 60.0
@@ -26,14 +26,23 @@ def alone(config: Config, command: str) -> AbstractContextManager:
     Raises:
         Busy: on entering it, where another command or another job is at work.
     """
-    here, path = env.process_info(), Run(config.run.folder).lock
+    # Ranks with other settings are not of this job; those of ``run`` may differ from node to node.
+    settings = {name: section for name, section in as_dict(config).items() if name != "run"}
+    return alone_in(Run(config.run.folder).lock, command, settings)
+
+
+def alone_in(path: Path, command: str, settings: object) -> AbstractContextManager:
+    """As :func:`alone`, by the lock ``path``.
+
+    Args:
+        settings: the same in all ranks of a job.
+    """
+    here = env.process_info()
     if not here.launched:
         return lock.held(path, command)
     if env.outer() is not None:
         # mer-dist run holds it.
         return nullcontext()
-    # Ranks with other settings are not of this job; those of ``run`` may differ from node to node.
-    settings = {name: section for name, section in as_dict(config).items() if name != "run"}
     job = files.fingerprint_of([command, here.world, settings])
     return lock.shared(path, command, job, here.rank, patience=PATIENCE)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy as np
 
 from mer_dist.core.errors import UserError
 from mer_dist.shards import shard_index
+from mer_dist.shards.encode import Encoded
 from mer_dist.shards.shard_index import Index, Row
 from mer_dist.storage.run_folder import ShardFolder
 
@@ -82,10 +84,59 @@ class Sample:
             raise self._damaged("sound")
         return wave
 
+    @classmethod
+    def of(cls, encoded: Encoded) -> Sample:
+        """A clip that is in no tar."""
+        return cls(
+            name=encoded.clip.name,
+            label=encoded.clip.label,
+            split=encoded.clip.split,
+            transcript=encoded.clip.transcript,
+            missing=encoded.missing,
+            duration=encoded.duration,
+            jpegs=[content for suffix, content in encoded.members.items() if suffix.endswith(".jpg")],
+            flac=encoded.members.get("flac"),
+            location=f"clip {encoded.clip.name}",
+        )
+
     def _damaged(self, what: str) -> UserError:
         return UserError(
             f"{self.location}: its {what} cannot be decoded, so the tar is damaged; delete it and run shard"
         )
+
+
+class MemoryReader:
+    """Reads clips that are in no tar, as :class:`Reader` does those of a shards folder."""
+
+    def __init__(self, encoded: Iterable[Encoded]):
+        """
+        Args:
+            encoded: clips of which something can be used.
+        """
+        self._samples = {one.clip.name: (Sample.of(one), one) for one in encoded}
+
+    @property
+    def rows(self) -> list[Row]:
+        """All clips."""
+        return [
+            Row(
+                name=sample.name,
+                shard=0,
+                split=sample.split,
+                label=sample.label,
+                transcript=sample.transcript,
+                duration=sample.duration,
+                missing=sample.missing,
+                frames=encoded.frames,
+                samples=encoded.samples,
+                checksum="",
+                members={},
+            )
+            for sample, encoded in self._samples.values()
+        ]
+
+    def read(self, row: Row, modality: str | None = None) -> Sample:
+        return self._samples[row.name][0]
 
 
 class Reader:

@@ -380,27 +380,10 @@ def _write(extractor, work: Work, shard: int, found, missing, config: Config, se
         rank=process_info().rank,
     )
     order = [name for name in work.shards[shard].names if name in found]
-    pack = _pack(extractor, order, found, missing, config)
-    store.write_shard(work.file(shard), pack, work.fingerprint[shard])
-
-
-def _pack(extractor, order, found, missing, config: Config) -> store.FeatureSet:
-    kind = store.STORAGE[config.extract.storage]
-    width = extractor.width
-    utterance = np.stack([found[name].mean(0) for name in order]) if order else np.zeros((0, width))
-    frame = offsets = None
-    if config.extract.frame_level:
-        frame = np.concatenate([found[name] for name in order]) if order else np.zeros((0, width))
-        frame = frame.astype(kind)
-        offsets = np.cumsum([0, *(len(found[name]) for name in order)])
-    return store.FeatureSet(
-        modality=extractor.modality,
-        names=order,
-        utterance=utterance.astype(kind),
-        frame=frame,
-        offsets=offsets,
-        missing=missing,
+    packed = store.pack(
+        {name: found[name] for name in order}, extractor.modality, extractor.width, config.extract, missing
     )
+    store.write_shard(work.file(shard), packed, work.fingerprint[shard])
 
 
 def _close(works: list[Work], run: Run) -> None:

@@ -7,9 +7,11 @@ each round, the vote.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
+
+import safetensors.numpy
 
 from mer_dist.config.config import Config, save
 from mer_dist.core.errors import UserError
@@ -167,7 +169,8 @@ def _inputs(config: Config, sets: _Sets, fused: list[str]):
 
     found = [_of_set(config, sets, name) for name in fused]
     merged = (
-        [*chain.from_iterable(getattr(one, part) for one in found)] for part in ("modality", "values", "mask")
+        [*chain.from_iterable(getattr(one, part) for one in found)]
+        for part in ("modality", "values", "mask", "moments")
     )
     inputs = FeatureBatch(*merged)
     together = torch.stack([mask.any(-1) for mask in inputs.mask]).sum(0)
@@ -201,6 +204,9 @@ def _of_set(config: Config, sets: _Sets, name: str):
     )
     if tokens.nbytes > LARGE:
         inputs.values = [values.half() for values in inputs.values]
+    if features.alignment:
+        shift, scale = map(torch.from_numpy, features.alignment)
+        inputs.moments = [(shift + scale * mean, scale * std) for mean, std in inputs.moments]
     return inputs
 
 
@@ -238,12 +244,18 @@ def _probe(config: Config, sets: _Sets, name: str, parts: list[str]) -> None:
     """Train the linear probe of one set, or of all fused ones side by side, or stacked."""
     if name == STACKED:
         single = [CrossFitted.load(sets.run, part) for part in parts]
-        made = stacked_probe(single, sets.clips, "stacked sets (logistic regression)", sets.should_stop)
-        return predictions.write(sets.run.linear_probes.predictions(name), made)
+        title = "stacked sets (logistic regression)"
+        stacked, model = stacked_probe(single, sets.clips, title, sets.should_stop)
+        arrays = model.tensors() if model else {}
+        files.write_bytes(sets.run.linear_probes.arrays(name), safetensors.numpy.save(arrays))
+        return predictions.write(sets.run.linear_probes.predictions(name), stacked)
     clips, found = sets.clips, [sets.read(part) for part in parts]
     values, valid = zip(*(features.utterances(clips.names) for features in found), strict=True)
     title = _probe_title(config, name, found[0])
-    linear_probe(list(values), list(valid), clips, title, sets.should_stop).save(sets.run, name)
+    made = linear_probe(list(values), list(valid), clips, title, sets.should_stop)
+    assert made.models is not None, "it was just fitted"
+    models = made.models.before([features.alignment for features in found])
+    replace(made, models=models).save(sets.run, name)
 
 
 def _probe_title(config: Config, name: str, features: FeatureSet) -> str:

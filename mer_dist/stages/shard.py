@@ -10,12 +10,10 @@ same bytes.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -26,8 +24,7 @@ from mer_dist.core.errors import Stopped, UserError
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Clip, Content, Problem
 from mer_dist.core.stopping import ShouldStop, never
-from mer_dist.corpus import survey, twins
-from mer_dist.corpus.paths import openface_array, openface_folder
+from mer_dist.corpus import convert, survey, twins
 from mer_dist.crossfit import adapters, folds
 from mer_dist.shards import replaced, shard_index
 from mer_dist.shards.settings import settings_fingerprint
@@ -54,7 +51,9 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     clips, unlisted = corpus.clips(config.corpus)
     taken = replaced.taken(config, clips, unlisted)
     fingerprint = settings_fingerprint(config.shard)
-    sources = {clip.name: _source(clip, config) for clip in clips}
+    root = Path(config.corpus.path)
+    root = root if root.is_dir() else root.parent  # A table is beside its media; a folder contains them.
+    sources = {clip.name: convert.source(clip, config.shard, root) for clip in clips}
     labels = [
         (clip.name, clip.split, clip.label, *(() if clip.asked else (False,)), *clip.annotations.items())
         for clip in clips
@@ -121,23 +120,6 @@ def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:
         if needed:
             raise
         logger.warning("finetune and fuse will refuse these labels: %s", error)
-
-
-def _source(clip: Clip, config: Config) -> str:
-    """Fingerprint of a clip's source files; moving the complete corpus does not change it."""
-    # A table is beside its media; a folder contains them.
-    root = Path(config.corpus.path)
-    root = root if root.is_dir() else root.parent
-    paths = [path and os.path.relpath(path, root) for path in (clip.video, clip.audio)]
-    crops = None
-    if config.shard.faces == "openface":
-        array, folder = (
-            of(Path(config.shard.openface), clip.name) for of in (openface_array, openface_folder)
-        )
-        crops = files.size_and_mtime(array) or files.size_and_mtime(folder)
-    return files.fingerprint_of(
-        [paths, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
-    )
 
 
 def _kept(
@@ -216,8 +198,6 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_st
     Raises:
         UserError: almost none can, and the configuration does not allow it.
     """
-    from mer_dist.shards import workers
-
     if not remaining:
         return iter(())
     remaining = sorted(remaining, key=lambda clip: (clip.split, clip.name))
@@ -226,10 +206,7 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_st
         _check_there(config, clips)
     early = {clip.name for clip in first}
     order = [*first, *(clip for clip in remaining if clip.name not in early)]
-    results = _until_asked(
-        workers.in_order(partial(_convert, config.shard), order, config.shard.workers, crashed=_give_up),
-        should_stop,
-    )
+    results = _until_asked(convert.in_workers(config.shard, order), should_stop)
     tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
     lost = {
         name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
@@ -276,40 +253,6 @@ def _until_asked(encoded: Iterator, should_stop: ShouldStop) -> Iterator:
         if should_stop():
             raise Stopped("shard was asked to stop; the next start goes on after its last complete shard")
         yield clip
-
-
-def _convert(config: ShardConfig, clip: Clip):
-    """In a worker: a clip as the members of a tar."""
-    from mer_dist.corpus.decode import decode
-
-    return _encode(decode(clip, config))
-
-
-def _give_up(clip: Clip):
-    """Placeholder for a clip that killed its worker."""
-    from mer_dist.corpus.decode import text_only
-    from mer_dist.shards import workers
-
-    return _encode(text_only(clip, f"the decoder crashed on it or took over {workers.SECONDS} s"))
-
-
-def _encode(decoded):
-    from mer_dist.corpus.sound import SILENT
-    from mer_dist.shards.encode import Encoded, encode
-
-    if not decoded.usable:
-        return Encoded(clip=decoded.clip, problems=decoded.problems)
-    return encode(
-        decoded.clip,
-        frames=decoded.frames,
-        samples=decoded.samples,
-        seconds=decoded.seconds,
-        face=decoded.face,
-        missing=decoded.missing,
-        problems=decoded.problems,
-        remarks=[*decoded.remarks, *decoded.clip.remarks],
-        silent=SILENT in decoded.remarks,
-    )
 
 
 def _finish(run: Run, fingerprint: str, clips: list[Clip], unlisted: list[Problem]) -> None:

@@ -14,7 +14,8 @@
       features/<set>/           {00000..}.safetensors, set.json
       linear_probes/            <set>.parquet: one modality alone; <set>.safetensors
       rounds/00, 01, ...        AGT after each round of self-training: predictions.parquet,
-                                fold_predictions.safetensors, models.safetensors, curves.json, pseudo_labels.parquet
+                                fold_predictions.safetensors, models.safetensors, moments.safetensors, curves.json,
+                                pseudo_labels.parquet
       vote/                     prior.json, predictions.parquet and the answer
       teachers/<name>.parquet   answers of outside labellers
       answer.csv                name,discrete
@@ -166,13 +167,12 @@ class LinearProbeFolder(_Folder):
     def predictions(self, set_name: str) -> Path:
         return self.folder / f"{set_name}.parquet"
 
-    def nested_oof(self, set_name: str) -> Path:
-        """Predictions for labelled clips by models trained without two folds."""
+    def arrays(self, set_name: str) -> Path:
+        """The models, and predictions for labelled clips by models trained without two folds."""
         return self.folder / f"{set_name}.safetensors"
 
     def files_of(self, set_name: str) -> list[Path]:
-        """The stacked baseline has no ``nested_oof``, as it does not vote."""
-        return [self.predictions(set_name), *([self.nested_oof(set_name)] if set_name != STACKED else [])]
+        return [self.predictions(set_name), self.arrays(set_name)]
 
     def all_predictions(self) -> list[Path]:
         return self._of_sets(".parquet")
@@ -208,6 +208,11 @@ class RoundFolder(_Folder):
         return self.folder / "models.safetensors"
 
     @property
+    def moments(self) -> Path:
+        """Only in round 0: shift and scale with which the models of all rounds standardise each feature set."""
+        return self.folder / "moments.safetensors"
+
+    @property
     def curves(self) -> Path:
         return self.folder / "curves.json"
 
@@ -217,7 +222,14 @@ class RoundFolder(_Folder):
         return self.folder / "pseudo_labels.parquet"
 
     def files(self) -> list[Path]:
-        return [self.predictions, self.fold_predictions, self.models, self.curves, self.pseudo_label_log]
+        return [
+            self.predictions,
+            self.fold_predictions,
+            self.models,
+            self.moments,
+            self.curves,
+            self.pseudo_label_log,
+        ]
 
 
 class VoteFolder(_Folder):

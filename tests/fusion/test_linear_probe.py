@@ -17,6 +17,7 @@ from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.features.join import Clips
 from mer_dist.fusion import linear_probe, nested
+from mer_dist.fusion.label_shift import Calibration
 
 LABELED, UNLABELED, FOLDS = 120, 200, 4
 
@@ -75,7 +76,7 @@ def test_what_a_vote_is_fitted_on_comes_from_models_without_both_folds():
 def test_it_is_plain_logistic_regression_on_standardised_vectors(monkeypatch, classes):
     for name, value in {"STRENGTHS": (0.1,), "CLASS_WEIGHTS": (None,), "SETTINGS": ((None, 0.1),)}.items():
         monkeypatch.setattr(linear_probe, name, value)
-    monkeypatch.setattr(linear_probe, "_temperature", lambda *_: lambda probability: probability)
+    monkeypatch.setattr(linear_probe, "_temperature", lambda *_: Calibration(1.0, np.zeros(classes)))
     clips, _, values, valid = task(classes)
     told = linear_probe.linear_probe(values, valid, clips).oof.probability
     flat = StandardScaler().fit_transform(np.concatenate(values, 1))
@@ -99,7 +100,7 @@ def test_what_was_chosen_for_its_answers_alone_is_made_as_sure_as_it_is_right(mo
         }.items():
             monkeypatch.setattr(linear_probe, name, value)
         found = []
-        for temperature in (linear_probe._temperature, lambda *_: lambda probability: probability):
+        for temperature in (linear_probe._temperature, lambda *_: Calibration(1.0, np.zeros(3))):
             with monkeypatch.context() as patch:
                 patch.setattr(linear_probe, "_temperature", temperature)
                 found.append(linear_probe.linear_probe(values, valid, clips))

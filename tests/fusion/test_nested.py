@@ -121,7 +121,7 @@ def test_what_is_saved_is_loaded_and_later_rounds_have_the_nested_predictions_of
         assert equal(one, CrossFittedRound.load(run, number))
     kept = [load_file(run.round(number).fold_predictions).keys() for number in range(2)]
     assert kept == [{"nested_oof", "dropout", "probability", "present"}, {"probability", "present"}]
-    baseline = CrossFitted(oof=made[0].oof, nested_oof=made[0].nested_oof)
+    baseline = CrossFitted(oof=made[0].oof, nested_oof=made[0].nested_oof, name="voice")
     baseline.save(run, "voice")
     assert equal(baseline, CrossFitted.load(run, "voice"))
     assert not equal(baseline, CrossFitted(oof=made[1].oof, nested_oof=made[0].nested_oof))
@@ -138,6 +138,6 @@ def test_a_file_that_is_damaged_or_lacks_an_array_is_named(tmp_path):
         ):
             CrossFittedRound.load(run, number)
     run.linear_probes.folder.mkdir()
-    run.linear_probes.nested_oof("voice").write_bytes(b"nothing")
+    run.linear_probes.arrays("voice").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"linear_probes/voice.safetensors.*delete its folder and run fuse"):
         CrossFitted.load(run, "voice")

@@ -36,14 +36,14 @@ def teacher_of(
 
 
 def pooled(clips, member, *taught: Teacher) -> tuple[np.ndarray, dict]:
-    found, _, told = pool(
+    found = pool(
         member.probability[None],
         honest(clips, member.probability)[None],
         clips,
         np.ones(len(clips.names), bool),
         taught_by=taught,
     )
-    return found, told
+    return found.probability, found.taught
 
 
 def gain(right: float, seeds=range(6), **how) -> tuple[float, float]:

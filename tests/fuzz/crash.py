@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from mer_dist.stages import shard
+from mer_dist.corpus import convert
 
-_convert = shard._convert
+_convert = convert.convert
 
 
 def on_a001(config, clip):

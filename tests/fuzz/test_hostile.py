@@ -21,7 +21,7 @@ from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
 from mer_dist.config.sections import CorpusConfig, ExtractorConfig, RunConfig, ShardConfig
 from mer_dist.core.errors import UserError
-from mer_dist.corpus import mertools
+from mer_dist.corpus import convert, mertools
 from mer_dist.inspect.verify import verify
 from mer_dist.interop.npy import export_npy, import_npy
 from mer_dist.models.classifier import load_extractor
@@ -187,7 +187,7 @@ def test_a_clip_that_crashes_the_decoder_keeps_its_text_and_is_in_quarantine(tmp
     """The crash is the one part that is made up: it happens in a real worker process."""
     made = config_of(tmp_path)
     run = Run(made.run.folder)
-    monkeypatch.setattr(stage, "_convert", crash.on_a001)
+    monkeypatch.setattr(convert, "convert", crash.on_a001)
     stage.shard(made)
     lost = {(row.name, row.lost): row.reason for row in quarantine.read(run.quarantine)}
     assert lost.keys() == {("a001", "audio"), ("a001", "video")}

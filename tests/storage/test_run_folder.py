@@ -29,7 +29,7 @@ WHERE = {
     "features/clip@fold-0/set.json": SET.description,
     "features/clip@fold-0/00012.safetensors": SET.shard(12),
     "linear_probes/clip@tuned.parquet": RUN.linear_probes.predictions("clip@tuned"),
-    "linear_probes/clip@tuned.safetensors": RUN.linear_probes.nested_oof("clip@tuned"),
+    "linear_probes/clip@tuned.safetensors": RUN.linear_probes.arrays("clip@tuned"),
     "rounds/01/predictions.parquet": RUN.round(1).predictions,
     "rounds/01/fold_predictions.safetensors": RUN.round(1).fold_predictions,
     "rounds/01/models.safetensors": RUN.round(1).models,
@@ -74,7 +74,7 @@ def test_folders_list_what_is_theirs(tmp_path):
     shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip"))
     paths = [shards.record(1), shards.record(0), shards.tar(0), shards.index, features.shard(1)]
     paths += [features.shard(0), features.description, run.linear_probes.predictions("b")]
-    paths += [run.linear_probes.predictions("a"), run.linear_probes.nested_oof("a"), run.timings("fuse", 0)]
+    paths += [run.linear_probes.predictions("a"), run.linear_probes.arrays("a"), run.timings("fuse", 0)]
     paths += [AdapterFolder(run.adapter("clip", part)).history for part in ("all", "fold-0", ".all.tmp")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +86,7 @@ def test_folders_list_what_is_theirs(tmp_path):
     assert features.shards() == [features.shard(0), features.shard(1)]
     assert run.feature_sets() == [features.folder] and run.all_timings() == [run.timings("fuse", 0)]
     assert run.linear_probes.all_predictions() == [run.linear_probes.predictions(name) for name in ("a", "b")]
-    assert run.linear_probes.files() == [
-        *run.linear_probes.all_predictions(),
-        run.linear_probes.nested_oof("a"),
-    ]
+    assert run.linear_probes.files() == [*run.linear_probes.all_predictions(), run.linear_probes.arrays("a")]
     assert [(one.extractor, one.variant) for one in run.adapters()] == [("clip", "all"), ("clip", "fold-0")]
 
 
@@ -139,7 +136,7 @@ def test_what_a_program_for_synchronising_left_is_no_part_of_the_run_and_is_name
     run = Run(tmp_path)
     shards, features = ShardFolder(run.shards), FeatureFolder(run.features("clip@fold-0"))
     own = [*(path(0) for path in (shards.tar, shards.record, features.shard)), *shards.results]
-    own += [features.description, run.linear_probes.predictions("clip"), run.linear_probes.nested_oof("@all")]
+    own += [features.description, run.linear_probes.predictions("clip"), run.linear_probes.arrays("@all")]
     own += [*run.round(0).files(), *run.vote.files()]
     own += [folder / "complete.json" for folder in {path.parent for path in own}]
     copies = ["shards/00000 2.tar", "shards/00000 (1).parquet", "features/clip 2/set.json"]

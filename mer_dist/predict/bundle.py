@@ -1,0 +1,213 @@
+"""A bundle: what predicting needs of a run, in a folder that others can be given.
+
+::
+
+    bundle/
+      README.md            the model card
+      bundle.json          how clips are cut, the extractors, and what their base models are known by
+      fusion.json, fusion.safetensors
+      adapters/<name>/     of an extractor that was fine-tuned
+      models/<name>/       with ``merged``: the extractor with its adapter merged into it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mer_dist import __version__
+from mer_dist.config.config import as_dict
+from mer_dist.config.sections import ExtractConfig, ExtractorConfig, ShardConfig
+from mer_dist.core.errors import UserError, reading
+from mer_dist.core.log import logger
+from mer_dist.core.registry import ENCODERS
+from mer_dist.fusion.trained import TrainedFusion
+from mer_dist.predict.model import TrainedExtractor, TrainedModel
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+NAME, CARD = "bundle.json", "README.md"
+#: Raise it when the files of a bundle change.
+FORMAT = 1
+#: Files of a base model that are compared; its weights, tokenizer and preprocessing.
+_COMPARED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+#: Bytes at both ends of a file that are compared: weights of 26 GB would take minutes.
+_ENDS = 1 << 20
+AGAIN = "make the bundle again"
+#: Keys of ``shard`` that are of one machine or corpus.
+_LOCAL = ("workers", "openface", "remove", "without_media")
+
+
+def load(folder: Path, models: Mapping[str, Path] | None = None) -> TrainedModel:
+    """What is in a run folder or a bundle.
+
+    Args:
+        models: extractor -> folder of its base model, where that has moved.
+
+    Raises:
+        UserError: there is neither, or a file is missing, damaged, or of another model or version.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; name a run folder, or a bundle{files.started_from(folder)}"
+        )
+    if (folder / NAME).exists():
+        return read(folder, models or {})
+    return TrainedModel.of_run(folder, models)
+
+
+def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
+    """Write what predicting needs of a run into a new folder.
+
+    Args:
+        merged: write fine-tuned extractors as whole models, which need no base model.
+
+    Raises:
+        UserError: the run has not voted, needs code of the user's own, or the folder is not empty.
+    """
+    from mer_dist.predict import card
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+    model = TrainedModel.of_run(run_folder)
+    for one in model.extractors:
+        if one.config.family not in ENCODERS.built_in:
+            raise UserError(
+                f"extractors.{one.name}: its family {one.config.family} is code of your own, which a bundle does not "
+                "carry; predict from the run folder"
+            )
+    model.check()
+    with files.atomic_folder(folder) as target:
+        model.fusion.save(target)
+        extractors = {one.name: _extractor(run_folder, one, target, merged) for one in model.extractors}
+        facts = {
+            "format": FORMAT,
+            "made by": f"mer_dist {__version__}",
+            "fingerprint": model.fingerprint,
+            "shard": {key: value for key, value in as_dict(model.shard).items() if key not in _LOCAL},
+            "extract": as_dict(model.extract),
+            "extractors": extractors,
+        }
+        files.write_json(target / NAME, facts)
+        files.write_text(
+            target / CARD,
+            card.text(run_folder, model, [name for name, own in extractors.items() if own["base"]]),
+        )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    logger.info("%s: %.1f MiB; what it is: %s", folder, size / 2**20, folder / CARD)
+
+
+def _extractor(run_folder: Path, one: TrainedExtractor, target: Path, merged: bool) -> dict[str, Any]:
+    """Write the files of an extractor; returns its entry in ``bundle.json``."""
+    settings = {key: value for key, value in as_dict(one.config).items() if key != "finetune"}
+    entry: dict[str, Any] = {"set": one.set_name, "settings": settings, "files": ""}
+    if one.adapter is not None and merged:
+        from mer_dist.interop import export_model
+
+        entry["files"] = f"models/{one.name}"
+        _, note = export_model.write(Run(run_folder), f"{one.name}@all", target / entry["files"])
+        if note:
+            logger.warning("extractor %s: %s", one.name, note)
+        # Plain weights: what was quantised is merged into dequantised ones.
+        return entry | {"settings": settings | {"quantize": "none"}, "base": None}
+    if one.adapter is not None:
+        entry["files"] = f"adapters/{one.name}"
+        shutil.copytree(one.adapter, target / entry["files"], copy_function=shutil.copyfile)
+        if not (one.adapter / "adapter_config.json").exists():  # fine-tuned in full
+            return entry | {"base": None}
+    return entry | {"base": identity(Path(one.config.path))}
+
+
+def identity(folder: Path) -> dict[str, list]:
+    """What a base model is known by: size, and SHA-256 of both ends, of each of its files."""
+    paths = sorted({path for pattern in _COMPARED for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: [path.stat().st_size, _ends(path)] for path in paths}
+
+
+def _ends(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(_ENDS))
+        file.seek(max(path.stat().st_size - _ENDS, 0))
+        digest.update(file.read(_ENDS))
+    return digest.hexdigest()
+
+
+def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
+    """What is in a bundle.
+
+    Raises:
+        UserError: a file is missing or damaged, another version made it, or a base model is missing or another.
+    """
+    path = folder / NAME
+    with reading(path, AGAIN):
+        facts = files.read_json(path)
+        if facts["format"] != FORMAT:
+            raise UserError(
+                f"{path}: its format is {facts['format']} ({facts.get('made by')}), and this version of mer-dist, "
+                f"{__version__}, reads {FORMAT}; {AGAIN} with this version"
+            )
+        known = [str(name) for name in facts["extractors"]]
+        if unknown := sorted(models.keys() - {*known}):
+            raise UserError(
+                f"--models {unknown[0]}=…: the bundle has no such extractor; it has: {', '.join(known) or 'none'}"
+            )
+        model = TrainedModel(
+            fusion=TrainedFusion.load(folder),
+            shard=ShardConfig(**_without_openface(facts["shard"])),
+            extract=ExtractConfig(**facts["extract"]),
+            extractors=[
+                _read_extractor(folder, name, entry, models.get(name))
+                for name, entry in facts["extractors"].items()
+            ],
+            fingerprint=str(facts["fingerprint"]),
+            folder=folder,
+        )
+    return model
+
+
+def _without_openface(settings: dict[str, Any]) -> dict[str, Any]:
+    """Faces by OpenFace need a folder of them, which ``--openface`` names; until then there is none."""
+    return settings | {"openface": "."} if settings["faces"] == "openface" else settings
+
+
+def _read_extractor(
+    folder: Path, name: str, entry: dict[str, Any], elsewhere: Path | None
+) -> TrainedExtractor:
+    config = ExtractorConfig(**entry["settings"])
+    if config.family not in ENCODERS.built_in:
+        raise ValueError(f"its family {config.family} is not one of mer-dist")
+    own = folder / entry["files"] if entry["files"] else None
+    if own is not None and own.resolve().parent.parent != folder.resolve():
+        raise ValueError(f"the files of {name} lie outside the bundle")
+    if entry["base"] is None:
+        # The whole model is in the bundle.
+        return TrainedExtractor(
+            set_name=entry["set"], name=name, config=replace(config, path=str(own)), adapter=None
+        )
+    config = replace(config, path=str(elsewhere or config.path))
+    _check_base(name, Path(config.path), entry["base"])
+    return TrainedExtractor(set_name=entry["set"], name=name, config=config, adapter=own)
+
+
+def _check_base(name: str, folder: Path, expected: dict[str, list]) -> None:
+    """
+    Raises:
+        UserError: the base model is not there, or is another.
+    """
+    where = f"the base model of the extractor {name}"
+    if not folder.is_dir():
+        raise UserError(f"{where} is not in {folder}; name its folder: --models {name}=FOLDER")
+    found = identity(folder)
+    for file, facts in expected.items():
+        if file not in found:
+            raise UserError(f"{where}: {folder} has no {file}; name the right folder: --models {name}=FOLDER")
+        if found[file] != facts:
+            raise UserError(
+                f"{where}: {folder / file} is another file than that of the training; name the right folder: --models "
+                f"{name}=FOLDER"
+            )

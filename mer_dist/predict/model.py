@@ -1,0 +1,133 @@
+"""All that a run learned and that a new clip needs: how clips are cut, extractors, fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mer_dist.config import config as configuration
+from mer_dist.config.config import Config
+from mer_dist.config.sections import ExtractConfig, ExtractorConfig, ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
+from mer_dist.crossfit import adapters
+from mer_dist.features import store
+from mer_dist.fusion.trained import TrainedFusion
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedExtractor:
+    """What turns clips into the feature set that fusion learned from."""
+
+    set_name: str
+    #: Its name in the configuration.
+    name: str
+    #: Its precision is that of the features that fusion learned from.
+    config: ExtractorConfig
+    #: Of the adapter that was trained on all labelled clips; None: the published weights.
+    adapter: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    fusion: TrainedFusion
+    shard: ShardConfig
+    extract: ExtractConfig
+    #: Feature sets without one were imported, and new clips bring their features along.
+    extractors: list[TrainedExtractor]
+    #: Of everything that an answer depends on, beside the clip.
+    fingerprint: str
+    #: Run folder or bundle.
+    folder: Path
+
+    @classmethod
+    def of_run(cls, folder: Path, models: Mapping[str, Path] | None = None) -> TrainedModel:
+        """What a run learned.
+
+        Args:
+            models: extractor -> folder of its base model, where that has moved.
+
+        Raises:
+            UserError: there is no run that has voted, or a name in ``models`` is none of its extractors.
+        """
+        run = Run(folder)
+        if not run.config.exists():
+            raise UserError(
+                f"{run.folder}: no run and no bundle there; it has neither {run.config.name} nor bundle.json"
+            )
+        run.check_version()
+        config = moved(configuration.of_run(run), models or {})
+        fusion = TrainedFusion.of_run(config, run)
+        extractors = [
+            _extractor(config, run, FeatureSetId.parse(one.name))
+            for one in fusion.sets
+            if FeatureSetId.parse(one.name).name in config.extractors
+        ]
+        marks = [(files.read_marker(run.vote.folder) or {})["fingerprint"]]
+        marks += [files.required_marker(one.adapter)["fingerprint"] for one in extractors if one.adapter]
+        return cls(
+            fusion=fusion,
+            shard=config.shard,
+            extract=config.extract,
+            extractors=extractors,
+            fingerprint=files.fingerprint_of(marks),
+            folder=run.folder,
+        )
+
+    @property
+    def imported(self) -> list[str]:
+        """Feature sets that new clips must bring along."""
+        made = {one.set_name for one in self.extractors}
+        return [name for name in self.fusion.names if name not in made]
+
+    def check(self) -> None:
+        """Inspect the files of the extractors without reading a weight.
+
+        Raises:
+            UserError: one is missing, damaged, or belongs to another model.
+        """
+        from mer_dist.models.classifier import check_files
+
+        for one in self.extractors:
+            try:
+                if one.adapter is not None:
+                    adapters.check_whole(one.adapter)
+                check_files(one.config, one.adapter)
+            except UserError as error:
+                raise UserError(
+                    f"extractor {one.name}: {error}; a base model that lies elsewhere is named by --models "
+                    f"{one.name}=FOLDER"
+                ) from None
+
+
+def moved(config: Config, models: Mapping[str, Path]) -> Config:
+    """The configuration with these folders of base models.
+
+    Raises:
+        UserError: there is no such extractor.
+    """
+    if unknown := sorted(models.keys() - config.extractors.keys()):
+        raise UserError(
+            f"--models {unknown[0]}=…: the model has no such extractor; it has: {', '.join(config.extractors) or 'none'}"
+        )
+    own = {
+        name: replace(extractor, path=str(models[name])) if name in models else extractor
+        for name, extractor in config.extractors.items()
+    }
+    return replace(config, extractors=own)
+
+
+def _extractor(config: Config, run: Run, wanted: FeatureSetId) -> TrainedExtractor:
+    extractor, adapter = config.extractors[wanted.name], None
+    stored = wanted
+    if wanted.is_tuned:
+        adapter = run.adapter(wanted.name, adapter_variant(None))
+        stored = FeatureSetId.of_adapter(wanted.name, None)
+        files.required_marker(adapter)
+    used = str(store.description(run.features(stored)).get("precision", extractor.precision))
+    return TrainedExtractor(
+        set_name=str(wanted), name=wanted.name, config=replace(extractor, precision=used), adapter=adapter
+    )

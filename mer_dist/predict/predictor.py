@@ -1,0 +1,217 @@
+"""Predictions for new clips: decoded, through the extractors and through fusion, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
+from mer_dist.core.records import UNLABELED, Clip, Problem
+from mer_dist.features.store import FeatureSet
+from mer_dist.fusion.trained import FusionPredictor
+from mer_dist.predict.bundle import load
+from mer_dist.predict.model import TrainedExtractor, TrainedModel
+from mer_dist.shards.encode import Encoded
+from mer_dist.shards.reader import MemoryReader
+
+if TYPE_CHECKING:
+    import torch
+
+    from mer_dist.models.extractor import Extractor
+
+STAGE = "predict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What is predicted for a clip."""
+
+    name: str
+    label: str
+    #: Of each label, in the order of the model's.
+    probability: dict[str, float]
+    #: Modalities that the models had nothing of. With all of them missing, the answer is the most frequent label.
+    missing: list[str]
+    #: Feature set -> label -> probability by that set alone, empty where the clip lacks it; only if asked for.
+    alone: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Modality -> its weight in AGT's gating, None for a clip without any; only if asked for.
+    gates: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float:
+        return self.probability[self.label]
+
+
+class Predictor:
+    """Predicts clips one by one or many at once; the models are loaded once."""
+
+    def __init__(self, model: TrainedModel, device: str | torch.device | None = None, extract: bool = True):
+        """
+        Args:
+            device: None: a GPU where there is one.
+            extract: False: new clips come as features, and no extractor is loaded.
+
+        Raises:
+            UserError: a file of a model is missing, damaged, or belongs to another model.
+        """
+        import torch
+
+        self.model = model
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.fusion = FusionPredictor(model.fusion, str(self.device))
+        self._extractors: list[tuple[TrainedExtractor, Extractor]] = []
+        if extract:
+            if model.imported:
+                raise UserError(
+                    f"{model.folder}: the feature sets {', '.join(model.imported)} were imported, so new clips must "
+                    "bring theirs: --features SET=FOLDER"
+                )
+            model.check()
+            self._extractors = [(one, self._loaded(one)) for one in model.extractors]
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        models: Mapping[str, str | Path] | None = None,
+        device: str | torch.device | None = None,
+        extract: bool = True,
+    ) -> Predictor:
+        """From a run folder or a bundle.
+
+        Args:
+            models: extractor -> folder of its base model, where that has moved.
+            device, extract: as for the class.
+
+        Raises:
+            UserError: there is neither there, or a file is missing, damaged, or of another model or version.
+        """
+        moved = {name: Path(path) for name, path in (models or {}).items()}
+        return cls(load(Path(folder), moved), device, extract)
+
+    @property
+    def labels(self) -> list[str]:
+        return self.model.fusion.labels
+
+    def __call__(
+        self,
+        video: str | Path | None = None,
+        *,
+        audio: str | Path | None = None,
+        transcript: str | None = None,
+        name: str = "",
+        explain: bool = False,
+    ) -> Prediction:
+        """Predict one clip; decoded in this process, so a file may end it that a worker process would survive.
+
+        Args:
+            video: a media file; of a file without pictures the sound is taken.
+            audio: its sound, where that is another file.
+
+        Raises:
+            UserError: none of the three is given.
+        """
+        from mer_dist.corpus.convert import convert
+
+        parts = [None if path is None else Path(path) for path in (video, audio)]
+        if not any(parts) and transcript is None:
+            raise UserError("a clip has a video, an audio file or a transcript, and none is given")
+        clip = Clip(
+            name=name or next((path.stem for path in parts if path), "clip"),
+            video=parts[0],
+            audio=parts[1],
+            transcript=transcript,
+            label=None,
+            split=UNLABELED,
+        )
+        encoded = convert(self.shard, clip)
+        for problem in encoded.problems:
+            logger.warning("%s: %s: %s", clip.name, problem.lost, problem.reason)
+        return self.encoded([encoded], explain)[0][0]
+
+    @property
+    def shard(self) -> ShardConfig:
+        return self.model.shard
+
+    def encoded(
+        self, clips: Sequence[Encoded], explain: bool = False
+    ) -> tuple[list[Prediction], list[Problem]]:
+        """Predict decoded clips, and why an extractor refuses one."""
+        usable = [one for one in clips if one.members]
+        features, problems = self._features(usable)
+        return self.features(features, [one.clip.name for one in clips], explain), problems
+
+    def features(
+        self, features: Mapping[str, FeatureSet], names: Sequence[str], explain: bool = False
+    ) -> list[Prediction]:
+        """Predict clips from their features: feature set -> embeddings as extracted.
+
+        Raises:
+            UserError: a set has another width, or lacks the frame level.
+        """
+        made = self.fusion(features, names, explain)
+        labels, sets = self.labels, self.model.fusion.sets
+        have = {one.name: {*features[one.name].names} if one.name in features else set() for one in sets}
+        modalities = list(dict.fromkeys(one.modality for one in sets))
+        found = []
+        for row, name in enumerate(names):
+            there = {one.modality for one in sets if name in have[one.name]}
+            alone = {
+                set_name: _by_label(labels, probability[row]) if valid[row] else {}
+                for set_name, (probability, valid) in made.alone.items()
+                if explain
+            }
+            gates = {channel: float(weight[row]) for channel, weight in made.gates.items()}
+            found.append(
+                Prediction(
+                    name=name,
+                    label=labels[int(made.probability[row].argmax())],
+                    probability=_by_label(labels, made.probability[row]),
+                    missing=[modality for modality in modalities if modality not in there],
+                    alone=alone,
+                    gates={channel: w if np.isfinite(w) else None for channel, w in gates.items()},
+                )
+            )
+        return found
+
+    def _loaded(self, one: TrainedExtractor) -> Extractor:
+        from mer_dist.models.classifier import load_extractor
+
+        return load_extractor(one.config, one.adapter, self.device if self.device.type == "cuda" else None)
+
+    def _features(self, usable: Sequence[Encoded]) -> tuple[dict[str, FeatureSet], list[Problem]]:
+        """Feature set -> embeddings of these clips, and why an extractor has none of a clip."""
+        from mer_dist.features import store
+        from mer_dist.features.finite import keepable
+        from mer_dist.models.family import NOT_IN_SHARD
+        from mer_dist.models.feeding import clip_embeddings
+
+        reader, found, problems = MemoryReader(usable), {}, []
+        for one, extractor in self._extractors:
+            embeddings: dict[str, np.ndarray] = {}
+            refused: dict[str, str] = {}
+            for _, name, result in clip_embeddings(extractor, reader, {0: reader.rows}):
+                if isinstance(result, str):
+                    refused[name] = result
+                else:
+                    embeddings[name] = result
+            embeddings, more = keepable(extractor, one.set_name, embeddings, self.model.extract)
+            refused |= more
+            problems += [
+                Problem(stage=STAGE, name=name, lost=extractor.modality, reason=reason, part=one.name)
+                for name, reason in refused.items()
+                if reason != NOT_IN_SHARD
+            ]
+            settings = self.model.extract
+            found[one.set_name] = store.pack(embeddings, extractor.modality, extractor.width, settings)
+        return found, problems
+
+
+def _by_label(labels: list[str], probability: np.ndarray) -> dict[str, float]:
+    return dict(zip(labels, probability.tolist(), strict=True))
