@@ -49,7 +49,7 @@ SETS = {"voice": "audio", "face": "video"}
 YAML = """
 run: {{folder: {folder}/run, seed: {seed}}}
 corpus: {{labels: [{labels}]}}
-folds: {{count: 5, seed: {seed}, group: '^([^_]+)_'}}
+folds: {{count: 3, seed: {seed}, group: '^([^_]+)_'}}
 fuse: {{labels: {folder}/labels.csv, sets: [voice, face]}}
 """
 

@@ -74,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
 def exit_code(error: BaseException) -> int:
     """Exit code of a command that ended early; logs the reason, on one line if that is enough."""
     code = code_of(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mer_dist"):
+        logger.error(
+            "%s is not installed; what starts from clips needs: pip install 'mer-dist[train]'", error.name
+        )
+        return USAGE
     if isinstance(error, Stopped):
         logger.warning("stopped: %s", error)
     elif isinstance(error, KeyboardInterrupt):
@@ -401,19 +406,17 @@ def report(parsed: argparse.Namespace) -> int:
 
 
 def score(parsed: argparse.Namespace) -> int:
-    from mer_dist.inspect.score import score as act
-    from mer_dist.inspect.score import table
+    from mer_dist.inspect import score as scoring
 
-    print(table(act(parsed.run, parsed.truth)))
+    print(scoring.table(scoring.score(parsed.run, parsed.truth)))
     return DONE
 
 
 def explain(parsed: argparse.Namespace) -> int:
-    from mer_dist.inspect.explain import explain as act
-    from mer_dist.inspect.explain import text
+    from mer_dist.inspect import explain as explaining
 
-    explanation = act(parsed.run, clip_names.clean(parsed.name))
-    print(json.dumps(explanation, ensure_ascii=False, indent=1) if parsed.json else text(explanation))
+    found = explaining.explain(parsed.run, clip_names.clean(parsed.name))
+    print(json.dumps(found, ensure_ascii=False, indent=1) if parsed.json else explaining.text(found))
     return DONE
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"inspect", "report"},
     {"predict"},
     {"stages"},
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -113,7 +113,7 @@ def test_the_tools_and_what_they_need_are_installed_in_pinned_versions():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert setup["options.extras_require"]["check"].split() == [*TOOLS]
-    assert "'.[test,check]'" in (ROOT / "launch" / "setup.sh").read_text()
+    assert "'.[train,test,check]'" in (ROOT / "launch" / "setup.sh").read_text()
     explained = [line for line in lines if line.startswith(tuple(f"{name}==" for name in TOOLS))]
     assert all("# " in line for line in explained)
 

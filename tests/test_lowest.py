@@ -19,7 +19,7 @@ def lowest() -> list[str]:
     """``name==version`` of every package with a lower bound but torch, of which a build may be 3 GB."""
     asked = configparser.ConfigParser()
     asked.read(ROOT / "setup.cfg")
-    lines = asked["options"]["install_requires"].split()
+    lines = [*asked["options"]["install_requires"].split(), *asked["options.extras_require"]["train"].split()]
     return [line.replace(">=", "==") for line in lines if ">=" in line and not line.startswith("torch")]
 
 

@@ -90,7 +90,11 @@ def test_the_wheel_holds_every_module_and_every_file_that_people_are_sent_to(whe
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if name.startswith("mer_dist/")}
         (metadata,) = (archive.read(name) for name in archive.namelist() if name.endswith("/METADATA"))
-    modules = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "mer_dist").rglob("*.py")}
+    modules = {
+        path.relative_to(ROOT).as_posix(): path
+        for path in (ROOT / "mer_dist").rglob("*.py*")
+        if path.suffix != ".pyc"
+    }
     beside = {f"mer_dist/share/{name}": ROOT / name for name in config_files.names()}
     assert held.keys() == modules.keys() | beside.keys() | {"mer_dist/py.typed"}
     assert all(held[name] == path.read_bytes() for name, path in beside.items())

@@ -5,6 +5,7 @@
     <folder>/corpus/      video-labeled/  video-unlabeled/
                           label-disdim.csv  label-transcription.csv
     <folder>/truth.csv    name,discrete of the unlabelled clips; no stage reads it
+    <folder>/new/         clips of another day, for ``predict``, and transcripts.csv
 
 Every clip shows its emotion three times, in the face, the voice and the line, and each of the three
 leaves three pairs of emotions hard to tell apart (:data:`PAIRS`); no pair is hard in two of them,
@@ -64,6 +65,8 @@ DAMAGE = {
     "damaged_empty": (UNLABELED, "neutral", "an empty file"),
 }
 OUTSIDE = "contempt"
+#: Emotions of the clips of another day.
+NEW = ("happy", "angry", "neutral", "worried", "sad")
 PLAN = "plan.json"
 
 
@@ -109,6 +112,7 @@ def make(folder: Path, labeled: int = 240, unlabeled: int = 400, seed: int = 0, 
     for _ in progress(_filmed(absent, corpus, workers), len(absent), "demo clips"):
         pass
     _write_tables(folder, sketches)
+    _film_new(folder / "new", seed)
     files.write_marker(folder, fingerprint, clips=len(sketches))
 
 
@@ -233,6 +237,18 @@ def _film(sketch: Sketch, corpus: Path) -> None:
         # The index of an mp4 is at its end, so nothing of this one can be decoded.
         content = content[: len(content) * 2 // 3]
     files.write_bytes(corpus / sketch.video, content)
+
+
+def _film_new(folder: Path, seed: int) -> None:
+    sketches = [
+        Sketch(name=f"new_{number}", split=UNLABELED, emotion=emotion, seed=seed)
+        for number, emotion in enumerate(NEW, start=1)
+    ]
+    for sketch in sketches:
+        files.write_bytes(folder / f"{sketch.name}.mp4", encode(face(sketch), voice(sketch)))
+    _write_csv(
+        folder / "transcripts.csv", ("name", "transcript"), [(one.name, transcript(one)) for one in sketches]
+    )
 
 
 def encode(images: np.ndarray | None, sound: np.ndarray | None) -> bytes:

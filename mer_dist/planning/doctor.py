@@ -97,8 +97,8 @@ def _packages(config: Config) -> str:
     try:
         required = [Requirement(line) for line in importlib.metadata.requires("mer-dist") or []]
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("mer-dist is not installed; pip install -c constraints.txt -e .") from None
-    names = [item for item in required if item.marker is None or item.marker.evaluate()]
+        raise UserError("mer-dist is not installed; pip install -c constraints.txt -e '.[train]'") from None
+    names = [item for item in required if item.marker is None or item.marker.evaluate({"extra": "train"})]
     tested = _tested_versions()
     wrong = [text for item in names if (text := _package_fault(item, tested))]
     # Accelerate would silently ignore a missing tracker.

@@ -48,7 +48,7 @@ def run(config: Config, path: str, overrides: list[str], should_stop: ShouldStop
     for stage in ORDER:
         boundary(should_stop, f"before {stage}")
         if _needs_launch(stage, config):
-            code = _launch(stage, config, path, overrides, should_stop)
+            code = launch(stage, config, path, overrides, should_stop)
         else:
             code = _here(stage, config, should_stop)
         if code == REQUEUE:
@@ -101,7 +101,7 @@ def _here(stage: str, config: Config, should_stop: ShouldStop = never) -> int:
     return DONE
 
 
-def _launch(stage: str, config: Config, path: str, overrides: list[str], should_stop: ShouldStop) -> int:
+def launch(stage: str, config: Config, path: str, overrides: list[str], should_stop: ShouldStop) -> int:
     """Start ``stage`` with the configured number of processes and read the code that they stored."""
     run_folder = Run(config.run.folder)
     status = run_folder.status(stage)

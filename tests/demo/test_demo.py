@@ -46,7 +46,7 @@ def made(tmp_path_factory) -> Path:
 def test_the_bytes_do_not_depend_on_the_number_of_workers(made, tmp_path):
     corpus.make(tmp_path, COUNT, COUNT, seed=3, workers=1)
     assert contents(tmp_path) == contents(made)
-    assert len(contents(made)) == 2 * COUNT + len(corpus.DAMAGE) + 4
+    assert len(contents(made)) == 2 * COUNT + len(corpus.DAMAGE) + 4 + len(corpus.NEW) + 1
 
 
 def test_another_seed_draws_and_says_something_else():

@@ -1,0 +1,1 @@
+"""What ``import mer_dist`` offers to programs and notebooks: stages, results, a classifier of features."""
