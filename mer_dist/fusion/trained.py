@@ -24,6 +24,7 @@ from mer_dist.core.feature_set_id import TUNED, FeatureSetId
 from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
+from mer_dist.fusion.new_prior import LabeledClips
 from mer_dist.fusion.pooling import Pooling
 from mer_dist.fusion.probe_models import ProbeModels
 from mer_dist.fusion.stacked_probe import StackedModel
@@ -38,7 +39,7 @@ VOTE = "vote"
 #: Raise it when the files of :meth:`TrainedFusion.save` change.
 FORMAT = 1
 _FACTS, _TENSORS = "fusion.json", "fusion.safetensors"
-_PROBES, _ROUNDS, _MOMENTS = "linear_probes", "rounds", "moments"
+_PROBES, _ROUNDS, _MOMENTS, _LABELED = "linear_probes", "rounds", "moments", "labeled"
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,17 @@ class TrainedFusion:
     pooling: Pooling
     #: The row that answers: ``vote``, or the part of another.
     answered_by: str
-    #: Part, or ``moments`` -> its arrays.
+    #: ``run.seed``
+    seed: int
+    #: Part, ``moments`` or ``labeled`` -> its arrays.
     arrays: dict[str, dict[str, np.ndarray]]
 
     @classmethod
-    def of_run(cls, config: Config, run: Run) -> TrainedFusion:
+    def of_run(cls, config: Config, run: Run, labeled: bool = False) -> TrainedFusion:
         """What the run learned.
+
+        Args:
+            labeled: with what estimating the class prior of new clips needs.
 
         Raises:
             UserError: it has no answer yet, an earlier version made it, or a file of it is not readable.
@@ -86,6 +92,9 @@ class TrainedFusion:
         sets = [_described(run, name) for name in join.fused_sets(config)]
         arrays = {part: _arrays(run, part) for part in dict.fromkeys([*members, *_needed(answered_by, sets)])}
         arrays[_MOMENTS] = _read(run.round(0).moments)
+        if labeled:
+            own = LabeledClips.of_run(join.present_clips(config, run), run, config.folds.group)
+            arrays[_LABELED] = own.arrays()
         return cls(
             labels=list(config.corpus.labels),
             sets=sets,
@@ -94,6 +103,7 @@ class TrainedFusion:
             members=members,
             pooling=pooling,
             answered_by=answered_by,
+            seed=config.run.seed,
             arrays=arrays,
         )
 
@@ -120,6 +130,7 @@ class TrainedFusion:
             "members": self.members,
             "pooling": self.pooling.as_values(),
             "answered_by": self.answered_by,
+            "seed": self.seed,
         }
         files.write_json(folder / _FACTS, facts)
         tensors = {
@@ -152,6 +163,7 @@ class TrainedFusion:
                 "members": [str(part) for part in facts["members"]],
                 "pooling": Pooling.of(facts["pooling"]),
                 "answered_by": str(facts["answered_by"]),
+                "seed": int(facts["seed"]),
             }
             if values["settings"].model not in FUSION_MODELS.built_in:
                 raise ValueError(f"its fusion model {values['settings'].model} is not one of mer-dist")
@@ -160,6 +172,11 @@ class TrainedFusion:
             part, _, own = name.rpartition("/")
             arrays.setdefault(part, {})[own] = array
         return cls(**values, arrays=arrays)
+
+    @property
+    def labeled(self) -> LabeledClips | None:
+        """None where it was left out."""
+        return LabeledClips(**self.arrays[_LABELED]) if _LABELED in self.arrays else None
 
     @property
     def names(self) -> list[str]:
@@ -204,6 +221,8 @@ class FusedAnswers:
     present: np.ndarray
     #: Feature set -> (n, C) that it predicts alone, and (n,) bool: whether a clip has it.
     alone: dict[str, tuple[np.ndarray, np.ndarray]]
+    #: (K, n, C) by the models of each fold of round 0, to estimate the class prior; None: not asked for.
+    first: np.ndarray | None = None
     #: Channel of AGT's gating -> its weight (n,), mean over the ensemble; empty unless asked for.
     gates: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -231,13 +250,18 @@ class FusionPredictor:
             ]
 
     def __call__(
-        self, features: Mapping[str, FeatureSet], names: Sequence[str], explain: bool = False
+        self,
+        features: Mapping[str, FeatureSet],
+        names: Sequence[str],
+        explain: bool = False,
+        first: bool = False,
     ) -> FusedAnswers:
         """Predict the clips ``names``, each from those of the ``features`` that have it.
 
         Args:
             features: feature set -> embeddings as extracted; sets that are absent are missing for all clips.
             explain: with the weights of AGT's gating.
+            first: with the predictions of each fold of round 0.
 
         Raises:
             UserError: a set has another width, or lacks the frame level.
@@ -260,8 +284,13 @@ class FusionPredictor:
             probability = self._stacked(alone)
         else:
             probability = self._member(answered_by, inputs, values, valid, present)
-        gates = self._gates(inputs, present) if explain else {}
-        return FusedAnswers(probability=probability, present=present, alone=alone, gates=gates)
+        return FusedAnswers(
+            probability=probability,
+            present=present,
+            alone=alone,
+            first=self._of_folds(f"{_ROUNDS}/00", inputs, present) if first else None,
+            gates=self._gates(inputs, present) if explain else {},
+        )
 
     def _utterances(
         self, features: Mapping[str, FeatureSet], number: int, names: list[str]
@@ -316,16 +345,20 @@ class FusionPredictor:
         """(n, C) of a round or of a linear probe."""
         if part.startswith(_PROBES):
             return self._probe(part, values, valid)
+        return self._of_folds(part, inputs, present).mean(0)
+
+    def _of_folds(self, part: str, inputs: FeatureBatch, present: np.ndarray) -> np.ndarray:
+        """(K, n, C) of a round, the mean over the seeds of each fold."""
         import torch
 
         from mer_dist.fusion import ensemble
 
-        probability = np.tile(self._shares, (len(present), 1))
-        rows = np.flatnonzero(present)
+        shares, rows = next(iter(self._probes.values())).shares, np.flatnonzero(present)
+        probability = np.tile(shares[:, None], (1, len(present), 1))
         if len(rows):
             on_device = torch.from_numpy(rows).to(self.device)
-            found = ensemble.predict(self._model(part), inputs, on_device)
-            probability[rows] = found.double().exp().mean(0).numpy()
+            found = ensemble.predict(self._model(part), inputs, on_device).double().exp().numpy()
+            probability[:, rows] = found.reshape(len(shares), -1, *found.shape[1:]).mean(1)
         return probability
 
     def _probe(self, part: str, values: list[np.ndarray], valid: list[np.ndarray]) -> np.ndarray:
@@ -338,11 +371,6 @@ class FusionPredictor:
         members = np.stack([probability for probability, _ in alone.values()])
         arrays = self.trained.arrays[f"{_PROBES}/{STACKED}"]
         return StackedModel.of(arrays)(members) if arrays else members.mean(0)
-
-    @property
-    def _shares(self) -> np.ndarray:
-        """(C,): label shares of the training clips, mean over the folds."""
-        return next(iter(self._probes.values())).shares.mean(0)
 
     def _model(self, part: str) -> FusionModel:
         if part not in self._models:

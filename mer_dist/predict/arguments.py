@@ -38,6 +38,12 @@ def of_predict(parser: ArgumentParser) -> None:
         "--explain", action="store_true", help="also what each feature set alone says, and gate weights"
     )
     parser.add_argument(
+        "--prior",
+        choices=("none", "estimate"),
+        default="none",
+        help="estimate: correct for the class prior of all these clips together; an answer then depends on the others",
+    )
+    parser.add_argument(
         "--workers", type=int, help="processes that decode clips; default: one for each processor, up to 4"
     )
     parser.epilog = "example: mer-dist predict runs/mine new-clips --out predictions --transcripts new.csv"

@@ -42,10 +42,11 @@ AGAIN = "make the bundle again"
 _LOCAL = ("workers", "openface", "remove", "without_media")
 
 
-def load(folder: Path, models: Mapping[str, Path] | None = None) -> TrainedModel:
+def load(folder: Path, models: Mapping[str, Path] | None = None, labeled: bool = False) -> TrainedModel:
     """What is in a run folder or a bundle.
 
     Args:
+        labeled: of a run with what estimating the class prior of new clips needs, which bundles always have.
         models: extractor -> folder of its base model, where that has moved.
 
     Raises:
@@ -57,7 +58,7 @@ def load(folder: Path, models: Mapping[str, Path] | None = None) -> TrainedModel
         )
     if (folder / NAME).exists():
         return read(folder, models or {})
-    return TrainedModel.of_run(folder, models)
+    return TrainedModel.of_run(folder, models, labeled)
 
 
 def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
@@ -73,7 +74,7 @@ def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
-    model = TrainedModel.of_run(run_folder)
+    model = TrainedModel.of_run(run_folder, labeled=True)
     for one in model.extractors:
         if one.config.family not in ENCODERS.built_in:
             raise UserError(

@@ -44,10 +44,13 @@ class TrainedModel:
     folder: Path
 
     @classmethod
-    def of_run(cls, folder: Path, models: Mapping[str, Path] | None = None) -> TrainedModel:
+    def of_run(
+        cls, folder: Path, models: Mapping[str, Path] | None = None, labeled: bool = False
+    ) -> TrainedModel:
         """What a run learned.
 
         Args:
+            labeled: with what estimating the class prior of new clips needs.
             models: extractor -> folder of its base model, where that has moved.
 
         Raises:
@@ -60,7 +63,7 @@ class TrainedModel:
             )
         run.check_version()
         config = moved(configuration.of_run(run), models or {})
-        fusion = TrainedFusion.of_run(config, run)
+        fusion = TrainedFusion.of_run(config, run, labeled)
         extractors = [
             _extractor(config, run, FeatureSetId.parse(one.name))
             for one in fusion.sets

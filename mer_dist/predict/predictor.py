@@ -42,6 +42,8 @@ class Prediction:
     alone: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Modality -> its weight in AGT's gating, None for a clip without any; only if asked for.
     gates: dict[str, float | None] = field(default_factory=dict)
+    #: (K·C,) by the models of each fold of round 0, to estimate the class prior; only if asked for.
+    first: list[float] = field(default_factory=list)
 
     @property
     def confidence(self) -> float:
@@ -65,7 +67,7 @@ class Predictor:
         self.model = model
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.fusion = FusionPredictor(model.fusion, str(self.device))
-        self._extractors: list[tuple[TrainedExtractor, Extractor]] = []
+        self.extractors: list[tuple[TrainedExtractor, Extractor]] = []
         if extract:
             if model.imported:
                 raise UserError(
@@ -73,7 +75,7 @@ class Predictor:
                     "bring theirs: --features SET=FOLDER"
                 )
             model.check()
-            self._extractors = [(one, self._loaded(one)) for one in model.extractors]
+            self.extractors = [(one, self._loaded(one)) for one in model.extractors]
 
     @classmethod
     def load(
@@ -140,22 +142,26 @@ class Predictor:
         return self.model.shard
 
     def encoded(
-        self, clips: Sequence[Encoded], explain: bool = False
+        self, clips: Sequence[Encoded], explain: bool = False, first: bool = False
     ) -> tuple[list[Prediction], list[Problem]]:
         """Predict decoded clips, and why an extractor refuses one."""
         usable = [one for one in clips if one.members]
         features, problems = self._features(usable)
-        return self.features(features, [one.clip.name for one in clips], explain), problems
+        return self.features(features, [one.clip.name for one in clips], explain, first), problems
 
     def features(
-        self, features: Mapping[str, FeatureSet], names: Sequence[str], explain: bool = False
+        self,
+        features: Mapping[str, FeatureSet],
+        names: Sequence[str],
+        explain: bool = False,
+        first: bool = False,
     ) -> list[Prediction]:
         """Predict clips from their features: feature set -> embeddings as extracted.
 
         Raises:
             UserError: a set has another width, or lacks the frame level.
         """
-        made = self.fusion(features, names, explain)
+        made = self.fusion(features, names, explain, first)
         labels, sets = self.labels, self.model.fusion.sets
         have = {one.name: {*features[one.name].names} if one.name in features else set() for one in sets}
         modalities = list(dict.fromkeys(one.modality for one in sets))
@@ -175,6 +181,7 @@ class Predictor:
                     probability=_by_label(labels, made.probability[row]),
                     missing=[modality for modality in modalities if modality not in there],
                     alone=alone,
+                    first=[] if made.first is None else made.first[:, row].ravel().tolist(),
                     gates={channel: w if np.isfinite(w) else None for channel, w in gates.items()},
                 )
             )
@@ -193,7 +200,7 @@ class Predictor:
         from mer_dist.models.feeding import clip_embeddings
 
         reader, found, problems = MemoryReader(usable), {}, []
-        for one, extractor in self._extractors:
+        for one, extractor in self.extractors:
             embeddings: dict[str, np.ndarray] = {}
             refused: dict[str, str] = {}
             for _, name, result in clip_embeddings(extractor, reader, {0: reader.rows}):

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +27,8 @@ from mer_dist.core.records import Clip, Problem
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.features import store
 from mer_dist.features.store import FeatureSet
+from mer_dist.fusion.new_prior import correct
+from mer_dist.fusion.trained import VOTE
 from mer_dist.predict import bundle, clips
 from mer_dist.predict.model import TrainedModel
 from mer_dist.predict.predictor import STAGE, Prediction, Predictor
@@ -41,6 +45,8 @@ PART = 256
 VERSION = 1
 _RECORD = b"mer_dist.predict"
 ANSWERS, ROWS = "predictions.csv", "predictions.parquet"
+#: Column of a part, which is left out of the result.
+_FIRST = "first"
 
 
 def command(parsed: Namespace, should_stop: ShouldStop) -> int:
@@ -51,20 +57,23 @@ def command(parsed: Namespace, should_stop: ShouldStop) -> int:
     """
     if (parsed.clips is None) == (not parsed.features):
         raise UserError("predict needs either clips or --features, and not both")
-    if (parsed.out / "config.yaml").exists() or (parsed.out / bundle.NAME).exists():
+    if Run(parsed.out).config.exists() or (parsed.out / bundle.NAME).exists():
         raise UserError(f"{parsed.out}: that is a run folder or a bundle; name another folder with --out")
-    model = bundle.load(parsed.model, _pairs("--models", parsed.models))
+    how = How(explain=parsed.explain, prior=parsed.prior)
+    model = bundle.load(parsed.model, _pairs("--models", parsed.models), labeled=how.estimates)
+    if how.estimates and model.fusion.answered_by != VOTE:
+        raise UserError(
+            f"--prior estimate: {model.fusion.answered_by} answers, and only the vote is corrected"
+        )
     out = Run(parsed.out)
     with alone_in(out.lock, STAGE, [model.fingerprint, str(parsed.clips)]):
         files.remove_stale(out.folder)
         if parsed.features:
-            problems = predict_features(
-                model, _pairs("--features", parsed.features), parsed.out, parsed.explain
-            )
+            predict_features(model, _pairs("--features", parsed.features), parsed.out, how)
         else:
             shard = _shard(model, parsed.openface, parsed.workers)
             found, problems = clips.find(parsed.clips, parsed.transcripts)
-            predict(replace(model, shard=shard), found, problems, parsed.out, parsed.explain, should_stop)
+            predict(replace(model, shard=shard), found, problems, parsed.out, how, should_stop)
     return QUARANTINED if quarantine.tell(out.quarantine, STAGE) else DONE
 
 
@@ -92,6 +101,20 @@ def _shard(model: TrainedModel, openface: Path | None, workers: int | None):
     return replace(shard, workers=workers or min(len(os.sched_getaffinity(0)), 4))
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What is asked for beside the predictions."""
+
+    #: What each feature set alone says, and gate weights.
+    explain: bool = False
+    #: ``none``, or ``estimate``: the class prior of the new clips, from all of them together.
+    prior: str = "none"
+
+    @property
+    def estimates(self) -> bool:
+        return self.prior == "estimate"
+
+
 @dataclass(frozen=True)
 class _Part:
     number: int
@@ -114,7 +137,7 @@ def predict(
     found: Sequence[Clip],
     problems: Sequence[Problem],
     out: Path,
-    explain: bool = False,
+    how: How | None = None,
     should_stop: ShouldStop = never,
 ) -> None:
     """Predict clips into ``predictions.csv`` and ``predictions.parquet``, alone or as one of many ranks.
@@ -129,17 +152,18 @@ def predict(
     if not found:
         first = f"; the first: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise UserError(f"there is no clip to predict{first}")
+    how = how or How()
     here, run = process_info(), Run(out)
-    parts = _parts(model, found, out, explain)
+    parts = _parts(model, found, out, how)
     sizes = {part.number: len(part.clips) for part in parts}
     mine = {*balanced(sizes, here.world)[here.rank]}
     missing = [part for part in parts if part.number in mine and not part.done()]
     if missing:
         with torch_threads(0 if _on_a_gpu() else 1):
-            _compute(model, missing, explain, should_stop)
+            _compute(model, missing, how, should_stop)
     if left := [part.number for part in parts if not part.done()]:
         return tell_missing(run.lock, {"the prediction": (sizes, left)})
-    _close(parts, problems, out)
+    _close(model, parts, problems, out, how, should_stop)
 
 
 def _on_a_gpu() -> bool:
@@ -148,10 +172,10 @@ def _on_a_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _parts(model: TrainedModel, found: Sequence[Clip], out: Path, explain: bool) -> list[_Part]:
+def _parts(model: TrainedModel, found: Sequence[Clip], out: Path, how: How) -> list[_Part]:
     from mer_dist.corpus.convert import source
 
-    settings = [VERSION, model.fingerprint, explain, model.shard.faces, model.extract.storage]
+    settings = [VERSION, model.fingerprint, how.explain, how.prior, model.shard.faces, model.extract.storage]
     parts: list[_Part] = []
     queue = iter(found)
     while own := list(islice(queue, PART)):
@@ -162,7 +186,7 @@ def _parts(model: TrainedModel, found: Sequence[Clip], out: Path, explain: bool)
     return parts
 
 
-def _compute(model: TrainedModel, parts: list[_Part], explain: bool, should_stop: ShouldStop) -> None:
+def _compute(model: TrainedModel, parts: list[_Part], how: How, should_stop: ShouldStop) -> None:
     """Predict the clips of these parts and write each part's file."""
     from mer_dist.corpus import convert
 
@@ -181,7 +205,7 @@ def _compute(model: TrainedModel, parts: list[_Part], explain: bool, should_stop
                     )
                 encoded.append(one)
                 yield one.clip.name
-            made, refused = predictor.encoded(encoded, explain)
+            made, refused = predictor.encoded(encoded, how.explain, how.estimates)
             problems = [replace(row, stage=STAGE) for one in encoded for row in one.problems] + refused
             _write(part.file, made, problems, part.fingerprint)
 
@@ -190,9 +214,7 @@ def _compute(model: TrainedModel, parts: list[_Part], explain: bool, should_stop
         pass
 
 
-def predict_features(
-    model: TrainedModel, folders: Mapping[str, Path], out: Path, explain: bool = False
-) -> list[Problem]:
+def predict_features(model: TrainedModel, folders: Mapping[str, Path], out: Path, how: How) -> None:
     """Predict clips from features that lie as ``.npy`` files in a folder per set.
 
     Raises:
@@ -211,12 +233,11 @@ def predict_features(
     for name in sorted(of_model.keys() - folders.keys()):
         logger.warning("feature set %s is not given, and missing for every clip", name)
     names = sorted({name for one in features.values() for name in one.names})
-    made = Predictor(model, extract=False).features(features, names, explain)
+    made = Predictor(model, extract=False).features(features, names, how.explain, how.estimates)
     part = _Part(0, [], out / "parts" / "00000.parquet", files.fingerprint_of([model.fingerprint, names]))
     problems = [replace(row, stage=STAGE) for row in quarantine.read(run.quarantine, "import")]
     _write(part.file, made, problems, part.fingerprint)
-    _close([part], [], out)
-    return problems
+    _close(model, [part], [], out, how)
 
 
 def _write(path: Path, made: list[Prediction], problems: list[Problem], fingerprint: str) -> None:
@@ -232,9 +253,9 @@ def _write(path: Path, made: list[Prediction], problems: list[Problem], fingerpr
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def _row(one: Prediction) -> dict[str, str | float | None]:
+def _row(one: Prediction) -> dict[str, Any]:
     """A row of ``predictions.parquet``; every clip has the same columns."""
-    row: dict[str, str | float | None] = {
+    row: dict[str, Any] = {
         "name": one.name,
         "label": one.label,
         "confidence": one.confidence,
@@ -244,18 +265,30 @@ def _row(one: Prediction) -> dict[str, str | float | None]:
     for set_name, own in one.alone.items():
         label = max(own, key=lambda label: own[label], default=None)
         row |= {f"{set_name}_label": label, f"{set_name}_confidence": own[label] if label else None}
-    return row | {f"gate_{modality}": weight for modality, weight in one.gates.items()}
+    row |= {f"gate_{modality}": weight for modality, weight in one.gates.items()}
+    return row | ({_FIRST: one.first} if one.first else {})
 
 
-def _kinds(row: dict[str, str | float | None]) -> dict[str, pa.DataType]:
+def _kinds(row: dict[str, Any]) -> dict[str, pa.DataType]:
     texts = ("name", "label", "missing")
     return {
-        column: pa.string() if column in texts or column.endswith("_label") else pa.float64()
+        column: pa.string()
+        if column in texts or column.endswith("_label")
+        else pa.list_(pa.float64())
+        if column == _FIRST
+        else pa.float64()
         for column in row
     }
 
 
-def _close(parts: list[_Part], problems: Sequence[Problem], out: Path) -> None:
+def _close(
+    model: TrainedModel,
+    parts: list[_Part],
+    problems: Sequence[Problem],
+    out: Path,
+    how: How,
+    should_stop: ShouldStop = never,
+) -> None:
     """Join the parts, write the quarantine, and say what was predicted."""
     tables, rows = [], list(problems)
     for part in parts:
@@ -265,6 +298,8 @@ def _close(parts: list[_Part], problems: Sequence[Problem], out: Path) -> None:
             rows += [Problem(**problem) for problem in record["problems"]]
             tables.append(table.replace_schema_metadata(None))
     whole = pa.concat_tables(tables)
+    if how.estimates:
+        whole = _corrected(model, whole, should_stop)
     with files.atomic(out / ROWS) as temporary:
         pq.write_table(whole, temporary, write_page_checksum=True)
     with files.atomic(out / ANSWERS) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -287,6 +322,25 @@ def _close(parts: list[_Part], problems: Sequence[Problem], out: Path) -> None:
             "them",
             empty,
         )
+
+
+def _corrected(model: TrainedModel, whole: pa.Table, should_stop: ShouldStop) -> pa.Table:
+    """The predictions, corrected for the class prior of all these clips where that is expected to pay."""
+    fusion, labels = model.fusion, model.fusion.labels
+    labeled = fusion.labeled
+    assert labeled is not None, "it was loaded to estimate"
+    probability = np.stack([whole[f"p_{label}"].to_numpy() for label in labels], 1)
+    first = np.array(whole[_FIRST].to_pylist()).reshape(len(whole), -1, len(labels)).transpose(1, 0, 2)
+    modalities = {one.modality for one in fusion.sets}
+    present = np.array([modalities > {*text.split()} for text in whole["missing"].to_pylist()])
+    found, answer, verdict = correct(labeled, probability, first, present, fusion.seed, should_stop)
+    logger.info("prior correction %s: %s", "applied" if verdict.applied else "not applied", verdict.reason)
+    new: dict[str, Any] = {f"p_{label}": found[:, number] for number, label in enumerate(labels)}
+    new["label"] = [labels[row] for row in answer]
+    new["confidence"] = found[np.arange(len(found)), answer]
+    for column, values in new.items():
+        whole = whole.set_column(whole.column_names.index(column), column, pa.array(values))
+    return whole.drop_columns([_FIRST])
 
 
 def _shown(value: str | float | None) -> str:

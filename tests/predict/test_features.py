@@ -13,8 +13,10 @@ from mer_dist import cli
 from mer_dist.core.errors import UserError
 from mer_dist.features import store
 from mer_dist.fusion import predictions
+from mer_dist.predict import bundle
 from mer_dist.predict.predictor import Predictor
 from mer_dist.stages.fuse import fuse
+from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 pytestmark = pytest.mark.slow
@@ -64,3 +66,41 @@ def test_a_model_of_imported_features_asks_for_them(run, tmp_path):
     predictor = Predictor.load(run.folder, extract=False)
     one = predictor.features({"voice": store.load(run.features("voice"))}, ["clip_0100"])[0]
     assert one.missing == ["video", "text"] and one.label in predictor.labels
+
+
+def test_the_class_prior_of_new_clips_is_estimated_only_if_asked_for_and_as_the_run_does(tmp_path, capsys):
+    """The unlabelled clips have other shares than the labelled ones; as new clips they get the run's answers."""
+    fusion_run.make(tmp_path, labeled=240, unlabeled=360, shares=(8, 1, 1))
+    config = fusion_run.configure(tmp_path, overrides=("fuse.sets=[voice,face]",))
+    fuse(config)
+    run = Run(config.run.folder)
+    assert files.read_json(run.vote.prior)["applied"], "there is something to see"
+    names = fusion_run.names(600)[240:]
+    words = [f"{name}={write(run, tmp_path, name, names)}" for name in ("voice", "face")]
+    made = predictions.read(run.vote.predictions)
+    truth = {name: made.labels[row] for name, row in zip(made.names, made.answer, strict=True)}
+    probability = dict(zip(made.names, made.probability, strict=True))
+
+    def predicted(model: Path, *options: str) -> dict[str, dict[str, str]]:
+        out = tmp_path / "out"
+        assert cli.main(["predict", str(model), "--out", str(out), *options, "--features", *words]) == 0
+        with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
+            return {row["name"]: row for row in csv.DictReader(file)}
+
+    bundle.write(run.folder, tmp_path / "bundle")
+    for model in (run.folder, tmp_path / "bundle"):
+        found = predicted(model, "--prior", "estimate")
+        assert "prior correction applied" in capsys.readouterr().err
+        assert {name: row["label"] for name, row in found.items()} == {name: truth[name] for name in names}
+        gap = [
+            np.abs(probability[name] - [float(row[f"p_{label}"]) for label in made.labels]).max()
+            for name, row in found.items()
+        ]
+        assert max(gap) < 1e-4 and "first" not in found[names[0]]
+    plain = predicted(run.folder)
+    assert sum(plain[name]["label"] != truth[name] for name in names) > 1
+    # Of a few clips nothing is estimated.
+    words = [f"{name}={write(run, tmp_path / 'few', name, names[:20])}" for name in ("voice", "face")]
+    few = predicted(run.folder, "--prior", "estimate")
+    assert "no label shares are estimated" in capsys.readouterr().err
+    assert all(few[name]["label"] == plain[name]["label"] for name in names[:20])

@@ -22,7 +22,7 @@ from mer_dist.storage.run_folder import Run
 #: leave out two folds, which choose the dropout; of the round itself; of its prediction; of a later round;
 #: of the estimate of the label shares.
 STEPS = {
-    "probe": (linear_probe, "_probability", 20, "in a linear probe", 0),
+    "probe": (linear_probe, "for_all_labels", 20, "in a linear probe", 0),
     "held-out models": (ensemble, "_warm_cosine", 2, "in AGT", 0),
     "round": (ensemble, "_warm_cosine", 4, "in AGT", 0),
     "prediction": (ensemble.F, "log_softmax", 11, "in AGT", 0),
