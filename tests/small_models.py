@@ -9,6 +9,8 @@ import torch
 from mer_dist.models.baichuan import BaichuanConfig, BaichuanForCausalLM
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
+#: Families whose models :func:`make` makes; those of many architectures are in any_encoder.py.
+FAMILIES = ("clip", "hubert", "baichuan")
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 

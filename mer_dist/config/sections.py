@@ -262,7 +262,8 @@ class FinetuneConfig:
 class ExtractorConfig:
     RENAMED: ClassVar = {"budget": "batch_budget"}
     family: str = MISSING
-    """``clip`` (frames), ``hubert`` (audio), ``baichuan`` (transcripts), or one that ``plugins`` adds."""
+    """``text``, ``audio`` or ``image``: any model that transformers knows (docs/encoders.md); ``clip`` (frames),
+    ``hubert`` (audio), ``baichuan`` (transcripts); or one that ``plugins`` adds."""
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
     precision: str = "auto"

@@ -74,6 +74,9 @@ ENCODERS: Registry[Any] = Registry(
         "clip": "mer_dist.models.clip_family",
         "hubert": "mer_dist.models.hubert_family",
         "baichuan": "mer_dist.models.baichuan_family",
+        "text": "mer_dist.models.text_family",
+        "audio": "mer_dist.models.audio_family",
+        "image": "mer_dist.models.image_family",
     },
 )
 #: name -> :data:`mer_dist.corpus.Listing`

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+#: peft's word for the linear layers of any architecture.
+ALL_LINEAR = "all-linear"
+
 
 def _class(config: ExtractorConfig) -> type[Extractor]:
     return FAMILIES[config.family].extractor_class()
@@ -40,7 +43,7 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         return model_folder.check(adapter, config.family)
     model_folder.check(Path(config.path), config.family)
     if adapter is not None:
-        _check_adapter(adapter, _class(config).backbone_class(), Path(config.path))
+        _check_adapter(adapter, _class(config).backbone_class_of(Path(config.path)), Path(config.path))
 
 
 def load_extractor(
@@ -210,12 +213,17 @@ def _with_lora(extractor: Extractor, settings: LoraConfig, sharded: bool) -> Pef
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.targets or extractor.lora_targets,
+        target_modules=_targets(settings.targets or extractor.lora_targets),
     )
     try:
         return peft.get_peft_model(extractor.backbone, adapter, autocast_adapter_dtype=not sharded)
     except ValueError as error:
         raise UserError(f"lora.targets does not fit {extractor.folder}: {str(error)[:200]}") from None
+
+
+def _targets(names: list[str]) -> list[str] | str:
+    """peft takes the word for all linear layers by itself."""
+    return ALL_LINEAR if names == [ALL_LINEAR] else names
 
 
 def save(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -73,8 +73,12 @@ class ClipExtractor(Extractor):
             self._scale = (255 * scale).to(pixels.device)
         mean, std = self._scale
         values = pixels.float().sub_(mean).div_(std)
-        embedded = self.backbone(pixel_values=values.to(self.backbone.dtype)).image_embeds
+        embedded = self.embedding(values.to(self.backbone.dtype))
         return embedded, torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
+
+    def embedding(self, values: torch.Tensor) -> torch.Tensor:
+        """(F, D) of standardised pixels (F, 3, side, side)."""
+        return self.backbone(pixel_values=values).image_embeds
 
 
 def resize(images: np.ndarray, side: int) -> torch.Tensor:

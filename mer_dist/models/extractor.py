@@ -80,7 +80,7 @@ class Extractor(nn.Module, ABC):
         """
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
-            backbone = load_pretrained(cls.backbone_class(), folder, dtype, config.quantize, device)
+            backbone = load_pretrained(cls.backbone_class_of(folder), folder, dtype, config.quantize, device)
         extractor = cls(config, backbone, folder)
         extractor.read_preprocessing(folder)
         return extractor
@@ -91,6 +91,12 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def backbone_class() -> type[PreTrainedModel]:
         """The class that loads the published weights, or fully fine-tuned ones."""
+
+    @classmethod
+    def backbone_class_of(cls, folder: Path) -> type[PreTrainedModel]:
+        """The class of the weights in this folder, for families of several architectures; by default
+        :meth:`backbone_class`."""
+        return cls.backbone_class()
 
     @property
     @abstractmethod

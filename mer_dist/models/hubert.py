@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mer_dist.models.extractor import Extractor, Unusable, packed, packing, sum_of_last_four
+from mer_dist.models import auto
+from mer_dist.models.extractor import Extractor, Unusable, packed, packing
 from mer_dist.models.hubert_family import HUBERT, RECEPTIVE_FIELD
 from mer_dist.models.model_folder import read_settings
 
@@ -31,7 +32,9 @@ class HubertExtractor(Extractor):
         self.backbone.config.apply_spec_augment = False
         # Otherwise the waveform requires a gradient, and LoRA keeps the whole convolutional graph.
         self.backbone.feature_extractor._requires_grad = False
-        if self.backbone.config.feat_extract_norm == "group":
+        # data2vec-audio has no such setting: its norms are of layers.
+        self.group_norm = getattr(self.backbone.config, "feat_extract_norm", "layer") == "group"
+        if self.group_norm:
             first = self.backbone.feature_extractor.conv_layers[0]
             first.layer_norm = RealStepsNorm(first.layer_norm, first.conv)
 
@@ -93,16 +96,14 @@ class HubertExtractor(Extractor):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``waves`` (P, S) padded; ``samples`` (P,) real lengths and ``lengths`` (P,) their output steps;
         ``mask`` bool (P, S), True for real samples, None without padding."""
-        if self.backbone.config.feat_extract_norm == "group":
+        if self.group_norm:
             self.backbone.feature_extractor.conv_layers[0].layer_norm.samples = samples
         out = self.backbone(
             waves.to(self.backbone.dtype),
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=True,
         )
-        # In transformers 5 the last state of HuBERT-large is before the final norm, in the baseline after.
-        states = (*out.hidden_states[:-1], out.last_hidden_state)
-        return packed(sum_of_last_four(states), real), lengths
+        return packed(auto.hidden_state(out, auto.LAST_FOUR), real), lengths
 
 
 class RealStepsNorm(nn.Module):

@@ -19,7 +19,6 @@ from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import USAGE, UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import check_files, load_extractor, save, trainable_classifier
-from mer_dist.models.family import FAMILIES
 from mer_dist.stages.shard import shard
 from mer_dist.storage.run_folder import Run
 
@@ -76,7 +75,7 @@ def test_a_hub_name_is_not_looked_up():
     assert "is missing" in refusal(Path("/nowhere/at/all"))
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", small_models.FAMILIES)
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.model"]
 )
@@ -230,13 +229,13 @@ def adapter(folders: Path, family: str, folder: Path) -> ExtractorConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", small_models.FAMILIES)
 def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(folders, tmp_path, family):
     config = adapter(folders, family, tmp_path / "adapter")
     check_files(config, tmp_path / "adapter")
     wide = {**small_models.SIZES, "hidden_size": 64}
     other = small_models.make(tmp_path / "other", ["今天真好", "走"], wide)
-    families = [name for name in FAMILIES if name != family]
+    families = [name for name in small_models.FAMILIES if name != family]
     for name, folder in [(family, other), (families[0], folders), (families[1], folders)]:
         with pytest.raises(UserError, match="adapter_model.safetensors: .*another base model"):
             check_files(ExtractorConfig(family=name, path=str(folder / name)), tmp_path / "adapter")

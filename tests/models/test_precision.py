@@ -144,7 +144,9 @@ def shards(folders, tmp_path_factory) -> Config:
     rows = writer.write(folder / "shards", 0, clips, fingerprint="generated", sources=sources)
     shard_index.write_rows(ShardFolder(folder / "shards").index, rows)
     path = folder / "job.yaml"
-    extractors = "".join(f"  {name}: {{family: {name}, path: {folders}/{name}}}\n" for name in FAMILIES)
+    extractors = "".join(
+        f"  {name}: {{family: {name}, path: {folders}/{name}}}\n" for name in small_models.FAMILIES
+    )
     path.write_text(f"run: {{folder: {folder}}}\ncorpus: {{path: none}}\nextractors:\n{extractors}")
     return load(path)
 
@@ -156,7 +158,7 @@ def test_features_in_half_precision_lie_close_to_those_in_float32(shards, benchm
 
     found = {(off.extractor, off.precision): off for off in compared(shards)}
     assert len(found) == 9 and all(off.clips == 6 for off in found.values())
-    for family in FAMILIES:
+    for family in small_models.FAMILIES:
         exact, bf16, fp16 = (found[family, name] for name in ("tf32", "bf16", "fp16"))
         assert exact.difference == 0, "a CPU has no TF32"
         assert 0.999 < bf16.least_cosine <= bf16.cosine < 1

@@ -1,0 +1,188 @@
+"""Small random models of the architectures that transformers knows, in the layout that its own ``save_pretrained``
+writes, with their tokenizers and preprocessors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LINES = [f"我说第{row}句话，今天是{row}号" for row in range(60)]
+#: model_type -> settings beside the common ones.
+TEXT = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 1, "max_position_embeddings": 82},
+    "xlm-roberta": {"type_vocab_size": 1, "max_position_embeddings": 82},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 16,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "electra": {"embedding_size": 32},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "llama": {"num_key_value_heads": 2},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "layer_types": None},
+    "bloom": {"n_head": 4, "n_layer": 5},
+    "mistral": {"num_key_value_heads": 2, "head_dim": 8},
+}
+
+
+#: Of sound, by name of the case: model_type, and settings beside the common ones.
+AUDIO = {
+    "hubert": ("hubert", {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}),
+    "hubert base": ("hubert", {"feat_extract_norm": "group"}),
+    "wav2vec2": ("wav2vec2", {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}),
+    "wav2vec2 base": ("wav2vec2", {"feat_extract_norm": "group"}),
+    "wavlm": ("wavlm", {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}),
+    "wavlm base": ("wavlm", {"feat_extract_norm": "group"}),
+    "data2vec-audio": ("data2vec-audio", {"num_conv_pos_embeddings": 2}),
+    "unispeech-sat": ("unispeech-sat", {"feat_extract_norm": "group"}),
+}
+
+
+def audio(folder: Path, case: str, seed: int = 0) -> Path:
+    """A model of sound; returns its folder."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING, Wav2Vec2FeatureExtractor
+
+    model_type, more = AUDIO[case]
+    common = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
+    settings = CONFIG_MAPPING[model_type](**(common | more))
+    torch.manual_seed(seed)
+    model = MODEL_MAPPING[type(settings)](settings).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
+    model.save_pretrained(folder)
+    normalize = more.get("feat_extract_norm") != "group"
+    Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=normalize).save_pretrained(folder)
+    return folder
+
+
+#: Of images: model_type -> settings beside the common ones, and of its preprocessor.
+IMAGE = {
+    "vit": ({}, {"size": {"height": 32, "width": 32}, "resample": 2}),
+    "dinov2": (
+        {},
+        {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+    ),
+    "dinov3_vit": ({"num_register_tokens": 2}, {"size": {"height": 32, "width": 32}, "resample": 2}),
+    "siglip_vision_model": ({}, {"size": {"height": 32, "width": 32}, "resample": 3}),
+    "siglip": ({}, {"size": {"height": 32, "width": 32}, "resample": 3}),
+}
+
+
+def image(folder: Path, model_type: str, seed: int = 0) -> Path:
+    """An image model; returns its folder."""
+    import json
+
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    more, preprocessing = IMAGE[model_type]
+    common = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    own = common | more
+    if model_type == "siglip":
+        words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        own = {"vision_config": own, "text_config": words | {"vocab_size": 30, "projection_size": 32}}
+    settings = CONFIG_MAPPING[model_type](**own)
+    torch.manual_seed(seed)
+    model = MODEL_MAPPING[type(settings)](settings).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
+    model.save_pretrained(folder)
+    preprocessor = {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.4, 0.45],
+        "image_std": [0.25, 0.3, 0.27],
+        "resample": 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor | preprocessing))
+    return folder
+
+
+def text(folder: Path, model_type: str, seed: int = 0) -> Path:
+    """A text model of this type; returns its folder."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    words = tokenizer(model_type)
+    common = {
+        "vocab_size": len(words) + 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 80,
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "cls_token_id": words.cls_token_id,
+        "sep_token_id": words.sep_token_id,
+    }
+    settings = CONFIG_MAPPING[model_type](
+        **{name: value for name, value in (common | TEXT[model_type]).items() if value is not None}
+    )
+    torch.manual_seed(seed)
+    model = MODEL_MAPPING[type(settings)](settings).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            # As spread as trained ones: at their first values the layers hardly change anything.
+            if weight.ndim > 1:
+                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def tokenizer(model_type: str):
+    """One of characters or, for Qwen, of bytes, with the special tokens that models of this type put around a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    if model_type.startswith("qwen"):
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {name: number for number, name in enumerate([*letters, "<|endoftext|>"])}
+        return Qwen2Tokenizer(vocab=vocabulary, merges=[])
+
+    letters = sorted({letter for line in LINES for letter in line} | set("abcdefghijklmnopqrstuvwxyz"))
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    vocabulary = {name: number for number, name in enumerate([*special, *letters])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    begin, end = ("<s>", 2), ("</s>", 3)
+    if model_type in ("llama", "gemma3_text", "mistral"):
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    elif model_type != "bloom":
+        made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[begin, end])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+    )

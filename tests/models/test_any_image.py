@@ -1,0 +1,135 @@
+"""The family ``image``: every architecture gives what plain transformers computes, learns, and loads again elsewhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import any_encoder
+import numpy as np
+import pytest
+import torch
+from any_encoder import IMAGE
+from PIL import Image
+
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.core.errors import UserError
+from mer_dist.models import classifier as classifiers
+from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
+from mer_dist.models.image_family import CLASS_TOKEN
+from mer_dist.models.image_family import IMAGE as FACTS
+
+pytestmark = pytest.mark.slow
+ALWAYS = ("siglip", "dinov2")
+every_type = pytest.mark.parametrize(
+    "model_type", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in IMAGE]
+)
+
+
+def pictures(seed: int = 0) -> np.ndarray:
+    """Smooth ones, as frames are: (5, 48, 60, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (5, 6, 8, 3), dtype=np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(one).resize((60, 48), Image.Resampling.BICUBIC)) for one in coarse]
+    )
+
+
+def config_of(folder, **options) -> ExtractorConfig:
+    return ExtractorConfig(**({"family": "image", "path": str(folder), "precision": "fp32"} | options))
+
+
+@torch.no_grad()
+def embedded(extractor, images: np.ndarray) -> torch.Tensor:
+    return extractor.embed(**extractor.collate(extractor.prepare(SimpleNamespace(images=lambda _: images))))[
+        0
+    ]
+
+
+def preprocessed(images: np.ndarray, model_type: str) -> torch.Tensor:
+    """(T, 3, H, W) by PIL, as the preprocessors of transformers do without torchvision."""
+    more = IMAGE[model_type][1]
+    kind = {2: Image.Resampling.BILINEAR}.get(more.get("resample", 3), Image.Resampling.BICUBIC)
+    size = (50, 40) if more.get("do_center_crop") else (32, 32)
+    scaled = np.stack([np.asarray(Image.fromarray(one).resize(size, kind)) for one in images])
+    if more.get("do_center_crop"):
+        scaled = scaled[:, 4:36, 9:41]
+    return torch.from_numpy(scaled).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def plain(folder, pixels: torch.Tensor) -> torch.Tensor:
+    """Of bytes (T, 3, H, W), by transformers alone."""
+    from transformers import AutoModel
+
+    mean, std = (torch.tensor(own)[:, None, None] for own in ([0.5, 0.4, 0.45], [0.25, 0.3, 0.27]))
+    model = AutoModel.from_pretrained(folder).eval()
+    out = getattr(model, "vision_model", model)((pixels / 255 - mean) / std)
+    return out.last_hidden_state[:, 0] if model.config.model_type in CLASS_TOKEN else out.pooler_output
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_every_type_of_the_family_is_tried():
+    assert {*IMAGE} == {*FACTS.model_types}
+
+
+@every_type
+def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch(tmp_path, model_type):
+    folder = any_encoder.image(tmp_path, model_type)
+    extractor = load_extractor(config_of(folder))
+    images = pictures()
+    pixels = torch.stack(extractor.prepare(SimpleNamespace(images=lambda _: images)))
+    assert pixels.shape == (5, 3, 32, 32) and pixels.dtype == torch.uint8
+    assert (pixels.int() - preprocessed(images, model_type).int()).abs().max() <= 1
+    found = embedded(extractor, images)
+    assert found.shape == (5, 32) and apart(found, plain(folder, pixels)) < 1e-4
+    for row in range(5):
+        assert apart(embedded(extractor, images[row : row + 1]), found[row : row + 1]) < 1e-4
+    assert apart(found[:1], found[1:2]) > 0.05
+
+
+@every_type
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformers(
+    tmp_path, model_type, method
+):
+    folder = any_encoder.image(tmp_path / "base", model_type)
+    finetune = FinetuneConfig(method=method, precision="fp32", lora=LoraConfig(rank=4, alpha=8, dropout=0.0))
+    config = config_of(folder, finetune=finetune)
+    model = trainable_classifier(config, 2, seed=0, sharded=False)
+    segments = model.extractor.prepare(SimpleNamespace(images=lambda _: pictures()))
+    batch = model.extractor.collate_clips([[segment] for segment in segments])
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
+    losses = []
+    for _ in range(12):
+        loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor([0, 1, 1, 0, 1]))
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in trained}
+    classifiers.save(model.eval(), weights, tmp_path / "adapter")
+    own = embedded(model.extractor, pictures(1))
+    again = load_extractor(config, tmp_path / "adapter")
+    assert apart(embedded(again, pictures(1)), own) < 1e-4
+    pixels = torch.stack(again.prepare(SimpleNamespace(images=lambda _: pictures(1))))
+    if method == "lora":
+        backbone, _ = merged(config, tmp_path / "adapter", torch.float32)
+        backbone.save_pretrained(tmp_path / "merged")
+    whole = tmp_path / ("merged" if method == "lora" else "adapter")
+    assert apart(plain(whole, pixels), own) < 1e-4
+    assert apart(plain(folder, pixels), own) > 1e-3, "it learned something"
+
+
+def test_a_preprocessor_that_says_no_size_is_refused_in_a_line(tmp_path):
+    folder = any_encoder.image(tmp_path, "vit")
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"size"', '"sizes"'))
+    with pytest.raises(UserError, match="size, crop_size and resample are not there"):
+        load_extractor(config_of(folder))
+    path.unlink()
+    with pytest.raises(UserError, match="preprocessor_config.json: there is no such file"):
+        check_files(config_of(folder))

@@ -1,0 +1,175 @@
+"""The family ``text``: every architecture gives what plain transformers computes, alone as in a batch, learns, and loads
+again elsewhere."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import any_encoder
+import pytest
+import torch
+from any_encoder import LINES, TEXT
+
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.core.errors import UserError
+from mer_dist.models import classifier as classifiers
+from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
+from mer_dist.models.extractor import Unusable
+from mer_dist.models.text_family import DECODERS, ENCODERS
+
+pytestmark = pytest.mark.slow
+#: One encoder and one decoder always, the others in the long suite.
+ALWAYS = ("modernbert", "qwen3")
+every_type = pytest.mark.parametrize(
+    "model_type", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in TEXT]
+)
+SAID = [LINES[0], LINES[11] + LINES[37], "今", LINES[5]]
+
+
+def clip(text: str) -> SimpleNamespace:
+    return SimpleNamespace(name=text, transcript=text)
+
+
+def config_of(folder, **options) -> ExtractorConfig:
+    return ExtractorConfig(**({"family": "text", "path": str(folder), "precision": "fp32"} | options))
+
+
+@torch.no_grad()
+def embedded(extractor, texts) -> list[torch.Tensor]:
+    segments = [segment for text in texts for segment in extractor.prepare(clip(text))]
+    embeddings, lengths = extractor.embed(**extractor.collate(segments))
+    return list(embeddings.split(lengths.tolist()))
+
+
+@torch.no_grad()
+def plain(folder, text: str) -> torch.Tensor:
+    """The challenge's features by transformers alone: its tokenizer, its model, special tokens left out."""
+    from transformers import AutoModel, AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt", return_special_tokens_mask=True)
+    own = batch.pop("special_tokens_mask")[0] == 0
+    batch.pop("token_type_ids", None)
+    out = AutoModel.from_pretrained(folder).eval()(**batch, output_hidden_states=True)
+    return sum([*out.hidden_states[-4:-1], out.last_hidden_state])[0][own]
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_every_type_of_the_family_is_tried():
+    assert {*TEXT} == {*ENCODERS, *DECODERS}
+
+
+@every_type
+def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch(tmp_path, model_type):
+    folder = any_encoder.text(tmp_path, model_type)
+    extractor = load_extractor(config_of(folder))
+    together = embedded(extractor, SAID)
+    assert extractor.width == 32 and len(together[2]) == (3 if model_type.startswith("qwen") else 1)
+    for text, found in zip(SAID, together, strict=True):
+        assert apart(found, plain(folder, text)) < 1e-4
+        assert apart(found, embedded(extractor, [text])[0]) < 1e-4
+    # One of another text is far away: the model does look at it.
+    assert apart(together[0].mean(0), together[1].mean(0)) > 0.05
+
+
+@every_type
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformers(
+    tmp_path, model_type, method
+):
+    folder = any_encoder.text(tmp_path / "base", model_type)
+    finetune = FinetuneConfig(method=method, precision="fp32", lora=LoraConfig(rank=4, alpha=8, dropout=0.0))
+    config = config_of(folder, finetune=finetune)
+    model = trainable_classifier(config, 2, seed=0, sharded=False)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
+    losses = learned(model)
+    assert losses[-1] < 0.9 * losses[0]
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in trained}
+    classifiers.save(model.eval(), weights, tmp_path / "adapter")
+    own = embedded(model.extractor, SAID)
+    again = load_extractor(config, tmp_path / "adapter")
+    for before, after in zip(own, embedded(again, SAID), strict=True):
+        assert apart(after, before) < 1e-4
+    if method == "lora":
+        backbone, _ = merged(config, tmp_path / "adapter", torch.float32)
+        backbone.save_pretrained(tmp_path / "merged")
+        again.tokenizer.save_pretrained(tmp_path / "merged")
+    whole = tmp_path / ("merged" if method == "lora" else "adapter")
+    assert apart(plain(whole, SAID[1]), own[1]) < 1e-4
+    assert apart(plain(folder, SAID[1]), own[1]) > 1e-3, "it learned something"
+
+
+def learned(model) -> list[float]:
+    """Losses of a few steps that tell two texts apart."""
+    segments = [segment for text in SAID for segment in model.extractor.prepare(clip(text))]
+    batch = model.extractor.collate_clips([[segment] for segment in segments])
+    target = torch.tensor([0, 1, 1, 0])
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
+    losses = []
+    for _ in range(12):
+        loss = torch.nn.functional.cross_entropy(model(**batch), target)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "bert"])
+def test_weights_of_4_bits_compute_nearly_the_same_and_learn(tmp_path, model_type):
+    folder = any_encoder.text(tmp_path, model_type)
+    whole, small = (
+        embedded(load_extractor(config_of(folder, quantize=kind)), SAID) for kind in ("none", "nf4")
+    )
+    assert 1e-3 < apart(small[0], whole[0]) < 0.5
+    config = config_of(folder, quantize="nf4", finetune=FinetuneConfig(method="lora", precision="fp32"))
+    losses = learned(trainable_classifier(config, 2, seed=0, sharded=False))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "qwen2"])
+def test_longer_transcripts_are_cut_where_model_or_settings_end_and_keep_their_last_special_token(
+    tmp_path, model_type
+):
+    extractor = load_extractor(config_of(any_encoder.text(tmp_path, model_type)))
+    long = "今" * 200
+    ((ids, own),) = extractor.prepare(clip(long))
+    # RoBERTa's positions begin after that of its padding.
+    most = 81 if model_type == "roberta" else 80
+    assert len(ids) == extractor.longest == most
+    assert f"were longer than {most} tokens and were cut" in extractor.note()
+    assert own[-1] == (0 if model_type == "roberta" else 1)
+    assert len(embedded(extractor, [long])[0]) == sum(own)
+    short = load_extractor(config_of(tmp_path, max_tokens=10))
+    assert len(short.prepare(clip(long))[0][0]) == 10
+    with pytest.raises(Unusable, match="no token"):
+        extractor.prepare(clip(""))
+
+
+def test_folders_that_are_not_of_the_family_are_refused_in_a_line(tmp_path):
+    folder = any_encoder.text(tmp_path / "m", "bert")
+    settings = json.loads((folder / "config.json").read_text())
+    for change, why in (
+        ({"model_type": "t5"}, "model_type is 't5'; the family text needs 'bert' or"),
+        ({"model_type": "nothing"}, "model_type is 'nothing'"),
+        ({"auto_map": {"AutoModel": "own.Model"}}, "it asks for code of its own"),
+        ({"is_encoder_decoder": True}, "an encoder with a decoder"),
+    ):
+        (folder / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(UserError, match=why):
+            check_files(config_of(folder))
+    (folder / "config.json").write_text(json.dumps(settings))
+    other = any_encoder.tokenizer("qwen3")
+    other.save_pretrained(folder)
+    with pytest.raises(UserError, match="one of the two is of another model"):
+        load_extractor(config_of(folder))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        load_extractor(config_of(folder))
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="tokenizer_config.json: there is no such file"):
+        check_files(config_of(folder))
