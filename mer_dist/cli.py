@@ -155,9 +155,7 @@ def _commands_on_features(command: Callable) -> None:
     answered = command("import-answers", "read the answers of an outside labeller", import_answers)
     answered.add_argument("run", type=Path, help="run folder")
     answered.add_argument("teacher", metavar="NAME", help="a name for the labeller, for vote.teachers")
-    answered.add_argument(
-        "file", type=Path, help="CSV or Parquet: name,label[,confidence] or name,p_<label>,…"
-    )
+    answered.add_argument("file", type=Path, help="name,label[,confidence] or name,p_<label>,…")
     exported = command("export-features", "write features in MERTools' layout", export_features)
     exported.add_argument("run", type=Path, help="run folder")
     exported.add_argument("set", help="name of the feature set")
@@ -399,9 +397,9 @@ def status(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    from mer_dist.report.page import report as act
+    from mer_dist.report import page
 
-    print(act(parsed.run))
+    print(page.report(parsed.run))
     return DONE
 
 
@@ -461,9 +459,10 @@ def import_answers(parsed: argparse.Namespace) -> int:
 
 @preempt.listening()
 def predict(parsed: argparse.Namespace) -> int:
-    from mer_dist.stages.predict import command
+    from mer_dist.stages.predict import check_out, command
 
     check_processes(parsed.command)
+    check_out(parsed.out)
     here, out = process_info(), Run(parsed.out)
     setup(parsed.command, out.log(parsed.command, here.rank), here.rank)
     if here.launched:
@@ -473,10 +472,10 @@ def predict(parsed: argparse.Namespace) -> int:
         code = command(parsed, preempt.asked)
     except Exception as error:
         code = exit_code(error)
-    if here.launched:
-        code = stage_status.leave(out.status(parsed.command), code)
-        return DONE if code in (QUARANTINED, REQUEUE) else code
-    return code
+    if not here.launched:
+        return code
+    code = stage_status.leave(out.status(parsed.command), code)
+    return DONE if code in (QUARANTINED, REQUEUE) else code
 
 
 def bundle(parsed: argparse.Namespace) -> int:

@@ -53,10 +53,10 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: (C,) the labels.
-        oof_score_: weighted average F1 of the vote, with its interval, on the labelled clips, each predicted by models
+        oof_score_: weighted average F1 of the row that answers, with its interval, on the labelled clips, each predicted by models
             that never saw its label.
         oof_scores_: the same of every row of the result table: single sets, all of them, each round, the vote.
-        oof_proba_: (L, C) these predictions, in the order of the labelled clips.
+        oof_proba_: (L, C) the predictions of the vote for them, in the order of the labelled clips.
         transduction_: (N,) the labels given in ``y``, and predicted ones for the unlabelled clips, whose class prior is
             corrected where it differs.
     """
@@ -165,6 +165,15 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(
                     "X maps the name of each feature set to an array (N, D), and has at least one"
                 )
+            partly = [
+                name
+                for name, values in sets.items()
+                if (np.isnan(values).any(1) & ~np.isnan(values).all(1)).any()
+            ]
+            if partly:
+                raise ValueError(
+                    f"X[{partly[0]!r}] has rows of which a part is NaN; a clip without this set is a row of NaN alone"
+                )
             if len({len(values) for values in sets.values()}) > 1:
                 sizes = ", ".join(f"{name} {len(values)}" for name, values in sets.items())
                 raise ValueError(f"the feature sets of X have different numbers of clips: {sizes}")
@@ -190,7 +199,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
             folds=FoldConfig(count=folds, seed=self.random_state, group="^(g[0-9]+)_" if grouped else ""),
             fuse=FuseConfig(
                 labels=str(folder / "labels.csv"),
-                sets=[name if NAME.fullmatch(name) else f"set{number}" for number, name in enumerate(sets)],
+                sets=_stored_names(sets),
                 model=self.model,
                 epochs=self.epochs,
                 seeds=self.seeds,
@@ -233,7 +242,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         trained = TrainedFusion.of_run(config, Run(config.run.folder))
         self.sets_ = dict(zip(sets, config.fuse.sets, strict=True))
         self.trained_ = trained
-        self.oof_score_: Score = result.oof_score
+        self.oof_score_: Score = result.answering
         self.oof_scores_: list[Score] = result.oof_scores
         row_of = {name: row for row, name in enumerate(result.oof_names)}
         self.oof_proba_ = result.oof_probability[
@@ -246,6 +255,17 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         self._predictor = FusionPredictor(trained)
 
 
+def _stored_names(sets: list[str]) -> list[str]:
+    """Names that feature sets can have on disk: their own, where they can."""
+    found: list[str] = []
+    for name in sets:
+        own, number = name if NAME.fullmatch(name) else "set", 2
+        while own in found or (own != name and own in sets):
+            own, number = f"set{number}", number + 1
+        found.append(own)
+    return found
+
+
 def _is_unlabeled(y: np.ndarray) -> np.ndarray:
     """(N,) bool"""
     if y.dtype.kind in "iuf":
@@ -254,7 +274,7 @@ def _is_unlabeled(y: np.ndarray) -> np.ndarray:
 
 
 def _names(count: int, groups: Sequence | None = None) -> list[str]:
-    """Of clips, in an order that sorting keeps; with the group in front."""
+    """Of clips, with the group in front."""
     width = len(str(count))
     names = [f"{row:0{width}d}" for row in range(count)]
     if groups is None:

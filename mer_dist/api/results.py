@@ -16,8 +16,8 @@ from mer_dist.core.records import Problem
 from mer_dist.crossfit import folds
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion import predictions
-from mer_dist.storage import quarantine, run_folder
+from mer_dist.fusion import predictions, recipes
+from mer_dist.storage import files, quarantine, run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class Result:
     oof_probability: np.ndarray
     #: The result table, the simplest row first; the last is the vote.
     oof_scores: list[Score]
+    #: Title of the row that answers: the vote, or another by ``vote.answer: best``.
+    answered_by: str
 
     @classmethod
     def of_run(cls, folder: str | Path) -> Result:
@@ -55,9 +57,10 @@ class Result:
             UserError: the run has not voted yet, or a file is not readable.
         """
         run = run_folder.Run(folder)
-        if not run.vote.predictions.exists():
-            raise UserError(f"{run.folder}: it has not voted yet; run fuse first")
+        if not run.config.exists():
+            raise UserError(f"{run.folder}: no run there; it has no {run.config.name}")
         config = configuration.of_run(run)
+        recipes.check_fresh(config, run)
         made, own = predictions.read(run.vote.predictions), join.present_clips(config, run)
         truth = dict(zip(own.names, own.truth.tolist(), strict=True))
         labeled = made.labeled
@@ -84,12 +87,18 @@ class Result:
             oof_names=names[labeled].tolist(),
             oof_probability=made.probability[labeled],
             oof_scores=scores,
+            answered_by=files.read_json(run.vote.prior).get("answered_by_row", {}).get("title", made.title),
         )
 
     @property
     def oof_score(self) -> Score:
         """Of the vote."""
         return self.oof_scores[-1]
+
+    @property
+    def answering(self) -> Score:
+        """Of the row that answers."""
+        return next(row for row in self.oof_scores if row.title == self.answered_by)
 
 
 class Run:
@@ -132,6 +141,8 @@ class Run:
         wanted = FeatureSetId.parse(name)
         if wanted.is_tuned:
             own = join.present_clips(self.config, self._run)
+            if not own.fold_of:
+                raise UserError(f"{self.folder}: its folds are not those of its labels; run fuse again")
             found = join.tuned(self._run, wanted.name, own.fold_of, frames)
         else:
             found = store.load(self._run.features(name), frames)

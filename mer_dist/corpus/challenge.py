@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mer_dist.core import clip_names
@@ -77,9 +77,9 @@ def transcripts(path: Path, language: str, encoding: str, known: Collection[str]
     return found
 
 
-def spoken(texts: Texts, row: dict[str, str], language: str) -> tuple[str | None, tuple[str, ...]]:
-    """The transcript in a row, in one language or in both, and remarks on it; None if it is empty."""
-    found = [texts.read(row, column) for column in COLUMNS[language]]
+def spoken(texts: Texts, row: dict[str, str], columns: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The transcript in these columns of a row, and remarks on it; None if they are empty."""
+    found = [texts.read(row, column) for column in columns]
     words = [text for text, _ in found if text is not None]
     return " ".join(words) or None, tuple(dict.fromkeys(kind for _, kinds in found for kind in kinds))
 

@@ -57,7 +57,8 @@ def clips(
     """
     path = Path(path)
     rows = table.read(path, ("name",), encoding)
-    _check_columns(path, rows.columns)
+    unread = ("label", "split") if labels is None else ()
+    _check_columns(path, rows.columns, unread)
     files, emotions, texts = cells.Files(path), cells.Labels(labels or [], path.name), Texts(path.name)
     found = []
     problems = [Problem(stage="shard", name=name, lost="clip", reason=why) for name, why in rows.bad.items()]
@@ -97,9 +98,13 @@ def clips(
     return found, problems
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
-    """Refuse a header without a column for any modality, or with a column under a likely synonym."""
-    absent = [column for column in COLUMNS if column not in columns]
+def _check_columns(path: Path, columns: list[str], unread: tuple[str, ...] = ()) -> None:
+    """Refuse a header without a column for any modality, or with a column under a likely synonym.
+
+    Args:
+        unread: columns that do not matter.
+    """
+    absent = [column for column in COLUMNS if column not in columns and column not in unread]
     others = [column for column in columns if column and column not in COLUMNS]
     if not {"video", "audio", "transcript"} & {*columns}:
         raise UserError(

@@ -55,7 +55,7 @@ def clips(
                 continue
         if why := unspoken(name, spoken):
             lose(name, Modality.TEXT, why)
-        transcript, remarks = challenge.spoken(texts, spoken.rows.get(name, {}), language)
+        transcript, remarks = challenge.spoken(texts, spoken.rows.get(name, {}), challenge.COLUMNS[language])
         found.append(
             Clip(
                 name=name,

@@ -91,7 +91,7 @@ def clips(
                 continue
         if why := challenge.unspoken(name, spoken):
             lose(name, Modality.TEXT, why)
-        transcript, remarks = challenge.spoken(texts, spoken.rows.get(name, {}), language)
+        transcript, remarks = challenge.spoken(texts, spoken.rows.get(name, {}), challenge.COLUMNS[language])
         found.append(
             Clip(
                 name=name,

@@ -24,7 +24,7 @@ class LabeledClips:
     """What estimating needs of the L labelled clips that have features."""
 
     #: (L, C), out of fold: of round 0, and of the vote.
-    first: np.ndarray
+    of_round_0: np.ndarray
     pooled: np.ndarray
     #: (L,) int
     truth: np.ndarray
@@ -48,10 +48,12 @@ class LabeledClips:
                 f"{run.folder}: its predictions are of other clips than its labels; run fuse again"
             )
         rows = np.flatnonzero(clips.labeled & first.present)
+        # In no order that tells which clip is which: a bundle is given to others.
+        rows = np.random.default_rng(0).permutation(rows)
         names = [clips.names[row] for row in rows]
         groups = [folds.group_of(name, pattern) or name for name in names] if pattern else names
         return cls(
-            first=first.oof.probability[rows],
+            of_round_0=first.oof.probability[rows],
             pooled=voted.probability[rows],
             truth=clips.truth[rows],
             group=np.unique(groups, return_inverse=True)[1],
@@ -65,7 +67,7 @@ class LabeledClips:
 def correct(
     labeled: LabeledClips,
     probability: np.ndarray,
-    first: np.ndarray,
+    fold_predictions: np.ndarray,
     present: np.ndarray,
     seed: int,
     should_stop: ShouldStop = never,
@@ -74,7 +76,7 @@ def correct(
 
     Args:
         probability: (n, C), of the vote.
-        first: (K, n, C), by the models of each fold of round 0.
+        fold_predictions: (K, n, C), by the models of each fold of round 0.
         present: (n,) bool, the clips that have features.
 
     Returns:
@@ -83,7 +85,9 @@ def correct(
     answer = probability.argmax(1)
     count = int(present.sum())
     groups = labeled.group, labeled.group.max(initial=-1) + 1 + np.arange(count)
-    evidence = correction.gather(labeled.first, labeled.truth, first[:, present], seed, groups, should_stop)
+    evidence = correction.gather(
+        labeled.of_round_0, labeled.truth, fold_predictions[:, present], seed, groups, should_stop
+    )
     verdict = correction.assess(evidence, None, labeled.pooled, labeled.truth, seed, labeled.group)
     if not verdict.applied:
         return probability, answer, verdict

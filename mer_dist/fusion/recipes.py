@@ -16,6 +16,7 @@ from pathlib import Path
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config, as_dict
 from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
 from mer_dist.corpus import table
 from mer_dist.crossfit import folds
 from mer_dist.features import join
@@ -185,6 +186,22 @@ def stale(config: Config, run: Run) -> list[Stale]:
         return []
     clips = join.present_clips(config, run)
     return [*_Found(config, run, clips).all()]
+
+
+def check_fresh(config: Config, run: Run) -> None:
+    """
+    Raises:
+        UserError: the run has not voted, or a part is older than its inputs or than what depends on it.
+    """
+    if not files.read_marker(run.vote.folder) or not run.vote.prior.exists():
+        raise UserError(f"{run.folder}: it has not voted yet; run fuse first")
+    try:
+        found = stale(config, run)
+    except UserError as error:  # Labels or features may be absent where a run is only used.
+        logger.info("%s: whether its fusion is up to date cannot be determined: %s", run.folder, error)
+        return
+    if found:
+        raise UserError(f"{run.folder}: {found[0]}")
 
 
 def stale_lines(run: Run) -> list[str]:

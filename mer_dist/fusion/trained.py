@@ -24,6 +24,7 @@ from mer_dist.core.feature_set_id import TUNED, FeatureSetId
 from mer_dist.core.registry import FUSION_MODELS
 from mer_dist.features import join, store
 from mer_dist.features.store import FeatureSet
+from mer_dist.fusion import recipes
 from mer_dist.fusion.new_prior import LabeledClips
 from mer_dist.fusion.pooling import Pooling
 from mer_dist.fusion.probe_models import ProbeModels
@@ -79,8 +80,7 @@ class TrainedFusion:
         Raises:
             UserError: it has no answer yet, an earlier version made it, or a file of it is not readable.
         """
-        if not files.read_marker(run.vote.folder) or not run.vote.prior.exists():
-            raise UserError(f"{run.folder}: it has not voted yet; run fuse first")
+        recipes.check_fresh(config, run)
         with reading(run.vote.prior, "run fuse again"):
             prior = files.read_json(run.vote.prior)
             if "pooling" not in prior:
@@ -219,10 +219,12 @@ class FusedAnswers:
     probability: np.ndarray
     #: (n,) bool: False for a clip without any of the feature sets, which gets the label shares of training.
     present: np.ndarray
-    #: Feature set -> (n, C) that it predicts alone, and (n,) bool: whether a clip has it.
-    alone: dict[str, tuple[np.ndarray, np.ndarray]]
+    #: Feature set -> (n,) bool: whether a clip has it, with finite numbers.
+    valid: dict[str, np.ndarray]
+    #: Feature set -> (n, C) that it predicts alone.
+    alone: dict[str, np.ndarray]
     #: (K, n, C) by the models of each fold of round 0, to estimate the class prior; None: not asked for.
-    first: np.ndarray | None = None
+    fold_predictions: np.ndarray | None = None
     #: Channel of AGT's gating -> its weight (n,), mean over the ensemble; empty unless asked for.
     gates: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -254,14 +256,14 @@ class FusionPredictor:
         features: Mapping[str, FeatureSet],
         names: Sequence[str],
         explain: bool = False,
-        first: bool = False,
+        by_fold: bool = False,
     ) -> FusedAnswers:
         """Predict the clips ``names``, each from those of the ``features`` that have it.
 
         Args:
             features: feature set -> embeddings as extracted; sets that are absent are missing for all clips.
             explain: with the weights of AGT's gating.
-            first: with the predictions of each fold of round 0.
+            by_fold: with the predictions of each fold of round 0.
 
         Raises:
             UserError: a set has another width, or lacks the frame level.
@@ -271,8 +273,8 @@ class FusionPredictor:
         values, valid = map(list, zip(*utterances, strict=True))
         present = np.any(valid, 0)
         alone = {
-            one.name: (self._probe(f"{_PROBES}/{one.name}", values, valid), valid[number])
-            for number, one in enumerate(self.trained.sets)
+            one.name: self._probe(f"{_PROBES}/{one.name}", values, valid)
+            for one in self.trained.sets
             if f"{_PROBES}/{one.name}" in self._probes
         }
         inputs = self._inputs(features, values, valid, names)
@@ -287,8 +289,9 @@ class FusionPredictor:
         return FusedAnswers(
             probability=probability,
             present=present,
+            valid=dict(zip(self.trained.names, valid, strict=True)),
             alone=alone,
-            first=self._of_folds(f"{_ROUNDS}/00", inputs, present) if first else None,
+            fold_predictions=self._of_folds(f"{_ROUNDS}/00", inputs, present) if by_fold else None,
             gates=self._gates(inputs, present) if explain else {},
         )
 
@@ -367,9 +370,9 @@ class FusionPredictor:
             own = [self.trained.names.index(part.removeprefix(f"{_PROBES}/"))]
         return self._probes[part]([values[number] for number in own], [valid[number] for number in own])
 
-    def _stacked(self, alone: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        members = np.stack([probability for probability, _ in alone.values()])
-        arrays = self.trained.arrays[f"{_PROBES}/{STACKED}"]
+    def _stacked(self, alone: dict[str, np.ndarray]) -> np.ndarray:
+        members = np.stack([*alone.values()])
+        arrays = self.trained.arrays.get(f"{_PROBES}/{STACKED}")
         return StackedModel.of(arrays)(members) if arrays else members.mean(0)
 
     def _model(self, part: str) -> FusionModel:

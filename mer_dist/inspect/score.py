@@ -32,7 +32,18 @@ NO_ANSWER = -1
 
 
 def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
-    """Score every prediction file of a run, write ``scores.json`` and return its rows.
+    """Write the rows of :func:`scored` to ``scores.json`` and return them.
+
+    Raises:
+        UserError: as there.
+    """
+    rows = scored(run_folder, truth_csv)
+    files.write_json(Run(run_folder).scores, rows)
+    return rows
+
+
+def scored(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
+    """Score every prediction file of a run; writes nothing.
 
     A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the ``oof_clips`` labelled
     clips, out of fold), with a truth file also ``waf`` and ``interval`` (on its ``clips`` that are not
@@ -78,7 +89,6 @@ def score(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
         raise UserError(f"{truth_csv}: it names none of the unlabelled clips of {run.folder}")
     _compare(run, rows)
     _note_answering(run, rows)
-    files.write_json(run.scores, rows)
     return rows
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from mer_dist.models import auto
@@ -11,7 +9,7 @@ from mer_dist.models.audio_family import AUDIO
 from mer_dist.models.hubert import HubertExtractor
 
 
-class AudioExtractor(HubertExtractor):
+class AudioExtractor(auto.AnyArchitecture, HubertExtractor):
     family = AUDIO
     lora_targets = ["all-linear"]
 
@@ -23,14 +21,6 @@ class AudioExtractor(HubertExtractor):
             # It has several positional convolutions, with norms between them that fill the padding again.
             for layer in backbone.encoder.pos_conv_embed.layers:
                 layer.register_forward_hook(self._empty_padding)
-
-    @classmethod
-    def backbone_class_of(cls, folder: Path):
-        return auto.backbone_class(folder)
-
-    @staticmethod
-    def backbone_class():
-        raise NotImplementedError("it follows from the model folder")
 
     def embed(self, waves, samples, lengths, real, mask=None) -> tuple[torch.Tensor, torch.Tensor]:
         """As HuBERT."""

@@ -13,9 +13,6 @@ from mer_dist.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: The challenge's convention: the sum of the last four hidden states.
-LAST_FOUR = (-4, -3, -2, -1)
-
 
 def settings_of(folder: Path) -> PreTrainedConfig:
     """The configuration of a model folder.
@@ -29,6 +26,19 @@ def settings_of(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
+
+
+class AnyArchitecture:
+    """For extractors whose backbone follows from the model folder; before :class:`~mer_dist.models.extractor.Extractor`
+    among the bases."""
+
+    @classmethod
+    def backbone_class_of(cls, folder: Path) -> type[PreTrainedModel]:
+        return backbone_class(folder)
+
+    @staticmethod
+    def backbone_class() -> type[PreTrainedModel]:
+        raise NotImplementedError("it follows from the model folder")
 
 
 def backbone_class(folder: Path) -> type[PreTrainedModel]:
@@ -49,11 +59,10 @@ def backbone_class(folder: Path) -> type[PreTrainedModel]:
     return found[0] if isinstance(found, tuple) else found
 
 
-def hidden_state(out: Any, layers: tuple[int, ...]) -> torch.Tensor:
-    """The sum of these hidden states ``(P, L, D)``; 0 is the input of the first layer, -1 the output of the model.
+def last_four(out: Any) -> torch.Tensor:
+    """The sum of the last four hidden states ``(P, L, D)``, as in the challenge's baseline; of fewer, of all.
 
-    The last one is that after the final norm, as in the challenge's baseline: in transformers 5 the last hidden state of
-    HuBERT and its relatives is before it.
+    The last one is that after the final norm: in transformers 5 the last hidden state of HuBERT and its relatives is
+    before it.
     """
-    states = (*out.hidden_states[:-1], out.last_hidden_state)
-    return reduce(torch.add, [states[layer] for layer in layers])
+    return reduce(torch.add, (*out.hidden_states[:-1], out.last_hidden_state)[-4:])

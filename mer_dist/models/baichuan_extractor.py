@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mer_dist.models import auto
 from mer_dist.models.baichuan_family import BAICHUAN
-from mer_dist.models.extractor import Extractor, Unusable, packed, packing, sum_of_last_four
+from mer_dist.models.extractor import Extractor, Unusable, packed, packing
 from mer_dist.models.tokenizer import BaichuanTokenizer
 
 
@@ -70,5 +71,5 @@ class BaichuanExtractor(Extractor):
         self, ids: torch.Tensor, lengths: torch.Tensor, real: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``ids`` (P, L), padded on the right, where no earlier token sees the padding."""
-        states = self.backbone(input_ids=ids, output_hidden_states=4, use_cache=False).hidden_states
-        return packed(sum_of_last_four(states), real), lengths
+        out = self.backbone(input_ids=ids, output_hidden_states=4, use_cache=False)
+        return packed(auto.last_four(out), real), lengths

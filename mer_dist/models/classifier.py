@@ -129,9 +129,12 @@ def _lost_to_rounding(loaded: PeftModel) -> float:
 
 def _check_adapter(adapter: Path, backbone_class: type[PreTrainedModel], base: Path) -> None:
     """Compare the adapter's shapes with those of its base model's config."""
-    model_folder.read_settings(adapter, "adapter_config.json")
+    settings = model_folder.read_settings(adapter, "adapter_config.json")
     path = adapter / "adapter_model.safetensors"
     header = model_folder.safetensors_header(path)
+    if settings.get("peft_type") != "LORA" or not header:
+        # Others may load further files, by any path or name.
+        raise UserError(f"{adapter / 'adapter_config.json'}: no LoRA adapter; only these are supported")
     layers = dict(skeleton(backbone_class, base).named_modules())
     for key, entry in header.items():
         name, _, part = key.removeprefix("base_model.model.").partition(".lora_")

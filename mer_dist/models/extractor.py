@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -220,11 +220,6 @@ def packing(mask: torch.Tensor) -> dict[str, torch.Tensor]:
 def packed(rows: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """The embeddings ``(F, D)`` at the real positions of padded ``(P, L, D)`` rows."""
     return rows.flatten(0, 1).index_select(0, real)
-
-
-def sum_of_last_four(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The challenge baseline's representation of a layered encoder."""
-    return reduce(torch.add, hidden_states[-4:])
 
 
 def load_pretrained(

@@ -103,7 +103,7 @@ class HubertExtractor(Extractor):
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=True,
         )
-        return packed(auto.hidden_state(out, auto.LAST_FOUR), real), lengths
+        return packed(auto.last_four(out), real), lengths
 
 
 class RealStepsNorm(nn.Module):

@@ -19,7 +19,7 @@ from mer_dist.models.model_folder import read_settings
 MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-class ImageExtractor(ClipExtractor):
+class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
     family = IMAGE
     lora_targets = ["all-linear"]
 
@@ -63,10 +63,6 @@ class ImageExtractor(ClipExtractor):
 
         tower = TOWERS.get(auto.settings_of(folder).model_type)
         return getattr(transformers, tower) if tower else auto.backbone_class(folder)
-
-    @staticmethod
-    def backbone_class():
-        raise NotImplementedError("it follows from the model folder")
 
     @property
     def width(self) -> int:

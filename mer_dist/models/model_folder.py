@@ -6,6 +6,7 @@ folder (``auto_map``, pickles) is never run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickletools
 import re
@@ -28,6 +29,8 @@ _TENSOR_PARTS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
     r"|torch(\.storage)?\.\w*Storage|torch\.nn\.parameter\.Parameter|torch\.(Size|b?float\w*|u?int\d+|bool)"
 )
+#: Bytes at both ends of a file that are compared: weights of 26 GB would take minutes.
+_ENDS = 1 << 20
 _COPY_AGAIN = "copy or download it again"
 
 
@@ -107,6 +110,49 @@ def weight_files(folder: Path) -> list[Path]:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise UserError(f"{folder / name}: names {shard}, which is not there; download it as well")
     return [folder / shard for shard in shards]
+
+
+def identity(folder: Path, family: str) -> dict[str, list]:
+    """What a model is known by: size, and SHA-256 of both ends, of each file that is read.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    facts, folder = FAMILIES[family], Path(folder)
+    extra = facts.extractor_class().extra_files
+    beside = [folder / name for name in ("config.json", *facts.files, *extra)]
+    paths = [*weight_files(folder), *(path for path in beside if path.is_file())]
+    return {path.name: [path.stat().st_size, _ends(path)] for path in sorted(set(paths))}
+
+
+def check_identity(folder: Path, family: str, expected: dict[str, list], what: str, remedy: str) -> None:
+    """
+    Args:
+        expected: of :func:`identity`.
+        what, remedy: for the message: which model it is, and how another one is named.
+
+    Raises:
+        UserError: the model is not there, or is another.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{what} is not in {folder}; {remedy}")
+    found = identity(folder, family)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise UserError(f"{what}: {folder} has no {name}; {remedy}")
+        if found[name] != expected.get(name):
+            raise UserError(
+                f"{what}: {Path(folder) / name} is another file than that of the training; {remedy}"
+            )
+
+
+def _ends(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(_ENDS))
+        file.seek(max(path.stat().st_size - _ENDS, 0))
+        digest.update(file.read(_ENDS))
+    return digest.hexdigest()
 
 
 def safetensors_header(path: Path) -> dict[str, tensor_file.Entry]:

@@ -13,7 +13,7 @@ from mer_dist.models.extractor import Extractor, Unusable, packed, packing
 from mer_dist.models.text_family import DECODERS, TEXT
 
 
-class TextExtractor(Extractor):
+class TextExtractor(auto.AnyArchitecture, Extractor):
     """Special tokens are seen by the model and left out of the embeddings, as in the challenge's baseline."""
 
     family = TEXT
@@ -36,8 +36,8 @@ class TextExtractor(Extractor):
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
-        #: clip -> tokens of its transcript, for those longer than the model or ``max_tokens`` allows.
-        self.cut: dict[str, int] = {}
+        #: Number of transcripts longer than the model or ``max_tokens`` allows, and the tokens of the longest.
+        self.cut = self.longest_cut = 0
         settings = backbone.config
         # Learned positions end; RoBERTa's begin after its padding token.
         positions = getattr(settings, "max_position_embeddings", None) or config.max_tokens
@@ -61,14 +61,6 @@ class TextExtractor(Extractor):
                 f"{folder}: its tokenizer has {len(self.tokenizer)} tokens, and its model {size}; one of the two is of "
                 "another model"
             )
-
-    @classmethod
-    def backbone_class_of(cls, folder: Path):
-        return auto.backbone_class(folder)
-
-    @staticmethod
-    def backbone_class():
-        raise NotImplementedError("it follows from the model folder")
 
     @property
     def width(self) -> int:
@@ -94,7 +86,7 @@ class TextExtractor(Extractor):
         if not any(own):
             raise Unusable("the transcript has no token")
         if len(ids) > self.longest:
-            self.cut[sample.name] = len(ids)
+            self.cut, self.longest_cut = self.cut + 1, max(self.longest_cut, len(ids))
             # Special tokens at the end stay there.
             end = len(own) - own[::-1].index(1)
             keep = end - (len(ids) - self.longest)
@@ -108,8 +100,8 @@ class TextExtractor(Extractor):
         if not self.cut:
             return ""
         return (
-            f"{len(self.cut)} transcripts were longer than {self.longest} tokens and were cut, the longest had "
-            f"{max(self.cut.values())}"
+            f"{self.cut} transcripts were longer than {self.longest} tokens and were cut, the longest had "
+            f"{self.longest_cut}"
         )
 
     def collate(self, segments: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
@@ -132,4 +124,4 @@ class TextExtractor(Extractor):
         """``ids`` (P, L), padded on the right; ``mask`` (P, L), 1 for tokens."""
         more = {"use_cache": False} if self.backbone.config.model_type in DECODERS else {}
         out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True, **more)
-        return packed(auto.hidden_state(out, auto.LAST_FOUR), real), lengths
+        return packed(auto.last_four(out), real), lengths

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.core.log import logger
 from mer_dist.core.registry import ENCODERS
 from mer_dist.fusion.trained import TrainedFusion
+from mer_dist.models import model_folder
 from mer_dist.predict.model import TrainedExtractor, TrainedModel
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -33,10 +33,6 @@ from mer_dist.storage.run_folder import Run
 NAME, CARD = "bundle.json", "README.md"
 #: Raise it when the files of a bundle change.
 FORMAT = 1
-#: Files of a base model that are compared; its weights, tokenizer and preprocessing.
-_COMPARED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
-#: Bytes at both ends of a file that are compared: weights of 26 GB would take minutes.
-_ENDS = 1 << 20
 AGAIN = "make the bundle again"
 #: Keys of ``shard`` that are of one machine or corpus.
 _LOCAL = ("workers", "openface", "remove", "without_media")
@@ -90,6 +86,9 @@ def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
             "made by": f"mer_dist {__version__}",
             "fingerprint": model.fingerprint,
             "shard": {key: value for key, value in as_dict(model.shard).items() if key not in _LOCAL},
+            "openface": model.openface,
+            "language": model.language,
+            "teachers": model.teachers,
             "extract": as_dict(model.extract),
             "extractors": extractors,
         }
@@ -104,8 +103,9 @@ def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
 
 def _extractor(run_folder: Path, one: TrainedExtractor, target: Path, merged: bool) -> dict[str, Any]:
     """Write the files of an extractor; returns its entry in ``bundle.json``."""
-    settings = {key: value for key, value in as_dict(one.config).items() if key != "finetune"}
+    settings = {key: value for key, value in as_dict(one.config).items() if key not in ("finetune", "path")}
     entry: dict[str, Any] = {"set": one.set_name, "settings": settings, "files": ""}
+    entry["base"], entry["base_name"] = None, Path(one.config.path).name
     if one.adapter is not None and merged:
         from mer_dist.interop import export_model
 
@@ -114,28 +114,13 @@ def _extractor(run_folder: Path, one: TrainedExtractor, target: Path, merged: bo
         if note:
             logger.warning("extractor %s: %s", one.name, note)
         # Plain weights: what was quantised is merged into dequantised ones.
-        return entry | {"settings": settings | {"quantize": "none"}, "base": None}
+        return entry | {"settings": settings | {"quantize": "none"}}
     if one.adapter is not None:
         entry["files"] = f"adapters/{one.name}"
         shutil.copytree(one.adapter, target / entry["files"], copy_function=shutil.copyfile)
         if not (one.adapter / "adapter_config.json").exists():  # fine-tuned in full
-            return entry | {"base": None}
-    return entry | {"base": identity(Path(one.config.path))}
-
-
-def identity(folder: Path) -> dict[str, list]:
-    """What a base model is known by: size, and SHA-256 of both ends, of each of its files."""
-    paths = sorted({path for pattern in _COMPARED for path in folder.glob(pattern) if path.is_file()})
-    return {path.name: [path.stat().st_size, _ends(path)] for path in paths}
-
-
-def _ends(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        digest.update(file.read(_ENDS))
-        file.seek(max(path.stat().st_size - _ENDS, 0))
-        digest.update(file.read(_ENDS))
-    return digest.hexdigest()
+            return entry
+    return entry | {"base": one.base or model_folder.identity(Path(one.config.path), one.config.family)}
 
 
 def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
@@ -159,7 +144,10 @@ def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
             )
         model = TrainedModel(
             fusion=TrainedFusion.load(folder),
-            shard=ShardConfig(**_without_openface(facts["shard"])),
+            shard=ShardConfig(**facts["shard"]),
+            openface=bool(facts["openface"]),
+            language=str(facts["language"]),
+            teachers=[str(name) for name in facts["teachers"]],
             extract=ExtractConfig(**facts["extract"]),
             extractors=[
                 _read_extractor(folder, name, entry, models.get(name))
@@ -171,15 +159,10 @@ def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
     return model
 
 
-def _without_openface(settings: dict[str, Any]) -> dict[str, Any]:
-    """Faces by OpenFace need a folder of them, which ``--openface`` names; until then there is none."""
-    return settings | {"openface": "."} if settings["faces"] == "openface" else settings
-
-
 def _read_extractor(
     folder: Path, name: str, entry: dict[str, Any], elsewhere: Path | None
 ) -> TrainedExtractor:
-    config = ExtractorConfig(**entry["settings"])
+    config = ExtractorConfig(**entry["settings"], path=str(elsewhere or ""))
     if config.family not in ENCODERS.built_in:
         raise ValueError(f"its family {config.family} is not one of mer-dist")
     own = folder / entry["files"] if entry["files"] else None
@@ -188,27 +171,10 @@ def _read_extractor(
     if entry["base"] is None:
         # The whole model is in the bundle.
         return TrainedExtractor(
-            set_name=entry["set"], name=name, config=replace(config, path=str(own)), adapter=None
+            set_name=entry["set"], name=name, config=replace(config, path=str(own)), adapter=None, base=None
         )
-    config = replace(config, path=str(elsewhere or config.path))
-    _check_base(name, Path(config.path), entry["base"])
-    return TrainedExtractor(set_name=entry["set"], name=name, config=config, adapter=own)
-
-
-def _check_base(name: str, folder: Path, expected: dict[str, list]) -> None:
-    """
-    Raises:
-        UserError: the base model is not there, or is another.
-    """
-    where = f"the base model of the extractor {name}"
-    if not folder.is_dir():
-        raise UserError(f"{where} is not in {folder}; name its folder: --models {name}=FOLDER")
-    found = identity(folder)
-    for file, facts in expected.items():
-        if file not in found:
-            raise UserError(f"{where}: {folder} has no {file}; name the right folder: --models {name}=FOLDER")
-        if found[file] != facts:
-            raise UserError(
-                f"{where}: {folder / file} is another file than that of the training; name the right folder: --models "
-                f"{name}=FOLDER"
-            )
+    if elsewhere is None:
+        raise UserError(
+            f"the extractor {name} needs its base model, {entry['base_name']}; name its folder: --models {name}=FOLDER"
+        )
+    return TrainedExtractor(set_name=entry["set"], name=name, config=config, adapter=own, base=entry["base"])

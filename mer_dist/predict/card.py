@@ -8,8 +8,7 @@ from mer_dist import __version__
 from mer_dist.config import config as configuration
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.features import join
-from mer_dist.fusion.trained import VOTE
-from mer_dist.inspect.score import score
+from mer_dist.inspect.score import scored
 from mer_dist.predict.model import TrainedModel
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -52,18 +51,32 @@ def text(run_folder: Path, model: TrainedModel, bases: list[str]) -> str:
             "- A clip is cut, and each of its modalities is used, as in training; a missing modality is masked. A clip of "
             "which nothing can be used gets the label shares of training."
         ),
-        "- Nothing of new clips is estimated: their label shares are taken to be those of the labelled clips."
+        "- Nothing of new clips is estimated, but with `--prior estimate`: their label shares are taken to be those of the "
+        "labelled clips."
         + (
             " The run found other shares among its own unlabelled clips and corrected for them, which predictions for "
             "new clips do not."
             if prior.get("applied")
             else ""
         ),
+        *_without_teachers(model),
+        (
+            "- It holds predictions and labels of the labelled clips, in random order and without names, for `--prior "
+            "estimate`."
+        ),
         "- Scores are of clips like those of training. Other speakers, languages, cameras or recorders were not tried.",
         "- Labels are what annotators saw and heard, not what a person felt. It is not made for decisions about people.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _without_teachers(model: TrainedModel) -> list[str]:
+    if not model.teachers:
+        return []
+    names = ", ".join(model.teachers)
+    text = "joined the vote of the run, and its scores; new clips are answered without them, and less well"
+    return [f"- Outside labellers ({names}) {text}."]
 
 
 def _models(bases: list[str]) -> str:
@@ -79,7 +92,7 @@ def _origin(model: TrainedModel, set_name: str) -> str:
 
 
 def _scores(run: Run, answered_by: str) -> list[str]:
-    rows = score(run.folder)
+    rows = scored(run.folder)
     lines = [
         "Weighted average F1 in %, out of fold on the labelled clips (95 % bootstrap interval):",
         "",
@@ -89,6 +102,7 @@ def _scores(run: Run, answered_by: str) -> list[str]:
     for row in rows:
         low, high = row["oof_interval"]
         shown = f"{100 * row['oof_waf']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-        own = row["file"].startswith(answered_by if answered_by != VOTE else "vote/")
+        part = row["file"].removesuffix(".parquet").removesuffix("/predictions")
+        own = part == answered_by
         lines.append(f"| {row['title']}{' (**this one answers**)' if own else ''} | {shown} |")
     return lines

@@ -16,18 +16,20 @@ from mer_dist.storage import files
 
 STAGE = "predict"
 #: Columns of a table of transcripts, the first that it has.
-COLUMNS = ("transcript", "chinese", "english", "text", "sentence")
+COLUMNS = ("transcript", "text", "sentence")
 TABLES = (".csv", ".tsv", ".txt")
 SHOWN = 3
 
 
-def find(path: Path, transcripts: Path | None = None) -> tuple[list[Clip], list[Problem]]:
+def find(
+    path: Path, transcripts: Path | None = None, language: str = "chinese"
+) -> tuple[list[Clip], list[Problem]]:
     """The clips by name, and what of them cannot be used.
 
     Args:
         path: a folder of media files, one media file, or a CSV ``name,video,audio,transcript``. Labels in it are not
             read.
-        transcripts: CSV ``name,transcript``.
+        transcripts: CSV ``name,transcript``, or of a challenge, of which the columns of this ``language`` are read.
 
     Raises:
         UserError: nothing is there, no clip is in it, or a name is unsafe or occurs twice.
@@ -44,7 +46,7 @@ def find(path: Path, transcripts: Path | None = None) -> tuple[list[Clip], list[
         clip_names.check([(found[0].name, str(path))])
     problems = [replace(problem, stage=STAGE) for problem in problems]
     if transcripts is not None:
-        found, more = _with_transcripts(found, transcripts)
+        found, more = _with_transcripts(found, transcripts, language)
         problems += more
     return sorted(found, key=lambda clip: clip.name), problems
 
@@ -70,7 +72,7 @@ def _of_file(name: str, path: Path) -> Clip:
     )
 
 
-def _with_transcripts(found: list[Clip], path: Path) -> tuple[list[Clip], list[Problem]]:
+def _with_transcripts(found: list[Clip], path: Path, language: str) -> tuple[list[Clip], list[Problem]]:
     """The clips with the transcripts of a table; one that a clip brought along is replaced.
 
     Raises:
@@ -78,15 +80,17 @@ def _with_transcripts(found: list[Clip], path: Path) -> tuple[list[Clip], list[P
     """
     names = {clip.name for clip in found}
     rows = table.read(path, ("name",), known=names)
-    column = next((column for column in COLUMNS if column in rows.columns), None)
-    if column is None:
-        raise UserError(f"{path}: it has no column {' or '.join(COLUMNS)}; it has: {', '.join(rows.columns)}")
+    ways = (*((column,) for column in COLUMNS), challenge.COLUMNS[language])
+    columns = next((own for own in ways if {*own} <= {*rows.columns}), None)
+    if columns is None:
+        wanted = " or ".join((*COLUMNS, *challenge.COLUMNS[language]))
+        raise UserError(f"{path}: it has no column {wanted}; it has: {', '.join(rows.columns)}")
     if not names & rows.rows.keys():
         some = ", ".join([*rows.rows][:SHOWN])
         raise UserError(f"{path}: none of its {len(rows.rows)} names is that of a clip; it has {some}")
     texts = Texts(rows.file)
     spoken: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
-        name: texts.read(row, column) for name, row in rows.rows.items() if name in names
+        name: challenge.spoken(texts, row, columns) for name, row in rows.rows.items() if name in names
     }
     texts.tell()
     if extra := sorted(rows.rows.keys() - names):

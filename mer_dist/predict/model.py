@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.fusion.trained import TrainedFusion
+from mer_dist.models import model_folder
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -29,16 +31,25 @@ class TrainedExtractor:
     config: ExtractorConfig
     #: Of the adapter that was trained on all labelled clips; None: the published weights.
     adapter: Path | None
+    #: What its base model is known by; None: not known, or the whole model is in the bundle.
+    base: dict[str, list] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     fusion: TrainedFusion
+    #: How clips are cut; ``faces: none`` where they were those of OpenFace, see :meth:`cut`.
     shard: ShardConfig
+    #: Whether it learned from faces that OpenFace cut out: those of new clips must be named.
+    openface: bool
+    #: ``corpus.language``
+    language: str
+    #: Outside labellers that joined the vote of the run, and of which new clips have none.
+    teachers: list[str]
     extract: ExtractConfig
     #: Feature sets without one were imported, and new clips bring their features along.
     extractors: list[TrainedExtractor]
-    #: Of everything that an answer depends on, beside the clip.
+    #: Of what was trained.
     fingerprint: str
     #: Run folder or bundle.
     folder: Path
@@ -73,12 +84,36 @@ class TrainedModel:
         marks += [files.required_marker(one.adapter)["fingerprint"] for one in extractors if one.adapter]
         return cls(
             fusion=fusion,
-            shard=config.shard,
+            shard=_without_openface(config.shard),
+            openface=config.shard.faces == "openface",
+            language=config.corpus.language,
+            teachers=list(config.vote.teachers),
             extract=config.extract,
             extractors=extractors,
             fingerprint=files.fingerprint_of(marks),
             folder=run.folder,
         )
+
+    def cut(self, openface: Path | None = None, workers: int | None = None) -> ShardConfig:
+        """How new clips are cut.
+
+        Args:
+            openface: the folder of their faces by OpenFace.
+            workers: processes that decode; None: one for each processor, up to four.
+
+        Raises:
+            UserError: the model learned from OpenFace's faces and none are named, or the other way round.
+        """
+        if workers is not None and workers < 1:
+            raise UserError(f"--workers is {workers}; it must be at least 1")
+        if openface is not None and not self.openface:
+            raise UserError(f"--openface: the model learned from faces of shard.faces: {self.shard.faces}")
+        if self.openface and openface is None:
+            raise UserError(
+                "the model learned from faces that OpenFace cut out; name those of the new clips with --openface FOLDER"
+            )
+        cut = replace(self.shard, workers=workers or min(len(os.sched_getaffinity(0)), 4))
+        return replace(cut, faces="openface", openface=str(openface)) if openface else cut
 
     @property
     def imported(self) -> list[str]:
@@ -95,15 +130,23 @@ class TrainedModel:
         from mer_dist.models.classifier import check_files
 
         for one in self.extractors:
+            remedy = f"name the right folder: --models {one.name}=FOLDER"
+            if one.base is not None:
+                what = f"the base model of the extractor {one.name}"
+                model_folder.check_identity(Path(one.config.path), one.config.family, one.base, what, remedy)
             try:
                 if one.adapter is not None:
                     adapters.check_whole(one.adapter)
                 check_files(one.config, one.adapter)
             except UserError as error:
                 raise UserError(
-                    f"extractor {one.name}: {error}; a base model that lies elsewhere is named by --models "
-                    f"{one.name}=FOLDER"
+                    f"extractor {one.name}: {error}; if its base model lies elsewhere, {remedy}"
                 ) from None
+
+
+def _without_openface(shard: ShardConfig) -> ShardConfig:
+    """Faces of the run's clips are not those of new ones, whatever their names."""
+    return replace(shard, faces="none", openface="") if shard.faces == "openface" else shard
 
 
 def moved(config: Config, models: Mapping[str, Path]) -> Config:
@@ -130,7 +173,16 @@ def _extractor(config: Config, run: Run, wanted: FeatureSetId) -> TrainedExtract
         adapter = run.adapter(wanted.name, adapter_variant(None))
         stored = FeatureSetId.of_adapter(wanted.name, None)
         files.required_marker(adapter)
-    used = str(store.description(run.features(stored)).get("precision", extractor.precision))
+    facts = store.description(run.features(stored))
     return TrainedExtractor(
-        set_name=str(wanted), name=wanted.name, config=replace(extractor, precision=used), adapter=adapter
+        set_name=str(wanted),
+        name=wanted.name,
+        config=replace(extractor, precision=str(facts.get("precision", extractor.precision))),
+        adapter=adapter,
+        base=facts.get("base") if _needs_base(adapter) else None,
     )
+
+
+def _needs_base(adapter: Path | None) -> bool:
+    """Whether weights of the base model are read beside those of the adapter."""
+    return adapter is None or (adapter / "adapter_config.json").exists()

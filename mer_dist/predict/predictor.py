@@ -14,7 +14,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Clip, Problem
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion.trained import FusionPredictor
+from mer_dist.fusion.trained import FusedAnswers, FusionPredictor
 from mer_dist.predict.bundle import load
 from mer_dist.predict.model import TrainedExtractor, TrainedModel
 from mer_dist.shards.encode import Encoded
@@ -42,8 +42,6 @@ class Prediction:
     alone: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Modality -> its weight in AGT's gating, None for a clip without any; only if asked for.
     gates: dict[str, float | None] = field(default_factory=dict)
-    #: (K·C,) by the models of each fold of round 0, to estimate the class prior; only if asked for.
-    first: list[float] = field(default_factory=list)
 
     @property
     def confidence(self) -> float:
@@ -53,11 +51,18 @@ class Prediction:
 class Predictor:
     """Predicts clips one by one or many at once; the models are loaded once."""
 
-    def __init__(self, model: TrainedModel, device: str | torch.device | None = None, extract: bool = True):
+    def __init__(
+        self,
+        model: TrainedModel,
+        device: str | torch.device | None = None,
+        extract: bool = True,
+        shard: ShardConfig | None = None,
+    ):
         """
         Args:
             device: None: a GPU where there is one.
             extract: False: new clips come as features, and no extractor is loaded.
+            shard: how clips are cut; None: ``model.cut()``.
 
         Raises:
             UserError: a file of a model is missing, damaged, or belongs to another model.
@@ -74,6 +79,7 @@ class Predictor:
                     f"{model.folder}: the feature sets {', '.join(model.imported)} were imported, so new clips must "
                     "bring theirs: --features SET=FOLDER"
                 )
+            self.shard = shard or model.cut()
             model.check()
             self.extractors = [(one, self._loaded(one)) for one in model.extractors]
 
@@ -84,18 +90,22 @@ class Predictor:
         models: Mapping[str, str | Path] | None = None,
         device: str | torch.device | None = None,
         extract: bool = True,
+        openface: str | Path | None = None,
     ) -> Predictor:
         """From a run folder or a bundle.
 
         Args:
             models: extractor -> folder of its base model, where that has moved.
             device, extract: as for the class.
+            openface: folder of the new clips' faces, of a model that learned from those of OpenFace.
 
         Raises:
             UserError: there is neither there, or a file is missing, damaged, or of another model or version.
         """
         moved = {name: Path(path) for name, path in (models or {}).items()}
-        return cls(load(Path(folder), moved), device, extract)
+        model = load(Path(folder), moved)
+        shard = model.cut(None if openface is None else Path(openface)) if extract else None
+        return cls(model, device, extract, shard)
 
     @property
     def labels(self) -> list[str]:
@@ -133,59 +143,57 @@ class Predictor:
             split=UNLABELED,
         )
         encoded = convert(self.shard, clip)
-        for problem in encoded.problems:
+        (made,), refused, _ = self.encoded([encoded], explain)
+        for problem in [*encoded.problems, *refused]:
             logger.warning("%s: %s: %s", clip.name, problem.lost, problem.reason)
-        return self.encoded([encoded], explain)[0][0]
-
-    @property
-    def shard(self) -> ShardConfig:
-        return self.model.shard
+        for remark in encoded.remarks:
+            logger.warning("%s: %s", clip.name, remark)
+        return made
 
     def encoded(
-        self, clips: Sequence[Encoded], explain: bool = False, first: bool = False
-    ) -> tuple[list[Prediction], list[Problem]]:
-        """Predict decoded clips, and why an extractor refuses one."""
-        usable = [one for one in clips if one.members]
-        features, problems = self._features(usable)
-        return self.features(features, [one.clip.name for one in clips], explain, first), problems
+        self, clips: Sequence[Encoded], explain: bool = False, by_fold: bool = False
+    ) -> tuple[list[Prediction], list[Problem], FusedAnswers]:
+        """Predict decoded clips; also why an extractor refuses one, and the same as arrays.
+
+        Args:
+            by_fold: with the predictions of each fold of round 0, to estimate the class prior.
+        """
+        features, problems = self._features([one for one in clips if one.members])
+        made, answers = self.features(features, [one.clip.name for one in clips], explain, by_fold)
+        return made, problems, answers
 
     def features(
         self,
         features: Mapping[str, FeatureSet],
         names: Sequence[str],
         explain: bool = False,
-        first: bool = False,
-    ) -> list[Prediction]:
-        """Predict clips from their features: feature set -> embeddings as extracted.
+        by_fold: bool = False,
+    ) -> tuple[list[Prediction], FusedAnswers]:
+        """Predict clips from their features: feature set -> embeddings as extracted; also as arrays.
 
         Raises:
             UserError: a set has another width, or lacks the frame level.
         """
-        made = self.fusion(features, names, explain, first)
+        answers = self.fusion(features, names, explain, by_fold)
+        return [self._prediction(answers, row, name, explain) for row, name in enumerate(names)], answers
+
+    def _prediction(self, answers: FusedAnswers, row: int, name: str, explain: bool) -> Prediction:
         labels, sets = self.labels, self.model.fusion.sets
-        have = {one.name: {*features[one.name].names} if one.name in features else set() for one in sets}
-        modalities = list(dict.fromkeys(one.modality for one in sets))
-        found = []
-        for row, name in enumerate(names):
-            there = {one.modality for one in sets if name in have[one.name]}
-            alone = {
-                set_name: _by_label(labels, probability[row]) if valid[row] else {}
-                for set_name, (probability, valid) in made.alone.items()
-                if explain
-            }
-            gates = {channel: float(weight[row]) for channel, weight in made.gates.items()}
-            found.append(
-                Prediction(
-                    name=name,
-                    label=labels[int(made.probability[row].argmax())],
-                    probability=_by_label(labels, made.probability[row]),
-                    missing=[modality for modality in modalities if modality not in there],
-                    alone=alone,
-                    first=[] if made.first is None else made.first[:, row].ravel().tolist(),
-                    gates={channel: w if np.isfinite(w) else None for channel, w in gates.items()},
-                )
-            )
-        return found
+        there = {one.modality for one in sets if answers.valid[one.name][row]}
+        modalities = dict.fromkeys(one.modality for one in sets)
+        alone = {
+            set_name: _by_label(labels, probability[row]) if answers.valid[set_name][row] else {}
+            for set_name, probability in answers.alone.items()
+        }
+        gates = {channel: float(weight[row]) for channel, weight in answers.gates.items()}
+        return Prediction(
+            name=name,
+            label=labels[int(answers.probability[row].argmax())],
+            probability=_by_label(labels, answers.probability[row]),
+            missing=[modality for modality in modalities if modality not in there],
+            alone=alone if explain else {},
+            gates={channel: w if np.isfinite(w) else None for channel, w in gates.items()},
+        )
 
     def _loaded(self, one: TrainedExtractor) -> Extractor:
         from mer_dist.models.classifier import load_extractor

@@ -27,7 +27,7 @@ from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.crossfit import adapters, folds
 from mer_dist.crossfit.adapters import Adapter
 from mer_dist.features import store
-from mer_dist.models import precision
+from mer_dist.models import model_folder, precision
 from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
 from mer_dist.processes.balance import balanced
 from mer_dist.processes.env import process_info
@@ -266,6 +266,7 @@ def _compute(work: Work, mine: list[int], config: Config, should_stop: ShouldSto
         variant=work.set_id.variant or "frozen",
         precision=work.extractor.precision,
         held_out_fold=work.held_out_fold,
+        base=model_folder.identity(Path(work.extractor.path), work.extractor.family),
     )
     reader = Reader(run.shards)
     total = sum(work.sizes[shard] for shard in mine)

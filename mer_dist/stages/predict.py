@@ -7,21 +7,23 @@ on, on any number of processes.
 
 from __future__ import annotations
 
-import csv
-import json
-import os
+import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from mer_dist.core.errors import DONE, QUARANTINED, Stopped, UserError, reading
+from mer_dist.config.config import as_dict
+from mer_dist.config.sections import ShardConfig
+from mer_dist.core.errors import DONE, QUARANTINED, Stopped, UserError
+from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Clip, Problem
 from mer_dist.core.stopping import ShouldStop, never
@@ -29,76 +31,23 @@ from mer_dist.features import store
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion.new_prior import correct
 from mer_dist.fusion.trained import VOTE
-from mer_dist.predict import bundle, clips
+from mer_dist.predict import bundle, clips, output
 from mer_dist.predict.model import TrainedModel
-from mer_dist.predict.predictor import STAGE, Prediction, Predictor
+from mer_dist.predict.output import Part
+from mer_dist.predict.predictor import STAGE, Predictor
 from mer_dist.processes.balance import balanced
 from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
 from mer_dist.processes.together import alone_in, tell_missing
-from mer_dist.storage import files, parquet, quarantine
+from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
 
 #: Clips that are in memory at a time, decoded.
 PART = 256
 #: Raise it when the columns of a part change.
-VERSION = 1
-_RECORD = b"mer_dist.predict"
-ANSWERS, ROWS = "predictions.csv", "predictions.parquet"
-#: Column of a part, which is left out of the result.
-_FIRST = "first"
-
-
-def command(parsed: Namespace, should_stop: ShouldStop) -> int:
-    """Predict as the command line says; the exit code is 3 if anything of a clip could not be used.
-
-    Raises:
-        UserError: the model, the clips or the features cannot be used.
-    """
-    if (parsed.clips is None) == (not parsed.features):
-        raise UserError("predict needs either clips or --features, and not both")
-    if Run(parsed.out).config.exists() or (parsed.out / bundle.NAME).exists():
-        raise UserError(f"{parsed.out}: that is a run folder or a bundle; name another folder with --out")
-    how = How(explain=parsed.explain, prior=parsed.prior)
-    model = bundle.load(parsed.model, _pairs("--models", parsed.models), labeled=how.estimates)
-    if how.estimates and model.fusion.answered_by != VOTE:
-        raise UserError(
-            f"--prior estimate: {model.fusion.answered_by} answers, and only the vote is corrected"
-        )
-    out = Run(parsed.out)
-    with alone_in(out.lock, STAGE, [model.fingerprint, str(parsed.clips)]):
-        files.remove_stale(out.folder)
-        if parsed.features:
-            predict_features(model, _pairs("--features", parsed.features), parsed.out, how)
-        else:
-            shard = _shard(model, parsed.openface, parsed.workers)
-            found, problems = clips.find(parsed.clips, parsed.transcripts)
-            predict(replace(model, shard=shard), found, problems, parsed.out, how, should_stop)
-    return QUARANTINED if quarantine.tell(out.quarantine, STAGE) else DONE
-
-
-def _pairs(option: str, words: list[str]) -> dict[str, Path]:
-    pairs = [word.partition("=") for word in words]
-    for name, equals, folder in pairs:
-        if not (name and equals and folder):
-            raise UserError(f"{option} takes NAME=FOLDER, and not {name}{equals}{folder}")
-    return {name: Path(folder) for name, _, folder in pairs}
-
-
-def _shard(model: TrainedModel, openface: Path | None, workers: int | None):
-    """How clips are cut here."""
-    shard = model.shard
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}; it must be at least 1")
-    if openface is not None and shard.faces != "openface":
-        raise UserError(f"--openface: the model learned from faces of shard.faces: {shard.faces}")
-    if shard.faces == "openface":
-        if openface is None:
-            raise UserError(
-                "the model learned from faces that OpenFace cut out; name those of the new clips with --openface FOLDER"
-            )
-        shard = replace(shard, openface=str(openface))
-    return replace(shard, workers=workers or min(len(os.sched_getaffinity(0)), 4))
+VERSION = 2
+#: Kinds of remarks that the log names.
+SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +64,71 @@ class How:
         return self.prior == "estimate"
 
 
+def check_out(out: Path) -> None:
+    """
+    Raises:
+        UserError: predictions would be written into a run folder or a bundle.
+    """
+    if Run(out).config.exists() or (out / bundle.NAME).exists():
+        raise UserError(f"{out}: that is a run folder or a bundle; name another folder with --out")
+
+
+def command(parsed: Namespace, should_stop: ShouldStop) -> int:
+    """Predict as the command line says; the exit code is 3 if anything of a clip could not be used.
+
+    Raises:
+        UserError: the model, the clips or the features cannot be used.
+    """
+    if (parsed.clips is None) == (not parsed.features):
+        raise UserError("predict needs either clips or --features, and not both")
+    how = How(explain=parsed.explain, prior=parsed.prior)
+    model = bundle.load(parsed.model, _pairs("--models", parsed.models), labeled=how.estimates)
+    _check(model, how)
+    run = Run(parsed.out)
+    with alone_in(run.lock, STAGE, [model.fingerprint, str(parsed.clips)]):
+        files.remove_stale(run.folder, parsed.out / "parts")
+        if parsed.features:
+            closed = predict_features(model, _pairs("--features", parsed.features), parsed.out, how)
+        else:
+            shard = model.cut(parsed.openface, parsed.workers)
+            found, problems = clips.find(parsed.clips, parsed.transcripts, model.language)
+            closed = predict(model, shard, found, problems, parsed.out, how, should_stop)
+    return QUARANTINED if closed and quarantine.tell(run.quarantine, STAGE) else DONE
+
+
+def _pairs(option: str, words: list[str]) -> dict[str, Path]:
+    pairs = [word.partition("=") for word in words]
+    for name, equals, folder in pairs:
+        if not (name and equals and folder):
+            raise UserError(f"{option} takes NAME=FOLDER, and not {name}{equals}{folder}")
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
+def _check(model: TrainedModel, how: How) -> None:
+    """
+    Raises:
+        UserError: the class prior is to be estimated, and the model's own answers would not be comparable.
+    """
+    if model.teachers:
+        logger.warning(
+            "outside labellers joined the vote of the run (%s); new clips are answered without them",
+            ", ".join(model.teachers),
+        )
+    if how.estimates and model.teachers:
+        raise UserError(
+            "--prior estimate: the run's vote asked outside labellers, which new clips do not have; fuse with "
+            "vote.teachers=[] to compare both"
+        )
+    if how.estimates and model.fusion.answered_by != VOTE:
+        raise UserError(
+            f"--prior estimate: {model.fusion.answered_by} answers, and only the vote is corrected"
+        )
+
+
 @dataclass(frozen=True)
-class _Part:
+class _Work:
+    """A part that is to be there."""
+
     number: int
     clips: list[Clip]
     file: Path
@@ -124,26 +136,26 @@ class _Part:
     fingerprint: str
 
     def done(self) -> bool:
-        try:
-            return (
-                json.loads(pq.read_metadata(self.file).metadata[_RECORD])["fingerprint"] == self.fingerprint
-            )
-        except Exception:  # On damaged content the parser may raise anything; the part is computed again.
-            return False
+        return output.is_done(self.file, self.fingerprint)
 
 
 def predict(
     model: TrainedModel,
+    shard: ShardConfig,
     found: Sequence[Clip],
     problems: Sequence[Problem],
     out: Path,
     how: How | None = None,
     should_stop: ShouldStop = never,
-) -> None:
+) -> bool:
     """Predict clips into ``predictions.csv`` and ``predictions.parquet``, alone or as one of many ranks.
 
     Args:
+        shard: how they are cut, of ``model.cut``.
         problems: of listing the clips.
+
+    Returns:
+        Whether this rank found all parts there and wrote the result.
 
     Raises:
         UserError: a model cannot be loaded, or there is no clip.
@@ -152,171 +164,139 @@ def predict(
     if not found:
         first = f"; the first: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise UserError(f"there is no clip to predict{first}")
-    how = how or How()
-    here, run = process_info(), Run(out)
-    parts = _parts(model, found, out, how)
-    sizes = {part.number: len(part.clips) for part in parts}
+    how, here = how or How(), process_info()
+    works = _works(model, shard, found, out, how)
+    sizes = {work.number: len(work.clips) for work in works}
     mine = {*balanced(sizes, here.world)[here.rank]}
-    missing = [part for part in parts if part.number in mine and not part.done()]
+    missing = [work for work in works if work.number in mine and not work.done()]
     if missing:
-        with torch_threads(0 if _on_a_gpu() else 1):
-            _compute(model, missing, how, should_stop)
-    if left := [part.number for part in parts if not part.done()]:
-        return tell_missing(run.lock, {"the prediction": (sizes, left)})
-    _close(model, parts, problems, out, how, should_stop)
+        _compute(model, shard, missing, how, should_stop)
+    if left := [work.number for work in works if not work.done()]:
+        tell_missing(Run(out).lock, {"the prediction": (sizes, left)})
+        return False
+    _close(model, [work.file for work in works], problems, out, how, should_stop)
+    return True
 
 
-def _on_a_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _parts(model: TrainedModel, found: Sequence[Clip], out: Path, how: How) -> list[_Part]:
+def _works(
+    model: TrainedModel, shard: ShardConfig, found: Sequence[Clip], out: Path, how: How
+) -> list[_Work]:
     from mer_dist.corpus.convert import source
 
-    settings = [VERSION, model.fingerprint, how.explain, how.prior, model.shard.faces, model.extract.storage]
-    parts: list[_Part] = []
+    cut = {key: value for key, value in as_dict(shard).items() if key not in ("workers", "openface")}
+    extractors = [[one.set_name, as_dict(one.config), one.base] for one in model.extractors]
+    settings = [VERSION, model.fingerprint, as_dict(how), cut, as_dict(model.extract), extractors]
+    works: list[_Work] = []
     queue = iter(found)
     while own := list(islice(queue, PART)):
-        sources = [[clip.name, source(clip, model.shard)] for clip in own]
-        fingerprint = files.fingerprint_of([*settings, sources])
-        number = len(parts)
-        parts.append(_Part(number, own, out / "parts" / f"{number:05d}.parquet", fingerprint))
-    return parts
+        sources = [[clip.name, source(clip, shard)] for clip in own]
+        number = len(works)
+        file = out / "parts" / f"{number:05d}.parquet"
+        works.append(_Work(number, own, file, files.fingerprint_of([*settings, sources])))
+    return works
 
 
-def _compute(model: TrainedModel, parts: list[_Part], how: How, should_stop: ShouldStop) -> None:
+def _compute(
+    model: TrainedModel, shard: ShardConfig, works: list[_Work], how: How, should_stop: ShouldStop
+) -> None:
     """Predict the clips of these parts and write each part's file."""
+    import torch
+
     from mer_dist.corpus import convert
 
-    # Workers start, and decode ahead, while the models are loaded.
-    decoded = convert.in_workers(model.shard, (clip for part in parts for clip in part.clips))
-    device = f"cuda:{process_info().local_rank}" if _on_a_gpu() else None
-    predictor = Predictor(model, device)
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", process_info().local_rank)
+        # Otherwise the libraries of every rank would put data on the first GPU.
+        torch.cuda.set_device(device)
+    with torch_threads(1) if device is None else nullcontext():
+        predictor = Predictor(model, device, shard=shard)
+        decoded = convert.in_workers(shard, (clip for work in works for clip in work.clips))
 
-    def each() -> Iterator[str]:
-        for part in parts:
-            encoded = []
-            for one in islice(decoded, len(part.clips)):
-                if should_stop():
-                    raise Stopped(
-                        f"asked to stop in part {part.number}; the next start goes on from what is finished"
-                    )
-                encoded.append(one)
-                yield one.clip.name
-            made, refused = predictor.encoded(encoded, how.explain, how.estimates)
-            problems = [replace(row, stage=STAGE) for one in encoded for row in one.problems] + refused
-            _write(part.file, made, problems, part.fingerprint)
+        def each() -> Iterator[str]:
+            for work in works:
+                encoded = []
+                for one in islice(decoded, len(work.clips)):
+                    if should_stop():
+                        raise Stopped(
+                            f"asked to stop in part {work.number}; the next start goes on from what is finished"
+                        )
+                    encoded.append(one)
+                    yield one.clip.name
+                made, refused, answers = predictor.encoded(encoded, how.explain, how.estimates)
+                problems = [replace(row, stage=STAGE) for one in encoded for row in one.problems] + refused
+                remarks = Counter(remark for one in encoded for remark in one.remarks)
+                output.write_part(
+                    work.file, Part(output.table(made, answers), problems, remarks), work.fingerprint
+                )
 
-    total = sum(len(part.clips) for part in parts)
-    for _ in progress(each(), total, STAGE):
-        pass
+        for _ in progress(each(), sum(len(work.clips) for work in works), STAGE):
+            pass
+        for one, extractor in predictor.extractors:
+            if note := extractor.note():
+                logger.warning("%s: %s", one.name, note)
 
 
-def predict_features(model: TrainedModel, folders: Mapping[str, Path], out: Path, how: How) -> None:
+def predict_features(model: TrainedModel, folders: Mapping[str, Path], out: Path, how: How) -> bool:
     """Predict clips from features that lie as ``.npy`` files in a folder per set.
+
+    Returns:
+        True: the result is written.
 
     Raises:
         UserError: a set is none of the model's, or its files cannot be used.
     """
-    from mer_dist.interop.npy import import_npy
-
-    run = Run(out)
+    if process_info().world > 1:
+        raise UserError("predict --features is the work of one process; start it without a launcher")
     of_model = {one.name: one for one in model.fusion.sets}
     if unknown := sorted(folders.keys() - of_model.keys()):
         raise UserError(f"--features {unknown[0]}=…: the model has the feature sets {', '.join(of_model)}")
-    features: dict[str, FeatureSet] = {}
-    for name, folder in folders.items():
-        import_npy(run, name, of_model[name].modality, folder)
-        features[name] = store.load(run.features(name), model.fusion.settings.level == "frame")
     for name in sorted(of_model.keys() - folders.keys()):
         logger.warning("feature set %s is not given, and missing for every clip", name)
-    names = sorted({name for one in features.values() for name in one.names})
-    made = Predictor(model, extract=False).features(features, names, how.explain, how.estimates)
-    part = _Part(0, [], out / "parts" / "00000.parquet", files.fingerprint_of([model.fingerprint, names]))
-    problems = [replace(row, stage=STAGE) for row in quarantine.read(run.quarantine, "import")]
-    _write(part.file, made, problems, part.fingerprint)
-    _close(model, [part], [], out, how)
+    features: dict[str, FeatureSet] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".features-", dir=out) as folder:
+        run = Run(folder)
+        for name, source in folders.items():
+            features[name] = _read(run, name, of_model[name].modality, source, model)
+        problems = [replace(row, stage=STAGE) for row in quarantine.read(run.quarantine, "import")]
+    names = sorted({name for one in features.values() for name in one.names} | {row.name for row in problems})
+    made, answers = Predictor(model, extract=False).features(features, names, how.explain, how.estimates)
+    file = out / "parts" / "00000.parquet"
+    output.write_part(file, Part(output.table(made, answers), problems), "")
+    _close(model, [file], [], out, how)
+    return True
 
 
-def _write(path: Path, made: list[Prediction], problems: list[Problem], fingerprint: str) -> None:
-    rows = [_row(one) for one in made]
-    columns = {
-        column: pa.array([row[column] for row in rows], kind) for column, kind in _kinds(rows[0]).items()
-    }
-    record = {"fingerprint": fingerprint, "problems": [problem.as_values() for problem in problems]}
-    table = pa.table(columns).replace_schema_metadata(
-        {_RECORD: json.dumps(record, ensure_ascii=False).encode()}
-    )
-    with files.atomic(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+def _read(run: Run, name: str, modality: str, source: Path, model: TrainedModel) -> FeatureSet:
+    from mer_dist.interop.npy import import_npy
 
-
-def _row(one: Prediction) -> dict[str, Any]:
-    """A row of ``predictions.parquet``; every clip has the same columns."""
-    row: dict[str, Any] = {
-        "name": one.name,
-        "label": one.label,
-        "confidence": one.confidence,
-        **{f"p_{label}": value for label, value in one.probability.items()},
-        "missing": " ".join(one.missing),
-    }
-    for set_name, own in one.alone.items():
-        label = max(own, key=lambda label: own[label], default=None)
-        row |= {f"{set_name}_label": label, f"{set_name}_confidence": own[label] if label else None}
-    row |= {f"gate_{modality}": weight for modality, weight in one.gates.items()}
-    return row | ({_FIRST: one.first} if one.first else {})
-
-
-def _kinds(row: dict[str, Any]) -> dict[str, pa.DataType]:
-    texts = ("name", "label", "missing")
-    return {
-        column: pa.string()
-        if column in texts or column.endswith("_label")
-        else pa.list_(pa.float64())
-        if column == _FIRST
-        else pa.float64()
-        for column in row
-    }
+    own = name if NAME.fullmatch(name) else name.replace("@", "-")
+    import_npy(run, own, modality, source)
+    return store.load(run.features(own), model.fusion.settings.level == "frame")
 
 
 def _close(
     model: TrainedModel,
-    parts: list[_Part],
+    parts: list[Path],
     problems: Sequence[Problem],
     out: Path,
     how: How,
     should_stop: ShouldStop = never,
 ) -> None:
     """Join the parts, write the quarantine, and say what was predicted."""
-    tables, rows = [], list(problems)
-    for part in parts:
-        with reading(part.file, "delete it and predict again"):
-            table = parquet.read(part.file)
-            record = json.loads(table.schema.metadata[_RECORD])
-            rows += [Problem(**problem) for problem in record["problems"]]
-            tables.append(table.replace_schema_metadata(None))
-    whole = pa.concat_tables(tables)
-    if how.estimates:
-        whole = _corrected(model, whole, should_stop)
-    with files.atomic(out / ROWS) as temporary:
-        pq.write_table(whole, temporary, write_page_checksum=True)
-    with files.atomic(out / ANSWERS) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(whole.column_names)
-        writer.writerows([_shown(value) for value in row.values()] for row in whole.to_pylist())
-    for path in (out / "parts").glob("*.parquet"):
-        if path not in {part.file for part in parts}:
-            path.unlink()
-    quarantine.replace(Run(out).quarantine, STAGE, rows)
-    counts = whole["label"].value_counts().to_pylist()
-    shares = ", ".join(
-        f"{one['values']} {one['counts']}" for one in sorted(counts, key=lambda one: -one["counts"])
-    )
-    empty = sum(set(row.split()) >= {"audio", "video", "text"} for row in whole["missing"].to_pylist())
-    logger.info("%d clips: %s; %s", len(whole), shares, out / ANSWERS)
-    if empty:
+    found = output.read_parts(parts)
+    whole = _corrected(model, found.table, should_stop) if how.estimates else found.table
+    output.write(out, whole)
+    for path in {*(out / "parts").glob("*.parquet")} - {*parts}:
+        path.unlink(missing_ok=True)
+    quarantine.replace(Run(out).quarantine, STAGE, [*problems, *found.problems])
+    for remark, count in found.remarks.most_common(SHOWN):
+        logger.info("%d clips: %s", count, remark)
+    counts = Counter(whole["label"].to_pylist()).most_common()
+    shares = ", ".join(f"{label} {count}" for label, count in counts)
+    logger.info("%d clips: %s; %s", len(whole), shares, out / output.ANSWERS)
+    if empty := int((~_present(model, whole)).sum()):
         logger.warning(
             "%d clips have no usable modality; their answer is the most frequent label of training, and says nothing of "
             "them",
@@ -324,26 +304,26 @@ def _close(
         )
 
 
+def _present(model: TrainedModel, whole: pa.Table) -> np.ndarray:
+    """(n,) bool: clips that have any of the model's modalities."""
+    every = " ".join(dict.fromkeys(one.modality for one in model.fusion.sets))
+    return pc.not_equal(whole["missing"], every).to_numpy()
+
+
 def _corrected(model: TrainedModel, whole: pa.Table, should_stop: ShouldStop) -> pa.Table:
     """The predictions, corrected for the class prior of all these clips where that is expected to pay."""
     fusion, labels = model.fusion, model.fusion.labels
     labeled = fusion.labeled
     assert labeled is not None, "it was loaded to estimate"
-    probability = np.stack([whole[f"p_{label}"].to_numpy() for label in labels], 1)
-    first = np.array(whole[_FIRST].to_pylist()).reshape(len(whole), -1, len(labels)).transpose(1, 0, 2)
-    modalities = {one.modality for one in fusion.sets}
-    present = np.array([modalities > {*text.split()} for text in whole["missing"].to_pylist()])
-    found, answer, verdict = correct(labeled, probability, first, present, fusion.seed, should_stop)
+    probability = output.probabilities(whole, labels)
+    by_fold = pc.list_flatten(whole[output.BY_FOLD]).to_numpy().reshape(len(whole), -1, len(labels))
+    found, answer, verdict = correct(
+        labeled, probability, by_fold.transpose(1, 0, 2), _present(model, whole), fusion.seed, should_stop
+    )
     logger.info("prior correction %s: %s", "applied" if verdict.applied else "not applied", verdict.reason)
-    new: dict[str, Any] = {f"p_{label}": found[:, number] for number, label in enumerate(labels)}
-    new["label"] = [labels[row] for row in answer]
-    new["confidence"] = found[np.arange(len(found)), answer]
+    new = {f"p_{label}": pa.array(found[:, number]) for number, label in enumerate(labels)}
+    new["label"] = pa.array([labels[row] for row in answer])
+    new["confidence"] = pa.array(found[np.arange(len(found)), answer])
     for column, values in new.items():
-        whole = whole.set_column(whole.column_names.index(column), column, pa.array(values))
-    return whole.drop_columns([_FIRST])
-
-
-def _shown(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else value
+        whole = whole.set_column(whole.column_names.index(column), column, values)
+    return whole.drop_columns([output.BY_FOLD])

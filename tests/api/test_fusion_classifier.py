@@ -98,6 +98,10 @@ def test_what_cannot_be_learned_from_is_a_value_error_in_a_line():
     ):
         with pytest.raises(ValueError, match=why):
             classifier().fit(sets | change, y)
+    torn = sets["audio"].copy()
+    torn[3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"X\['audio'\] has rows of which a part is NaN"):
+        classifier().fit(sets | {"audio": torn}, known)
     with pytest.raises(ValueError, match="groups has 3 entries"):
         classifier().fit(sets, known, groups=[1, 2, 3])
 

@@ -32,11 +32,11 @@ def spoiled(path, packets):
     """The mp4 with noise in the given packets of its video, but for the first bytes of each."""
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
-        entries = list(container.streams.video[0].index_entries)
+        # Read here: an entry lies in memory of its container.
+        entries = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries]
     for place in packets:
-        entry = entries[place]
-        noise = np.random.default_rng(place).bytes(entry.size - 12)
-        content[entry.pos + 12 : entry.pos + entry.size] = noise
+        pos, size = entries[place]
+        content[pos + 12 : pos + size] = np.random.default_rng(place).bytes(size - 12)
     path.write_bytes(content)
     return path
 

@@ -63,8 +63,8 @@ def test_the_unlabelled_clips_of_the_run_get_the_same_answers(made):
     assert [names[row] for row in np.flatnonzero(~found.present)] == ["clip_0150"]
     # What each set says alone is what its linear probe says.
     probe = predictions.read(run.linear_probes.predictions("voice"))
-    assert np.abs(found.alone["voice"][0] - probe.probability[~probe.labeled]).max() < 1e-5
-    assert found.alone["voice"][1].sum() == len(names) - len(LACKING["voice"])
+    assert np.abs(found.alone["voice"] - probe.probability[~probe.labeled]).max() < 1e-5
+    assert found.valid["voice"].sum() == len(names) - len(LACKING["voice"])
 
 
 def test_a_clips_answer_does_not_depend_on_its_company(made):

@@ -242,6 +242,17 @@ def test_an_adapter_for_another_base_model_is_refused_before_the_base_is_loaded(
 
 
 @pytest.mark.slow
+def test_an_adapter_that_is_not_lora_is_refused_whatever_its_weights_are(folders, tmp_path):
+    """Other kinds may load further files, by any path or name."""
+    config = adapter(folders, "baichuan", tmp_path)
+    path = tmp_path / "adapter_config.json"
+    for kind in ("XLORA", "IA3", None):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": kind}))
+        with pytest.raises(UserError, match="adapter_config.json: no LoRA adapter"):
+            check_files(config, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_torn_adapter_is_refused_by_its_file(folders, tmp_path, name):
     config = adapter(folders, "baichuan", tmp_path)

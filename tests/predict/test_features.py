@@ -64,7 +64,7 @@ def test_a_model_of_imported_features_asks_for_them(run, tmp_path):
     ):
         Predictor.load(run.folder)
     predictor = Predictor.load(run.folder, extract=False)
-    one = predictor.features({"voice": store.load(run.features("voice"))}, ["clip_0100"])[0]
+    (one,), _ = predictor.features({"voice": store.load(run.features("voice"))}, ["clip_0100"])
     assert one.missing == ["video", "text"] and one.label in predictor.labels
 
 
@@ -96,7 +96,7 @@ def test_the_class_prior_of_new_clips_is_estimated_only_if_asked_for_and_as_the_
             np.abs(probability[name] - [float(row[f"p_{label}"]) for label in made.labels]).max()
             for name, row in found.items()
         ]
-        assert max(gap) < 1e-4 and "first" not in found[names[0]]
+        assert max(gap) < 1e-4 and "fold_predictions" not in found[names[0]]
     plain = predicted(run.folder)
     assert sum(plain[name]["label"] != truth[name] for name in names) > 1
     # Of a few clips nothing is estimated.

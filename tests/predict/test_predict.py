@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import media_files
@@ -18,8 +19,9 @@ import small_job
 from mer_dist import cli
 from mer_dist.core.errors import Stopped, UserError
 from mer_dist.fusion import predictions
-from mer_dist.predict import bundle, clips, model
-from mer_dist.predict.predictor import Predictor
+from mer_dist.fusion.trained import FusedAnswers
+from mer_dist.predict import bundle, card, clips, model, output
+from mer_dist.predict.predictor import Prediction, Predictor
 from mer_dist.stages import predict as stage
 from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
@@ -118,10 +120,10 @@ def test_the_answer_to_a_clip_does_not_depend_on_its_company(run, new):
     predictor = Predictor.load(run.folder)
     found, _ = clips.find(new, new.parent / "lines.csv")
     encoded = [convert.convert(predictor.shard, clip) for clip in found]
-    together, _ = predictor.encoded(encoded)
+    together, *_ = predictor.encoded(encoded)
     for size in (1, 2):
         for start in range(0, NEW, size):
-            own, _ = predictor.encoded(encoded[start : start + size])
+            own, *_ = predictor.encoded(encoded[start : start + size])
             for alone, beside in zip(own, together[start : start + size], strict=True):
                 assert alone.label == beside.label and alone.name == beside.name
                 gap = [
@@ -153,10 +155,10 @@ def test_a_bundle_answers_the_same_where_the_run_and_its_models_are_not(job, run
     models = ["hubert"] if merged else ["clip", "hubert"]
     assert all(f"{name}=FOLDER" in told for name in models) and ("baichuan=FOLDER" not in told)
     shutil.copytree(job / "models", away / "models")
-    text = (away / "bundle" / "bundle.json").read_text("utf-8").replace(str(job), "/nowhere")
-    (away / "bundle" / "bundle.json").write_text(text, encoding="utf-8")
+    told = (away / "bundle" / "bundle.json").read_text("utf-8")
+    assert str(job) not in told and "a001" not in told and "u001" not in told
     named = [f"{name}={away / 'models' / name}" for name in models]
-    assert command(away / "bundle", new, tmp_path / "out") == 2, "its base models are not where they were"
+    assert command(away / "bundle", new, tmp_path / "out") == 2, "its base models are not named"
     assert command(away / "bundle", new, tmp_path / "out", "--models", *named) == 0
     assert same(predicted(tmp_path / "out"), run)
 
@@ -175,14 +177,26 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
     name = max(weights, key=lambda name: weights[name].size)
     weights[name] = weights[name] + 1
     safetensors.numpy.save_file(weights, other / "model.safetensors")
+    right = {name: job / "models" / name for name in ("hubert", "clip")}
     with pytest.raises(UserError, match=r"hubert/model.safetensors is another file.*--models hubert=FOLDER"):
-        bundle.load(made, {"hubert": other})
+        bundle.load(made, right | {"hubert": other}).check()
+    # The run itself knows its base models, too.
+    with pytest.raises(UserError, match=r"hubert/model.safetensors is another file"):
+        bundle.load(run.folder, {"hubert": other}).check()
+    # One more file that would be read in place of the right one.
+    more = shutil.copytree(job / "models" / "hubert", tmp_path / "more")
+    (more / "model.safetensors").rename(more / "pytorch_model.bin")
+    shutil.copy(other / "model.safetensors", more)
+    with pytest.raises(UserError, match="is another file"):
+        bundle.load(made, right | {"hubert": more}).check()
     with pytest.raises(
         UserError, match="the base model of the extractor hubert is not in .*--models hubert=FOLDER"
     ):
-        bundle.load(made, {"hubert": tmp_path / "none"})
+        bundle.load(made, right | {"hubert": tmp_path / "none"}).check()
     with pytest.raises(UserError, match="the bundle has no such extractor; it has: baichuan, clip, hubert"):
-        bundle.load(made, {"wav2vec": other})
+        bundle.load(made, right | {"wav2vec": other})
+    with pytest.raises(UserError, match="the extractor hubert needs its base model, hubert; name its folder"):
+        bundle.load(made, {"clip": right["clip"]})
     path = made / "bundle.json"
     facts = files.read_json(path)
     entry = facts["extractors"]["clip"]
@@ -203,14 +217,14 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
     ):
         files.write_json(path, facts | change)
         with pytest.raises(UserError, match=why):
-            bundle.load(made)
+            bundle.load(made, right)
     files.write_json(path, facts)
     # An adapter that only a pickle holds is none.
     adapter = made / "adapters" / "clip"
     (adapter / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="extractor clip: .*adapter"):
-        Predictor(bundle.load(made))
+        Predictor(bundle.load(made, right))
 
 
 def test_what_was_finished_is_kept_and_a_killed_prediction_goes_on(run, new, tmp_path, monkeypatch):
@@ -218,21 +232,22 @@ def test_what_was_finished_is_kept_and_a_killed_prediction_goes_on(run, new, tmp
     found, problems = clips.find(new, new.parent / "lines.csv")
     whole, out = tmp_path / "whole", tmp_path / "out"
     trained = bundle.load(run.folder)
-    stage.predict(trained, found, problems, whole)
+    cut = trained.cut(workers=1)
+    stage.predict(trained, cut, found, problems, whole)
     asked = iter([False, False, False, True])
     with pytest.raises(Stopped, match="asked to stop in part 1"):
-        stage.predict(trained, found, problems, out, should_stop=lambda: next(asked))
+        stage.predict(trained, cut, found, problems, out, should_stop=lambda: next(asked))
     first = out / "parts" / "00000.parquet"
     before = first.stat().st_mtime_ns
     assert not (out / "predictions.csv").exists() and len([*out.glob("parts/*.parquet")]) == 1
     (out / "parts" / "00007.parquet").write_bytes(b"of another, longer list")
-    stage.predict(trained, found, problems, out)
+    stage.predict(trained, cut, found, problems, out)
     assert first.stat().st_mtime_ns == before and len([*out.glob("parts/*.parquet")]) == 3
     assert (out / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     # A clip that changed is answered anew, and its part alone is computed.
     shutil.copy(new / "u005.mp4", new / "u004.mp4")
     found, _ = clips.find(new, new.parent / "lines.csv")
-    stage.predict(trained, found, [], out)
+    stage.predict(trained, cut, found, [], out)
     assert first.stat().st_mtime_ns == before
     assert (
         predicted(out)["u004"] != predicted(whole)["u004"]
@@ -269,7 +284,7 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(run, new, tmp_path):
     for arguments, why in (
         ((tmp_path / "none",), "no such file or folder"),
         ((tmp_path / "nothing",), "no media files in it"),
-        ((new, tmp_path / "bad.csv"), "it has no column transcript or chinese"),
+        ((new, tmp_path / "bad.csv"), "it has no column transcript or text or sentence or chinese"),
         ((new, tmp_path / "others.csv"), "none of its 1 names is that of a clip"),
     ):
         with pytest.raises(UserError, match=why):
@@ -296,9 +311,49 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(run, new, tmp_path):
 
 def test_a_table_names_the_clips_and_its_labels_are_not_read(run, new, tmp_path):
     rows = [[name, f"new/{name}.mp4", "bored", "labeled"] for name in ("u000", "u001")]
-    table = media_files.write_csv(tmp_path / "t.csv", [["name", "video", "label", "split"], *rows])
+    table = media_files.write_csv(tmp_path / "t.csv", [["name", "video", "emotion", "split"], *rows])
     assert command(run.folder, table, tmp_path / "out") == 0
     assert same(predicted(tmp_path / "out"), run)
+
+
+def test_a_run_whose_labels_or_models_changed_since_its_vote_is_refused(run, tmp_path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    facts = files.read_json(copy.round(1).folder / "complete.json")
+    files.write_marker(
+        copy.round(1).folder, "another", **{key: facts[key] for key in ("of", "clips", "oof_waf")}
+    )
+    with pytest.raises(UserError, match="rounds/01: stale.*run fuse"):
+        bundle.load(copy.folder)
+
+
+def test_faces_by_openface_must_be_named_and_are_never_those_of_the_runs_own_clips(run, tmp_path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    text = copy.config.read_text("utf-8").replace("faces: none", "faces: openface")
+    copy.config.write_text(text.replace("openface: ''", f"openface: {tmp_path}"), encoding="utf-8")
+    trained = bundle.load(copy.folder)
+    assert trained.openface and trained.shard.faces == "none"
+    with pytest.raises(UserError, match="name those of the new clips with --openface FOLDER"):
+        Predictor(trained)
+    assert trained.cut(tmp_path).openface == str(tmp_path)
+    with pytest.raises(UserError, match="learned from faces of shard.faces: none"):
+        bundle.load(run.folder).cut(tmp_path)
+
+
+def test_outside_labellers_of_the_run_are_told_and_bar_the_estimate_of_shares(run, new, tmp_path, capsys):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    text = copy.config.read_text("utf-8").replace("teachers: []\n  given", "teachers: [llm]\n  given")
+    copy.config.write_text(text, encoding="utf-8")
+    copy.teacher("llm").parent.mkdir()
+    copy.teacher("llm").touch()
+    recipe = files.read_marker(copy.vote.folder)
+    assert recipe is not None
+    words = ["predict", str(copy.folder), str(new), "--out", str(tmp_path / "out"), "--prior", "estimate"]
+    assert cli.main(words) == 2, "its vote is older than its settings"
+    trained = replace(bundle.load(run.folder), teachers=["llm"])
+    stage._check(trained, stage.How())
+    with pytest.raises(UserError, match="asked outside labellers, which new clips do not have"):
+        stage._check(trained, stage.How(prior="estimate"))
+    assert "Outside labellers (llm) joined the vote of the run" in card.text(run.folder, trained, [])
 
 
 def test_an_earlier_version_of_the_run_says_what_to_do(run, tmp_path):
@@ -308,3 +363,14 @@ def test_an_earlier_version_of_the_run_says_what_to_do(run, tmp_path):
     files.write_json(copy.vote.prior, prior)
     with pytest.raises(UserError, match="an earlier version of mer-dist made its models; run fuse again"):
         model.TrainedModel.of_run(copy.folder)
+
+
+def test_labels_of_any_name_have_their_column(tmp_path):
+    answers = FusedAnswers(probability=np.full((1, 2), 0.5), present=np.ones(1, bool), valid={}, alone={})
+    shares = {"no_label": 0.5, "missing": 0.5}
+    made = output.table([Prediction(name="a", label="no_label", probability=shares, missing=[])], answers)
+    assert made.column_names == ["name", "label", "confidence", "p_no_label", "p_missing", "missing"]
+    output.write(tmp_path, made)
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[
+        1
+    ] == "a,no_label,0.500000,0.500000,0.500000,"
