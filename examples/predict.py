@@ -23,4 +23,4 @@ def main(model: str, *clips: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) > 1 else sys.exit(__doc__)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
@@ -73,7 +74,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         width: int = 64,
         heads: int = 4,
         answer: str = "vote",
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ):
         self.model = model
         self.modality = modality
@@ -101,6 +102,11 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         sets = self._sets(X, y)
         y = column_or_1d(y)
         known = ~_is_unlabeled(y)
+        if y.dtype == object and known.any():
+            # Numbers among which there was a None.
+            y = np.where(known, y, UNLABELED)
+            own = np.array(y[known].tolist())
+            y = y.astype(own.dtype) if own.dtype.kind in "iuf" else y
         if any(len(values) != len(y) for values in sets.values()):
             sizes = ", ".join(f"{name} {len(values)}" for name, values in sets.items())
             raise ValueError(f"X and y have different numbers of clips: {sizes}, y {len(y)}")
@@ -165,15 +171,12 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(
                     "X maps the name of each feature set to an array (N, D), and has at least one"
                 )
-            partly = [
-                name
-                for name, values in sets.items()
-                if (np.isnan(values).any(1) & ~np.isnan(values).all(1)).any()
-            ]
-            if partly:
-                raise ValueError(
-                    f"X[{partly[0]!r}] has rows of which a part is NaN; a clip without this set is a row of NaN alone"
-                )
+            for name, values in sets.items():
+                if (~np.isfinite(values).all(1) & ~np.isnan(values).all(1)).any():
+                    raise ValueError(
+                        f"X[{name!r}] has rows of which a part is NaN or infinite; a clip without this set is a row of "
+                        "NaN alone"
+                    )
             if len({len(values) for values in sets.values()}) > 1:
                 sizes = ", ".join(f"{name} {len(values)}" for name, values in sets.items())
                 raise ValueError(f"the feature sets of X have different numbers of clips: {sizes}")
@@ -193,10 +196,12 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         return str(own)
 
     def _config(self, folder: Path, sets: list[str], folds: int, grouped: bool) -> Config:
+        given = self.random_state
+        seed = given if isinstance(given, int) else int(check_random_state(given).randint(2**31))
         return Config(
-            run=RunConfig(folder=str(folder / "run"), seed=self.random_state),
+            run=RunConfig(folder=str(folder / "run"), seed=seed),
             corpus=CorpusConfig(labels=[f"class{number}" for number in range(len(self.classes_))]),
-            folds=FoldConfig(count=folds, seed=self.random_state, group="^(g[0-9]+)_" if grouped else ""),
+            folds=FoldConfig(count=folds, seed=seed, group="^(g[0-9]+)_" if grouped else ""),
             fuse=FuseConfig(
                 labels=str(folder / "labels.csv"),
                 sets=_stored_names(sets),
@@ -267,10 +272,11 @@ def _stored_names(sets: list[str]) -> list[str]:
 
 
 def _is_unlabeled(y: np.ndarray) -> np.ndarray:
-    """(N,) bool"""
+    """(N,) bool: -1, None, NaN, or an empty text, also where numpy has made texts of them."""
     if y.dtype.kind in "iuf":
         return (y == UNLABELED) | (np.isnan(y) if y.dtype.kind == "f" else False)
-    return np.array([value is None or value in (UNLABELED, str(UNLABELED)) for value in y])
+    words = ("", str(UNLABELED), "None", "nan")
+    return np.array([value is None or value == UNLABELED or str(value) in words for value in y], bool)
 
 
 def _names(count: int, groups: Sequence | None = None) -> list[str]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mer_dist.fusion.members import FusionModel
 
 VOTE = "vote"
+#: Why the features of a clip are not used.
+UNUSABLE = f"values that are NaN, infinite, or beyond {join.OUTLIER:g} standard deviations of training"
 #: Raise it when the files of :meth:`TrainedFusion.save` change.
 FORMAT = 1
 _FACTS, _TENSORS = "fusion.json", "fusion.safetensors"
@@ -307,7 +309,10 @@ class FusionPredictor:
                 f"features {one.name}: they have {found.width} numbers a clip, and the model learned from {one.width}"
             )
         values, valid = found.utterances(names)
-        usable = valid & np.isfinite(values).all(1)
+        shift, scale = self._moments[number]
+        with np.errstate(invalid="ignore", over="ignore"):
+            farthest = np.abs((values - shift) / scale).max(1, initial=0)
+        usable = valid & (farthest <= join.OUTLIER)  # also False for NaN
         return np.where(usable[:, None], values, 0).astype(np.float32), usable
 
     def _inputs(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
+from mer_dist.config.sections import ExtractorConfig
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.crossfit import adapters
@@ -85,7 +86,7 @@ def write(
         files.write_json(target / "labels.json", config.corpus.labels)
         note = ""
         if merging:
-            note = _merge(adapter, target, precision or _exact(adapter.extractor.precision))
+            note = _merge(adapter.extractor, target, precision or _exact(adapter.extractor.precision))
         elif adapter_only and adapter.extractor.quantize != "none":
             note = (
                 f"it was trained on weights quantised to {adapter.extractor.quantize} and fits only "
@@ -115,6 +116,11 @@ def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target:
     where = Run(config.run.folder).checkpoints(adapter.name, adapter.variant)
     found = {int(path.name.partition("-")[2]): path for path in whole(where)}
     if not found or step not in (None, *found):
+        if step is None and files.read_marker(adapter.folder):
+            raise UserError(
+                f"{adapter.folder} was trained on other clips, labels, settings or model files than the run has now (of "
+                "model files, size and time count); run finetune again"
+            )
         has = f"checkpoints at steps {', '.join(map(str, found))}" if found else "no complete checkpoint"
         raise UserError(f"{where} has {has}; a finished adapter would be in {adapter.folder}")
     chosen = found[max(found) if step is None else step]
@@ -132,7 +138,20 @@ def _from_checkpoint(config: Config, adapter: Adapter, step: int | None, target:
     return f"not finished, as it was at step {progress['step']} in epoch {progress['epoch']}"
 
 
-def _merge(adapter: Adapter, target: Path, precision: str) -> str:
+def write_whole(extractor: ExtractorConfig, adapter: Path, target: Path) -> str:
+    """Write a finished adapter, LoRA merged, or fully fine-tuned weights as a model folder of its own.
+
+    Returns:
+        How it differs from the trained model; empty if it does not.
+    """
+    shutil.copytree(adapter, target, copy_function=shutil.copyfile)
+    (target / files.MARKER).unlink()
+    if not (adapter / "adapter_config.json").exists():
+        return ""
+    return _merge(extractor, target, _exact(extractor.precision))
+
+
+def _merge(extractor: ExtractorConfig, target: Path, precision: str) -> str:
     """Replace the adapter in ``target`` by its base model with the adapter added to its weights.
 
     Returns:
@@ -141,7 +160,7 @@ def _merge(adapter: Adapter, target: Path, precision: str) -> str:
     from mer_dist.models.classifier import merged
     from mer_dist.models.extractor import DTYPES
 
-    backbone, lost = merged(adapter.extractor, target, DTYPES[precision])
+    backbone, lost = merged(extractor, target, DTYPES[precision])
     for path in (*target.glob("adapter_*"), target / "README.md"):
         path.unlink(missing_ok=True)
     backbone.save_pretrained(target)
@@ -151,7 +170,7 @@ def _merge(adapter: Adapter, target: Path, precision: str) -> str:
             f"rounding the merged weights to {precision} loses {100 * lost:.2g} % of what the "
             "adapter adds to them; --precision fp32 keeps it, in a folder of twice the size"
         )
-    if adapter.extractor.quantize == "int8":
+    if extractor.quantize == "int8":
         notes.append(
             "int8 also rounds the inputs of a layer, which plain weights do not: features differ "
             "that much from those of the run"

@@ -9,7 +9,7 @@ from mer_dist.models.hubert_family import HUBERT
 
 AUDIO = replace(
     HUBERT,
-    model_types=("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat"),
+    model_types=(*HUBERT.model_types, "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat"),
     published={},
     extractor="mer_dist.models.audio:AudioExtractor",
 )

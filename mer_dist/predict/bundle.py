@@ -28,12 +28,13 @@ from mer_dist.fusion.trained import TrainedFusion
 from mer_dist.models import model_folder
 from mer_dist.predict.model import TrainedExtractor, TrainedModel
 from mer_dist.storage import files
-from mer_dist.storage.run_folder import Run
 
 NAME, CARD = "bundle.json", "README.md"
 #: Raise it when the files of a bundle change.
 FORMAT = 1
 AGAIN = "make the bundle again"
+#: Bytes of a file whose content is not read again to compare it.
+_LARGE = 1 << 30
 #: Keys of ``shard`` that are of one machine or corpus.
 _LOCAL = ("workers", "openface", "remove", "without_media")
 
@@ -70,6 +71,8 @@ def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
+    if (run_folder / NAME).exists():
+        raise UserError(f"{run_folder}: that is a bundle already; it may be copied as it is")
     model = TrainedModel.of_run(run_folder, labeled=True)
     for one in model.extractors:
         if one.config.family not in ENCODERS.built_in:
@@ -92,7 +95,8 @@ def write(run_folder: Path, folder: Path, merged: bool = False) -> None:
             "extract": as_dict(model.extract),
             "extractors": extractors,
         }
-        files.write_json(target / NAME, facts)
+        facts["content"] = _content(target, sorted(path for path in target.rglob("*") if path.is_file()))
+        files.write_json(target / NAME, facts | {"checksum": files.fingerprint_of(facts)})
         files.write_text(
             target / CARD,
             card.text(run_folder, model, [name for name, own in extractors.items() if own["base"]]),
@@ -110,7 +114,7 @@ def _extractor(run_folder: Path, one: TrainedExtractor, target: Path, merged: bo
         from mer_dist.interop import export_model
 
         entry["files"] = f"models/{one.name}"
-        _, note = export_model.write(Run(run_folder), f"{one.name}@all", target / entry["files"])
+        note = export_model.write_whole(one.config, one.adapter, target / entry["files"])
         if note:
             logger.warning("extractor %s: %s", one.name, note)
         # Plain weights: what was quantised is merged into dequantised ones.
@@ -121,6 +125,29 @@ def _extractor(run_folder: Path, one: TrainedExtractor, target: Path, merged: bo
         if not (one.adapter / "adapter_config.json").exists():  # fine-tuned in full
             return entry
     return entry | {"base": one.base or model_folder.identity(Path(one.config.path), one.config.family)}
+
+
+def _content(folder: Path, paths: list[Path]) -> dict[str, list[int]]:
+    """Path in the bundle -> size and CRC-32; of large files, which take minutes to read, the size alone."""
+    found = {}
+    for path in paths:
+        size = path.stat().st_size
+        crc = files.contents([path])[path.name][1] if size <= _LARGE else 0
+        found[path.relative_to(folder).as_posix()] = [size, crc]
+    return found
+
+
+def _check_content(folder: Path, expected: dict[str, list[int]]) -> None:
+    """
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for name, facts in expected.items():
+        path = folder / name
+        if not path.is_file() or _content(folder, [path])[name] != facts:
+            raise UserError(
+                f"{path}: missing, or other bytes than were written; copy the bundle or make it again"
+            )
 
 
 def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
@@ -137,6 +164,10 @@ def read(folder: Path, models: Mapping[str, Path]) -> TrainedModel:
                 f"{path}: its format is {facts['format']} ({facts.get('made by')}), and this version of mer-dist, "
                 f"{__version__}, reads {FORMAT}; {AGAIN} with this version"
             )
+        checksum = facts.pop("checksum")
+        if checksum != files.fingerprint_of(facts):
+            raise UserError(f"{path}: it was changed since it was written; copy the bundle or make it again")
+        _check_content(folder, facts["content"])
         known = [str(name) for name in facts["extractors"]]
         if unknown := sorted(models.keys() - {*known}):
             raise UserError(
@@ -169,7 +200,8 @@ def _read_extractor(
     if own is not None and own.resolve().parent.parent != folder.resolve():
         raise ValueError(f"the files of {name} lie outside the bundle")
     if entry["base"] is None:
-        # The whole model is in the bundle.
+        if elsewhere is not None:
+            logger.warning("--models %s=%s is not read: the whole model is in the bundle", name, elsewhere)
         return TrainedExtractor(
             set_name=entry["set"], name=name, config=replace(config, path=str(own)), adapter=None, base=None
         )

@@ -95,6 +95,19 @@ def read_parts(paths: Sequence[Path]) -> Part:
     return Part(pa.concat_tables(tables), problems, remarks)
 
 
+def names(out: Path) -> set[str]:
+    """Of the clips that have predictions there.
+
+    Raises:
+        UserError: they are not readable.
+    """
+    path = out / ROWS
+    if not path.exists():
+        return set()
+    with reading(path, "delete it and predict again"):
+        return {*parquet.read(path, ["name"])["name"].to_pylist()}
+
+
 def write(out: Path, whole: pa.Table) -> None:
     """``predictions.parquet`` and ``predictions.csv``."""
     with files.atomic(out / ROWS) as temporary:

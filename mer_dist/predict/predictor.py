@@ -14,7 +14,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import UNLABELED, Clip, Problem
 from mer_dist.features.store import FeatureSet
-from mer_dist.fusion.trained import FusedAnswers, FusionPredictor
+from mer_dist.fusion.trained import UNUSABLE, FusedAnswers, FusionPredictor
 from mer_dist.predict.bundle import load
 from mer_dist.predict.model import TrainedExtractor, TrainedModel
 from mer_dist.shards.encode import Encoded
@@ -127,11 +127,16 @@ class Predictor:
             audio: its sound, where that is another file.
 
         Raises:
-            UserError: none of the three is given.
+            UserError: none of the three is given, or there is no such file.
         """
         from mer_dist.corpus.convert import convert
 
         parts = [None if path is None else Path(path) for path in (video, audio)]
+        for path in filter(None, parts):
+            if not path.is_file():
+                raise UserError(f"{path}: there is no such file")
+        if transcript is not None and not isinstance(transcript, str):
+            raise UserError(f"a transcript is text, and not a {type(transcript).__name__}")
         if not any(parts) and transcript is None:
             raise UserError("a clip has a video, an audio file or a transcript, and none is given")
         clip = Clip(
@@ -159,8 +164,9 @@ class Predictor:
             by_fold: with the predictions of each fold of round 0, to estimate the class prior.
         """
         features, problems = self._features([one for one in clips if one.members])
-        made, answers = self.features(features, [one.clip.name for one in clips], explain, by_fold)
-        return made, problems, answers
+        names = [one.clip.name for one in clips]
+        made, answers = self.features(features, names, explain, by_fold)
+        return made, problems + self.unusable(features, names, answers), answers
 
     def features(
         self,
@@ -176,6 +182,20 @@ class Predictor:
         """
         answers = self.fusion(features, names, explain, by_fold)
         return [self._prediction(answers, row, name, explain) for row, name in enumerate(names)], answers
+
+    def unusable(
+        self, features: Mapping[str, FeatureSet], names: Sequence[str], answers: FusedAnswers
+    ) -> list[Problem]:
+        """The features that fusion could not use."""
+        found = []
+        for one in self.model.fusion.sets:
+            there = {*features[one.name].names} if one.name in features else set()
+            found += [
+                Problem(stage=STAGE, name=name, lost=one.modality, reason=UNUSABLE, part=one.name)
+                for name, valid in zip(names, answers.valid[one.name], strict=True)
+                if name in there and not valid
+            ]
+        return found
 
     def _prediction(self, answers: FusedAnswers, row: int, name: str, explain: bool) -> Prediction:
         labels, sets = self.labels, self.model.fusion.sets

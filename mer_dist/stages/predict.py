@@ -67,8 +67,10 @@ class How:
 def check_out(out: Path) -> None:
     """
     Raises:
-        UserError: predictions would be written into a run folder or a bundle.
+        UserError: predictions would be written into a run folder, a bundle or a file.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: that is a file; name a folder with --out")
     if Run(out).config.exists() or (out / bundle.NAME).exists():
         raise UserError(f"{out}: that is a run folder or a bundle; name another folder with --out")
 
@@ -125,6 +127,18 @@ def _check(model: TrainedModel, how: How) -> None:
         )
 
 
+def _check_others(out: Path, names: set[str]) -> None:
+    """
+    Raises:
+        UserError: there are predictions of other clips, which would be lost.
+    """
+    if others := sorted(output.names(out) - names):
+        raise UserError(
+            f"{out}: it has predictions of {len(others)} clips that are not among these, for example {others[0]}; name "
+            "another folder with --out, or delete that one"
+        )
+
+
 @dataclass(frozen=True)
 class _Work:
     """A part that is to be there."""
@@ -165,6 +179,7 @@ def predict(
         first = f"; the first: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise UserError(f"there is no clip to predict{first}")
     how, here = how or How(), process_info()
+    _check_others(out, {clip.name for clip in found})
     works = _works(model, shard, found, out, how)
     sizes = {work.number: len(work.clips) for work in works}
     mine = {*balanced(sizes, here.world)[here.rank]}
@@ -261,7 +276,10 @@ def predict_features(model: TrainedModel, folders: Mapping[str, Path], out: Path
             features[name] = _read(run, name, of_model[name].modality, source, model)
         problems = [replace(row, stage=STAGE) for row in quarantine.read(run.quarantine, "import")]
     names = sorted({name for one in features.values() for name in one.names} | {row.name for row in problems})
-    made, answers = Predictor(model, extract=False).features(features, names, how.explain, how.estimates)
+    _check_others(out, {*names})
+    predictor = Predictor(model, extract=False)
+    made, answers = predictor.features(features, names, how.explain, how.estimates)
+    problems += predictor.unusable(features, names, answers)
     file = out / "parts" / "00000.parquet"
     output.write_part(file, Part(output.table(made, answers), problems), "")
     _close(model, [file], [], out, how)
@@ -295,7 +313,11 @@ def _close(
         logger.info("%d clips: %s", count, remark)
     counts = Counter(whole["label"].to_pylist()).most_common()
     shares = ", ".join(f"{label} {count}" for label, count in counts)
-    logger.info("%d clips: %s; %s", len(whole), shares, out / output.ANSWERS)
+    gone = Counter(modality for own in whole["missing"].to_pylist() for modality in own.split()).most_common()
+    missing = ", ".join(f"{modality} {count}" for modality, count in gone)
+    logger.info(
+        "%d clips: %s; missing: %s; %s", len(whole), shares, missing or "nothing", out / output.ANSWERS
+    )
     if empty := int((~_present(model, whole)).sum()):
         logger.warning(
             "%d clips have no usable modality; their answer is the most frequent label of training, and says nothing of "

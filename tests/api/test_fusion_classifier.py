@@ -87,6 +87,17 @@ def test_groups_share_a_fold_so_that_a_voice_is_not_recognised():
     assert apart > 0.95 and together < 0.8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("empty", [None, "", "nan"])
+def test_a_label_that_is_not_there_is_none_in_any_spelling(empty):
+    sets, truth, known = task()
+    own = [CLASSES[row] if row >= 0 else empty for row in known]
+    made = classifier(random_state=None).fit(sets, own)
+    assert made.classes_.tolist() == CLASSES.tolist() and len(made.oof_proba_) == 90
+    numbers = classifier().fit(sets, [int(row) if row >= 0 else None for row in known])
+    assert numbers.classes_.tolist() == [0, 1, 2]
+
+
 def test_what_cannot_be_learned_from_is_a_value_error_in_a_line():
     sets, _, known = task()
     for change, y, why in (
@@ -100,7 +111,7 @@ def test_what_cannot_be_learned_from_is_a_value_error_in_a_line():
             classifier().fit(sets | change, y)
     torn = sets["audio"].copy()
     torn[3, 0] = np.nan
-    with pytest.raises(ValueError, match=r"X\['audio'\] has rows of which a part is NaN"):
+    with pytest.raises(ValueError, match=r"X\['audio'\] has rows of which a part is NaN or infinite"):
         classifier().fit(sets | {"audio": torn}, known)
     with pytest.raises(ValueError, match="groups has 3 entries"):
         classifier().fit(sets, known, groups=[1, 2, 3])

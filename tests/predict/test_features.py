@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import fusion_run
@@ -16,7 +17,7 @@ from mer_dist.fusion import predictions
 from mer_dist.predict import bundle
 from mer_dist.predict.predictor import Predictor
 from mer_dist.stages.fuse import fuse
-from mer_dist.storage import files
+from mer_dist.storage import files, quarantine
 from mer_dist.storage.run_folder import Run
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,20 @@ def test_features_of_the_run_get_its_answers_and_a_missing_set_is_masked(run, tm
     assert [rows[name]["missing"] for name in (names[0], names[25])] == ["", "text"]
     assert cli.main(["predict", str(run.folder), "--out", str(out), "--features", words[0]]) == 0
     assert "feature set face is not given, and missing for every clip" in capsys.readouterr().err
+    # Of what cannot be used, or lies far from all that was learned from, the clip is answered without it and told.
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    np.save(odd / "nan.npy", np.full(fusion_run.WIDTH, np.nan, np.float32))
+    np.save(odd / "far.npy", np.full(fusion_run.WIDTH, 1e9, np.float32))
+    np.save(odd / "fine.npy", np.zeros(fusion_run.WIDTH, np.float32) + 0.1)
+    out = tmp_path / "odd-out"
+    assert cli.main(["predict", str(run.folder), "--out", str(out), "--features", f"voice={odd}"]) == 3
+    with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
+        missing = {row["name"]: row["missing"] for row in csv.DictReader(file)}
+    every = "audio video text"
+    assert missing == {"far": every, "fine": "video text", "nan": every}
+    reasons = {row.name: row.reason for row in quarantine.read(Run(out).quarantine)}
+    assert reasons.keys() == {"far", "nan"} and "standard deviations of training" in reasons["far"]
 
 
 def test_a_model_of_imported_features_asks_for_them(run, tmp_path):
@@ -101,6 +116,7 @@ def test_the_class_prior_of_new_clips_is_estimated_only_if_asked_for_and_as_the_
     assert sum(plain[name]["label"] != truth[name] for name in names) > 1
     # Of a few clips nothing is estimated.
     words = [f"{name}={write(run, tmp_path / 'few', name, names[:20])}" for name in ("voice", "face")]
+    shutil.rmtree(tmp_path / "out")
     few = predicted(run.folder, "--prior", "estimate")
     assert "no label shares are estimated" in capsys.readouterr().err
     assert all(few[name]["label"] == plain[name]["label"] for name in names[:20])

@@ -143,6 +143,10 @@ def test_one_clip_by_its_file_from_python(run, new):
     assert spoken.missing == ["video", "audio"]
     with pytest.raises(UserError, match="none is given"):
         predictor()
+    with pytest.raises(UserError, match=r"none.mp4: there is no such file"):
+        predictor(new / "none.mp4")
+    with pytest.raises(UserError, match="a transcript is text, and not a int"):
+        predictor(transcript=5)
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -215,16 +219,31 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
         ),
         ({"shard": {"frames": "many"}}, "make the bundle again"),
     ):
-        files.write_json(path, facts | change)
+        changed = {key: value for key, value in (facts | change).items() if key != "checksum"}
+        files.write_json(path, changed | {"checksum": files.fingerprint_of(changed)})
         with pytest.raises(UserError, match=why):
             bundle.load(made, right)
+        files.write_json(path, facts | change)
+        with pytest.raises(
+            UserError, match=r"its format is 99|bundle.json: it was changed since it was written"
+        ):
+            bundle.load(made, right)
     files.write_json(path, facts)
+    content = bytearray((made / "fusion.safetensors").read_bytes())
+    content[-100:-90] = b"0123456789"
+    (made / "fusion.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="fusion.safetensors: missing, or other bytes than were written"):
+        bundle.load(made, right)
+    shutil.rmtree(made)
+    made = bundled(run, tmp_path / "bundle")
     # An adapter that only a pickle holds is none.
     adapter = made / "adapters" / "clip"
     (adapter / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match="extractor clip: .*adapter"):
+    with pytest.raises(UserError, match=r"adapter_model.safetensors: missing, or other bytes"):
         Predictor(bundle.load(made, right))
+    with pytest.raises(UserError, match="that is a bundle already"):
+        bundle.write(made, tmp_path / "again")
 
 
 def test_what_was_finished_is_kept_and_a_killed_prediction_goes_on(run, new, tmp_path, monkeypatch):
@@ -244,6 +263,10 @@ def test_what_was_finished_is_kept_and_a_killed_prediction_goes_on(run, new, tmp
     stage.predict(trained, cut, found, problems, out)
     assert first.stat().st_mtime_ns == before and len([*out.glob("parts/*.parquet")]) == 3
     assert (out / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    with pytest.raises(
+        UserError, match="it has predictions of 5 clips that are not among these, for example u001"
+    ):
+        stage.predict(trained, cut, found[:1], problems, out)
     # A clip that changed is answered anew, and its part alone is computed.
     shutil.copy(new / "u005.mp4", new / "u004.mp4")
     found, _ = clips.find(new, new.parent / "lines.csv")
@@ -302,6 +325,7 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(run, new, tmp_path):
         ["predict", run.folder, new, "--models", "hubert"],
         ["predict", run.folder, new, "--openface", new],
         ["predict", run.folder, "--features", f"voice={new}"],
+        ["predict", run.folder, new, "--out", tmp_path / "bad.csv"],
     ):
         assert (
             cli.main([*map(str, words), *([] if "--out" in words else ["--out", str(tmp_path / "out")])]) == 2
