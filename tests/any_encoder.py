@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from mer_dist.models import classifier as classifiers
+
 LINES = [f"我说第{row}句话，今天是{row}号" for row in range(60)]
 #: model_type -> settings beside the common ones.
 TEXT = {
@@ -186,3 +188,27 @@ def tokenizer(model_type: str):
         cls_token="<s>",
         sep_token="</s>",
     )
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative distance."""
+    return float((one - other).norm() / other.norm())
+
+
+def learned(model, batch: dict[str, torch.Tensor], target: list[int], steps: int = 12) -> list[float]:
+    """Losses of a few steps of training on one batch."""
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
+    losses = []
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor(target))
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def saved(model, folder: Path) -> None:
+    """What fine-tuning would have saved of this model, which is then in evaluation mode."""
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    classifiers.save(model.eval(), trained, folder)

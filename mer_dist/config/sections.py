@@ -273,11 +273,18 @@ class ExtractorConfig:
     quantize: str = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
     frames: int = 0
-    """clip: number of stored frames to use, evenly spaced; 0: all."""
+    """image, clip: number of stored frames to use, evenly spaced; 0: all."""
     window: float = 10.0
-    """hubert: longer audio is cut into windows of this many seconds."""
+    """audio, hubert: longer audio is cut into windows of this many seconds."""
     max_tokens: int = 512
-    """baichuan: longer transcripts are cut."""
+    """text, baichuan: longer transcripts are cut."""
+    layers: list[int] = field(default_factory=list)
+    """text, audio: the hidden states whose sum is the embedding: 0 is the input of the first layer, -1 the output
+    of the model; empty: the last four, as in the challenge's baseline."""
+    pooling: str = ""
+    """text: ``mean`` over the transcript's tokens, ``first`` token (an encoder's CLS) or ``last`` token of the
+    transcript; image: ``class`` token, ``pooled`` by the model, or ``mean`` over the patches; empty: the
+    family's convention."""
     batch_budget: float = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
     family's default for the device."""

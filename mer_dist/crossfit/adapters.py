@@ -145,4 +145,5 @@ def _weights_settings(extractor: ExtractorConfig) -> list:
         extractor.max_tokens,
         training,
         *FAMILIES[extractor.family].code,
+        *([extractor.layers, extractor.pooling] if extractor.layers or extractor.pooling else []),
     ]

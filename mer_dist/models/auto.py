@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,10 +60,11 @@ def backbone_class(folder: Path) -> type[PreTrainedModel]:
     return found[0] if isinstance(found, tuple) else found
 
 
-def last_four(out: Any) -> torch.Tensor:
-    """The sum of the last four hidden states ``(P, L, D)``, as in the challenge's baseline; of fewer, of all.
+def summed(out: Any, layers: Sequence[int] = ()) -> torch.Tensor:
+    """The sum of these hidden states ``(P, L, D)``; of none: of the last four, as in the challenge's baseline.
 
     The last one is that after the final norm: in transformers 5 the last hidden state of HuBERT and its relatives is
     before it.
     """
-    return reduce(torch.add, (*out.hidden_states[:-1], out.last_hidden_state)[-4:])
+    states = (*out.hidden_states[:-1], out.last_hidden_state)
+    return reduce(torch.add, [states[layer] for layer in layers] or states[-4:])

@@ -72,4 +72,4 @@ class BaichuanExtractor(Extractor):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``ids`` (P, L), padded on the right, where no earlier token sees the padding."""
         out = self.backbone(input_ids=ids, output_hidden_states=4, use_cache=False)
-        return packed(auto.last_four(out), real), lengths
+        return packed(auto.summed(out), real), lengths

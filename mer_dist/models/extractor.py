@@ -50,6 +50,12 @@ class Extractor(nn.Module, ABC):
     lora_targets: list[str]
     #: Files that are saved with an adapter or fine-tuned model if there are any, besides ``family.files``.
     extra_files: tuple[str, ...] = ()
+    #: Valid values of ``pooling``, the default first; empty: there is nothing to choose.
+    poolings: tuple[str, ...] = ()
+    #: Whether ``layers`` may be chosen.
+    chooses_layers = False
+    #: Beginnings of the names of weights that a folder may lack, as embeddings do not depend on them.
+    unused_weights: tuple[str, ...] = ()
     #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True
     #: Inside peft's wrapper while an adapter is not merged.
@@ -65,6 +71,21 @@ class Extractor(nn.Module, ABC):
         self.config = config
         self.backbone = backbone
         self.folder = folder or Path(config.path)
+        if config.pooling and config.pooling not in self.poolings:
+            choice = f"one of {', '.join(self.poolings)}" if self.poolings else "not of this family"
+            raise UserError(f"extractors.*.pooling is {config.pooling!r}; for {self.folder} it is {choice}")
+        if config.layers and not self.chooses_layers:
+            raise UserError(f"extractors.*.layers: the family {config.family} has no layers to choose")
+        states = getattr(backbone.config, "num_hidden_layers", 0) + 1
+        if wrong := [layer for layer in config.layers if not -states <= layer < states]:
+            raise UserError(
+                f"extractors.*.layers names {wrong[0]}; {self.folder} has the hidden states 0 to {states - 1}"
+            )
+
+    @property
+    def pooling(self) -> str:
+        """``pooling``, or the family's convention."""
+        return self.config.pooling or next(iter(self.poolings), "")
 
     @classmethod
     def from_pretrained(
@@ -80,7 +101,9 @@ class Extractor(nn.Module, ABC):
         """
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
-            backbone = load_pretrained(cls.backbone_class_of(folder), folder, dtype, config.quantize, device)
+            backbone = load_pretrained(
+                cls.backbone_class_of(folder), folder, dtype, config.quantize, device, cls.unused_weights
+            )
         extractor = cls(config, backbone, folder)
         extractor.read_preprocessing(folder)
         return extractor
@@ -228,6 +251,7 @@ def load_pretrained(
     dtype: torch.dtype,
     quantize: str = "none",
     device: torch.device | None = None,
+    unused: tuple[str, ...] = (),
 ) -> PreTrainedModel:
     """``from_pretrained`` of a local folder: no network, no remote code, weights only.
 
@@ -236,6 +260,7 @@ def load_pretrained(
             2022, "LLM.int8()") for the linear layers, computing in ``dtype``.
         device: where each weight goes as it is read, so that the host never holds the model; not under
             ZeRO-3. None: host memory.
+        unused: beginnings of the names of weights that may be missing.
 
     Raises:
         UserError: a weight is missing, unreadable, or of another shape than in the config.
@@ -261,8 +286,8 @@ def load_pretrained(
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
     finally:
         logging.set_tqdm_hook(hook)
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
+    if missing := [name for name in report["missing_keys"] if not name.startswith(unused)]:
+        some = ", ".join(sorted(missing)[:3])
         raise UserError(f"model folder {folder}: its weights lack {some}; is it the right family?")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

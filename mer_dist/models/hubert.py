@@ -18,6 +18,7 @@ class HubertExtractor(Extractor):
     family = HUBERT
     unit = "seconds"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    chooses_layers = True
     # The weight norm of the positional convolution is computed while the model is built, which needs
     # unsplit weights; HuBERT-large is small enough for that.
     sharded_as_it_loads = False
@@ -103,7 +104,7 @@ class HubertExtractor(Extractor):
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=True,
         )
-        return packed(auto.last_four(out), real), lengths
+        return packed(auto.summed(out, self.config.layers), real), lengths
 
 
 class RealStepsNorm(nn.Module):

@@ -12,7 +12,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.models import auto
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import Unusable
-from mer_dist.models.image_family import CLASS_TOKEN, IMAGE, TOWERS
+from mer_dist.models.image_family import IMAGE, POOLED, TOWERS
 from mer_dist.models.model_folder import read_settings
 
 #: ``resample`` of a preprocessor, a number of PIL -> torch's name.
@@ -22,6 +22,8 @@ MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
     family = IMAGE
     lora_targets = ["all-linear"]
+    poolings = ("pooled", "class", "mean")
+    unused_weights = ("pooler.",)
 
     #: Height and width of the model's input; a shorter edge to scale to, and whether the centre is cut out.
     size: tuple[int, int]
@@ -30,6 +32,10 @@ class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
+        if self.pooling == "class" and backbone.config.model_type in POOLED:
+            raise UserError(
+                f"extractors.*.pooling is 'class', and the model in {self.folder} has no class token"
+            )
         side = backbone.config.image_size
         self.size, self.shorter, self.mode = (side, side), None, "bicubic"
 
@@ -92,9 +98,19 @@ class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
         return self.collate([torch.zeros(3, *self.size, dtype=torch.uint8)] * segments)
 
+    @property
+    def pooling(self) -> str:
+        """``pooling``; where it is not given, what the model pools itself, or its class token."""
+        own = "pooled" if self.backbone.config.model_type in POOLED else "class"
+        return self.config.pooling or own
+
     def embedding(self, values: torch.Tensor) -> torch.Tensor:
         """(F, D) of standardised pixels (F, 3, H, W)."""
-        out = self.backbone(pixel_values=values)
-        if self.backbone.config.model_type in CLASS_TOKEN:
+        out, settings = self.backbone(pixel_values=values), self.backbone.config
+        if self.pooling == "pooled":
+            return out.pooler_output
+        if self.pooling == "class":
             return out.last_hidden_state[:, 0]
-        return out.pooler_output
+        # Beside the patches there are the class token and registers, in front.
+        others = 0 if settings.model_type in POOLED else 1 + getattr(settings, "num_register_tokens", 0)
+        return out.last_hidden_state[:, others:].mean(1)

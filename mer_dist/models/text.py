@@ -19,6 +19,9 @@ class TextExtractor(auto.AnyArchitecture, Extractor):
     family = TEXT
     unit = "tokens"
     lora_targets = ["all-linear"]
+    poolings = ("mean", "first", "last")
+    chooses_layers = True
+    unused_weights = ("pooler.",)
     #: A tokenizer is in one of these forms, and a decoder's in the first.
     extra_files = (
         "tokenizer.json",
@@ -124,4 +127,12 @@ class TextExtractor(auto.AnyArchitecture, Extractor):
         """``ids`` (P, L), padded on the right; ``mask`` (P, L), 1 for tokens."""
         more = {"use_cache": False} if self.backbone.config.model_type in DECODERS else {}
         out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True, **more)
-        return packed(auto.last_four(out), real), lengths
+        states = auto.summed(out, self.config.layers)
+        if self.pooling == "mean":
+            return packed(states, real), lengths
+        # ``real`` are the places of the transcript's tokens in all rows, one row after the other.
+        row = torch.arange(len(ids), device=ids.device)
+        place = (
+            torch.zeros_like(row) if self.pooling == "first" else real[lengths.cumsum(0) - 1] % ids.shape[1]
+        )
+        return states[row, place], torch.ones_like(lengths)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from mer_dist.models.extractor import Extractor
 
 
+#: Keys of an extractor that came later, and change nothing with these values.
+LATER: dict[str, object] = {"layers": [], "pooling": ""}
 #: The name of an extractor, its adapter (None: the published weights), and the clips that it sees.
 Seen = tuple[str, Adapter | None, shard_index.Index]
 
@@ -199,7 +201,11 @@ def _work(
 ) -> Work:
     if adapter is not None and not files.read_marker(adapter.folder, adapter.fingerprint):
         raise UserError(f"{adapter.folder}: this adapter is missing or out of date; run finetune first")
-    settings = {key: value for key, value in as_dict(extractor).items() if key != "finetune"}
+    settings = {
+        key: value
+        for key, value in as_dict(extractor).items()
+        if key != "finetune" and LATER.get(key) != value
+    }
     common = [
         settings,
         _batch_rule(extractor),

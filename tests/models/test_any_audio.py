@@ -9,11 +9,10 @@ import any_encoder
 import numpy as np
 import pytest
 import torch
-from any_encoder import AUDIO
+from any_encoder import AUDIO, apart, learned, saved
 
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
-from mer_dist.models import classifier as classifiers
 from mer_dist.models.audio_family import AUDIO as FACTS
 from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
 
@@ -54,10 +53,6 @@ def plain(folder, wave: np.ndarray) -> torch.Tensor:
     return sum([*out.hidden_states[-4:-1], out.last_hidden_state])[0]
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 def test_every_type_of_the_family_is_tried():
     assert {model_type for model_type, _ in AUDIO.values()} == {*FACTS.model_types}
 
@@ -83,18 +78,9 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     model = trainable_classifier(config, 2, seed=0, sharded=False)
     segments = [segment for wave in WAVES for segment in model.extractor.prepare(clip(wave))]
     batch = model.extractor.collate_clips([[segment] for segment in segments])
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
-    losses = []
-    for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor([0, 1, 1, 0]))
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    losses = learned(model, batch, [0, 1, 1, 0])
     assert losses[-1] < 0.9 * losses[0]
-    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in trained}
-    classifiers.save(model.eval(), weights, tmp_path / "adapter")
+    saved(model, tmp_path / "adapter")
     own = embedded(model.extractor, WAVES)
     again = load_extractor(config, tmp_path / "adapter")
     for before, after in zip(own, embedded(again, WAVES), strict=True):

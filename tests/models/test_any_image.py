@@ -8,12 +8,11 @@ import any_encoder
 import numpy as np
 import pytest
 import torch
-from any_encoder import IMAGE
+from any_encoder import IMAGE, apart, learned, saved
 from PIL import Image
 
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
-from mer_dist.models import classifier as classifiers
 from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
 from mer_dist.models.image_family import CLASS_TOKEN
 from mer_dist.models.image_family import IMAGE as FACTS
@@ -66,10 +65,6 @@ def plain(folder, pixels: torch.Tensor) -> torch.Tensor:
     return out.last_hidden_state[:, 0] if model.config.model_type in CLASS_TOKEN else out.pooler_output
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 def test_every_type_of_the_family_is_tried():
     assert {*IMAGE} == {*FACTS.model_types}
 
@@ -100,18 +95,9 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     model = trainable_classifier(config, 2, seed=0, sharded=False)
     segments = model.extractor.prepare(SimpleNamespace(images=lambda _: pictures()))
     batch = model.extractor.collate_clips([[segment] for segment in segments])
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
-    losses = []
-    for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor([0, 1, 1, 0, 1]))
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    losses = learned(model, batch, [0, 1, 1, 0, 1])
     assert losses[-1] < 0.9 * losses[0]
-    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in trained}
-    classifiers.save(model.eval(), weights, tmp_path / "adapter")
+    saved(model, tmp_path / "adapter")
     own = embedded(model.extractor, pictures(1))
     again = load_extractor(config, tmp_path / "adapter")
     assert apart(embedded(again, pictures(1)), own) < 1e-4
@@ -133,3 +119,24 @@ def test_a_preprocessor_that_says_no_size_is_refused_in_a_line(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="preprocessor_config.json: there is no such file"):
         check_files(config_of(folder))
+
+
+@pytest.mark.parametrize("model_type", ["siglip", "dinov3_vit"])
+def test_pooling_is_that_which_is_asked_for(tmp_path, model_type):
+    from transformers import AutoModel
+
+    folder = any_encoder.image(tmp_path, model_type)
+    extractor = load_extractor(config_of(folder, pooling="mean"))
+    images = pictures()
+    pixels = torch.stack(extractor.prepare(SimpleNamespace(images=lambda _: images)))
+    mean, std = (torch.tensor(own)[:, None, None] for own in ([0.5, 0.4, 0.45], [0.25, 0.3, 0.27]))
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states = getattr(model, "vision_model", model)((pixels / 255 - mean) / std).last_hidden_state
+    patches = states if model_type == "siglip" else states[:, 3:]
+    assert patches.shape[1] == 16 and apart(embedded(extractor, images), patches.mean(1)) < 1e-4
+    if model_type == "siglip":
+        with pytest.raises(UserError, match="has no class token"):
+            load_extractor(config_of(folder, pooling="class"))
+    with pytest.raises(UserError, match="layers: the family image has no layers to choose"):
+        load_extractor(config_of(folder, layers=[1]))

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import any_encoder
 import pytest
 import torch
-from any_encoder import LINES, TEXT
+from any_encoder import LINES, TEXT, apart, learned, saved
+from safetensors.torch import load_file, save_file
 
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
-from mer_dist.models import classifier as classifiers
 from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
 from mer_dist.models.extractor import Unusable
 from mer_dist.models.text_family import DECODERS, ENCODERS
@@ -54,10 +54,6 @@ def plain(folder, text: str) -> torch.Tensor:
     return sum([*out.hidden_states[-4:-1], out.last_hidden_state])[0][own]
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 def test_every_type_of_the_family_is_tried():
     assert {*TEXT} == {*ENCODERS, *DECODERS}
 
@@ -86,10 +82,9 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     model = trainable_classifier(config, 2, seed=0, sharded=False)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
-    losses = learned(model)
+    losses = told_apart(model)
     assert losses[-1] < 0.9 * losses[0]
-    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in trained}
-    classifiers.save(model.eval(), weights, tmp_path / "adapter")
+    saved(model, tmp_path / "adapter")
     own = embedded(model.extractor, SAID)
     again = load_extractor(config, tmp_path / "adapter")
     for before, after in zip(own, embedded(again, SAID), strict=True):
@@ -103,20 +98,10 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     assert apart(plain(folder, SAID[1]), own[1]) > 1e-3, "it learned something"
 
 
-def learned(model) -> list[float]:
-    """Losses of a few steps that tell two texts apart."""
+def told_apart(model) -> list[float]:
+    """Losses of learning to tell two texts from two others."""
     segments = [segment for text in SAID for segment in model.extractor.prepare(clip(text))]
-    batch = model.extractor.collate_clips([[segment] for segment in segments])
-    target = torch.tensor([0, 1, 1, 0])
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
-    losses = []
-    for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(model(**batch), target)
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+    return learned(model, model.extractor.collate_clips([[segment] for segment in segments]), [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "bert"])
@@ -127,7 +112,7 @@ def test_weights_of_4_bits_compute_nearly_the_same_and_learn(tmp_path, model_typ
     )
     assert 1e-3 < apart(small[0], whole[0]) < 0.5
     config = config_of(folder, quantize="nf4", finetune=FinetuneConfig(method="lora", precision="fp32"))
-    losses = learned(trainable_classifier(config, 2, seed=0, sharded=False))
+    losses = told_apart(trainable_classifier(config, 2, seed=0, sharded=False))
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -173,3 +158,57 @@ def test_folders_that_are_not_of_the_family_are_refused_in_a_line(tmp_path):
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="tokenizer_config.json: there is no such file"):
         check_files(config_of(folder))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "qwen2"])
+def test_layers_and_pooling_are_those_that_are_asked_for(tmp_path, model_type):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = any_encoder.text(tmp_path, model_type)
+    batch = AutoTokenizer.from_pretrained(folder)(
+        SAID[1], return_tensors="pt", return_special_tokens_mask=True
+    )
+    own = batch.pop("special_tokens_mask")[0] == 0
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        out = AutoModel.from_pretrained(folder).eval()(**batch, output_hidden_states=True)
+    states = [*out.hidden_states[:-1], out.last_hidden_state]
+    last = int(own.nonzero()[-1])
+    for options, expected in (
+        ({"layers": [2]}, states[2][0][own]),
+        ({"layers": [0, -1]}, (states[0] + states[-1])[0][own]),
+        ({"pooling": "first", "layers": [-1]}, states[-1][0][:1]),
+        ({"pooling": "last"}, sum(states[-4:])[0][last : last + 1]),
+    ):
+        extractor = load_extractor(config_of(folder, **options))
+        for text in (SAID, SAID[1:2]):
+            found = embedded(extractor, text)[text.index(SAID[1])]
+            assert found.shape == expected.shape and apart(found, expected) < 1e-4, options
+    for options, why in (
+        ({"layers": [6]}, "layers names 6; .* has the hidden states 0 to 5"),
+        ({"pooling": "max"}, "pooling is 'max'; .* one of mean, first, last"),
+    ):
+        with pytest.raises(UserError, match=why):
+            load_extractor(config_of(folder, **options))
+
+
+def test_a_folder_without_the_pooler_that_nobody_reads_is_whole(tmp_path):
+    """As published models of masked language are."""
+    folder = any_encoder.text(tmp_path, "bert")
+    before = embedded(load_extractor(config_of(folder)), SAID)
+    weights = load_file(folder / "model.safetensors")
+    assert any(name.startswith("pooler.") for name in weights)
+    save_file(
+        {name: own for name, own in weights.items() if not name.startswith("pooler.")},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    for one, other in zip(before, embedded(load_extractor(config_of(folder)), SAID), strict=True):
+        assert torch.equal(one, other)
+    save_file(
+        {name: own for name, own in weights.items() if "layer.2." not in name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(UserError, match="its weights lack encoder.layer.2"):
+        load_extractor(config_of(folder))

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import small_job
+from conftest import ROOT
 
 from mer_dist import cli
 from mer_dist.core.errors import Stopped, UserError
@@ -398,3 +401,21 @@ def test_labels_of_any_name_have_their_column(tmp_path):
     assert (tmp_path / "predictions.csv").read_text().splitlines()[
         1
     ] == "a,no_label,0.500000,0.500000,0.500000,"
+
+
+@pytest.mark.long
+def test_the_benchmark_of_predicting_prints_both_ratios(run, new):
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "predict.py",
+        run.folder,
+        new,
+        "--clips",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("all over decoding and forward passes: ", "start-up over imports: "):
+        assert float(done.stdout.partition(line)[2].split()[0]) > 0.5
