@@ -47,6 +47,7 @@ def test_fusion_gives_its_answers_and_scores_with_intervals(tmp_path):
             md.Run(folder)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.processes
 def test_the_whole_job_from_python_and_its_predictor(tmp_path):
