@@ -15,6 +15,6 @@ mer-dist verify runs/demo
 mer-dist score runs/demo demo-data/truth.csv
 report=$(mer-dist report runs/demo)
 # Clips of another day, by what was learned: nothing is trained again.
-mer-dist predict runs/demo demo-data/new --transcripts demo-data/new/transcripts.csv --out runs/demo-new
+mer-dist predict runs/demo demo-data/new --transcripts demo-data/new-transcripts.csv --out runs/demo-new
 cut -d, -f1-3 runs/demo-new/predictions.csv
 printf '\nreport: %s\n' "$report"

@@ -5,7 +5,7 @@
     <folder>/corpus/      video-labeled/  video-unlabeled/
                           label-disdim.csv  label-transcription.csv
     <folder>/truth.csv    name,discrete of the unlabelled clips; no stage reads it
-    <folder>/new/         clips of another day, for ``predict``, and transcripts.csv
+    <folder>/new/         clips of another day, for ``predict``; new-transcripts.csv
 
 Every clip shows its emotion three times, in the face, the voice and the line, and each of the three
 leaves three pairs of emotions hard to tell apart (:data:`PAIRS`); no pair is hard in two of them,
@@ -247,7 +247,9 @@ def _film_new(folder: Path, seed: int) -> None:
     for sketch in sketches:
         files.write_bytes(folder / f"{sketch.name}.mp4", encode(face(sketch), voice(sketch)))
     _write_csv(
-        folder / "transcripts.csv", ("name", "transcript"), [(one.name, transcript(one)) for one in sketches]
+        folder.with_name("new-transcripts.csv"),
+        ("name", "transcript"),
+        [(one.name, transcript(one)) for one in sketches],
     )
 
 
