@@ -57,6 +57,7 @@ def test_the_labels_of_a_fold_do_not_touch_a_bit_of_its_own_predictions():
     assert not np.array_equal(before.oof.probability[~own], after.oof.probability[~own])
 
 
+@pytest.mark.slow
 def test_what_a_vote_is_fitted_on_comes_from_models_without_both_folds():
     clips, _, values, valid = task(distance=0.3)
     shuffled, fold = clips.truth.copy(), clips.fold[clips.labeled]
@@ -110,6 +111,7 @@ def test_what_was_chosen_for_its_answers_alone_is_made_as_sure_as_it_is_right(mo
         assert np.array_equal(found[0].oof.answer[clips.labeled], found[1].oof.answer[clips.labeled])
 
 
+@pytest.mark.slow
 def test_sets_side_by_side_tell_more_than_one_of_them():
     clips, truth, values, valid = task(distance=0.5)
     own = ~clips.labeled
@@ -173,6 +175,7 @@ def test_it_is_tuned_as_hard_as_by_scikit_learns_own_search():
     assert metrics.waf(truth, told) >= by_scikit_learn(x, clips) - 0.005
 
 
+@pytest.mark.slow
 def test_class_weights_are_chosen_where_a_label_is_rare_and_only_if_they_score_better():
     x, truth = uneven()
     clips = all_labeled(x, truth, folds=4)

@@ -76,6 +76,7 @@ def test_a_check_that_takes_long_says_what_it_looks_at(monkeypatch, caplog):
     assert "looking at disk ..." in caplog.text and "port" not in caplog.text
 
 
+@pytest.mark.slow
 def test_models_that_the_machine_cannot_load_are_named_with_what_they_take(job, monkeypatch):
     config = load(job)
     needed = plan.host_needed(config)

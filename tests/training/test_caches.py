@@ -75,6 +75,7 @@ def test_who_comes_after_a_compiler_that_was_killed_does_not_wait_for_it(tmp_pat
             baton.release()
 
 
+@pytest.mark.slow
 def test_another_program_that_compiles_is_waited_for_until_it_must_have_been_killed(tmp_path, monkeypatch):
     baton = killed_while_compiling(tmp_path, by_us=False)
     monkeypatch.setattr(caches, "LONGEST", 1.0)
