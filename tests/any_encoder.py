@@ -3,12 +3,17 @@ writes, with their tokenizers and preprocessors."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mer_dist.models import classifier as classifiers
+from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.models.classifier import load_extractor, merged, save, trainable_classifier
 
+_WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 LINES = [f"我说第{row}句话，今天是{row}号" for row in range(60)]
 #: model_type -> settings beside the common ones.
 TEXT = {
@@ -48,26 +53,16 @@ AUDIO = {
 
 def audio(folder: Path, case: str, seed: int = 0) -> Path:
     """A model of sound; returns its folder."""
-    from transformers import CONFIG_MAPPING, MODEL_MAPPING, Wav2Vec2FeatureExtractor
+    from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
     model_type, more = AUDIO[case]
-    common = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
+    common = _WIDTH | {
         "num_hidden_layers": 5,
-        "num_attention_heads": 4,
         "conv_dim": (16,) * 7,
         "num_conv_pos_embeddings": 16,
         "num_conv_pos_embedding_groups": 4,
     }
-    settings = CONFIG_MAPPING[model_type](**(common | more))
-    torch.manual_seed(seed)
-    model = MODEL_MAPPING[type(settings)](settings).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
-    model.save_pretrained(folder)
+    _save_model(CONFIG_MAPPING[model_type](**(common | more)), folder, seed)
     normalize = more.get("feat_extract_norm") != "group"
     Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=normalize).save_pretrained(folder)
     return folder
@@ -90,29 +85,15 @@ def image(folder: Path, model_type: str, seed: int = 0) -> Path:
     """An image model; returns its folder."""
     import json
 
-    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+    from transformers import CONFIG_MAPPING
 
     more, preprocessing = IMAGE[model_type]
-    common = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-    }
+    common = _WIDTH | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
     own = common | more
     if model_type == "siglip":
-        words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-        own = {"vision_config": own, "text_config": words | {"vocab_size": 30, "projection_size": 32}}
-    settings = CONFIG_MAPPING[model_type](**own)
-    torch.manual_seed(seed)
-    model = MODEL_MAPPING[type(settings)](settings).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
-    model.save_pretrained(folder)
+        words = _WIDTH | {"num_hidden_layers": 1, "vocab_size": 30, "projection_size": 32}
+        own = {"vision_config": own, "text_config": words}
+    _save_model(CONFIG_MAPPING[model_type](**own), folder, seed)
     preprocessor = {
         "do_resize": True,
         "do_rescale": True,
@@ -128,15 +109,12 @@ def image(folder: Path, model_type: str, seed: int = 0) -> Path:
 
 def text(folder: Path, model_type: str, seed: int = 0) -> Path:
     """A text model of this type; returns its folder."""
-    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+    from transformers import CONFIG_MAPPING
 
     words = tokenizer(model_type)
-    common = {
+    common = _WIDTH | {
         "vocab_size": len(words) + 3,
-        "hidden_size": 32,
-        "intermediate_size": 64,
         "num_hidden_layers": 5,
-        "num_attention_heads": 4,
         "max_position_embeddings": 80,
         "pad_token_id": words.pad_token_id,
         "bos_token_id": words.bos_token_id,
@@ -147,16 +125,22 @@ def text(folder: Path, model_type: str, seed: int = 0) -> Path:
     settings = CONFIG_MAPPING[model_type](
         **{name: value for name, value in (common | TEXT[model_type]).items() if value is not None}
     )
+    _save_model(settings, folder, seed)
+    words.save_pretrained(folder)
+    return folder
+
+
+def _save_model(settings, folder: Path, seed: int) -> None:
+    from transformers import MODEL_MAPPING
+
     torch.manual_seed(seed)
     model = MODEL_MAPPING[type(settings)](settings).eval()
     with torch.no_grad():
         for weight in model.parameters():
             # As spread as trained ones: at their first values the layers hardly change anything.
-            if weight.ndim > 1:
+            if weight.ndim == 2:
                 weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 def tokenizer(model_type: str):
@@ -195,8 +179,22 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def learned(model, batch: dict[str, torch.Tensor], target: list[int], steps: int = 12) -> list[float]:
-    """Losses of a few steps of training on one batch."""
+def config_of(family: str, folder: Path, **options) -> ExtractorConfig:
+    return ExtractorConfig(**({"family": family, "path": str(folder), "precision": "fp32"} | options))
+
+
+@torch.no_grad()
+def embedded(extractor, clips: Sequence) -> list[torch.Tensor]:
+    """Segment -> (units, D), of all clips in one batch."""
+    segments = [segment for clip in clips for segment in extractor.prepare(clip)]
+    embeddings, lengths = extractor.embed(**extractor.collate(segments))
+    return list(embeddings.split(lengths.tolist()))
+
+
+def learned(model, clips: Sequence, target: list[int], steps: int = 12) -> list[float]:
+    """Losses of a few steps of training on one batch: each segment of the clips with its target."""
+    segments = [[segment] for clip in clips for segment in model.extractor.prepare(clip)]
+    batch = model.extractor.collate_clips(segments)
     optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
     losses = []
     for _ in range(steps):
@@ -208,7 +206,31 @@ def learned(model, batch: dict[str, torch.Tensor], target: list[int], steps: int
     return losses
 
 
-def saved(model, folder: Path) -> None:
-    """What fine-tuning would have saved of this model, which is then in evaluation mode."""
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    classifiers.save(model.eval(), trained, folder)
+def fine_tuned(
+    config: ExtractorConfig, method: str, clips: Sequence, target: list[int], folder: Path
+) -> tuple[Path, list[torch.Tensor]]:
+    """Fine-tune a model in a few steps, and check that what it learned loads again.
+
+    Returns:
+        A model folder of transformers with what it learned, and its embeddings of the clips.
+    """
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
+    config = replace(config, finetune=FinetuneConfig(method=method, precision="fp32", lora=lora))
+    model = trainable_classifier(config, 2, seed=0, sharded=False)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
+    losses = learned(model, clips, target)
+    assert losses[-1] < 0.9 * losses[0]
+    adapter = folder / "adapter"
+    save(model.eval(), {name: weight.detach() for name, weight in trained.items()}, adapter)
+    own = embedded(model.extractor, clips)
+    again = embedded(load_extractor(config, adapter), clips)
+    assert max(apart(after, before) for after, before in zip(again, own, strict=True)) < 1e-4
+    if method == "full":
+        return adapter, own
+    merging, _ = merged(config, adapter, torch.float32)
+    merging.save_pretrained(folder / "merged")
+    for path in Path(config.path).iterdir():
+        if not (folder / "merged" / path.name).exists():
+            shutil.copy(path, folder / "merged")
+    return folder / "merged", own

@@ -274,20 +274,24 @@ class FusionPredictor:
         utterances = [self._utterances(features, number, names) for number in range(len(self.trained.sets))]
         values, valid = map(list, zip(*utterances, strict=True))
         present = np.any(valid, 0)
+        probed = {part: self._probe(part, values, valid) for part in self._probes}
         alone = {
-            one.name: self._probe(f"{_PROBES}/{one.name}", values, valid)
+            one.name: probed[f"{_PROBES}/{one.name}"]
             for one in self.trained.sets
-            if f"{_PROBES}/{one.name}" in self._probes
+            if f"{_PROBES}/{one.name}" in probed
         }
         inputs = self._inputs(features, values, valid, names)
+
+        def member(part: str) -> np.ndarray:
+            return probed[part] if part in probed else self._of_folds(part, inputs, present).mean(0)
+
         answered_by = self.trained.answered_by
         if answered_by == VOTE:
-            members = [self._member(part, inputs, values, valid, present) for part in self.trained.members]
-            probability = self.trained.pooling(np.stack(members), present)
+            probability = self.trained.pooling(np.stack([*map(member, self.trained.members)]), present)
         elif answered_by == f"{_PROBES}/{STACKED}":
             probability = self._stacked(alone)
         else:
-            probability = self._member(answered_by, inputs, values, valid, present)
+            probability = member(answered_by)
         return FusedAnswers(
             probability=probability,
             present=present,
@@ -342,19 +346,6 @@ class FusionPredictor:
             batch.mask.append(there)
         return batch.to(self.device)
 
-    def _member(
-        self,
-        part: str,
-        inputs: FeatureBatch,
-        values: list[np.ndarray],
-        valid: list[np.ndarray],
-        present: np.ndarray,
-    ) -> np.ndarray:
-        """(n, C) of a round or of a linear probe."""
-        if part.startswith(_PROBES):
-            return self._probe(part, values, valid)
-        return self._of_folds(part, inputs, present).mean(0)
-
     def _of_folds(self, part: str, inputs: FeatureBatch, present: np.ndarray) -> np.ndarray:
         """(K, n, C) of a round, the mean over the seeds of each fold."""
         import torch
@@ -370,6 +361,7 @@ class FusionPredictor:
         return probability
 
     def _probe(self, part: str, values: list[np.ndarray], valid: list[np.ndarray]) -> np.ndarray:
+        """(n, C) of a linear probe."""
         own = list(range(len(values)))
         if part != f"{_PROBES}/{ALL_SETS}":
             own = [self.trained.names.index(part.removeprefix(f"{_PROBES}/"))]

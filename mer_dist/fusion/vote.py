@@ -13,6 +13,7 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from mer_dist.features.join import Clips
 from mer_dist.fusion import answer as answering
 from mer_dist.fusion import correction, decisions, label_shift, predictions, teachers
 from mer_dist.fusion.cross_fitted import CrossFitted, CrossFittedRound
-from mer_dist.fusion.pooling import pool
+from mer_dist.fusion.pooling import Pooled, pool
 from mer_dist.fusion.predictions import Predictions
 from mer_dist.fusion.recipes import Recipe
 from mer_dist.fusion.teachers import Teacher
@@ -66,16 +67,10 @@ def vote(
     nested_oof = np.stack([voter.nested_oof for voter in voters])
     taught_by = teachers.read(config, run, clips, "vote")
     found = pool(probability, nested_oof, clips, present, config.vote.kind, taught_by)
-    pooled, taught = found.probability, found.taught
+    _tell_taught(found.taught)
+    pooled = found.probability
     prior = _prior(config, clips, first, pooled, asked, should_stop)
-    titles = [voter.oof.title for voter in voters]
-    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in found.weights.tolist())
-    prior |= {"kind": config.vote.kind, "weights": of_unlabeled, "weights_of_folds": of_folds}
-    prior["pooling"] = found.pooling.as_values()
-    prior["members"] = [voter.part for voter in voters]
-    if taught:
-        prior["teachers"] = taught
-    _tell_taught(taught)
+    prior |= _how_pooled(found, voters, config.vote.kind)
     prior["answered_by"] = EXPECTED_WAF if prior["applied"] else MOST_PROBABLE
     if prior["applied"]:
         old, new = np.array(prior["labeled"]), np.array(prior["used"])
@@ -100,6 +95,20 @@ def vote(
         prior["reason"],
         _how(prior["applied"], int((answer != pooled.argmax(1))[asked].sum()), int(asked.sum())),
     )
+
+
+def _how_pooled(found: Pooled, voters: Sequence[CrossFitted | CrossFittedRound], kind: str) -> dict[str, Any]:
+    """What ``prior.json`` says of the vote before any correction."""
+    titles = [voter.oof.title for voter in voters]
+    *of_folds, of_unlabeled = (dict(zip(titles, own, strict=True)) for own in found.weights.tolist())
+    told = {
+        "kind": kind,
+        "weights": of_unlabeled,
+        "weights_of_folds": of_folds,
+        "pooling": found.pooling.as_values(),
+        "members": [voter.part for voter in voters],
+    }
+    return told | ({"teachers": found.taught} if found.taught else {})
 
 
 def _tell_taught(taught: dict[str, dict[str, float]]) -> None:

@@ -24,25 +24,6 @@ def export(
     adapter_only: bool = False,
     precision: str | None = None,
 ) -> None:
-    """As :func:`write`, and log what was written.
-
-    Raises:
-        UserError: as there.
-    """
-    what, note = write(run, name, folder, step, adapter_only, precision)
-    logger.info("%s, %s, is in %s", name, what, folder)
-    if note:
-        logger.warning("%s: %s", name, note)
-
-
-def write(
-    run: Run,
-    name: str,
-    folder: Path,
-    step: int | None = None,
-    adapter_only: bool = False,
-    precision: str | None = None,
-) -> tuple[str, str]:
     """Write the adapter or fine-tuned weights ``<extractor>@<variant>`` of a run to ``folder``.
 
     The source is the finished adapter or, if there is none or ``step`` is given, a checkpoint of its
@@ -50,8 +31,7 @@ def write(
     was trained on. Quantised weights are dequantised to ``precision``, by default that of the extractor, fp32
     for ``auto``. ``head.safetensors`` is included.
 
-    Returns:
-        What was written, and how it differs from the trained model; empty if it does not.
+    What was written, and how it differs from the trained model, is logged.
 
     Raises:
         UserError: no such adapter or checkpoint, ``folder`` is not empty, or ``precision`` is given and
@@ -92,7 +72,9 @@ def write(
                 f"it was trained on weights quantised to {adapter.extractor.quantize} and fits only "
                 f"{adapter.extractor.path} quantised in the same way"
             )
-    return what, note
+    logger.info("%s, %s, is in %s", name, what, folder)
+    if note:
+        logger.warning("%s: %s", name, note)
 
 
 def _exact(precision: str) -> str:

@@ -9,8 +9,9 @@ from mer_dist.models.audio_family import AUDIO
 from mer_dist.models.hubert import HubertExtractor
 
 
-class AudioExtractor(auto.AnyArchitecture, HubertExtractor):
+class AudioExtractor(HubertExtractor):
     family = AUDIO
+    backbone_class = staticmethod(auto.backbone_class)
     lora_targets = ["all-linear"]
 
     def __init__(self, config, backbone, folder=None):

@@ -29,19 +29,6 @@ def settings_of(folder: Path) -> PreTrainedConfig:
         raise UserError(f"model folder {folder}: {' '.join(str(error).split())[:300]}") from None
 
 
-class AnyArchitecture:
-    """For extractors whose backbone follows from the model folder; before :class:`~mer_dist.models.extractor.Extractor`
-    among the bases."""
-
-    @classmethod
-    def backbone_class_of(cls, folder: Path) -> type[PreTrainedModel]:
-        return backbone_class(folder)
-
-    @staticmethod
-    def backbone_class() -> type[PreTrainedModel]:
-        raise NotImplementedError("it follows from the model folder")
-
-
 def backbone_class(folder: Path) -> type[PreTrainedModel]:
     """The class of the model without any head.
 

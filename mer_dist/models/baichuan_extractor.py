@@ -27,7 +27,7 @@ class BaichuanExtractor(Extractor):
         self.tokenizer = BaichuanTokenizer.from_pretrained(folder)
 
     @staticmethod
-    def backbone_class():
+    def backbone_class(folder):
         from mer_dist.models.baichuan import BaichuanModel
 
         return BaichuanModel

@@ -43,7 +43,7 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         return model_folder.check(adapter, config.family)
     model_folder.check(Path(config.path), config.family)
     if adapter is not None:
-        _check_adapter(adapter, _class(config).backbone_class_of(Path(config.path)), Path(config.path))
+        _check_adapter(adapter, _class(config).backbone_class(Path(config.path)), Path(config.path))
 
 
 def load_extractor(

@@ -38,7 +38,7 @@ class ClipExtractor(Extractor):
             ) from None
 
     @staticmethod
-    def backbone_class():
+    def backbone_class(folder):
         from transformers import CLIPVisionModelWithProjection
 
         return CLIPVisionModelWithProjection

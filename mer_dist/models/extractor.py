@@ -102,7 +102,7 @@ class Extractor(nn.Module, ABC):
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
             backbone = load_pretrained(
-                cls.backbone_class_of(folder), folder, dtype, config.quantize, device, cls.unused_weights
+                cls.backbone_class(folder), folder, dtype, config.quantize, device, cls.unused_weights
             )
         extractor = cls(config, backbone, folder)
         extractor.read_preprocessing(folder)
@@ -112,14 +112,9 @@ class Extractor(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def backbone_class() -> type[PreTrainedModel]:
-        """The class that loads the published weights, or fully fine-tuned ones."""
-
-    @classmethod
-    def backbone_class_of(cls, folder: Path) -> type[PreTrainedModel]:
-        """The class of the weights in this folder, for families of several architectures; by default
-        :meth:`backbone_class`."""
-        return cls.backbone_class()
+    def backbone_class(folder: Path) -> type[PreTrainedModel]:
+        """The class that loads the weights in this folder, published or fully fine-tuned; families of one
+        architecture have one, whatever the folder."""
 
     @property
     @abstractmethod

@@ -44,7 +44,7 @@ class HubertExtractor(Extractor):
         self.normalize = bool(settings.get("do_normalize", True))
 
     @staticmethod
-    def backbone_class():
+    def backbone_class(folder):
         from transformers import HubertModel
 
         return HubertModel

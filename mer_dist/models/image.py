@@ -19,7 +19,7 @@ from mer_dist.models.model_folder import read_settings
 MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
+class ImageExtractor(ClipExtractor):
     family = IMAGE
     lora_targets = ["all-linear"]
     poolings = ("pooled", "class", "mean")
@@ -63,8 +63,8 @@ class ImageExtractor(auto.AnyArchitecture, ClipExtractor):
                 "them; copy or download it again"
             ) from None
 
-    @classmethod
-    def backbone_class_of(cls, folder: Path):
+    @staticmethod
+    def backbone_class(folder):
         import transformers
 
         tower = TOWERS.get(auto.settings_of(folder).model_type)

@@ -13,10 +13,11 @@ from mer_dist.models.extractor import Extractor, Unusable, packed, packing
 from mer_dist.models.text_family import DECODERS, TEXT
 
 
-class TextExtractor(auto.AnyArchitecture, Extractor):
+class TextExtractor(Extractor):
     """Special tokens are seen by the model and left out of the embeddings, as in the challenge's baseline."""
 
     family = TEXT
+    backbone_class = staticmethod(auto.backbone_class)
     unit = "tokens"
     lora_targets = ["all-linear"]
     poolings = ("mean", "first", "last")

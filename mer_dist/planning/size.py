@@ -76,9 +76,13 @@ def settings(config: ExtractorConfig) -> PreTrainedConfig:
     """
     family, origin = FAMILIES[config.family], source(config)
     if origin != "config.json":
-        return family.extractor_class().backbone_class().config_class(**family.published[origin])
+        return (
+            family.extractor_class()
+            .backbone_class(Path(config.path))
+            .config_class(**family.published[origin])
+        )
     model_folder.check_config(Path(config.path), config.family)
-    settings_class = family.extractor_class().backbone_class_of(Path(config.path)).config_class
+    settings_class = family.extractor_class().backbone_class(Path(config.path)).config_class
     return settings_class.from_pretrained(config.path, local_files_only=True)
 
 
@@ -95,7 +99,7 @@ def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | No
     if layers is not None:
         own.num_hidden_layers = layers
     with torch.device("meta"):
-        backbone_class = extractor_class.backbone_class_of(Path(config.path))
+        backbone_class = extractor_class.backbone_class(Path(config.path))
         return extractor_class(config, backbone_class._from_config(own, dtype=dtype))
 
 

@@ -73,7 +73,7 @@ class TrainedModel:
                 f"{run.folder}: no run and no bundle there; it has neither {run.config.name} nor bundle.json"
             )
         run.check_version()
-        config = moved(configuration.of_run(run), models or {})
+        config = _moved(configuration.of_run(run), models or {})
         fusion = TrainedFusion.of_run(config, run, labeled)
         extractors = [
             _extractor(config, run, FeatureSetId.parse(one.name))
@@ -149,7 +149,7 @@ def _without_openface(shard: ShardConfig) -> ShardConfig:
     return replace(shard, faces="none", openface="") if shard.faces == "openface" else shard
 
 
-def moved(config: Config, models: Mapping[str, Path]) -> Config:
+def _moved(config: Config, models: Mapping[str, Path]) -> Config:
     """The configuration with these folders of base models.
 
     Raises:

@@ -85,18 +85,18 @@ class Sample:
         return wave
 
     @classmethod
-    def of(cls, encoded: Encoded) -> Sample:
-        """A clip that is in no tar."""
+    def of(cls, row: Row, members: dict[str, bytes], location: str) -> Sample:
+        """A clip by its row and by those of its members that were read."""
         return cls(
-            name=encoded.clip.name,
-            label=encoded.clip.label,
-            split=encoded.clip.split,
-            transcript=encoded.clip.transcript,
-            missing=encoded.missing,
-            duration=encoded.duration,
-            jpegs=[content for suffix, content in encoded.members.items() if suffix.endswith(".jpg")],
-            flac=encoded.members.get("flac"),
-            location=f"clip {encoded.clip.name}",
+            name=row.name,
+            label=row.label,
+            split=row.split,
+            transcript=row.transcript,
+            missing=row.missing,
+            duration=row.duration,
+            jpegs=[content for suffix, content in members.items() if suffix.endswith(".jpg")],
+            flac=members.get("flac"),
+            location=location,
         )
 
     def _damaged(self, what: str) -> UserError:
@@ -113,30 +113,13 @@ class MemoryReader:
         Args:
             encoded: clips of which something can be used.
         """
-        self._samples = {one.clip.name: (Sample.of(one), one) for one in encoded}
-
-    @property
-    def rows(self) -> list[Row]:
-        """All clips."""
-        return [
-            Row(
-                name=sample.name,
-                shard=0,
-                split=sample.split,
-                label=sample.label,
-                transcript=sample.transcript,
-                duration=sample.duration,
-                missing=sample.missing,
-                frames=encoded.frames,
-                samples=encoded.samples,
-                checksum="",
-                members={},
-            )
-            for sample, encoded in self._samples.values()
-        ]
+        clips = list(encoded)
+        #: All clips.
+        self.rows = [Row.of(one, 0, {}) for one in clips]
+        self._members = {one.clip.name: one.members for one in clips}
 
     def read(self, row: Row, modality: str | None = None) -> Sample:
-        return self._samples[row.name][0]
+        return Sample.of(row, self._members[row.name], f"clip {row.name}")
 
 
 class Reader:
@@ -166,20 +149,7 @@ class Reader:
         Raises:
             UserError: the tar is missing or too short; names shard and clip.
         """
-        members = self.members(row, PARTS[modality])
-        location = self._location(row)
-        jpegs = [content for suffix, content in members.items() if suffix.endswith(".jpg")]
-        return Sample(
-            name=row.name,
-            label=row.label,
-            split=row.split,
-            transcript=row.transcript,
-            missing=row.missing,
-            duration=row.duration,
-            jpegs=jpegs,
-            flac=members.get("flac"),
-            location=location,
-        )
+        return Sample.of(row, self.members(row, PARTS[modality]), self._location(row))
 
     def members(self, row: Row, ending: str = "") -> dict[str, bytes]:
         """Suffix -> content of the clip's members with this suffix ending, in tar order, by one read: they

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.records import LABELED, UNLABELED, Content, Problem
+from mer_dist.shards.encode import Encoded
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
 from mer_dist.storage.run_folder import ShardFolder
@@ -73,6 +74,24 @@ class Row:
     checksum: str
     #: Member suffix ("00.jpg", "flac", "json") -> offset and size in the tar, in tar order.
     members: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, encoded: Encoded, shard: int, members: dict[str, tuple[int, int]]) -> Row:
+        """Of a clip whose members are at these offsets, with these sizes, in the tar of ``shard``."""
+        clip = encoded.clip
+        return cls(
+            name=clip.name,
+            shard=shard,
+            split=clip.split,
+            label=clip.label,
+            transcript=clip.transcript,
+            duration=encoded.duration,
+            missing=encoded.missing,
+            frames=encoded.frames,
+            samples=encoded.samples,
+            checksum=checksum(encoded.members.items()),
+            members=members,
+        )
 
 
 @dataclass(kw_only=True)

@@ -99,21 +99,7 @@ def _write_tar(path: Path, number: int, stored: list[Encoded]) -> list[Row]:
                 tar.write({"__key__": key(clip.clip.name), suffix: content})
                 # Counted from the end, because a long or non-ASCII name has a header of its own.
                 members[suffix] = (tar.tarstream.offset - _padded(len(content)), len(content))
-            rows.append(
-                Row(
-                    name=clip.clip.name,
-                    shard=number,
-                    split=clip.clip.split,
-                    label=clip.clip.label,
-                    transcript=clip.clip.transcript,
-                    duration=clip.duration,
-                    missing=clip.missing,
-                    frames=clip.frames,
-                    samples=clip.samples,
-                    members=members,
-                    checksum=shard_index.checksum(clip.members.items()),
-                )
-            )
+            rows.append(Row.of(clip, number, members))
     return rows
 
 

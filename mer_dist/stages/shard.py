@@ -51,26 +51,12 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     clips, unlisted = corpus.clips(config.corpus)
     taken = replaced.taken(config, clips, unlisted)
     fingerprint = settings_fingerprint(config.shard)
-    root = Path(config.corpus.path)
-    root = root if root.is_dir() else root.parent  # A table is beside its media; a folder contains them.
-    sources = {clip.name: convert.source(clip, config.shard, root) for clip in clips}
-    labels = [
-        (clip.name, clip.split, clip.label, *(() if clip.asked else (False,)), *clip.annotations.items())
-        for clip in clips
-    ]
-    fingerprint_of_all = files.fingerprint_of(
-        [fingerprint, sources, labels, [problem.as_values() for problem in unlisted]]
-    )
+    sources = _sources(config, clips)
+    fingerprint_of_all = _fingerprint_of_all(fingerprint, sources, clips, unlisted)
     kept, trimmed = _kept(run, fingerprint, sources)
     tried = {name for record in kept.values() for name in record.clips}.union(*trimmed.values())
     remaining = [clip for clip in clips if clip.name not in tried]
-    results = (*ShardFolder(run.shards).results, run.quarantine)
-    if (
-        not remaining
-        and not trimmed
-        and files.read_marker(run.shards, fingerprint_of_all)
-        and all(map(Path.exists, results))
-    ):
+    if not remaining and not trimmed and _finished(run, fingerprint_of_all):
         save(config, run.config)
         logger.info("shards are complete: %d clips in %d shards; %s", len(tried), len(kept), files.UNCHANGED)
         return
@@ -98,6 +84,29 @@ def shard(config: Config, fused: bool = False, should_stop: ShouldStop = never) 
     _trim(run, trimmed, clips, fingerprint, sources)
     _write(run, config.shard, encoded, {*kept, *trimmed}, fingerprint, sources, started)
     _finish(run, fingerprint_of_all, clips, unlisted)
+
+
+def _sources(config: Config, clips: list[Clip]) -> dict[str, str]:
+    """Clip -> what its stored content follows from, see :func:`convert.source`."""
+    root = Path(config.corpus.path)
+    root = root if root.is_dir() else root.parent  # A table is beside its media; a folder contains them.
+    return {clip.name: convert.source(clip, config.shard, root) for clip in clips}
+
+
+def _fingerprint_of_all(
+    fingerprint: str, sources: dict[str, str], clips: list[Clip], unlisted: list[Problem]
+) -> str:
+    """Of the content of the shards and of what their index says of each clip."""
+    labels = [
+        (clip.name, clip.split, clip.label, *(() if clip.asked else (False,)), *clip.annotations.items())
+        for clip in clips
+    ]
+    return files.fingerprint_of([fingerprint, sources, labels, [problem.as_values() for problem in unlisted]])
+
+
+def _finished(run: Run, fingerprint_of_all: str) -> bool:
+    results = (*ShardFolder(run.shards).results, run.quarantine)
+    return bool(files.read_marker(run.shards, fingerprint_of_all)) and all(map(Path.exists, results))
 
 
 def _check_folds(config: Config, clips: list[Clip], fused: bool) -> None:

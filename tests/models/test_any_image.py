@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import any_encoder
 import numpy as np
 import pytest
 import torch
-from any_encoder import IMAGE, apart, learned, saved
+from any_encoder import IMAGE, apart, embedded, fine_tuned
 from PIL import Image
 
-from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
 from mer_dist.core.errors import UserError
-from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
+from mer_dist.models.classifier import check_files, load_extractor
 from mer_dist.models.image_family import CLASS_TOKEN
 from mer_dist.models.image_family import IMAGE as FACTS
 
@@ -32,15 +32,16 @@ def pictures(seed: int = 0) -> np.ndarray:
     )
 
 
-def config_of(folder, **options) -> ExtractorConfig:
-    return ExtractorConfig(**({"family": "image", "path": str(folder), "precision": "fp32"} | options))
+config_of = partial(any_encoder.config_of, "image")
 
 
-@torch.no_grad()
-def embedded(extractor, images: np.ndarray) -> torch.Tensor:
-    return extractor.embed(**extractor.collate(extractor.prepare(SimpleNamespace(images=lambda _: images))))[
-        0
-    ]
+def clip(images: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(images=lambda _: images)
+
+
+def of_frames(extractor, images: np.ndarray) -> torch.Tensor:
+    """(T, D)"""
+    return torch.cat(embedded(extractor, [clip(images)]))
 
 
 def preprocessed(images: np.ndarray, model_type: str) -> torch.Tensor:
@@ -74,13 +75,13 @@ def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch
     folder = any_encoder.image(tmp_path, model_type)
     extractor = load_extractor(config_of(folder))
     images = pictures()
-    pixels = torch.stack(extractor.prepare(SimpleNamespace(images=lambda _: images)))
+    pixels = torch.stack(extractor.prepare(clip(images)))
     assert pixels.shape == (5, 3, 32, 32) and pixels.dtype == torch.uint8
     assert (pixels.int() - preprocessed(images, model_type).int()).abs().max() <= 1
-    found = embedded(extractor, images)
+    found = of_frames(extractor, images)
     assert found.shape == (5, 32) and apart(found, plain(folder, pixels)) < 1e-4
     for row in range(5):
-        assert apart(embedded(extractor, images[row : row + 1]), found[row : row + 1]) < 1e-4
+        assert apart(of_frames(extractor, images[row : row + 1]), found[row : row + 1]) < 1e-4
     assert apart(found[:1], found[1:2]) > 0.05
 
 
@@ -90,24 +91,11 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     tmp_path, model_type, method
 ):
     folder = any_encoder.image(tmp_path / "base", model_type)
-    finetune = FinetuneConfig(method=method, precision="fp32", lora=LoraConfig(rank=4, alpha=8, dropout=0.0))
-    config = config_of(folder, finetune=finetune)
-    model = trainable_classifier(config, 2, seed=0, sharded=False)
-    segments = model.extractor.prepare(SimpleNamespace(images=lambda _: pictures()))
-    batch = model.extractor.collate_clips([[segment] for segment in segments])
-    losses = learned(model, batch, [0, 1, 1, 0, 1])
-    assert losses[-1] < 0.9 * losses[0]
-    saved(model, tmp_path / "adapter")
-    own = embedded(model.extractor, pictures(1))
-    again = load_extractor(config, tmp_path / "adapter")
-    assert apart(embedded(again, pictures(1)), own) < 1e-4
-    pixels = torch.stack(again.prepare(SimpleNamespace(images=lambda _: pictures(1))))
-    if method == "lora":
-        backbone, _ = merged(config, tmp_path / "adapter", torch.float32)
-        backbone.save_pretrained(tmp_path / "merged")
-    whole = tmp_path / ("merged" if method == "lora" else "adapter")
-    assert apart(plain(whole, pixels), own) < 1e-4
-    assert apart(plain(folder, pixels), own) > 1e-3, "it learned something"
+    images = pictures()
+    whole, own = fine_tuned(config_of(folder), method, [clip(images)], [0, 1, 1, 0, 1], tmp_path)
+    pixels = torch.stack(load_extractor(config_of(folder)).prepare(clip(images)))
+    assert apart(plain(whole, pixels), torch.cat(own)) < 1e-4
+    assert apart(plain(folder, pixels), torch.cat(own)) > 1e-3, "it learned something"
 
 
 def test_a_preprocessor_that_says_no_size_is_refused_in_a_line(tmp_path):
@@ -128,13 +116,13 @@ def test_pooling_is_that_which_is_asked_for(tmp_path, model_type):
     folder = any_encoder.image(tmp_path, model_type)
     extractor = load_extractor(config_of(folder, pooling="mean"))
     images = pictures()
-    pixels = torch.stack(extractor.prepare(SimpleNamespace(images=lambda _: images)))
+    pixels = torch.stack(extractor.prepare(clip(images)))
     mean, std = (torch.tensor(own)[:, None, None] for own in ([0.5, 0.4, 0.45], [0.25, 0.3, 0.27]))
     model = AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         states = getattr(model, "vision_model", model)((pixels / 255 - mean) / std).last_hidden_state
     patches = states if model_type == "siglip" else states[:, 3:]
-    assert patches.shape[1] == 16 and apart(embedded(extractor, images), patches.mean(1)) < 1e-4
+    assert patches.shape[1] == 16 and apart(of_frames(extractor, images), patches.mean(1)) < 1e-4
     if model_type == "siglip":
         with pytest.raises(UserError, match="has no class token"):
             load_extractor(config_of(folder, pooling="class"))

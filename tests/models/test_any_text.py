@@ -4,17 +4,18 @@ again elsewhere."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import any_encoder
 import pytest
 import torch
-from any_encoder import LINES, TEXT, apart, learned, saved
+from any_encoder import LINES, TEXT, apart, embedded, fine_tuned, learned
 from safetensors.torch import load_file, save_file
 
-from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
+from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import UserError
-from mer_dist.models.classifier import check_files, load_extractor, merged, trainable_classifier
+from mer_dist.models.classifier import check_files, load_extractor, trainable_classifier
 from mer_dist.models.extractor import Unusable
 from mer_dist.models.text_family import DECODERS, ENCODERS
 
@@ -25,21 +26,14 @@ every_type = pytest.mark.parametrize(
     "model_type", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in TEXT]
 )
 SAID = [LINES[0], LINES[11] + LINES[37], "今", LINES[5]]
+config_of = partial(any_encoder.config_of, "text")
 
 
 def clip(text: str) -> SimpleNamespace:
     return SimpleNamespace(name=text, transcript=text)
 
 
-def config_of(folder, **options) -> ExtractorConfig:
-    return ExtractorConfig(**({"family": "text", "path": str(folder), "precision": "fp32"} | options))
-
-
-@torch.no_grad()
-def embedded(extractor, texts) -> list[torch.Tensor]:
-    segments = [segment for text in texts for segment in extractor.prepare(clip(text))]
-    embeddings, lengths = extractor.embed(**extractor.collate(segments))
-    return list(embeddings.split(lengths.tolist()))
+CLIPS = [*map(clip, SAID)]
 
 
 @torch.no_grad()
@@ -62,11 +56,11 @@ def test_every_type_of_the_family_is_tried():
 def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch(tmp_path, model_type):
     folder = any_encoder.text(tmp_path, model_type)
     extractor = load_extractor(config_of(folder))
-    together = embedded(extractor, SAID)
+    together = embedded(extractor, CLIPS)
     assert extractor.width == 32 and len(together[2]) == (3 if model_type.startswith("qwen") else 1)
     for text, found in zip(SAID, together, strict=True):
         assert apart(found, plain(folder, text)) < 1e-4
-        assert apart(found, embedded(extractor, [text])[0]) < 1e-4
+        assert apart(found, embedded(extractor, [clip(text)])[0]) < 1e-4
     # One of another text is far away: the model does look at it.
     assert apart(together[0].mean(0), together[1].mean(0)) > 0.05
 
@@ -77,42 +71,20 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     tmp_path, model_type, method
 ):
     folder = any_encoder.text(tmp_path / "base", model_type)
-    finetune = FinetuneConfig(method=method, precision="fp32", lora=LoraConfig(rank=4, alpha=8, dropout=0.0))
-    config = config_of(folder, finetune=finetune)
-    model = trainable_classifier(config, 2, seed=0, sharded=False)
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
-    losses = told_apart(model)
-    assert losses[-1] < 0.9 * losses[0]
-    saved(model, tmp_path / "adapter")
-    own = embedded(model.extractor, SAID)
-    again = load_extractor(config, tmp_path / "adapter")
-    for before, after in zip(own, embedded(again, SAID), strict=True):
-        assert apart(after, before) < 1e-4
-    if method == "lora":
-        backbone, _ = merged(config, tmp_path / "adapter", torch.float32)
-        backbone.save_pretrained(tmp_path / "merged")
-        again.tokenizer.save_pretrained(tmp_path / "merged")
-    whole = tmp_path / ("merged" if method == "lora" else "adapter")
+    whole, own = fine_tuned(config_of(folder), method, CLIPS, [0, 1, 1, 0], tmp_path)
     assert apart(plain(whole, SAID[1]), own[1]) < 1e-4
     assert apart(plain(folder, SAID[1]), own[1]) > 1e-3, "it learned something"
-
-
-def told_apart(model) -> list[float]:
-    """Losses of learning to tell two texts from two others."""
-    segments = [segment for text in SAID for segment in model.extractor.prepare(clip(text))]
-    return learned(model, model.extractor.collate_clips([[segment] for segment in segments]), [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "bert"])
 def test_weights_of_4_bits_compute_nearly_the_same_and_learn(tmp_path, model_type):
     folder = any_encoder.text(tmp_path, model_type)
     whole, small = (
-        embedded(load_extractor(config_of(folder, quantize=kind)), SAID) for kind in ("none", "nf4")
+        embedded(load_extractor(config_of(folder, quantize=kind)), CLIPS) for kind in ("none", "nf4")
     )
     assert 1e-3 < apart(small[0], whole[0]) < 0.5
     config = config_of(folder, quantize="nf4", finetune=FinetuneConfig(method="lora", precision="fp32"))
-    losses = told_apart(trainable_classifier(config, 2, seed=0, sharded=False))
+    losses = learned(trainable_classifier(config, 2, seed=0, sharded=False), CLIPS, [0, 1, 1, 0])
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -128,7 +100,7 @@ def test_longer_transcripts_are_cut_where_model_or_settings_end_and_keep_their_l
     assert len(ids) == extractor.longest == most
     assert f"were longer than {most} tokens and were cut" in extractor.note()
     assert own[-1] == (0 if model_type == "roberta" else 1)
-    assert len(embedded(extractor, [long])[0]) == sum(own)
+    assert len(embedded(extractor, [clip(long)])[0]) == sum(own)
     short = load_extractor(config_of(tmp_path, max_tokens=10))
     assert len(short.prepare(clip(long))[0][0]) == 10
     with pytest.raises(Unusable, match="no token"):
@@ -181,8 +153,8 @@ def test_layers_and_pooling_are_those_that_are_asked_for(tmp_path, model_type):
         ({"pooling": "last"}, sum(states[-4:])[0][last : last + 1]),
     ):
         extractor = load_extractor(config_of(folder, **options))
-        for text in (SAID, SAID[1:2]):
-            found = embedded(extractor, text)[text.index(SAID[1])]
+        for clips in (CLIPS, CLIPS[1:2]):
+            found = embedded(extractor, clips)[clips.index(CLIPS[1])]
             assert found.shape == expected.shape and apart(found, expected) < 1e-4, options
     for options, why in (
         ({"layers": [6]}, "layers names 6; .* has the hidden states 0 to 5"),
@@ -195,7 +167,7 @@ def test_layers_and_pooling_are_those_that_are_asked_for(tmp_path, model_type):
 def test_a_folder_without_the_pooler_that_nobody_reads_is_whole(tmp_path):
     """As published models of masked language are."""
     folder = any_encoder.text(tmp_path, "bert")
-    before = embedded(load_extractor(config_of(folder)), SAID)
+    before = embedded(load_extractor(config_of(folder)), CLIPS)
     weights = load_file(folder / "model.safetensors")
     assert any(name.startswith("pooler.") for name in weights)
     save_file(
@@ -203,7 +175,7 @@ def test_a_folder_without_the_pooler_that_nobody_reads_is_whole(tmp_path):
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    for one, other in zip(before, embedded(load_extractor(config_of(folder)), SAID), strict=True):
+    for one, other in zip(before, embedded(load_extractor(config_of(folder)), CLIPS), strict=True):
         assert torch.equal(one, other)
     save_file(
         {name: own for name, own in weights.items() if "layer.2." not in name},

@@ -89,7 +89,7 @@ def test_auto_is_the_default_and_stands_for_float32_here(folders):
     ("family", "quantize"), [("clip", "none"), ("hubert", "none"), ("baichuan", "none"), ("clip", "nf4")]
 )
 def test_weights_read_straight_to_a_device_are_the_same(folders, monkeypatch, family, quantize):
-    model_class, places = FAMILIES[family].extractor_class().backbone_class(), []
+    model_class, places = FAMILIES[family].extractor_class().backbone_class(folders / family), []
     whole = model_class.from_pretrained
 
     def spied(*told, **options):

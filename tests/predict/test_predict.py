@@ -175,18 +175,20 @@ def bundled(run: Run, folder: Path) -> Path:
     return folder
 
 
-def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_is_refused(
-    job, run, tmp_path
-):
+@pytest.fixture
+def base_models(job):
+    return {name: job / "models" / name for name in ("hubert", "clip")}
+
+
+def test_another_base_model_is_refused(job, run, base_models, tmp_path):
     made = bundled(run, tmp_path / "bundle")
     other = shutil.copytree(job / "models" / "hubert", tmp_path / "hubert")
     weights = safetensors.numpy.load_file(other / "model.safetensors")
     name = max(weights, key=lambda name: weights[name].size)
     weights[name] = weights[name] + 1
     safetensors.numpy.save_file(weights, other / "model.safetensors")
-    right = {name: job / "models" / name for name in ("hubert", "clip")}
     with pytest.raises(UserError, match=r"hubert/model.safetensors is another file.*--models hubert=FOLDER"):
-        bundle.load(made, right | {"hubert": other}).check()
+        bundle.load(made, base_models | {"hubert": other}).check()
     # The run itself knows its base models, too.
     with pytest.raises(UserError, match=r"hubert/model.safetensors is another file"):
         bundle.load(run.folder, {"hubert": other}).check()
@@ -195,15 +197,19 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
     (more / "model.safetensors").rename(more / "pytorch_model.bin")
     shutil.copy(other / "model.safetensors", more)
     with pytest.raises(UserError, match="is another file"):
-        bundle.load(made, right | {"hubert": more}).check()
+        bundle.load(made, base_models | {"hubert": more}).check()
     with pytest.raises(
         UserError, match="the base model of the extractor hubert is not in .*--models hubert=FOLDER"
     ):
-        bundle.load(made, right | {"hubert": tmp_path / "none"}).check()
+        bundle.load(made, base_models | {"hubert": tmp_path / "none"}).check()
     with pytest.raises(UserError, match="the bundle has no such extractor; it has: baichuan, clip, hubert"):
-        bundle.load(made, right | {"wav2vec": other})
+        bundle.load(made, base_models | {"wav2vec": other})
     with pytest.raises(UserError, match="the extractor hubert needs its base model, hubert; name its folder"):
-        bundle.load(made, {"clip": right["clip"]})
+        bundle.load(made, {"clip": base_models["clip"]})
+
+
+def test_a_bundle_of_another_version_or_with_something_else_in_it_is_refused(run, base_models, tmp_path):
+    made = bundled(run, tmp_path / "bundle")
     path = made / "bundle.json"
     facts = files.read_json(path)
     entry = facts["extractors"]["clip"]
@@ -225,18 +231,21 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
         changed = {key: value for key, value in (facts | change).items() if key != "checksum"}
         files.write_json(path, changed | {"checksum": files.fingerprint_of(changed)})
         with pytest.raises(UserError, match=why):
-            bundle.load(made, right)
+            bundle.load(made, base_models)
         files.write_json(path, facts | change)
         with pytest.raises(
             UserError, match=r"its format is 99|bundle.json: it was changed since it was written"
         ):
-            bundle.load(made, right)
-    files.write_json(path, facts)
+            bundle.load(made, base_models)
+
+
+def test_a_bundle_with_other_bytes_than_were_written_is_refused(run, base_models, tmp_path):
+    made = bundled(run, tmp_path / "bundle")
     content = bytearray((made / "fusion.safetensors").read_bytes())
     content[-100:-90] = b"0123456789"
     (made / "fusion.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="fusion.safetensors: missing, or other bytes than were written"):
-        bundle.load(made, right)
+        bundle.load(made, base_models)
     shutil.rmtree(made)
     made = bundled(run, tmp_path / "bundle")
     # An adapter that only a pickle holds is none.
@@ -244,7 +253,7 @@ def test_a_bundle_of_another_base_model_or_version_or_with_something_else_in_it_
     (adapter / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"adapter_model.safetensors: missing, or other bytes"):
-        Predictor(bundle.load(made, right))
+        Predictor(bundle.load(made, base_models))
     with pytest.raises(UserError, match="that is a bundle already"):
         bundle.write(made, tmp_path / "again")
 
