@@ -51,10 +51,57 @@ AUDIO = {
 }
 
 
+#: Of sound that is heard as a spectrogram: model_type -> settings, and the class and the settings of its preprocessor.
+SPECTROGRAM = {
+    "whisper": (
+        {
+            "d_model": 32,
+            "encoder_layers": 5,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 64,
+            "num_mel_bins": 16,
+            "max_source_positions": 50,
+            "vocab_size": 30,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        "WhisperFeatureExtractor",
+        {"feature_size": 16, "chunk_length": 1},
+    ),
+    "audio-spectrogram-transformer": (
+        _WIDTH | {"num_hidden_layers": 5, "max_length": 96, "num_mel_bins": 36},
+        "ASTFeatureExtractor",
+        {"max_length": 96, "num_mel_bins": 36},
+    ),
+    "wav2vec2-bert": (
+        _WIDTH
+        | {
+            "num_hidden_layers": 5,
+            "feature_projection_input_dim": 32,
+            "position_embeddings_type": "relative_key",
+            "conv_depthwise_kernel_size": 5,
+        },
+        "SeamlessM4TFeatureExtractor",
+        {"feature_size": 16, "num_mel_bins": 16},
+    ),
+}
+
+
 def audio(folder: Path, case: str, seed: int = 0) -> Path:
     """A model of sound; returns its folder."""
+    import transformers
     from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
+    if case in SPECTROGRAM:
+        settings, preprocessor, more = SPECTROGRAM[case]
+        _save_model(CONFIG_MAPPING[case](**settings), folder, seed)
+        getattr(transformers, preprocessor)(**more).save_pretrained(folder)
+        return folder
     model_type, more = AUDIO[case]
     common = _WIDTH | {
         "num_hidden_layers": 5,
@@ -191,11 +238,11 @@ def embedded(extractor, clips: Sequence) -> list[torch.Tensor]:
     return list(embeddings.split(lengths.tolist()))
 
 
-def learned(model, clips: Sequence, target: list[int], steps: int = 12) -> list[float]:
+def learned(model, clips: Sequence, target: list[int], steps: int = 12, rate: float = 1e-2) -> list[float]:
     """Losses of a few steps of training on one batch: each segment of the clips with its target."""
     segments = [[segment] for clip in clips for segment in model.extractor.prepare(clip)]
     batch = model.extractor.collate_clips(segments)
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], rate)
     losses = []
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor(target))
@@ -207,7 +254,7 @@ def learned(model, clips: Sequence, target: list[int], steps: int = 12) -> list[
 
 
 def fine_tuned(
-    config: ExtractorConfig, method: str, clips: Sequence, target: list[int], folder: Path
+    config: ExtractorConfig, method: str, clips: Sequence, target: list[int], folder: Path, rate: float = 1e-2
 ) -> tuple[Path, list[torch.Tensor]]:
     """Fine-tune a model in a few steps, and check that what it learned loads again.
 
@@ -219,7 +266,7 @@ def fine_tuned(
     model = trainable_classifier(config, 2, seed=0, sharded=False)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
-    losses = learned(model, clips, target)
+    losses = learned(model, clips, target, rate=rate)
     assert losses[-1] < 0.9 * losses[0]
     adapter = folder / "adapter"
     save(model.eval(), {name: weight.detach() for name, weight in trained.items()}, adapter)

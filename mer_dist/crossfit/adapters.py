@@ -15,7 +15,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import folds
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import family_of
 from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -101,7 +101,7 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapt
 
 
 def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> Adapter:
-    family = FAMILIES[extractor.family]
+    family = family_of(extractor.family, extractor.path)
     rows = [
         row
         for row in labeled
@@ -144,6 +144,6 @@ def _weights_settings(extractor: ExtractorConfig) -> list:
         extractor.window,
         extractor.max_tokens,
         training,
-        *FAMILIES[extractor.family].code,
+        *family_of(extractor.family, extractor.path).code,
         *([extractor.layers, extractor.pooling] if extractor.layers or extractor.pooling else []),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -72,6 +73,8 @@ class Family:
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The class, or ``module:class`` of one whose module imports torch.
     extractor: type[Extractor] | str
+    #: ``model_type`` -> its own facts, where they differ from these.
+    by_type: dict[str, Family] = field(default_factory=dict)
     #: Hash of a plugin's file: features of another version of it are computed again. Empty for built-in
     #: families.
     code: tuple[str, ...] = ()
@@ -90,6 +93,18 @@ class Family:
 
 #: Every family by its name in ``extractors.*.family``.
 FAMILIES: Registry[Family] = ENCODERS
+
+
+def family_of(family: str, folder: str | Path) -> Family:
+    """The facts that hold for the model in this folder: of its family, or of its ``model_type``."""
+    own = FAMILIES[family]
+    if not own.by_type:
+        return own
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return own.by_type.get(settings["model_type"], own)
+    except (OSError, ValueError, TypeError, KeyError):
+        return own  # model_folder.check says what is wrong with it
 
 
 def register(name: str, **facts: Any) -> Callable[[Class], Class]:

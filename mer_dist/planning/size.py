@@ -17,7 +17,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import Classifier, base_dtype, trainable
 from mer_dist.models.extractor import Extractor
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -74,7 +74,7 @@ def settings(config: ExtractorConfig) -> PreTrainedConfig:
     Raises:
         UserError: see :func:`source`; or its config.json is unreadable.
     """
-    family, origin = FAMILIES[config.family], source(config)
+    family, origin = family_of(config.family, config.path), source(config)
     if origin != "config.json":
         return (
             family.extractor_class()
@@ -95,7 +95,7 @@ def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | No
     Raises:
         UserError: see :func:`settings`.
     """
-    extractor_class, own = FAMILIES[config.family].extractor_class(), settings(config)
+    extractor_class, own = family_of(config.family, config.path).extractor_class(), settings(config)
     if layers is not None:
         own.num_hidden_layers = layers
     with torch.device("meta"):

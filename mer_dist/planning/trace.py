@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import Classifier
 from mer_dist.models.extractor import DTYPES, Extractor
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import family_of
 from mer_dist.planning.size import bare_classifier, bare_extractor, settings
 
 #: Numbers of layers to trace instead of all, for a result in seconds; the features need the last four.
@@ -91,7 +91,7 @@ def training(
         Bytes that autograd keeps from the forward pass, and bytes alive at the peak of the step.
     """
 
-    segments, _ = FAMILIES[config.family].typical_clip(config, frames)
+    segments, _ = family_of(config.family, config.path).typical_clip(config, frames)
 
     def traced(layers: int | None) -> torch.Tensor:
         return _train(bare_classifier(config, classes, sharded, layers), sharded, clips, clips * segments)
