@@ -54,8 +54,6 @@ class Extractor(nn.Module, ABC):
     poolings: tuple[str, ...] = ()
     #: Whether ``layers`` may be chosen.
     chooses_layers = False
-    #: Beginnings of the names of weights that a folder may lack, as embeddings do not depend on them.
-    unused_weights: tuple[str, ...] = ()
     #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True
     #: Inside peft's wrapper while an adapter is not merged.
@@ -102,7 +100,7 @@ class Extractor(nn.Module, ABC):
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
             backbone = load_pretrained(
-                cls.backbone_class(folder), folder, dtype, config.quantize, device, cls.unused_weights
+                cls.backbone_class(folder), folder, dtype, config.quantize, device, cls.unused_weights(config)
             )
         extractor = cls(config, backbone, folder)
         extractor.read_preprocessing(folder)
@@ -152,6 +150,12 @@ class Extractor(nn.Module, ABC):
 
         The parameters are the keys of :meth:`collate`.
         """
+
+    @classmethod
+    def unused_weights(cls, config: ExtractorConfig) -> tuple[str, ...]:
+        """Beginnings of the names of weights that a folder may lack, as embeddings do not depend on them; by default
+        none."""
+        return ()
 
     def read_preprocessing(self, folder: Path) -> None:
         """Read the settings that :meth:`prepare` needs from the model folder; by default none.

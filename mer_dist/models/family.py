@@ -55,6 +55,8 @@ class Family:
     model_types: tuple[str, ...]
     #: Files that a model folder needs besides config.json and the weights.
     files: tuple[str, ...] = ()
+    #: Files of which it needs one.
+    one_of_files: tuple[str, ...] = ()
     #: Why a config.json with a valid ``model_type`` is not of this family; empty: it is.
     refuse_settings: Callable[[dict], str] = lambda settings: ""
     #: Length of all segments in one forward pass, padding included, on a CPU and on a GPU: enough to

@@ -44,7 +44,13 @@ def check(folder: Path, family: str) -> None:
     check_config(folder, family)
     for path in weight_files(folder):
         _check_weights(path)
-    for name in family_of(family, folder).files:
+    own = family_of(family, folder)
+    either = [name for name in own.one_of_files if (folder / name).is_file()]
+    if own.one_of_files and not either:
+        raise UserError(
+            f"{folder}: there is neither {' nor '.join(own.one_of_files)}; is the model folder complete?"
+        )
+    for name in (*own.files, *either):
         _check_beside(folder / name)
 
 

@@ -22,7 +22,6 @@ class TextExtractor(Extractor):
     lora_targets = ["all-linear"]
     poolings = ("mean", "first", "last")
     chooses_layers = True
-    unused_weights = ("pooler.",)
     #: A tokenizer is in one of these forms, and a decoder's in the first.
     extra_files = (
         "tokenizer.json",
@@ -47,6 +46,10 @@ class TextExtractor(Extractor):
         positions = getattr(settings, "max_position_embeddings", None) or config.max_tokens
         offset = (settings.pad_token_id or 0) + 1 if settings.model_type in ("roberta", "xlm-roberta") else 0
         self.longest = min(config.max_tokens, positions - offset)
+
+    @classmethod
+    def unused_weights(cls, config):
+        return ("pooler.",)
 
     def read_preprocessing(self, folder: Path) -> None:
         from transformers import AutoTokenizer

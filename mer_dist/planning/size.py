@@ -86,6 +86,11 @@ def settings(config: ExtractorConfig) -> PreTrainedConfig:
     return settings_class.from_pretrained(config.path, local_files_only=True)
 
 
+def tower(own: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a model's configuration that has the layers of the encoder: some hold those of words beside it."""
+    return getattr(own, "vision_config", own)
+
+
 def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> Extractor:
     """The extractor on the meta device, without the tokenizer or preprocessor that real clips need.
 
@@ -97,7 +102,7 @@ def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | No
     """
     extractor_class, own = family_of(config.family, config.path).extractor_class(), settings(config)
     if layers is not None:
-        own.num_hidden_layers = layers
+        tower(own).num_hidden_layers = layers
     with torch.device("meta"):
         backbone_class = extractor_class.backbone_class(Path(config.path))
         return extractor_class(config, backbone_class._from_config(own, dtype=dtype))
