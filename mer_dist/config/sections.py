@@ -262,8 +262,8 @@ class FinetuneConfig:
 class ExtractorConfig:
     RENAMED: ClassVar = {"budget": "batch_budget"}
     family: str = MISSING
-    """``text``, ``audio`` or ``image``: any model that transformers knows (docs/encoders.md); ``clip`` (frames),
-    ``hubert`` (audio), ``baichuan`` (transcripts); or one that ``plugins`` adds."""
+    """``text``, ``audio``, ``image`` or ``video`` (windows of frames): models that transformers knows
+    (docs/encoders.md); ``clip`` (frames), ``hubert`` (audio), ``baichuan`` (transcripts); or one that ``plugins`` adds."""
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
     precision: str = "auto"
@@ -273,18 +273,22 @@ class ExtractorConfig:
     quantize: str = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
     frames: int = 0
-    """image, clip: number of stored frames to use, evenly spaced; 0: all."""
+    """image, video, clip: number of stored frames to use, evenly spaced; 0: all."""
     window: float = 10.0
-    """audio, hubert: longer audio is cut into windows of this many seconds."""
+    """audio, hubert: longer audio is cut into windows of this many seconds; Whisper and the Audio Spectrogram
+    Transformer have windows of their own."""
     max_tokens: int = 512
     """text, baichuan: longer transcripts are cut."""
+    prompt: str = ""
+    """text: what the model reads in place of the bare transcript, with {transcript} in it, as
+    "How does one feel who says: {transcript}"; only the transcript's own tokens are embedded."""
     layers: list[int] = field(default_factory=list)
     """text, audio: the hidden states whose sum is the embedding: 0 is the input of the first layer, -1 the output
     of the model; empty: the last four, as in the challenge's baseline."""
     pooling: str = ""
     """text: ``mean`` over the transcript's tokens, ``first`` token (an encoder's CLS) or ``last`` token of the
-    transcript; image: ``class`` token, ``pooled`` by the model, or ``mean`` over the patches; empty: the
-    family's convention."""
+    transcript; image: ``projected`` into the space of words, ``pooled`` by the model, ``class`` token, or ``mean``
+    over the patches; video: ``class`` or ``mean``; empty: the model's convention."""
     batch_budget: float = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
     family's default for the device."""
@@ -302,6 +306,8 @@ class ExtractorConfig:
             at_least("", key, getattr(self, key), 0)
         at_least("", "max_tokens", self.max_tokens, 1)
         at_least("", "window", self.window, 0.1)
+        if self.prompt and self.prompt.count("{transcript}") != 1:
+            raise UserError(f"prompt is {self.prompt!r}; it must contain {{transcript}} once")
 
     @property
     def finetuning(self) -> FinetuneConfig:

@@ -146,4 +146,5 @@ def _weights_settings(extractor: ExtractorConfig) -> list:
         training,
         *family_of(extractor.family, extractor.path).code,
         *([extractor.layers, extractor.pooling] if extractor.layers or extractor.pooling else []),
+        *([extractor.prompt] if extractor.prompt else []),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mer_dist.models.family import FAMILIES, SECONDS
+from mer_dist.models.family import FAMILIES, SECONDS, asks_for_code
 from mer_dist.models.hubert_family import HUBERT
 
 SAMPLE_RATE = 16_000
@@ -14,7 +14,7 @@ def _refuse(settings: dict) -> str:
     """Why a config with a valid ``model_type`` cannot be used; empty if it can."""
     if settings.get("add_adapter"):
         return "its adapter (add_adapter) changes the number of steps; give the model without it"
-    return ""
+    return asks_for_code(settings)
 
 
 _WAVEFORM = replace(

@@ -54,6 +54,8 @@ class Extractor(nn.Module, ABC):
     poolings: tuple[str, ...] = ()
     #: Whether ``layers`` may be chosen.
     chooses_layers = False
+    #: Whether a ``prompt`` may be given.
+    reads_prompts = False
     #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True
     #: Inside peft's wrapper while an adapter is not merged.
@@ -74,6 +76,8 @@ class Extractor(nn.Module, ABC):
             raise UserError(f"extractors.*.pooling is {config.pooling!r}; for {self.folder} it is {choice}")
         if config.layers and not self.chooses_layers:
             raise UserError(f"extractors.*.layers: the family {config.family} has no layers to choose")
+        if config.prompt and not self.reads_prompts:
+            raise UserError(f"extractors.*.prompt: the family {config.family} reads none")
         states = getattr(backbone.config, "num_hidden_layers", 0) + 1
         if wrong := [layer for layer in config.layers if not -states <= layer < states]:
             raise UserError(

@@ -97,6 +97,13 @@ class Family:
 FAMILIES: Registry[Family] = ENCODERS
 
 
+def asks_for_code(settings: dict) -> str:
+    """Why a config that asks for code in its folder is refused; empty if it does not."""
+    if settings.get("auto_map"):
+        return "it asks for code of its own (auto_map), which is never run; take the model in the layout of transformers"
+    return ""
+
+
 def family_of(family: str, folder: str | Path) -> Family:
     """The facts that hold for the model in this folder: of its family, or of its ``model_type``."""
     own = FAMILIES[family]

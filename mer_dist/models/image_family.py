@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mer_dist.models.clip_family import CLIP
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import FAMILIES, asks_for_code
 
 #: ``model_type`` of models with an image tower beside another -> the class of the tower, which reads their weights.
 TOWERS = {
@@ -22,6 +22,7 @@ CLASS_TOKEN = ("vit", "dinov2", "dinov3_vit")
 _IMAGE = replace(
     CLIP,
     model_types=(*PROJECTED, *POOLED, *CLASS_TOKEN),
+    refuse_settings=asks_for_code,
     published={},
     extractor="mer_dist.models.image:ImageExtractor",
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil
 
 from mer_dist.models.clip_family import CLIP
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import FAMILIES, asks_for_code
 
 #: The embedding of a window by the model's convention: its class token, or the mean of all its patches.
 CLASS_TOKEN = ("vivit", "timesformer")
@@ -20,6 +20,7 @@ _VIDEO = replace(
     model_types=(*CLASS_TOKEN, *MEAN),
     files=(),
     one_of_files=PREPROCESSORS,
+    refuse_settings=asks_for_code,
     published={},
     budgets=(WINDOW, 256),
     longest_segment=lambda config: WINDOW,
