@@ -154,6 +154,9 @@ class ShardConfig:
     """Frames per clip, evenly spaced."""
     image_size: int = 224
     """Side in pixels of the stored square frames."""
+    views: list[str] = field(default_factory=lambda: ["face"])
+    """``[face]``, or ``[face, frame]``: the whole frames are stored beside the faces, for extractors with
+    ``view: frame``."""
     faces: str = "cascade"
     """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
     openface: str = ""
@@ -176,6 +179,8 @@ class ShardConfig:
         at_least("shard", "image_size", self.image_size, 16)
         one_of("shard", "faces", self.faces, ("cascade", "openface", "none"))
         one_of("shard", "faceless", self.faceless, ("frame", "mask"))
+        if list(self.views) not in (["face"], ["face", "frame"]):
+            raise UserError(f"shard.views is {list(self.views)}; it must be [face] or [face, frame]")
         if self.faces == "openface" and not self.openface:
             raise UserError("shard.faces is 'openface', so shard.openface must name its folder")
 
@@ -272,6 +277,8 @@ class ExtractorConfig:
     precision."""
     quantize: str = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
+    view: str = "face"
+    """image, video, clip: ``face``, or ``frame`` with ``shard.views: [face, frame]``."""
     frames: int = 0
     """image, video, clip: number of stored frames to use, evenly spaced; 0: all."""
     window: float = 10.0
@@ -300,6 +307,7 @@ class ExtractorConfig:
         self.path = path("", "path", self.path)
         one_of("", "precision", self.precision, ("auto", "fp32", "tf32", "bf16", "fp16"))
         one_of("", "quantize", self.quantize, ("none", "nf4", "int8"))
+        one_of("", "view", self.view, ("face", "frame"))
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")
         for key in ("frames", "batch_budget"):

@@ -104,7 +104,7 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
     family = family_of(extractor.family, extractor.path)
     rows = [
         row
-        for row in labeled
+        for row in (row.of_view(extractor.view) for row in labeled)
         if family.modality not in row.missing
         and family.enough(row)
         and (held_out_fold is None or fold_of[row.name] != held_out_fold)
@@ -147,4 +147,5 @@ def _weights_settings(extractor: ExtractorConfig) -> list:
         *family_of(extractor.family, extractor.path).code,
         *([extractor.layers, extractor.pooling] if extractor.layers or extractor.pooling else []),
         *([extractor.prompt] if extractor.prompt else []),
+        *([extractor.view] if extractor.view != "face" else []),
     ]

@@ -326,7 +326,7 @@ def _refused(layout: launch_config.LaunchLayout, config: Config) -> str:
 
 
 def _shards(config: Config, layout: launch_config.LaunchLayout, found: dict | None) -> dict:
-    pixels = config.shard.frames * config.shard.image_size**2
+    pixels = len(config.shard.views) * config.shard.frames * config.shard.image_size**2
     each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
     fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
     return {

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 #: Keys of an extractor that came later, and change nothing with these values.
-LATER: dict[str, object] = {"layers": [], "pooling": "", "prompt": ""}
+LATER: dict[str, object] = {"layers": [], "pooling": "", "prompt": "", "view": "face"}
 #: The name of an extractor, its adapter (None: the published weights), and the clips that it sees.
 Seen = tuple[str, Adapter | None, shard_index.Index]
 
