@@ -30,6 +30,7 @@ import setting
 import torch
 
 from mer_dist.config.config import Config
+from mer_dist.features import extraction
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.shards.reader import Reader
@@ -79,7 +80,7 @@ def compare(yaml: Path, name: str, scratch: Path, rounds: int) -> None:
     tell(name, len(rows), rates)
 
 
-def work_modality(work: extract.Work) -> str:
+def work_modality(work: extraction.Work) -> str:
     from mer_dist.models.family import FAMILIES
 
     return FAMILIES[work.extractor.family].modality
@@ -131,13 +132,13 @@ def limit(extractor: Extractor, config: Config, rows: list) -> Callable[[], None
     return lambda: forward(best)
 
 
-def run_shards(extractor, config: Config, work: extract.Work, shards: list[int], folder: Path) -> None:
+def run_shards(extractor, config: Config, work: extraction.Work, shards: list[int], folder: Path) -> None:
     """What a rank of ``mer-dist extract`` does once its model is loaded."""
     torch.set_num_threads(1)
     work.folder = folder
     shutil.rmtree(folder, ignore_errors=True)
     reader = Reader(Run(config.run.folder).shards)
-    for _ in extract._each_shard(extractor, reader, work, shards, config):
+    for _ in extraction.Pass([work], config).over(extractor, reader, shards):
         pass
 
 

@@ -12,7 +12,7 @@ from gpu_inputs import counts
 from gpu_runs import runs
 
 from mer_dist.config import config as configuration
-from mer_dist.features import store
+from mer_dist.features import extraction, store
 from mer_dist.models.extractor import Extractor, fitting_batches
 from mer_dist.models.precision import products
 from mer_dist.shards.reader import Reader
@@ -65,13 +65,13 @@ def _measure(check: Check, run: str, precision: str, loop: bool = True) -> np.nd
     (work,) = extract.planned(config)
     work.folder = check.work / "features" / f"{run}-{precision}"
     where = device()
-    load, extractor = timed(lambda: extract._loaded(work, config))
+    load, extractor = timed(lambda: extraction.loaded(work, config))
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     reader = Reader(Run(config.run.folder).shards)
 
     def whole() -> None:
-        for _ in extract._each_shard(extractor, reader, work, sorted(work.shards), config):
+        for _ in extraction.Pass([work], config).over(extractor, reader, sorted(work.shards)):
             pass
 
     cold = timed(whole)[0] if loop else math.nan

@@ -299,6 +299,8 @@ class ExtractorConfig:
     batch_budget: float = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
     family's default for the device."""
+    split: bool = False
+    """``extract`` splits the weights over all its processes (ZeRO-3), for a model that fits no single GPU."""
     finetune: FinetuneConfig | None = None
     """Absent: the extractor stays frozen."""
 

@@ -47,11 +47,13 @@ def backbone_class(folder: Path) -> type[PreTrainedModel]:
     return found[0] if isinstance(found, tuple) else found
 
 
-def summed(out: Any, layers: Sequence[int] = ()) -> torch.Tensor:
-    """The sum of these hidden states ``(P, L, D)``; of none: of the last four, as in the challenge's baseline.
+def summed(out: Any, layer_sets: Sequence[Sequence[int]] = ((),)) -> torch.Tensor:
+    """For each set of layers the sum of their hidden states, side by side ``(P, L, sets x D)``; of an empty one the last
+    four, as in the challenge's baseline.
 
     The last one is that after the final norm: in transformers 5 the last hidden state of HuBERT and its relatives is
     before it.
     """
     states = (*out.hidden_states[:-1], out.last_hidden_state)
-    return reduce(torch.add, [states[layer] for layer in layers] or states[-4:])
+    sums = [reduce(torch.add, [states[layer] for layer in layers] or states[-4:]) for layers in layer_sets]
+    return torch.cat(sums, -1) if len(sums) > 1 else sums[0]

@@ -66,8 +66,9 @@ def load_extractor(
         return family.from_pretrained(config, adapter or Path(config.path), dtype, device).eval()
     extractor = family.from_pretrained(config, Path(config.path), dtype, device)
     loaded = _with_adapter(extractor.backbone, adapter)
-    # Merging is faster, but 4 or 8 bits would round the adapter away.
-    extractor.backbone = loaded.merge_and_unload() if config.quantize == "none" else loaded
+    # Merging is faster, but 4 or 8 bits would round the adapter away, and of split weights there are only parts.
+    merge = config.quantize == "none" and not config.split
+    extractor.backbone = loaded.merge_and_unload() if merge else loaded
     return extractor.eval()
 
 

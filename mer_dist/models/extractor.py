@@ -71,6 +71,8 @@ class Extractor(nn.Module, ABC):
         self.config = config
         self.backbone = backbone
         self.folder = folder or Path(config.path)
+        #: One pass may serve several sets of layers: their embeddings lie side by side, each :attr:`width` wide.
+        self.layer_sets = [config.layers]
         if config.pooling and config.pooling not in self.poolings:
             choice = f"one of {', '.join(self.poolings)}" if self.poolings else "not of this family"
             raise UserError(f"extractors.*.pooling is {config.pooling!r}; for {self.folder} it is {choice}")

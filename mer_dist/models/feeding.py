@@ -67,11 +67,22 @@ class Chunk:
     batches: list[tuple[list[int], dict[str, torch.Tensor]]]
 
 
+#: Chunks to each with the embeddings of its segments, by their indices.
+Compute = Callable[[Extractor, Iterable[Chunk], torch.device], Iterator[tuple[Chunk, dict[int, np.ndarray]]]]
+
+
 def clip_embeddings(
-    extractor: Extractor, reader: Reader | MemoryReader, shards: Mapping[int, Iterable[Row]]
+    extractor: Extractor,
+    reader: Reader | MemoryReader,
+    shards: Mapping[int, Iterable[Row]],
+    compute: Compute | None = None,
 ) -> Iterator[tuple[int, str, np.ndarray | str]]:
     """Shard, name and embeddings ``(T, D)`` of each clip, or the reason why it has none: shard by shard,
-    in any order within a shard."""
+    in any order within a shard.
+
+    Args:
+        compute: the forward passes; None: by this process.
+    """
     device = next(extractor.parameters()).device
     own = pace(device)
     view = extractor.config.view
@@ -86,11 +97,12 @@ def clip_embeddings(
         )
         # It must close before the decoding threads do.
         with closing(ready):
-            for chunk, found in _computed(extractor, ready, device):
+            for chunk, found in (compute or _computed)(extractor, ready, device):
                 for name, reason in chunk.refused.items():
                     yield chunk.shard, name, reason
-                for name, embeddings in found.items():
-                    yield chunk.shard, name, embeddings
+                ends = np.cumsum([0, *chunk.segments.values()])
+                for name, span in zip(chunk.segments, pairwise(ends), strict=True):
+                    yield chunk.shard, name, np.concatenate([found[position] for position in range(*span)])
 
 
 def _chunks(extractor: Extractor, rows: Iterable[Row], device: torch.device) -> list[list[Row]]:
@@ -177,11 +189,20 @@ class Asked:
         return np.split(embeddings, np.cumsum(self.counts.numpy())[:-1])
 
 
-def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.device) -> Asked:
-    """Launch a forward pass without waiting, unless the model waits (HuBERT, if lengths differ)."""
-    with torch.inference_mode(), products(extractor.config.precision, device):
+def asked(
+    embed: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    batch: dict[str, torch.Tensor],
+    device: torch.device,
+    precision: str,
+) -> Asked:
+    """Launch a forward pass without waiting, unless the model waits (HuBERT, if lengths differ).
+
+    Args:
+        embed: as :meth:`mer_dist.models.extractor.Extractor.embed`.
+    """
+    with torch.inference_mode(), products(precision, device):
         on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        embeddings, counts = extractor.embed(**on_device)
+        embeddings, counts = embed(**on_device)
         # A non-blocking transfer from a GPU goes to pinned memory.
         found = [result.to("cpu", non_blocking=True) for result in (embeddings.float(), counts)]
     here = None
@@ -193,20 +214,15 @@ def asked(extractor: Extractor, batch: dict[str, torch.Tensor], device: torch.de
 
 def _computed(
     extractor: Extractor, chunks: Iterable[Chunk], device: torch.device
-) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
-    """Each chunk with the embeddings of its clips; segments of similar length share a pass."""
+) -> Iterator[tuple[Chunk, dict[int, np.ndarray]]]:
+    """Segments of similar length share a pass."""
     passes = _passes(extractor, chunks, device)
     done: dict[int, np.ndarray] = {}
     for chunk, positions, results, last in _one_behind(passes) if pace(device).ahead else passes:
         if results is not None:
             done.update(zip(positions, results.fetched(), strict=True))
         if last:
-            ends = np.cumsum([0, *chunk.segments.values()])
-            spans = zip(chunk.segments, pairwise(ends), strict=True)
-            yield (
-                chunk,
-                {name: np.concatenate([done[position] for position in range(*span)]) for name, span in spans},
-            )
+            yield chunk, done
             done = {}
 
 
@@ -218,7 +234,8 @@ def _passes(
         if not chunk.batches:
             yield chunk, [], None, True
         for number, (positions, batch) in enumerate(chunk.batches, start=1):
-            yield chunk, positions, asked(extractor, batch, device), number == len(chunk.batches)
+            results = asked(extractor.embed, batch, device, extractor.config.precision)
+            yield chunk, positions, results, number == len(chunk.batches)
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:

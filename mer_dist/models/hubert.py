@@ -104,7 +104,7 @@ class HubertExtractor(Extractor):
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=True,
         )
-        return packed(auto.summed(out, self.config.layers), real), lengths
+        return packed(auto.summed(out, self.layer_sets), real), lengths
 
 
 class RealStepsNorm(nn.Module):

@@ -191,7 +191,7 @@ class WhisperExtractor(FixedWindow):
 
     def states(self, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         out = self.backbone(values.transpose(1, 2), output_hidden_states=True)
-        return auto.summed(out, self.config.layers)
+        return auto.summed(out, self.layer_sets)
 
 
 class AstExtractor(FixedWindow):
@@ -203,6 +203,11 @@ class AstExtractor(FixedWindow):
 
     #: Samples from one column of the spectrogram to the next, and that the first one sees.
     hop, first = 160, 400
+
+    def __init__(self, config, backbone, folder=None):
+        super().__init__(config, backbone, folder)
+        if self.pooling == "pooled" and config.layers:
+            raise UserError("extractors.*.layers: with pooling: pooled the model has no layers to choose")
 
     @property
     def window_samples(self) -> int:
@@ -241,7 +246,7 @@ class AstExtractor(FixedWindow):
         settings = self.backbone.config
         out = self.backbone(values, output_hidden_states=True)
         # In front are the class and the distillation token; then the patches, band by band.
-        patches = auto.summed(out, self.config.layers)[:, 2:]
+        patches = auto.summed(out, self.layer_sets)[:, 2:]
         bands = self._along(settings.num_mel_bins, settings.frequency_stride)
         return patches.unflatten(1, (bands, -1)).mean(1)
 
@@ -290,4 +295,4 @@ class Wav2Vec2BertExtractor(SpectrogramExtractor):
     def states(self, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         seen = None if mask is None else mask.long()
         out = self.backbone(values, attention_mask=seen, output_hidden_states=True)
-        return auto.summed(out, self.config.layers)
+        return auto.summed(out, self.layer_sets)

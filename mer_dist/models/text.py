@@ -160,7 +160,7 @@ class TextExtractor(Extractor):
         """``ids`` (P, L), padded on the right; ``mask`` (P, L), 1 for tokens."""
         more = {"use_cache": False} if self.backbone.config.model_type in DECODERS else {}
         out = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True, **more)
-        states = auto.summed(out, self.config.layers)
+        states = auto.summed(out, self.layer_sets)
         if self.pooling == "mean":
             return packed(states, real), lengths
         # ``real`` are the places of the transcript's tokens in all rows, one row after the other.

@@ -203,7 +203,7 @@ def free(accelerator: Accelerator) -> None:
     import torch
 
     if zero_stage(accelerator) == 3:
-        _forget_models()
+        forget_models()
     # It collects garbage while it still holds the models itself.
     accelerator.free_memory()
     gc.collect()
@@ -211,7 +211,7 @@ def free(accelerator: Accelerator) -> None:
         torch.cuda.empty_cache()
 
 
-def _forget_models() -> None:
+def forget_models() -> None:
     """Empty DeepSpeed's global state: the modules that were last run, and the caches of its coordinator,
     which all instances share."""
     from deepspeed.runtime.zero import parameter_offload

@@ -110,6 +110,8 @@ def test_the_transformer_of_spectrograms_may_pool_itself(tmp_path):
     assert (
         apart(of_clip(extractor, WAVES[1]), AutoModel.from_pretrained(folder)(**values).pooler_output) < 1e-4
     )
+    with pytest.raises(UserError, match="with pooling: pooled the model has no layers to choose"):
+        load_extractor(config_of(folder, pooling="pooled", layers=[1]))
 
 
 @every_type

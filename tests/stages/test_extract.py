@@ -21,6 +21,7 @@ from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.models.family import FAMILIES
 from mer_dist.models.feeding import clip_embeddings
+from mer_dist.models.hubert import HubertExtractor
 from mer_dist.processes.ancestry import Starter
 from mer_dist.shards import shard_index
 from mer_dist.shards.reader import Reader
@@ -52,6 +53,49 @@ def run_of(job: Path) -> Run:
 def hashes(run: Run) -> dict[str, str]:
     files = sorted((run.folder / "features").rglob("*.safetensors"))
     return {str(path.relative_to(run.folder)): digest(path) for path in files}
+
+
+@pytest.mark.slow
+def test_sets_of_one_model_that_differ_in_their_layers_need_one_pass(job, tmp_path, monkeypatch):
+    passes = []
+    text = job.read_text()
+    head = text[: text.index("extractors:")].replace(str(run_of(job).folder), str(tmp_path / "run"))
+    tail = text[text.index("extract: ") :]
+    hubert = f"{{family: hubert, path: {job.parent}/models/hubert"
+    each = {"low": ", layers: [0, 1]}", "top": ", layers: [-1]}", "usual": "}", "again": "}"}
+    together = "".join(f"  {name}: {hubert}{own}\n" for name, own in each.items())
+    files.write_text(tmp_path / "together.yaml", f"{head}extractors:\n{together}{tail}")
+    shutil.copytree(run_of(job).shards, tmp_path / "run" / "shards")
+    monkeypatch.setattr(HubertExtractor, "embed", counting(HubertExtractor.embed, passes))
+    extract(load(tmp_path / "together.yaml"))
+    run, clips = Run(tmp_path / "run"), small_job.LABELED + small_job.UNLABELED
+    # On a CPU each clip is a pass of its own; the set that is another once more needs its own.
+    assert len(passes) == 2 * clips
+    usual = store.load(run_of(job).features("hubert")).utterance
+    assert np.array_equal(store.load(run.features("usual")).utterance, usual)
+    assert np.array_equal(store.load(run.features("again")).utterance, usual)
+    low, top = (store.load(run.features(name)).utterance for name in ("low", "top"))
+    assert low.shape == top.shape == usual.shape and not np.allclose(low, top)
+    # Only the lost shard of one of them is computed again.
+    lost = min(run.features("low").glob("*.safetensors"))
+    kept = {path: path.stat().st_mtime_ns for path in run.features("top").glob("*.safetensors")}
+    before = lost.read_bytes()
+    lost.unlink()
+    extract(load(tmp_path / "together.yaml"))
+    assert lost.read_bytes() == before and {path: path.stat().st_mtime_ns for path in kept} == kept
+    # Alone it is what it was beside the others.
+    alone = load(tmp_path / "together.yaml")
+    shutil.rmtree(run.features("low"))
+    extract(replace(alone, extractors={"low": alone.extractors["low"]}))
+    assert lost.read_bytes() == before
+
+
+def counting(method, calls: list):
+    def counted(*given, **named):
+        calls.append(method)
+        return method(*given, **named)
+
+    return counted
 
 
 @pytest.mark.slow

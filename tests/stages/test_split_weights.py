@@ -1,0 +1,65 @@
+"""Extraction with the weights of one model split over two processes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import any_encoder
+import media_files
+import numpy as np
+import pytest
+from small_job import mer_dist
+
+from mer_dist.features import store
+from mer_dist.inspect.verify import verify
+from mer_dist.storage import files
+from mer_dist.storage.run_folder import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+JOB = """
+run: {{folder: {folder}/run}}
+corpus: {{path: {folder}/corpus}}
+shard: {{workers: 1, clips: 4, frames: 2, image_size: 32, faces: none}}
+folds: {{count: 2}}
+extractors:
+  qwen: {{family: text, path: {folder}/qwen, split: {split}, batch_budget: 40, finetune: {tuned}}}
+  wavlm: {{family: audio, path: {folder}/wavlm}}
+"""
+TUNED = "{epochs: 1, batch: 8, precision: fp32, cross_fit: false, lora: {rank: 2}}"
+
+
+def make(folder: Path, split: str) -> Path:
+    media_files.write_corpus(folder / "corpus", 6, 5)
+    any_encoder.text(folder / "qwen", "qwen3")
+    any_encoder.audio(folder / "wavlm", "wavlm")
+    files.write_text(folder / "job.yaml", JOB.format(folder=folder, split=split, tuned=TUNED))
+    return folder / "job.yaml"
+
+
+def features(job: Path, name: str) -> np.ndarray:
+    return store.load(Run(job.parent / "run").features(name)).utterance
+
+
+def test_two_processes_with_half_of_the_weights_each_compute_what_one_computes(tmp_path):
+    jobs = {split: make(tmp_path / split, split) for split in ("true", "false")}
+    for split, job in jobs.items():
+        for stage, processes in (("shard", 1), ("finetune", 1), ("extract", 2 if split == "true" else 1)):
+            done = mer_dist(stage, job, processes=processes)
+            assert done.returncode == 0, done.stderr[-4000:]
+        shares = [int(own) for own in re.findall(r"this process holds (\d+) % of the weights", done.stderr)]
+        # Rank 0 tells it of two sets, frozen and fine-tuned; parts are rounded up to whole elements.
+        assert len(shares) == (2 if split == "true" else 0) and all(50 <= own <= 52 for own in shares)
+        assert verify(job.parent / "run") == []
+    for name in ("qwen", "qwen@all", "wavlm"):
+        one, two = features(jobs["false"], name), features(jobs["true"], name)
+        assert np.linalg.norm(two - one) < 1e-5 * np.linalg.norm(one)
+    # One shard is lost: all ranks compute it again, and nothing else.
+    folder = Run(jobs["true"].parent / "run").features("qwen")
+    lost, kept = sorted(folder.glob("*.safetensors"))[:2]
+    before = kept.stat().st_mtime_ns, lost.read_bytes()
+    os.unlink(lost)
+    again = mer_dist("extract", jobs["true"], processes=2)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert (kept.stat().st_mtime_ns, lost.read_bytes()) == before
