@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ import plugin_files
 import pytest
 from conftest import ROOT
 
-from mer_dist import cli
+from mer_dist import arguments
 from mer_dist.config import config as configuration
 
 MOST_WORDS = 1000
@@ -33,8 +32,7 @@ FILES = {"json", "jsonl", "yaml", "parquet", "sbatch", "py", "md", "csv", "html"
 
 def commands() -> set[str]:
     """Every command that the parser knows."""
-    (found,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return set(found.choices)
+    return {words for words in arguments.of_each_command(arguments.parser()) if " " not in words}
 
 
 def anchors(text: str) -> set[str]:
