@@ -95,9 +95,12 @@ def _before_a_run(command: Command) -> None:
     _takes_config(
         command("doctor", "whether this machine and these files are ready: one line per check", "job.yaml")
     )
+    keys = command("keys", "every key of a configuration: type, limits, default, meaning", "fuse")
+    keys.add_argument("section", nargs="?", default="", help="as fuse, extractors or run.seed; default: all")
     demo = command("demo", "generate the demo corpus and its small models", "demo-data")
     demo.add_argument("folder", type=Path)
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--models-only", action="store_true", help="the models, without the corpus")
 
 
 def _on_a_run(command: Command) -> None:

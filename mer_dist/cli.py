@@ -297,11 +297,19 @@ def config_files(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def keys(parsed: argparse.Namespace) -> int:
+    from mer_dist.config.keys import text
+
+    problems.show(text(parsed.section))
+    return DONE
+
+
 def demo(parsed: argparse.Namespace) -> int:
     from mer_dist.demo.corpus import make as make_corpus
     from mer_dist.demo.models import make as make_models
 
-    make_corpus(parsed.folder, seed=parsed.seed)
+    if not parsed.models_only:
+        make_corpus(parsed.folder, seed=parsed.seed)
     make_models(parsed.folder / "models", seed=parsed.seed)
     return DONE
 
@@ -371,6 +379,7 @@ ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
     **dict.fromkeys(STAGES, run_stage),
     "plan": plan,
     "doctor": doctor,
+    "keys": keys,
     "demo": demo,
     "verify": verify,
     "report": report,
