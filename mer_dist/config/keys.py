@@ -32,9 +32,16 @@ class Key:
     name: str
     type: str
     default: str
+    """Empty: the key must be given."""
     limit: str
     """Empty: any value of the type."""
     meaning: str
+
+    @property
+    def facts(self) -> str:
+        """As ``whole number; at least 1; default 64``."""
+        default = f"default {self.default}" if self.default else "required"
+        return "; ".join(filter(None, [self.type, self.limit, default]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,7 @@ def _section_text(section: Section, width: int) -> str:
 
     lines = [wrapped(f"{section.name or 'top of the file'}: {section.meaning}", "")]
     for key in section.keys:
-        limit = f"; {key.limit}" if key.limit else ""
-        lines.append(wrapped(f"{key.name} ({key.type}{limit}; default {key.default})", "  "))
+        lines.append(wrapped(f"{key.name} ({key.facts})", "  "))
         lines.append(wrapped(key.meaning, "      "))
     return "\n".join(lines)
 
@@ -147,5 +153,5 @@ def _default(field: dataclasses.Field) -> str:
     if field.default_factory is not MISSING:
         return json.dumps(field.default_factory(), ensure_ascii=False)
     if field.default == REQUIRED:
-        return "none, it must be given"
+        return ""
     return "absent" if field.default is None else json.dumps(field.default, ensure_ascii=False)

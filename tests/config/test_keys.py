@@ -57,7 +57,7 @@ def test_the_defaults_are_those_of_a_configuration_without_the_keys():
     given = {"run.folder", "extractors.NAME.family", "extractors.NAME.path"}
     for name, value in default_values().items():
         if name in given:
-            assert KEYS[name].default == "none, it must be given"
+            assert KEYS[name].default == "" and KEYS[name].facts == "text; required"
         else:
             assert yaml_reader.parse(KEYS[name].default, "") == value, name
 
