@@ -17,7 +17,7 @@ from mer_dist.config import keys
 def pages() -> ModuleType:
     if find_spec("mkdocs") is None:
         skip("mkdocs is not installed: launch/setup.sh does it")
-    spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "launch" / "docs_pages.py")
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "site_pages.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
