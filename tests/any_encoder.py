@@ -3,6 +3,7 @@ writes, with their tokenizers and preprocessors."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,10 +52,57 @@ AUDIO = {
 }
 
 
+#: Of sound that is heard as a spectrogram: model_type -> settings, and the class and the settings of its preprocessor.
+SPECTROGRAM = {
+    "whisper": (
+        {
+            "d_model": 32,
+            "encoder_layers": 5,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 64,
+            "num_mel_bins": 16,
+            "max_source_positions": 50,
+            "vocab_size": 30,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        "WhisperFeatureExtractor",
+        {"feature_size": 16, "chunk_length": 1},
+    ),
+    "audio-spectrogram-transformer": (
+        _WIDTH | {"num_hidden_layers": 5, "max_length": 96, "num_mel_bins": 36},
+        "ASTFeatureExtractor",
+        {"max_length": 96, "num_mel_bins": 36},
+    ),
+    "wav2vec2-bert": (
+        _WIDTH
+        | {
+            "num_hidden_layers": 5,
+            "feature_projection_input_dim": 32,
+            "position_embeddings_type": "relative_key",
+            "conv_depthwise_kernel_size": 5,
+        },
+        "SeamlessM4TFeatureExtractor",
+        {"feature_size": 16, "num_mel_bins": 16},
+    ),
+}
+
+
 def audio(folder: Path, case: str, seed: int = 0) -> Path:
     """A model of sound; returns its folder."""
+    import transformers
     from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
+    if case in SPECTROGRAM:
+        settings, preprocessor, more = SPECTROGRAM[case]
+        _save_model(CONFIG_MAPPING[case](**settings), folder, seed)
+        getattr(transformers, preprocessor)(**more).save_pretrained(folder)
+        return folder
     model_type, more = AUDIO[case]
     common = _WIDTH | {
         "num_hidden_layers": 5,
@@ -68,42 +116,72 @@ def audio(folder: Path, case: str, seed: int = 0) -> Path:
     return folder
 
 
+_PIXELS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.4, 0.45],
+    "image_std": [0.25, 0.3, 0.27],
+    "resample": 3,
+}
+CROPPED = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
 #: Of images: model_type -> settings beside the common ones, and of its preprocessor.
 IMAGE = {
     "vit": ({}, {"size": {"height": 32, "width": 32}, "resample": 2}),
-    "dinov2": (
-        {},
-        {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
-    ),
+    "dinov2": ({}, CROPPED),
     "dinov3_vit": ({"num_register_tokens": 2}, {"size": {"height": 32, "width": 32}, "resample": 2}),
     "siglip_vision_model": ({}, {"size": {"height": 32, "width": 32}, "resample": 3}),
     "siglip": ({}, {"size": {"height": 32, "width": 32}, "resample": 3}),
+    "siglip2_vision_model": ({"num_patches": 16}, {"max_num_patches": 12, "patch_size": 8, "resample": 2}),
+    "siglip2": ({"num_patches": 16}, {"max_num_patches": 12, "patch_size": 8, "resample": 2}),
+    "clip": ({"projection_dim": 24}, CROPPED),
+    "clip_vision_model": ({"projection_dim": 24}, CROPPED),
+    "chinese_clip": ({}, {"size": {"height": 32, "width": 32}, "resample": 3}),
 }
 
 
 def image(folder: Path, model_type: str, seed: int = 0) -> Path:
     """An image model; returns its folder."""
-    import json
-
     from transformers import CONFIG_MAPPING
 
     more, preprocessing = IMAGE[model_type]
     common = _WIDTH | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
     own = common | more
-    if model_type == "siglip":
+    if model_type in ("siglip", "siglip2", "clip", "chinese_clip"):
         words = _WIDTH | {"num_hidden_layers": 1, "vocab_size": 30, "projection_size": 32}
-        own = {"vision_config": own, "text_config": words}
-    _save_model(CONFIG_MAPPING[model_type](**own), folder, seed)
-    preprocessor = {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.5, 0.4, 0.45],
-        "image_std": [0.25, 0.3, 0.27],
-        "resample": 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor | preprocessing))
+        own = {"vision_config": own, "text_config": words, "projection_dim": 24}
+    _save_model(CONFIG_MAPPING[model_type](**own), folder, seed, tower=model_type == "clip_vision_model")
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PIXELS | preprocessing))
+    return folder
+
+
+#: Of video: model_type -> settings beside the common ones, of its preprocessor, and the name of that file.
+VIDEO = {
+    "videomae": ({"num_frames": 4, "tubelet_size": 2}, CROPPED, "preprocessor_config.json"),
+    "vivit": (
+        {"num_frames": 4, "tubelet_size": [2, 8, 8]},
+        CROPPED | {"rescale_factor": 1 / 127.5, "offset": True},
+        "preprocessor_config.json",
+    ),
+    "timesformer": ({"num_frames": 4}, CROPPED, "preprocessor_config.json"),
+    "vjepa2": (
+        {"frames_per_clip": 8, "crop_size": 32, "mlp_ratio": 2.0, "hidden_size": 48}
+        | {"pred_hidden_size": 24, "pred_num_attention_heads": 4, "pred_num_hidden_layers": 2},
+        {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 32, "resample": 2},
+        "video_preprocessor_config.json",
+    ),
+}
+
+
+def video(folder: Path, model_type: str, seed: int = 0) -> Path:
+    """A model of windows of frames; returns its folder."""
+    from transformers import CONFIG_MAPPING
+
+    more, preprocessing, name = VIDEO[model_type]
+    common = _WIDTH | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
+    _save_model(CONFIG_MAPPING[model_type](**(common | more)), folder, seed)
+    (folder / name).write_text(json.dumps(_PIXELS | preprocessing))
     return folder
 
 
@@ -130,11 +208,15 @@ def text(folder: Path, model_type: str, seed: int = 0) -> Path:
     return folder
 
 
-def _save_model(settings, folder: Path, seed: int) -> None:
-    from transformers import MODEL_MAPPING
+def _save_model(settings, folder: Path, seed: int, tower: bool = False) -> None:
+    """
+    Args:
+        tower: CLIP's of images alone, with its projection.
+    """
+    from transformers import MODEL_MAPPING, CLIPVisionModelWithProjection
 
     torch.manual_seed(seed)
-    model = MODEL_MAPPING[type(settings)](settings).eval()
+    model = (CLIPVisionModelWithProjection if tower else MODEL_MAPPING[type(settings)])(settings).eval()
     with torch.no_grad():
         for weight in model.parameters():
             # As spread as trained ones: at their first values the layers hardly change anything.
@@ -191,11 +273,11 @@ def embedded(extractor, clips: Sequence) -> list[torch.Tensor]:
     return list(embeddings.split(lengths.tolist()))
 
 
-def learned(model, clips: Sequence, target: list[int], steps: int = 12) -> list[float]:
+def learned(model, clips: Sequence, target: list[int], steps: int = 12, rate: float = 1e-2) -> list[float]:
     """Losses of a few steps of training on one batch: each segment of the clips with its target."""
     segments = [[segment] for clip in clips for segment in model.extractor.prepare(clip)]
     batch = model.extractor.collate_clips(segments)
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], 1e-2)
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], rate)
     losses = []
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(model(**batch), torch.tensor(target))
@@ -207,7 +289,7 @@ def learned(model, clips: Sequence, target: list[int], steps: int = 12) -> list[
 
 
 def fine_tuned(
-    config: ExtractorConfig, method: str, clips: Sequence, target: list[int], folder: Path
+    config: ExtractorConfig, method: str, clips: Sequence, target: list[int], folder: Path, rate: float = 1e-2
 ) -> tuple[Path, list[torch.Tensor]]:
     """Fine-tune a model in a few steps, and check that what it learned loads again.
 
@@ -219,7 +301,7 @@ def fine_tuned(
     model = trainable_classifier(config, 2, seed=0, sharded=False)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert method == "full" or all("lora_" in name or name.startswith("head.") for name in trained)
-    losses = learned(model, clips, target)
+    losses = learned(model, clips, target, rate=rate)
     assert losses[-1] < 0.9 * losses[0]
     adapter = folder / "adapter"
     save(model.eval(), {name: weight.detach() for name, weight in trained.items()}, adapter)

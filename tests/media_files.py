@@ -116,6 +116,23 @@ def edited(path: Path, *edits: tuple[float, float]) -> Path:
     return path
 
 
+def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:
+    """A face that the cascade takes for one, on a plain ground."""
+    import cv2
+
+    image = np.full((*shape, 3), 150, np.uint8)
+    cv2.ellipse(image, (x, y), (int(radius * 0.8), radius), 0, 0, 360, (224, 188, 160), -1)
+    for side in (-1, 1):
+        eye = (x + side * radius * 32 // 100, y - radius // 5)
+        cv2.ellipse(image, eye, (radius // 6, radius // 11), 0, 0, 360, (250, 250, 250), -1)
+        cv2.circle(image, eye, radius // 13, (30, 20, 20), -1)
+        brow = (eye[0], eye[1] - radius // 5)
+        cv2.ellipse(image, brow, (radius // 5, radius // 14), 0, 180, 360, (60, 40, 30), 4)
+    cv2.line(image, (x, y - radius // 10), (x, y + radius // 5), (190, 150, 125), 4)
+    cv2.ellipse(image, (x, y + radius // 2), (radius // 3, radius // 9), 0, 0, 360, (150, 50, 50), -1)
+    return cv2.GaussianBlur(image, (5, 5), 0)
+
+
 def write_csv(path: Path, rows: list[list[str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:

@@ -61,6 +61,7 @@ class Config:
         for name in self.extractors:
             if not NAME.fullmatch(name):
                 raise UserError(f"extractors.{name}: a name is letters, digits, '.', '_' and '-'")
+        self._check_views()
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb"):
                 raise UserError(f"trackers names {tracker!r}; valid: tensorboard, wandb")
@@ -76,6 +77,18 @@ class Config:
             )
         if self.vote.scorer_feedback:
             metrics.shares_of_constants(self.vote.scorer_feedback, self.corpus.labels)
+
+    def _check_views(self) -> None:
+        if "frame" in self.shard.views and self.shard.faces == "none":
+            raise UserError(
+                "shard.views names frame beside face, and with shard.faces: none both are the whole frame"
+            )
+        for name, extractor in self.extractors.items():
+            if extractor.view not in self.shard.views:
+                raise UserError(
+                    f"extractors.{name}.view is {extractor.view}, and shard.views, the pictures that are stored, has no "
+                    f"such view; write shard.views: [face, {extractor.view}]"
+                )
 
     def _by_label(self, values: dict[str, float]) -> dict[str, float]:
         """``values`` by the spelling of ``corpus.labels``; unchanged if two keys are the same label."""

@@ -12,12 +12,24 @@ from typing import Annotated, ClassVar
 
 from omegaconf import MISSING
 
-from mer_dist.config.limits import FRACTION, Count, Fraction, FromZero, Share, WholeFromZero, at_least, one_of
+from mer_dist.config.limits import (
+    FRACTION,
+    Count,
+    Fraction,
+    FromZero,
+    Limit,
+    Share,
+    WholeFromZero,
+    at_least,
+    one_of,
+)
 from mer_dist.config.section import section
 from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId
 from mer_dist.core.records import EMOTIONS, plain
 from mer_dist.core.registry import ENCODERS, FORMATS, FUSION_MODELS
+
+VIEWS = Limit("[face] or [face, frame]", lambda views: list(views) in (["face"], ["face", "frame"]))
 
 
 def _key(section: str, key: str) -> str:
@@ -140,6 +152,8 @@ class ShardConfig:
     """Frames per clip, evenly spaced."""
     image_size: Annotated[int, at_least(16)] = 224
     """Side in pixels of the stored square frames."""
+    views: Annotated[list[str], VIEWS] = field(default_factory=lambda: ["face"])
+    """``[face, frame]``: the whole frames are stored beside the faces, for extractors with ``view: frame``."""
     faces: Annotated[str, one_of("cascade", "openface", "none")] = "cascade"
     """``cascade``: OpenCV's detector; ``openface``: crops in ``openface``; ``none``: whole frame."""
     openface: str = ""
@@ -245,8 +259,8 @@ class ExtractorConfig:
 
     RENAMED: ClassVar = {"budget": "batch_budget"}
     family: str = MISSING
-    """``text``, ``audio`` or ``image``: any model that transformers knows (docs/encoders.md); ``clip`` (frames),
-    ``hubert`` (audio), ``baichuan`` (transcripts); or one that ``plugins`` adds."""
+    """``text``, ``audio``, ``image`` or ``video`` (windows of frames): models that transformers knows
+    (docs/encoders.md); ``clip`` (frames), ``hubert`` (audio), ``baichuan`` (transcripts); or one that ``plugins`` adds."""
     path: str = MISSING
     """Folder of the model in the Hugging Face layout."""
     precision: Annotated[str, one_of("auto", "fp32", "tf32", "bf16", "fp16")] = "auto"
@@ -255,19 +269,25 @@ class ExtractorConfig:
     precision."""
     quantize: Annotated[str, one_of("none", "nf4", "int8")] = "none"
     """``nf4`` or ``int8``: hold the base weights in 4 or 8 bits (bitsandbytes); for LoRA only."""
+    view: Annotated[str, one_of("face", "frame")] = "face"
+    """image, video, clip: ``face``, or ``frame`` with ``shard.views: [face, frame]``."""
     frames: WholeFromZero = 0
-    """image, clip: number of stored frames to use, evenly spaced; 0: all."""
+    """image, video, clip: number of stored frames to use, evenly spaced; 0: all."""
     window: Annotated[float, at_least(0.1)] = 10.0
-    """audio, hubert: longer audio is cut into windows of this many seconds."""
+    """audio, hubert: longer audio is cut into windows of this many seconds; Whisper and the Audio Spectrogram
+    Transformer have windows of their own."""
     max_tokens: Count = 512
     """text, baichuan: longer transcripts are cut."""
+    prompt: str = ""
+    """text: what the model reads in place of the bare transcript, with {transcript} in it, as
+    "How does one feel who says: {transcript}"; only the transcript's own tokens are embedded."""
     layers: list[int] = field(default_factory=list)
     """text, audio: the hidden states whose sum is the embedding: 0 is the input of the first layer, -1 the output
     of the model; empty: the last four, as in the challenge's baseline."""
     pooling: str = ""
     """text: ``mean`` over the transcript's tokens, ``first`` token (an encoder's CLS) or ``last`` token of the
-    transcript; image: ``class`` token, ``pooled`` by the model, or ``mean`` over the patches; empty: the
-    family's convention."""
+    transcript; image: ``projected`` into the space of words, ``pooled`` by the model, ``class`` token, or ``mean``
+    over the patches; video: ``class`` or ``mean``; empty: the model's convention."""
     batch_budget: FromZero = 0.0
     """Tokens, frames or seconds of audio in one forward pass of extraction, padding included; 0: the
     family's default for the device."""
@@ -279,6 +299,8 @@ class ExtractorConfig:
         self.path = path("", "path", self.path)
         if self.quantize != "none" and self.finetune and self.finetune.method == "full":
             raise UserError("quantize: quantised weights cannot be trained in full; use finetune.method lora")
+        if self.prompt and self.prompt.count("{transcript}") != 1:
+            raise UserError(f"prompt is {self.prompt!r}; it must contain {{transcript}} once")
 
     @property
     def finetuning(self) -> FinetuneConfig:

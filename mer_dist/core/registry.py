@@ -77,6 +77,7 @@ ENCODERS: Registry[Any] = Registry(
         "text": "mer_dist.models.text_family",
         "audio": "mer_dist.models.audio_family",
         "image": "mer_dist.models.image_family",
+        "video": "mer_dist.models.video_family",
     },
 )
 #: name -> :data:`mer_dist.corpus.Listing`

@@ -57,6 +57,7 @@ def _encode(decoded) -> Encoded:
     return encode(
         decoded.clip,
         frames=decoded.frames,
+        whole=decoded.whole,
         samples=decoded.samples,
         seconds=decoded.seconds,
         face=decoded.face,

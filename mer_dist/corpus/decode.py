@@ -14,6 +14,7 @@ from mer_dist.corpus.clock import UNLIKELY
 from mer_dist.corpus.paths import has_openface
 from mer_dist.corpus.sound import read_sound
 from mer_dist.shards.shard_index import FACELESS
+from mer_dist.shards.views import FRAME
 
 SHORT_SOUND = "sound far shorter than its video"
 LONG_SOUND = "sound far longer than its video"
@@ -35,6 +36,8 @@ class Decoded:
     clip: Clip
     #: (size, size, 3) uint8 RGB each, in time order; empty if the video is missing.
     frames: list[np.ndarray] = field(default_factory=list)
+    #: The same of the whole frames, if they are a view of their own.
+    whole: list[np.ndarray] = field(default_factory=list)
     #: (S,) int16, mono, 16 kHz; None if the audio is missing.
     samples: np.ndarray | None = None
     seconds: float = 0.0
@@ -87,7 +90,7 @@ def _judged(decoded: Decoded) -> Decoded:
     has none, the table readers know why.
     """
     there = {
-        Modality.VIDEO: bool(decoded.frames),
+        Modality.VIDEO: bool(decoded.frames or decoded.whole),
         Modality.AUDIO: decoded.samples is not None,
         Modality.TEXT: decoded.clip.transcript is not None,
     }
@@ -106,12 +109,25 @@ def _judged(decoded: Decoded) -> Decoded:
 
 def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     clip = decoded.clip
-    if config.faces == "openface" and _add_crops(decoded, config):
-        return
-    if clip.video is None:
+    crops = config.faces == "openface" and _add_crops(decoded, config)
+    if clip.video is None or (crops and FRAME not in config.views):
         return
     video = media.read_video(clip.video, config.frames)
     decoded.seconds = video.seconds
+    if FRAME in config.views:
+        decoded.whole = [faces.whole(frame, config.image_size) for frame in video.frames]
+    if not crops:
+        _add_faces(decoded, config, video)
+    if not (decoded.frames or decoded.whole):
+        return
+    decoded.start = None if UNLIKELY in video.remarks else video.start
+    if video.damage:
+        decoded.note("part of video", f"{clip.video.name}: {video.damage}")
+    decoded.remarks += video.remarks
+
+
+def _add_faces(decoded: Decoded, config: ShardConfig, video: media.Video) -> None:
+    """The face of each frame, or what ``faceless`` says."""
     if config.faces == "cascade":
         decoded.frames, decoded.face = faces.cascade(video.frames, config.image_size)
     else:
@@ -124,10 +140,6 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     whole = config.faces == "none" or not decoded.face
     decoded.remarks += [CUT_AWAY] * (whole and max(map(_cut_away, video.frames)) > MOST_CUT_AWAY)
     decoded.remarks += [picture.NEARLY_EMPTY] * picture.nearly_empty(video.frames)
-    decoded.start = None if UNLIKELY in video.remarks else video.start
-    if video.damage:
-        decoded.note("part of video", f"{clip.video.name}: {video.damage}")
-    decoded.remarks += video.remarks
 
 
 def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:

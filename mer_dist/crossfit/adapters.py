@@ -15,7 +15,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.feature_set_id import FeatureSetId, adapter_variant
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import folds
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import family_of
 from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -101,10 +101,10 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapt
 
 
 def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> Adapter:
-    family = FAMILIES[extractor.family]
+    family = family_of(extractor.family, extractor.path)
     rows = [
         row
-        for row in labeled
+        for row in (row.of_view(extractor.view) for row in labeled)
         if family.modality not in row.missing
         and family.enough(row)
         and (held_out_fold is None or fold_of[row.name] != held_out_fold)
@@ -144,6 +144,8 @@ def _weights_settings(extractor: ExtractorConfig) -> list:
         extractor.window,
         extractor.max_tokens,
         training,
-        *FAMILIES[extractor.family].code,
+        *family_of(extractor.family, extractor.path).code,
         *([extractor.layers, extractor.pooling] if extractor.layers or extractor.pooling else []),
+        *([extractor.prompt] if extractor.prompt else []),
+        *([extractor.view] if extractor.view != "face" else []),
     ]

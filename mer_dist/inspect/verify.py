@@ -22,7 +22,7 @@ from mer_dist.core.records import UNLABELED, Modality, Problem
 from mer_dist.crossfit import adapters, folds
 from mer_dist.features import join, store
 from mer_dist.fusion import predictions, recipes
-from mer_dist.shards import shard_index
+from mer_dist.shards import shard_index, views
 from mer_dist.shards.reader import Reader
 from mer_dist.shards.settings import check_settings
 from mer_dist.shards.shard_index import Index, Row
@@ -253,7 +253,7 @@ def _agrees(row: Row, members: dict[str, bytes]) -> bool:
         described.get(part) == getattr(row, part)
         for part in ("name", "transcript", "missing", "frames", "samples")
     )
-    frames = sum(suffix.endswith(".jpg") for suffix in members)
+    frames = views.pictures(views.of_view(members, views.FACE))
     return same and frames == row.frames and ("flac" in members) == (row.samples > 0)
 
 

@@ -19,7 +19,7 @@ from mer_dist.config.sections import ExtractorConfig, LoraConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder, precision
 from mer_dist.models.extractor import DTYPES, Extractor, skeleton
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +30,7 @@ ALL_LINEAR = "all-linear"
 
 
 def _class(config: ExtractorConfig) -> type[Extractor]:
-    return FAMILIES[config.family].extractor_class()
+    return family_of(config.family, config.path).extractor_class()
 
 
 def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:

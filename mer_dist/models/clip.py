@@ -21,7 +21,6 @@ class ClipExtractor(Extractor):
         super().__init__(config, backbone, folder)
         #: Mean and standard deviation of a pixel in [0, 1] by channel; read with the model.
         self.mean, self.std = [0.0] * 3, [1.0] * 3
-        self.side = backbone.config.image_size
         #: Mean and standard deviation of bytes, cached on the device: sending them waits for a GPU. Not a
         #: buffer, which half-precision training would round.
         self._scale = torch.empty(0)
@@ -42,6 +41,10 @@ class ClipExtractor(Extractor):
         from transformers import CLIPVisionModelWithProjection
 
         return CLIPVisionModelWithProjection
+
+    @property
+    def side(self) -> int:
+        return self.backbone.config.image_size
 
     @property
     def width(self) -> int:

@@ -54,8 +54,8 @@ class Extractor(nn.Module, ABC):
     poolings: tuple[str, ...] = ()
     #: Whether ``layers`` may be chosen.
     chooses_layers = False
-    #: Beginnings of the names of weights that a folder may lack, as embeddings do not depend on them.
-    unused_weights: tuple[str, ...] = ()
+    #: Whether a ``prompt`` may be given.
+    reads_prompts = False
     #: Whether ZeRO-3 may split the weights while they are loaded, so that no rank holds all of them.
     sharded_as_it_loads = True
     #: Inside peft's wrapper while an adapter is not merged.
@@ -76,6 +76,8 @@ class Extractor(nn.Module, ABC):
             raise UserError(f"extractors.*.pooling is {config.pooling!r}; for {self.folder} it is {choice}")
         if config.layers and not self.chooses_layers:
             raise UserError(f"extractors.*.layers: the family {config.family} has no layers to choose")
+        if config.prompt and not self.reads_prompts:
+            raise UserError(f"extractors.*.prompt: the family {config.family} reads none")
         states = getattr(backbone.config, "num_hidden_layers", 0) + 1
         if wrong := [layer for layer in config.layers if not -states <= layer < states]:
             raise UserError(
@@ -102,7 +104,7 @@ class Extractor(nn.Module, ABC):
         model_folder.check(folder, config.family)
         with nullcontext() if cls.sharded_as_it_loads else _loaded_whole():
             backbone = load_pretrained(
-                cls.backbone_class(folder), folder, dtype, config.quantize, device, cls.unused_weights
+                cls.backbone_class(folder), folder, dtype, config.quantize, device, cls.unused_weights(config)
             )
         extractor = cls(config, backbone, folder)
         extractor.read_preprocessing(folder)
@@ -152,6 +154,12 @@ class Extractor(nn.Module, ABC):
 
         The parameters are the keys of :meth:`collate`.
         """
+
+    @classmethod
+    def unused_weights(cls, config: ExtractorConfig) -> tuple[str, ...]:
+        """Beginnings of the names of weights that a folder may lack, as embeddings do not depend on them; by default
+        none."""
+        return ()
 
     def read_preprocessing(self, folder: Path) -> None:
         """Read the settings that :meth:`prepare` needs from the model folder; by default none.

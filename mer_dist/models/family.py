@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -54,6 +55,8 @@ class Family:
     model_types: tuple[str, ...]
     #: Files that a model folder needs besides config.json and the weights.
     files: tuple[str, ...] = ()
+    #: Files of which it needs one.
+    one_of_files: tuple[str, ...] = ()
     #: Why a config.json with a valid ``model_type`` is not of this family; empty: it is.
     refuse_settings: Callable[[dict], str] = lambda settings: ""
     #: Length of all segments in one forward pass, padding included, on a CPU and on a GPU: enough to
@@ -72,6 +75,8 @@ class Family:
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The class, or ``module:class`` of one whose module imports torch.
     extractor: type[Extractor] | str
+    #: ``model_type`` -> its own facts, where they differ from these.
+    by_type: dict[str, Family] = field(default_factory=dict)
     #: Hash of a plugin's file: features of another version of it are computed again. Empty for built-in
     #: families.
     code: tuple[str, ...] = ()
@@ -90,6 +95,25 @@ class Family:
 
 #: Every family by its name in ``extractors.*.family``.
 FAMILIES: Registry[Family] = ENCODERS
+
+
+def asks_for_code(settings: dict) -> str:
+    """Why a config that asks for code in its folder is refused; empty if it does not."""
+    if settings.get("auto_map"):
+        return "it asks for code of its own (auto_map), which is never run; take the model in the layout of transformers"
+    return ""
+
+
+def family_of(family: str, folder: str | Path) -> Family:
+    """The facts that hold for the model in this folder: of its family, or of its ``model_type``."""
+    own = FAMILIES[family]
+    if not own.by_type:
+        return own
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return own.by_type.get(settings["model_type"], own)
+    except (OSError, ValueError, TypeError, KeyError):
+        return own  # model_folder.check says what is wrong with it
 
 
 def register(name: str, **facts: Any) -> Callable[[Class], Class]:

@@ -74,8 +74,11 @@ def clip_embeddings(
     in any order within a shard."""
     device = next(extractor.parameters()).device
     own = pace(device)
+    view = extractor.config.view
     jobs = (
-        (shard, rows) for shard, all_rows in shards.items() for rows in _chunks(extractor, all_rows, device)
+        (shard, rows)
+        for shard, stored in shards.items()
+        for rows in _chunks(extractor, [row.of_view(view) for row in stored], device)
     )
     with _mapping(own.decoding) as each:
         ready = prefetched(

@@ -3,65 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import nn
+from transformers import ChineseCLIPVisionModel
+from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPPreTrainedModel
 
 from mer_dist.core.errors import UserError
-from mer_dist.models import auto
+from mer_dist.models import auto, pixels
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import Unusable
-from mer_dist.models.image_family import IMAGE, POOLED, TOWERS
+from mer_dist.models.image_family import CHINESE_CLIP, IMAGE, POOLED, PROJECTED, SIGLIP2, TOWERS
 from mer_dist.models.model_folder import read_settings
-
-#: ``resample`` of a preprocessor, a number of PIL -> torch's name.
-MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
 class ImageExtractor(ClipExtractor):
     family = IMAGE
     lora_targets = ["all-linear"]
-    poolings = ("pooled", "class", "mean")
-    unused_weights = ("pooler.",)
-
-    #: Height and width of the model's input; a shorter edge to scale to, and whether the centre is cut out.
-    size: tuple[int, int]
-    shorter: int | None
-    mode: str
+    poolings = ("projected", "pooled", "class", "mean")
 
     def __init__(self, config, backbone, folder=None):
+        # What the tower sees: some configurations hold those of words beside those of images.
+        self.vision = getattr(backbone.config, "vision_config", backbone.config)
         super().__init__(config, backbone, folder)
-        if self.pooling == "class" and backbone.config.model_type in POOLED:
+        if self.pooling not in self._possible():
             raise UserError(
-                f"extractors.*.pooling is 'class', and the model in {self.folder} has no class token"
+                f"extractors.*.pooling is {self.pooling!r}; for the model in {self.folder} it is one of "
+                f"{', '.join(self._possible())}"
             )
-        side = backbone.config.image_size
-        self.size, self.shorter, self.mode = (side, side), None, "bicubic"
+        self.frame = pixels.Frame(size=(self.side, self.side))
+
+    @classmethod
+    def unused_weights(cls, config):
+        return () if config.pooling == "pooled" else ("pooler.",)
+
+    def _possible(self) -> tuple[str, ...]:
+        """Valid values of ``pooling``, the model's convention first."""
+        kind = self.backbone.config.model_type
+        if kind in PROJECTED:
+            return ("projected", "class", "mean")
+        return ("pooled", "mean") if kind in POOLED else ("class", "pooled", "mean")
+
+    @property
+    def side(self) -> int:
+        """Of a square input."""
+        return self.vision.image_size
+
+    @property
+    def pooling(self) -> str:
+        return self.config.pooling or self._possible()[0]
 
     def read_preprocessing(self, folder: Path) -> None:
-        super().read_preprocessing(folder)
-        settings = read_settings(folder, "preprocessor_config.json")
-        try:
-            self.mode = MODES[int(settings.get("resample", 3))]
-            size = settings.get("size") or {}
-            # Earlier preprocessors state one number.
-            size = {"shortest_edge": size} if isinstance(size, int) else size
-            self.shorter = int(size["shortest_edge"]) if "shortest_edge" in size else None
-            if settings.get("do_center_crop") and settings.get("crop_size"):
-                crop = settings["crop_size"]
-                crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-                self.size = (int(crop["height"]), int(crop["width"]))
-                self.shorter = self.shorter or int(size["height"])
-            elif self.shorter is None:
-                self.size = (int(size["height"]), int(size["width"]))
-            else:
-                self.size = (self.shorter, self.shorter)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"{folder}/preprocessor_config.json: size, crop_size and resample are not there as transformers writes "
-                "them; copy or download it again"
-            ) from None
+        self.frame, colours = pixels.read(folder, "preprocessor_config.json")
+        self.mean, self.std = colours.mean, colours.std
 
     @staticmethod
     def backbone_class(folder):
@@ -72,7 +68,7 @@ class ImageExtractor(ClipExtractor):
 
     @property
     def width(self) -> int:
-        return self.backbone.config.hidden_size
+        return self.backbone.config.projection_dim if self.pooling == "projected" else self.vision.hidden_size
 
     def prepare(self, sample) -> list[torch.Tensor]:
         """Frames, each ``(3, height, width)`` uint8."""
@@ -82,35 +78,99 @@ class ImageExtractor(ClipExtractor):
         return list(self.resized(images))
 
     def resized(self, images: np.ndarray) -> torch.Tensor:
-        """``(T, H, W, 3)`` to ``(T, 3, height, width)`` uint8, as the preprocessor says; torch rounds as its library does."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        height, width = pixels.shape[-2:]
-        target = self.size
-        if self.shorter is not None:
-            edge = min(height, width)
-            target = (int(height * self.shorter / edge), int(width * self.shorter / edge))
-        if (height, width) != target:
-            antialias = self.mode != "nearest"
-            pixels = F.interpolate(pixels, target, mode=self.mode, antialias=antialias)
-        top, left = ((have - want) // 2 for have, want in zip(target, self.size, strict=True))
-        return pixels[..., top : top + self.size[0], left : left + self.size[1]].contiguous()
+        """``(T, H, W, 3)`` to ``(T, 3, height, width)`` uint8, as the preprocessor says."""
+        return self.frame.resized(images)
 
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
-        return self.collate([torch.zeros(3, *self.size, dtype=torch.uint8)] * segments)
-
-    @property
-    def pooling(self) -> str:
-        """``pooling``; where it is not given, what the model pools itself, or its class token."""
-        own = "pooled" if self.backbone.config.model_type in POOLED else "class"
-        return self.config.pooling or own
+        return self.collate([torch.zeros(3, *self.frame.size, dtype=torch.uint8)] * segments)
 
     def embedding(self, values: torch.Tensor) -> torch.Tensor:
         """(F, D) of standardised pixels (F, 3, H, W)."""
-        out, settings = self.backbone(pixel_values=values), self.backbone.config
+        out = self.seen(values)
+        if self.pooling == "projected":
+            return out.image_embeds
         if self.pooling == "pooled":
             return out.pooler_output
         if self.pooling == "class":
             return out.last_hidden_state[:, 0]
         # Beside the patches there are the class token and registers, in front.
-        others = 0 if settings.model_type in POOLED else 1 + getattr(settings, "num_register_tokens", 0)
+        kind = self.backbone.config.model_type
+        others = 0 if kind in POOLED else 1 + getattr(self.vision, "num_register_tokens", 0)
         return out.last_hidden_state[:, others:].mean(1)
+
+    def seen(self, values: torch.Tensor):
+        """The model's output."""
+        return self.backbone(pixel_values=values)
+
+
+class Siglip2Extractor(ImageExtractor):
+    """SigLIP 2 with variable sizes (NaFlex): a frame keeps its shape, and becomes as many patches as the model takes.
+
+    All frames of a run are of one shape, so there is no padding.
+    """
+
+    family = SIGLIP2
+    #: Patches of a frame, at most.
+    patches = 256
+
+    @property
+    def side(self) -> int:
+        return int(self.vision.num_patches**0.5) * self.vision.patch_size
+
+    def read_preprocessing(self, folder: Path) -> None:
+        settings = read_settings(folder, "preprocessor_config.json")
+        try:
+            colours = pixels.Colours.of(settings)
+            self.patches, self.mode = (
+                int(settings["max_num_patches"]),
+                pixels.MODES[int(settings["resample"])],
+            )
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{folder}/preprocessor_config.json: max_num_patches, resample, image_mean and image_std are not there as "
+                "transformers writes them; copy or download it again"
+            ) from None
+        self.mean, self.std = colours.mean, colours.std
+
+    def resized(self, images: np.ndarray) -> torch.Tensor:
+        from transformers.models.siglip2.image_processing_pil_siglip2 import (
+            get_image_size_for_max_num_patches,
+        )
+
+        frames = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        target = get_image_size_for_max_num_patches(*frames.shape[-2:], self.vision.patch_size, self.patches)
+        return pixels.scaled(frames, target, self.mode).contiguous()
+
+    def seen(self, values: torch.Tensor):
+        side = self.vision.patch_size
+        down, across = values.shape[2] // side, values.shape[3] // side
+        patches = values.reshape(len(values), 3, down, side, across, side)
+        patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(len(values), down * across, -1)
+        # The model reads them one by one on the host; a tensor would wait for a GPU.
+        shapes: Any = np.array([[down, across]] * len(values))
+        return self.backbone(pixel_values=patches, pixel_attention_mask=None, spatial_shapes=shapes)
+
+
+class ChineseClipTower(ChineseCLIPPreTrainedModel):
+    """Chinese CLIP without its words. The weights keep the names that they have in the whole model."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vision_model = ChineseCLIPVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(
+            config.vision_config.hidden_size, config.projection_dim, bias=False
+        )
+        self.post_init()
+
+    def forward(self, pixel_values, **options):
+        out = self.vision_model(pixel_values, **options)
+        out["image_embeds"] = self.visual_projection(out.pooler_output)
+        return out
+
+
+class ChineseClipExtractor(ImageExtractor):
+    family = CHINESE_CLIP
+
+    @staticmethod
+    def backbone_class(folder):
+        return ChineseClipTower

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from mer_dist.core.errors import UserError
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import FAMILIES, family_of
 from mer_dist.storage import tensor_file
 
 #: In the order in which transformers looks for them.
@@ -44,7 +44,13 @@ def check(folder: Path, family: str) -> None:
     check_config(folder, family)
     for path in weight_files(folder):
         _check_weights(path)
-    for name in FAMILIES[family].files:
+    own = family_of(family, folder)
+    either = [name for name in own.one_of_files if (folder / name).is_file()]
+    if own.one_of_files and not either:
+        raise UserError(
+            f"{folder}: there is neither {' nor '.join(own.one_of_files)}; is the model folder complete?"
+        )
+    for name in (*own.files, *either):
         _check_beside(folder / name)
 
 
@@ -64,7 +70,7 @@ def check_config(folder: Path, family: str) -> None:
             f"{folder / 'config.json'}: model_type is {found!r}; the family {family} needs "
             f"{' or '.join(map(repr, model_types))}"
         )
-    if reason := FAMILIES[family].refuse_settings(settings):
+    if reason := family_of(family, folder).refuse_settings(settings):
         raise UserError(f"{folder / 'config.json'}: {reason}")
     if settings.get("quantization_config"):
         raise UserError(
@@ -118,9 +124,9 @@ def identity(folder: Path, family: str) -> dict[str, list]:
     Raises:
         UserError: there are no weights.
     """
-    facts, folder = FAMILIES[family], Path(folder)
-    extra = facts.extractor_class().extra_files
-    beside = [folder / name for name in ("config.json", *facts.files, *extra)]
+    own, folder = family_of(family, folder), Path(folder)
+    extra = own.extractor_class().extra_files
+    beside = [folder / name for name in ("config.json", *own.files, *extra)]
     paths = [*weight_files(folder), *(path for path in beside if path.is_file())]
     return {path.name: [path.stat().st_size, _ends(path)] for path in sorted(set(paths))}
 

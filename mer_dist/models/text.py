@@ -22,7 +22,7 @@ class TextExtractor(Extractor):
     lora_targets = ["all-linear"]
     poolings = ("mean", "first", "last")
     chooses_layers = True
-    unused_weights = ("pooler.",)
+    reads_prompts = True
     #: A tokenizer is in one of these forms, and a decoder's in the first.
     extra_files = (
         "tokenizer.json",
@@ -48,6 +48,10 @@ class TextExtractor(Extractor):
         offset = (settings.pad_token_id or 0) + 1 if settings.model_type in ("roberta", "xlm-roberta") else 0
         self.longest = min(config.max_tokens, positions - offset)
 
+    @classmethod
+    def unused_weights(cls, config):
+        return ("pooler.",)
+
     def read_preprocessing(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
@@ -65,6 +69,19 @@ class TextExtractor(Extractor):
                 f"{folder}: its tokenizer has {len(self.tokenizer)} tokens, and its model {size}; one of the two is of "
                 "another model"
             )
+        if self.config.prompt:
+            self._check_prompt(folder)
+
+    def _check_prompt(self, folder: Path) -> None:
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{folder}: a prompt needs a tokenizer that tells the places of its tokens; give one with tokenizer.json"
+            )
+        if (alone := len(self.encoded("")[0])) >= self.longest:
+            raise UserError(
+                f"extractors.*.prompt has {alone} tokens, and {folder} reads {self.longest} at most (max_tokens, or the "
+                "model's own positions)"
+            )
 
     @property
     def width(self) -> int:
@@ -78,8 +95,23 @@ class TextExtractor(Extractor):
 
     def encoded(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids, and 1 for those of the text, 0 for special ones."""
-        found = self.tokenizer(text, return_special_tokens_mask=True, truncation=False, verbose=False)
-        return found["input_ids"], [1 - special for special in found["special_tokens_mask"]]
+        before, place, after = self.config.prompt.partition("{transcript}")
+        found = self.tokenizer(
+            before + text + after,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=bool(place),
+            truncation=False,
+            verbose=False,
+        )
+        own = [1 - special for special in found["special_tokens_mask"]]
+        if place:
+            # A token may reach across an edge of the transcript.
+            first, last = len(before), len(before) + len(text)
+            own = [
+                int(real and begin < last and end > first)
+                for real, (begin, end) in zip(own, found["offset_mapping"], strict=True)
+            ]
+        return found["input_ids"], own
 
     def cost(self, row) -> int:
         return min(len(self.encoded(row.transcript or "")[0]), self.longest)

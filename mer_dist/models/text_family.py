@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mer_dist.models.family import FAMILIES, TOKENS, Family
+from mer_dist.models.family import FAMILIES, TOKENS, Family, asks_for_code
 
 #: ``model_type`` of encoders, which see a token from both sides.
 ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "electra", "modernbert")
@@ -12,11 +12,9 @@ DECODERS = ("qwen2", "qwen3", "llama", "gemma3_text", "bloom", "mistral")
 
 def _refuse(settings: dict) -> str:
     """Why a config with a valid ``model_type`` cannot be used; empty if it can."""
-    if settings.get("auto_map"):
-        return "it asks for code of its own (auto_map), which is never run; take the model in the layout of transformers"
     if settings.get("is_encoder_decoder"):
         return "this is an encoder with a decoder; give a model of one of the two"
-    return ""
+    return asks_for_code(settings)
 
 
 TEXT = Family(

@@ -21,7 +21,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.core.log import announce_if_long
 from mer_dist.core.records import LABELED
 from mer_dist.crossfit import adapters
-from mer_dist.models.family import FAMILIES, SECONDS
+from mer_dist.models.family import SECONDS, family_of
 from mer_dist.planning import layouts, memory
 from mer_dist.planning.layouts import Step, Training
 from mer_dist.planning.memory import Held
@@ -258,7 +258,7 @@ def _training(config: Config, extractor: ExtractorConfig, sized) -> Training:
     from mer_dist.planning import trace
 
     settings, classes = extractor.finetuning, len(config.corpus.labels)
-    family = FAMILIES[extractor.family]
+    family = family_of(extractor.family, extractor.path)
     segments, _ = family.typical_clip(extractor, config.shard.frames)
     longest = family.longest_segment(extractor)
 
@@ -292,7 +292,7 @@ def _held(extractor: ExtractorConfig, sized, where: launch_config.LaunchLayout) 
         full=full,
         largest_layer=sized.largest_layer,
         dequantized=_dequantized(extractor, sized, frozen),
-        sharded_as_it_loads=FAMILIES[extractor.family].extractor_class().sharded_as_it_loads,
+        sharded_as_it_loads=family_of(extractor.family, extractor.path).extractor_class().sharded_as_it_loads,
     )
 
 
@@ -326,7 +326,7 @@ def _refused(layout: launch_config.LaunchLayout, config: Config) -> str:
 
 
 def _shards(config: Config, layout: launch_config.LaunchLayout, found: dict | None) -> dict:
-    pixels = config.shard.frames * config.shard.image_size**2
+    pixels = len(config.shard.views) * config.shard.frames * config.shard.image_size**2
     each = int(pixels * JPEG_BYTES_PER_PIXEL + SECONDS * FLAC_BYTES_PER_SECOND)
     fitting = max(1, min(config.shard.clips, config.shard.mebibytes * 2**20 // each))
     return {
@@ -382,7 +382,7 @@ def disk_needed(config: Config) -> int | None:
 def _embedding_bytes(config: Config, name: str, width: int) -> int:
     """Bytes of one typical clip in one feature set."""
     extractor, each = config.extractors[name], width * BYTES[config.extract.storage]
-    _, embeddings = FAMILIES[extractor.family].typical_clip(extractor, config.shard.frames)
+    _, embeddings = family_of(extractor.family, extractor.path).typical_clip(extractor, config.shard.frames)
     return each * (1 + embeddings) if config.extract.frame_level else each
 
 

@@ -17,7 +17,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.models import model_folder
 from mer_dist.models.classifier import Classifier, base_dtype, trainable
 from mer_dist.models.extractor import Extractor
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -74,7 +74,7 @@ def settings(config: ExtractorConfig) -> PreTrainedConfig:
     Raises:
         UserError: see :func:`source`; or its config.json is unreadable.
     """
-    family, origin = FAMILIES[config.family], source(config)
+    family, origin = family_of(config.family, config.path), source(config)
     if origin != "config.json":
         return (
             family.extractor_class()
@@ -86,6 +86,11 @@ def settings(config: ExtractorConfig) -> PreTrainedConfig:
     return settings_class.from_pretrained(config.path, local_files_only=True)
 
 
+def tower(own: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a model's configuration that has the layers of the encoder: some hold those of words beside it."""
+    return getattr(own, "vision_config", own)
+
+
 def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | None = None) -> Extractor:
     """The extractor on the meta device, without the tokenizer or preprocessor that real clips need.
 
@@ -95,9 +100,9 @@ def bare_extractor(config: ExtractorConfig, dtype: torch.dtype, layers: int | No
     Raises:
         UserError: see :func:`settings`.
     """
-    extractor_class, own = FAMILIES[config.family].extractor_class(), settings(config)
+    extractor_class, own = family_of(config.family, config.path).extractor_class(), settings(config)
     if layers is not None:
-        own.num_hidden_layers = layers
+        tower(own).num_hidden_layers = layers
     with torch.device("meta"):
         backbone_class = extractor_class.backbone_class(Path(config.path))
         return extractor_class(config, backbone_class._from_config(own, dtype=dtype))

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import Classifier
 from mer_dist.models.extractor import DTYPES, Extractor
-from mer_dist.models.family import FAMILIES
-from mer_dist.planning.size import bare_classifier, bare_extractor, settings
+from mer_dist.models.family import family_of
+from mer_dist.planning.size import bare_classifier, bare_extractor, settings, tower
 
 #: Numbers of layers to trace instead of all, for a result in seconds; the features need the last four.
 FEW_LAYERS = (4, 5)
@@ -91,7 +91,7 @@ def training(
         Bytes that autograd keeps from the forward pass, and bytes alive at the peak of the step.
     """
 
-    segments, _ = FAMILIES[config.family].typical_clip(config, frames)
+    segments, _ = family_of(config.family, config.path).typical_clip(config, frames)
 
     def traced(layers: int | None) -> torch.Tensor:
         return _train(bare_classifier(config, classes, sharded, layers), sharded, clips, clips * segments)
@@ -111,7 +111,7 @@ def extraction(config: ExtractorConfig, segments: int) -> int:
 
 def _with_all_layers(config: ExtractorConfig, traced: Callable[[int | None], torch.Tensor]) -> torch.Tensor:
     """The layers of a transformer are alike, so each further one adds the same."""
-    layers = getattr(settings(config), "num_hidden_layers", None)
+    layers = getattr(tower(settings(config)), "num_hidden_layers", None)
     if layers is None:
         return traced(None)
     few, more = map(traced, FEW_LAYERS)

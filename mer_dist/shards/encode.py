@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mer_dist.core.records import Clip, Content, Problem
+from mer_dist.shards.views import FACE, FRAME, pictures, suffixes
 
 JPEG_QUALITY = 95
 RATE = 16_000
@@ -48,11 +49,17 @@ class Encoded:
     #: Kinds of notable facts, though nothing was lost.
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def media(self) -> bool:
+        """Whether there are pictures or sound."""
+        return bool(pictures(self.members) or self.samples)
+
 
 def encode(
     clip: Clip,
     *,
     frames: list[np.ndarray],
+    whole: Sequence[np.ndarray] = (),
     samples: np.ndarray | None,
     seconds: float,
     face: bool,
@@ -66,7 +73,8 @@ def encode(
     Label and split are only in the index: correcting one changes no tar, and no feature computed from it.
 
     Args:
-        frames: (H, W, 3) uint8 RGB each, in time order.
+        frames: (H, W, 3) uint8 RGB each, in time order: the face, or what stands for it.
+        whole: the same of the whole frames, as a second view.
         samples: (S,) int16, 16 kHz mono; None if the audio is missing.
         silent: the sound is silence throughout, and that of no recording.
     """
@@ -81,8 +89,9 @@ def encode(
         "samples": count,
         "face": face and bool(frames),
     }
-    digits = max(2, len(str(len(frames) - 1)))
-    members = {f"{row:0{digits}d}.jpg": jpeg(frame) for row, frame in enumerate(frames)}
+    members: dict[str, bytes] = {}
+    for view, own in ((FACE, frames), (FRAME, whole)):
+        members |= dict(zip(suffixes(view, len(own)), map(jpeg, own), strict=True))
     if samples is not None:
         members["flac"] = flac(samples)
     members["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()

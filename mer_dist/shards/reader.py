@@ -19,7 +19,7 @@ from threading import Lock
 import numpy as np
 
 from mer_dist.core.errors import UserError
-from mer_dist.shards import shard_index
+from mer_dist.shards import shard_index, views
 from mer_dist.shards.encode import Encoded
 from mer_dist.shards.shard_index import Index, Row
 from mer_dist.storage.run_folder import ShardFolder
@@ -94,7 +94,11 @@ class Sample:
             transcript=row.transcript,
             missing=row.missing,
             duration=row.duration,
-            jpegs=[content for suffix, content in members.items() if suffix.endswith(".jpg")],
+            jpegs=[
+                content
+                for suffix, content in views.of_view(members, row.view or views.FACE).items()
+                if suffix.endswith(PARTS["video"])
+            ],
             flac=members.get("flac"),
             location=location,
         )
@@ -115,11 +119,15 @@ class MemoryReader:
         """
         clips = list(encoded)
         #: All clips.
-        self.rows = [Row.of(one, 0, {}) for one in clips]
+        self.rows = [
+            Row.of(one, 0, {suffix: (0, len(content)) for suffix, content in one.members.items()})
+            for one in clips
+        ]
         self._members = {one.clip.name: one.members for one in clips}
 
     def read(self, row: Row, modality: str | None = None) -> Sample:
-        return Sample.of(row, self._members[row.name], f"clip {row.name}")
+        members = {suffix: self._members[row.name][suffix] for suffix in row.members}
+        return Sample.of(row, members, f"clip {row.name}")
 
 
 class Reader:

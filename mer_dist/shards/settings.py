@@ -8,6 +8,7 @@ from mer_dist.config.config import Config
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.errors import UserError
 from mer_dist.shards import shard_index
+from mer_dist.shards.views import FACE
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run, ShardFolder
 
@@ -16,7 +17,7 @@ FORMAT = 3
 #: The same of a source of faces, where only that changed: value of ``shard.faces`` -> version.
 FACES = {"cascade": 2}
 #: Keys that came later, and change nothing with these values.
-LATER = {"faceless": "frame"}
+LATER: dict[str, object] = {"faceless": "frame", "views": [FACE]}
 #: Keys that change no shard: the number of workers, and permissions.
 OTHER = ("workers", "remove", "without_media")
 

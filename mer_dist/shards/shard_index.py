@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer_dist.core.errors import UserError, reading
-from mer_dist.core.records import LABELED, UNLABELED, Content, Problem
+from mer_dist.core.records import LABELED, UNLABELED, Content, Modality, Problem
+from mer_dist.shards import views
 from mer_dist.shards.encode import Encoded
 from mer_dist.storage import parquet
 from mer_dist.storage.files import atomic, read_json, write_json
@@ -74,6 +75,15 @@ class Row:
     checksum: str
     #: Member suffix ("00.jpg", "flac", "json") -> offset and size in the tar, in tar order.
     members: dict[str, tuple[int, int]]
+    #: What frames and members are of: all views, as stored, or one.
+    view: str = ""
+
+    def of_view(self, view: str) -> Row:
+        """The clip as if no other view were stored."""
+        members = views.of_view(self.members, view)
+        frames = views.pictures(members)
+        missing = {*self.missing} | ({Modality.VIDEO.value} if not frames else set())
+        return replace(self, view=view, members=members, frames=frames, missing=sorted(missing))
 
     @classmethod
     def of(cls, encoded: Encoded, shard: int, members: dict[str, tuple[int, int]]) -> Row:

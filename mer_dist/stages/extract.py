@@ -28,7 +28,7 @@ from mer_dist.crossfit import adapters, folds
 from mer_dist.crossfit.adapters import Adapter
 from mer_dist.features import store
 from mer_dist.models import model_folder, precision
-from mer_dist.models.family import FAMILIES, NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK
+from mer_dist.models.family import NOT_IN_SHARD, PASS, PASSES_OF_A_CHUNK, family_of
 from mer_dist.processes.balance import balanced
 from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 #: Keys of an extractor that came later, and change nothing with these values.
-LATER: dict[str, object] = {"layers": [], "pooling": ""}
+LATER: dict[str, object] = {"layers": [], "pooling": "", "prompt": "", "view": "face"}
 #: The name of an extractor, its adapter (None: the published weights), and the clips that it sees.
 Seen = tuple[str, Adapter | None, shard_index.Index]
 
@@ -214,7 +214,7 @@ def _work(
         config.extract.frame_level,
         config.extract.storage,
         config.run.threads,
-        *FAMILIES[extractor.family].code,
+        *family_of(extractor.family, extractor.path).code,
     ]
     shards = clips.by_shard()
     fingerprint = {
@@ -239,7 +239,11 @@ def _batch_rule(extractor: ExtractorConfig) -> list:
     Shards from a CPU and from a GPU differ in these bits anyway, so the rule covers both and a run may
     be moved.
     """
-    return [extractor.batch_budget or FAMILIES[extractor.family].budgets, PASS, PASSES_OF_A_CHUNK]
+    return [
+        extractor.batch_budget or family_of(extractor.family, extractor.path).budgets,
+        PASS,
+        PASSES_OF_A_CHUNK,
+    ]
 
 
 def _extract_set(work: Work, config: Config, should_stop: ShouldStop) -> None:

@@ -21,7 +21,7 @@ from mer_dist.core.log import logger
 from mer_dist.core.stopping import ShouldStop, never
 from mer_dist.crossfit import adapters
 from mer_dist.crossfit.adapters import Adapter
-from mer_dist.models.family import FAMILIES
+from mer_dist.models.family import family_of
 from mer_dist.processes.env import process_info
 from mer_dist.processes.threads import torch_threads
 from mer_dist.shards.settings import check_settings
@@ -238,7 +238,8 @@ def _budget(accelerator: Accelerator, adapter: Adapter) -> float:
 
     on_gpu = accelerator.device.type == "cuda"
     memory = USABLE * torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
-    return min(all_gather_object(accelerator, FAMILIES[adapter.extractor.family].training_budget(memory)))
+    own = family_of(adapter.extractor.family, adapter.extractor.path)
+    return min(all_gather_object(accelerator, own.training_budget(memory)))
 
 
 def _task(adapter: Adapter, config: Config, extractor, budget: float):

@@ -218,8 +218,7 @@ def _encoded(config: Config, clips: list[Clip], remaining: list[Clip], should_st
     results = _until_asked(convert.in_workers(config.shard, order), should_stop)
     tried = {clip.name: result for clip, result in zip(first, results, strict=False)}
     lost = {
-        name: None if one.frames or one.samples else f"clip {name}: {one.problems[0].reason}"
-        for name, one in tried.items()
+        name: None if one.media else f"clip {name}: {one.problems[0].reason}" for name, one in tried.items()
     }
     survey.refuse(
         clips, lost, {clip.name for clip in clips} - {clip.name for clip in remaining}, config.corpus.path

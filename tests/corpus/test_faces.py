@@ -1,29 +1,13 @@
 """Where the stored square comes from: a found face, or the middle of the frame."""
 
-import cv2
 import numpy as np
-from media_files import write_mp4
+from media_files import drawn_face, write_mp4
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
 from mer_dist.corpus import faces
 from mer_dist.corpus.decode import decode
 from mer_dist.shards.shard_index import FACELESS
-
-
-def drawn_face(x: int, y: int, radius: int = 60, shape=(240, 426)) -> np.ndarray:
-    """A face that the cascade takes for one, on a plain ground."""
-    image = np.full((*shape, 3), 150, np.uint8)
-    cv2.ellipse(image, (x, y), (int(radius * 0.8), radius), 0, 0, 360, (224, 188, 160), -1)
-    for side in (-1, 1):
-        eye = (x + side * radius * 32 // 100, y - radius // 5)
-        cv2.ellipse(image, eye, (radius // 6, radius // 11), 0, 0, 360, (250, 250, 250), -1)
-        cv2.circle(image, eye, radius // 13, (30, 20, 20), -1)
-        brow = (eye[0], eye[1] - radius // 5)
-        cv2.ellipse(image, brow, (radius // 5, radius // 14), 0, 180, 360, (60, 40, 30), 4)
-    cv2.line(image, (x, y - radius // 10), (x, y + radius // 5), (190, 150, 125), 4)
-    cv2.ellipse(image, (x, y + radius // 2), (radius // 3, radius // 9), 0, 0, 360, (150, 50, 50), -1)
-    return cv2.GaussianBlur(image, (5, 5), 0)
 
 
 def centre_of_mouth(image: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from mer_dist.models.image_family import CLASS_TOKEN
 from mer_dist.models.image_family import IMAGE as FACTS
 
 pytestmark = pytest.mark.slow
-ALWAYS = ("siglip", "dinov2")
+ALWAYS = ("siglip", "dinov2", "siglip2", "chinese_clip")
 every_type = pytest.mark.parametrize(
     "model_type", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in IMAGE]
 )
@@ -48,7 +48,7 @@ def preprocessed(images: np.ndarray, model_type: str) -> torch.Tensor:
     """(T, 3, H, W) by PIL, as the preprocessors of transformers do without torchvision."""
     more = IMAGE[model_type][1]
     kind = {2: Image.Resampling.BILINEAR}.get(more.get("resample", 3), Image.Resampling.BICUBIC)
-    size = (50, 40) if more.get("do_center_crop") else (32, 32)
+    size = (50, 40) if more.get("do_center_crop") else (32, 24) if "max_num_patches" in more else (32, 32)
     scaled = np.stack([np.asarray(Image.fromarray(one).resize(size, kind)) for one in images])
     if more.get("do_center_crop"):
         scaled = scaled[:, 4:36, 9:41]
@@ -58,12 +58,26 @@ def preprocessed(images: np.ndarray, model_type: str) -> torch.Tensor:
 @torch.no_grad()
 def plain(folder, pixels: torch.Tensor) -> torch.Tensor:
     """Of bytes (T, 3, H, W), by transformers alone."""
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+    from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
     mean, std = (torch.tensor(own)[:, None, None] for own in ([0.5, 0.4, 0.45], [0.25, 0.3, 0.27]))
+    values = (pixels / 255 - mean) / std
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind == "clip_vision_model":
+        return CLIPVisionModelWithProjection.from_pretrained(folder)(values).image_embeds
     model = AutoModel.from_pretrained(folder).eval()
-    out = getattr(model, "vision_model", model)((pixels / 255 - mean) / std)
-    return out.last_hidden_state[:, 0] if model.config.model_type in CLASS_TOKEN else out.pooler_output
+    if kind in ("clip", "chinese_clip"):
+        return model.get_image_features(values).pooler_output
+    tower = getattr(model, "vision_model", model)
+    if kind.startswith("siglip2"):
+        patches = np.stack([convert_image_to_patches(one.numpy(), 8) for one in values])
+        seen = np.pad(patches, ((0, 0), (0, 4), (0, 0)))
+        real = torch.arange(seen.shape[1]).expand(len(seen), -1) < patches.shape[1]
+        shapes = torch.tensor([[pixels.shape[2] // 8, pixels.shape[3] // 8]] * len(seen))
+        return tower(torch.from_numpy(seen), real.int(), shapes).pooler_output
+    out = tower(values)
+    return out.last_hidden_state[:, 0] if kind in CLASS_TOKEN else out.pooler_output
 
 
 def test_every_type_of_the_family_is_tried():
@@ -76,10 +90,10 @@ def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch
     extractor = load_extractor(config_of(folder))
     images = pictures()
     pixels = torch.stack(extractor.prepare(clip(images)))
-    assert pixels.shape == (5, 3, 32, 32) and pixels.dtype == torch.uint8
+    assert pixels.dtype == torch.uint8
     assert (pixels.int() - preprocessed(images, model_type).int()).abs().max() <= 1
     found = of_frames(extractor, images)
-    assert found.shape == (5, 32) and apart(found, plain(folder, pixels)) < 1e-4
+    assert found.shape == (5, extractor.width) and apart(found, plain(folder, pixels)) < 1e-4
     for row in range(5):
         assert apart(of_frames(extractor, images[row : row + 1]), found[row : row + 1]) < 1e-4
     assert apart(found[:1], found[1:2]) > 0.05
@@ -102,7 +116,7 @@ def test_a_preprocessor_that_says_no_size_is_refused_in_a_line(tmp_path):
     folder = any_encoder.image(tmp_path, "vit")
     path = folder / "preprocessor_config.json"
     path.write_text(path.read_text().replace('"size"', '"sizes"'))
-    with pytest.raises(UserError, match="size, crop_size and resample are not there"):
+    with pytest.raises(UserError, match="size, crop_size, resample, image_mean and image_std are not there"):
         load_extractor(config_of(folder))
     path.unlink()
     with pytest.raises(UserError, match="preprocessor_config.json: there is no such file"):
@@ -124,7 +138,24 @@ def test_pooling_is_that_which_is_asked_for(tmp_path, model_type):
     patches = states if model_type == "siglip" else states[:, 3:]
     assert patches.shape[1] == 16 and apart(of_frames(extractor, images), patches.mean(1)) < 1e-4
     if model_type == "siglip":
-        with pytest.raises(UserError, match="has no class token"):
+        with pytest.raises(
+            UserError, match="pooling is 'class'; for the model in .* it is one of pooled, mean"
+        ):
             load_extractor(config_of(folder, pooling="class"))
     with pytest.raises(UserError, match="layers: the family image has no layers to choose"):
         load_extractor(config_of(folder, layers=[1]))
+
+
+def test_a_pooler_may_be_missing_only_where_it_is_not_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = any_encoder.image(tmp_path, "vit")
+    path = folder / "model.safetensors"
+    save_file(
+        {name: own for name, own in load_file(path).items() if not name.startswith("pooler.")},
+        path,
+        {"format": "pt"},
+    )
+    assert of_frames(load_extractor(config_of(folder)), pictures()).shape == (5, 32)
+    with pytest.raises(UserError, match=r"its weights lack pooler\.dense"):
+        load_extractor(config_of(folder, pooling="pooled"))

@@ -164,6 +164,60 @@ def test_layers_and_pooling_are_those_that_are_asked_for(tmp_path, model_type):
             load_extractor(config_of(folder, **options))
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "bert"])
+@torch.no_grad()
+def test_of_a_prompt_the_tokens_of_the_transcript_alone_are_embedded(tmp_path, model_type):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = any_encoder.text(tmp_path, model_type)
+    prompt = "he says 我说{transcript} and feels"
+    extractor = load_extractor(config_of(folder, prompt=prompt))
+    batch = AutoTokenizer.from_pretrained(folder)(prompt.format(transcript=SAID[3]), return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    out = AutoModel.from_pretrained(folder)(**batch, output_hidden_states=True)
+    states = sum([*out.hidden_states[-4:-1], out.last_hidden_state])[0]
+    # Tokens are letters, of Qwen bytes; BERT has one more in front.
+    before, own = (
+        len(part.encode() if model_type == "qwen2" else part) for part in ("he says 我说", SAID[3])
+    )
+    start = before + (model_type == "bert")
+    for clips in (CLIPS, CLIPS[3:]):
+        found = embedded(extractor, clips)[clips.index(CLIPS[3])]
+        assert found.shape == (own, 32) and apart(found, states[start : start + own]) < 1e-4
+    # A long transcript is cut, and the words behind it stay.
+    ((ids, real),) = extractor.prepare(clip("今" * 200))
+    plain_ids, _ = extractor.encoded("")
+    assert len(ids) == extractor.longest and sum(real) == extractor.longest - len(plain_ids)
+    assert ids[-5:] == plain_ids[-5:] and "were cut" in extractor.note()
+    with pytest.raises(Unusable, match="no token"):
+        extractor.prepare(clip(""))
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_in_a_line(tmp_path):
+    folder = any_encoder.text(tmp_path / "text", "qwen2")
+    for prompt in ("how does it feel", "{transcript} or {transcript}"):
+        with pytest.raises(UserError, match=r"it must contain \{transcript\} once"):
+            config_of(folder, prompt=prompt)
+    with pytest.raises(UserError, match=r"prompt has 90 tokens, and .* reads 80 at most"):
+        load_extractor(config_of(folder, prompt="x" * 90 + "{transcript}"))
+    sound = any_encoder.audio(tmp_path / "sound", "wavlm")
+    with pytest.raises(UserError, match="prompt: the family audio reads none"):
+        load_extractor(any_encoder.config_of("audio", sound, prompt="{transcript}"))
+
+
+@pytest.mark.parametrize("family", ["audio", "image", "video"])
+def test_a_folder_that_asks_for_code_of_its_own_is_refused_in_a_line(tmp_path, family):
+    make, model_type = {
+        "audio": (any_encoder.audio, "wavlm"),
+        "image": (any_encoder.image, "vit"),
+        "video": (any_encoder.video, "vivit"),
+    }[family]
+    path = make(tmp_path, model_type) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "own.Model"}}))
+    with pytest.raises(UserError, match="it asks for code of its own"):
+        check_files(any_encoder.config_of(family, tmp_path))
+
+
 def test_a_folder_without_the_pooler_that_nobody_reads_is_whole(tmp_path):
     """As published models of masked language are."""
     folder = any_encoder.text(tmp_path, "bert")
