@@ -17,7 +17,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   pip=".venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt"
   # DeepSpeed's build looks at the installed torch, so torch comes first and builds are not isolated.
   $pip setuptools wheel packaging ninja torch
-  $pip --no-build-isolation -e '.[train,test,check]'
+  $pip --no-build-isolation -e '.[train,test,check,docs]'
   # DeepSpeed compiles its CPU communication at first use, about a minute: part of the installation.
   echo "building DeepSpeed's CPU communication" >&2
   PATH="$PWD/.venv/bin:$PATH" DS_ACCELERATOR=cpu .venv/bin/python -c '

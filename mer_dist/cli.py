@@ -10,11 +10,9 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
-from mer_dist import __version__
+from mer_dist.arguments import STAGES, parser
 from mer_dist.config.config import Config, load, save
-from mer_dist.config.slurm import STAGES as SLURM_STAGES
 from mer_dist.core import clip_names
 from mer_dist.core.errors import (
     DONE,
@@ -29,24 +27,16 @@ from mer_dist.core.errors import (
 )
 from mer_dist.core.log import logger, setup
 from mer_dist.inspect import problems
-from mer_dist.predict.arguments import of_bundle, of_predict
 from mer_dist.processes import preempt
 from mer_dist.processes.env import process_info
 from mer_dist.processes.lifeline import end_with_launcher, lost
 from mer_dist.processes.together import alone, check_processes, introduce
 from mer_dist.storage import exit_status as stage_status
-from mer_dist.storage import files, quarantine
+from mer_dist.storage import quarantine
 from mer_dist.storage.lock import Busy, held
 from mer_dist.storage.run_folder import Run
 
 _STARTED = time.time()
-STAGES = {
-    "shard": "clips to WebDataset shards",
-    "finetune": "fine-tune extractors, alone or under accelerate launch",
-    "extract": "shards to features, alone or under accelerate launch",
-    "fuse": "features to AGT, self-training rounds, vote and answer.csv",
-    "run": "all stages in order, skipping what is done",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if run := getattr(parsed, "run", None):
             Run(run).check_version()
-        return parsed.act(parsed)
+        return ACTS[parsed.command](parsed)
     except (Exception, KeyboardInterrupt) as error:
         return exit_code(error)
 
@@ -89,129 +79,6 @@ def exit_code(error: BaseException) -> int:
         reason = lost(error) if process_info().launched else ""
         logger.error("%s", reason or "broke down:\n" + "".join(traceback.format_exception(error)))
     return code
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="mer-dist", description=__doc__)
-    top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str, act: Callable) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(act=act)
-        return added
-
-    for name, text in STAGES.items():
-        stage = command(name, text, run_stage)
-        stage.epilog = files.UNCHANGED if name in ("shard", "run") else None
-        stage.add_argument("config", help="YAML file")
-        stage.add_argument("overrides", nargs="*", metavar="key=value", help="any number, as fuse.epochs=20")
-    for name, text, act in (
-        ("plan", "what a run needs: memory, GPUs, shards, disk; reads only config files", plan),
-        ("doctor", "whether this machine and these files are ready: one line per check", doctor),
-    ):
-        before = command(name, text, act)
-        before.add_argument("config", help="YAML file")
-        before.add_argument("overrides", nargs="*", metavar="key=value")
-        if name == "plan":
-            before.add_argument("--clips", type=int, help="number of clips, if the corpus is not here")
-            before.add_argument("--json", action="store_true", help="every figure, in bytes")
-    _commands_on_a_run(command)
-    _commands_on_a_cluster(command)
-    _commands_on_files(command)
-    demo_command = command("demo", "generate the demo corpus and its small models", demo)
-    demo_command.add_argument("folder", type=Path)
-    demo_command.add_argument("--seed", type=int, default=0)
-    _commands_on_features(command)
-    of_predict(command("predict", "answer new clips by what a run learned, nothing trained again", predict))
-    of_bundle(command("bundle", "write what predicting needs of a run, to be given to others", bundle))
-    model = command("export", "write a fine-tuned model as a model folder, LoRA merged", export_model)
-    model.add_argument("run", type=Path, help="run folder")
-    model.add_argument("adapter_name", metavar="ADAPTER", help="adapter, as baichuan@all or clip@fold-0")
-    model.add_argument("folder", type=Path, help="a new folder")
-    model.add_argument("--step", type=int, help="the checkpoint at this step, not the finished adapter")
-    model.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
-    model.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="of the merged weights; default: extractors.*.precision",
-    )
-    return top
-
-
-def _commands_on_features(command: Callable) -> None:
-    imported = command("import-features", "read features in MERTools' layout", import_features)
-    imported.usage = "mer-dist import-features [-h] RUN [SET] FOLDER --modality [SET=]MODALITY"
-    imported.add_argument("run", type=Path, help="run folder")
-    imported.add_argument(
-        "source", nargs="+", help="the set's name and its folder, or a folder of several sets"
-    )
-    imported.add_argument(
-        "--modality",
-        required=True,
-        action="append",
-        help="audio, video or text; for several sets once each, as SET=audio",
-    )
-    answered = command("import-answers", "read the answers of an outside labeller", import_answers)
-    answered.add_argument("run", type=Path, help="run folder")
-    answered.add_argument("teacher", metavar="NAME", help="a name for the labeller, for vote.teachers")
-    answered.add_argument("file", type=Path, help="name,label[,confidence] or name,p_<label>,…")
-    exported = command("export-features", "write features in MERTools' layout", export_features)
-    exported.add_argument("run", type=Path, help="run folder")
-    exported.add_argument("set", help="name of the feature set")
-    exported.add_argument("folder", type=Path)
-    exported.add_argument("--level", default="UTT", choices=("UTT", "FRA"))
-
-
-def _commands_on_files(command: Callable) -> None:
-    of_files = command("config", "the included configurations, launch files and batch scripts", config_files)
-    asked = of_files.add_subparsers(dest="asked", required=True, metavar="list|copy")
-    asked.add_parser("list", help="each file, and what it is for")
-    copied = asked.add_parser("copy", help="copy one, with the files named in it; nothing is overwritten")
-    copied.add_argument("name", help="as configs/mer2024/full.yaml, full.yaml, or a folder: launch")
-    copied.add_argument(
-        "folder", type=Path, nargs="?", default=Path(), help="default: here; keeps the paths below it"
-    )
-
-
-def _commands_on_a_run(command: Callable) -> None:
-    for name, text, act in (
-        ("verify", "prove that no clip was lost between the stages", verify),
-        ("report", "write report.html", report),
-    ):
-        command(name, text, act).add_argument("run", type=Path, help="run folder")
-    status_command = command("status", "exit with the code of a stage", status)
-    status_command.add_argument("run", type=Path, help="run folder")
-    status_command.add_argument("stage", choices=tuple(STAGES))
-    score_command = command("score", "the result table, scored against a truth file", score)
-    score_command.add_argument("run", type=Path, help="run folder")
-    score_command.add_argument("truth", type=Path, nargs="?", help="CSV name,discrete")
-    problems.arguments(command("quarantine", "what could not be used: the reasons by count", problems_of))
-    explain_command = command("explain", "one clip through the rounds to its prediction", explain)
-    explain_command.add_argument("run", type=Path, help="run folder")
-    explain_command.add_argument("name", help="name of a clip")
-    explain_command.add_argument("--json", action="store_true", help="every value, unrounded")
-
-
-def _commands_on_a_cluster(command: Callable) -> None:
-    def with_config(name: str, text: str, act: Callable, stage: bool = False) -> argparse.ArgumentParser:
-        added = command(name, text, act)
-        if stage:
-            added.add_argument("stage", choices=SLURM_STAGES)
-        added.add_argument("config", help="YAML file")
-        added.add_argument("overrides", nargs="*", metavar="key=value")
-        return added
-
-    graph = with_config("slurm", "submit all stages to Slurm, one job per stage", slurm)
-    graph.add_argument("--dry-run", action="store_true", help="print the batch scripts, submit nothing")
-    with_config("slurm-options", "the options of sbatch for a stage", slurm_options, True)
-    with_config("slurm-srun", "the srun command that starts mer-dist, one word per line", slurm_srun)
-    with_config("slurm-task", "one process of a stage; srun starts it in a batch job", slurm_task, True)
-    for name, text, act in (
-        ("slurm-status", "the submitted jobs of a run", slurm_status),
-        ("slurm-cancel", "cancel the submitted jobs of a run", slurm_cancel),
-    ):
-        command(name, text, act).add_argument("run", type=Path, help="run folder")
 
 
 @preempt.listening()
@@ -430,11 +297,19 @@ def config_files(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def keys(parsed: argparse.Namespace) -> int:
+    from mer_dist.config.keys import text
+
+    problems.show(text(parsed.section))
+    return DONE
+
+
 def demo(parsed: argparse.Namespace) -> int:
     from mer_dist.demo.corpus import make as make_corpus
     from mer_dist.demo.models import make as make_models
 
-    make_corpus(parsed.folder, seed=parsed.seed)
+    if not parsed.models_only:
+        make_corpus(parsed.folder, seed=parsed.seed)
     make_models(parsed.folder / "models", seed=parsed.seed)
     return DONE
 
@@ -497,3 +372,32 @@ def export_features(parsed: argparse.Namespace) -> int:
 
     export_npy(Run(parsed.run), parsed.set, parsed.folder, parsed.level)
     return DONE
+
+
+#: What each command calls; its arguments are in :mod:`mer_dist.arguments`.
+ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    **dict.fromkeys(STAGES, run_stage),
+    "plan": plan,
+    "doctor": doctor,
+    "keys": keys,
+    "demo": demo,
+    "verify": verify,
+    "report": report,
+    "status": status,
+    "score": score,
+    "quarantine": problems_of,
+    "explain": explain,
+    "slurm": slurm,
+    "slurm-options": slurm_options,
+    "slurm-srun": slurm_srun,
+    "slurm-task": slurm_task,
+    "slurm-status": slurm_status,
+    "slurm-cancel": slurm_cancel,
+    "config": config_files,
+    "import-features": import_features,
+    "import-answers": import_answers,
+    "export-features": export_features,
+    "predict": predict,
+    "bundle": bundle,
+    "export": export_model,
+}

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKS = ["ruff check .", "ruff format --check .", "mypy"]
+SITE = "mkdocs build --strict"
 TOOLS = ("ruff", "mypy")
 RECORDING = '#!/usr/bin/env bash\necho "{name}${{*:+ $*}}" >> "$LOG"\n[ "{name}" != "$FAILS" ]\n'
 
@@ -28,7 +29,7 @@ def check(tmp_path):
     setup = 'cd "$(dirname "${BASH_SOURCE[0]}")/.."\nexport PATH="$PWD/bin:$PATH"\n'
     (tmp_path / "launch" / "setup.sh").write_text(setup)
     (tmp_path / "launch" / "test.sh").write_text(RECORDING.format(name="tests"))
-    for name in TOOLS:
+    for name in (*TOOLS, "mkdocs"):
         tool = tmp_path / "bin" / name
         tool.write_text(RECORDING.format(name=name))
         tool.chmod(0o755)
@@ -45,12 +46,14 @@ def check(tmp_path):
 
 
 def test_the_checks_come_before_the_tests_which_get_the_arguments_or_are_left_out(check):
-    assert check("-k", "shard") == (0, [*CHECKS, "tests -k shard"])
-    assert check() == (0, [*CHECKS, "tests"])
-    assert check("--no-tests") == (0, CHECKS)
+    assert check("-k", "shard") == (0, [*CHECKS, SITE, "tests -k shard"])
+    assert check() == (0, [*CHECKS, SITE, "tests"])
+    assert check("--no-tests") == (0, [*CHECKS, SITE])
 
 
-@pytest.mark.parametrize(("fails", "calls"), [("ruff", CHECKS[:1]), ("mypy", CHECKS)])
+@pytest.mark.parametrize(
+    ("fails", "calls"), [("ruff", CHECKS[:1]), ("mypy", CHECKS), ("mkdocs", [*CHECKS, SITE])]
+)
 def test_a_check_that_fails_is_the_end_and_shows_in_the_exit_code(check, fails, calls):
     code, found = check(fails=fails)
     assert code != 0 and found == calls
@@ -99,7 +102,7 @@ def test_ci_runs_the_checks_and_every_shell_script_is_among_what_is_checked():
 def test_the_tools_and_what_they_need_are_installed_in_pinned_versions():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", "\n".join(lines), re.MULTILINE))
-    needed = [*TOOLS]
+    needed = [*TOOLS, "mkdocs-material"]
     for name in needed:
         assert pinned[name] == metadata.version(name)
         asked = map(Requirement, metadata.requires(name) or [])
@@ -109,12 +112,13 @@ def test_the_tools_and_what_they_need_are_installed_in_pinned_versions():
             if (one.marker is None or one.marker.evaluate({"extra": ""}))
             and canonicalize_name(one.name) not in needed
         ]
-    assert len(needed) > len(TOOLS)
+    assert len(needed) > len(TOOLS) + 1
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert setup["options.extras_require"]["check"].split() == [*TOOLS]
-    assert "'.[train,test,check]'" in (ROOT / "launch" / "setup.sh").read_text()
-    explained = [line for line in lines if line.startswith(tuple(f"{name}==" for name in TOOLS))]
+    assert setup["options.extras_require"]["docs"] == "mkdocs-material"
+    assert "'.[train,test,check,docs]'" in (ROOT / "launch" / "setup.sh").read_text()
+    explained = [line for line in lines if line.startswith(tuple(f"{name}==" for name in needed[:3]))]
     assert all("# " in line for line in explained)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mer_dist import cli
+from mer_dist.arguments import of_each_command, parser
 from mer_dist.cli import main
 from mer_dist.config.config import Config, save
 from mer_dist.config.sections import CorpusConfig, RunConfig
@@ -82,6 +84,22 @@ def test_every_command_explains_itself():
     for name in ("shard", "finetune", "extract", "fuse", "run", "verify", "report"):
         assert name in top.stdout
         assert call(name, "--help").returncode == 0
+
+
+PARSERS = of_each_command(parser())
+
+
+def test_every_command_does_something():
+    assert cli.ACTS.keys() == {words for words in PARSERS if " " not in words}
+
+
+@pytest.mark.parametrize("words", PARSERS)
+def test_the_help_of_every_command_ends_with_an_example_that_its_parser_takes(words):
+    last = PARSERS[words].format_help().splitlines()[-1]
+    start, _, example = last.partition("mer-dist ")
+    assert start == "example: " and f"{example} ".startswith(f"{words} ")
+    parsed = parser().parse_args(shlex.split(example))
+    assert parsed.command == words.split()[0]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ import plugin_files
 import pytest
 from conftest import ROOT
 
-from mer_dist import cli
+from mer_dist import arguments
 from mer_dist.config import config as configuration
 
 MOST_WORDS = 1000
-PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 _FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
 _CODE = re.compile(r"`[^`\n]*`")
@@ -33,8 +33,7 @@ FILES = {"json", "jsonl", "yaml", "parquet", "sbatch", "py", "md", "csv", "html"
 
 def commands() -> set[str]:
     """Every command that the parser knows."""
-    (found,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return set(found.choices)
+    return {words for words in arguments.of_each_command(arguments.parser()) if " " not in words}
 
 
 def anchors(text: str) -> set[str]:
@@ -74,7 +73,7 @@ def test_the_readme_links_every_page_and_is_short():
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.split()) <= MOST_WORDS
     links = set(_LINK.findall(text))
-    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= links
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} <= links
 
 
 def test_the_table_of_the_rooms_has_every_one():
@@ -151,3 +150,25 @@ def test_configurations_that_are_shown_load_and_keys_that_are_named_exist(page, 
 
 def test_there_are_configurations_to_load():
     assert sum(len(_YAML.findall(page.read_text("utf-8"))) for page in PAGES) >= 5
+
+
+def told_by_the_source() -> str:
+    """Every text in the code of the package, with … for what is filled in."""
+    found = []
+    for path in sorted((ROOT / "mer_dist").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append(re.sub("…+", "…", "".join(parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_that_is_explained_is_one_of_the_source():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    messages = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
+    told = told_by_the_source()
+    assert 15 <= len(messages) == text.count("\n### ")
+    assert [message for message in messages if message.removesuffix(" …") not in told] == []
+    assert "unknown key …; valid in every place" not in told

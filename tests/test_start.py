@@ -38,8 +38,9 @@ def test_a_question_to_a_run_imports_nothing_that_computes(fused, command, more)
 
 
 @pytest.mark.slow
-def test_help_imports_nothing_that_computes():
-    assert heavy("--help") == set()
+@pytest.mark.parametrize("words", [["--help"], ["keys", "fuse"]])
+def test_help_and_the_reference_of_keys_import_nothing_that_computes(words):
+    assert heavy(*words) == set()
 
 
 @pytest.mark.slow

@@ -37,9 +37,9 @@ from mer_dist.storage.files import offered, write_text
 from mer_dist.storage.run_folder import Run
 
 
-@section
+@section("")
 class Config:
-    """The complete configuration. Field names are the sections of the YAML file."""
+    """The complete configuration; its sections have their own keys."""
 
     run: RunConfig = field(default_factory=RunConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

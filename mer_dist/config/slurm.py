@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import field
+from typing import Annotated
 
+from mer_dist.config.limits import Count, Limit, WholeFromZero, one_of
 from mer_dist.config.section import section
-from mer_dist.config.sections import at_least, one_of, path
+from mer_dist.config.sections import path
 from mer_dist.core.errors import UserError
 
 STAGES = ("shard", "finetune", "extract", "fuse", "report")
@@ -21,6 +23,7 @@ EARLY = 60
 MEMORY = re.compile(r"[0-9]+[KMGT]?")
 #: Far beyond the arrays that clusters allow, by default 1001 tasks.
 MOST_TASKS = 100_000
+TASKS = Limit(f"from 1 to {MOST_TASKS}", lambda tasks: 1 <= tasks <= MOST_TASKS)
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 #: ``wrap`` is a command; the others are set by other keys or the job graph.
 TAKEN = (
@@ -54,38 +57,42 @@ TAKEN = (
 )
 
 
-@section
+@section("slurm")
 class SlurmConfig:
-    """Values that are empty or 0 are left to the cluster's defaults."""
+    """What is asked of a cluster. Values that are empty or 0 are left to the cluster's defaults."""
 
     partition: str = ""
+    """Partition of the jobs."""
     cpu_partition: str = ""
     """Partition of the jobs without a GPU (shard, report); empty: ``partition``."""
     account: str = ""
+    """Account that is charged."""
     qos: str = ""
-    nodes: int = 1
+    """Quality of service."""
+    nodes: Count = 1
     """Nodes of finetune; every other job has one."""
-    gpus_per_node: int = 0
+    gpus_per_node: WholeFromZero = 0
     """GPUs of each node of finetune; extract and fuse then take one. 0: CPUs only."""
-    tasks_per_node: int = 0
+    tasks_per_node: WholeFromZero = 0
     """Processes of finetune on each node; 0: one per GPU, without GPUs one."""
-    cpus_per_task: int = 0
+    cpus_per_task: WholeFromZero = 0
+    """Processors of each process."""
     memory: str = ""
     """Host memory of a node, as ``64G``; ``0`` means all of it in Slurm."""
     time: str = ""
     """Time limit of every job in Slurm's form, as ``24:00:00`` or ``2-00:00:00``."""
     times: dict[str, str] = field(default_factory=dict)
     """stage: its own time limit."""
-    warning: int = 300
+    warning: Count = 300
     """Seconds before the limit at which a job saves and requeues; longer than a checkpoint and an
     evaluation, and more than a minute shorter than the limit."""
-    extract_tasks: int = 4
+    extract_tasks: Annotated[int, TASKS] = 4
     """Tasks of the extraction array; each has its part of the shards."""
-    extract_at_once: int = 0
+    extract_at_once: WholeFromZero = 0
     """How many of them may run at once; 0: all."""
     container: str = ""
     """Image in which every process runs."""
-    container_by: str = "pyxis"
+    container_by: Annotated[str, one_of("pyxis", "apptainer")] = "pyxis"
     """``pyxis``: with ``srun --container-image``; ``apptainer``: with ``apptainer exec``."""
     container_mounts: list[str] = field(default_factory=list)
     """``/path`` or ``/path:/inside``. The run folder, the corpus and the models must be among them."""
@@ -106,18 +113,11 @@ class SlurmConfig:
         _fits("memory", self.memory, MEMORY, "as 64G, or 0 for all")
         _fits("time", self.time, TIME, "as 24:00:00 or 2-00:00:00")
         for stage, limit in self.times.items():
-            one_of("slurm.times", "a stage", stage, STAGES)
+            one_of(*STAGES).check("slurm.times: a stage", stage)
             _fits(f"times.{stage}", limit, TIME, "as 24:00:00 or 2-00:00:00")
-        for key in ("nodes", "warning", "extract_tasks"):
-            at_least("slurm", key, getattr(self, key), 1)
-        if self.extract_tasks > MOST_TASKS:
-            raise UserError(f"slurm.extract_tasks is {self.extract_tasks}; it must be at most {MOST_TASKS}")
         # The report does not stop on a warning.
         for stage in STAGES[:-1]:
             self._check_warning(stage)
-        for key in ("gpus_per_node", "tasks_per_node", "cpus_per_task", "extract_at_once"):
-            at_least("slurm", key, getattr(self, key), 0)
-        one_of("slurm", "container_by", self.container_by, ("pyxis", "apptainer"))
         for name, value in self.options.items():
             if not OPTION.fullmatch(name) or name in TAKEN:
                 raise UserError(

@@ -387,7 +387,7 @@ def test_a_question_about_a_run_folder_is_about_that_folder_whatever_its_configu
         ("fuse: {guide: audio}", "fuse.guide is called fuse.query_modality now"),
         ("fuse: {context: false}", "fuse.context is called fuse.cross_attention now"),
         ("fuse: {shortcut: false}", "fuse.shortcut is called fuse.linear_skip now"),
-        ("fuse: {fusion: gates}", "gates is called gating now"),
+        ("fuse: {fusion: gates}", "must be one of: gating, concatenate, mean"),
         ("vote: {probes: {calm: 1.0}}", "vote.probes is called vote.scorer_feedback now"),
         (
             "extractors: {clip: {family: clip, path: x, budget: 8}}",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mer_dist import cli
 from mer_dist.demo import corpus, models
 from mer_dist.storage import files
 
@@ -126,3 +127,11 @@ def test_hubert_tells_angry_from_sad_voices_it_never_heard(folder):
     labels = [sketch.emotion for sketch in sketches]
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     assert cross_val_score(linear, embeddings, labels, cv=3).mean() > 0.7
+
+
+def test_the_command_writes_the_models_without_the_corpus(folder, tmp_path):
+    assert cli.main(["demo", str(tmp_path), "--models-only"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    for name in ("clip", "hubert", "baichuan"):
+        weights = f"{name}/model.safetensors"
+        assert files.digest(tmp_path / "models" / weights) == files.digest(folder / weights)
