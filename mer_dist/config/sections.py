@@ -481,3 +481,15 @@ class VoteConfig:
         total = sum(self.given.values())
         if self.given and abs(total - 1) > 0.01:
             raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")
+
+
+@section
+class ReportConfig:
+    clips: int = 40
+    """Clips that ``report.html`` shows, in all; 0: none."""
+    sound: str = "embed"
+    """Of these clips: ``embed`` it in the page, ``link`` files beside the page, or ``none``."""
+
+    def __post_init__(self):
+        at_least("report", "clips", self.clips, 0)
+        one_of("report", "sound", self.sound, ("embed", "link", "none"))
