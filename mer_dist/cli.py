@@ -175,11 +175,12 @@ def _commands_on_files(command: Callable) -> None:
 
 
 def _commands_on_a_run(command: Callable) -> None:
-    for name, text, act in (
-        ("verify", "prove that no clip was lost between the stages", verify),
-        ("report", "write report.html", report),
-    ):
-        command(name, text, act).add_argument("run", type=Path, help="run folder")
+    verify_command = command("verify", "prove that no clip was lost between the stages", verify)
+    verify_command.add_argument("run", type=Path, help="run folder")
+    report_command = command("report", "write report.html", report)
+    report_command.add_argument("run", type=Path, help="run folder")
+    report_command.add_argument("--clips", type=int, help="in place of report.clips")
+    report_command.add_argument("--sound", help="embed, link or none, in place of report.sound")
     status_command = command("status", "exit with the code of a stage", status)
     status_command.add_argument("run", type=Path, help="run folder")
     status_command.add_argument("stage", choices=tuple(STAGES))
@@ -399,7 +400,7 @@ def status(parsed: argparse.Namespace) -> int:
 def report(parsed: argparse.Namespace) -> int:
     from mer_dist.report import page
 
-    print(page.report(parsed.run))
+    print(page.report(parsed.run, parsed.clips, parsed.sound))
     return DONE
 
 
