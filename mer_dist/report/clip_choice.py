@@ -45,8 +45,9 @@ def choose(judged: Judged, most: int) -> dict[str, tuple[int, list[ShownClip]]]:
     for place, (kind, strength) in enumerate(there.items()):
         share = (most + len(there) - 1 - place) // len(there)
         count = int((strength > -np.inf).sum())
-        order = np.argsort(np.where(taken, np.inf, -strength), kind="stable")
-        rows = [row for row in order[:share].tolist() if strength[row] > -np.inf and not taken[row]]
+        free = np.where(taken, -np.inf, strength)
+        first = np.argsort(-free, kind="stable")[:share]
+        rows = first[free[first] > -np.inf].tolist()
         taken[rows] = True
         groups[kind] = count, [_shown(judged, row, kind == TEACHERS) for row in rows]
     return groups

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mer_dist.report.run_data import Media
-from mer_dist.report.run_files import UNREADABLE, RunFiles
+from mer_dist.report.run_files import RunFiles
 from mer_dist.shards import shard_index
 from mer_dist.shards.encode import RATE, flac, jpeg
 from mer_dist.shards.reader import Reader, Sample
@@ -60,7 +60,9 @@ def _of_shard(files: RunFiles, reader: Reader, number: int, wanted: set[str], so
         if name in wanted:
             try:
                 found[name] = _media(reader, index[place], sound)
-            except UNREADABLE as error:
+            except ModuleNotFoundError:
+                raise
+            except Exception as error:  # On damaged content a decoder may raise anything at all.
                 damaged[name] = error
     if damaged:
         where, why = files.run.relative(folder.tar(number)), next(iter(damaged.values()))

@@ -12,7 +12,7 @@ from mer_dist.storage.run_folder import Run
 
 Value = TypeVar("Value")
 #: Errors from reading a file with wrong content; pyarrow's errors derive from these.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError)
 
 
 class RunFiles:
@@ -27,7 +27,7 @@ class RunFiles:
             return None
         try:
             return how(path)
-        except UNREADABLE as error:
+        except _UNREADABLE as error:
             inside = path.is_relative_to(self.run.folder)
             where = path.relative_to(self.run.folder) if inside else path
             # Several sections may read one file, which is noted once.

@@ -7,6 +7,7 @@ import html
 import io
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import fake_run
@@ -178,11 +179,7 @@ def test_what_a_clip_lacks_is_said_and_has_no_bar(run):
     ]
     number = next(row.shard for row in rows if row.name == name)
     silent = [
-        row
-        if row.name != name
-        else type(row)(**{key: getattr(row, key) for key in row.__slots__} | {"missing": ["audio"]})
-        for row in rows
-        if row.shard == number
+        replace(row, missing=["audio"]) if row.name == name else row for row in rows if row.shard == number
     ]
     shard_index.write_rows(ShardFolder(run.shards).record(number), silent)
     card = cards(write(run))[name]
@@ -224,6 +221,25 @@ def test_a_damaged_shard_is_named_and_its_clips_stand_without_pictures(run):
     assert with_sound == {name for number in whole for name in by_shard[number]}
     lost = 40 - len(with_sound)
     assert f"Not in the shards, and so without pictures and sound: {lost} of the 40 clips below" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["flac", "01.jpg"])
+def test_sound_or_pictures_that_were_stored_damaged_cost_their_clip_alone(run, monkeypatch, suffix):
+    monkeypatch.setattr("mer_dist.report.clip_media.EMBEDDED_SAMPLES", 800)
+    ((number, (name,)),) = shards_of_shown(run, clips=1).items()
+    folder, reader = ShardFolder(run.shards), Reader(run.shards)
+    rows = shard_index.read_rows(folder.record(number))
+    place = next(place for place, row in enumerate(rows) if row.name == name)
+    offset, size = rows[place].members[suffix]
+    content = bytearray(folder.tar(number).read_bytes())
+    content[offset : offset + size] = bytes(size)
+    folder.tar(number).write_bytes(content)
+    rows[place] = replace(rows[place], checksum=shard_index.checksum(reader.members(rows[place]).items()))
+    shard_index.write_rows(folder.record(number), rows)
+    page = write(run)
+    assert f"shards/{number:05d}.tar is damaged; not shown of it: {name} (" in html.unescape(page)
+    assert sum("<audio" in card for card in cards(page).values()) == 39
 
 
 @pytest.mark.slow
