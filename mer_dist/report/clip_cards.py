@@ -58,13 +58,14 @@ def clips(run_data: RunData) -> Html:
         return section("clips", title, "", absent("No clip is answered wrongly, and none is unlabelled."))
     there = sum(clip.media is not None for clip in shown)
     caption = (
-        "Pictures, sound and transcript are those that the models got. The bars are probabilities in percent: "
-        "by logistic regression on one modality alone (the mean, where a modality has several feature sets), "
+        "The bars are probabilities in percent: by logistic regression on one modality alone (the mean, where "
+        "a modality has several feature sets), "
         f"and of the answer by “{data.title}”. Labelled clips are predicted out of fold. No clip stands here "
         "twice."
     )
     if there:
         caption += (
+            " Pictures, sound and transcript are those that the models got."
             f" This page holds {plural(there, 'clip')} of the corpus, and whoever gets it gets them; "
             "mer-dist report --clips 0 leaves them out."
         )
