@@ -105,7 +105,10 @@ def _before_a_run(command: Command) -> None:
 
 def _on_a_run(command: Command) -> None:
     _takes_run(command("verify", "prove that no clip was lost between the stages", "runs/mine"))
-    _takes_run(command("report", "write report.html", "runs/mine"))
+    report = command("report", "write report.html", "runs/mine --clips 12 --sound link")
+    _takes_run(report)
+    report.add_argument("--clips", type=int, help="in place of report.clips")
+    report.add_argument("--sound", help="embed, link or none, in place of report.sound")
     status = command("status", "exit with the code of a stage", "runs/mine finetune")
     _takes_run(status)
     status.add_argument("stage", choices=tuple(STAGES))

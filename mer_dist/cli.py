@@ -266,7 +266,7 @@ def status(parsed: argparse.Namespace) -> int:
 def report(parsed: argparse.Namespace) -> int:
     from mer_dist.report import page
 
-    print(page.report(parsed.run))
+    print(page.report(parsed.run, parsed.clips, parsed.sound))
     return DONE
 
 

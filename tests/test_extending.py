@@ -193,7 +193,10 @@ def test_a_file_beside_the_configuration_hides_no_library(tmp_path):
 
 def test_an_unknown_name_is_refused_with_the_known_ones_and_how_to_add_one():
     for known, refused in (
-        ("clip, hubert, baichuan, text, audio, image", lambda: ExtractorConfig(family="wavlm", path="m")),
+        (
+            "clip, hubert, baichuan, text, audio, image, video",
+            lambda: ExtractorConfig(family="wavlm", path="m"),
+        ),
         ("mer2024, mer2025, mer2026, manifest", lambda: CorpusConfig(format="iemocap")),
     ):
         with pytest.raises(UserError, match=rf"must be one of: {known}, or .*'plugins'.*docs/extending\.md"):
@@ -225,4 +228,4 @@ def test_the_facts_of_the_families_need_no_torch():
         "print(*(FAMILIES[name].modality for name in FAMILIES), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["video", "audio", "text", "text", "audio", "video", "False"]
+    assert done.stdout.split() == ["video", "audio", "text", "text", "audio", "video", "video", "False"]

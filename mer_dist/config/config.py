@@ -23,6 +23,7 @@ from mer_dist.config.sections import (
     ExtractorConfig,
     FoldConfig,
     FuseConfig,
+    ReportConfig,
     RunConfig,
     SelfTrainConfig,
     ShardConfig,
@@ -50,6 +51,7 @@ class Config:
     fuse: FuseConfig = field(default_factory=FuseConfig)
     self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
     vote: VoteConfig = field(default_factory=VoteConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate trackers of fine-tuning: tensorboard, wandb."""

@@ -472,3 +472,11 @@ class VoteConfig:
         total = sum(self.given.values())
         if self.given and abs(total - 1) > 0.01:
             raise UserError(f"vote.given must be shares that sum to 1; they sum to {total:g}")
+
+
+@section("report")
+class ReportConfig:
+    clips: WholeFromZero = 40
+    """Clips that ``report.html`` shows, in all; 0: none."""
+    sound: Annotated[str, one_of("embed", "link", "none")] = "embed"
+    """Of these clips: ``embed`` it in the page, ``link`` files beside the page, or ``none``."""

@@ -142,10 +142,11 @@ def tell(config: Config, clips: Clips, present: np.ndarray, run: Run) -> None:
     answered = table.read(run.answer, ("name", "discrete")).rows.keys()
     unlabeled = {clips.names[row]: present[row] for row in np.flatnonzero(~clips.labeled)}
     logger.info(
-        "answer: %d of %d unlabelled clips, in %s",
+        "answer: %d of %d unlabelled clips, in %s; the vote's probability of every label, in %s",
         len(answered & unlabeled.keys()),
         len(unlabeled),
         run.answer,
+        run.vote.predictions,
     )
     if not config.vote.names and (others := len(unlabeled.keys() - answered)):
         logger.info(

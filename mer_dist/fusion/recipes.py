@@ -204,13 +204,16 @@ def check_fresh(config: Config, run: Run) -> None:
         raise UserError(f"{run.folder}: {found[0]}")
 
 
-def stale_lines(run: Run) -> list[str]:
-    """:func:`stale` in a line for status output, or why it cannot be determined."""
+def stale_lines(run: Run, config: Config | None = None) -> list[str]:
+    """:func:`stale` in a line for status output, or why it cannot be determined.
+
+    Args:
+        config: the run's own; None: it is read.
+    """
     if not run.config.exists():
         return []
     try:
-        config = configuration.of_run(run)
-        found = stale(config, run)
+        found = stale(config or configuration.of_run(run), run)
     except UserError as error:
         return [f"whether the fusion is stale cannot be determined: {error}"]
     if not found:

@@ -167,22 +167,33 @@ def _read(run: Run, name: str, clips: Clips, section: str) -> Teacher:
         raise UserError(
             f"{section}.teachers: there are no answers of {name}; mer-dist import-answers {run.folder} {name} FILE"
         )
+    teacher = answers(run, name, clips.labels, clips.names)
+    if not teacher.covers.any():
+        raise UserError(
+            f"{path}: it covers none of the {len(clips.names)} clips of this run; are the names the same?"
+        )
+    return teacher
+
+
+def answers(run: Run, name: str, labels: list[str], clips: list[str]) -> Teacher:
+    """What an imported teacher says of these clips.
+
+    Raises:
+        UserError: its file is not readable, or has other labels.
+    """
+    path = run.teacher(name)
     with reading(path, "import it again"):
         content = parquet.read(path)
         found = {column.removeprefix("p_"): content[column].to_numpy() for column in content.column_names[1:]}
         names = content["name"].to_pylist()
-        if [*found] != clips.labels:
+        if [*found] != labels:
             raise UserError(
-                f"{path}: its labels are {', '.join(found)}, and corpus.labels {', '.join(clips.labels)}; import it again"
+                f"{path}: its labels are {', '.join(found)}, and corpus.labels {', '.join(labels)}; import it again"
             )
     row_of = {clip: row for row, clip in enumerate(names)}
-    there = np.array([row_of.get(clip, -1) for clip in clips.names])
+    there = np.array([row_of.get(clip, -1) for clip in clips], int)
     probability = np.stack([*found.values()], 1)[there]
     probability[there < 0] = np.nan
-    if (there < 0).all():
-        raise UserError(
-            f"{path}: it covers none of the {len(clips.names)} clips of this run; are the names the same?"
-        )
     return Teacher(name, probability)
 
 

@@ -27,6 +27,8 @@ from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
 SHOWN = 3
+#: Clips without an answer that a row names.
+NAMED = 20
 #: The label index of a clip without an answer: no class, so it is wrong.
 NO_ANSWER = -1
 
@@ -47,8 +49,9 @@ def scored(run_folder: Path, truth_csv: Path | None = None) -> list[dict]:
 
     A row has ``title``, ``file``, ``oof_waf`` and ``oof_interval`` (on the ``oof_clips`` labelled
     clips, out of fold), with a truth file also ``waf`` and ``interval`` (on its ``clips`` that are not
-    labelled here; ``unanswered`` of them have no answer and count as wrong, as in any scorer), all in
-    [0, 1], and ``helped``: whether it beats the step before it (None if there is no such step).
+    labelled here; ``unanswered`` of them have no answer and count as wrong, as in any scorer;
+    ``unanswered_names`` are the first of these, ``confusion`` counts the others by truth and answer), all
+    scores in [0, 1], and ``helped``: whether it beats the step before it (None if there is no such step).
 
     Args:
         truth_csv: ``name,discrete`` or ``name,label``; None: only out-of-fold values.
@@ -261,12 +264,17 @@ def _judge(predicted: Predictions, part: _Part, more: dict[str, str], key: str) 
             ", ".join(without[:SHOWN]),
         )
     answer = np.concatenate([predicted.answer[part.rows], np.array(beside, int)])
-    return {
+    judged = {
         f"{key}waf": metrics.waf(part.true, answer),
         f"{key}interval": list(metrics.waf_interval(part.true, answer, groups=part.groups)),
         f"{key}clips": len(part.true),
         f"{key}unanswered": len(without),
     }
+    if not key:
+        answered = answer != NO_ANSWER
+        counts = metrics.confusion(part.true[answered], answer[answered], len(predicted.labels))
+        judged |= {"unanswered_names": without[:NAMED], "confusion": counts.tolist()}
+    return judged
 
 
 def _compare(run: Run, rows: list[dict]) -> None:

@@ -30,6 +30,12 @@ def table(head: list[str], rows: Iterable[Html], numbers: range = range(0)) -> H
     return tag("div", whole, class_="table")
 
 
+def explained(terms: Iterable[tuple[str, str]]) -> Html:
+    """What words of the section mean: (term, meaning)."""
+    lines = [tag("p", tag("b", term), f": {meaning}", class_="caption") for term, meaning in terms]
+    return tag("details", tag("summary", "terms"), lines)
+
+
 def key(names: Iterable[tuple[str, str]]) -> Html:
     """A legend of (style class, name)."""
     items = [

@@ -9,15 +9,15 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from mer_dist.config import config as configuration
 from mer_dist.config.config import Config
+from mer_dist.config.sections import ReportConfig
 from mer_dist.core import metrics
 from mer_dist.core.errors import UserError
 from mer_dist.core.natural_order import natural
@@ -25,6 +25,7 @@ from mer_dist.core.records import LABELED, UNLABELED, Modality
 from mer_dist.crossfit import folds
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
+from mer_dist.report.collect_clips import Tables, collect_clips
 from mer_dist.report.run_data import (
     Adapter,
     Confusion,
@@ -39,42 +40,18 @@ from mer_dist.report.run_data import (
     Teacher,
     Timing,
 )
+from mer_dist.report.run_files import RunFiles
 from mer_dist.shards import shard_index
 from mer_dist.storage import parquet, quarantine, timings
 from mer_dist.storage.files import read_json, read_marker
 from mer_dist.storage.run_folder import AdapterFolder, RoundFolder, Run, ShardFolder
 
-Value = TypeVar("Value")
-#: Errors from reading a file with wrong content; pyarrow's errors derive from these.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError)
 
-
-class _Reader:
-    """Reads existing files and notes those that cannot be parsed."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.notes: list[str] = []
-
-    def read(self, path: Path, how: Callable[[Path], Value]) -> Value | None:
-        if not path.exists():
-            return None
-        try:
-            return how(path)
-        except _UNREADABLE as error:
-            inside = path.is_relative_to(self.run.folder)
-            where = path.relative_to(self.run.folder) if inside else path
-            self.notes.append(f"{where} cannot be read: {type(error).__name__}: {error}")
-            return None
-
-    def each(self, paths: list[Path], how: Callable[[Path], Value]) -> list[Value]:
-        """The readable ones of these, fold-10 after fold-9."""
-        found = [self.read(path, how) for path in sorted(paths, key=lambda path: natural(str(path)))]
-        return [value for value in found if value is not None]
-
-
-def collect(run_folder: Path) -> RunData:
+def collect(run_folder: Path, clips: int | None = None, sound: str | None = None) -> RunData:
     """Read the run.
+
+    Args:
+        clips, sound: in place of ``report.clips`` and ``report.sound``.
 
     Raises:
         UserError: there is no such folder.
@@ -82,8 +59,12 @@ def collect(run_folder: Path) -> RunData:
     run = Run(run_folder)
     if not run.folder.is_dir():
         raise UserError(f"{run.folder}: no such run folder; give the folder named by run.folder")
-    reader = _Reader(run)
+    reader = RunFiles(run)
     config = reader.read(run.config, lambda _: configuration.of_run(run))
+    settings = config.report if config else ReportConfig()
+    settings = ReportConfig(
+        clips=settings.clips if clips is None else clips, sound=settings.sound if sound is None else sound
+    )
     order = config.corpus.labels if config else []
     corpus = reader.read(ShardFolder(run.shards).index, lambda path: _corpus(path, order))
     truth = dict(corpus.truth) if corpus else {}
@@ -96,7 +77,8 @@ def collect(run_folder: Path) -> RunData:
     ]
     stats, remarks = reader.read(ShardFolder(run.shards).stats, _statistics) or (None, {})
     adapters = reader.each([one.history for one in run.adapters()], _adapter)
-    reader.notes += recipes.stale_lines(run)
+    scores = _scores(reader, tables, truth, config.folds.group if config else "")
+    reader.notes += recipes.stale_lines(run, config)
     return RunData(
         name=run.folder.resolve().name,
         config_text=reader.read(run.config, lambda path: path.read_text(encoding="utf-8")),
@@ -106,8 +88,10 @@ def collect(run_folder: Path) -> RunData:
         remarks=remarks,
         adapters=adapters,
         rounds=reader.each([one.folder for one in run.rounds()], _round),
-        scores=_scores(reader, tables, truth, config.folds.group if config else ""),
+        scores=scores,
         confusion=_confusion(tables, truth),
+        test_confusion=_test_confusion(scores, tables),
+        clips=collect_clips(reader, config, settings, tables, truth, corpus),
         prior=_prior(reader, tables, truth),
         teachers=reader.read(run.vote.prior, _teachers) or [],
         disputed=reader.read(run.vote.disputed, _disputed) or [],
@@ -142,6 +126,11 @@ def _corpus(path: Path, order: list[str]) -> Corpus:
             name: label
             for name, label, split in zip(names, labels, splits, strict=True)
             if split == LABELED and label
+        },
+        shard_of={
+            name: shard
+            for name, shard, modalities in zip(names, shards, absent, strict=True)
+            if len(modalities or ()) < len(Modality)
         },
     )
 
@@ -212,9 +201,7 @@ def _lent(path: Path) -> int:
     return len(rows.filter(rows["selected"])["name"].unify_dictionaries().unique())
 
 
-def _scores(
-    reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str], pattern: str
-) -> list[Score]:
+def _scores(reader: RunFiles, tables: Tables, truth: dict[str, str], pattern: str) -> list[Score]:
     """The saved scores if they match these predictions, otherwise out-of-fold values.
 
     Args:
@@ -271,6 +258,8 @@ def _saved_scores(path: Path) -> list[Score]:
             oof_clips=count(row.get("oof_clips")),
             test_clips=count(row.get("clips")),
             unanswered=count(row.get("unanswered")),
+            unanswered_names=[str(name) for name in row.get("unanswered_names") or ()],
+            confusion=row.get("confusion"),
         )
         for row in read_json(path)
     ]
@@ -297,7 +286,7 @@ def _groups(table: Predictions, truth: dict[str, str], pattern: str) -> list[str
     return [folds.group_of(name, pattern) or name for name in names]
 
 
-def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Confusion | None:
+def _confusion(tables: Tables, truth: dict[str, str]) -> Confusion | None:
     for _, table in reversed(tables):
         true, answer = _judged(table, truth)
         if len(true):
@@ -306,7 +295,17 @@ def _confusion(tables: list[tuple[Path, Predictions]], truth: dict[str, str]) ->
     return None
 
 
-def _prior(reader: _Reader, tables: list[tuple[Path, Predictions]], truth: dict[str, str]) -> Prior | None:
+def _test_confusion(scores: list[Score], tables: Tables) -> Confusion | None:
+    """Of the last row that was scored against a truth file."""
+    labels_of = {table.title: table.labels for _, table in tables}
+    for row in reversed(scores):
+        counts, labels = np.array(row.confusion or []), labels_of.get(row.title, [])
+        if counts.size and counts.shape == (len(labels), len(labels)):
+            return Confusion(title=row.title, labels=labels, counts=counts.astype(int).tolist())
+    return None
+
+
+def _prior(reader: RunFiles, tables: Tables, truth: dict[str, str]) -> Prior | None:
     saved = reader.read(reader.run.vote.prior, _saved_prior)
     if saved is None and not tables:
         return None
@@ -386,7 +385,7 @@ def _shares(values: list[float]) -> list[float]:
     return [value / total if total else 0.0 for value in values]
 
 
-def _timings(reader: _Reader) -> list[Timing]:
+def _timings(reader: RunFiles) -> list[Timing]:
     """One row for each folder with a marker, in the order of the stages: the work of all starts."""
     run, none = reader.run, timings.Total(seconds=0.0, clips=0, ended="")
     spent = reader.read(run.timings("", 0).parent, lambda _: timings.by_part(run)) or {}

@@ -1,26 +1,29 @@
 """report.html: one self-contained page with the stages and results of a run.
 
-No script, no external resource: the page can be mailed, archived and opened anywhere.
+No script, no external resource: the page can be mailed, archived and opened anywhere. Only with ``report.sound: link``
+the sound of its clips lies in a folder beside it.
 """
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mer_dist.core.records import LABELED, UNLABELED
-from mer_dist.report import sections
+from mer_dist.report import clip_cards, sections
 from mer_dist.report.blocks import coarse, interval, percent
 from mer_dist.report.collect import collect
 from mer_dist.report.markup import Html, join, tag
-from mer_dist.report.run_data import RunData
+from mer_dist.report.run_data import RunData, ShownClips
 from mer_dist.report.style import STYLE
-from mer_dist.storage.files import write_text
+from mer_dist.storage.files import atomic_folder, write_text
 from mer_dist.storage.run_folder import Run
 
 _NAVIGATION = (
     ("results", "Results"),
     ("confusion", "Confusion"),
+    ("clips", "Clips"),
     ("corpus", "Corpus"),
     ("quarantine", "Quarantine"),
     ("prior", "Label prior"),
@@ -31,19 +34,38 @@ _NAVIGATION = (
 )
 
 
-def report(run_folder: Path) -> Path:
+def report(run_folder: Path, clips: int | None = None, sound: str | None = None) -> Path:
     """Write ``report.html`` of a run that may have stopped anywhere, and return its path.
+
+    Args:
+        clips, sound: in place of ``report.clips`` and ``report.sound``.
 
     Raises:
         UserError: there is no such folder.
     """
     run = Run(run_folder)
-    write_text(run.report, page(collect(run.folder)))
+    run_data = collect(run.folder, clips, sound)
+    _write_sound(run, run_data.clips)
+    write_text(run.report, page(run_data))
     return run.report
+
+
+def _write_sound(run: Run, shown: ShownClips | None) -> None:
+    """The sound that the page links; none of an earlier page stays."""
+    if shown is None or not shown.sound_folder:
+        shutil.rmtree(run.report_sound, ignore_errors=True)
+        return
+    with atomic_folder(run.report_sound) as folder:
+        for place, clip in enumerate(shown.all()):
+            if clip.media and clip.media.sound:
+                (folder / clip_cards.sound_name(place)).write_bytes(clip.media.sound)
 
 
 def page(run_data: RunData) -> str:
     """The complete page as text."""
+    linked = run_data.clips is not None and run_data.clips.sound_folder
+    # A page that is opened as a file has no origin, so to some browsers 'self' is none of the files beside it.
+    sound = "'self' file:" if linked else "data:"
     body = tag(
         "body",
         _header(run_data),
@@ -53,6 +75,7 @@ def page(run_data: RunData) -> str:
             _notes(run_data),
             sections.results(run_data),
             sections.confusions(run_data),
+            clip_cards.clips(run_data),
             sections.corpus(run_data),
             sections.quarantined(run_data),
             sections.priors(run_data),
@@ -70,7 +93,7 @@ def page(run_data: RunData) -> str:
         tag(
             "meta",
             http_equiv="Content-Security-Policy",
-            content="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+            content=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src {sound}",
         ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"{run_data.name} – mer_dist report"),

@@ -27,6 +27,8 @@ class Corpus:
     shards: int
     #: Labelled clip -> label.
     truth: dict[str, str]
+    #: Clip of which any modality is stored -> its shard.
+    shard_of: dict[str, int]
     #: In the order of the configuration; labels not in it come last.
     labels: list[str]
 
@@ -74,6 +76,10 @@ class Score:
     oof_clips: int | None = None
     test_clips: int | None = None
     unanswered: int | None = None
+    #: The first of those without an answer.
+    unanswered_names: list[str] = field(default_factory=list)
+    #: Of the clips of ``test`` with an answer: row = truth, column = answer.
+    confusion: list[list[int]] | None = None
 
     def values(self) -> list[float]:
         edges = [*(self.oof_interval or ()), *(self.test_interval or ())]
@@ -127,6 +133,55 @@ class Disputed:
 
 
 @dataclass(kw_only=True)
+class Media:
+    """What the shards hold of a clip, ready for the page."""
+
+    transcript: str | None
+    seconds: float
+    #: Modalities that the clip lacks.
+    missing: list[str]
+    #: A few of its frames side by side as one JPEG, and how many; None without video.
+    strip: bytes | None = None
+    pictures: int = 0
+    #: FLAC; None without audio, or if no sound is asked for.
+    sound: bytes | None = None
+    #: Seconds of ``sound``, if it is only the beginning.
+    beginning: float | None = None
+
+
+@dataclass(kw_only=True)
+class ShownClip:
+    name: str
+    #: None where the truth is not known.
+    label: str | None
+    answer: str
+    #: By the row that answers, of each label.
+    probability: list[float]
+    #: Modality -> probability of each label by it alone; None where the clip lacks it.
+    by_modality: dict[str, list[float] | None]
+    #: Name of an outside labeller, and its probability of each label.
+    teacher: tuple[str, list[float]] | None = None
+    #: None if the shards do not hold the clip.
+    media: Media | None = None
+
+
+@dataclass(kw_only=True)
+class ShownClips:
+    """Clips to look at and to listen to."""
+
+    #: Of the row of the result table that answers.
+    title: str
+    labels: list[str]
+    #: Kind of the clips -> how many there are, and those that are shown; see :mod:`mer_dist.report.clip_choice`.
+    groups: dict[str, tuple[int, list[ShownClip]]]
+    #: Of linked sound, relative to the page; empty: it is embedded.
+    sound_folder: str = ""
+
+    def all(self) -> list[ShownClip]:
+        return [clip for _, clips in self.groups.values() for clip in clips]
+
+
+@dataclass(kw_only=True)
 class Timing:
     stage: str
     part: str
@@ -155,7 +210,12 @@ class RunData:
     adapters: list[Adapter]
     rounds: list[Round]
     scores: list[Score]
+    #: Out of fold.
     confusion: Confusion | None
+    #: On the unlabelled clips, where their truth is known.
+    test_confusion: Confusion | None
+    #: None before the first round of fusion, and where no clip is to be shown.
+    clips: ShownClips | None
     prior: Prior | None
     teachers: list[Teacher]
     disputed: list[Disputed]

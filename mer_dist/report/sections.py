@@ -10,11 +10,22 @@ from typing import Any
 import mer_dist
 from mer_dist.core.records import LABELED, UNLABELED, Problem
 from mer_dist.report import figures
-from mer_dist.report.blocks import absent, cell, duration, interval, key, percent, plural, section, table
+from mer_dist.report.blocks import (
+    absent,
+    cell,
+    duration,
+    explained,
+    interval,
+    key,
+    percent,
+    plural,
+    section,
+    table,
+)
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.plot import COLOURS
-from mer_dist.report.run_data import Confusion, Corpus, RunData, Score
-from mer_dist.report.terms import PRIOR_TERMS
+from mer_dist.report.run_data import Confusion, Corpus, Interval, RunData, Score
+from mer_dist.report.terms import CONFUSION_TERMS, PRIOR_TERMS, RESULT_TERMS
 
 #: Rows of quarantine.parquet that the page lists; all of them are counted.
 LISTED_PROBLEMS = 200
@@ -67,41 +78,32 @@ def gains(rows: list[Score]) -> list[Html | None]:
 
 def results(run_data: RunData) -> Html:
     caption = (
-        "WAF: F1 of each class weighted by its share of the truth, in percent. Bars and ranges are "
-        "95 % bootstrap intervals over clips, or over the groups of folds.group where it is set. Out of "
-        "fold: every labelled clip is predicted by models that never trained on it."
+        "WAF: F1 of each class weighted by its share of the truth, in percent; n: the clips that it is of. "
+        "Bars and ranges are 95 % bootstrap intervals over clips, or over the groups of folds.group where it "
+        "is set. Out of fold: every labelled clip is predicted by models that never trained on it."
     )
     rows = run_data.scores
     if not rows:
         reason = "There are no scores yet: no predictions with a known truth were found."
         return section("results", "Results", "", absent(reason))
     last = rows[-1]
-    counts = [
-        f"{count:,} {what}"
-        for count, what in (
-            (last.oof_clips, "labelled clips"),
-            (last.test_clips, "unlabelled ones"),
-            (last.unanswered, "of them without an answer, which count as wrong"),
+    if last.unanswered:
+        names = ", ".join(last.unanswered_names)
+        caption += (
+            f" {plural(last.unanswered, 'unlabelled clip')} without an answer count as wrong in the last row"
+            f"{f': {names}' if names else ''}{', …' if len(last.unanswered_names) < last.unanswered else ''}."
         )
-        if count
-    ]
-    if counts:
-        caption += f" Of the last row: {', '.join(counts)}."
     tested = any(row.test is not None for row in rows)
     legend = key(
         [("c0", "out of fold, labelled clips")]
         + ([("c1", "unlabelled clips, against their truth")] if tested else [])
     )
-    head = ["WAF", "out of fold", "95 %"] + (["unlabelled", "95 %"] if tested else [])
+    head = ["WAF", "out of fold", "95 %", "n"] + (["unlabelled", "95 %", "n"] if tested else [])
     body = []
     for position, (row, gain) in enumerate(zip(rows, gains(rows), strict=True)):
-        cells = [
-            cell(row.title, "name"),
-            cell(percent(row.oof), "n"),
-            cell(interval(row.oof_interval), "n quiet"),
-        ]
+        cells = [cell(row.title, "name"), *_score(row.oof, row.oof_interval, row.oof_clips)]
         if tested:
-            cells += [cell(percent(row.test), "n"), cell(interval(row.test_interval), "n quiet")]
+            cells += _score(row.test, row.test_interval, row.test_clips)
         look = "last" if position == len(rows) - 1 else None
         body.append(tag("tr", cells, cell(gain or "", "step"), class_=look))
     return section(
@@ -111,7 +113,13 @@ def results(run_data: RunData) -> Html:
         legend,
         tag("div", figures.scores(rows), class_="figure"),
         table([*head, "step adds"], body, numbers=range(1, len(head))),
+        explained(RESULT_TERMS),
     )
+
+
+def _score(waf: float | None, edges: Interval, clips: int | None) -> list[Html]:
+    count = "–" if clips is None else f"{clips:,}"
+    return [cell(percent(waf), "n"), cell(interval(edges), "n quiet"), cell(count, "n quiet")]
 
 
 def confusions(run_data: RunData) -> Html:
@@ -119,14 +127,24 @@ def confusions(run_data: RunData) -> Html:
     if data is None:
         text = "No out-of-fold predictions yet, or the truth of no labelled clip is known."
         return section("confusion", "Confusion", "", absent(text))
-    total = sum(map(sum, data.counts))
+    parts = [_confusion(data, "out of fold on {} labelled clips")]
+    if tested := run_data.test_confusion:
+        parts.append(tag("h3", "On the truth of the unlabelled clips"))
+        parts.append(_confusion(tested, "on {} unlabelled clips that have an answer"))
+    return section("confusion", "Confusion", "", *parts, explained(CONFUSION_TERMS))
+
+
+def _confusion(data: Confusion, clips: str) -> Html:
+    """
+    Args:
+        clips: which clips these are, with a place for their number.
+    """
     caption = (
-        f"{data.title}, out of fold on {total:,} labelled clips. Each row is one true label: the "
+        f"{data.title}, {clips.format(f'{sum(map(sum, data.counts)):,}')}. Each row is one true label: the "
         "share of its clips that got each answer, and below it their number."
     )
     drawing = tag("div", figures.confusion(data), class_="figure")
-    both = tag("div", drawing, _class_table(data), class_="beside")
-    return section("confusion", "Confusion", caption, both)
+    return join(tag("p", caption, class_="caption"), tag("div", drawing, _class_table(data), class_="beside"))
 
 
 def _class_table(data: Confusion) -> Html:
@@ -268,12 +286,10 @@ def priors(run_data: RunData) -> Html:
         "unlabelled clips from the model's own probabilities, and among the answers. A thin line over "
         "a bar is the 95 % bootstrap interval of that estimate."
     )
-    terms = [tag("p", tag("b", term), f": {meaning}", class_="caption") for term, meaning in PRIOR_TERMS]
     remarks = tag("p", " · ".join(data.remarks), class_="caption") if data.remarks else None
     legend = key((f"c{position}", name) for position, (name, _) in enumerate(data.series))
     drawing = tag("div", figures.prior(data), class_="figure")
-    explained = tag("details", tag("summary", "terms"), terms)
-    return section("prior", "Label prior", caption, remarks, legend, drawing, explained)
+    return section("prior", "Label prior", caption, remarks, legend, drawing, explained(PRIOR_TERMS))
 
 
 def teachers(run_data: RunData) -> Html | None:

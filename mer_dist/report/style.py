@@ -5,14 +5,14 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2430; --quiet: #5d6878; --edge: #dfe4ea;
   --grid: #e9edf1; --accent: #1f5fbf; --on-accent: #ffffff; --warn: #9a5b00; --warn-card: #fff6e5;
-  --good: #1a7f4b; --bad: #b3372f;
+  --good: #1a7f4b; --bad: #b3372f; --bar: #cfdff5;
   --c0: #1f5fbf; --c1: #d9690f; --c2: #128a80; --c3: #a13d9a; --c4: #77801a; --c5: #64748b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #10141a; --card: #181e26; --ink: #e5eaf0; --quiet: #97a3b3; --edge: #2c3540;
     --grid: #262e38; --accent: #74a9ff; --on-accent: #0c1420; --warn: #f0b95a;
-    --warn-card: #2a2214; --good: #58c98d; --bad: #f2857d;
+    --warn-card: #2a2214; --good: #58c98d; --bad: #f2857d; --bar: #2c4668;
     --c0: #74a9ff; --c1: #ff9f52; --c2: #4fcabd; --c3: #e08ad9; --c4: #c3cc5a; --c5: #9fb0c4;
   }
 }
@@ -93,6 +93,26 @@ td.bar { width: 26%; min-width: 90px; vertical-align: middle; }
 td.bar i { display: block; height: 9px; min-width: 1px; border-radius: 2px;
   background: var(--c0); }
 .up { color: var(--good); } .down { color: var(--bad); }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr));
+  gap: 16px; margin: 12px 0 6px; }
+.clip { min-width: 0; padding: 14px 16px; border: 1px solid var(--edge); border-radius: 8px; }
+.clip h4 { margin: 0; color: var(--ink); font-weight: 620; overflow-wrap: anywhere; }
+.clip p { margin: 2px 0 10px; font-size: 14px; overflow-wrap: anywhere; }
+.clip p.quiet { margin-bottom: 0; font-size: 13px; }
+.clip img { display: block; height: auto; border-radius: 6px; }
+.clip audio { display: block; width: 100%; height: 40px; margin: 10px 0 0; }
+.clip blockquote { margin: 10px 0 6px; padding-left: 12px; border-left: 3px solid var(--edge);
+  max-height: 7.8em; overflow-y: auto; overflow-wrap: anywhere; }
+.clip th, .clip td { padding: 3px 5px; font-size: 13px; border: 0; }
+.clip th .quiet { font-size: 11px; }
+.clip tbody th, .clip td { vertical-align: middle; }
+.clip tbody th { padding: 3px 0; color: var(--ink); white-space: normal; overflow-wrap: anywhere; }
+.clip thead th { padding: 3px 0; font-size: 12px; white-space: normal; overflow-wrap: anywhere; }
+.clip thead th, .clip td { text-align: right; }
+.clip td.p { background: linear-gradient(to right, var(--bar) var(--p), var(--page) 0); }
+.clip table { table-layout: fixed; border-collapse: separate; border-spacing: 3px 1px; }
+.clip thead th:first-child { width: 31%; }
+.kind > summary { padding: 4px 0; }
 details { margin: 14px 0 0; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 pre { margin: 10px 0 0; padding: 14px 16px; overflow-x: auto; background: var(--page);

@@ -2,7 +2,62 @@
 
 from __future__ import annotations
 
-#: Terms of the label prior: (term, meaning).
+#: Terms of the result table: (term, meaning).
+RESULT_TERMS = (
+    (
+        "WAF",
+        (
+            "weighted average F1: the F1 of each label, weighted by its share of the truth. F1 is the harmonic "
+            "mean of precision and recall."
+        ),
+    ),
+    (
+        "out of fold",
+        (
+            "the labelled clips are split into folds; every clip is predicted by models that never trained on "
+            "its fold, so that its label is no help to them."
+        ),
+    ),
+    ("95 %", "the bootstrap interval: the range of the score over 1,000 random redraws of the n clips."),
+    (
+        "logistic regression",
+        "the linear probes: a baseline on one feature set, on all side by side, or stacked on the others.",
+    ),
+    (
+        "round",
+        (
+            "one training of the fusion model; from round 1 on also on pseudo-labels, which are labels that the "
+            "round before predicted for unlabelled clips."
+        ),
+    ),
+    ("vote", "all rounds and baselines together, weighted by their out-of-fold predictions."),
+)
+
+#: Terms of the confusion.
+CONFUSION_TERMS = (
+    ("precision", "of the clips that got this answer, the part whose label it is."),
+    ("recall", "of the clips with this label, the part that got it as their answer."),
+    ("F1", "the harmonic mean of both; WAF is its mean over labels, weighted by their clips."),
+)
+
+#: Terms of the clips.
+CLIP_TERMS = (
+    ("confident", "said of an answer to which the model gives a high probability."),
+    (
+        "entropy",
+        "how evenly the probabilities spread over the labels; highest where every label is as likely.",
+    ),
+    (
+        "Jensen–Shannon divergence",
+        (
+            "how far the modalities' probabilities are apart: the entropy of their mean less the mean of their "
+            "entropies; 0 where all agree."
+        ),
+    ),
+    ("teacher", "an outside labeller whose answers were imported with mer-dist import-answers."),
+)
+
+#: Terms of the label prior.
 PRIOR_TERMS = (
     (
         "EM",

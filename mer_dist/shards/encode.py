@@ -109,11 +109,11 @@ def encode(
     )
 
 
-def jpeg(image: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
     """(H, W, 3) uint8 RGB as JPEG."""
     import cv2
 
-    done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"no JPEG can be made of an image of shape {image.shape}")
     return content.tobytes()

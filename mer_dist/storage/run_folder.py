@@ -21,6 +21,7 @@
       answer.csv                name,discrete
       scores.json
       report.html
+      report_sound/             with report.sound: link, the sound of its clips: 00.flac, 01.flac, ...
       slurm/                    jobs.json, files of submitit, how tasks ended; private to the owner
       logs/                     log lines of every rank, and its timings: timings.<stage>.<rank>.jsonl
       caches/                   files that DeepSpeed compiles, if HOME is not writable
@@ -367,6 +368,11 @@ class Run:
         """Answers of an outside labeller; see :mod:`mer_dist.fusion.teachers`."""
         return self.folder / "teachers" / f"{name}.parquet"
 
+    def teachers(self) -> list[str]:
+        """The names of the outside labellers whose answers were imported."""
+        pattern = self.teacher("[!.]*")
+        return sorted(path.stem for path in pattern.parent.glob(pattern.name))
+
     @property
     def answer(self) -> Path:
         return self.folder / _ANSWER
@@ -378,6 +384,11 @@ class Run:
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
+
+    @property
+    def report_sound(self) -> Path:
+        """The folder of the sound files that the report links."""
+        return self.folder / "report_sound"
 
     def relative(self, path: Path) -> str:
         """A path inside the run folder as markers, tables and messages name it, with ``/``."""

@@ -62,6 +62,8 @@ def test_every_step_is_scored_on_what_the_models_never_saw(scored):
         assert row["oof_waf"] == metrics.waf(truth[:90], told.answer[:90])
         assert row["waf"] == metrics.waf(truth[90:], told.answer[90:])
         assert row["interval"][0] <= row["waf"] <= row["interval"][1]
+        assert row["confusion"] == metrics.confusion(truth[90:], told.answer[90:], 3).tolist()
+        assert row["unanswered_names"] == []
     assert files.read_json(run.scores) == rows
 
 
@@ -79,7 +81,7 @@ def test_a_step_that_does_not_help_is_marked(scored):
 def test_without_a_truth_file_only_out_of_fold_figures_are_given(scored):
     run, _, _ = scored
     rows = score(run.folder)
-    assert all("waf" not in row and "oof_waf" in row for row in rows)
+    assert all("waf" not in row and "oof_waf" in row and "confusion" not in row for row in rows)
     assert table(rows).count(" -") == len(rows)
 
 

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 
 from mer_dist.config import config
 from mer_dist.core import metrics
-from mer_dist.core.records import LABELED, UNLABELED, Problem
+from mer_dist.core.records import LABELED, UNLABELED, Clip, Problem
 from mer_dist.fusion import predictions
 from mer_dist.fusion.predictions import Predictions
-from mer_dist.storage import files, quarantine, timings
+from mer_dist.shards import writer
+from mer_dist.shards.encode import Encoded, encode
+from mer_dist.storage import files, parquet, quarantine, timings
 from mer_dist.storage.run_folder import Run
 
 LABELS = ["neutral", "angry", "happy", "sad", "worried", "惊讶 surprise"]
@@ -21,10 +23,10 @@ HOSTILE = "<script>document.title='owned'</script>"
 LABELED_SHARE = [0.22, 0.20, 0.20, 0.14, 0.14, 0.10]
 UNLABELED_SHARE = [0.35, 0.12, 0.25, 0.10, 0.12, 0.06]
 ROWS = (
-    ("linear_probes/face-frozen", "CLIP frames, frozen", 0.55),
-    ("linear_probes/face-tuned", "CLIP frames, fine-tuned", 0.68),
-    ("linear_probes/line-frozen", "Baichuan transcript, frozen", 0.52),
-    ("linear_probes/line-tuned", "Baichuan transcript, fine-tuned", 0.66),
+    ("linear_probes/face", "CLIP frames, frozen", 0.55),
+    ("linear_probes/face@tuned", "CLIP frames, fine-tuned", 0.68),
+    ("linear_probes/line", "Baichuan transcript, frozen", 0.52),
+    ("linear_probes/line@tuned", "Baichuan transcript, fine-tuned", 0.66),
     ("linear_probes/voice", "HuBERT audio, frozen", 0.62),
     ("rounds/00/predictions", "AGT, three modalities", 0.83),
     ("rounds/01/predictions", "AGT after self-training, round 1", 0.855),
@@ -104,6 +106,42 @@ def write_shards(run: Run, labeled=240, unlabeled=400) -> tuple[list[str], np.nd
     return names, truth
 
 
+def store_media(run: Run) -> None:
+    """Tars of the clips in the index. Clip ``row`` is grey of level ``30 + row % 200`` and hums at ``200 + row`` Hz."""
+    index = parquet.read(run.shards / "index.parquet", ["name", "shard", "missing"]).to_pylist()
+    batches: dict[int, list[Encoded]] = {}
+    for row, known in enumerate(index):
+        clip = Clip(
+            name=known["name"],
+            video=None,
+            audio=None,
+            transcript=f"{HOSTILE} 你好",
+            label=None,
+            split=LABELED,
+        )
+        wave = 9000 * np.sin(2 * np.pi * (200 + row) * np.arange(1600) / 16_000)
+        batches.setdefault(known["shard"], []).append(
+            encode(
+                clip,
+                frames=[]
+                if "video" in known["missing"]
+                else [np.full((16, 16, 3), grey_of(row), np.uint8)] * 5,
+                samples=wave.astype(np.int16),
+                seconds=0.1,
+                face=True,
+                missing=known["missing"],
+                problems=[],
+            )
+        )
+    for number, batch in batches.items():
+        sources = {one.clip.name: "" for one in batch}
+        writer.write(run.shards, number, batch, fingerprint="", sources=sources)
+
+
+def grey_of(row: int) -> int:
+    return 30 + row % 200
+
+
 def write_training(run: Run) -> None:
     random = np.random.default_rng(1)
     for extractor, gain in (("face", 0.5), ("line", 0.4)):
@@ -125,7 +163,7 @@ def write_training(run: Run) -> None:
             files.write_json(folder / "history.json", {"epochs": epochs, "best_epoch": best})
             files.write_marker(folder, "7d793037a0760186")
             timings.note(run, "finetune", folder, seconds=27.5, clips=160)
-    for number, name in enumerate(("face", "face-tuned", "line", "line-tuned", "voice")):
+    for number, name in enumerate(("face", "face@all", "line", "line@all", "voice")):
         files.write_marker(run.features(name), "9b74c9897bac770f", clips=640)
         timings.note(run, "extract", run.features(name), seconds=3.5 + 2 * number, clips=640)
 

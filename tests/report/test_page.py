@@ -2,12 +2,11 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
 import fake_run
 import numpy as np
 import pytest
-from conftest import skip
+from browser import opened
 from sklearn.metrics import f1_score
 
 from mer_dist.core.errors import UserError
@@ -43,34 +42,9 @@ def written(run: Run) -> str:
     return report(run.folder).read_text(encoding="utf-8")
 
 
-def opened(path, tmp_path) -> str:
-    """The document of a real headless browser after it has rendered the page."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        skip("no chromium to open the report in")
-    done = subprocess.run(
-        [
-            browser,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--timeout=20000",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_a_real_browser_shows_the_headline_and_runs_nothing_from_a_clip_name(run, tmp_path):
-    document = opened(report(run.folder), tmp_path)
+    document = opened(report(run.folder), tmp_path / "profile")
     wanted = f"{100 * files.read_json(run.scores)[-1]['waf']:.2f}"
     assert re.search(r'<strong id="headline">([^<]*)</strong>', document)[1] == wanted
     assert "<title>demo-run – mer_dist report</title>" in document
@@ -80,7 +54,8 @@ def test_a_real_browser_shows_the_headline_and_runs_nothing_from_a_clip_name(run
 
 @pytest.mark.slow
 def test_the_page_asks_for_nothing_from_outside(run):
-    page = written(run)
+    fake_run.store_media(run)
+    page = re.sub(r' src="data:(image/jpeg|audio/flac);base64,[\w+/=]+"', "", written(run))
     assert "default-src 'none'" in html.unescape(page)
     urls = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<]*", page))
     assert urls <= {"http://www.w3.org/2000/svg"}
@@ -377,14 +352,34 @@ def test_unlabelled_clips_of_which_nothing_could_be_stored_count_as_they_are_ans
 
 
 @pytest.mark.slow
-def test_the_page_says_of_how_many_clips_a_score_is(run):
+def test_the_page_says_of_how_many_clips_a_score_is_and_which_have_no_answer(run):
     rows = files.read_json(run.scores)
-    assert "Of the last row: " not in text_of(written(run))
-    files.write_json(run.scores, [row | {"oof_clips": 240, "clips": 1657, "unanswered": 54} for row in rows])
+    text = text_of(written(run))
+    assert "without an answer" not in text and "On the truth" not in text
+    counts = np.arange(36).reshape(6, 6)
+    for row in rows:
+        row |= {
+            "oof_clips": 240,
+            "clips": 1657,
+            "unanswered": 54,
+            "unanswered_names": [fake_run.HOSTILE, "b"],
+        }
+        row |= {"confusion": counts.tolist()}
+    files.write_json(run.scores, rows)
+    page = written(run)
+    text = text_of(page)
     assert (
-        "Of the last row: 240 labelled clips, 1,657 unlabelled ones, 54 of them without an answer, which "
-        "count as wrong."
-    ) in text_of(written(run))
+        f"54 unlabelled clips without an answer count as wrong in the last row: {fake_run.HOSTILE}, b, …."
+    ) in text
+    assert "<script" not in page
+    assert text.count(" 240 ") >= len(rows) and text.count(" 1,657 ") == len(rows)
+    assert "On the truth of the unlabelled clips" in text
+    assert f"Vote with the estimated label prior, on {counts.sum()} unlabelled clips" in text
+    precision, recall = 28 / counts[:, 4].sum(), 28 / counts[4].sum()
+    f1 = 2 * precision * recall / (precision + recall)
+    assert f"worried {100 * precision:.1f} {100 * recall:.1f} {100 * f1:.1f}" in text
+    files.write_json(run.scores, [row | {"confusion": [[1]]} for row in rows])
+    assert "On the truth" not in text_of(written(run))
 
 
 def test_no_such_folder_is_the_users_error(tmp_path):

@@ -103,6 +103,8 @@ def test_log_verify_and_page_tell_the_same_counts(made, caplog):
     assert verify(made / "run") == []
     assert "fuse: 30 labelled and 20 unlabelled clips" in caplog.text
     assert caplog.text.count("answer: 20 of 20 unlabelled clips") == 2
+    assert "the vote's probability of every label, in" in caplog.text
+    assert str(Run(made / "run").vote.predictions) in caplog.text
     (line,) = [line for line in caplog.messages if "answer: 3 of these clips have no usable modality" in line]
     assert all(name in line for name in SILENT)
     (line,) = [line for line in caplog.messages if "answer: 1 entries of the corpus are left out" in line]
@@ -129,6 +131,8 @@ def test_score_counts_every_clip_of_the_truth_and_what_has_no_answer_as_wrong(ma
     true = np.array([labels.index(label) for label in [*truth.values(), *["happy"] * 5]])
     told = np.array([*(labels.index(answers(made)[name]) for name in truth), *[len(labels)] * 5])
     assert (rows[-1]["clips"], rows[-1]["unanswered"]) == (25, 5)
+    assert rows[-1]["unanswered_names"] == [f"gone_{row}" for row in range(5)]
+    assert rows[-1]["confusion"] == metrics.confusion(true[:20], told[:20], len(labels)).tolist()
     assert rows[-1]["waf"] == pytest.approx(metrics.waf(true, told)) and right.any()
     assert "5 of 25 clips with a known truth have no answer and count as wrong" in caplog.text
     assert "5 without an answer" in table(rows) and "n = 25" in table(rows)
