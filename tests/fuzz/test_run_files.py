@@ -45,7 +45,7 @@ def test_a_damaged_file_of_a_run_is_named_or_made_again(base, tmp_path, sandbox,
 def test_a_damaged_configuration_is_refused_by_its_file(tmp_path, sandbox, count, seed):
     outcomes, broken = [], []
     sources = sorted((ROOT / "configs").glob("*.yaml"))
-    for number in range(10):
+    for number in range(5):
         try:
             _, outcome = sandbox.call(
                 whole_run.yaml,

@@ -21,7 +21,7 @@ from mer_dist.models.video import windows
 from mer_dist.models.video_family import VIDEO as FACTS
 
 pytestmark = pytest.mark.slow
-ALWAYS = ("videomae", "vjepa2")
+ALWAYS = ("vjepa2",)
 every_type = pytest.mark.parametrize(
     "model_type", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in VIDEO]
 )

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from small_job import mer_dist
 
+from mer_dist.config.config import load
 from mer_dist.features import store
 from mer_dist.inspect.verify import verify
+from mer_dist.stages.extract import extract
+from mer_dist.stages.finetune import finetune
+from mer_dist.stages.shard import shard
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
 
@@ -30,11 +34,11 @@ extractors:
 TUNED = "{epochs: 1, batch: 8, precision: fp32, cross_fit: false, lora: {rank: 2}}"
 
 
-def make(folder: Path, split: str) -> Path:
+def make(folder: Path, split: str, tuned: str) -> Path:
     media_files.write_corpus(folder / "corpus", 6, 5)
     any_encoder.text(folder / "qwen", "qwen3")
     any_encoder.audio(folder / "wavlm", "wavlm")
-    files.write_text(folder / "job.yaml", JOB.format(folder=folder, split=split, tuned=TUNED))
+    files.write_text(folder / "job.yaml", JOB.format(folder=folder, split=split, tuned=tuned))
     return folder / "job.yaml"
 
 
@@ -42,19 +46,28 @@ def features(job: Path, name: str) -> np.ndarray:
     return store.load(Run(job.parent / "run").features(name)).utterance
 
 
-def test_two_processes_with_half_of_the_weights_each_compute_what_one_computes(tmp_path):
-    jobs = {split: make(tmp_path / split, split) for split in ("true", "false")}
+@pytest.mark.parametrize("tuned", ["null", pytest.param(TUNED, marks=pytest.mark.long)])
+def test_two_processes_with_half_of_the_weights_each_compute_what_one_computes(tmp_path, tuned):
+    jobs = {split: make(tmp_path / split, split, tuned) for split in ("true", "false")}
+    sets = ["qwen", "wavlm"] if tuned == "null" else ["qwen", "qwen@all", "wavlm"]
     for split, job in jobs.items():
-        for stage, processes in (("shard", 1), ("finetune", 1), ("extract", 2 if split == "true" else 1)):
-            done = mer_dist(stage, job, processes=processes)
-            assert done.returncode == 0, done.stderr[-4000:]
+        shard(load(job))
+        finetune(load(job))
+        if split == "false":
+            extract(load(job))
+            continue
+        done = mer_dist("extract", job, processes=2)
+        assert done.returncode == 0, done.stderr[-4000:]
         shares = [int(own) for own in re.findall(r"this process holds (\d+) % of the weights", done.stderr)]
-        # Rank 0 tells it of two sets, frozen and fine-tuned; parts are rounded up to whole elements.
-        assert len(shares) == (2 if split == "true" else 0) and all(50 <= own <= 52 for own in shares)
+        # Rank 0 tells it of each set of Qwen; parts are rounded up to whole elements.
+        assert len(shares) == len(sets) - 1
+        assert all(50 <= own <= 52 for own in shares)
         assert verify(job.parent / "run") == []
-    for name in ("qwen", "qwen@all", "wavlm"):
+    for name in sets:
         one, two = features(jobs["false"], name), features(jobs["true"], name)
         assert np.linalg.norm(two - one) < 1e-5 * np.linalg.norm(one)
+    if tuned == "null":
+        return
     # One shard is lost: all ranks compute it again, and nothing else.
     folder = Run(jobs["true"].parent / "run").features("qwen")
     lost, kept = sorted(folder.glob("*.safetensors"))[:2]
