@@ -36,6 +36,8 @@ extractors:
 {extractors}
 """
 ONE = "  {name}: {{family: {family}, path: {path}, quantize: {quantize}, finetune: {{{method}, cross_fit: false, {rest}}}}}"
+# Sixteen clips: two batches of two passes each, whether one process takes both or two take one each. Dropout follows the
+# pass.
 REST = (
     "epochs: 1, batch: 6, micro_batch: 2, precision: fp32, learning_rate: 1e-3, lora: {rank: 2, dropout: 0.0}"
 )
@@ -79,7 +81,7 @@ def test_two_processes_under_zero_3_learn_what_one_learns_and_only_what_the_tabl
     features: dict[int, dict[str, np.ndarray]] = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        media_files.write_corpus(folder / "corpus", 12, 4)
+        media_files.write_corpus(folder / "corpus", 16, 4)
         extractors = "\n".join(
             ONE.format(
                 name=re.sub(r"\W", "_", case),
