@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, plain
+from mer_dist.corpus import signs
 
 #: Words for an empty cell, by people and programs: pandas, Excel, R, databases, JavaScript.
 #: Excel turns a line of speech that begins with a dash into the first of its errors below.
@@ -114,6 +115,10 @@ class Labels:
         )
 
     def _remedy(self, text: str, alike: list[str]) -> str:
+        same = [label for label in self.labels if signs.looks(label) == signs.looks(text)]
+        if same and not alike:
+            own = signs.odd(text) or f"other signs, and the label {signs.odd(same[0])}"
+            return f"it looks like {same[0]!r} and has {own}"
         near = difflib.get_close_matches(plain(text), self._alike, 1, _ALIKE)
         found = alike or [label for one in near for label in self._alike[one]]
         if found:

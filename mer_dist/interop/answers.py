@@ -14,7 +14,7 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger
 from mer_dist.core.records import Problem
-from mer_dist.corpus import cells, table
+from mer_dist.corpus import cells, signs, table
 from mer_dist.features import join
 from mer_dist.fusion import recipes, teachers
 from mer_dist.storage import parquet, quarantine
@@ -215,7 +215,10 @@ def _number(text: str) -> tuple[float, str]:
         value = float(text)
     except ValueError:
         value = np.nan
-    return value, "" if np.isfinite(value) else f"{text!r} is no number"
+    if np.isfinite(value):
+        return value, ""
+    odd = signs.odd(text)
+    return value, f"{text!r} is no number" + f": it has {odd}" * bool(odd)
 
 
 def _tell(name: str, labels: list[str], found: dict[str, np.ndarray], known: dict[str, str | None]) -> None:
