@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -161,6 +162,12 @@ def label_column(path: Path, columns: list[str]) -> str:
             f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
         )
     return named[0]
+
+
+def tell_unused(path: Path, columns: Iterable[str], used: Collection[str]) -> None:
+    """Log the columns of a table that are not read."""
+    if others := [column for column in columns if column and column not in used]:
+        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
 
 
 def split(text: str, label: str) -> tuple[str, str]:

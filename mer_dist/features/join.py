@@ -158,7 +158,7 @@ def read_labels(
     """name -> label (None: unlabelled) of a label file, and the unusable rows.
 
     It is a CSV ``name,label[,split]``, where ``discrete`` may replace ``label``, or the baseline's
-    ``.npz``. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
+    ``.npz``. Other columns, as one of train and test under another name, are told and not used. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
     latter is ignored. A label outside ``labels`` excludes its clip, not the run.
 
     Raises:
@@ -169,6 +169,7 @@ def read_labels(
     else:
         rows = table.read(path, ("name",), encoding)
     column = cells.label_column(path, rows.columns)
+    cells.tell_unused(path, rows.columns, ("name", column, "split"))
     found: dict[str, str | None] = {}
     bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
     for name, row in rows.rows.items():

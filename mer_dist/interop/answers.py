@@ -160,8 +160,7 @@ def _check_others(path: Path, others: list[str], named: list[str]) -> None:
             raise UserError(
                 f"{path}: column {other!r} is not read: call it confidence, with numbers from 0 to 1, or take it out"
             )
-    if others:
-        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
+    cells.tell_unused(path, others, ())
 
 
 def _agreeing(
