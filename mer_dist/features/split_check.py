@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mer_dist.features.moments import moments
+from mer_dist.features.moments import ENOUGH, moments, robust
 
 #: Clips of either part below which nothing is said.
 FEWEST = 20
 #: A dimension differs if one standard deviation is so many times the other, or the means are so many of both apart.
 FAR = 3.0
+#: Standard deviations from the median beyond which a value counts as so far.
+LIMIT = 5.0
 #: Part of the dimensions that differ, from which on the parts do. Other speakers, rooms or moods change less.
 MANY = 0.25
 #: Chance that any column is constant in the unlabelled clips by accident, above which nothing is said.
@@ -26,11 +28,12 @@ def doubts(values: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray) -> li
     if min(labeled.sum(), unlabeled.sum()) < FEWEST:
         return []
     found = []
-    (mean, std), (other_mean, other_std) = moments(values, labeled), moments(values, unlabeled)
+    parts = [_within(values[part]) for part in (_some(labeled), _some(unlabeled))]
+    (mean, std), (other_mean, other_std) = map(moments, parts)
     apart = np.abs(mean - other_mean) > FAR * np.maximum(std, other_std)
     far = apart | (std > FAR * other_std) | (other_std > FAR * std)
     if far.mean() > MANY:
-        sizes = (np.abs(values[np.flatnonzero(part)[:1000]]).mean() for part in (labeled, unlabeled))
+        sizes = (np.abs(part).mean() for part in parts)
         found.append(
             "the labelled and the unlabelled clips differ in {} of {} dimensions as if two programs had made them (mean "
             "size {:.3g} and {:.3g}); predictions for the unlabelled are then worth nothing".format(
@@ -43,6 +46,19 @@ def doubts(values: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray) -> li
             "labelled ones: is it the label, or another thing that only these have? Take it out of the arrays"
         )
     return found
+
+
+def _some(part: np.ndarray) -> np.ndarray:
+    """Rows of a part ``(N,)`` bool, evenly spaced; as many as show its moments."""
+    rows = np.flatnonzero(part)
+    return rows[:: max(len(rows) // ENOUGH, 1)]
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    """The values, those far away moved to :data:`LIMIT`: a few of them, as codes for missing values, make no other
+    program."""
+    median, scale = robust(values)
+    return np.clip(values, median - LIMIT * scale, median + LIMIT * scale)
 
 
 def _told_apart(values: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray) -> list[int]:

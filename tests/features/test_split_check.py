@@ -52,3 +52,13 @@ def test_what_differs_by_nature_or_by_chance_is_not_told():
     x[few] *= 1000
     assert split_check.doubts(x, LABELED, few) == []
     assert split_check.doubts(x, LABELED, LABELED & False) == []
+
+
+@pytest.mark.parametrize("code", [-999, 1e20])
+def test_a_few_numbers_far_away_in_one_part_are_no_other_program(code):
+    x = features()
+    x[np.random.default_rng(1).random(x.shape) < 0.08 * LABELED[:, None]] = code
+    assert split_check.doubts(x, LABELED, ~LABELED) == []
+    x[~LABELED] += 9
+    (doubt,) = split_check.doubts(x, LABELED, ~LABELED)
+    assert doubt.startswith("the labelled and the unlabelled clips differ in 16 of 16 dimensions")
