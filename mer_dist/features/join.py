@@ -77,7 +77,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     Raises:
         UserError: no clip has a label, or a label has too few clips for the folds.
     """
-    label_of, problems = labels_of(config, run)
+    label_of, problems = labels_of(config, run, tell=True)
     labeled = {name: label for name, label in label_of.items() if label is not None}
     if not labeled:
         source = config.fuse.labels or str(run.shards)
@@ -130,13 +130,16 @@ def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, i
     )
 
 
-def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
+def labels_of(config: Config, run: Run, tell: bool = False) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label, or None if unlabelled, of every clip that is fused.
 
     They include unlabelled clips that could not be stored: these also need an answer.
+
+    Args:
+        tell: log how a label file was understood. Commands that ask for the labels several times do not.
     """
     if config.fuse.labels:
-        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
+        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding, tell)
     index = shard_index.read(run.shards)
     found = dict(zip(index.names, index.column("label"), strict=True))
     unstored = shard_index.unstored(run.shards) or {}
@@ -153,7 +156,7 @@ def asked(config: Config, run: Run) -> list[str] | None:
 
 
 def read_labels(
-    path: Path, labels: list[str], encoding: str = UTF8
+    path: Path, labels: list[str], encoding: str = UTF8, tell: bool = True
 ) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label (None: unlabelled) of a label file, and the unusable rows.
 
@@ -169,7 +172,6 @@ def read_labels(
     else:
         rows = table.read(path, ("name",), encoding)
     column = cells.label_column(path, rows.columns)
-    cells.tell_unused(path, rows.columns, ("name", column, "split"))
     found: dict[str, str | None] = {}
     bad, known = dict(rows.bad), cells.Labels(labels, rows.file)
     for name, row in rows.rows.items():
@@ -181,7 +183,9 @@ def read_labels(
             bad[name] = f"{rows.location(name)}: {why}"
         else:
             found[name] = label
-    known.tell()
+    if tell:
+        known.tell()
+        cells.tell_unused(path, rows.columns, ("name", column, "split"))
     return found, [Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()]
 
 

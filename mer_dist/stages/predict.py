@@ -278,8 +278,6 @@ def predict_features(model: TrainedModel, folders: Mapping[str, Path], out: Path
     names = sorted({name for one in features.values() for name in one.names} | {row.name for row in problems})
     _check_others(out, {*names})
     predictor = Predictor(model, extract=False)
-    for line in predictor.fusion.doubts(features):
-        logger.warning("%s", line)
     made, answers = predictor.features(features, names, how.explain, how.estimates)
     problems += predictor.unusable(features, names, answers)
     file = out / "parts" / "00000.parquet"
