@@ -54,7 +54,8 @@ class Codes:
 
 
 def _found(values: np.ndarray) -> dict[float, list[int]]:
-    """Value -> columns of ``values`` (N, D) in which it is the lowest or the highest and lies far from all others."""
+    """Value -> columns of ``values`` (N, D) in which it is the lowest or the highest and lies far from all others. Zero is
+    none: it is measured, as the pitch of what is not voiced, or a frame without a vector."""
     if len(values) < DISTINCT:
         return {}
     low, high = values.min(0), values.max(0)
@@ -74,6 +75,6 @@ def _found(values: np.ndarray) -> dict[float, list[int]]:
             (low[column], bottom - float(low[column])),
             (high[column], float(high[column]) - top),
         ):
-            if gap > FAR * (top - bottom) and len(np.unique(values[:, column])) > DISTINCT:
+            if value and gap > FAR * (top - bottom) and len(np.unique(values[:, column])) > DISTINCT:
                 found.setdefault(float(value), []).append(int(column))
     return found

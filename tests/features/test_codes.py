@@ -64,5 +64,6 @@ def test_what_is_measured_is_not_told():
     x[:, 7] = np.round(-1500 + x[:, 7])  # a large dimension of a model, in half precision
     x[:, 8] = np.where(np.arange(400) % 9, 5 * x[:, 8] - 40, -80)  # silence, at the floor of decibels
     x[:, 9] = np.where(np.arange(400) % 50, 0, 7)  # seldom anything
+    x[:, 10] = np.where(np.arange(400) % 3, 200 + x[:, 10], 0)  # the pitch of one voice
     assert found(x).lines() == []
     assert found(x[:5]).lines() == []
