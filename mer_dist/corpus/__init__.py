@@ -8,8 +8,10 @@ from collections.abc import Callable
 from mer_dist.config.sections import CorpusConfig
 from mer_dist.core import clip_names
 from mer_dist.core.errors import UserError
+from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, Clip, Problem
 from mer_dist.core.registry import FORMATS
+from mer_dist.corpus import label_words
 
 #: From ``corpus.path``, ``corpus.labels`` and ``corpus.encoding`` to the usable clips, and the problems of
 #: the others. Further keys of ``corpus`` are given to keyword parameters of these names, as ``language``.
@@ -45,6 +47,8 @@ def clips(config: CorpusConfig) -> tuple[list[Clip], list[Problem]]:
     if config.format not in FORMATS.built_in:
         _check(config, found)
         found = sorted(found, key=lambda clip: (clip.split, clip.name))
+    if line := label_words.told(found, config.labels):
+        logger.warning("%s: %s", config.path, line)
     return found, problems
 
 

@@ -7,12 +7,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
 from mer_dist.core.errors import UserError
 from mer_dist.core.log import logger
 from mer_dist.core.records import LABELED, UNLABELED, plain
+from mer_dist.corpus import signs
 
 #: Words for an empty cell, by people and programs: pandas, Excel, R, databases, JavaScript.
 #: Excel turns a line of speech that begins with a dash into the first of its errors below.
@@ -114,6 +116,10 @@ class Labels:
         )
 
     def _remedy(self, text: str, alike: list[str]) -> str:
+        same = [label for label in self.labels if signs.looks(label) == signs.looks(text)]
+        if same and not alike:
+            own = signs.odd(text) or f"other signs, and the label {signs.odd(same[0])}"
+            return f"it looks like {same[0]!r} and has {own}"
         near = difflib.get_close_matches(plain(text), self._alike, 1, _ALIKE)
         found = alike or [label for one in near for label in self._alike[one]]
         if found:
@@ -156,6 +162,12 @@ def label_column(path: Path, columns: list[str]) -> str:
             f"{path}: its first line needs a column label, or discrete, and not both; it has: {has}"
         )
     return named[0]
+
+
+def tell_unused(path: Path, columns: Iterable[str], used: Collection[str]) -> None:
+    """Log the columns of a table that are not read."""
+    if others := [column for column in columns if column and column not in used]:
+        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
 
 
 def split(text: str, label: str) -> tuple[str, str]:

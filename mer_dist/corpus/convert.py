@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
-from mer_dist.corpus.paths import openface_array, openface_folder
+from mer_dist.corpus.paths import openface_array, openface_folder, openface_table
 from mer_dist.shards import workers
 from mer_dist.shards.encode import Encoded
 from mer_dist.storage import files
@@ -20,10 +20,12 @@ def source(clip: Clip, config: ShardConfig, root: Path | None = None) -> str:
     paths = [
         path and (os.path.relpath(path, root) if root else str(path)) for path in (clip.video, clip.audio)
     ]
-    crops = None
+    crops: list | None = None
     if config.faces == "openface":
         array, folder = (of(Path(config.openface), clip.name) for of in (openface_array, openface_folder))
         crops = files.size_and_mtime(array) or files.size_and_mtime(folder)
+        if table := openface_table(Path(config.openface), clip.name):
+            crops = [crops, files.size_and_mtime(table)]
     return files.fingerprint_of(
         [paths, files.size_and_mtime(clip.video), files.size_and_mtime(clip.audio), crops, clip.transcript]
     )

@@ -153,7 +153,7 @@ def _add_crops(decoded: Decoded, config: ShardConfig) -> bool:
     try:
         crops, remarks = openface.crops(root, clip.name, config.frames, config.image_size)
         if not crops and clip.video is None and has_openface(root, clip.name):
-            raise media.MediaError("its OpenFace folder holds no picture that can be read")
+            raise media.MediaError("its OpenFace folder holds no picture of a face that can be read")
     except media.MediaError as error:
         if clip.video is None:
             raise

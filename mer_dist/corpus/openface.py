@@ -12,16 +12,17 @@ import numpy as np
 from mer_dist.core.natural_order import natural
 from mer_dist.corpus.faces import whole
 from mer_dist.corpus.media import MediaError
-from mer_dist.corpus.paths import openface_array, openface_folder
+from mer_dist.corpus.paths import openface_array, openface_folder, openface_table
 
 SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png")
 SEVERAL = "OpenFace followed several faces; the one with the most pictures was used"
 BLACK = "black pictures among the faces stand for frames without one, and are left out"
+LOST = "pictures that OpenFace cut out where it had lost the face (success 0 in its table) are left out"
 NOT_SQUARE = "the faces are not square, and what lies outside their central square is not stored"
 #: Part of its longer side that a face may lose to the square without a remark.
 MOST_CUT_AWAY = 0.1
 #: OpenFace's name for the picture of a tracked face: number of the face, number of the frame.
-_OF_A_FACE = re.compile(r"(.*det_\d+)_\d+")
+_OF_A_FACE = re.compile(r"(.*det_(\d+))_(\d+)")
 #: Number of frames, height, width, colours.
 _DIMENSIONS = 4
 
@@ -30,7 +31,8 @@ def crops(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray
     """Up to ``count`` faces of a clip as ``(size, size, 3)``, evenly spaced in frame order; may be empty.
 
     The array is used where there is one. Of a folder with several tracked faces the one with the most pictures
-    is used; on a tie, the first.
+    is used; on a tie, the first. Pictures of frames where OpenFace's own table says that the face was lost are
+    left out.
 
     Returns:
         The faces, and remarks on them.
@@ -38,30 +40,62 @@ def crops(root: Path, name: str, count: int, size: int) -> tuple[list[np.ndarray
     Raises:
         MediaError: the array cannot be read.
     """
-    array = openface_array(root, name)
+    array, tracked = openface_array(root, name), _tracked(openface_table(root, name))
     if array.exists():
-        return _of_array(_read(array), count, size)
+        return _of_array(_read(array), tracked, count, size)
     folder = openface_folder(root, name)
     paths = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
     faces: dict[str, list[Path]] = {}
+    lost = False
     for path in sorted(paths, key=lambda path: natural(path.stem)):
         found = _OF_A_FACE.fullmatch(path.stem)
+        if found and not tracked.get((int(found[2]), int(found[3])), True):
+            lost = True
+            continue
         faces.setdefault(found[1] if found else "", []).append(path)
     files = _evenly(max(faces.values(), key=len, default=[]), count)
     images = (_picture(path) for path in files if path.stat().st_size)
     squares = [whole(image[..., ::-1], size) for image in images if image is not None]
-    return squares, [SEVERAL] * (len(faces) > 1)
+    return squares, [SEVERAL] * (len(faces) > 1) + [LOST] * lost
 
 
-def _of_array(faces: np.ndarray, count: int, size: int) -> tuple[list[np.ndarray], list[str]]:
-    """As :func:`crops`, of an array ``(N, H, W, 3)``."""
-    chosen, remarks = _evenly(faces, count), []
+def _of_array(
+    faces: np.ndarray, tracked: dict[tuple[int, int], bool], count: int, size: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """As :func:`crops`, of an array ``(N, H, W, 3)``. A table of as many rows is of these pictures."""
+    rows, remarks = [*range(len(faces))], []
+    if len(tracked) == len(faces) and not all(tracked.values()):
+        rows = [row for row, (_, known) in zip(rows, sorted(tracked.items()), strict=True) if known]
+        remarks.append(LOST)
+    chosen = [faces[row] for row in _evenly(rows, count)]
     if any(not face.any() for face in chosen):
-        chosen = _evenly([face for face in faces if face.any()], count)
+        chosen = _evenly([faces[row] for row in rows if faces[row].any()], count)
         remarks.append(BLACK)
     if chosen and 1 - min(chosen[0].shape[:2]) / max(chosen[0].shape[:2]) > MOST_CUT_AWAY:
         remarks.append(NOT_SQUARE)
     return [whole(face[..., ::-1], size) for face in chosen], remarks
+
+
+def _tracked(table: Path | None) -> dict[tuple[int, int], bool]:
+    """(face, frame) -> whether OpenFace had the face there, by its columns ``face_id``, ``frame``, ``success``.
+
+    Empty without a table, or with one of another program.
+    """
+    if table is None:
+        return {}
+    with table.open(encoding="utf-8", errors="replace") as lines:
+        header = [column.strip().casefold() for column in next(lines, "").split(",")]
+        if not {"frame", "success"} <= {*header}:
+            return {}
+        found = {}
+        for line in lines:
+            row = {"face_id": "0"} | dict(zip(header, line.split(","), strict=False))
+            try:
+                face, frame, success = (int(float(row[column])) for column in ("face_id", "frame", "success"))
+            except (KeyError, ValueError, OverflowError):
+                continue  # A row that breaks off says nothing of its frame.
+            found[face, frame] = success != 0
+    return found
 
 
 def _evenly(items, count: int) -> list:

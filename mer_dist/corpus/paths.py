@@ -27,6 +27,12 @@ def openface_array(root: Path, name: str) -> Path:
     return Path(root) / name / f"{name}.npy"
 
 
+def openface_table(root: Path, name: str) -> Path | None:
+    """Where OpenFace wrote what it measured in each frame, in the folder of the clip or beside it."""
+    places = (Path(root) / name / f"{name}.csv", Path(root) / f"{name}.csv")
+    return next((path for path in places if path.is_file()), None)
+
+
 def has_openface(root: Path, name: str) -> bool:
     """Whether there are faces of a clip, readable or not."""
     return openface_array(root, name).exists() or openface_folder(root, name).is_dir()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mer_dist.core.log import logger
 from mer_dist.corpus import cells
@@ -30,6 +31,12 @@ QUOTED = "quotes around its whole transcript, or blanks before them, for which a
 WRITTEN = "escapes of another program in its transcript, as _x000D_, %20 or a backslash before n"
 SPEAKER = "the name of a speaker before its speech"
 GARBLED = "letters that read as text of another encoding, as Chinese decoded as Latin-1; save the table anew from its source"
+CHAT = "codes of a CHAT transcript, as *PAR:, &-uh or [/]; keep what was said"
+TIMED = "a time or confidence after each word; keep the words"
+PIECES = "pieces of words as a tokenizer writes them, as re@@ ally, ##ing or ▁the; join them"
+IDS = "numbers of a tokenizer in place of words; write the text that they stand for"
+TAGGED = "a tag after each word, as its part of speech in word/NN; keep the words"
+ENCODED = "base64 or hexadecimal digits in place of a transcript; decode it"
 MISREAD = "letters that read as UTF-8 decoded as cp1252, as Ã© for é; save the table anew from its source"
 _ODD = (
     (LOST, re.compile("\ufffd")),
@@ -72,11 +79,17 @@ _ODD = (
             r"</?[a-zA-Z][^<>\n]*>|&(#\d{2,7}|#[xX][0-9a-fA-F]{2,6}|[a-zA-Z]{2,8}\d?);|\{\\[^{}\n]+\}"
         ),
     ),
-    # The last is SentencePiece's blank.
+    (RECOGNISED, re.compile(r"<\|[^<>|\s]{1,40}\|>|\[(_BEG_|_TT_\d+|INST|/INST|CLS|SEP|UNK|PAD|MASK)\]")),
+    (CHAT, re.compile(r"^\s*+\*[A-Z]\w{1,3}:|(?<!\S)&[-=+~]\w|\[/{1,3}\]|(?<!\S)\+(\.\.\.|/{1,2}\.)(?!\S)")),
     (
-        RECOGNISED,
-        re.compile(r"<\|[^<>|\s]{1,40}\|>|\[(_BEG_|_TT_\d+|INST|/INST|CLS|SEP|UNK|PAD|MASK)\]|\u2581"),
+        TIMED,
+        re.compile(
+            r"(?<!\S)(([^\W\d]\S{0,40}\s\d{1,6}\.\d{1,6}\s\d{1,6}\.\d{1,6}(\s|$)){2}|(\d{1,6}\.\d{1,6}\s\d{1,6}\.\d{1,6}\s"
+            r"[^\W\d]\S{0,40}(\s|$)){2}|([^\W\d]\S{0,40}\s\d{1,9}\s\d{1,9}(\s|$)){3}|([^\W\d][^\s(]{0,40}\([01]?\.\d{1,6}\)(\s|$)){2})"
+        ),
     ),
+    # SentencePiece's blank is U+2581. Ġ, that of GPT-2, is a letter of Maltese, but not within a word in small letters.
+    (PIECES, re.compile(r"\w@@(\s|$)|(?<!\S)##[^\W\d]|\u2581|[a-z]Ġ[a-z]|(?<!\S)(Ġ\w{1,40}\s){3}")),
     (
         STRUCTURE,
         re.compile(
@@ -85,6 +98,12 @@ _ODD = (
         ),
     ),
 )
+#: A word with its part of speech: Penn's, the universal and the German tags in capitals, Chinese ones in small letters.
+_TAG = re.compile(r"[^\s/_]+[/_]([A-Z]{1,6}\d?\$?|[a-z]{1,2}\d?|\$?[.,:;!?(。，])")
+#: Words that show a tokenizer's numbers or tags, and the part of all words from which on they do.
+_FEWEST, _NUMBERS, _TAGS = 3, 0.5, 0.8
+#: Characters below which a word may be base64 by chance.
+_SHORTEST = 16
 #: Characters of visible categories that show nothing: Hangul fillers, the Braille blank, joiners and
 #: variation selectors.
 _UNSEEN = frozenset(
@@ -136,7 +155,7 @@ class Texts:
         text = "".join(" " * letter.isspace() if _controls(letter) else letter for letter in spoken)
         kinds = [CONTROL] * (text != spoken) + [WINDOWS] * (spoken != cell and not _misread(cell))
         kinds += [kind for kind, form in _ODD if (form.fullmatch if kind == PATH else form.search)(text)]
-        kinds += [MISREAD] * _misread(cell) + [GARBLED] * _garbled(cell)
+        kinds += [kind for kind, holds in _WHOLE if holds(cell)]
         for kind in kinds:
             self._note(kind, name, cell)
         self._count[text] += 1
@@ -186,6 +205,45 @@ def _garbled(text: str) -> bool:
     # Real Chinese in the bytes of GBK is next to never UTF-8.
     decoded = text.encode("gb18030", "replace").decode("utf-8", "replace")
     return decoded.count("\ufffd") + decoded.count("?") < 0.2 * len(decoded)
+
+
+def _ids(text: str) -> bool:
+    """Whether the text is numbers alone, most of them as large as those of a vocabulary; a telephone number begins
+    with 0 or is shorter."""
+    words = text.replace(",", " ").split() if ", " in text else text.split()
+    if len(words) < _FEWEST or not all(
+        word.isdecimal() and (word == "0" or word[0] != "0") for word in words
+    ):
+        return False
+    return sum(len(word) > 3 for word in words) >= _NUMBERS * len(words)
+
+
+def _tagged(text: str) -> bool:
+    words = text.split()
+    return len(words) >= _FEWEST and sum(bool(_TAG.fullmatch(word)) for word in words) >= _TAGS * len(words)
+
+
+def _encoded(text: str) -> bool:
+    """Whether the text is one word in base64 that stands for text, or of hexadecimal digits."""
+    word = text.strip()
+    if len(word) < _SHORTEST or not word.isascii() or " " in word:
+        return False
+    digits = word.replace("-", "")
+    if re.fullmatch("[0-9a-fA-F]+", digits) and re.search("[0-9]", digits) and re.search("[a-fA-F]", digits):
+        return True
+    try:
+        return base64.b64decode(word + "=" * (-len(word) % 4), validate=True).decode().strip().isprintable()
+    except ValueError:
+        return False
+
+
+_WHOLE: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    (MISREAD, _misread),
+    (GARBLED, _garbled),
+    (IDS, _ids),
+    (TAGGED, _tagged),
+    (ENCODED, _encoded),
+)
 
 
 def _byte(letter: str) -> bytes:

@@ -77,7 +77,7 @@ def read_clips(config: Config, run: Run) -> tuple[Clips, list[Problem]]:
     Raises:
         UserError: no clip has a label, or a label has too few clips for the folds.
     """
-    label_of, problems = labels_of(config, run)
+    label_of, problems = labels_of(config, run, tell=True)
     labeled = {name: label for name, label in label_of.items() if label is not None}
     if not labeled:
         source = config.fuse.labels or str(run.shards)
@@ -130,13 +130,16 @@ def _clips(config: Config, label_of: dict[str, str | None], fold_of: dict[str, i
     )
 
 
-def labels_of(config: Config, run: Run) -> tuple[dict[str, str | None], list[Problem]]:
+def labels_of(config: Config, run: Run, tell: bool = False) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label, or None if unlabelled, of every clip that is fused.
 
     They include unlabelled clips that could not be stored: these also need an answer.
+
+    Args:
+        tell: log how a label file was understood. Commands that ask for the labels several times do not.
     """
     if config.fuse.labels:
-        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding)
+        return read_labels(Path(config.fuse.labels), config.corpus.labels, config.corpus.encoding, tell)
     index = shard_index.read(run.shards)
     found = dict(zip(index.names, index.column("label"), strict=True))
     unstored = shard_index.unstored(run.shards) or {}
@@ -153,12 +156,12 @@ def asked(config: Config, run: Run) -> list[str] | None:
 
 
 def read_labels(
-    path: Path, labels: list[str], encoding: str = UTF8
+    path: Path, labels: list[str], encoding: str = UTF8, tell: bool = True
 ) -> tuple[dict[str, str | None], list[Problem]]:
     """name -> label (None: unlabelled) of a label file, and the unusable rows.
 
     It is a CSV ``name,label[,split]``, where ``discrete`` may replace ``label``, or the baseline's
-    ``.npz``. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
+    ``.npz``. Other columns, as one of train and test under another name, are told and not used. A clip is unlabelled if its label is empty or its split is ``unlabeled``; the label of the
     latter is ignored. A label outside ``labels`` excludes its clip, not the run.
 
     Raises:
@@ -180,7 +183,9 @@ def read_labels(
             bad[name] = f"{rows.location(name)}: {why}"
         else:
             found[name] = label
-    known.tell()
+    if tell:
+        known.tell()
+        cells.tell_unused(path, rows.columns, ("name", column, "split"))
     return found, [Problem(stage=STAGE, name=name, lost="clip", reason=why) for name, why in bad.items()]
 
 

@@ -22,7 +22,7 @@ from mer_dist.config.sections import FuseConfig
 from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import TUNED, FeatureSetId
 from mer_dist.core.registry import FUSION_MODELS
-from mer_dist.features import join, store
+from mer_dist.features import join, split_check, store
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
 from mer_dist.fusion.new_prior import LabeledClips
@@ -300,6 +300,31 @@ class FusionPredictor:
             fold_predictions=self._of_folds(f"{_ROUNDS}/00", inputs, present) if by_fold else None,
             gates=self._gates(inputs, present) if explain else {},
         )
+
+    def doubts(self, features: Mapping[str, FeatureSet]) -> list[str]:
+        """Why features from elsewhere may not be of the kind that was learned from; of values that can be used."""
+        found = []
+        for number, one in enumerate(self.trained.sets):
+            if one.name not in features:
+                continue
+            names = features[one.name].names
+            values, valid = self._utterances(features, number, names)
+            rows = values[valid]
+            if self.trained.settings.level == "frame":
+                tokens, mask = features[one.name].tokens(names, self.trained.settings.tokens)
+                rows = tokens[mask & valid[:, None]]
+            if not len(rows):
+                continue
+            own, clips = self._moments[number], int(valid.sum())
+            if why := split_check.foreign(rows, *own, clips):
+                found.append(f"features {one.name}: {why}")
+            found += [
+                f"features {one.name}: the new clips are much more like {other.name} of training than like {one.name}: were "
+                "the two folders swapped?"
+                for other, moments in zip(self.trained.sets, self._moments, strict=True)
+                if other is not one and split_check.swapped(rows, own, moments, clips)
+            ]
+        return found
 
     def _utterances(
         self, features: Mapping[str, FeatureSet], number: int, names: list[str]

@@ -22,6 +22,7 @@ from mer_dist.crossfit import folds
 from mer_dist.features import join
 from mer_dist.fusion import predictions, recipes
 from mer_dist.fusion.predictions import Predictions
+from mer_dist.interop.answers import ANSWERS
 from mer_dist.shards import shard_index
 from mer_dist.storage import files
 from mer_dist.storage.run_folder import Run
@@ -158,6 +159,16 @@ def _read_truth(path: Path, labels: list[str]) -> dict[str, str]:
             next(iter(read.bad.values())),
         )
     column = cells.label_column(path, read.columns)
+    answers = [other for other in read.columns if other.startswith(ANSWERS)]
+    if answers:
+        logger.warning(
+            "%s: column %s is not read: the answers of the run are scored, against %s; other answers are compared by "
+            "import-answers",
+            path,
+            ", ".join(map(repr, answers)),
+            repr(column),
+        )
+    cells.tell_unused(path, read.columns, ("name", column, *answers))
     truth, known, without = {}, cells.Labels(labels, read.file), []
     for name, row in read.rows.items():
         if not known.cell(row[column]):

@@ -14,7 +14,7 @@ from mer_dist.core.errors import UserError, reading
 from mer_dist.core.feature_set_id import NAME
 from mer_dist.core.log import logger
 from mer_dist.core.records import Problem
-from mer_dist.corpus import cells, table
+from mer_dist.corpus import cells, signs, table
 from mer_dist.features import join
 from mer_dist.fusion import recipes, teachers
 from mer_dist.storage import parquet, quarantine
@@ -160,8 +160,7 @@ def _check_others(path: Path, others: list[str], named: list[str]) -> None:
             raise UserError(
                 f"{path}: column {other!r} is not read: call it confidence, with numbers from 0 to 1, or take it out"
             )
-    if others:
-        logger.info("%s: columns that are not used: %s", path, ", ".join(map(repr, others[:20])))
+    cells.tell_unused(path, others, ())
 
 
 def _agreeing(
@@ -215,7 +214,10 @@ def _number(text: str) -> tuple[float, str]:
         value = float(text)
     except ValueError:
         value = np.nan
-    return value, "" if np.isfinite(value) else f"{text!r} is no number"
+    if np.isfinite(value):
+        return value, ""
+    odd = signs.odd(text)
+    return value, f"{text!r} is no number" + f": it has {odd}" * bool(odd)
 
 
 def _tell(name: str, labels: list[str], found: dict[str, np.ndarray], known: dict[str, str | None]) -> None:

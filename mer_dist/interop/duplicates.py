@@ -15,13 +15,15 @@ from mer_dist.core.records import Modality
 from mer_dist.corpus import twins
 from mer_dist.corpus.twins import MOST
 from mer_dist.features import store
-from mer_dist.features.moments import moments
+from mer_dist.features.moments import robust
 from mer_dist.storage.files import write_json
 from mer_dist.storage.run_folder import FeatureFolder, Run
 
 #: Random directions on which embeddings are compared, and the distance on each, in standard deviations, within which
 #: they are of one recording that was rounded or coded anew.
 DIRECTIONS, NEAR = 8, 0.01
+#: Standard deviations beyond which a value counts by its logarithm.
+USUAL = 5.0
 #: Pairs that may be so near by chance in a set; where more are expected, as among three numbers a clip, none counts.
 BY_CHANCE = 0.01
 
@@ -38,17 +40,20 @@ class _Set:
     @classmethod
     def read(cls, run: Run, name: str, modality: str) -> _Set:
         hashes: dict[str, str] = {}
-        parts, scaled = [], np.zeros((0, DIRECTIONS))
+        parts: list[np.ndarray] = []
+        usual: tuple[np.ndarray, np.ndarray] | None = None
         for path in FeatureFolder(run.features(name)).shards():
             shard = store.StoredShard.open(path, frames=False)
             embeddings = shard.utterance
-            if not len(scaled) and len(embeddings):
-                _, std = moments(embeddings.astype(np.float32))
-                scaled = np.random.default_rng(0).normal(size=(len(std), DIRECTIONS)) / std[:, None]
             for clip, embedding in zip(shard.names, embeddings, strict=True):
                 hashes[clip] = hashlib.sha256(embedding.data).hexdigest()
-            parts.append(embeddings @ scaled if len(embeddings) else scaled[:0])
-        return cls(name=name, modality=modality, hashes=hashes, projected=np.concatenate(parts))
+            if not len(embeddings):
+                continue
+            center, scale = usual = usual or robust(embeddings)
+            directions = np.random.default_rng(0).normal(size=(len(scale), DIRECTIONS))
+            parts.append(_drawn_in((embeddings - center) / scale) @ directions)
+        projected = np.concatenate(parts) if parts else np.zeros((0, DIRECTIONS))
+        return cls(name=name, modality=modality, hashes=hashes, projected=projected)
 
     def near(self) -> set[tuple[str, str]]:
         """Pairs of clips whose embeddings are nearly, but not quite, equal; sorted names."""
@@ -70,6 +75,12 @@ class _Set:
         pairs = cKDTree(points).query_pairs(NEAR, p=np.inf, output_type="ndarray")
         names = [*self.hashes]
         return {(min(pair), max(pair)) for pair in ((names[a], names[b]) for a, b in rows[pairs])}
+
+
+def _drawn_in(values: np.ndarray) -> np.ndarray:
+    """Standardised values, by their logarithm beyond :data:`USUAL`: beside codes for missing values, as -999, the others
+    would not count, and clips with the same codes would be one recording. Values that differ still do."""
+    return np.clip(values, -USUAL, USUAL) + np.sign(values) * np.log(np.maximum(np.abs(values) / USUAL, 1))
 
 
 def note(run: Run) -> list[list[str]]:

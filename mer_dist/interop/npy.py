@@ -15,6 +15,7 @@ from mer_dist.core.log import logger, progress
 from mer_dist.core.records import Modality, Problem
 from mer_dist.corpus import mertools
 from mer_dist.features import store as features
+from mer_dist.features.codes import Codes
 from mer_dist.features.store import FeatureSet
 from mer_dist.fusion import recipes
 from mer_dist.interop import duplicates
@@ -120,10 +121,11 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
         logger.warning("%s: beside the .npy files, not imported: %s", folder, others)
     before = _names(run.features(set_name))
     with files.atomic_folder(run.features(set_name)) as store:
-        names = list(clips.entries)
+        names, codes = list(clips.entries), Codes()
         starts = range(0, len(names), CLIPS_PER_SHARD)
         for number, start in enumerate(progress(starts, len(starts), f"import {set_name}", "shards")):
             shard = _shard(names[start : start + CLIPS_PER_SHARD], modality, found, found.width)
+            codes.add(shard)
             features.write_shard(FeatureFolder(store).shard(number), shard, _content(shard))
         features.describe(
             store, modality=modality, width=found.width, imported=True, variant="imported", held_out_fold=None
@@ -131,6 +133,8 @@ def import_npy(run: Run, set_name: str, modality: str, folder: Path) -> tuple[in
         fingerprint = files.fingerprint_of([files.size_and_mtime(path) for path in clips.paths()])
         files.write_marker(store, fingerprint, clips=len(names), shards=[*range(len(starts))])
     logger.info("imported %s: %d clips of width %d", set_name, len(names) - len(found.bad), found.width)
+    for line in codes.lines():
+        logger.warning("features %s: %s", set_name, line)
     if gone := sorted(before - clips.entries.keys()):
         logger.warning(
             "%s: %d of the %d clips that it had before have no file in %s and are no longer in it, for example %s",

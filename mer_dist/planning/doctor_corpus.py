@@ -79,7 +79,7 @@ def _labels(clips: list[Clip], config: Config) -> str:
 
 
 def _label_file(config: Config) -> str:
-    label_of, problems = join.labels_of(config, Run(config.run.folder))
+    label_of, problems = join.labels_of(config, Run(config.run.folder), tell=True)
     counts = _counted({name: label for name, label in label_of.items() if label is not None}, config)
     return f"{config.fuse.labels}: {counts}, {len(label_of)} clips, {len(problems)} problems" + _kinds(
         problems

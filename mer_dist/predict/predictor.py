@@ -165,7 +165,7 @@ class Predictor:
         """
         features, problems = self._features([one for one in clips if one.members])
         names = [one.clip.name for one in clips]
-        made, answers = self.features(features, names, explain, by_fold)
+        made, answers = self._answered(features, names, explain, by_fold)
         return made, problems + self.unusable(features, names, answers), answers
 
     def features(
@@ -175,11 +175,19 @@ class Predictor:
         explain: bool = False,
         by_fold: bool = False,
     ) -> tuple[list[Prediction], FusedAnswers]:
-        """Predict clips from their features: feature set -> embeddings as extracted; also as arrays.
+        """Predict clips from their features: feature set -> embeddings as extracted; also as arrays. Features that seem
+        to be those of another program are logged.
 
         Raises:
             UserError: a set has another width, or lacks the frame level.
         """
+        for line in self.fusion.doubts(features):
+            logger.warning("%s", line)
+        return self._answered(features, names, explain, by_fold)
+
+    def _answered(
+        self, features: Mapping[str, FeatureSet], names: Sequence[str], explain: bool, by_fold: bool
+    ) -> tuple[list[Prediction], FusedAnswers]:
         answers = self.fusion(features, names, explain, by_fold)
         return [self._prediction(answers, row, name, explain) for row, name in enumerate(names)], answers
 

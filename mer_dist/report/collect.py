@@ -146,7 +146,7 @@ def _statistics(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
 def _labels(path: Path, config: Config) -> dict[str, str]:
     from mer_dist.features.join import read_labels
 
-    found, _ = read_labels(path, config.corpus.labels, config.corpus.encoding)
+    found, _ = read_labels(path, config.corpus.labels, config.corpus.encoding, tell=False)
     return {name: label for name, label in found.items() if label is not None}
 
 

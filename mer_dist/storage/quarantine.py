@@ -40,8 +40,8 @@ class Kind:
 
     stage: str
     lost: str
-    #: With ``*`` for the clip's file and for suffixes that differ, ``N`` for numbers that differ, and
-    #: without line numbers of tables.
+    #: With ``*`` for the clip's file and for suffixes that differ, and without line numbers of tables. Where they
+    #: differ in other numbers, which may be the point, it is one of them after ``as``.
     reason: str
     #: Of the clips, sorted; each once, however many of its parts are affected.
     names: list[str]
@@ -110,11 +110,11 @@ def kinds(problems: Iterable[Problem]) -> list[Kind]:
 
 
 def _common(reasons: list[str]) -> str:
-    """Their common text, with as few placeholders as possible."""
-    for generalized in (str, _no_number, _no_suffix):
+    """What they have in common, or the first of them as an example."""
+    for generalized in (str, _no_suffix):
         if len(texts := {generalized(why) for why in reasons}) == 1:
             return texts.pop()
-    return _no_number(_no_suffix(reasons[0]))
+    return f"as {reasons[0]}"
 
 
 def _no_number(text: str) -> str:

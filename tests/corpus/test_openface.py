@@ -9,6 +9,7 @@ from mer_dist.config.sections import ShardConfig
 from mer_dist.core.records import Clip
 from mer_dist.corpus import openface as openface_faces
 from mer_dist.corpus import picture
+from mer_dist.corpus.convert import source
 from mer_dist.corpus.decode import Decoded, decode
 from mer_dist.corpus.media import MediaError
 from mer_dist.corpus.paths import openface_array, openface_folder
@@ -204,3 +205,67 @@ def test_an_array_without_a_face_counts_as_none_found(array, tmp_path):
     video = write_mp4(tmp_path / "a.mp4", np.full((6, 48, 64, 3), 90, np.uint8), tone())
     found = decoded(tmp_path, video)
     assert len(found.frames) == 4 and not found.face and found.problems == []
+
+
+def measured(
+    path, lost: set[int], rows: int = 10, header: str = "frame, face_id, timestamp, confidence, success"
+):
+    """A table as OpenFace writes it beside the pictures."""
+    body = "".join(f"{row}, 0, {row / 25:.3f}, 0.98, {int(row not in lost)}\n" for row in range(1, rows + 1))
+    path.write_text(f"{header}\n{body}")
+
+
+@pytest.mark.parametrize("place", ["a/a.csv", "a.csv"])
+def test_pictures_of_lost_faces_are_left_out_and_told(openface, place):
+    measured(openface / place, lost={2, 3, 4})
+    found, remarks = openface_faces.crops(openface, "a", 10, 16)
+    assert [int(crop[..., 2].mean()) for crop in found] == [0, *range(80, 181, 20)]
+    assert remarks == [openface_faces.LOST]
+
+
+def test_a_clip_of_lost_faces_alone_has_no_face(openface, tmp_path):
+    measured(openface / "a" / "a.csv", lost={*range(1, 11)})
+    config = ShardConfig(frames=4, image_size=32, faces="openface", openface=str(openface))
+    found = decode(clip_of(tmp_path, write_mp4(tmp_path / "a.mp4", graded(6)[:, :48, :64] + 9)), config)
+    assert len(found.frames) == 4 and not found.face and openface_faces.LOST in found.remarks
+    (problem,) = decode(clip_of(tmp_path), config).problems
+    assert "no picture of a face" in problem.reason
+
+
+def test_a_face_that_another_one_outlasts_by_lost_pictures_is_used(openface):
+    for row in range(11):
+        path = openface_folder(openface, "a") / f"frame_det_01_{row + 1:06d}.bmp"
+        cv2.imwrite(str(path), np.full((9, 9, 3), 255, np.uint8))
+    rows = [(frame, face, int(face == 0 or frame < 3)) for face in (0, 1) for frame in range(1, 12)]
+    body = "".join(f"{frame},{face},{success}\n" for frame, face, success in rows)
+    (openface / "a" / "a.csv").write_text(f"frame,face_id,success\n{body}")
+    found, remarks = openface_faces.crops(openface, "a", 4, 16)
+    assert max(int(crop[..., 0].mean()) for crop in found) == 0
+    assert remarks == [openface_faces.SEVERAL, openface_faces.LOST]
+
+
+@pytest.mark.parametrize(
+    "header", ["name, time, sure, other, x", "frame, face_id, timestamp, confidence, right"]
+)
+def test_a_table_that_is_none_of_openface_changes_nothing(openface, header):
+    measured(openface / "a" / "a.csv", lost={1, 2}, header=header)
+    assert len(openface_faces.crops(openface, "a", 10, 16)[0]) == 10
+    (openface / "a" / "a.csv").write_bytes(b"frame, success\n1\n2, x\n\xff\0, 0\n3, 0\n")
+    assert len(openface_faces.crops(openface, "a", 10, 16)[0]) == 9
+
+
+def test_lost_faces_of_an_array_are_left_out_where_its_table_has_as_many_rows(array, tmp_path):
+    np.save(array, graded(8) + 1)
+    measured(array.with_suffix(".csv"), lost={1, 2}, rows=8)
+    found, remarks = openface_faces.crops(tmp_path, "a", 8, 16)
+    assert [int(face[..., 2].mean()) for face in found] == [*range(41, 142, 20)]
+    assert remarks == [openface_faces.LOST]
+    measured(array.with_suffix(".csv"), lost={1, 2}, rows=9)
+    assert len(openface_faces.crops(tmp_path, "a", 8, 16)[0]) == 8
+
+
+def test_a_table_that_comes_later_makes_the_clip_anew(openface, tmp_path):
+    config = ShardConfig(faces="openface", openface=str(openface))
+    before = source(clip_of(tmp_path), config)
+    measured(openface / "a.csv", lost={1})
+    assert source(clip_of(tmp_path), config) != before

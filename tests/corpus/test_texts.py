@@ -71,13 +71,7 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
         (r"{\an8}no", r"{\an8}no", (texts.MARKUP,)),
         *(
             (cell, cell, (texts.RECOGNISED,))
-            for cell in (
-                "<|zh|><|HAPPY|><|Speech|>今天",
-                "<|0.00|> hi<|2.00|>",
-                "hi [_TT_100]",
-                "\u2581how\u2581are",
-                "[CLS] hi",
-            )
+            for cell in ("<|zh|><|HAPPY|><|Speech|>今天", "<|0.00|> hi<|2.00|>", "hi [_TT_100]", "[CLS] hi")
         ),
         *(
             (cell, cell, (texts.NOTE,))
@@ -180,6 +174,69 @@ def test_words_for_nothing_and_characters_that_show_nothing_are_no_text(cell):
 )
 def test_speech_is_not_rewritten_and_what_is_none_is_remarked(cell, text, kinds):
     assert read(cell) == (text, kinds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [
+        (texts.CHAT, "*PAR: &-uh I went [/] went home &=laughs ."),
+        (texts.CHAT, "so &+fr from there"),
+        (texts.CHAT, "the dog [//] cat"),
+        (texts.CHAT, "and then +..."),
+        (texts.TIMED, "you 0.00 0.28 i 0.30 0.5"),
+        (texts.TIMED, "0.00 0.28 you 0.30 0.58 i 0.60 0.88 did"),
+        (texts.TIMED, "really(0.90) expect(0.91) this(1.00)"),
+        (texts.TIMED, "你 0 2800000 好 3000000 5800000 吗 6000000 8800000"),
+        (texts.PIECES, "re@@ ally to@@ day"),
+        (texts.PIECES, "play ##ing now"),
+        (texts.PIECES, "▁the ▁cat"),
+        (texts.PIECES, "\u2581how\u2581are"),
+        (texts.PIECES, "theĠcatĠsat"),
+        (texts.PIECES, "I Ġam Ġat Ġhome now"),
+        (texts.IDS, "101 2023 3012"),
+        (texts.IDS, "101, 1000, 2572, 2061, 3000, 102"),
+        (texts.TAGGED, "did/NN you/PRP really/RB ?/."),
+        (texts.TAGGED, "did_VBD you_PRP really_RB"),
+        (texts.TAGGED, "你/r 好/a 吗/y"),
+        (texts.TAGGED, "Das/PDS ist/VAFIN gut/ADJD ./$."),
+        (texts.ENCODED, "ZXhwZWN0IGhvbWUgbGF0ZSBsYXRlIG5ldmVyIHRvZGF5"),
+        (texts.ENCODED, "5L2g5LiA5a6a5b6I5b+Z"),
+        (texts.ENCODED, "cfcd208495d565ef66e7dff9f98764da"),
+        (texts.ENCODED, "123e4567-e89b-12d3-a456-426614174000"),
+    ],
+)
+def test_what_programs_of_linguists_and_tokenizers_write_is_remarked_and_kept(kind, cell):
+    assert read(cell) == (cell, (kind,))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "R&D and Q&A; salt & pepper, AT&T &c.",
+        "*sigh* well: 5 * 3, he/she, and/or, 24/7 at 80 km/h, input/output",
+        "version 2.0 or 3.5, from 1.20 1.30 and 1.40",
+        "it was 10 20 30 years ago",
+        "call 555 123 4567 or 0171 555 1234",
+        "0171 555 1234",
+        "one 1 2 three, 4 5 6 7",
+        "1 2 3 4 5 6",
+        "in 1990, 1991 and 1992",
+        "mail me@home, #metoo ## and @@ wow",
+        "Ġorġ u Ġanni, MAĠĠOR",
+        "antidisestablishmentarianism",
+        "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz",
+        "Donaudampfschifffahrtsgesellschaft",
+        "Herzlichenglückwunsch",
+        "wasichdirsagenwollte",
+        "你一定忙得不可开交，2023年3012人",
+        "小李打来电话，他们已经走了，就在那个路口，吃完饭以后，真是岂有此理。",
+        "他/她 说 1.5 倍 2.5 倍",
+        "Er sagt: 'Das kostet 3,50 oder 4,20 Euro' – na und/oder?",
+        "Am 3. 4. 2020 um 12.30 Uhr, von 9.00 bis 10.00",
+    ],
+)
+def test_ordinary_text_with_numbers_slashes_and_long_words_is_not_remarked(cell):
+    assert read(cell) == (cell, ())
 
 
 def test_both_kinds_of_corpus_tell_each_kind_once_with_a_count_and_an_example(tmp_path, caplog):
@@ -295,6 +352,12 @@ def test_a_long_cell_is_looked_at_in_a_moment():
         "<|" * 50_000,
         "{\\" * 50_000,
         '{"' + "a " * 50_000,
+        "a 1.0 2.0" * 20_000,
+        "a" * 100_000 + "!",
+        "a(0.1" * 20_000,
+        "Ġa " * 30_000 + "1",
+        "1 " * 50_000 + "x",
+        "*A" * 50_000,
     ):
         assert read(cell)[0] == cell
     assert time.process_time() - started < 5

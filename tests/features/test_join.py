@@ -192,6 +192,14 @@ def test_an_unusable_row_of_the_label_file_costs_its_clip_and_is_named(tmp_path)
     assert all("line" in row.reason for row in problems)
 
 
+def test_further_columns_of_a_label_file_are_told_and_not_used(tmp_path, caplog):
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label,set,valence,split\na,sad,test,0.5,\nb,sad,train,0.1,unlabeled\n")
+    with caplog.at_level("INFO"):
+        assert join.read_labels(path, ["sad"]) == ({"a": "sad", "b": None}, [])
+    assert f"{path}: columns that are not used: 'set', 'valence'" in caplog.messages
+
+
 def test_a_label_file_may_name_feature_files(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("name,label\na.npy,happy\nb.NPY,angry\n")

@@ -113,6 +113,22 @@ def test_labels_of_a_truth_file_in_other_capitals_are_understood(scored, tmp_pat
     assert score(run.folder, other) == score(run.folder, path)
 
 
+def test_a_column_of_answers_beside_the_truth_is_told_and_not_read(scored, tmp_path, caplog):
+    run, path, _ = scored
+    plain = score(run.folder, path)
+    rows = path.read_text().splitlines()
+    (tmp_path / "both.csv").write_text(
+        "\n".join([rows[0] + ",prediction,set", *(f"{row},sad,test" for row in rows[1:]), ""])
+    )
+    with caplog.at_level("INFO"):
+        assert score(run.folder, tmp_path / "both.csv") == plain
+    assert (
+        "both.csv: column 'prediction' is not read: the answers of the run are scored, against 'discrete'"
+        in caplog.text
+    )
+    assert "both.csv: columns that are not used: 'set'" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_row_without_a_label_is_left_out_and_counted(scored, tmp_path, caplog):
     run, path, _ = scored

@@ -136,3 +136,17 @@ def test_a_folder_that_is_imported_as_two_sets_is_told(job, capsys):
         "features a (audio) and b (text) are the same for 60 of 60 clips: was one folder imported twice?"
         in said
     )
+
+
+@pytest.mark.parametrize("code", [-999, 1e20])
+def test_clips_that_share_codes_for_missing_values_join_nobody_and_duplicates_among_them_do(
+    job, code, capsys
+):
+    random = np.random.default_rng(4)
+    values = random.normal(size=(200, 16))
+    values[random.random((200, 16)) < 0.1] = code
+    values[7] = np.where(values[190] == code, code, values[190] * (1 + 1e-5))
+    write(job, "m-in", {f"c{row:03}": values[row] for row in range(200)})
+    take(job, "m", "audio")
+    assert f"features m: {code:g} stands in {(values == code).sum()} cells of" in capsys.readouterr().err
+    assert json.loads(Run(job / "run").twins.read_text()) == [["c007", "c190"]]

@@ -73,6 +73,29 @@ def test_features_of_the_run_get_its_answers_and_a_missing_set_is_masked(run, tm
     assert reasons.keys() == {"far", "nan"} and "standard deviations of training" in reasons["far"]
 
 
+def test_features_of_another_program_are_told_even_of_one_clip_and_from_a_bundle(run, tmp_path, capsys):
+    names = [f"clip_{row:04d}" for row in range(100, 130)]
+    good = write(run, tmp_path, "voice", names)
+    bundle.write(run.folder, tmp_path / "bundle")
+
+    def told(model: Path, out: str, folder: Path) -> str:
+        assert (
+            cli.main(["predict", str(model), "--out", str(tmp_path / out), "--features", f"voice={folder}"])
+            == 0
+        )
+        return capsys.readouterr().err
+
+    assert "as if two programs" not in told(run.folder, "plain", good)
+    for path in good.iterdir():
+        np.save(path, np.load(path) + 50)
+    assert f"features voice: the new clips differ from those of training in {fusion_run.WIDTH} of" in told(
+        tmp_path / "bundle", "moved", good
+    )
+    for name in names[1:]:
+        (good / f"{name}.npy").unlink()
+    assert "as if two programs had made them" in told(run.folder, "one", good)
+
+
 def test_a_model_of_imported_features_asks_for_them(run, tmp_path):
     with pytest.raises(
         UserError, match="voice, face, line were imported, so new clips must bring theirs: --features"

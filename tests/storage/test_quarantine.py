@@ -77,13 +77,35 @@ MANY = [
 COUNTED = {
     ("shard", "audio", "*.mp4: no audio stream"): 7,
     ("shard", "text", "*: gone"): 2,
-    ("shard", "video", "*.mp4: N of N frames are there"): 2,
+    ("shard", "video", "as *.mp4: 3 of 25 frames are there"): 2,
     ("shard", "clip", "label-disdim.csv: label 'bored' is not in corpus.labels: sad"): 2,
     ("shard", "clip", "label-disdim.csv: video-labeled has no file *.mp4"): 2,
     ("shard", "clip", "nothing of it can be used: video: *.mp4: the file is empty; text: none"): 1,
     ("fuse", "audio", "features ep1.v2: values that are NaN"): 1,
     ("fuse", "audio", "the decoder crashed on it or took over 600 s"): 1,
 }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (
+            "t.csv line 2: label '1.0' is not in corpus.labels: 0, 1",
+            "t.csv line 3: label '0.0' is not in corpus.labels: 0, 1",
+            "as t.csv: label '1.0' is not in corpus.labels: 0, 1",
+        ),
+        (
+            "confidence 87: it must be in [0, 1], as 0.87 and not 87",
+            "confidence 9: it must be in [0, 1], as 0.87 and not 87",
+            "as confidence 87: it must be in [0, 1], as 0.87 and not 87",
+        ),
+        ("a.mp4: 1 of 2 s", "b.mkv: 1 of 2 s", "*: 1 of 2 s"),
+        ("a.mp4: 1 of 2 s", "b.mkv: 1 of 3 s", "as *.mp4: 1 of 2 s"),
+    ],
+)
+def test_of_reasons_that_differ_in_numbers_one_is_shown_as_it_is(one, other, told):
+    (kind,) = quarantine.kinds([problem("shard", "a", reason=one), problem("shard", "b", reason=other)])
+    assert (kind.reason, kind.names) == (told, ["a", "b"])
 
 
 @pytest.fixture
