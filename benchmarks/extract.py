@@ -33,6 +33,7 @@ from mer_dist.config.config import Config
 from mer_dist.features import extraction
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Extractor, fitting_batches
+from mer_dist.processes.balance import balanced
 from mer_dist.shards.reader import Reader
 from mer_dist.stages import extract
 from mer_dist.storage.run_folder import Run
@@ -45,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("clip", "hubert", "baichuan"))
+    parser.add_argument("--only", nargs="+", choices=tuple(LOOPS), default=[*LOOPS])
     parsed = parser.parse_args()
     clips, text = setting.prepare(parsed.folder)
-    for yaml, name in ((text, "baichuan"), (clips, "clip"), (clips, "hubert")):
-        if parsed.only in (None, name):
+    for name in LOOPS:
+        yaml = text if name in ("baichuan", "qwen3") else clips
+        if name in parsed.only:
             compare(yaml, name, parsed.folder / "scratch", parsed.rounds)
 
 
@@ -64,10 +66,10 @@ def compare(yaml: Path, name: str, scratch: Path, rounds: int) -> None:
     ways: dict[str, Callable[[], object]] = {
         "limit": limit(extractor, config, rows),
         "extract": lambda: run_shards(extractor, config, work, sorted(work.shards), scratch / "one"),
-        "loop": plain_loop(extractor, config, rows, scratch, 1),
+        "loop": plain_loop(name, extractor, config, rows, scratch, 1),
     }
-    if name != "baichuan":  # on two threads single short texts only stall
-        ways["loop, 2 threads"] = plain_loop(extractor, config, rows, scratch, 2)
+    if work_modality(work) != "text":  # on two threads single short texts only stall
+        ways["loop, 2 threads"] = plain_loop(name, extractor, config, rows, scratch, 2)
     with Pair(yaml, name, scratch) as pair:
         ways["extract, 2 processes"] = pair.run
         rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -176,7 +178,7 @@ def serve(pipe, yaml: Path, name: str, scratch: Path, rank: int) -> None:
     torch.set_num_threads(1)
     config = setting.load(yaml)
     (work,) = [work for work in extract.planned(config) if work.set_name == name]
-    shards = extract.shares({shard: len(rows) for shard, rows in work.shards.items()}, 2)[rank]
+    shards = balanced(work.sizes, 2)[rank]
     extractor = load_extractor(work.extractor)
     pipe.send("ready")
     while pipe.recv() == "go":
@@ -184,7 +186,7 @@ def serve(pipe, yaml: Path, name: str, scratch: Path, rank: int) -> None:
         pipe.send("done")
 
 
-def plain_loop(extractor: Extractor, config: Config, rows: list, scratch: Path, threads: int):
+def plain_loop(name: str, extractor: Extractor, config: Config, rows: list, scratch: Path, threads: int):
     """One clip at a time; its input lies in memory as the files of that loop hold it: sound samples,
     decoded face images, text."""
     reader = Reader(Run(config.run.folder).shards)
@@ -194,12 +196,9 @@ def plain_loop(extractor: Extractor, config: Config, rows: list, scratch: Path, 
         "video": lambda: [list(sample.images()) for sample in samples],
         "text": lambda: [sample.transcript for sample in samples],
     }[extractor.modality]()
-    embeddings = {"audio": hubert_vectors, "video": clip_embeddings, "text": baichuan_vectors}[
-        extractor.modality
-    ]
     folder = scratch / "npy"
     folder.mkdir(parents=True, exist_ok=True)
-    model = embeddings(extractor)
+    model = LOOPS[name](extractor)
     next(model)
 
     @torch.inference_mode()
@@ -212,10 +211,10 @@ def plain_loop(extractor: Extractor, config: Config, rows: list, scratch: Path, 
     return loop
 
 
-def hubert_vectors(extractor: Extractor) -> Iterator:
-    from transformers import HubertModel, Wav2Vec2FeatureExtractor
+def waveform_vectors(extractor: Extractor) -> Iterator:
+    from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
-    model = HubertModel.from_pretrained(extractor.folder).eval()
+    model = AutoModel.from_pretrained(extractor.folder).eval()
     processor = Wav2Vec2FeatureExtractor.from_pretrained(extractor.folder)
     found = None
     while True:
@@ -237,6 +236,29 @@ def clip_embeddings(extractor: Extractor) -> Iterator:
         found = model(values).image_embeds.mean(0)
 
 
+def siglip2_vectors(extractor: Extractor) -> Iterator:
+    from transformers import Siglip2VisionModel
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    model = Siglip2VisionModel.from_pretrained(extractor.folder).eval()
+    processor = Siglip2ImageProcessorPil.from_pretrained(extractor.folder)
+    found = None
+    while True:
+        images = yield found
+        found = model(**processor(images, return_tensors="pt")).pooler_output.mean(0)
+
+
+def qwen3_vectors(extractor: Extractor) -> Iterator:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(extractor.folder).eval()
+    found = None
+    while True:
+        text = yield found
+        out = model(**extractor.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        found = torch.stack(out.hidden_states)[[-4, -3, -2, -1]].sum(0)[0].mean(0)
+
+
 def baichuan_vectors(extractor: Extractor) -> Iterator:
     from mer_dist.models.baichuan import BaichuanForCausalLM
 
@@ -248,6 +270,17 @@ def baichuan_vectors(extractor: Extractor) -> Iterator:
         # The published code offers no model without the output layer, so the loop computes it.
         states = model(ids, output_hidden_states=True).hidden_states
         found = torch.stack(states)[[-4, -3, -2, -1]].sum(0)[0].mean(0)
+
+
+#: Extractor -> the loop over its clips; the last three read any model of transformers.
+LOOPS: dict[str, Callable[[Extractor], Iterator]] = {
+    "baichuan": baichuan_vectors,
+    "clip": clip_embeddings,
+    "hubert": waveform_vectors,
+    "qwen3": qwen3_vectors,
+    "siglip2": siglip2_vectors,
+    "wavlm": waveform_vectors,
+}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import encoders
 import numpy as np
 import torch
 
@@ -29,6 +30,8 @@ shard: {{clips: 6, frames: 8, image_size: 224, faces: none}}
 extractors:
   clip: {{family: clip, path: {folder}/models/clip}}
   hubert: {{family: hubert, path: {folder}/models/hubert}}
+  siglip2: {{family: image, path: {folder}/models/siglip2}}
+  wavlm: {{family: audio, path: {folder}/models/wavlm}}
 """
 TEXT = """
 run: {{folder: {folder}/text}}
@@ -36,6 +39,7 @@ corpus: {{format: manifest, path: {folder}/lines.csv}}
 shard: {{clips: 500}}
 extractors:
   baichuan: {{family: baichuan, path: {folder}/models/baichuan}}
+  qwen3: {{family: text, path: {folder}/models/qwen3}}
 """
 
 
@@ -44,6 +48,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     lines = transcripts()
     if not files.read_marker(folder / "models"):
         make_models(folder / "models", lines)
+        encoders.make(folder / "models", lines, encoders.LARGE, 224)
+        files.write_marker(folder / "models", "benchmarks")
     corpus.make(folder / "demo", LABELED, UNLABELED)
     emotions = corpus.EMOTIONS
     rows = [f"line{number:05d},,,{line},{emotions[number % 6]},labeled" for number, line in enumerate(lines)]
@@ -103,7 +109,6 @@ def make_models(folder: Path, lines: list[str]) -> None:
             architectures=["BaichuanForCausalLM"],
         )
     ).save_pretrained(folder / "baichuan")
-    files.write_marker(folder, "benchmarks")
 
 
 def load(path: Path, *overrides: str) -> Config:

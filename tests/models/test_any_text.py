@@ -218,6 +218,40 @@ def test_a_folder_that_asks_for_code_of_its_own_is_refused_in_a_line(tmp_path, f
         check_files(any_encoder.config_of(family, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "file", "kind"),
+    [
+        ("xlm-roberta", "sentencepiece.bpe.model", "XLMRobertaTokenizer"),
+        pytest.param("deberta-v2", "spm.model", "DebertaV2Tokenizer", marks=pytest.mark.long),
+        pytest.param("llama", "tokenizer.model", "LlamaTokenizer", marks=pytest.mark.long),
+    ],
+)
+def test_a_tokenizer_may_be_a_sentencepiece_model_alone(tmp_path, model_type, file, kind):
+    from sentencepiece import SentencePieceTrainer
+
+    folder = any_encoder.text(tmp_path / "m", model_type)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES),
+        model_prefix=str(tmp_path / "own"),
+        vocab_size=40,
+        model_type="bpe" if model_type == "llama" else "unigram",
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "own.model").rename(folder / file)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    extractor = load_extractor(config_of(folder))
+    ids, own = extractor.encoded(LINES[3])
+    pieces = extractor.tokenizer.convert_ids_to_tokens(
+        [one for one, real in zip(ids, own, strict=True) if real]
+    )
+    assert 3 < sum(own) < len(LINES[3]) and "今天是" in "".join(pieces)
+    assert apart(embedded(extractor, CLIPS)[3], plain(folder, SAID[3])) < 1e-4
+
+
 def test_a_folder_without_the_pooler_that_nobody_reads_is_whole(tmp_path):
     """As published models of masked language are."""
     folder = any_encoder.text(tmp_path, "bert")
