@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -107,14 +108,20 @@ def main() -> None:
     if not files.read_marker(folder / "models"):
         make(folder / "models", corpus.lines(400), SMALL, 64)
         files.write_marker(folder / "models", "benchmarks")
+    # Equal objects would become aliases, which a configuration may not have.
     job = yaml.safe_load((Path(__file__).parents[1] / "configs" / "demo.yaml").read_text("utf-8"))
     models = (folder / "models").absolute()
     job["run"]["folder"] = str(folder / "run")
     job["corpus"]["path"] = str(folder / "demo" / "corpus")
     job["extractors"] = {
-        "siglip2": {"family": "image", "path": str(models / "siglip2"), "frames": 4, "finetune": TUNED},
+        "siglip2": {
+            "family": "image",
+            "path": str(models / "siglip2"),
+            "frames": 4,
+            "finetune": deepcopy(TUNED),
+        },
         "wavlm": {"family": "audio", "path": str(models / "wavlm")},
-        "qwen3": {"family": "text", "path": str(models / "qwen3"), "finetune": TUNED},
+        "qwen3": {"family": "text", "path": str(models / "qwen3"), "finetune": deepcopy(TUNED)},
     }
     files.write_text(folder / "job.yaml", yaml.safe_dump(job, sort_keys=False))
     done = subprocess.run([*command, "run", folder / "job.yaml"], check=False)

@@ -42,6 +42,8 @@ class Adapter:
     held_out_fold: int | None
     #: Labelled clips it may see, all with the modality; none of the held-out fold.
     rows: list[shard_index.Row]
+    #: Clip -> its group by ``folds.group`` and twins; empty where every clip is its own.
+    group_of: dict[str, str]
     folder: Path
     fingerprint: str
 
@@ -93,14 +95,15 @@ def planned(config: Config, fold_of: dict[str, int] | None = None) -> list[Adapt
     folds.check_labels(config, label_of)
     if fold_of is None:
         fold_of = folds.of_run(config, label_of) if crossed(config) else {}
+    group_of = folds.groups(sorted(label_of), config.folds.group, folds.twins_of(run))
     return [
-        _planned(config, run, name, extractor, held_out_fold, labeled, fold_of)
+        _planned(config, run, name, extractor, held_out_fold, labeled, fold_of, group_of)
         for name, extractor in tuned.items()
         for held_out_fold in held_out_folds(config, name)
     ]
 
 
-def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> Adapter:
+def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of, group_of) -> Adapter:
     family = family_of(extractor.family, extractor.path)
     rows = [
         row
@@ -119,6 +122,8 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
             config.corpus.labels,
             held_out_fold,
             [[row.name, row.label, row.checksum] for row in rows],
+            # They decide which clips choose the epoch.
+            *([[group_of[row.name] for row in rows]] if group_of else []),
         ]
     )
     return Adapter(
@@ -126,6 +131,7 @@ def _planned(config, run, name, extractor, held_out_fold, labeled, fold_of) -> A
         extractor=extractor,
         held_out_fold=held_out_fold,
         rows=rows,
+        group_of=group_of,
         folder=run.adapter(name, adapter_variant(held_out_fold)),
         fingerprint=fingerprint,
     )

@@ -45,24 +45,24 @@ def make(labels: dict[str, str], config: FoldConfig, twins: Twins = ()) -> dict[
             "add clips of them, or leave them out of corpus.labels"
         )
     targets = [labels[name] for name in names]
-    group_of = _groups(names, config.group, twins)
+    group_of = groups(names, config.group, twins)
     if not group_of:
         splitter = StratifiedKFold(config.count, shuffle=True, random_state=config.seed)
         return _numbered(names, splitter.split(names, targets))
-    groups = [group_of[name] for name in names]
-    if len(set(groups)) < config.count:
-        found = len(set(groups))
+    of_clips = [group_of[name] for name in names]
+    if len(set(of_clips)) < config.count:
+        found = len(set(of_clips))
         why = f"the labelled clips are of {found} recording{'s' * (found > 1)}, each in one fold alone"
         why = f"folds.group makes {found} groups" if config.group else why
         raise UserError(f"{why}, fewer than folds.count {config.count}")
     splitter = StratifiedGroupKFold(config.count, shuffle=True, random_state=config.seed)
-    made = _numbered(names, splitter.split(names, targets, groups))
+    made = _numbered(names, splitter.split(names, targets, of_clips))
     home = _spread(
-        {group: made[name] for name, group in zip(names, groups, strict=True)},
-        Counter(zip(groups, targets, strict=True)),
+        {group: made[name] for name, group in zip(names, of_clips, strict=True)},
+        Counter(zip(of_clips, targets, strict=True)),
         config.count,
     )
-    return {name: home[group] for name, group in zip(names, groups, strict=True)}
+    return {name: home[group] for name, group in zip(names, of_clips, strict=True)}
 
 
 def _numbered(names: list[str], splits: Iterable) -> dict[str, int]:
@@ -118,12 +118,12 @@ def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins:
         pattern: ``folds.group``; without it and without twins there is no such label.
     """
     count, lines = len({*fold_of.values()}), []
-    group_of = _groups(sorted(labels), pattern, twins)
+    group_of = groups(sorted(labels), pattern, twins)
     for label in sorted({*labels.values()}):
         names = [name for name, own in labels.items() if own == label]
         within = sorted({fold_of[name] for name in names})
-        groups = sorted({group_of[name] for name in names}) if group_of else []
-        of = f"group{'s' * (len(groups) > 1)} {', '.join(groups[:SHOWN])}{', …' * (len(groups) > SHOWN)}"
+        own = sorted({group_of[name] for name in names}) if group_of else []
+        of = f"group{'s' * (len(own) > 1)} {', '.join(own[:SHOWN])}{', …' * (len(own) > SHOWN)}"
         if len(within) == 1:
             lines.append(
                 f"all {len(names)} clips labelled {label} are in fold {within[0]} ({of}): the models that "
@@ -139,7 +139,7 @@ def unseen(labels: dict[str, str], fold_of: dict[str, int], pattern: str, twins:
     return lines
 
 
-def _groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
+def groups(names: list[str], pattern: str, twins: Twins) -> dict[str, str]:
     """name -> the group whose clips stay together, named by ``folds.group`` or its first clip; empty where
     every clip is its own group."""
     twins = _present(twins, names)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,9 +154,12 @@ def _never_seen(adapter: Adapter, planned: list[Adapter]) -> list[str]:
 
 def train(accelerator, adapter: Adapter, config: Config, should_stop: ShouldStop = never) -> None:
     """Train one adapter on all ranks, leave it complete in its folder, and free its memory."""
+    from mer_dist.models.precision import products
     from mer_dist.training.accelerator import free
 
-    _train(accelerator, adapter, config, should_stop)
+    # In float32, convolutions would use TF32 by torch's default.
+    with products(adapter.extractor.finetuning.precision, accelerator.device):
+        _train(accelerator, adapter, config, should_stop)
     # Only here no name refers to its model any more.
     free(accelerator)
 
@@ -250,7 +254,8 @@ def _task(adapter: Adapter, config: Config, extractor, budget: float):
     settings = adapter.extractor.finetuning
     labels = config.corpus.labels
     targets = np.array([labels.index(label) for label in adapter.labels.values()])
-    train, held_out = _hold_out(targets, settings.validation, config.run.seed)
+    groups = [adapter.group_of.get(row.name, row.name) for row in adapter.rows]
+    train, held_out = _hold_out(targets, settings.validation, config.run.seed, groups)
     segments, longest = np.array([extractor.shape(row) for row in adapter.rows], float).T
     shortest = np.lexsort((longest, segments))[0]
     reader = Reader(Run(config.run.folder).shards)
@@ -273,20 +278,27 @@ def _task(adapter: Adapter, config: Config, extractor, budget: float):
     )
 
 
-def _hold_out(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified positions to train on and to choose the epoch by; both are all positions if too
-    few can be held out."""
-    from sklearn.model_selection import train_test_split
+def _hold_out(
+    targets: np.ndarray, share: float, seed: int, groups: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified positions to train on and to choose the epoch by, each group in one of the two; both are all positions
+    if too few can be held out."""
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
     positions = np.arange(len(targets))
     classes = Counter(targets.tolist())
     wanted = round(share * len(targets))
-    if wanted < len(classes) or min(classes.values()) < 2:
+    parts = min(max(round(1 / share), 2), len({*groups})) if share else 0
+    if wanted < len(classes) or min(classes.values()) < 2 or parts < 2:
         logger.warning(
             "too few clips to hold some out; epochs are judged on the clips that they train on, "
             "and WAF is theirs"
         )
         return positions, positions
+    if len({*groups}) < len(targets):
+        return next(
+            StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(positions, targets, groups)
+        )
     train, held_out = train_test_split(positions, test_size=wanted, stratify=targets, random_state=seed)
     return np.sort(train), np.sort(held_out)
 

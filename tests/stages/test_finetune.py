@@ -64,10 +64,25 @@ def test_the_clips_that_choose_the_epoch_are_neither_trained_on_nor_of_the_copys
     adapter = adapters.planned(config)[0]
     fold_of = folds_of(Run(config.run.folder))
     targets = np.arange(60) % 6
-    train, held_out = finetune._hold_out(targets, 0.2, seed=0)
+    train, held_out = finetune._hold_out(targets, 0.2, seed=0, groups=[*map(str, range(60))])
     assert not set(train) & set(held_out) and len(train) + len(held_out) == 60
     assert sorted(targets[held_out]) == sorted([0, 1, 2, 3, 4, 5] * 2)
     assert all(fold_of[row.name] != 0 for row in adapter.rows)
+
+
+def test_the_clips_that_choose_the_epoch_are_of_speakers_who_are_not_trained_on():
+    targets, speakers = np.arange(60) % 6, [str(row // 6) for row in range(60)]
+    train, held_out = finetune._hold_out(targets, 0.2, seed=0, groups=speakers)
+    assert len(held_out) == 12 and sorted([*train, *held_out]) == [*range(60)]
+    assert not {speakers[row] for row in train} & {speakers[row] for row in held_out}
+    # One recording under two names is never on both sides.
+    twins = [str(row) for row in range(60)]
+    twins[7] = twins[1]
+    for seed in range(20):
+        train, held_out = finetune._hold_out(targets, 0.2, seed, twins)
+        assert (1 in held_out) == (7 in held_out)
+    one = finetune._hold_out(targets, 0.2, seed=0, groups=["only"] * 60)
+    assert len(one[0]) == len(one[1]) == 60, "there is nobody else to choose by"
 
 
 def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
@@ -81,7 +96,7 @@ def test_another_label_makes_exactly_the_copies_that_saw_it_out_of_date(job):
     run = Run(config.run.folder)
     for held_out_fold in (0, 1, None):
         adapter = adapters._planned(
-            config, run, "clip", config.extractors["clip"], held_out_fold, changed, fold_of
+            config, run, "clip", config.extractors["clip"], held_out_fold, changed, fold_of, {}
         )
         same = adapter.fingerprint == before["clip", adapter.variant]
         assert same == (fold_of[row.name] == held_out_fold)
@@ -280,7 +295,7 @@ def test_a_signal_while_the_ranks_come_together_is_a_stop_and_no_breakdown(job, 
 
 def test_all_ranks_cut_by_the_budget_of_the_smallest_card(monkeypatch):
     """Ranks that cut otherwise would wait for one another for ever."""
-    adapter = SimpleNamespace(extractor=SimpleNamespace(family="baichuan"))
+    adapter = SimpleNamespace(extractor=SimpleNamespace(family="baichuan", path=""))
     card = SimpleNamespace(total_memory=85 * 10**9)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
     monkeypatch.setattr(runtime, "all_gather_object", lambda joined, value: [value, 512])
