@@ -240,7 +240,8 @@ class FinetuneConfig:
     class_weights: Annotated[str, one_of("none", "balanced")] = "none"
     """``none``, or ``balanced``: the weight of a class is inverse to its count."""
     validation: Fraction = 0.1
-    """Fraction of the training clips held out to choose the best epoch; never the adapter's fold."""
+    """Fraction of the training clips held out to choose the best epoch; never the adapter's fold. Clips of one group
+    (``folds.group``) or one recording are held out together."""
     cross_fit: bool = True
     """``false``: one adapter trained on every labelled clip and none per fold, for a corpus whose
     unlabelled clips are a fixed test split. Labelled clips then have no features to fuse."""
