@@ -101,10 +101,8 @@ def test_two_processes_under_zero_3_learn_what_one_learns_and_only_what_the_tabl
         names = [re.sub(r"\W", "_", case) for case in able]
         run = Run(folder / "run")
         features[processes] = {name: store.load(run.features(f"{name}@all")).utterance for name in names}
-        planned = mer_dist("plan", job)
-        assert planned.returncode == 0 and all(name in planned.stdout for name in names), planned.stderr[
-            -2000:
-        ]
+    planned = mer_dist("plan", job)
+    assert planned.returncode == 0 and all(name in planned.stdout for name in names), planned.stderr[-2000:]
     for name, one in features[1].items():
         two = features[2][name]
         assert np.isfinite(one).all() and one.std() > 0, name
