@@ -39,7 +39,7 @@ ONE = "  {name}: {{family: {family}, path: {path}, quantize: {quantize}, finetun
 # Sixteen clips: two batches of two passes each, whether one process takes both or two take one each. Dropout follows the
 # pass.
 REST = (
-    "epochs: 1, batch: 6, micro_batch: 2, precision: fp32, learning_rate: 1e-3, lora: {rank: 2, dropout: 0.0}"
+    "epochs: 1, batch: 8, micro_batch: 4, precision: fp32, learning_rate: 1e-3, lora: {rank: 2, dropout: 0.0}"
 )
 
 
