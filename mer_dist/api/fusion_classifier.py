@@ -167,9 +167,15 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         # A sparse array may be a mapping, too; as one array it is refused.
         if isinstance(X, Mapping) and not issparse(X):
             sets = {str(name): np.asarray(values, np.float32) for name, values in X.items()}
-            if not sets or any(values.ndim != 2 for values in sets.values()):
+            odd = [
+                f"X[{name!r}] has the shape {values.shape}"
+                for name, values in sets.items()
+                if values.ndim != 2
+            ]
+            if not sets or odd:
                 raise ValueError(
-                    "X maps the name of each feature set to an array (N, D), and has at least one"
+                    "X maps the name of each feature set to an array (N, D), one vector a clip, and has at least one; "
+                    f"{odd[0] if odd else 'it has none'}"
                 )
             for name, values in sets.items():
                 if (~np.isfinite(values).all(1) & ~np.isnan(values).all(1)).any():
