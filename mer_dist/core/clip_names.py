@@ -88,7 +88,7 @@ def unsafe(name: str) -> str | None:
     if name[0] == ".":
         return "it begins with '.', as hidden files do"
     if "/" in name or "\\" in name:
-        return "it contains a slash"
+        return "it contains a slash (a path belongs in the column video or audio)"
     # All such characters are unprintable; so are special blanks, which a name may contain.
     if not name.isprintable() and any(unicodedata.category(letter).startswith("C") for letter in name):
         return "it contains a control character or bytes that are not text"

@@ -152,7 +152,10 @@ def _header(path: Path, lines: list[str], columns: tuple[str, ...]) -> tuple[lis
     if absent := [column for column in columns if column not in header]:
         if why := _other_text(lines[start : start + 20]):
             raise UserError(f"{path}: {why} {','.join(columns)}")
-        raise UserError(f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}")
+        raise UserError(
+            f"{path}: its first line lacks the columns {', '.join(absent)}; it has: {shown}; columns are found by these "
+            "names, so rename those that hold them"
+        )
     if twice := sorted({column for column in header if column and header.count(column) > 1}):
         raise UserError(
             f"{path}: its first line has the column {', '.join(map(clip_names.shown, twice))} twice; take one out"

@@ -14,6 +14,7 @@ from mer_dist.core.records import LABELED, UNLABELED, Clip, Modality, Problem
 from mer_dist.corpus import survey, twins
 from mer_dist.crossfit import folds
 from mer_dist.features import join
+from mer_dist.models.family import FAMILIES
 from mer_dist.shards import replaced, workers
 from mer_dist.storage import quarantine
 from mer_dist.storage.run_folder import Run
@@ -63,8 +64,24 @@ def _listed(clips: list[Clip], problems: list[Problem], config: Config) -> str:
     from mer_dist.corpus import faces
 
     faces.check(config.shard)
+    for name, extractor in config.extractors.items():
+        modality = Modality(FAMILIES[extractor.family].modality)
+        if clips and not any(_has(clip, modality, config.shard) for clip in clips):
+            raise UserError(
+                f"{config.corpus.path}: none of its {len(clips)} clips names any {modality}, of which extractors.{name} "
+                "makes features; add it (docs/clips.md), or take the extractor out"
+            )
     counted = f"{len(clips)} clips, {labeled} of them labelled, {wrong}"
     return "; ".join(filter(None, (counted, replaced.taken(config, clips, problems), _twins(clips))))
+
+
+def _has(clip: Clip, modality: Modality, settings: ShardConfig) -> bool:
+    """Whether the corpus names something of which the modality can come; sound may be that of the video."""
+    if modality == Modality.TEXT:
+        return clip.transcript is not None
+    if modality == Modality.AUDIO:
+        return bool(clip.audio or clip.video)
+    return bool(clip.video) or settings.faces == "openface"
 
 
 def _twins(clips: list[Clip]) -> str:

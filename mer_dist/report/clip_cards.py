@@ -67,7 +67,7 @@ def clips(run_data: RunData) -> Html:
         caption += (
             " Pictures, sound and transcript are those that the models got."
             f" This page holds {plural(there, 'clip')} of the corpus, and whoever gets it gets them; "
-            "mer-dist report --clips 0 leaves them out."
+            "mer-dist report RUN with --clips 0 leaves them out."
         )
     if there < len(shown):
         caption += (

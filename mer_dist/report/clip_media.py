@@ -16,8 +16,8 @@ from mer_dist.shards.reader import Reader, Sample
 from mer_dist.shards.shard_index import Row
 from mer_dist.storage.run_folder import ShardFolder
 
-#: Frames of a strip, and the side of each in pixels.
-PICTURES, SIDE = 4, 112
+#: Frames of a strip, the side of each and the gap between them in pixels.
+PICTURES, SIDE, GAP = 4, 112, 4
 #: Of the JPEG: a strip takes about 10 KiB.
 QUALITY = 80
 #: Of longer sound the beginning is embedded: 20 s of FLAC take at most about 600 KiB.
@@ -96,7 +96,9 @@ def _strip(sample: Sample) -> bytes:
     images = [
         cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for image in sample.images(PICTURES)
     ]
-    return jpeg(np.hstack(images), QUALITY)
+    gap = np.full((SIDE, GAP, 3), 255, np.uint8)
+    parts = [part for image in images for part in (image, gap)]
+    return jpeg(np.hstack(parts[:-1]), QUALITY)
 
 
 def _beginning(content: bytes) -> bytes:

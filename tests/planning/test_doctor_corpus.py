@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -11,7 +12,14 @@ from media_files import write_corpus, write_csv
 
 from mer_dist.config.config import Config
 from mer_dist.config.section import with_values
-from mer_dist.config.sections import CorpusConfig, FoldConfig, FuseConfig, RunConfig, ShardConfig
+from mer_dist.config.sections import (
+    CorpusConfig,
+    ExtractorConfig,
+    FoldConfig,
+    FuseConfig,
+    RunConfig,
+    ShardConfig,
+)
 from mer_dist.core.errors import UserError
 from mer_dist.core.records import Problem
 from mer_dist.planning import doctor_corpus
@@ -76,6 +84,22 @@ def test_paths_that_lead_nowhere_are_found_and_one_of_many_is_told(corpus, tmp_p
     (corpus / "video-labeled" / "a003.mp4").write_bytes(b"")
     fine, text = found(config_of(corpus), "media")["media"]
     assert fine and text.startswith("1 of 13 clips lack a file (1 x file: *.mp4: the file is empty)")
+
+
+def test_a_modality_that_no_clip_names_and_an_extractor_needs_must_be_mended(tmp_path):
+    rows = [[f"c{row}", f"he says {row}", "happy" if row % 2 else "sad"] for row in range(8)]
+    path = write_csv(tmp_path / "said.csv", [["name", "transcript", "label"], *rows])
+    for family, fine in (("text", True), ("hubert", False), ("clip", False)):
+        config = config_of(path)
+        config = replace(config, extractors={"own": ExtractorConfig(family=family, path="models/own")})
+        well, told = found(config, "corpus")["corpus"]
+        assert well == fine and (fine or "none of its 8 clips names any" in told)
+        assert fine or "of which extractors.own makes features" in told
+    # Sound may be that of the video.
+    rows = [[f"c{row}", f"c{row}.mp4", "", "", "happy" if row % 2 else "sad", ""] for row in range(8)]
+    config = config_of(write_csv(tmp_path / "seen.csv", [HEADER, *rows]))
+    sound = replace(config, extractors={"own": ExtractorConfig(family="hubert", path="models/own")})
+    assert found(sound, "corpus")["corpus"][0]
 
 
 def test_what_is_there_and_no_file_is_counted_and_named(corpus, monkeypatch):
