@@ -42,7 +42,9 @@ class Lines:
 def row(number: int) -> SimpleNamespace:
     name = f"c{number:02d}"
     transcript = "" if name == EMPTY else "你好" * (1 + number % 7)
-    return SimpleNamespace(name=name, transcript=transcript, missing=["text"] if name == ABSENT else [])
+    made = SimpleNamespace(name=name, transcript=transcript, missing=["text"] if name == ABSENT else [])
+    made.of_view = lambda view: made
+    return made
 
 
 @pytest.fixture(scope="module")

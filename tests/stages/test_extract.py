@@ -205,8 +205,8 @@ def test_a_shard_is_on_disk_before_the_next_one_is_computed(job, monkeypatch):
     config = load(job, FROZEN)
     seen = []
 
-    def spied(extractor, reader, shards):
-        for shard_, name, result in clip_embeddings(extractor, reader, shards):
+    def spied(extractor, reader, shards, compute):
+        for shard_, name, result in clip_embeddings(extractor, reader, shards, compute):
             seen.append(shard_)
             assert all(work.file(done).exists() for done in shards if done in seen and done != shard_)
             yield shard_, name, result
