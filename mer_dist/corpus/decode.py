@@ -112,7 +112,13 @@ def _add_video(decoded: Decoded, config: ShardConfig) -> None:
     crops = config.faces == "openface" and _add_crops(decoded, config)
     if clip.video is None or (crops and FRAME not in config.views):
         return
-    video = media.read_video(clip.video, config.frames)
+    try:
+        video = media.read_video(clip.video, config.frames)
+    except media.MediaError as error:
+        if not crops:
+            raise
+        decoded.note("part of video", f"{error}; the faces of OpenFace alone are stored")
+        return
     decoded.seconds = video.seconds
     if FRAME in config.views:
         decoded.whole = [faces.whole(frame, config.image_size) for frame in video.frames]

@@ -15,7 +15,7 @@ from mer_dist.core.errors import UserError
 from mer_dist.models import auto, pixels
 from mer_dist.models.clip import ClipExtractor
 from mer_dist.models.extractor import Unusable
-from mer_dist.models.image_family import CHINESE_CLIP, IMAGE, POOLED, PROJECTED, SIGLIP2, TOWERS
+from mer_dist.models.image_family import ANY_SIZE, CHINESE_CLIP, IMAGE, POOLED, PROJECTED, SIGLIP2, TOWERS
 from mer_dist.models.model_folder import read_settings
 
 
@@ -58,6 +58,8 @@ class ImageExtractor(ClipExtractor):
     def read_preprocessing(self, folder: Path) -> None:
         self.frame, colours = pixels.read(folder, "preprocessor_config.json")
         self.mean, self.std = colours.mean, colours.std
+        if self.backbone.config.model_type not in ANY_SIZE:
+            self.frame.check(self.side, f"{folder}/preprocessor_config.json")
 
     @staticmethod
     def backbone_class(folder):

@@ -19,6 +19,8 @@ TOWERS = {
 PROJECTED = ("clip", "clip_vision_model", "chinese_clip")
 POOLED = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 CLASS_TOKEN = ("vit", "dinov2", "dinov3_vit")
+#: Those that fit their positions to the size of a frame.
+ANY_SIZE = ("dinov2", "dinov3_vit")
 _IMAGE = replace(
     CLIP,
     model_types=(*PROJECTED, *POOLED, *CLASS_TOKEN),

@@ -71,6 +71,20 @@ class Frame:
             return cls(size=(int(size["height"]), int(size["width"])), mode=mode)
         return cls(size=(shorter, shorter), shorter=shorter, mode=mode)
 
+    def check(self, side: int, where: str) -> None:
+        """
+        Args:
+            side: of the square that the model sees.
+
+        Raises:
+            UserError: the preprocessor makes another.
+        """
+        if self.size != (side, side):
+            raise UserError(
+                f"{where}: it makes pictures of {self.size[0]} x {self.size[1]} pixels, and the model sees {side} x {side}; "
+                "one of the two is of another model"
+            )
+
     def resized(self, images: np.ndarray) -> torch.Tensor:
         """``(T, H, W, 3)`` to ``(T, 3, height, width)`` uint8."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

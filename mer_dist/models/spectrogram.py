@@ -128,6 +128,10 @@ class FixedWindow(SpectrogramExtractor):
     def shape(self, row) -> tuple[int, float]:
         return max(1, -(-row.samples // self.window_samples)), self.window_samples / SAMPLE_RATE
 
+    def cost(self, row) -> float:
+        windows, seconds = self.shape(row)
+        return windows * seconds
+
     def length(self, segment: Segment) -> float:
         return self.window_samples / SAMPLE_RATE
 

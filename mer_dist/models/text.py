@@ -165,7 +165,11 @@ class TextExtractor(Extractor):
             return packed(states, real), lengths
         # ``real`` are the places of the transcript's tokens in all rows, one row after the other.
         row = torch.arange(len(ids), device=ids.device)
-        place = (
-            torch.zeros_like(row) if self.pooling == "first" else real[lengths.cumsum(0) - 1] % ids.shape[1]
-        )
+        if self.pooling == "last":
+            place = real[lengths.cumsum(0) - 1] % ids.shape[1]
+        elif self.config.prompt:
+            # The first of all is the prompt's, and in a decoder the same for every clip.
+            place = real[lengths.cumsum(0) - lengths] % ids.shape[1]
+        else:
+            place = torch.zeros_like(row)
         return states[row, place], torch.ones_like(lengths)

@@ -57,6 +57,7 @@ class VideoExtractor(ClipExtractor):
         name = next(name for name in PREPROCESSORS if (folder / name).is_file())
         self.frame, colours = pixels.read(folder, name)
         self.mean, self.std = colours.mean, colours.std
+        self.frame.check(self.side, f"{folder}/{name}")
 
     def shape(self, row) -> tuple[int, float]:
         return len(windows(super().cost(row), self.window)), self.window

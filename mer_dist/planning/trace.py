@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -155,9 +156,16 @@ def _weights(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+@cache
+def _mode() -> FakeTensorMode:
+    """One for all traces: some models keep tensors from pass to pass, for instance the positions of DINOv3, and those of
+    another mode are refused."""
+    return FakeTensorMode()
+
+
 def _faked(model: nn.Module) -> FakeTensorMode:
     """Give every weight of a meta model a fake tensor of the CPU, in place."""
-    mode = FakeTensorMode()
+    mode = _mode()
     with mode:
         for module in model.modules():
             for name, value in module._parameters.items():

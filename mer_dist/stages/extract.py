@@ -223,11 +223,11 @@ def _extract_together(works: list[Work], config: Config, should_stop: ShouldStop
     join()
     if missing := agreed(sorted({shard for work in works for shard in work.missing()})):
         with torch_threads(config.run.threads):
-            split = SplitWeights(lambda: loaded(works[0], config), should_stop)
-            try:
-                Pass(works, config, lambda: split.stopped, split).run(missing)
-            finally:
-                split.free()
+            precision = works[0].extractor.precision
+            split = SplitWeights(lambda: loaded(works[0], config), precision, should_stop)
+            Pass(works, config, lambda: split.stopped, split).run(missing)
+            # Not where one has failed: it would wait for others, which wait for it.
+            split.free()
 
 
 def _close(works: list[Work], run: Run) -> None:

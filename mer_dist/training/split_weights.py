@@ -26,7 +26,12 @@ from mer_dist.training import accelerator, caches
 if TYPE_CHECKING:
     import numpy as np
 
-_SETTINGS = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+
+def _settings(precision: str) -> dict:
+    """DeepSpeed's, which also give the type in which the parts are kept."""
+    half = {"bf16": "bf16", "fp16": "fp16"}.get(precision)
+    own: dict = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+    return own | ({half: {"enabled": True}} if half else {})
 
 
 def join(minutes: float = 30) -> None:
@@ -41,7 +46,10 @@ def join(minutes: float = 30) -> None:
         return
     os.environ["PATH"] = own_tools_first()
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
+    if on_gpu:
+        # Otherwise every rank would communicate from the first GPU.
+        torch.cuda.set_device(process_info().local_rank)
+    else:
         caches.compile_communication()
     deepspeed.init_distributed(
         "nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes), verbose=False
@@ -58,9 +66,10 @@ def agreed(value):
 class SplitWeights:
     """An extractor of which each process holds a part."""
 
-    def __init__(self, load: Callable[[], Extractor], should_stop: ShouldStop):
+    def __init__(self, load: Callable[[], Extractor], precision: str, should_stop: ShouldStop):
         """
         Args:
+            precision: of the extractor, never ``auto``.
             load: the extractor; weights are split as they are read, where its family allows it.
             should_stop: this process was asked to stop.
         """
@@ -68,15 +77,19 @@ class SplitWeights:
         from transformers.integrations import HfDeepSpeedConfig
 
         # While it lives, transformers splits the weights that it reads.
-        splitting = HfDeepSpeedConfig(_SETTINGS)
+        settings = _settings(precision)
+        splitting = HfDeepSpeedConfig(settings)
         self.extractor = load()
         del splitting
-        self._engine, *_ = deepspeed.initialize(model=_Embedding(self.extractor), config=_SETTINGS)
+        self._engine, *_ = deepspeed.initialize(model=_Embedding(self.extractor), config=settings)
         weights: list[Any] = [*self.extractor.parameters()]  # ZeRO-3 adds attributes that types do not know
         sizes = [(weight.ds_tensor.numel(), weight.ds_numel) for weight in weights]
         held, all_weights = map(sum, zip(*sizes, strict=True))
         logger.info(
-            "this process holds %.0f %% of the weights of %s", 100 * held / all_weights, self.extractor.folder
+            "this process holds %.0f %% of the weights of %s, in %s",
+            100 * held / all_weights,
+            self.extractor.folder,
+            str(weights[0].ds_tensor.dtype).removeprefix("torch."),
         )
         self._should_stop = should_stop
         #: Whether any process was asked to stop before the last chunk was ready.

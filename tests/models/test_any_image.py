@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -159,3 +160,18 @@ def test_a_pooler_may_be_missing_only_where_it_is_not_read(tmp_path):
     assert of_frames(load_extractor(config_of(folder)), pictures()).shape == (5, 32)
     with pytest.raises(UserError, match=r"its weights lack pooler\.dense"):
         load_extractor(config_of(folder, pooling="pooled"))
+
+
+@pytest.mark.parametrize(("model_type", "fits"), [("vit", False), ("siglip", False), ("dinov2", True)])
+def test_a_preprocessor_of_other_pictures_than_the_model_sees_is_refused_in_a_line(
+    tmp_path, model_type, fits
+):
+    folder = any_encoder.image(tmp_path, model_type)
+    path = folder / "preprocessor_config.json"
+    other = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    if fits:  # Its positions are fitted to any size.
+        assert of_frames(load_extractor(config_of(folder)), pictures()).shape == (5, 32)
+        return
+    with pytest.raises(UserError, match="makes pictures of 16 x 16 pixels, and the model sees 32 x 32"):
+        load_extractor(config_of(folder))

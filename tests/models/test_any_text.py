@@ -184,6 +184,8 @@ def test_of_a_prompt_the_tokens_of_the_transcript_alone_are_embedded(tmp_path, m
     for clips in (CLIPS, CLIPS[3:]):
         found = embedded(extractor, clips)[clips.index(CLIPS[3])]
         assert found.shape == (own, 32) and apart(found, states[start : start + own]) < 1e-4
+    first = load_extractor(config_of(folder, prompt=prompt, pooling="first"))
+    assert apart(embedded(first, CLIPS[2:])[1], states[start : start + 1]) < 1e-4
     # A long transcript is cut, and the words behind it stay.
     ((ids, real),) = extractor.prepare(clip("今" * 200))
     plain_ids, _ = extractor.encoded("")

@@ -75,6 +75,7 @@ def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch
 def test_whisper_hears_windows_of_its_own_length_and_counts_the_steps_of_real_sound(tmp_path):
     extractor = load_extractor(config_of(any_encoder.audio(tmp_path, "whisper"), window=0.3))
     row = SimpleNamespace(samples=23_456)
+    assert extractor.cost(row) == 2.0, "a window that is not full costs as much"
     assert extractor.shape(row) == (2, 1.0) and [steps for _, steps in extractor.prepare(CLIPS[3])] == [
         50,
         24,

@@ -13,6 +13,8 @@ from media_files import drawn_face, tone, write_csv, write_mp4
 
 from mer_dist.config.config import load
 from mer_dist.core.errors import UserError
+from mer_dist.corpus import clips as corpus_clips
+from mer_dist.corpus.decode import decode
 from mer_dist.crossfit import adapters
 from mer_dist.features import store
 from mer_dist.inspect.verify import verify
@@ -151,6 +153,12 @@ def test_openfaces_crops_may_stand_beside_whole_frames(corpus, tmp_path):
     shown = reader.read(rows["f0"].of_view(FACE), "video").images()
     assert (shown > 190).all() and rows["f0"].of_view(FRAME).frames == 4
     assert not (reader.read(rows["f0"].of_view(FRAME), "video").images() > 190).all()
+    # A video that cannot be read costs the whole frames alone.
+    (tmp_path / "own" / "f1.mp4").write_bytes(b"no video")
+    clip = next(one for one in corpus_clips(load(tmp_path / "of" / "job.yaml").corpus)[0] if one.name == "f1")
+    decoded = decode(clip, load(tmp_path / "of" / "job.yaml").shard)
+    assert len(decoded.frames) == 4 and not decoded.whole
+    assert "the faces of OpenFace alone are stored" in decoded.problems[0].reason
 
 
 def test_members_of_a_view():
