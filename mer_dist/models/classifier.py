@@ -46,6 +46,17 @@ def check_files(config: ExtractorConfig, adapter: Path | None = None) -> None:
         _check_adapter(adapter, _class(config).backbone_class(Path(config.path)), Path(config.path))
 
 
+def check_choices(config: ExtractorConfig) -> None:
+    """Whether the model of an extractor's folder can do what its settings ask for, and has a tokenizer or preprocessor of
+    its own; no weight is read.
+
+    Raises:
+        UserError: it cannot.
+    """
+    family, folder = _class(config), Path(config.path)
+    family(config, skeleton(family.backbone_class(folder), folder), folder).read_preprocessing(folder)
+
+
 def load_extractor(
     config: ExtractorConfig, adapter: Path | None = None, device: torch.device | None = None
 ) -> Extractor:

@@ -72,12 +72,17 @@ def _check(unfinished: list[Work]) -> None:
     """
     if not unfinished:
         return
-    from mer_dist.models.classifier import check_files
+    from mer_dist.models.classifier import check_choices, check_files
 
     for work in unfinished:
         if work.adapter is not None:
             adapters.check_whole(work.adapter)
         check_files(work.extractor, work.adapter)
+    for name, extractor in {work.set_id.name: work.extractor for work in unfinished}.items():
+        try:
+            check_choices(extractor)
+        except UserError as error:
+            raise UserError(str(error).replace("extractors.*", f"extractors.{name}")) from None
 
 
 def unfinished(config: Config) -> list[Work]:

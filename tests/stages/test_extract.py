@@ -90,6 +90,19 @@ def test_sets_of_one_model_that_differ_in_their_layers_need_one_pass(job, tmp_pa
     assert lost.read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_setting_that_a_model_cannot_follow_is_refused_before_the_first_set_is_computed(job, tmp_path):
+    text = job.read_text()
+    head = text[: text.index("extractors:")].replace(str(run_of(job).folder), str(tmp_path / "run"))
+    models = f"  clip: {{family: clip, path: {job.parent}/models/clip}}\n"
+    models += f"  voice: {{family: hubert, path: {job.parent}/models/hubert, layers: [99]}}\n"
+    files.write_text(tmp_path / "own.yaml", f"{head}extractors:\n{models}")
+    shutil.copytree(run_of(job).shards, tmp_path / "run" / "shards")
+    with pytest.raises(UserError, match=r"extractors\.voice\.layers names 99; .* has the hidden states 0 to"):
+        extract(load(tmp_path / "own.yaml"))
+    assert not Run(tmp_path / "run").features("clip").exists()
+
+
 def counting(method, calls: list):
     def counted(*given, **named):
         calls.append(method)
