@@ -6,7 +6,7 @@ import base64
 
 from mer_dist.report.blocks import absent, cell, explained, plural, section
 from mer_dist.report.clip_choice import ERRORS, MODALITIES, TEACHERS, UNCERTAIN
-from mer_dist.report.clip_media import PICTURES, SIDE
+from mer_dist.report.clip_media import GAP, PICTURES, SIDE
 from mer_dist.report.markup import Html, join, tag
 from mer_dist.report.run_data import Media, RunData, ShownClip, ShownClips
 from mer_dist.report.terms import CLIP_TERMS
@@ -131,7 +131,7 @@ def _media(clip: ShownClip, linked: str | None) -> list[Html]:
             tag(
                 "img",
                 src=_data("image/jpeg", media.strip),
-                width=SIDE * media.pictures,
+                width=(SIDE + GAP) * media.pictures - GAP,
                 height=SIDE,
                 alt=f"{plural(media.pictures, 'picture')} of {clip.name}",
                 style=f"width:{100 * media.pictures / PICTURES:.0f}%",

@@ -145,7 +145,9 @@ def test_every_card_has_the_clips_own_pictures_sound_and_probabilities(stored):
         assert data_of(card, "audio/flac") == reader.members(members[name])["flac"]
         if "video" not in members[name].missing:
             strip = cv2.imdecode(np.frombuffer(data_of(card, "image/jpeg"), np.uint8), cv2.IMREAD_COLOR)
-            assert strip.shape == (112, 448, 3) and abs(strip.mean() - fake_run.grey_of(row)) < 2
+            # Four pictures of 112 pixels, with a gap between them.
+            assert strip.shape == (112, 460, 3)
+            assert abs(strip[:, :112].mean() - fake_run.grey_of(row)) < 2 and strip[:, 113:115].mean() > 240
         answer, sure = table.labels[table.answer[row]], table.probability[row].max()
         assert f"answer <b>{answer}</b> ({100 * sure:.0f} %)" in card
         assert ("no known label" in card) == (not table.labeled[row])
@@ -313,4 +315,4 @@ def test_a_browser_shows_the_pictures_plays_the_sound_and_needs_no_sideways_scro
     for seen in at_widths(run.report, tmp_path / "profile", 1280, 390):
         assert seen["overflow"] == 0
         assert seen["sounds"] == 40 and seen["seconds"] == pytest.approx(0.1, abs=0.02)
-        assert seen["pictures"] == [448] * pictures and pictures > 30
+        assert seen["pictures"] == [460] * pictures and pictures > 30
