@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from mer_dist.config.sections import ExtractorConfig, FinetuneConfig, LoraConfig
@@ -254,6 +256,17 @@ def tokenizer(model_type: str):
         cls_token="<s>",
         sep_token="</s>",
     )
+
+
+def noises(*counts: int) -> list[np.ndarray]:
+    """Sounds of so many samples."""
+    draw = np.random.default_rng(0)
+    return [(0.1 * draw.normal(size=count)).astype(np.float32) for count in counts]
+
+
+def heard(wave: np.ndarray) -> SimpleNamespace:
+    """A stored clip with this sound."""
+    return SimpleNamespace(name="clip", waveform=lambda: wave)
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from mer_dist.models.family import FAMILIES, SECONDS, asks_for_code
 from mer_dist.models.hubert_family import HUBERT
 
-SAMPLE_RATE = 16_000
-
 
 def _refuse(settings: dict) -> str:
     """Why a config with a valid ``model_type`` cannot be used; empty if it can."""

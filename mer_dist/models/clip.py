@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mer_dist.core.errors import UserError
+from mer_dist.models import pixels
 from mer_dist.models.clip_family import CLIP
 from mer_dist.models.extractor import Extractor, Unusable
 from mer_dist.models.model_folder import read_settings
@@ -19,6 +19,8 @@ class ClipExtractor(Extractor):
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
+        #: What the model sees of a frame.
+        self.frame = pixels.Frame(size=(self.side, self.side), shorter=self.side)
         #: Mean and standard deviation of a pixel in [0, 1] by channel; read with the model.
         self.mean, self.std = [0.0] * 3, [1.0] * 3
         #: Mean and standard deviation of bytes, cached on the device: sending them waits for a GPU. Not a
@@ -54,11 +56,15 @@ class ClipExtractor(Extractor):
         return min(row.frames, self.config.frames or row.frames)
 
     def prepare(self, sample) -> list[torch.Tensor]:
-        """Frames, each ``(3, side, side)`` uint8."""
+        """Frames, each ``(3, height, width)`` uint8."""
         images = sample.images(self.config.frames)
         if not len(images):
             raise Unusable("no frame")
-        return list(resize(images, self.side))
+        return list(self.resized(images))
+
+    def resized(self, images: np.ndarray) -> torch.Tensor:
+        """``(T, H, W, 3)`` to ``(T, 3, height, width)`` uint8, as the preprocessor does."""
+        return self.frame.resized(images)
 
     def length(self, segment: torch.Tensor) -> int:
         return 1
@@ -67,7 +73,7 @@ class ClipExtractor(Extractor):
         return {"pixels": torch.stack(segments)}
 
     def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
-        return self.collate([torch.zeros(3, self.side, self.side, dtype=torch.uint8)] * segments)
+        return self.collate([torch.zeros(3, *self.frame.size, dtype=torch.uint8)] * segments)
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``pixels`` (F, 3, side, side) uint8: bytes are sent and become floats on the device."""
@@ -82,16 +88,3 @@ class ClipExtractor(Extractor):
     def embedding(self, values: torch.Tensor) -> torch.Tensor:
         """(F, D) of standardised pixels (F, 3, side, side)."""
         return self.backbone(pixel_values=values).image_embeds
-
-
-def resize(images: np.ndarray, side: int) -> torch.Tensor:
-    """``(T, H, W, 3)`` to ``(T, 3, side, side)`` uint8: shorter edge to ``side``, then centre crop."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    height, width = pixels.shape[-2:]
-    if min(height, width) != side:
-        shorter = min(height, width)
-        size = (int(height * side / shorter), int(width * side / shorter))
-        # On bytes, torch rounds between the two passes as the published processor's library does.
-        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
-    top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
-    return pixels[..., top : top + side, left : left + side].contiguous()

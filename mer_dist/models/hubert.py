@@ -8,10 +8,8 @@ from torch import nn
 
 from mer_dist.models import auto
 from mer_dist.models.extractor import Extractor, Unusable, packed, packing
-from mer_dist.models.hubert_family import HUBERT, RECEPTIVE_FIELD
+from mer_dist.models.hubert_family import HUBERT, RECEPTIVE_FIELD, SAMPLE_RATE
 from mer_dist.models.model_folder import read_settings
-
-SAMPLE_RATE = 16_000
 
 
 class HubertExtractor(Extractor):

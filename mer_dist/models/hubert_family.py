@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mer_dist.models.family import FAMILIES, SECONDS, Family
 
+SAMPLE_RATE = 16_000
 #: Audio samples that one output step sees; shorter audio has no step.
 RECEPTIVE_FIELD = 400
 #: Output steps a second.

@@ -14,7 +14,6 @@ from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPPr
 from mer_dist.core.errors import UserError
 from mer_dist.models import auto, pixels
 from mer_dist.models.clip import ClipExtractor
-from mer_dist.models.extractor import Unusable
 from mer_dist.models.image_family import ANY_SIZE, CHINESE_CLIP, IMAGE, POOLED, PROJECTED, SIGLIP2, TOWERS
 from mer_dist.models.model_folder import read_settings
 
@@ -33,7 +32,6 @@ class ImageExtractor(ClipExtractor):
                 f"extractors.*.pooling is {self.pooling!r}; for the model in {self.folder} it is one of "
                 f"{', '.join(self._possible())}"
             )
-        self.frame = pixels.Frame(size=(self.side, self.side))
 
     @classmethod
     def unused_weights(cls, config):
@@ -71,20 +69,6 @@ class ImageExtractor(ClipExtractor):
     @property
     def width(self) -> int:
         return self.backbone.config.projection_dim if self.pooling == "projected" else self.vision.hidden_size
-
-    def prepare(self, sample) -> list[torch.Tensor]:
-        """Frames, each ``(3, height, width)`` uint8."""
-        images = sample.images(self.config.frames)
-        if not len(images):
-            raise Unusable("no frame")
-        return list(self.resized(images))
-
-    def resized(self, images: np.ndarray) -> torch.Tensor:
-        """``(T, H, W, 3)`` to ``(T, 3, height, width)`` uint8, as the preprocessor says."""
-        return self.frame.resized(images)
-
-    def dummy_batch(self, segments: int) -> dict[str, torch.Tensor]:
-        return self.collate([torch.zeros(3, *self.frame.size, dtype=torch.uint8)] * segments)
 
     def embedding(self, values: torch.Tensor) -> torch.Tensor:
         """(F, D) of standardised pixels (F, 3, H, W)."""

@@ -6,6 +6,7 @@ spectrogram ``(L, C)``, and how many of the model's steps are of real sound and 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 
 from mer_dist.core.errors import UserError
 from mer_dist.models import auto
-from mer_dist.models.audio_family import AST, SAMPLE_RATE, TWO_COLUMNS, WAV2VEC2_BERT, WHISPER
+from mer_dist.models.audio_family import AST, TWO_COLUMNS, WAV2VEC2_BERT, WHISPER
 from mer_dist.models.extractor import Extractor, Unusable, packed, packing
-from mer_dist.models.hubert_family import RECEPTIVE_FIELD
+from mer_dist.models.hubert_family import RECEPTIVE_FIELD, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from transformers import SequenceFeatureExtractor
@@ -86,9 +87,9 @@ class SpectrogramExtractor(Extractor):
             raise Unusable(f"{len(wave)} audio samples; at least {self.least_samples} are needed")
         return self.windows(wave)
 
+    @abstractmethod
     def windows(self, wave: np.ndarray) -> list[Segment]:
         """The windows of a clip, in time order."""
-        raise NotImplementedError
 
     def spectrogram(self, waves: list[np.ndarray]) -> dict[str, torch.Tensor]:
         return self.preprocessor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
@@ -103,13 +104,13 @@ class SpectrogramExtractor(Extractor):
             batch["mask"] = mask
         return batch
 
+    @abstractmethod
     def steps_of(self, values: torch.Tensor) -> int:
         """Number of the model's steps in each row of a batch, padding included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def states(self, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """``(P, steps, D)``; see :meth:`embed`."""
-        raise NotImplementedError
 
     def embed(self, values, lengths, real, mask=None) -> tuple[torch.Tensor, torch.Tensor]:
         """``values`` (P, L, C) padded; ``lengths`` (P,) real steps; ``real`` their places in all rows; ``mask`` bool
@@ -121,9 +122,9 @@ class FixedWindow(SpectrogramExtractor):
     """A model that hears windows of one length, a shorter one with silence behind it."""
 
     @property
+    @abstractmethod
     def window_samples(self) -> int:
         """Samples of a window."""
-        raise NotImplementedError
 
     def shape(self, row) -> tuple[int, float]:
         return max(1, -(-row.samples // self.window_samples)), self.window_samples / SAMPLE_RATE

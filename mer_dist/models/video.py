@@ -25,7 +25,6 @@ class VideoExtractor(ClipExtractor):
 
     def __init__(self, config, backbone, folder=None):
         super().__init__(config, backbone, folder)
-        self.frame = pixels.Frame(size=(self.side, self.side))
         table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
         if isinstance(table, torch.Tensor) and not isinstance(table, torch.nn.Parameter):
             # VideoMAE's is no part of the module: it would be copied to the device in each pass, and plan cannot trace it.

@@ -1,7 +1,8 @@
 """Extract features: every rank takes shards, and each finished shard is one file.
 
 Every rank holds the complete extractor and never communicates, so any number of ranks may be started,
-killed and started again: a shard's file either exists with the right fingerprint, or is computed.
+killed and started again: a shard's file either exists with the right fingerprint, or is computed. Only of
+extractors with ``split`` each rank holds a part; their shards are computed by all ranks together.
 Batches never cross a shard, so the number of ranks cannot change a bit of the result.
 """
 

@@ -4,13 +4,12 @@ again elsewhere."""
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 
 import any_encoder
 import numpy as np
 import pytest
 import torch
-from any_encoder import AUDIO, SPECTROGRAM, apart, embedded, fine_tuned
+from any_encoder import AUDIO, SPECTROGRAM, apart, embedded, fine_tuned, heard, noises
 
 from mer_dist.core.errors import UserError
 from mer_dist.models.audio_family import AUDIO as FACTS
@@ -22,16 +21,11 @@ ALWAYS = ("data2vec-audio",)
 every_case = pytest.mark.parametrize(
     "case", [own if own in ALWAYS else pytest.param(own, marks=pytest.mark.long) for own in AUDIO]
 )
-_DRAW = np.random.default_rng(0)
-WAVES = [(0.1 * _DRAW.normal(size=count)).astype(np.float32) for count in (16_000, 9_000, 400, 23_456)]
+WAVES = noises(16_000, 9_000, 400, 23_456)
 config_of = partial(any_encoder.config_of, "audio")
 
 
-def clip(wave: np.ndarray) -> SimpleNamespace:
-    return SimpleNamespace(name="clip", waveform=lambda: wave)
-
-
-CLIPS = [*map(clip, WAVES)]
+CLIPS = [*map(heard, WAVES)]
 
 
 @torch.no_grad()
@@ -58,7 +52,7 @@ def test_features_are_those_of_plain_transformers_and_do_not_depend_on_the_batch
     assert extractor.width == 32 and [len(one) for one in together] == [49, 27, 1, 73]
     for wave, found in zip(WAVES, together, strict=True):
         assert apart(found, plain(folder, wave)) < 1e-4
-        assert apart(found, embedded(extractor, [clip(wave)])[0]) < 1e-4
+        assert apart(found, embedded(extractor, [heard(wave)])[0]) < 1e-4
     assert apart(together[0].mean(0), together[1].mean(0)) > 0.05
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from mer_dist.config.sections import ExtractorConfig
 from mer_dist.models.classifier import load_extractor
-from mer_dist.models.clip import resize
 from mer_dist.models.extractor import Unusable, fitting_batches, mean_by_clip, packed, packing
 from mer_dist.models.family import PASS
+from mer_dist.models.pixels import Frame
 from mer_dist.shards.encode import flac, jpeg
 from mer_dist.shards.reader import Sample
 
@@ -110,7 +110,8 @@ def published_and_own_pixels(loaded, processor, height: int, width: int):
     published = processor([image], return_tensors="pt")["pixel_values"]
     mean = torch.tensor(loaded.mean)[:, None, None]
     std = torch.tensor(loaded.std)[:, None, None]
-    own = resize(image[None], published.shape[-1]).float() / 255
+    side = published.shape[-1]
+    own = Frame(size=(side, side), shorter=side).resized(image[None]).float() / 255
     return published, (own - mean) / std, std
 
 
@@ -156,7 +157,8 @@ def test_clip_features_are_the_projected_embedding_of_each_frame_in_order(folder
     (embeddings,) = run(loaded, [item])
     model = CLIPModel.from_pretrained(folders / "clip").eval()
     for frame in range(4):
-        pixels = resize(item.images()[frame : frame + 1], 32).float() / 255
+        seen = Frame(size=(32, 32), shorter=32)
+        pixels = seen.resized(item.images()[frame : frame + 1]).float() / 255
         mean, std = torch.tensor(loaded.mean), torch.tensor(loaded.std)
         pixels = (pixels - mean[:, None, None]) / std[:, None, None]
         with torch.no_grad():

@@ -11,7 +11,7 @@ import any_encoder
 import numpy as np
 import pytest
 import torch
-from any_encoder import SPECTROGRAM, apart, embedded, fine_tuned
+from any_encoder import SPECTROGRAM, apart, embedded, fine_tuned, heard, noises
 
 from mer_dist.core.errors import UserError
 from mer_dist.models.classifier import load_extractor
@@ -23,17 +23,12 @@ every_type = pytest.mark.parametrize(
     "model_type",
     [own if own == "whisper" else pytest.param(own, marks=pytest.mark.long) for own in SPECTROGRAM],
 )
-_DRAW = np.random.default_rng(0)
-WAVES = [(0.1 * _DRAW.normal(size=count)).astype(np.float32) for count in (16_000, 9_000, 5_000, 23_456)]
+WAVES = noises(16_000, 9_000, 5_000, 23_456)
 WAVES[2] += np.sin(np.arange(5_000) / 4).astype(np.float32)
 config_of = partial(any_encoder.config_of, "audio")
 
 
-def clip(wave: np.ndarray) -> SimpleNamespace:
-    return SimpleNamespace(name="clip", waveform=lambda: wave)
-
-
-CLIPS = [*map(clip, WAVES)]
+CLIPS = [*map(heard, WAVES)]
 
 
 @torch.no_grad()
@@ -56,7 +51,7 @@ def plain(folder, wave: np.ndarray) -> torch.Tensor:
 
 
 def of_clip(extractor, wave: np.ndarray) -> torch.Tensor:
-    return torch.cat(embedded(extractor, [clip(wave)]))
+    return torch.cat(embedded(extractor, [heard(wave)]))
 
 
 @every_type
@@ -82,9 +77,9 @@ def test_whisper_hears_windows_of_its_own_length_and_counts_the_steps_of_real_so
     ]
     assert [len(one) for one in embedded(extractor, CLIPS)] == [50, 29, 16, 50, 24]
     # A rest in which there is no step is no window.
-    assert len(extractor.prepare(clip(np.zeros(16_399, np.float32)))) == 1
+    assert len(extractor.prepare(heard(np.zeros(16_399, np.float32)))) == 1
     with pytest.raises(Unusable, match="399 audio samples; at least 400 are needed"):
-        extractor.prepare(clip(WAVES[0][:399]))
+        extractor.prepare(heard(WAVES[0][:399]))
 
 
 def test_wav2vec2_bert_takes_windows_as_configured_of_one_spectrogram(tmp_path):
@@ -98,7 +93,7 @@ def test_wav2vec2_bert_takes_windows_as_configured_of_one_spectrogram(tmp_path):
     assert not least(SimpleNamespace(samples=559)) and least(SimpleNamespace(samples=560))
     assert len(of_clip(extractor, WAVES[0][:560])) == 1
     with pytest.raises(Unusable, match="559 audio samples; at least 560 are needed"):
-        extractor.prepare(clip(WAVES[0][:559]))
+        extractor.prepare(heard(WAVES[0][:559]))
 
 
 @torch.no_grad()
