@@ -214,6 +214,9 @@ def trainable(extractor: Extractor, classes: int, sharded: bool) -> Classifier:
     if settings.gradient_checkpointing:
         # Reentrant checkpointing would cut the graph at the frozen base model.
         extractor.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.method == "full":
+        # Some classes freeze a part, as Whisper its positions; read whole it is trained, split by ZeRO-3 it would be lost.
+        extractor.backbone.requires_grad_(True)
     if settings.method == "lora":
         extractor.backbone = _with_lora(extractor, settings.lora, sharded)
     classifier = Classifier(extractor, classes)

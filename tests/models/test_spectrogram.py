@@ -13,10 +13,12 @@ import pytest
 import torch
 from any_encoder import SPECTROGRAM, apart, embedded, fine_tuned, heard, noises
 
+from mer_dist.config.sections import FinetuneConfig
 from mer_dist.core.errors import UserError
 from mer_dist.models.classifier import load_extractor
 from mer_dist.models.extractor import Unusable
 from mer_dist.models.family import family_of
+from mer_dist.planning.size import bare_classifier
 
 pytestmark = pytest.mark.slow
 every_type = pytest.mark.parametrize(
@@ -120,6 +122,13 @@ def test_it_learns_and_what_it_learned_loads_again_and_as_a_model_of_transformer
     whole, own = fine_tuned(config_of(folder), method, CLIPS[1:3], [0, 1], tmp_path, rate)
     assert apart(plain(whole, WAVES[1]), own[0]) < 1e-4
     assert apart(plain(folder, WAVES[1]), own[0]) > 1e-3, "it learned something"
+
+
+def test_in_full_every_weight_is_trained_and_saved_though_the_class_freezes_one(tmp_path):
+    """Whisper's positions: ZeRO-3 keeps them frozen, and what is not trained is not saved."""
+    folder = any_encoder.audio(tmp_path, "whisper")
+    model = bare_classifier(config_of(folder, finetune=FinetuneConfig(method="full")), 2, sharded=True)
+    assert all(weight.requires_grad for weight in model.parameters())
 
 
 def test_the_whole_of_whisper_loads_as_its_encoder_alone(tmp_path):
